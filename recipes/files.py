@@ -1,0 +1,101 @@
+"""Writing files so that a reader sees the old content or the whole new one, never a part."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+__all__ = ["append_line", "atomic_write", "fsync_directory", "read_json", "sha256_file", "write_json", "write_text"]
+
+_CHUNK = 8 << 20
+
+
+def fsync_directory(directory: Path) -> None:
+    """Makes renames inside `directory` durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path | str, mode: str = "wb", **open_options: Any) -> Iterator[IO[Any]]:
+    """Opens a temporary file beside `path`; on success fsyncs and renames it to `path`, on error removes it.
+
+    Args:
+        path: final name; its folder is created.
+        mode: `"wb"` or `"w"`.
+        open_options: passed to `open`; text mode defaults to UTF-8.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    if "b" not in mode:
+        open_options.setdefault("encoding", "utf-8")
+    try:
+        with temporary.open(mode, **open_options) as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+        fsync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Atomically writes UTF-8 text."""
+    with atomic_write(path, "w") as handle:
+        handle.write(text)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Atomically writes indented JSON with a final newline; numpy scalars and arrays are accepted."""
+    with atomic_write(path) as handle:
+        handle.write(
+            orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+        )
+
+
+def read_json(path: Path | str) -> Any:
+    """Reads JSON.
+
+    Raises:
+        UserError: the file is missing or is no JSON; the message names it.
+    """
+    from recipes.errors import UserError
+
+    path = Path(path)
+    try:
+        return orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); it was cut or edited: write it anew") from None
+
+
+def append_line(path: Path | str, line: bytes) -> None:
+    """Appends one line with a single `write`, so that concurrent readers never see half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, line.rstrip(b"\n") + b"\n")
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hex SHA-256 of a file, read in chunks of 8 MiB."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as handle:
+        while chunk := handle.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,105 @@
+"""`manifest.json`: what a stage read, wrote, counted and ran with."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from recipes.errors import UserError
+from recipes.files import read_json, sha256_file, write_json
+
+__all__ = ["MANIFEST_NAME", "FileRecord", "Manifest", "now", "package_versions"]
+
+MANIFEST_NAME = "manifest.json"
+
+_PACKAGES = ("emma-recipes", "numpy", "pyarrow", "tokenizers", "torch", "megatron-core", "transformers", "safetensors")
+
+
+def now() -> str:
+    """Current time, UTC, ISO 8601 with seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def package_versions(names: Iterable[str] = _PACKAGES) -> dict[str, str]:
+    """Versions of the installed ones among `names`, and of Python, read from metadata (nothing is imported)."""
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file: `path` relative to the manifest's folder (or absolute outside it), `bytes`, `checksum` ("sha256:…")."""
+
+    path: str
+    bytes: int
+    checksum: str
+
+    @classmethod
+    def of(cls, path: Path, root: Path | None = None) -> FileRecord:
+        name = str(path.relative_to(root)) if root is not None and path.is_relative_to(root) else str(path)
+        return cls(name, path.stat().st_size, f"sha256:{sha256_file(path)}")
+
+
+@dataclass
+class Manifest:
+    """Manifest of a stage output; the fields are those of the contract between stages.
+
+    `counts` holds at least `in`, `kept` and `removed_by` (a mapping from rule to count) where a stage selects.
+    """
+
+    stage: str
+    recipe_sha256: str
+    inputs: list[FileRecord] = field(default_factory=list)
+    outputs: list[FileRecord] = field(default_factory=list)
+    counts: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=package_versions)
+    started: str = field(default_factory=now)
+    finished: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Stamps `finished` and writes `folder/manifest.json` atomically (last, so that it marks completion)."""
+        self.finished = self.finished or now()
+        write_json(Path(folder) / MANIFEST_NAME, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Reads `folder/manifest.json`.
+
+        Raises:
+            UserError: it is missing (the stage did not finish), no JSON, or lacks fields.
+        """
+        path = Path(folder) / MANIFEST_NAME
+        if not path.is_file():
+            raise UserError(f"{path}: missing, so the stage that writes {folder} has not finished; run it again")
+        value: Mapping[str, Any] = read_json(path)
+        try:
+            fields = dict(value)
+            fields["inputs"] = [FileRecord(**record) for record in value["inputs"]]
+            fields["outputs"] = [FileRecord(**record) for record in value["outputs"]]
+            return cls(**fields)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a manifest of this version ({error}); run the stage again") from None
+
+    def check_outputs(self, folder: Path, *, contents: bool = False) -> list[str]:
+        """Faults of the listed outputs against the disk: missing, other size, and with `contents` other checksum."""
+        faults = []
+        for record in self.outputs:
+            path = Path(folder) / record.path
+            if not path.is_file():
+                faults.append(f"{path}: missing")
+            elif path.stat().st_size != record.bytes:
+                faults.append(f"{path}: {path.stat().st_size} bytes, the manifest says {record.bytes}")
+            elif contents and f"sha256:{sha256_file(path)}" != record.checksum:
+                faults.append(f"{path}: its SHA-256 differs from the manifest's: the content changed")
+        return faults

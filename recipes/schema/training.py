@@ -1,0 +1,192 @@
+"""The sections that say how a run trains: layout, batch, schedule, optimizer, start, checkpoints, logging."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from recipes.schema.section import Section
+
+__all__ = [
+    "Batch",
+    "Checkpoint",
+    "Logging",
+    "Optimizer",
+    "Parallelism",
+    "Paths",
+    "Schedule",
+    "Start",
+    "Validation",
+]
+
+
+class Parallelism(Section):
+    """How the model is cut over ranks; what is left of the world size is data parallelism."""
+
+    tensor: int = Field(1, gt=0)
+    """Tensor-parallel size."""
+    pipeline: int = Field(1, gt=0)
+    """Pipeline-parallel size."""
+    context: int = Field(1, gt=0)
+    """Context-parallel size (GPU only: it needs Transformer Engine)."""
+    virtual_pipeline: int = Field(1, gt=0)
+    """Model chunks a pipeline rank holds (interleaved schedule); 1 is the plain 1F1B schedule."""
+    sequence: bool = False
+    """Sequence parallelism: activations outside the tensor-parallel regions are cut along the sequence."""
+    distributed_optimizer: bool = True
+    """Optimizer states are sharded over data-parallel ranks (ZeRO-1)."""
+    distributed_optimizer_instances: int = Field(1, gt=0)
+    """Groups of data-parallel ranks that each hold a full set of optimizer states."""
+    overlap_grad_reduce: bool = False
+    """Gradient reduction overlaps the backward pass."""
+    overlap_param_gather: bool = False
+    """Parameter all-gather overlaps the forward pass; needs `distributed_optimizer` and `overlap_grad_reduce`."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activation recomputation: none, the attention core, or whole layers."""
+    recompute_layers: int | None = Field(None, gt=0)
+    """With `recompute: full`: layers a pipeline stage that are recomputed (method `block`); default all of them."""
+
+
+class Batch(Section):
+    """Batch sizes."""
+
+    micro: int = Field(gt=0)
+    """Sequences a data-parallel rank processes at once."""
+    # `global` is a Python keyword, so the attribute carries another name than the key.
+    global_: int = Field(gt=0, alias="global")
+    """Sequences an optimizer step, over all ranks. Tokens a step = this × `sequence_length`."""
+    sequence_length: int = Field(gt=0)
+    """Tokens a sequence."""
+
+
+class Schedule(Section):
+    """Learning rate over steps."""
+
+    steps: int = Field(gt=0)
+    """Optimizer steps of the run."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate."""
+    min_learning_rate: float = Field(0.0, ge=0)
+    """Learning rate at the last step."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of linear warm-up from 0 to `learning_rate`."""
+    decay: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Shape of the decay; `wsd` is warm-up, stable, decay."""
+    wsd_decay_steps: int | None = Field(None, gt=0)
+    """With `decay: wsd`: steps of the final decay."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate ({self.min_learning_rate}) is above learning_rate ({self.learning_rate})"
+            )
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})")
+        if (self.decay == "wsd") != (self.wsd_decay_steps is not None):
+            raise ValueError("wsd_decay_steps goes with decay: wsd, and only with it")
+        if self.wsd_decay_steps is not None and self.wsd_decay_steps + self.warmup_steps > self.steps:
+            raise ValueError(
+                f"wsd_decay_steps ({self.wsd_decay_steps}) + warmup_steps ({self.warmup_steps}) exceed steps ({self.steps})"
+            )
+        return self
+
+
+class Optimizer(Section):
+    """AdamW."""
+
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """Decay of the second moment."""
+    epsilon: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay."""
+    clip_grad: float = Field(1.0, ge=0)
+    """Global gradient norm above which gradients are scaled down; 0 turns clipping off."""
+    exp_avg_dtype: Literal["fp32", "bf16", "fp16", "fp8"] = "fp32"
+    """Storage of the first moment; anything but fp32 needs Transformer Engine (precision-aware optimizer)."""
+    exp_avg_sq_dtype: Literal["fp32", "bf16", "fp16", "fp8"] = "fp32"
+    """Storage of the second moment."""
+    main_params_dtype: Literal["fp32", "fp16"] = "fp32"
+    """Storage of the main copy of the weights."""
+
+
+class Start(Section):
+    """What the first step of this run begins from. An interrupted run always goes on from its own checkpoints."""
+
+    mode: Literal["weights", "resume", "phase", "scratch"]
+    """`weights`: the weights of `checkpoint`, fresh optimizer, schedule from step 0. `resume`: weights, optimizer,
+    schedule, random state and data position of `checkpoint`. `phase`: weights and optimizer of `checkpoint`, with
+    schedule, learning rate and mix of this recipe from step 0. `scratch`: fresh weights."""
+    checkpoint: str | None = None
+    """Folder of a Megatron checkpoint (`emma convert hf-to-megatron` writes one) or of a run; relative paths start
+    at the working folder."""
+    step: int | None = Field(None, gt=0)
+    """Step of `checkpoint` to take; default its latest complete one."""
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.mode == "scratch" and self.checkpoint is not None:
+            raise ValueError("mode: scratch takes no checkpoint; remove it or choose weights, resume or phase")
+        if self.mode != "scratch" and self.checkpoint is None:
+            raise ValueError(f"mode: {self.mode} needs a checkpoint to start from")
+        return self
+
+
+class Checkpoint(Section):
+    """When checkpoints are written and which are kept."""
+
+    interval: int = Field(gt=0)
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int | None = Field(None, gt=0)
+    """Latest checkpoints that stay on disk; default all."""
+    keep_every: int | None = Field(None, gt=0)
+    """Checkpoints at multiples of this many steps stay for good; needs `keep`."""
+    asynchronous: bool = False
+    """Save in the background."""
+    reshardable: bool = True
+    """Optimizer states in the fully reshardable layout, so that another TP×PP×DP can resume."""
+
+    @model_validator(mode="after")
+    def _keep(self) -> Self:
+        if self.keep_every is not None and self.keep is None:
+            raise ValueError("keep_every without keep does nothing: all checkpoints stay; give keep")
+        return self
+
+
+class Validation(Section):
+    """Validation during training: the mean loss of each group of the mix's validation folder."""
+
+    interval: int = Field(1000, gt=0)
+    """Steps between validations."""
+    samples: int | None = Field(None, gt=0)
+    """Sequences a group, at most; default all."""
+    groups: list[str] | None = None
+    """Groups to evaluate; default every group of the mix."""
+    at_start: bool = True
+    """Also before the first step."""
+
+
+class Logging(Section):
+    """What is written about the run's progress."""
+
+    interval: int = Field(1, gt=0)
+    """Steps between lines of `metrics.jsonl`."""
+    tensorboard: bool = True
+    """Write `tensorboard/` too."""
+
+
+class Paths(Section):
+    """Where stages read and write; relative paths start at the working folder."""
+
+    corpus: str = "corpus"
+    """Clean text: `<corpus>/<stage>/<kind>/<language or pair>/part-NNNNN.parquet`."""
+    store: str = "store"
+    """Token store: `<store>/<component>/shard-NNNNN.bin`."""
+    mix: str = "mix"
+    """Mixes: `<mix>/<name>/`."""
+    runs: str = "runs"
+    """Run folders: `<runs>/<name>/`."""

@@ -1,0 +1,27 @@
+"""Progress bars: rate and time left on a terminal, a line now and then in a log file, silent where asked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+__all__ = ["progress"]
+
+T = TypeVar("T")
+
+
+def progress(iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
+    """A tqdm bar on standard error.
+
+    In a log (no terminal) it prints at most one line every 30 s; `EMMA_PROGRESS=0` turns it off.
+    """
+    options.setdefault("file", sys.stderr)
+    options.setdefault("dynamic_ncols", True)
+    if not sys.stderr.isatty():
+        options.setdefault("mininterval", 30)
+    options.setdefault("disable", os.environ.get("EMMA_PROGRESS") == "0")
+    return tqdm(iterable, **options)
