@@ -11,7 +11,15 @@ from typing import IO, Any
 
 import orjson
 
-__all__ = ["append_line", "atomic_write", "fsync_directory", "read_json", "sha256_file", "write_json", "write_text"]
+__all__ = [
+    "append_line",
+    "atomic_write",
+    "fsync_directory",
+    "read_json",
+    "sha256_file",
+    "write_json",
+    "write_text",
+]
 
 _CHUNK = 8 << 20
 
@@ -60,7 +68,9 @@ def write_json(path: Path | str, value: Any) -> None:
     """Atomically writes indented JSON with a final newline; numpy scalars and arrays are accepted."""
     with atomic_write(path) as handle:
         handle.write(
-            orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+            orjson.dumps(
+                value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+            )
         )
 
 

@@ -17,7 +17,16 @@ __all__ = ["MANIFEST_NAME", "FileRecord", "Manifest", "now", "package_versions"]
 
 MANIFEST_NAME = "manifest.json"
 
-_PACKAGES = ("emma-recipes", "numpy", "pyarrow", "tokenizers", "torch", "megatron-core", "transformers", "safetensors")
+_PACKAGES = (
+    "emma-recipes",
+    "numpy",
+    "pyarrow",
+    "tokenizers",
+    "torch",
+    "megatron-core",
+    "transformers",
+    "safetensors",
+)
 
 
 def now() -> str:
@@ -81,7 +90,9 @@ class Manifest:
         """
         path = Path(folder) / MANIFEST_NAME
         if not path.is_file():
-            raise UserError(f"{path}: missing, so the stage that writes {folder} has not finished; run it again")
+            raise UserError(
+                f"{path}: missing, so the stage that writes {folder} has not finished; run it again"
+            )
         value: Mapping[str, Any] = read_json(path)
         try:
             fields = dict(value)
@@ -89,7 +100,9 @@ class Manifest:
             fields["outputs"] = [FileRecord(**record) for record in value["outputs"]]
             return cls(**fields)
         except (KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a manifest of this version ({error}); run the stage again") from None
+            raise UserError(
+                f"{path}: not a manifest of this version ({error}); run the stage again"
+            ) from None
 
     def check_outputs(self, folder: Path, *, contents: bool = False) -> list[str]:
         """Faults of the listed outputs against the disk: missing, other size, and with `contents` other checksum."""

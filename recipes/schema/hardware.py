@@ -35,9 +35,13 @@ class Precision(Section):
         if self.fp8 is not None and self.compute != "bf16":
             raise ValueError(f"fp8: {self.fp8} goes with compute: bf16, not {self.compute}")
         if self.fp8 is None and (self.fp8_params or self.first_last_layers_bf16):
-            raise ValueError("fp8_params and first_last_layers_bf16 do nothing without fp8; remove them or set fp8")
+            raise ValueError(
+                "fp8_params and first_last_layers_bf16 do nothing without fp8; remove them or set fp8"
+            )
         if self.fp8 == "delayed" and self.first_last_layers_bf16:
-            raise ValueError("Megatron refuses first_last_layers_bf16 with fp8: delayed; use tensorwise or set it to 0")
+            raise ValueError(
+                "Megatron refuses first_last_layers_bf16 with fp8: delayed; use tensorwise or set it to 0"
+            )
         if self.fp8 == "blockwise" and self.fp8_params:
             raise ValueError("fp8_params is not supported with fp8: blockwise; set it to false")
         return self

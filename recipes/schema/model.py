@@ -108,5 +108,7 @@ class Model(Section):
                 f"attention_heads ({self.attention_heads}) is not a multiple of query_groups ({self.query_groups})"
             )
         if self.channels % 2:
-            raise ValueError(f"head_dim ({self.channels}) must be even: rotary embeddings turn pairs of channels")
+            raise ValueError(
+                f"head_dim ({self.channels}) must be even: rotary embeddings turn pairs of channels"
+            )
         return self

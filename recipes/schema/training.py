@@ -130,7 +130,9 @@ class Start(Section):
     @model_validator(mode="after")
     def _named(self) -> Self:
         if self.mode == "scratch" and self.checkpoint is not None:
-            raise ValueError("mode: scratch takes no checkpoint; remove it or choose weights, resume or phase")
+            raise ValueError(
+                "mode: scratch takes no checkpoint; remove it or choose weights, resume or phase"
+            )
         if self.mode != "scratch" and self.checkpoint is None:
             raise ValueError(f"mode: {self.mode} needs a checkpoint to start from")
         return self

@@ -1,0 +1,138 @@
+"""From a run's name to a checked `Recipe`."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+
+from recipes.checks import check_combination
+from recipes.compose import FOLDERS, ROOT, Composed, compose_file, list_names, nearest, read_yaml
+from recipes.errors import RecipeError, UserError
+from recipes.files import atomic_write
+from recipes.schema import Recipe
+
+__all__ = ["load_recipe", "load_section", "run_file", "write_recipe"]
+
+
+def run_file(run: str) -> Path:
+    """File of a RUN: a name in recipes/runs, a path of a YAML file, or a run folder (its `recipe.yaml`).
+
+    Raises:
+        UserError: nothing of these exists.
+    """
+    path = Path(run)
+    if path.is_dir():
+        if (path / "recipe.yaml").is_file():
+            return path / "recipe.yaml"
+        if not (ROOT / "runs" / f"{run}.yaml").is_file():
+            raise UserError(f"{run}: a folder without recipe.yaml, so not a run folder")
+    if run.endswith((".yaml", ".yml")):
+        if not path.is_file():
+            raise UserError(f"{run}: no such recipe file")
+        return path
+    shipped = ROOT / "runs" / f"{run}.yaml"
+    if shipped.is_file():
+        return shipped
+    raise UserError(
+        f"no run `{run}` in recipes/runs, no such file or run folder; {nearest(run, list_names('runs'))}"
+    )
+
+
+def load_recipe(run: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads, composes and checks the recipe of a run.
+
+    Args:
+        run: a name in recipes/runs, a path of a YAML file, or a run folder.
+        overrides: `section.key=value` texts, applied in order.
+
+    Raises:
+        UserError: (mostly `RecipeError`) one message with file, key, value and fix.
+    """
+    composed = compose_file(run_file(str(run)), overrides)
+    recipe = _validate(Recipe, composed)
+    check_combination(recipe, composed.origin)
+    return recipe
+
+
+def load_section(section: str, name: str) -> Any:
+    """One section by itself, e.g. `load_section("model", "tiny")` → `Model`; `name` may be a path ending in .yaml."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else ROOT / FOLDERS[section] / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"no {section} `{name}`; {nearest(name, list_names(FOLDERS[section]))}")
+    composed = read_yaml(path)
+    composed.values.setdefault("name", path.stem)
+    return _validate(Recipe.model_fields[section].annotation, composed)
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Writes the resolved recipe as YAML, atomically; `load_recipe(path)` gives an equal one."""
+    with atomic_write(path, "w") as handle:
+        handle.write(f"# Resolved recipe of {recipe.name}; sha256 {recipe.sha256}\n")
+        yaml = YAML(typ="safe")
+        yaml.default_flow_style = False
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+        yaml.dump(recipe.to_dict(), handle)
+
+
+def _validate(schema: Any, composed: Composed) -> Any:
+    try:
+        return schema.model_validate(composed.values)
+    except ValidationError as error:
+        raise _recipe_error(schema, composed, error) from None
+
+
+def _recipe_error(schema: Any, composed: Composed, error: ValidationError) -> RecipeError:
+    """The first fault as one message; unknown keys come first, since they often cause the others (a misspelt key
+    is unknown under its wrong name and missing under its right one)."""
+    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    fault = faults[0]
+    parts = [str(part) for part in fault["loc"]]
+    key, origin = ".".join(parts) or "recipe", composed.origin(fault["loc"])
+    more = f" ({len(faults) - 1} more after this one)" if len(faults) > 1 else ""
+    kind, value = fault["type"], fault["input"]
+    if kind == "extra_forbidden":
+        return RecipeError(
+            key, "unknown key" + more, nearest(parts[-1], _keys_at(schema, fault["loc"][:-1])), origin
+        )
+    if kind == "missing":
+        return RecipeError(
+            key,
+            "is required and absent" + more,
+            f"add `{parts[-1]}` to `{'.'.join(parts[:-1]) or 'the recipe'}`",
+            origin,
+        )
+    if kind == "value_error":
+        problem = fault["msg"].removeprefix("Value error, ")
+        return RecipeError(key, problem + more, "change one of these values", origin)
+    if kind == "literal_error":
+        return RecipeError(
+            key, f"{value!r} is not a choice{more}", f"use one of {fault['ctx']['expected']}", origin
+        )
+    if kind.endswith("_type") or kind.endswith("_parsing"):
+        expected = fault["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+        return RecipeError(key, f"{value!r} is a {type(value).__name__}{more}", f"give a {expected}", origin)
+    return RecipeError(
+        key, f"{value!r} is out of range{more}", fault["msg"][0].lower() + fault["msg"][1:], origin
+    )
+
+
+def _keys_at(schema: Any, location: Sequence[str | int]) -> list[str]:
+    """Keys that the schema knows at a location, for the hint on a misspelt one."""
+    current: Any = schema
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            fields = {f.alias or n: f.annotation for n, f in current.model_fields.items()}
+            current = fields.get(str(part))
+        else:
+            current = next((a for a in typing.get_args(current)[::-1] if a is not type(None)), None)
+        options = [a for a in typing.get_args(current) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if options and typing.get_origin(current) not in (dict, list):
+            current = options[0]
+    if isinstance(current, type) and issubclass(current, BaseModel):
+        return [f.alias or n for n, f in current.model_fields.items()]
+    return []

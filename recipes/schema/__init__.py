@@ -1,0 +1,5 @@
+"""The typed schema of recipes. Import the sections from their modules; `Recipe` is the whole."""
+
+from recipes.schema.run import Recipe
+
+__all__ = ["Recipe"]

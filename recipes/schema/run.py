@@ -1,0 +1,97 @@
+"""The whole recipe of a run: its sections, and what must hold between them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import Field
+
+from recipes.schema.data import Data
+from recipes.schema.hardware import Cluster, Precision
+from recipes.schema.model import Model
+from recipes.schema.section import Section
+from recipes.schema.training import (
+    Batch,
+    Checkpoint,
+    Logging,
+    Optimizer,
+    Parallelism,
+    Paths,
+    Schedule,
+    Start,
+    Validation,
+)
+
+__all__ = ["Recipe"]
+
+
+class Recipe(Section):
+    """Everything a run is made of. `recipes.load.load_recipe` reads, composes and checks one."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run and of its folder."""
+    description: str = ""
+    """One line on what the run is for."""
+    seed: int = Field(1234, ge=0)
+    """Seed of fresh weights and dropout-free training; the mix has a seed of its own."""
+    model: Model
+    data: Data
+    precision: Precision
+    cluster: Cluster
+    parallelism: Parallelism = Parallelism()
+    batch: Batch
+    schedule: Schedule
+    optimizer: Optimizer = Optimizer()
+    start: Start
+    checkpoint: Checkpoint
+    validation: Validation = Validation()
+    logging: Logging = Logging()
+    paths: Paths = Paths()
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Environment variables of every rank of this run; they win over the cluster's."""
+    megatron_args: dict[str, bool | int | float | str | list[int | float | str]] = Field(default_factory=dict)
+    """Megatron arguments passed through as given, named as in `megatron.training` without the leading dashes
+    (`{"log-params-norm": true}`); they win over what the sections above set."""
+
+    @property
+    def data_parallel(self) -> int:
+        """Data-parallel size: world size over tensor × pipeline × context."""
+        p = self.parallelism
+        return self.cluster.world_size // (p.tensor * p.pipeline * p.context)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens an optimizer step: global batch × sequence length."""
+        return self.batch.global_ * self.batch.sequence_length
+
+    @property
+    def total_samples(self) -> int:
+        """Sequences the run trains on: steps × global batch."""
+        return self.schedule.steps * self.batch.global_
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens the run trains on: steps × global batch × sequence length."""
+        return self.schedule.steps * self.tokens_per_step
+
+    @property
+    def run_folder(self) -> Path:
+        """`<paths.runs>/<name>`."""
+        return Path(self.paths.runs) / self.name
+
+    @property
+    def mix_folder(self) -> Path:
+        """`<paths.mix>/<data.name>`."""
+        return Path(self.paths.mix) / self.data.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain mappings, lists and scalars, under the keys of the YAML files; loads back to an equal recipe."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the canonical JSON of the recipe."""
+        return hashlib.sha256(orjson.dumps(self.to_dict(), option=orjson.OPT_SORT_KEYS)).hexdigest()
