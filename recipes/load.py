@@ -113,7 +113,7 @@ def _recipe_error(schema: Any, composed: Composed, error: ValidationError) -> Re
         return RecipeError(
             key, f"{value!r} is not a choice{more}", f"use one of {fault['ctx']['expected']}", origin
         )
-    if kind.endswith("_type") or kind.endswith("_parsing"):
+    if kind.endswith(("_type", "_parsing")):
         expected = fault["msg"].removeprefix("Input should be ").removeprefix("a valid ")
         return RecipeError(key, f"{value!r} is a {type(value).__name__}{more}", f"give a {expected}", origin)
     return RecipeError(

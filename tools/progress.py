@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
 __all__ = ["progress"]
 
-T = TypeVar("T")
 
-
-def progress(iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
+def progress[T](iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
     """A tqdm bar on standard error.
 
     In a log (no terminal) it prints at most one line every 30 s; `EMMA_PROGRESS=0` turns it off.
