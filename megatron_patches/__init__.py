@@ -1,0 +1,15 @@
+"""What Megatron gets wrong for this project, one file a patch.
+
+    import megatron_patches
+    megatron_patches.apply()      # before the first import of Megatron
+
+Each patch names its targets, the versions it was tested with, its reason and the upstream thread, says when it is on,
+and refuses every version it was not tested with. `status()` tells what is on, what is off, and why, without importing
+Megatron or torch.
+"""
+
+from __future__ import annotations
+
+from megatron_patches.registry import PatchError, PatchStatus, apply, status
+
+__all__ = ["PatchError", "PatchStatus", "apply", "status"]
