@@ -1,0 +1,54 @@
+"""Numbers of parameters of a model and of one rank's share of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recipes.schema.model import Model
+
+__all__ = ["LayerParameters", "layer_parameters", "matmul_parameters", "total_parameters"]
+
+
+@dataclass(frozen=True)
+class LayerParameters:
+    """Weights of one transformer layer, by part."""
+
+    attention: int
+    """QKV and output projections."""
+    mlp: int
+    """Gate, up and down projections (SwiGLU)."""
+    norm: int
+    """The two RMSNorms; every tensor-parallel rank holds them whole."""
+
+    @property
+    def matmul(self) -> int:
+        """Weights of matrix products; tensor parallelism divides them."""
+        return self.attention + self.mlp
+
+    @property
+    def total(self) -> int:
+        """All weights of the layer."""
+        return self.matmul + self.norm
+
+
+def layer_parameters(model: Model) -> LayerParameters:
+    """Weights of one layer of a Llama-family model (no biases)."""
+    queries = model.attention_heads * model.channels
+    keys_and_values = 2 * model.query_groups * model.channels
+    return LayerParameters(
+        attention=model.hidden_size * (queries + keys_and_values) + queries * model.hidden_size,
+        mlp=3 * model.hidden_size * model.ffn_hidden_size,
+        norm=2 * model.hidden_size,
+    )
+
+
+def total_parameters(model: Model) -> int:
+    """Parameters of the released model, without padding of the vocabulary."""
+    embedding = model.vocab_size * model.hidden_size
+    tables = embedding if model.tie_embeddings else 2 * embedding
+    return tables + model.layers * layer_parameters(model).total + model.hidden_size
+
+
+def matmul_parameters(model: Model) -> int:
+    """Weights that each token is multiplied with: all layers and the output layer."""
+    return model.layers * layer_parameters(model).matmul + model.vocab_size * model.hidden_size
