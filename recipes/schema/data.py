@@ -1,0 +1,323 @@
+"""The `data` section: which text, how it becomes tokens, and which tokens training sees."""
+
+from __future__ import annotations
+
+import re
+from string import Formatter
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from recipes.schema.corpus import Corpus
+from recipes.schema.section import Section
+
+__all__ = [
+    "BilingualDocuments",
+    "Category",
+    "CodeDocuments",
+    "Consumed",
+    "Data",
+    "InstructionDocuments",
+    "Mix",
+    "MixComponent",
+    "MixValidation",
+    "Pack",
+    "PackComponent",
+]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")
+
+
+def _check_template(
+    template: str, key: str, required: set[str], optional: frozenset[str] = frozenset()
+) -> str:
+    """Refuses a template that lacks a placeholder, or has one that nothing would fill."""
+    try:
+        found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise ValueError(
+            f"{key}: {template!r} is no template ({error}); write {{{{ and }}}} for literal braces"
+        ) from None
+    if missing := sorted(required - found):
+        raise ValueError(f"{key}: {template!r} lacks {', '.join(f'{{{name}}}' for name in missing)}")
+    if unknown := sorted(found - required - optional):
+        known = ", ".join(f"{{{name}}}" for name in sorted(required | optional))
+        raise ValueError(
+            f"{key}: {template!r} has the unknown placeholder {{{unknown[0]}}}; known are {known}"
+        )
+    return template
+
+
+def _check_names(names: dict[str, object], key: str) -> None:
+    """Component names are folder names and parts of validation groups' names, so they hold no '-' and no '/'."""
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{key}: {name!r} is no component name; use letters, digits, '_' and '.'")
+
+
+class BilingualDocuments(Section):
+    """How sentence pairs become documents."""
+
+    pairs_per_document: int = Field(10, gt=0)
+    """Sentence pairs a document; the last document of a language pair may hold fewer."""
+    template: str = "[{src_lang}]: {src}\n[{tgt_lang}]: {tgt}\n"
+    """Text of one sentence pair; a document is their concatenation. Placeholders: `{src_lang}` `{src}` `{tgt_lang}`
+    `{tgt}`."""
+    language_labels: Literal["name", "code"] = "name"
+    """What `{src_lang}` and `{tgt_lang}` become: the English name of the ISO 639-3 language (with its script where the
+    corpus holds several scripts of it), or the code, e.g. `swh_Latn`."""
+    direction: Literal["forward", "reverse", "balanced"] = "balanced"
+    """`forward`: documents go from the pair's source to its target language; `reverse`: the other way round;
+    `balanced`: alternating from document to document."""
+
+    @field_validator("template")
+    @classmethod
+    def _template(cls, value: str) -> str:
+        return _check_template(value, "template", {"src", "tgt"}, frozenset({"src_lang", "tgt_lang"}))
+
+
+class InstructionDocuments(Section):
+    """How instruction data becomes documents."""
+
+    template: str = "{instruction}\n\n{response}"
+    """Text of a record. Placeholders: `{instruction}` `{response}` and, where records have one, `{input}`."""
+    template_with_input: str = "{instruction}\n\n{input}\n\n{response}"
+    """Text of a record whose `input` is not empty."""
+
+    @field_validator("template")
+    @classmethod
+    def _template(cls, value: str) -> str:
+        return _check_template(value, "template", {"instruction", "response"})
+
+    @field_validator("template_with_input")
+    @classmethod
+    def _template_with_input(cls, value: str) -> str:
+        return _check_template(value, "template_with_input", {"instruction", "input", "response"})
+
+
+class CodeDocuments(Section):
+    """How source files become documents."""
+
+    header: str = ""
+    """Put before the file's text, e.g. `"<file: {path}, language: {language}>\\n"`; empty: the text alone.
+    Placeholders: `{path}` `{language}`."""
+
+    @field_validator("header")
+    @classmethod
+    def _header(cls, value: str) -> str:
+        return _check_template(value, "header", set(), frozenset({"path", "language"}))
+
+
+class PackComponent(Section):
+    """One component of the token store: a kind of document and where its text is."""
+
+    kind: Literal["text", "bilingual", "instruction", "code"] = "text"
+    """How records become documents: `text` (one record, one document: web text, papers, books), `bilingual`
+    (sentence pairs, see `bilingual`), `instruction`, `code`."""
+    inputs: list[str] | None = None
+    """Files, folders or glob patterns (parquet, jsonl, jsonl.gz, jsonl.zst); relative paths start at the working
+    folder. Default: everything in `<paths.corpus>/split/<component>/`."""
+    language: str | None = None
+    """Language of records that name none; default the name of the folder that the file is in."""
+
+
+class Pack(Section):
+    """From clean text to the token store. The tokens that open and close a document are the model's
+    (`model.tokenizer`); every shard is checked to hold them."""
+
+    components: dict[str, PackComponent]
+    """Components of the store by name, e.g. `monolingual`, `bilingual`, `code`, `papers`, `instruction`, `books`."""
+    bilingual: BilingualDocuments = Field(default_factory=BilingualDocuments)
+    """How sentence pairs become documents."""
+    instruction: InstructionDocuments = Field(default_factory=InstructionDocuments)
+    """How instruction data becomes documents."""
+    code: CodeDocuments = Field(default_factory=CodeDocuments)
+    """How source files become documents."""
+    shard_mib: int = Field(8192, gt=0)
+    """Largest `.bin` shard, in MiB; a document is never cut between two shards."""
+    min_tokens: int = Field(2, gt=0)
+    """Documents with fewer tokens (without the ones that open and close a document) are dropped and counted: one
+    token alone predicts nothing."""
+    max_tokens: int | None = Field(None, gt=1)
+    """Longest document in tokens (without the ones that open and close it); default no limit: whole books stay whole."""
+    long_documents: Literal["split", "drop"] = "split"
+    """What happens to documents above `max_tokens`: cut into documents of at most that length, or dropped; both are
+    counted."""
+    engine: Literal["fastest", "fastokens", "gigatoken", "tokenizers"] = "fastest"
+    """Tokenizer engine. `tokenizers` is the reference; any other is used for a language only while its ids equal
+    the reference's on `gate_documents` sampled documents of it. `fastest` takes the fastest that is installed."""
+    gate_documents: int = Field(32, gt=0)
+    """Documents of every language and work unit that are encoded with the reference too."""
+
+    @field_validator("components")
+    @classmethod
+    def _components(cls, value: dict[str, PackComponent]) -> dict[str, PackComponent]:
+        if not value:
+            raise ValueError("components is empty; name at least one, e.g. monolingual: {kind: text}")
+        _check_names(dict(value), "components")
+        return value
+
+
+class Category(Section):
+    """A resource category: the sources that hold at least so many words and fewer than the next category asks for."""
+
+    at_least: int = Field(ge=0)
+    """Smallest size in white-space separated words (both sides of a pair together)."""
+    factor: float = Field(1.0, gt=0)
+    """Sampling weight a token relative to the other categories: 2 repeats twice as often as 1."""
+    max_epochs: float | None = Field(None, gt=0)
+    """Most often that a source of this category may be seen; default the component's."""
+
+
+class MixComponent(Section):
+    """One component's part in the mix, and how it is divided among its sources (languages or pairs)."""
+
+    share: float = Field(gt=0)
+    """Part of the mix's tokens, relative to the other components' shares (percentages are fine)."""
+    categories: dict[str, Category] = Field(default_factory=dict)
+    """Resource categories by name. Sources smaller than the smallest `at_least` are left out. Default: one category
+    that holds everything."""
+    temperature: float | None = Field(None, ge=1)
+    """Sources are weighted by tokens^(1/temperature) instead of by tokens × category factor; 1 is proportional."""
+    max_epochs: float = Field(4.0, gt=0)
+    """Most often that a source may be seen. What a capped source cannot give goes to the others of its component."""
+    max_epochs_of: dict[str, float] = Field(default_factory=dict)
+    """Other caps for single languages or pairs."""
+    include: list[str] = Field(default_factory=lambda: ["*"])
+    """Patterns (`*`, `?`) of languages or pairs that take part, e.g. `eng_Latn-*`."""
+    exclude: list[str] = Field(default_factory=list)
+    """Patterns of languages or pairs that don't."""
+    declared_tokens: int | None = Field(None, gt=0)
+    """Tokens this component holds, for planning from published statistics that don't list it; a store's own counts
+    replace it."""
+
+    @field_validator("max_epochs_of")
+    @classmethod
+    def _positive(cls, value: dict[str, float]) -> dict[str, float]:
+        for language, cap in value.items():
+            if cap <= 0:
+                raise ValueError(
+                    f"max_epochs_of.{language} is {cap}; give a cap above 0, or exclude the language"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _weights(self) -> Self:
+        if self.temperature is not None and any(
+            category.factor != 1 for category in self.categories.values()
+        ):
+            raise ValueError(
+                "temperature and category factors are two ways to weight sources; give one of them"
+            )
+        sizes = [category.at_least for category in self.categories.values()]
+        if len(set(sizes)) != len(sizes):
+            raise ValueError(
+                "two categories have the same at_least; every category needs a threshold of its own"
+            )
+        for name in self.categories:
+            if not _NAME.fullmatch(name.replace("-", "_")):
+                raise ValueError(
+                    f"categories: {name!r} is no category name; use letters, digits, '_', '.' and '-'"
+                )
+        return self
+
+
+class MixValidation(Section):
+    """Validation groups, made of the documents whose `split` is `validation`."""
+
+    by_component: bool = True
+    """A group for every component: `component-<component>`."""
+    by_category: bool = True
+    """A group for every resource category of every component that has categories: `category-<component>-<category>`."""
+    languages: list[str] = Field(default_factory=list)
+    """Languages or pairs with a group of their own: `language-<language>`, over all components."""
+    max_tokens: int = Field(2_000_000, gt=0)
+    """Largest group in tokens. Documents are drawn evenly over the group's languages."""
+    min_tokens: int = Field(1_000, gt=0)
+    """Planning fails where a group would hold fewer tokens: its loss would mean nothing."""
+    omit_small: bool = False
+    """Leave groups below `min_tokens` out, and say so, instead of failing."""
+
+
+class Consumed(Section):
+    """Documents that an earlier phase has trained on."""
+
+    mix: str
+    """Folder of the earlier phase's mix."""
+    samples: int | None = Field(None, gt=0)
+    """Samples it consumed of it (steps × global batch); default all."""
+
+
+class Mix(Section):
+    """Which tokens training sees, how often and in which order."""
+
+    name: str | None = None
+    """Folder below `paths.mix`; default the data section's name. Two runs that plan different budgets over the same
+    data need two names."""
+    components: dict[str, MixComponent]
+    """Components of the mix by the name of their store component."""
+    tokens: int | None = Field(None, gt=0)
+    """Budget for planning without a run (`emma mix plan --data NAME`); a run's is steps × global batch × sequence
+    length."""
+    packing: Literal["concatenate", "best_fit"] = "concatenate"
+    """How documents fill samples. `concatenate`: one stream, cut every sequence length. `best_fit`: no document that
+    fits a sample is cut (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"); what stays empty is padding,
+    masked from the loss."""
+    seed: int = Field(1234, ge=0)
+    """Seed of the choice of documents and of their order."""
+    share_tolerance: float = Field(0.1, gt=0)
+    """Planning fails where a component misses its share by more percentage points than this."""
+    allow_short: bool = False
+    """Plan on where a component is short of its share because of the caps: the others then fill the budget in
+    proportion to their shares. Otherwise planning fails."""
+    validation: MixValidation = Field(default_factory=MixValidation)
+    """Validation groups."""
+    exclude_consumed: list[Consumed] = Field(default_factory=list)
+    """Documents that are left out because an earlier phase trained on them."""
+    fertility: dict[str, float] = Field(default_factory=dict)
+    """Tokens a white-space separated word by ISO 15924 script, for planning from published statistics; replaces
+    entries of the shipped table (measured with Llama 3's tokenizer)."""
+
+    @field_validator("components")
+    @classmethod
+    def _components(cls, value: dict[str, MixComponent]) -> dict[str, MixComponent]:
+        if not value:
+            raise ValueError("components is empty; name at least one, e.g. monolingual: {share: 100}")
+        _check_names(dict(value), "components")
+        return value
+
+    @field_validator("fertility")
+    @classmethod
+    def _fertility(cls, value: dict[str, float]) -> dict[str, float]:
+        for script, tokens in value.items():
+            if tokens <= 0:
+                raise ValueError(f"fertility.{script} is {tokens}; a word has more than 0 tokens")
+        return value
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Shares that sum to 1, by component."""
+        total = sum(component.share for component in self.components.values())
+        return {name: component.share / total for name, component in self.components.items()}
+
+
+class Data(Section):
+    """Text, tokens and mix of a run."""
+
+    name: str
+    """Name of the recipe file, e.g. `mala_bilingual`."""
+    corpus: Corpus | None = None
+    """How raw text is cleaned; none where the corpus is given as it is."""
+    pack: Pack
+    """From clean text to the token store."""
+    mix: Mix
+    """From the token store to the training and validation datasets."""
+
+    @model_validator(mode="after")
+    def _known_components(self) -> Self:
+        if unknown := sorted(set(self.mix.components) - set(self.pack.components)):
+            raise ValueError(
+                f"mix.components.{unknown[0]}: no such component in pack.components "
+                f"({', '.join(self.pack.components)}); name it there too, or correct the name"
+            )
+        return self
