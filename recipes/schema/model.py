@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from recipes.schema.section import Section
 
-__all__ = ["Model", "RopeScaling", "Tokenizer"]
+__all__ = ["Model", "RopeScaling", "Shape", "Tokenizer"]
 
 
 class RopeScaling(Section):
@@ -45,11 +45,9 @@ class Tokenizer(Section):
     """SHA-256 of `tokenizer.json`; when given, another file is refused."""
 
 
-class Model(Section):
-    """Shape of the network. Names follow Megatron; each shipped file names its Hugging Face config as the source."""
+class Shape(Section):
+    """What of a model its checkpoints depend on. Names follow Megatron."""
 
-    name: str
-    """Name of the recipe file, e.g. `llama3_8b`."""
     layers: int = Field(gt=0)
     """Number of transformer layers."""
     hidden_size: int = Field(gt=0)
@@ -79,12 +77,6 @@ class Model(Section):
     """Whether input and output embedding are one matrix."""
     init_std: float = Field(0.02, gt=0)
     """Standard deviation of fresh weights (`initializer_range`); continual pre-training starts from the base's."""
-    tokenizer: Tokenizer
-    """Tokenizer and its document boundaries."""
-    huggingface: str | None = None
-    """Name of the base model on the Hugging Face Hub, for cards and lineage."""
-    license: str = "apache-2.0"
-    """Licence identifier of the base model on the Hub (`llama2`, `llama3`, `llama3.1`), for the release."""
 
     @property
     def channels(self) -> int:
@@ -112,3 +104,16 @@ class Model(Section):
                 f"head_dim ({self.channels}) must be even: rotary embeddings turn pairs of channels"
             )
         return self
+
+
+class Model(Shape):
+    """A model: shape, tokenizer and origin. Each shipped file names its Hugging Face config as the source."""
+
+    name: str
+    """Name of the recipe file, e.g. `llama3_8b`."""
+    tokenizer: Tokenizer
+    """Tokenizer and its document boundaries."""
+    huggingface: str | None = None
+    """Name of the base model on the Hugging Face Hub, for cards and lineage."""
+    license: str = "apache-2.0"
+    """Licence identifier of the base model on the Hub (`llama2`, `llama3`, `llama3.1`), for the release."""
