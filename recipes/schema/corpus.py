@@ -1,11 +1,380 @@
-"""The `corpus` section: how raw text becomes clean, deduplicated, split text."""
+"""The `corpus` part of the `data` section: sources of raw text and what is done to them before packing."""
 
 from __future__ import annotations
 
+import re
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
 from recipes.schema.section import Section
 
-__all__ = ["Corpus"]
+__all__ = [
+    "KINDS",
+    "Corpus",
+    "Decontamination",
+    "Deduplication",
+    "Identification",
+    "Kind",
+    "Languages",
+    "NearDuplicates",
+    "Normalisation",
+    "Source",
+    "Split",
+    "Thresholds",
+]
+
+Kind = Literal["monolingual", "parallel", "code", "papers", "books", "instruction"]
+KINDS: tuple[Kind, ...] = ("monolingual", "parallel", "code", "papers", "books", "instruction")
+
+_FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".text": "text",
+    ".tmx": "tmx",
+}
+_COMPRESSED = (".gz", ".zst", ".bz2")
+
+
+class Source(Section):
+    """One source of raw text: files, their format, where the language stands, the licence.
+
+    Monolingual kinds name the language by exactly one of `language`, `language_column` and a `{language}` in `path`;
+    parallel sources by `src_lang`/`src_lang_column`/`{src}` and `tgt_lang`/`tgt_lang_column`/`{tgt}` (TMX names its
+    languages itself).
+    """
+
+    kind: Kind
+    """What the text is: `monolingual`, `parallel`, `code`, `papers`, `books` or `instruction`."""
+    path: str
+    """Pattern of the files, relative to the working folder: `*`, `?`, `**` as in a shell; `{language}`, `{src}`,
+    `{tgt}` or any other `{name}` matches a part of a file name and is remembered, e.g. `raw/{language}.jsonl.zst`.
+    Files ending in .gz, .zst or .bz2 are decompressed."""
+    target_path: str | None = None
+    """Moses pairs: file of the target side, written with the `{names}` of `path`, e.g. path `c.{src}-{tgt}.{src}`
+    and target_path `c.{src}-{tgt}.{tgt}`."""
+    format: Literal["jsonl", "csv", "tsv", "parquet", "text", "tmx", "moses"] | None = None
+    """Format of the files; default from their ending (and `moses` where `target_path` is given)."""
+    license: str = Field(min_length=1)
+    """Licence of the text (an SPDX identifier where there is one); stays with every document."""
+    license_column: str | None = None
+    """Column with the licence of each document, where it differs from one to the next; empty falls back to
+    `license`."""
+    url: str = ""
+    """Where the source comes from; for the reader and the corpus card."""
+    language: str | None = None
+    """Language of all documents: any code that `emma corpus languages` understands. For `code`: the programming
+    language."""
+    language_column: str | None = None
+    """Column with the language of each document."""
+    src_lang: str | None = None
+    """Language of the source side of all pairs."""
+    src_lang_column: str | None = None
+    """Column with the language of the source side."""
+    tgt_lang: str | None = None
+    """Language of the target side of all pairs."""
+    tgt_lang_column: str | None = None
+    """Column with the language of the target side."""
+    text_columns: list[str] = Field(default_factory=lambda: ["text"], min_length=1)
+    """Columns that make the text, joined by a blank line (unless `template` says how)."""
+    src_text_column: str = "src_text"
+    """Column with the text of the source side."""
+    tgt_text_column: str = "tgt_text"
+    """Column with the text of the target side."""
+    template: str | None = None
+    """How the text is made of columns, e.g. `"{inputs}\\n{targets}"`; braces are doubled to stand for themselves."""
+    id_column: str | None = None
+    """Column with an identifier; the document's id is then `<source>/<identifier>`, else `<source>/<file>#<row>`."""
+    columns: list[str] | None = None
+    """csv and tsv without a header line: the names of the columns."""
+    quoting: bool | None = None
+    """csv and tsv: whether `"` quotes fields; default yes for csv, no for tsv."""
+    text_unit: Literal["file", "block", "line"] = "file"
+    """Plain text: whether a document is a file, a block between blank lines, or a line."""
+    max_bad_lines: float = Field(0.0, ge=0, le=1)
+    """Share of a source's lines that may be unusable (no JSON, a column missing, invalid UTF-8). They are set apart
+    in `quarantine/` with file, line and reason; above this share the build gives up. 0: the first one ends it."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        names = set(re.findall(r"\{(\w+)\}", self.path))
+        form = self.format_of(self.path)
+        if (self.target_path is not None) != (form == "moses"):
+            raise ValueError("format: moses and target_path go together: give both or neither")
+        if self.kind == "parallel":
+            self._check_parallel(names, form)
+        else:
+            self._check_monolingual(names, form)
+        if self.columns is not None and form not in ("csv", "tsv"):
+            raise ValueError(f"columns is for csv and tsv, not for {form}")
+        return self
+
+    def _check_monolingual(self, names: set[str], form: str) -> None:
+        if form in ("tmx", "moses"):
+            raise ValueError(f"format: {form} holds pairs; set kind: parallel")
+        _exactly_one("language", self.language, self.language_column, "language" in names)
+        if form == "text" and (
+            self.language_column or self.template or self.license_column or self.id_column
+        ):
+            raise ValueError(
+                "format: text has no columns; remove language_column, license_column, id_column, template"
+            )
+
+    def _check_parallel(self, names: set[str], form: str) -> None:
+        if form == "text":
+            raise ValueError(
+                "format: text holds no pairs; two line-aligned files are format: moses with target_path"
+            )
+        if form == "tmx":
+            given = (self.src_lang, self.src_lang_column, self.tgt_lang, self.tgt_lang_column)
+            if any(given) or names & {"src", "tgt"}:
+                raise ValueError("format: tmx names its languages itself; remove src_lang and tgt_lang")
+            return
+        _exactly_one("src_lang", self.src_lang, self.src_lang_column, "src" in names, "src")
+        _exactly_one("tgt_lang", self.tgt_lang, self.tgt_lang_column, "tgt" in names, "tgt")
+        if form == "moses" and (self.src_lang_column or self.tgt_lang_column or self.id_column):
+            raise ValueError(
+                "format: moses has no columns; name the languages by src_lang, tgt_lang or in the path"
+            )
+        unknown = set(re.findall(r"\{(\w+)\}", self.target_path or "")) - names
+        if unknown:
+            raise ValueError(f"target_path uses {{{min(unknown)}}}, which path does not capture")
+
+    def format_of(self, path: str) -> str:
+        """Format of a file of this source: as given, else by its ending.
+
+        Raises:
+            ValueError: the ending says nothing and no format is given.
+        """
+        if self.format is not None:
+            return self.format
+        if self.target_path is not None:
+            return "moses"
+        name = path.lower()
+        for ending in _COMPRESSED:
+            name = name.removesuffix(ending)
+        for ending, form in _FORMATS.items():
+            if name.endswith(ending):
+                return form
+        raise ValueError(f"the format of `{path}` cannot be told from its ending; set format to one of jsonl, csv, "
+                         "tsv, parquet, text, tmx, moses")  # fmt: skip
+
+
+def _exactly_one(
+    key: str, fixed: str | None, column: str | None, in_path: bool, name: str | None = None
+) -> None:
+    given = [bool(fixed), bool(column), in_path]
+    if sum(given) != 1:
+        placeholder = "{" + (name or key) + "}"
+        problem = "no language" if not any(given) else "the language more than once"
+        raise ValueError(
+            f"names {problem}: give exactly one of {key}, {key}_column and {placeholder} in path"
+        )
+
+
+class Languages(Section):
+    """How language labels become ISO 639-3 and ISO 15924."""
+
+    spelling: Literal["iso", "mala"] = "iso"
+    """Codes of the output: `iso` (individual languages: `cmn_Hans`, `jpn_Jpan`, `npi_Deva`) or `mala` (the papers':
+    `zho_Hani`, `jpn_Japn`, `nep_Deva`)."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the sources that the tables don't know, or know wrongly, and the `xxx_Ssss` they stand for."""
+    measure_script: bool = True
+    """Measure each document's script; where the label names none, or another one in which the language is written
+    too, the measured one is taken."""
+
+
+class Normalisation(Section):
+    """What is done to every text before it is judged."""
+
+    unicode: Literal["NFC", "NFKC"] = "NFC"
+    """Unicode normalisation form."""
+    mend_encoding: bool = True
+    """Mend UTF-8 that was read as Latin-1 or Windows-1252 (`Ã©` → `é`)."""
+    controls: bool = True
+    """Remove control characters, zero-width spaces and byte-order marks; the joiners U+200C and U+200D stay where a
+    script needs them (Arabic, Indic scripts, emoji)."""
+    markup: bool = True
+    """Turn HTML entities into characters and remove tags that a page left in the text (not in code)."""
+    white_space: bool = True
+    """One space between words, no spaces at the ends of lines, at most one blank line (not in code)."""
+    mask_pii: bool = False
+    """Replace e-mail addresses, IP addresses and telephone numbers by fixed placeholders."""
+
+
+class Identification(Section):
+    """Language identification of documents: overrules labels only for languages that the model knows."""
+
+    backend: Literal["none", "fasttext", "py3langid"] = "none"
+    """`none` trusts the label; `fasttext` reads any model in fastText's format (GlotLID, OpenLID, lid.176);
+    `py3langid` brings its own model of 140 languages."""
+    model: str | None = None
+    """Path of the fastText model."""
+    min_confidence: float = Field(0.9, ge=0, le=1)
+    """A document is removed (`language_mismatch`) where the model is at least this sure of another language."""
+    min_characters: int = Field(100, ge=0)
+    """Shorter texts are not identified."""
+
+    @model_validator(mode="after")
+    def _model(self) -> Self:
+        if (self.backend == "fasttext") != (self.model is not None):
+            raise ValueError("backend: fasttext and model go together: give both or neither")
+        return self
+
+
+class Thresholds(Section):
+    """Limits of the filter rules. A rule without a limit (`null`) is off; what a recipe leaves out comes from
+    `recipes/corpus/filters.yaml`, which differs by kind and script family."""
+
+    min_characters: int | None = Field(None, ge=0)
+    """Rule `too_short`: characters of a document (or of a side of a pair)."""
+    max_characters: int | None = Field(None, gt=0)
+    """Rule `too_long`: characters of a document (or of a side)."""
+    min_words: int | None = Field(None, ge=0)
+    """Rule `too_few_words`: white-space separated words; off in spaceless scripts."""
+    min_mean_word_length: float | None = Field(None, ge=0)
+    """Rule `word_length`: characters a word, mean; off in spaceless scripts."""
+    max_mean_word_length: float | None = Field(None, gt=0)
+    """Rule `word_length`: characters a word, mean."""
+    min_letter_share: float | None = Field(None, ge=0, le=1)
+    """Rule `few_letters`: letters and marks as a share of the characters that are not white space."""
+    max_digit_share: float | None = Field(None, ge=0, le=1)
+    """Rule `many_digits`: digits as a share of the characters that are not white space."""
+    max_symbol_share: float | None = Field(None, ge=0, le=1)
+    """Rule `many_symbols`: neither letter, mark, digit nor common punctuation, as a share of the characters that are
+    not white space."""
+    max_repeated_line_share: float | None = Field(None, ge=0, le=1)
+    """Rule `repeated_lines`: characters in lines that occurred before in the document, as a share."""
+    max_repeated_ngram_share: float | None = Field(None, ge=0, le=1)
+    """Rule `repeated_ngrams`: word 5-grams (20-grams of characters in spaceless scripts) that occurred before in the
+    document, as a share."""
+    max_line_characters: int | None = Field(None, gt=0)
+    """Rule `long_lines`: characters of the longest line (for code: minified files)."""
+    max_mean_line_characters: float | None = Field(None, gt=0)
+    """Rule `long_lines`: characters a line, mean."""
+    max_boilerplate_share: float | None = Field(None, ge=0, le=1)
+    """Rule `boilerplate`: lines that match a pattern of `recipes/corpus/boilerplate.yaml`, as a share of lines."""
+    min_script_share: float | None = Field(None, ge=0, le=1)
+    """Rule `wrong_script`: letters of the language's script as a share of all letters."""
+    max_replacement_share: float | None = Field(None, ge=0, le=1)
+    """Rule `broken_encoding`: U+FFFD and mojibake that could not be mended, as a share of characters."""
+    max_length_ratio: float | None = Field(None, ge=1)
+    """Pairs, rule `length_ratio`: longer side over shorter side, in characters weighted by script (a Han character
+    counts for several Latin ones)."""
+    max_similarity: float | None = Field(None, ge=0, le=1)
+    """Pairs, rule `copy_of_source`: sides of the same script whose character 4-grams overlap by more are copies."""
+    numbers_match: bool | None = None
+    """Pairs, rule `numbers_differ`: the numbers of both sides (in any script's digits) must be the same."""
+    max_target_repeats: int | None = Field(None, gt=0)
+    """Pairs, rule `templated`: how many different sources may share one target text within a language pair, and the
+    other way round."""
+
+
+class NearDuplicates(Section):
+    """MinHash LSH. Candidates are verified by the exact Jaccard index of their shingle sets."""
+
+    jaccard: float = Field(0.8, gt=0, le=1)
+    """Documents at least this alike are duplicates."""
+    bands: int = Field(20, gt=0)
+    """Bands of the signature."""
+    rows: int = Field(6, gt=0)
+    """Rows a band; a pair of Jaccard index s becomes a candidate with probability 1 − (1 − s^rows)^bands."""
+    word_shingle: int = Field(5, gt=0)
+    """Words a shingle."""
+    character_shingle: int = Field(10, gt=0)
+    """Characters a shingle in scripts without spaces between words."""
+    min_characters: int = Field(100, ge=0)
+    """Shorter texts are compared exactly only."""
+    kinds: list[Kind] = Field(
+        default_factory=lambda: ["monolingual", "code", "papers", "books", "instruction"]
+    )
+    """Kinds that are searched."""
+
+
+class Deduplication(Section):
+    """Which copies are removed. Of equal documents the one from the source listed first in the recipe stays."""
+
+    exact: bool = True
+    """Documents equal after case, white space and punctuation are set aside; pairs in both directions."""
+    paragraphs: bool = False
+    """Paragraphs that stood in an earlier document of the language are cut out; documents left empty are removed."""
+    near: NearDuplicates | None = None
+    """Near duplicates; null leaves them in."""
+
+
+class Decontamination(Section):
+    """Documents that overlap with evaluation texts."""
+
+    benchmarks: str
+    """Folder with the benchmarks' texts (jsonl, json, csv, tsv, parquet, txt, also compressed); every text field
+    counts."""
+    ngram: int = Field(13, gt=0)
+    """Words of an n-gram that count as overlap."""
+    character_ngram: int = Field(40, gt=0)
+    """Characters of an n-gram in scripts without spaces between words."""
+    action: Literal["remove", "report"] = "remove"
+    """`remove` takes contaminated documents out (rule `contaminated`); `report` only lists them."""
+
+
+class Split(Section):
+    """Training and validation documents, chosen by a hash of their content and nothing else: a text never changes
+    sides when the corpus grows, and a text that validates trains nowhere, neither as a document nor as a side of a
+    pair."""
+
+    share: float = Field(0.01, ge=0, lt=1)
+    """Share of texts that never train: those whose hash is below it."""
+    shares: dict[str, float] = Field(default_factory=dict)
+    """Share for single languages or pairs (`eng_Latn: 0.0001`), where the common one would set aside too much."""
+    cap: int = Field(1000, ge=0)
+    """Validation documents a language or pair, at most: those with the lowest hashes; the others are removed (rule
+    `validation_cap`), since they must not train."""
+    floor: int = Field(1, ge=0)
+    """Documents of a language or pair that train before any validates. The few that a small language gives up for it
+    are remembered in `split/pinned.parquet` and train ever after."""
+
+    @field_validator("shares")
+    @classmethod
+    def _range(cls, shares: dict[str, float]) -> dict[str, float]:
+        for language, share in shares.items():
+            if not 0 <= share < 1:
+                raise ValueError(f"shares.{language} is {share}; it must be in [0, 1)")
+        return shares
 
 
 class Corpus(Section):
-    """Settings of `emma corpus`."""
+    """Raw text → integrated → filtered → deduplicated → split."""
+
+    sources: dict[str, Source] = Field(default_factory=dict)
+    """Sources by name, best provenance first: of equal documents the copy of the first source stays."""
+    languages: Languages = Languages()
+    normalisation: Normalisation = Normalisation()
+    identification: Identification = Identification()
+    filters: dict[Kind, Thresholds] = Field(default_factory=dict)
+    """Limits by kind that differ from `recipes/corpus/filters.yaml`."""
+    language_filters: dict[str, Thresholds] = Field(default_factory=dict)
+    """Limits by language (`tha_Thai`) or pair (`eng_Latn-tha_Thai`); they win over `filters`."""
+    deduplication: Deduplication = Deduplication()
+    decontamination: Decontamination | None = None
+    split: Split = Split()
+    max_document_megabytes: float = Field(32.0, gt=0)
+    """Longer lines and documents are removed while reading (rule `oversized`), before they fill the memory."""
+    part_megabytes: float = Field(256.0, gt=0)
+    """UTF-8 text of a part file, about; also the unit of parallel work."""
+    memory_gib: float = Field(4.0, gt=0)
+    """Memory of a worker process, about: buffers and hash tables are cut to fit."""
+    samples: int = Field(20, ge=0)
+    """Removed documents of each rule, kind and language that are kept for `emma corpus peek`."""
+
+    @field_validator("sources")
+    @classmethod
+    def _names(cls, sources: dict[str, Source]) -> dict[str, Source]:
+        for name in sources:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"source name `{name}`: letters, digits, `.`, `_` and `-` only")
+        return sources
