@@ -251,9 +251,6 @@ class Consumed(Section):
 class Mix(Section):
     """Which tokens training sees, how often and in which order."""
 
-    name: str | None = None
-    """Folder below `paths.mix`; default the data section's name. Two runs that plan different budgets over the same
-    data need two names."""
     components: dict[str, MixComponent]
     """Components of the mix by the name of their store component."""
     tokens: int | None = Field(None, gt=0)
@@ -305,7 +302,8 @@ class Data(Section):
     """Text, tokens and mix of a run."""
 
     name: str
-    """Name of the recipe file, e.g. `mala_bilingual`."""
+    """Name of the recipe file, e.g. `mala_bilingual`, and of the mix's folder. Two runs that plan different budgets
+    over the same data need two names (`data: {base: mala_monolingual, name: mala_monolingual_671b}`)."""
     corpus: Corpus | None = None
     """How raw text is cleaned; none where the corpus is given as it is."""
     pack: Pack
