@@ -1,9 +1,8 @@
 """Megatron's training loop on a machine without a GPU.
 
 Megatron writes "cuda" wherever it means "the device I train on". Without a GPU this patch gives those calls the CPU's
-answer: devices, streams, events, random generators, memory statistics. It touches torch only, so it has to be applied
-before the first Megatron module is imported, and it never applies where torch sees a GPU. `torch.cuda.is_available()`
-stays False.
+answer: devices, streams, events, random generators, memory statistics. It never applies where torch sees a GPU.
+`torch.cuda.is_available()` stays False.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_patches.machine import Machine
-from megatron_patches.registry import Decision, Patch, Target
+from megatron_patches.registry import Decision, Patch, PatchError, Target
 
-__all__ = ["PATCH", "needed_without_gpu"]
+__all__ = ["PATCH", "hide_gpu_libraries", "needed_without_gpu"]
 
 
 def needed_without_gpu(machine: Machine) -> Decision:
@@ -28,6 +27,20 @@ def needed_without_gpu(machine: Machine) -> Decision:
     if machine.gpus:
         return Decision(False, f"{machine.gpus} GPU(s) visible")
     return Decision(True, "no GPU visible")
+
+
+def hide_gpu_libraries() -> None:
+    """Makes `import transformer_engine` and `import apex` fail, so that Megatron takes its ways without them.
+
+    A machine without a GPU may have them all the same, a cluster's login node for instance; their kernels know no CPU.
+
+    Raises:
+        PatchError: one of them is imported already, so Megatron may have decided for it.
+    """
+    for library in ("transformer_engine", "apex"):
+        if sys.modules.get(library) is not None:
+            raise PatchError(f"{library} was imported before the CPU backend. Fix: call megatron_patches.apply() first")
+        sys.modules[library] = None  # type: ignore[assignment]
 
 
 def local_ranks() -> int:
@@ -181,6 +194,8 @@ CUDA: dict[str, str | None] = {
     "manual_seed_all": "seed",
     "default_generators": None,
 }
+# Modules that import torch.cuda._lazy_call by name, in case they were imported before.
+BINDS_LAZY_CALL = {"megatron.core.tensor_parallel.random", "megatron.core.distributed.fsdp.src.megatron_fsdp.utils"}
 TENSOR_TYPE = Target("torch:Tensor.type")
 TENSOR_CUDA = Target("torch:Tensor.cuda")
 MODULE_CUDA = Target("torch.nn:Module.cuda", "self device")
@@ -288,8 +303,11 @@ def install() -> None:
     """Gives torch.cuda the CPU's answers and keeps torch.compile out (Megatron's jit_fuser is torch.compile)."""
     import torch
 
+    hide_gpu_libraries()
     for name, new in _cuda_replacements().items():
         Target(f"torch.cuda:{name}").replace(new)
+    for module in BINDS_LAZY_CALL & sys.modules.keys():
+        Target(f"{module}:_lazy_call").replace(torch.cuda._lazy_call)
     for name, target in RANDOM.items():
         target.replace(getattr(torch.cuda, name))
     for target in (RANGE_PUSH, RANGE_POP):

@@ -26,8 +26,10 @@ def condition(machine: Machine) -> Decision:
         for name, there in (("Transformer Engine", machine.transformer_engine), ("apex", machine.apex))
         if there
     ]
-    if fused:
+    if fused and machine.gpus:
         return Decision(False, f"{fused[0]} brings its own Adam")
+    if fused:
+        return Decision(True, f"{fused[0]} is of no use without a GPU, so Megatron uses torch's AdamW")
     return Decision(True, "neither Transformer Engine nor apex is installed, so Megatron uses torch's AdamW")
 
 
