@@ -173,7 +173,7 @@ def _masking(recipe: Recipe) -> list[str]:
     """Documents see only themselves: packed sequences with Transformer Engine, a dense mask without it (which
     Transformer Engine would silently ignore)."""
     arguments = ["--dataloader-type", "single"]
-    if not recipe.data.mix.document_masking:
+    if not recipe.batch.document_masking:
         return [*arguments, "--no-create-attention-mask-in-dataloader"]
     if recipe.cluster.device == "cpu":
         return [*arguments, "--reset-attention-mask", "--reset-position-ids"]

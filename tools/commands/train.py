@@ -1,0 +1,64 @@
+"""`emma train`."""
+
+from __future__ import annotations
+
+import shlex
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.argument("run")
+@click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+@click.option("--print-command", is_flag=True, help="Print the launch line and Megatron's arguments; start nothing.")
+@click.option("--dry-run", is_flag=True, help="Check recipe, mix and start; say what would happen; start nothing.")
+@click.option("--prepare", is_flag=True, help="Write the run folder and launch.json only; a job script starts the ranks.")
+@click.option("--take-over", is_flag=True, help="Claim the run although writer.json names another process.")
+def command(
+    run: str, overrides: tuple[str, ...], print_command: bool, dry_run: bool, prepare: bool, take_over: bool
+) -> int:
+    """Train RUN on this machine, or go on with it.
+
+    A run that was interrupted resumes from its latest complete checkpoint; a finished one does nothing. SIGTERM or
+    Ctrl-C saves after the step under way and exits with 0. The output of the ranks is in RUN/logs/.
+
+    \b
+    Example:
+      emma train demo schedule.steps=100 parallelism.tensor=2
+    """
+    from recipes.load import load_recipe
+    from tools.training.launch import launch_command, rank_environment, run_launch
+    from tools.training.plan_start import check_mix, describe
+    from tools.training.run_folder import RunFolder
+
+    recipe = load_recipe(run, overrides)
+    folder = RunFolder(recipe.run_folder)
+    if print_command:
+        from tools.training.plan_start import preview_arguments
+
+        variables = " ".join(f"{key}={shlex.quote(value)}" for key, value in rank_environment(recipe).items())
+        logs = str(folder.logs / "launch-NNNN")
+        click.echo(f"# launch line\n{variables} {shlex.join(launch_command(recipe, folder, logs))}")
+        click.echo("\n# arguments of megatron.training that each rank gets from the recipe")
+        click.echo(" \\\n  ".join(preview_arguments(recipe, folder)))
+        return 0
+    mix = check_mix(recipe)
+    if folder.finished(recipe):
+        click.echo(f"{folder.path}: step {recipe.schedule.steps} is reached; nothing to do")
+        return 0
+    if dry_run:
+        click.echo(describe(recipe, folder, mix))
+        return 0
+    launch = folder.prepare(recipe, take_over=take_over)
+    click.echo(describe(recipe, folder, mix))
+    if prepare:
+        return 0
+    code = run_launch(recipe, folder, launch)
+    reached = folder.latest_step()
+    if reached >= recipe.schedule.steps:
+        click.echo(f"finished at step {reached}: {folder.checkpoints}")
+    else:
+        click.echo(f"stopped at step {reached} of {recipe.schedule.steps}; `emma train {run}` goes on from there")
+    return code

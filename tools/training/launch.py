@@ -1,0 +1,134 @@
+"""Starting the ranks of a run on this machine, and watching them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from types import FrameType
+
+import orjson
+
+from recipes.errors import CheckFailedError
+from recipes.files import read_json
+from recipes.schema import Recipe
+from tools.progress import progress
+from tools.training.run_folder import Launch, RunFolder
+
+__all__ = ["launch_command", "rank_environment", "run_launch"]
+
+# Ranks get this long to save after a signal; a checkpoint of 8B takes tens of seconds.
+SHUTDOWN_SECONDS = 600
+
+
+def launch_command(recipe: Recipe, run: RunFolder, logs: str) -> list[str]:
+    """The command line that starts the ranks: torchrun on one machine, srun under Slurm."""
+    if recipe.cluster.launcher == "srun":
+        # No torchrun below: it would swallow Slurm's signals and kill saving ranks.
+        output = f"--output={logs}/rank-%t.log"
+        return ["srun", "--kill-on-bad-exit=1", output, sys.executable, "-m", "tools.training.worker", str(run.path)]
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={recipe.cluster.gpus_per_node}"),
+        *(f"--shutdown-timeout={SHUTDOWN_SECONDS}", f"--log-dir={logs}", "--redirects=3"),
+        *("-m", "tools.training.worker", str(run.path)),
+    ]
+
+
+def rank_environment(recipe: Recipe) -> dict[str, str]:
+    """Environment variables of every rank, on top of the caller's: the cluster's, then the run's."""
+    # Megatron demands it where tensor- and sequence-parallel kernels must not overtake each other (Hopper and before).
+    defaults = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONUNBUFFERED": "1"}
+    if recipe.cluster.device == "cpu":
+        defaults["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // recipe.cluster.world_size))
+    return {**defaults, **recipe.cluster.environment, **recipe.environment}
+
+
+def run_launch(recipe: Recipe, run: RunFolder, launch: Launch) -> int:
+    """Starts the ranks, shows their progress, passes signals on to them, waits for their end.
+
+    Returns:
+        0 when the run finished, or stopped after a signal with a complete checkpoint.
+
+    Raises:
+        CheckFailedError: a rank failed; the message holds the end of its log.
+    """
+    command = launch_command(recipe, run, launch.logs)
+    # A session of its own: Ctrl-C reaches the ranks once, through this process, and not a second time from the terminal.
+    child = subprocess.Popen(
+        command,
+        env={**os.environ, **rank_environment(recipe)},
+        start_new_session=True,
+        stdout=(Path(launch.logs) / "launcher.log").open("ab"),
+        stderr=subprocess.STDOUT,
+    )
+    received: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        name = signal.Signals(number).name
+        print(f"{name}: the ranks save after this step and stop", file=sys.stderr, flush=True)
+        child.send_signal(signal.SIGTERM)
+
+    handlers = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        _watch(child, recipe, run)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    state = read_json(run.state_file) if run.state_file.is_file() else {}
+    if state.get("writer") == launch.writer and state.get("state") in ("finished", "stopped"):
+        run.release_claim(launch)
+        return 0
+    run.release_claim(launch)
+    raise CheckFailedError(f"training failed (exit code {child.returncode}).\n{_failure(Path(launch.logs))}")
+
+
+def _watch(child: subprocess.Popen[bytes], recipe: Recipe, run: RunFolder) -> None:
+    """Shows a bar over steps until the ranks end, fed by new lines of `metrics.jsonl`."""
+    position = run.metrics_file.stat().st_size if run.metrics_file.is_file() else 0
+    first = run.latest_step()
+    with progress(total=recipe.schedule.steps, initial=first, unit="step", desc=recipe.name, smoothing=0.05) as bar:
+        while True:
+            ended = child.poll() is not None
+            if run.metrics_file.is_file():
+                with run.metrics_file.open("rb") as handle:
+                    handle.seek(position)
+                    for line in handle:
+                        if not line.endswith(b"\n"):
+                            break
+                        position += len(line)
+                        row = orjson.loads(line)
+                        if "loss" in row:
+                            bar.update(max(0, row["step"] - bar.n))
+                            speed = f"{row['tokens_per_second_per_gpu']:,.0f}"
+                            bar.set_postfix_str(f"loss {row['loss']:.3f}, {speed} tokens/s/GPU", refresh=False)
+            if ended:
+                return
+            time.sleep(0.2)
+
+
+def _failure(logs: Path) -> str:
+    """End of the log that tells most: the first rank whose output ends in an error, else the launcher's."""
+    candidates = [*sorted(logs.rglob("stderr.log")), *sorted(logs.glob("rank-*.log")), logs / "launcher.log"]
+    found = None
+    for path in candidates:
+        if not path.is_file():
+            continue
+        with path.open(errors="replace") as handle:
+            tail = list(deque(handle, maxlen=40))
+        text = "".join(tail)
+        if "Error" in text or "error:" in text:
+            # A rank that lost its peer only reports the connection; the one that failed first says why.
+            is_echo = "Connection closed by peer" in text or "Connection reset by peer" in text
+            if found is None or not is_echo:
+                found = (path, tail)
+                if not is_echo:
+                    break
+    if found is None:
+        return f"The ranks left no error message; their output is in {logs}"
+    path, tail = found
+    return f"End of {path}:\n" + "".join(f"  {line}" for line in tail[-25:])

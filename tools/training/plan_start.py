@@ -1,0 +1,81 @@
+"""Checks and descriptions of a run before its ranks start. Needs no torch."""
+
+from __future__ import annotations
+
+from recipes.errors import RecipeError, UserError
+from recipes.schema import Recipe
+from tools.mix.read import MixInfo, read_mix
+from tools.training.arguments import DocumentBoundary, LoadPlan, megatron_arguments
+from tools.training.checkpoints import complete_steps
+from tools.training.run_folder import RunFolder
+
+__all__ = ["check_mix", "describe", "preview_arguments"]
+
+
+def check_mix(recipe: Recipe) -> MixInfo:
+    """The mix of the recipe, checked against what the run will ask of it.
+
+    Raises:
+        UserError: the mix is missing, or holds another number of samples, another sequence length or vocabulary.
+    """
+    folder = recipe.mix_folder
+    if not folder.is_dir():
+        raise UserError(f"{folder}: the mix does not exist. Fix: `emma mix build {recipe.name}`")
+    mix = read_mix(folder)
+    if mix.sequence_length != recipe.batch.sequence_length:
+        raise RecipeError(
+            "batch.sequence_length",
+            f"{recipe.batch.sequence_length}, but {folder} was built for {mix.sequence_length}",
+            "build the mix anew, or set the length it has",
+        )
+    if mix.samples != recipe.total_samples:
+        raise RecipeError(
+            "schedule.steps",
+            f"steps × batch.global = {recipe.schedule.steps} × {recipe.batch.global_} = {recipe.total_samples} samples, "
+            f"but {folder} holds {mix.samples}",
+            "build the mix anew (`emma mix build`), or set the steps it was built for",
+        )
+    if mix.vocab_size > recipe.model.vocab_size:
+        raise RecipeError(
+            "model.vocab_size",
+            f"{recipe.model.vocab_size}, but the mix was tokenised with {mix.vocab_size} ids",
+            "use the model whose tokenizer packed the text",
+        )
+    unknown = sorted(set(recipe.validation.groups or []) - set(mix.groups))
+    if unknown:
+        raise RecipeError(
+            "validation.groups", f"`{unknown[0]}` is no group of {folder}", f"use some of {', '.join(sorted(mix.groups))}"
+        )
+    return mix
+
+
+def describe(recipe: Recipe, run: RunFolder, mix: MixInfo) -> str:
+    """A few lines on what the launch will do."""
+    p, steps = recipe.parallelism, complete_steps(run.checkpoints)
+    begin = f"goes on from step {steps[-1]}" if steps else f"starts from {recipe.start.mode}"
+    if not steps and recipe.start.checkpoint:
+        begin += f" of {recipe.start.checkpoint}"
+    return "\n".join(
+        [
+            f"run      {run.path}: {begin}, to step {recipe.schedule.steps}",
+            f"model    {recipe.model.name}, {recipe.precision.name}",
+            f"mix      {recipe.mix_folder}: {mix.samples:,} samples of {mix.sequence_length} tokens, "
+            f"{len(mix.groups)} validation groups",
+            f"layout   {recipe.cluster.world_size} ranks = tensor {p.tensor} × pipeline {p.pipeline} × context {p.context} "
+            f"× data {recipe.data_parallel}, micro-batch {recipe.batch.micro}, global batch {recipe.batch.global_}",
+            f"output   {run.metrics_file}, {run.logs}",
+        ]
+    )
+
+
+def preview_arguments(recipe: Recipe, run: RunFolder) -> list[str]:
+    """Megatron's arguments of the next launch. What is not on disk yet stands as its place: the end-of-text id comes
+    from the mix, the checkpoint to start from from the recipe."""
+    eos = read_mix(recipe.mix_folder).eos_id if recipe.mix_folder.is_dir() else 0
+    steps = complete_steps(run.checkpoints)
+    if steps:
+        load = LoadPlan("resume", str(run.checkpoints), steps[-1])
+    else:
+        load = LoadPlan(recipe.start.mode, recipe.start.checkpoint, recipe.start.step)
+    tensorboard = run.tensorboard if recipe.logging.tensorboard else None
+    return megatron_arguments(recipe, load, DocumentBoundary(eos), run.checkpoints, tensorboard)

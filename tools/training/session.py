@@ -1,0 +1,289 @@
+"""What this project does around Megatron's loop, at named seams of `megatron.training.training`.
+
+The loop itself stays Megatron's. A seam is a module-level function that the loop calls; it is wrapped, so that the
+original runs unchanged and ours before or after it: metrics at `training_log`, validation at
+`post_training_step_callbacks`, completion marks and retention at `save_checkpoint_and_time`, the reset of a phase at
+`load_checkpoint`, the state before the first step at `train`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
+from megatron.training import get_args, get_timers, get_tokenizer, training
+
+from recipes.devices import device
+from recipes.errors import UserError
+from recipes.files import write_json
+from recipes.schema import Recipe
+from tools.plan.flops import flops_per_token
+from tools.training.checkpoints import checkpoint_folder, complete_steps, mark_complete, prune, tracked_step
+from tools.training.dataset import MixInfo, open_dataset
+from tools.training.forward import LOSS, ForwardStep
+from tools.training.metrics import append_metrics
+from tools.training.run_folder import Launch, RunFolder
+from tools.training.validation import Evaluator
+
+__all__ = ["Session"]
+
+# Seams and the parameters that the wrappers below rely on, in megatron-core 0.19.2.
+_SEAMS = {
+    "load_checkpoint": ("ddp_model", "optimizer", "opt_param_scheduler"),
+    "train": ("forward_step_func", "model", "optimizer", "opt_param_scheduler"),
+    "training_log": ("loss_dict", "total_loss_dict", "learning_rate", "iteration"),
+    "post_training_step_callbacks": ("model", "optimizer", "opt_param_scheduler", "iteration"),
+    "save_checkpoint_and_time": ("iteration", "model"),
+    "maybe_finalize_async_save": ("blocking",),
+}
+
+
+class Session:
+    """State of one rank between the seams."""
+
+    def __init__(self, recipe: Recipe, run: RunFolder, launch: Launch, mix: MixInfo) -> None:
+        self.recipe, self.run, self.launch, self.mix = recipe, run, launch, mix
+        self.forward_step = ForwardStep()
+        self.evaluator: Evaluator | None = None
+        self._flops = flops_per_token(recipe.model, recipe.batch.sequence_length, "causal")
+        self._peak = device(recipe.cluster.device).peak_tflops(recipe.precision)
+        self._learning_rate: float | None = None
+        self._losses: list[torch.Tensor] = []
+        self._skipped = 0
+        self._steps = 0
+        self._paused = 0.0
+        self._begun = time.perf_counter()
+        self._marked = tracked_step(run.checkpoints)
+
+    def install(self) -> None:
+        """Wraps the seams.
+
+        Raises:
+            UserError: this Megatron has another loop than the one that the seams were written for.
+        """
+        for name, parameters in _SEAMS.items():
+            original = getattr(training, name, None)
+            known = tuple(inspect.signature(original).parameters) if callable(original) else ()
+            if known[: len(parameters)] != parameters:
+                raise UserError(
+                    f"megatron.training.training.{name}{known} is not the function of megatron-core 0.19.2. "
+                    "Fix: install the pinned version (requirements.lock)"
+                )
+            wrapper: Callable[..., Any] = getattr(self, f"_{name}")
+            setattr(training, name, functools.wraps(original)(functools.partial(wrapper, original)))  # type: ignore[arg-type]
+
+    # --- data ---------------------------------------------------------------------------------------------------
+
+    @property
+    def datasets(self) -> Callable[..., tuple[Any, None, None]]:
+        """Dataset provider for `pretrain`; each rank opens its own, so nothing is broadcast."""
+
+        def provider(num_samples: list[int], vp_stage: int | None = None) -> tuple[Any, None, None]:
+            config = self._dataset_config()
+            if self.evaluator is None:
+                validation = self.recipe.validation
+                names = validation.groups if validation.groups is not None else list(self.mix.groups)
+                groups = {
+                    name: open_dataset(self.recipe.mix_folder / "validation" / name, config) for name in names
+                }
+                batch = self.recipe.batch
+                self.evaluator = Evaluator(groups, batch.micro, batch.sequence_length, validation.samples)
+            return open_dataset(self.recipe.mix_folder / "train", config), None, None
+
+        provider.is_distributed = True  # type: ignore[attr-defined]
+        return provider
+
+    def _dataset_config(self) -> GPTDatasetConfig:
+        args = get_args()
+        return GPTDatasetConfig(
+            random_seed=args.seed,
+            sequence_length=args.seq_length,
+            tokenizer=get_tokenizer(),
+            reset_position_ids=args.reset_position_ids,
+            reset_attention_mask=args.reset_attention_mask,
+            eod_mask_loss=False,
+            create_attention_mask=args.create_attention_mask_in_dataloader,
+            inter_document_masking=args.dataloader_inter_document_masking,
+        )
+
+    # --- seams --------------------------------------------------------------------------------------------------
+
+    def _load_checkpoint(
+        self, original: Callable[..., Any], ddp_model: Any, optimizer: Any, scheduler: Any, *rest: Any, **named: Any
+    ) -> tuple[int, float]:
+        iteration, flops = original(ddp_model, optimizer, scheduler, *rest, **named)
+        if self.launch.load.mode != "phase":
+            return iteration, flops
+        # The moments came along; where the run stands and how fast it learns are the recipe's. Megatron keeps the
+        # checkpoint's max_lr and min_lr in the parameter groups otherwise.
+        args = get_args()
+        for group in optimizer.param_groups:
+            group["max_lr"], group["min_lr"] = args.lr, args.min_lr
+        scheduler.num_steps = 0
+        scheduler.step(increment=0)
+        args.consumed_train_samples = args.consumed_valid_samples = args.skipped_train_samples = 0
+        return 0, 0
+
+    def _train(self, original: Callable[..., Any], forward_step: Any, model: Any, optimizer: Any, *rest: Any, **named: Any) -> Any:
+        self._learning_rate = training.get_canonical_lr_for_logging(optimizer.param_groups)
+        if get_args().iteration == 0 and self.recipe.validation.at_start:
+            self._validate(model, 0)
+        self._begun, self._paused = time.perf_counter(), 0.0
+        return original(forward_step, model, optimizer, *rest, **named)
+
+    def _training_log(
+        self,
+        original: Callable[..., Any],
+        loss_dict: dict[str, torch.Tensor],
+        total_loss_dict: Any,
+        learning_rate: float | None,
+        iteration: int,
+        loss_scale: Any,
+        report_memory_flag: Any,
+        skipped_iter: int,
+        grad_norm: float | None,
+        *rest: Any,
+        **named: Any,
+    ) -> Any:
+        if LOSS in loss_dict:
+            self._losses.append(loss_dict[LOSS].detach())
+        self._steps += 1
+        self._skipped += int(skipped_iter)
+        result = original(
+            loss_dict,
+            total_loss_dict,
+            learning_rate,
+            iteration,
+            loss_scale,
+            report_memory_flag,
+            skipped_iter,
+            grad_norm,
+            *rest,
+            **named,
+        )
+        if iteration % self.recipe.logging.interval == 0 or iteration == self.recipe.schedule.steps:
+            self._write_step(iteration, grad_norm)
+        # The rate that Megatron passes is already the next step's.
+        self._learning_rate = learning_rate
+        return result
+
+    def _post_training_step_callbacks(
+        self, original: Callable[..., Any], model: Any, optimizer: Any, scheduler: Any, iteration: int, *rest: Any
+    ) -> Any:
+        if iteration % self.recipe.validation.interval == 0 or iteration == self.recipe.schedule.steps:
+            timers, args = get_timers(), get_args()
+            timers("interval-time").stop()
+            gathers = training.should_disable_forward_pre_hook(args)
+            if gathers:
+                training.disable_forward_pre_hook(model, optimizer=optimizer)
+            self._validate(model, iteration)
+            if gathers:
+                training.enable_forward_pre_hook(model)
+            timers("interval-time", log_level=0).start(barrier=True)
+        return original(model, optimizer, scheduler, iteration, *rest)
+
+    def _save_checkpoint_and_time(self, original: Callable[..., Any], iteration: int, *rest: Any, **named: Any) -> None:
+        begun = time.perf_counter()
+        self._check_claim(iteration)
+        original(iteration, *rest, **named)
+        if not self.recipe.checkpoint.asynchronous:
+            self._mark()
+        self._paused += time.perf_counter() - begun
+
+    def _maybe_finalize_async_save(self, original: Callable[..., Any], blocking: bool = False, *rest: Any, **named: Any) -> None:
+        original(blocking, *rest, **named)
+        if self.recipe.checkpoint.asynchronous:
+            self._mark()
+
+    # --- what they do -------------------------------------------------------------------------------------------
+
+    def _mark(self) -> None:
+        """Marks the checkpoint that Megatron's tracker file names: it is written last, when all ranks are done."""
+        if torch.distributed.get_rank() == 0:
+            step, checkpoint = tracked_step(self.run.checkpoints), self.recipe.checkpoint
+            if step is not None and step != self._marked:
+                self._marked = step
+                samples = step * self.recipe.batch.global_
+                mark_complete(
+                    checkpoint_folder(self.run.checkpoints, step),
+                    step=step,
+                    consumed_samples=samples,
+                    consumed_tokens=samples * self.recipe.batch.sequence_length,
+                    mix=self.mix.fingerprint,
+                    recipe_sha256=self.recipe.sha256,
+                )
+                prune(self.run.checkpoints, checkpoint.keep, checkpoint.keep_every)
+
+    def _check_claim(self, iteration: int) -> None:
+        """Stops all ranks before a write where another launch has claimed the run."""
+        held = torch.ones(1, dtype=torch.int32, device="cuda")
+        if torch.distributed.get_rank() == 0:
+            held.fill_(int(self.run.holds_claim(self.launch)))
+        torch.distributed.broadcast(held, 0)
+        if not held.item():
+            raise UserError(
+                f"{self.run.writer_file} names another launch: it took this run over. "
+                f"Nothing is written at step {iteration}; this launch stops"
+            )
+
+    def _validate(self, model: Any, iteration: int) -> None:
+        if self.evaluator is None or not self.evaluator.groups:
+            return
+        begun = time.perf_counter()
+        losses = self.evaluator(model)
+        if training.is_last_rank():
+            append_metrics(self.run.metrics_file, {"step": iteration, "validation": losses})
+            writer = training.get_tensorboard_writer()
+            for name, loss in losses.items():
+                if writer:
+                    writer.add_scalar(f"validation/{name}", loss, iteration)
+            mean = sum(losses.values()) / len(losses)
+            print(f"validation at step {iteration}: mean over {len(losses)} groups {mean:.4f}", flush=True)
+        self._paused += time.perf_counter() - begun
+
+    def _write_step(self, iteration: int, grad_norm: float | None) -> None:
+        seconds = time.perf_counter() - self._begun - self._paused
+        # The slowest rank's wait and the fullest card's memory are the ones that matter.
+        facts = torch.tensor(
+            [self.forward_step.data_wait_seconds / self._steps, float(torch.cuda.max_memory_allocated())],
+            dtype=torch.float32,
+            device="cuda",
+        )
+        torch.distributed.all_reduce(facts, op=torch.distributed.ReduceOp.MAX)
+        if training.is_last_rank():
+            args, batch = get_args(), self.recipe.batch
+            tokens = self._steps * self.recipe.tokens_per_step
+            speed = tokens / seconds / args.world_size
+            tflops = speed * self._flops / 1e12
+            row = {
+                "step": iteration,
+                "consumed_samples": args.consumed_train_samples,
+                "consumed_tokens": args.consumed_train_samples * batch.sequence_length,
+                "loss": float(torch.stack([loss.reshape(()) for loss in self._losses]).double().mean()),
+                "grad_norm": None if grad_norm is None else float(grad_norm),
+                "learning_rate": self._learning_rate,
+                "tokens_per_second_per_gpu": speed,
+                "tflops_per_gpu_causal": tflops,
+                "mfu": None if self._peak is None else tflops / self._peak,
+                "memory_gib": float(facts[1]) / 2**30,
+                "data_wait_ms": float(facts[0]) * 1000,
+                "skipped": self._skipped,
+            }
+            append_metrics(self.run.metrics_file, row)
+        self._losses.clear()
+        self._steps = self._skipped = 0
+        self.forward_step.data_wait_seconds = 0.0
+        self._begun, self._paused = time.perf_counter(), 0.0
+
+    def close(self) -> None:
+        """Says how the launch ended, for the launcher and for the next link of a chain."""
+        torch.distributed.barrier()
+        if torch.distributed.get_rank() == 0:
+            reached = max(complete_steps(self.run.checkpoints), default=0)
+            state = "finished" if reached >= self.recipe.schedule.steps else "stopped"
+            write_json(self.run.state_file, {"writer": self.launch.writer, "state": state, "step": reached})

@@ -1,0 +1,99 @@
+"""One rank of a run: `python -m tools.training.worker RUN_FOLDER`, started by torchrun or srun.
+
+Reads what the launcher decided from the run folder, patches Megatron where it must be, and hands over to Megatron's
+own `pretrain`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from recipes.errors import UserError
+from recipes.load import load_recipe
+from tools.training.run_folder import RunFolder
+
+__all__ = ["main", "train"]
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point of a rank."""
+    if len(arguments) != 1:
+        print("usage: python -m tools.training.worker RUN_FOLDER", file=sys.stderr)
+        return 2
+    try:
+        _rank_from_slurm()
+        train(Path(arguments[0]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def train(folder: Path) -> None:
+    """Trains until the schedule's end or until a signal; needs RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
+
+    Raises:
+        UserError: the mix or the checkpoint does not fit the recipe.
+    """
+    import megatron_patches
+
+    megatron_patches.apply()
+
+    from megatron.core.enums import ModelType
+    from megatron.training import pretrain
+    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+    from megatron.training.arguments import parse_and_validate_args
+
+    from tools.training.arguments import DocumentBoundary, megatron_arguments
+    from tools.training.dataset import read_mix
+    from tools.training.session import Session
+
+    run, recipe = RunFolder(folder), load_recipe(folder)
+    launch, mix = run.read_launch(), read_mix(recipe.mix_folder)
+    boundary = DocumentBoundary(end_of_text=mix.eos_id)
+    tensorboard = run.tensorboard if recipe.logging.tensorboard else None
+    sys.argv = ["emma-train", *megatron_arguments(recipe, launch.load, boundary, run.checkpoints, tensorboard)]
+    args = parse_and_validate_args()
+    model_config = gpt_config_from_args(args)
+    if recipe.model.rope_scaling is not None:
+        from megatron_patches.rope_scaling import RopeScaling, set_rope_scaling
+
+        set_rope_scaling(model_config, RopeScaling(**recipe.model.rope_scaling.model_dump()))
+    session = Session(recipe, run, launch, mix)
+    session.install()
+    try:
+        pretrain(
+            pretrain_cfg_container_from_args(args, model_config),
+            session.datasets,
+            ModelType.encoder_or_decoder,
+            session.forward_step,
+        )
+    except SystemExit as stop:
+        # Megatron leaves its loop with `sys.exit` after the checkpoint that a signal asked for.
+        if stop.code not in (0, None):
+            raise
+    session.close()
+
+
+def _rank_from_slurm() -> None:
+    """torch's rank variables from Slurm's, where srun started this process."""
+    if "RANK" in os.environ or "SLURM_PROCID" not in os.environ:
+        return
+    env = os.environ
+    listed = subprocess.run(
+        ["scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
+    )
+    env.setdefault("MASTER_ADDR", listed.stdout.split()[0])
+    # Jobs that share a node must not meet on one port.
+    env.setdefault("MASTER_PORT", str(20000 + int(env["SLURM_JOB_ID"]) % 20000))
+    env.update(RANK=env["SLURM_PROCID"], WORLD_SIZE=env["SLURM_NTASKS"], LOCAL_RANK=env["SLURM_LOCALID"])
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
