@@ -58,6 +58,9 @@ class Batch(Section):
     """Sequences an optimizer step, over all ranks. Tokens a step = this × `sequence_length`."""
     sequence_length: int = Field(gt=0)
     """Tokens a sequence."""
+    document_masking: bool = True
+    """A token attends to its own document only, and positions start anew with each document. Off: it attends to the
+    whole sample, other documents included."""
 
 
 class Schedule(Section):
