@@ -1,0 +1,1 @@
+"""Raw text → integrated → filtered → deduplicated → split text, with statistics."""
