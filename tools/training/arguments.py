@@ -42,7 +42,7 @@ _CPU_ARGUMENTS = (
 # cuDNN's and FlashAttention's kernels, the fused loss, and garbage collection at the same step on all ranks.
 _GPU_ARGUMENTS = (
     "--distributed-backend nccl --transformer-impl transformer_engine --attention-backend auto "
-    "--cross-entropy-loss-fusion --cross-entropy-fusion-impl te --no-gradient-accumulation-fusion "
+    "--cross-entropy-loss-fusion --cross-entropy-fusion-impl native --no-gradient-accumulation-fusion "
     "--manual-gc --manual-gc-interval 100"
 ).split()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from recipes.errors import UserError
@@ -50,6 +51,7 @@ def train(folder: Path) -> None:
     from tools.training.arguments import DocumentBoundary, megatron_arguments
     from tools.training.dataset import read_mix
     from tools.training.session import Session
+    from tools.training.vocabulary import mask_padding
 
     run, recipe = RunFolder(folder), load_recipe(folder)
     launch, mix = run.read_launch(), read_mix(recipe.mix_folder)
@@ -62,6 +64,7 @@ def train(folder: Path) -> None:
         from megatron_patches.rope_scaling import RopeScaling, set_rope_scaling
 
         set_rope_scaling(model_config, RopeScaling(**recipe.model.rope_scaling.model_dump()))
+    model_config.pre_wrap_hooks = [*model_config.pre_wrap_hooks, partial(mask_padding, vocab_size=recipe.model.vocab_size)]
     session = Session(recipe, run, launch, mix)
     session.install()
     try:

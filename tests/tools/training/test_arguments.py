@@ -1,0 +1,127 @@
+"""The arguments are read back by Megatron's own parser and validation, in a rank."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.errors import RecipeError
+from recipes.schema import Recipe
+from tests.ranks import run_ranks
+from tests.small_recipe import small_recipe
+from tools.training.arguments import DocumentBoundary, LoadPlan, megatron_arguments
+
+
+def arguments(recipe: Recipe, load: LoadPlan | None = None) -> list[str]:
+    return megatron_arguments(
+        recipe, load or LoadPlan("scratch"), DocumentBoundary(2), Path("checkpoints"), Path("tensorboard")
+    )
+
+
+def parsed(flags: list[str], names: list[str]) -> dict[str, Any]:
+    """Runs in a rank: what Megatron makes of the flags."""
+    from megatron.training.arguments import parse_and_validate_args
+
+    sys.argv = ["train", *flags]
+    values = parse_and_validate_args()
+    return {name: getattr(values, name) for name in names}
+
+
+def test_megatron_reads_every_value(tmp_path: Path) -> None:
+    recipe = small_recipe(
+        tmp_path,
+        [
+            "cluster.gpus_per_node=4",
+            "parallelism={tensor: 2, pipeline: 2, virtual_pipeline: 2, sequence: true}",
+            "precision={name: bf16, compute: bf16}",
+            "optimizer={beta2: 0.97, epsilon: 1e-7, weight_decay: 0.05, clip_grad: 0.5}",
+            "schedule={steps: 100, learning_rate: 2e-4, min_learning_rate: 1e-5, warmup_steps: 7}",
+        ],
+    )
+    want = {
+        "num_layers": 4,
+        "hidden_size": 64,
+        "ffn_hidden_size": 128,
+        "num_attention_heads": 4,
+        "num_query_groups": 2,
+        "kv_channels": 16,
+        "seq_length": 32,
+        "max_position_embeddings": 64,
+        "rotary_base": 500000,
+        "layernorm_epsilon": 1e-5,
+        "swiglu": True,
+        "add_bias_linear": False,
+        "untie_embeddings_and_output_weights": True,
+        "vocab_size": 512,
+        "make_vocab_size_divisible_by": 8,
+        "null_tokenizer_eod_id": 2,
+        "tensor_model_parallel_size": 2,
+        "pipeline_model_parallel_size": 2,
+        "virtual_pipeline_model_parallel_size": 2,
+        "sequence_parallel": True,
+        "micro_batch_size": 1,
+        "global_batch_size": 8,
+        "bf16": True,
+        "accumulate_allreduce_grads_in_fp32": True,
+        "train_iters": 100,
+        "lr": 2e-4,
+        "min_lr": 1e-5,
+        "lr_warmup_iters": 7,
+        "lr_decay_iters": 100,
+        "lr_decay_style": "cosine",
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.97,
+        "adam_eps": 1e-7,
+        "weight_decay": 0.05,
+        "clip_grad": 0.5,
+        "seed": 1234,
+        "reset_attention_mask": True,
+        "reset_position_ids": True,
+        "save_interval": 5,
+        "ckpt_format": "torch_dist",
+        "dist_ckpt_optim_fully_reshardable": True,
+        "use_distributed_optimizer": True,
+        "calculate_per_token_loss": True,
+        "exit_signal_handler": True,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+    }
+    results = run_ranks(parsed, 4, arguments(recipe), list(want), timeout=120)
+    assert results[0] == want
+
+
+def test_start_modes_choose_what_is_loaded(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    weights = arguments(recipe, LoadPlan("weights", "base"))
+    assert {"--finetune", "--no-load-optim", "--no-load-rng"} <= set(weights)
+    phase = arguments(recipe, LoadPlan("phase", "runs/a/checkpoints", 40))
+    assert "--finetune" not in phase and "--no-load-optim" not in phase
+    assert phase[phase.index("--ckpt-step") + 1] == "40"
+    resume = arguments(recipe, LoadPlan("resume", "runs/small/checkpoints", 5))
+    assert not {"--finetune", "--no-load-optim", "--no-load-rng"} & set(resume)
+
+
+def test_megatron_args_win_and_false_drops_a_switch(tmp_path: Path) -> None:
+    recipe = small_recipe(
+        tmp_path, ['megatron_args={"log-params-norm": true, "seed": 7, "calculate-per-token-loss": false}']
+    )
+    given = arguments(recipe)
+    assert "--log-params-norm" in given and "--calculate-per-token-loss" not in given
+    assert given[-2:] == ["--seed", "7"]
+
+
+def test_transformer_engine_masks_documents_by_packed_sequences(tmp_path: Path) -> None:
+    """Transformer Engine ignores --reset-attention-mask silently, so it is never given there."""
+    gpu = small_recipe(tmp_path, ["cluster={name: node, gpus_per_node: 1, device: h100}"])
+    assert "--dataloader-inter-document-masking" in arguments(gpu)
+    assert "--reset-attention-mask" not in arguments(gpu)
+    off = small_recipe(tmp_path, ["batch.document_masking=false"])
+    assert not {"--reset-attention-mask", "--dataloader-inter-document-masking"} & set(arguments(off))
+
+
+def test_a_fractional_rope_base_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"model\.rope_theta: 10000\.5 is no whole number"):
+        arguments(small_recipe(tmp_path, ["model.rope_theta=10000.5"]))
