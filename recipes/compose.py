@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Mapping, Sequence
 from io import StringIO
@@ -14,12 +15,28 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from recipes.errors import RecipeError, UserError
 
-__all__ = ["FOLDERS", "Composed", "compose_file", "list_names", "nearest", "parse_override", "read_yaml"]
+__all__ = [
+    "FOLDERS",
+    "LAYOUTS",
+    "Composed",
+    "compose_file",
+    "compose_section",
+    "list_names",
+    "nearest",
+    "parse_override",
+    "read_yaml",
+]
 
 ROOT = Path(__file__).parent
 
 # Sections that may be given by name, and the folder that holds their files.
 FOLDERS = {"model": "models", "data": "data", "precision": "precision", "cluster": "clusters"}
+
+# Folder of layouts: partial recipes (cluster, precision, parallelism, ...) that a run names by `layout`.
+LAYOUTS = "layouts"
+
+# Origin of what was given as an override.
+COMMAND_LINE = "command line"
 
 Key = tuple[str, ...]
 
@@ -39,6 +56,11 @@ class Composed:
                 return self.origins[path]
             path = path[:-1]
         return self.origins.get(())
+
+    def drop(self, name: str) -> None:
+        """Forgets a top-level key and where it came from."""
+        self.values.pop(name, None)
+        self.origins = {key: origin for key, origin in self.origins.items() if key[:1] != (name,)}
 
     def merge(self, other: Composed, at: Key = ()) -> None:
         """Lays `other` over the values at `at`: mappings merge key by key, anything else replaces."""
@@ -111,7 +133,8 @@ def _plain(node: Any, path: Path, key: Key, origins: dict[Key, str]) -> Any:
         result = {}
         for name, value in node.items():
             here = (*key, str(name))
-            origins[here] = f"{path}:{node.lc.key(name)[0] + 1}"
+            place = (node.lc.data or {}).get(name)  # None for keys that a YAML merge (<<) brought in
+            origins[here] = f"{path}:{place[0] + 1}" if place is not None else str(path)
             result[str(name)] = _plain(value, path, here, origins)
         return result
     if isinstance(node, CommentedSeq):
@@ -128,68 +151,81 @@ def _plain(node: Any, path: Path, key: Key, origins: dict[Key, str]) -> Any:
     return node
 
 
-def section_file(section: str, name: str, beside: Path) -> Path:
-    """File of a section given by name or by a path that ends in `.yaml` (relative to the file that refers to it)."""
-    if name.endswith((".yaml", ".yml")):
-        return beside / name
-    path = ROOT / FOLDERS[section] / f"{name}.yaml"
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and value.endswith((".yaml", ".yml"))
+
+
+def _named_file(key: str, folder: str, name: str, origin: str | None) -> Path:
+    """File of a name in a folder of recipes, or of a path that ends in `.yaml`."""
+    if _is_path(name):
+        path = Path(name)
+        if not path.is_file():
+            raise RecipeError(key, f"{path}: no such recipe file", "correct the path", origin)
+        return path
+    path = ROOT / folder / f"{name}.yaml"
     if not path.is_file():
+        hint = nearest(name, list_names(folder))
         raise RecipeError(
-            section,
-            f"there is no recipe `{name}` in recipes/{FOLDERS[section]}",
-            nearest(name, list_names(FOLDERS[section])) + " A path of a file ends in .yaml",
+            key,
+            f"there is no recipe `{name}` in recipes/{folder}",
+            f"{hint} A path of a file ends in .yaml",
+            origin,
         )
     return path
 
 
-def _load_section(section: str, value: Any, beside: Path, origin: str | None) -> Composed:
-    """A named section as values; a mapping may start from a `base`."""
-    if isinstance(value, str):
-        try:
-            path = section_file(section, value, beside)
-        except RecipeError as error:
-            raise RecipeError(error.key, error.problem, error.fix, origin) from None
-        composed = read_yaml(path)
-        base = composed.values.pop("base", None)
-        if base is not None:
-            below = _load_section(section, base, path.parent, composed.origins.get(("base",)))
-            below.merge(composed)
-            composed = below
-        composed.values["name"] = path.stem
-        composed.origins.setdefault(("name",), str(path))
-        return composed
-    raise RecipeError(
-        section,
-        f"expected a name or a mapping, got {value!r}",
-        f"name a file of recipes/{FOLDERS[section]}",
-        origin,
-    )
+def compose_section(section: str, value: Any, origin: str | None, seen: tuple[Path, ...] = ()) -> Composed:
+    """A section given by name or path, with its `base` below it; its `name` is the file's.
+
+    Raises:
+        RecipeError: `value` is no name, there is no such file, or files are each other's base.
+    """
+    if not isinstance(value, str):
+        fix = f"name a file of recipes/{FOLDERS[section]}"
+        raise RecipeError(section, f"expected a name or a mapping, got {value!r}", fix, origin)
+    path = _named_file(section, FOLDERS[section], value, origin)
+    if path.resolve() in seen:
+        raise _loop("base", (*seen, path.resolve()), origin)
+    composed = read_yaml(path)
+    base = composed.values.pop("base", None)
+    if base is not None:
+        base = str(path.parent / base) if _is_path(base) else base
+        below = compose_section(section, base, composed.origin(("base",)), (*seen, path.resolve()))
+        below.merge(composed)
+        composed = below
+    composed.values["name"] = path.stem
+    composed.origins[("name",)] = str(path)
+    return composed
 
 
-def resolve_sections(run: Composed, beside: Path) -> Composed:
+def _loop(key: str, files: tuple[Path, ...], origin: str | None) -> RecipeError:
+    chain = " → ".join(path.name for path in files)
+    return RecipeError(key, f"these files refer to each other in a loop: {chain}", "break the loop", origin)
+
+
+def _resolve_sections(run: Composed) -> Composed:
     """Replaces section names by the values of their files; keys given inline win over the file's."""
-    resolved = Composed()
+    resolved, rest = Composed(), Composed()
     resolved.origins[()] = run.origins[()]
+    rest.values, rest.origins = dict(run.values), run.origins
     for section in FOLDERS:
         value = run.values.get(section)
-        if isinstance(value, dict) and "base" in value:
-            base = _load_section(section, value["base"], beside, run.origin((section, "base")))
-        elif value is not None and not isinstance(value, dict):
-            base = _load_section(section, value, beside, run.origin((section,)))
-        else:
+        if value is None:
             continue
+        if isinstance(value, dict):
+            inline = {key: inner for key, inner in value.items() if key != "base"}
+            rest.values[section] = inline
+            if "base" not in value:
+                inline.setdefault("name", run.values.get("name", "inline"))
+                continue
+            value, origin = value["base"], run.origin((section, "base"))
+        else:
+            del rest.values[section]
+            origin = run.origin((section,))
+        base = compose_section(section, value, origin)
         resolved.values[section] = {}
         resolved.merge(base, (section,))
-        resolved.origins[(section,)] = run.origin((section,)) or base.origins[()]
-    rest = Composed()
-    rest.values = {
-        name: {k: v for k, v in value.items() if k != "base"}
-        if name in FOLDERS and isinstance(value, dict)
-        else value
-        for name, value in run.values.items()
-        if not (name in FOLDERS and not isinstance(value, dict))
-    }
-    rest.origins = run.origins
+        resolved.origins[(section,)] = origin or base.origins[()]
     resolved.merge(rest)
     return resolved
 
@@ -201,70 +237,98 @@ def parse_override(text: str) -> tuple[Key, Any]:
         UserError: no `=`, an empty key, or a value that is no YAML.
     """
     name, separator, value = text.partition("=")
-    key = tuple(name.strip().split("."))
+    key = tuple(part.strip() for part in name.split("."))
     if not separator or not all(key):
         raise UserError(f"override `{text}`: expected section.key=value, e.g. schedule.learning_rate=1e-5")
     try:
-        parsed = YAML(typ="safe").load(value) if value.strip() else None
+        parsed = YAML(typ="safe", pure=True).load(value) if value.strip() else None
     except YAMLError as error:
-        raise UserError(
-            f"override `{text}`: the value is not valid YAML: {str(error).splitlines()[0]}"
-        ) from None
+        problem = str(error).splitlines()[0]
+        raise UserError(f"override `{text}`: the value is not valid YAML: {problem}") from None
     return key, parsed
 
 
 def compose_file(path: Path, overrides: Sequence[str] = ()) -> Composed:
-    """Reads a run file, follows `extends`, applies `section.key=value` overrides, resolves section names.
+    """Reads a run file, follows `extends`, lays it over its `layout`, applies overrides, resolves section names.
 
     An override of a whole section (`data=mala_monolingual`) names another file; one of a key inside
-    (`model.rope_theta=1e6`) wins over the file's value.
+    (`model.rope_theta=1e6`) wins over the file's value. `layout=NAME` replaces the file's layout and, unlike a layout
+    named in the file, wins over the file's own keys; it comes before all other overrides.
+
+    Raises:
+        UserError: anything in the files or overrides that cannot be composed, with file and line.
     """
-    run = _extended(path, ())
-    for text in overrides:
-        key, value = parse_override(text)
-        _apply_override(run, key, value, path.parent)
-    return resolve_sections(run, path.parent)
-
-
-def _extended(path: Path, seen: tuple[Path, ...]) -> Composed:
-    if path.resolve() in seen:
-        raise UserError(f"{path}: extends itself: " + " → ".join(str(p) for p in (*seen, path)))
-    run = read_yaml(path)
+    run = _extended(path, "runs")
+    parsed = [parse_override(text) for text in overrides]
+    chosen = [value for key, value in parsed if key == ("layout",)]
+    named, origin = run.values.pop("layout", None), run.origin(("layout",))
+    if chosen:
+        named, origin = chosen[-1], COMMAND_LINE
+    if named is not None:
+        if not isinstance(named, str):
+            fix = f"name a file of recipes/{LAYOUTS}"
+            raise RecipeError("layout", f"expected a name, got {named!r}", fix, origin)
+        layout = _extended(_named_file("layout", LAYOUTS, named, origin), LAYOUTS)
+        run = _laid_over(copy.deepcopy(layout), run)
+        if chosen:
+            for section in (*FOLDERS, "parallelism"):
+                if section in layout.values:
+                    run.drop(section)
+            run = _laid_over(run, layout)
+    for key, value in parsed:
+        if key != ("layout",):
+            _apply_override(run, key, value)
     run.values.setdefault("name", path.stem)
-    parent = run.values.pop("extends", None)
+    run.origins[()] = str(path)
+    return _resolve_sections(run)
+
+
+def _extended(path: Path, folder: str, seen: tuple[Path, ...] = ()) -> Composed:
+    """A file and the one it `extends` (of the same folder of recipes, or a path) below it."""
+    run = read_yaml(path)
+    for section in FOLDERS:
+        # From here on a path no longer depends on the file that holds it.
+        value = run.values.get(section)
+        if _is_path(value):
+            run.values[section] = str(path.parent / value)
+        elif isinstance(value, dict) and _is_path(value.get("base")):
+            value["base"] = str(path.parent / value["base"])
+    parent, origin = run.values.pop("extends", None), run.origin(("extends",))
     if parent is None:
         return run
-    name = str(parent)
-    if name.endswith((".yaml", ".yml")):
-        parent_path = path.parent / name
-    else:
-        parent_path = ROOT / "runs" / f"{name}.yaml"
-        if not parent_path.is_file():
-            raise RecipeError(
-                "extends",
-                f"there is no run `{name}`",
-                nearest(name, list_names("runs")),
-                run.origins[("extends",)],
-            )
-    below = _extended(parent_path, (*seen, path.resolve()))
+    if not isinstance(parent, str):
+        fix = f"name a file of recipes/{folder}"
+        raise RecipeError("extends", f"expected a name, got {parent!r}", fix, origin)
+    parent_path = _named_file(
+        "extends", folder, str(path.parent / parent) if _is_path(parent) else parent, origin
+    )
+    seen = (*seen, path.resolve())
+    if parent_path.resolve() in seen:
+        raise _loop("extends", (*seen, parent_path.resolve()), origin)
+    below = _extended(parent_path, folder, seen)
+    below.drop("name")  # a run's name is its own: given, or the file's
+    return _laid_over(below, run)
+
+
+def _laid_over(below: Composed, above: Composed) -> Composed:
+    """`above` over `below`. A section that `above` names replaces the one below; where `above` changes single keys of
+    a section that `below` only named, that name becomes the base."""
     for section in FOLDERS:
-        value, inherited = run.values.get(section), below.values.get(section)
-        if isinstance(value, dict) and isinstance(inherited, str):
-            # A child that changes single keys of a section that its parent only named.
-            run.values[section] = {"base": inherited, **value}
-        if isinstance(value, str):
-            below.values.pop(section, None)
-    below.merge(run)
-    below.origins[()] = str(path)
+        value, inherited = above.values.get(section), below.values.get(section)
+        if isinstance(value, str) or (isinstance(value, dict) and "base" in value):
+            below.drop(section)
+        elif isinstance(value, dict) and isinstance(inherited, str):
+            below.values[section] = {"base": inherited}
+            below.origins[(section, "base")] = below.origins.get((section,), "")
+    below.merge(above)
     return below
 
 
-def _apply_override(run: Composed, key: Key, value: Any, beside: Path) -> None:
+def _apply_override(run: Composed, key: Key, value: Any) -> None:
     section = key[0]
-    if section in FOLDERS and len(key) > 1:
-        current = run.values.get(section)
-        if isinstance(current, str):
-            run.values[section] = {"base": current}
+    if section in FOLDERS and len(key) > 1 and isinstance(run.values.get(section), str):
+        run.values[section] = {"base": run.values[section]}
+        run.origins[(section, "base")] = run.origins.get((section,), "")
     target = run.values
     for depth, part in enumerate(key[:-1], start=1):
         inner = target.get(part)
@@ -275,9 +339,9 @@ def _apply_override(run: Composed, key: Key, value: Any, beside: Path) -> None:
                 ".".join(key),
                 f"`{'.'.join(key[:depth])}` is {inner!r}, which has no keys",
                 "override the whole value",
-                "command line",
+                COMMAND_LINE,
             )
         target = inner
     target[key[-1]] = value
     run.origins = {k: o for k, o in run.origins.items() if k[: len(key)] != key}
-    run.origins[key] = "command line"
+    run.origins[key] = COMMAND_LINE

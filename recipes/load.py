@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
 from recipes.checks import check_combination
-from recipes.compose import FOLDERS, ROOT, Composed, compose_file, list_names, nearest, read_yaml
+from recipes.compose import FOLDERS, ROOT, Composed, compose_file, compose_section, list_names, nearest
 from recipes.errors import RecipeError, UserError
-from recipes.files import atomic_write
+from recipes.files import write_text
 from recipes.schema import Recipe
 
-__all__ = ["load_recipe", "load_section", "run_file", "write_recipe"]
+__all__ = ["dump_yaml", "load_recipe", "load_section", "load_with_origins", "run_file", "write_recipe"]
 
 
 def run_file(run: str) -> Path:
@@ -53,30 +54,42 @@ def load_recipe(run: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: (mostly `RecipeError`) one message with file, key, value and fix.
     """
+    return load_with_origins(run, overrides)[0]
+
+
+def load_with_origins(run: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Composed]:
+    """As `load_recipe`, and where each key was given."""
     composed = compose_file(run_file(str(run)), overrides)
-    recipe = _validate(Recipe, composed)
+    recipe: Recipe = _validate(Recipe, composed)
     check_combination(recipe, composed.origin)
-    return recipe
+    return recipe, composed
 
 
 def load_section(section: str, name: str) -> Any:
-    """One section by itself, e.g. `load_section("model", "tiny")` → `Model`; `name` may be a path ending in .yaml."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else ROOT / FOLDERS[section] / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(f"no {section} `{name}`; {nearest(name, list_names(FOLDERS[section]))}")
-    composed = read_yaml(path)
-    composed.values.setdefault("name", path.stem)
+    """One section by itself, e.g. `load_section("model", "tiny")` → `Model`; `name` may be a path ending in .yaml.
+
+    Raises:
+        UserError: there is no such file, or it is not a valid section.
+    """
+    composed = compose_section(section, name, None)
     return _validate(Recipe.model_fields[section].annotation, composed)
+
+
+def dump_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    text = StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.allow_unicode = True
+    yaml.width = 1000
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(recipe.to_dict(), text)
+    return text.getvalue()
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Writes the resolved recipe as YAML, atomically; `load_recipe(path)` gives an equal one."""
-    with atomic_write(path, "w") as handle:
-        handle.write(f"# Resolved recipe of {recipe.name}; sha256 {recipe.sha256}\n")
-        yaml = YAML(typ="safe")
-        yaml.default_flow_style = False
-        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-        yaml.dump(recipe.to_dict(), handle)
+    write_text(path, f"# Resolved recipe of {recipe.name}; sha256 {recipe.sha256}\n{dump_yaml(recipe)}")
 
 
 def _validate(schema: Any, composed: Composed) -> Any:
