@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import sys
 import time
@@ -39,7 +40,9 @@ def hide_gpu_libraries() -> None:
     """
     for library in ("transformer_engine", "apex"):
         if sys.modules.get(library) is not None:
-            raise PatchError(f"{library} was imported before the CPU backend. Fix: call megatron_patches.apply() first")
+            raise PatchError(
+                f"{library} was imported before the CPU backend. Fix: call megatron_patches.apply() first"
+            )
         sys.modules[library] = None  # type: ignore[assignment]
 
 
@@ -147,11 +150,22 @@ class CpuProperties:
 
 
 def memory_stats(device: Any = None) -> dict[str, Any]:
-    """Returns the process's resident memory under the names of the CUDA allocator's statistics, in bytes."""
+    """Returns the process's resident memory (bytes) under the names of the CUDA allocator's statistics.
+
+    What an allocator would count (allocations, segments, retries) the CPU does not, and reads 0.
+    """
     now, peak = resident_bytes()
-    kinds = ("allocated_bytes", "active_bytes", "reserved_bytes")
-    stats = {f"{kind}.all.current": now for kind in kinds} | {f"{kind}.all.peak": peak for kind in kinds}
-    return stats | {"num_alloc_retries": 0, "num_ooms": 0}
+    sizes = {
+        f"{kind}.all.{when}": size
+        for kind in ("allocated_bytes", "active_bytes", "reserved_bytes", "requested_bytes")
+        for when, size in (("current", now), ("peak", peak))
+    }
+    counts = {
+        f"{kind}.all.{when}": 0
+        for kind in ("allocation", "segment", "active", "inactive_split")
+        for when in ("current", "peak", "allocated", "freed")
+    }
+    return sizes | counts | {"num_alloc_retries": 0, "num_ooms": 0}
 
 
 def _nothing() -> Callable[..., None]:
@@ -195,7 +209,10 @@ CUDA: dict[str, str | None] = {
     "default_generators": None,
 }
 # Modules that import torch.cuda._lazy_call by name, in case they were imported before.
-BINDS_LAZY_CALL = {"megatron.core.tensor_parallel.random", "megatron.core.distributed.fsdp.src.megatron_fsdp.utils"}
+BINDS_LAZY_CALL = {
+    "megatron.core.tensor_parallel.random",
+    "megatron.core.distributed.fsdp.src.megatron_fsdp.utils",
+}
 TENSOR_TYPE = Target("torch:Tensor.type")
 TENSOR_CUDA = Target("torch:Tensor.cuda")
 MODULE_CUDA = Target("torch.nn:Module.cuda", "self device")
@@ -326,6 +343,10 @@ def install() -> None:
 
     TENSOR_TYPE.replace(cuda_type)
     _send_cuda_tensors_to_cpu()
+    # Megatron warns where the CPU's generator moves while the "GPU's" is in use; here they are one.
+    logging.getLogger("megatron.core.tensor_parallel.random").addFilter(
+        lambda record: "CPU RNG state changed" not in record.msg
+    )
     # Compiling small kernels takes minutes on a CPU, needs a C++ compiler, and gains nothing here.
     torch.compiler.set_stance("force_eager")
     if os.environ.get("RANK", "0") == "0":

@@ -62,7 +62,13 @@ class Server:
                     _kill(pid)
 
     def _start(
-        self, job: int, folder: Path, call: tuple[str, str, bytes], world_size: int, env: dict[str, str], patched: bool
+        self,
+        job: int,
+        folder: Path,
+        call: tuple[str, str, bytes],
+        world_size: int,
+        env: dict[str, str],
+        patched: bool,
     ) -> None:
         fault = _unsafe_to_fork()
         if fault:
@@ -122,7 +128,9 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _be_rank(rank: int, folder: Path, call: tuple[str, str, bytes], env: Mapping[str, str], patched: bool) -> None:
+def _be_rank(
+    rank: int, folder: Path, call: tuple[str, str, bytes], env: Mapping[str, str], patched: bool
+) -> None:
     """Runs the function in this forked process; never returns."""
     code = 1
     try:
