@@ -12,9 +12,17 @@ __all__ = ["command"]
 @click.command()
 @click.argument("run")
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
-@click.option("--print-command", is_flag=True, help="Print the launch line and Megatron's arguments; start nothing.")
-@click.option("--dry-run", is_flag=True, help="Check recipe, mix and start; say what would happen; start nothing.")
-@click.option("--prepare", is_flag=True, help="Write the run folder and launch.json only; a job script starts the ranks.")
+@click.option(
+    "--print-command", is_flag=True, help="Print the launch line and Megatron's arguments; start nothing."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Check recipe, mix and start; say what would happen; start nothing."
+)
+@click.option(
+    "--prepare",
+    is_flag=True,
+    help="Write the run folder and launch.json only; a job script starts the ranks.",
+)
 @click.option("--take-over", is_flag=True, help="Claim the run although writer.json names another process.")
 def command(
     run: str, overrides: tuple[str, ...], print_command: bool, dry_run: bool, prepare: bool, take_over: bool
@@ -60,5 +68,7 @@ def command(
     if reached >= recipe.schedule.steps:
         click.echo(f"finished at step {reached}: {folder.checkpoints}")
     else:
-        click.echo(f"stopped at step {reached} of {recipe.schedule.steps}; `emma train {run}` goes on from there")
+        click.echo(
+            f"stopped at step {reached} of {recipe.schedule.steps}; `emma train {run}` goes on from there"
+        )
     return code

@@ -78,14 +78,35 @@ def megatron_arguments(
 def _model(recipe: Recipe, boundary: DocumentBoundary) -> list[str]:
     model = recipe.model
     if model.rope_theta != int(model.rope_theta):
-        raise RecipeError("model.rope_theta", f"{model.rope_theta} is no whole number", "Megatron takes whole numbers only")
+        raise RecipeError(
+            "model.rope_theta", f"{model.rope_theta} is no whole number", "Megatron takes whole numbers only"
+        )
     arguments = [
-        *("--num-layers", model.layers, "--hidden-size", model.hidden_size, "--ffn-hidden-size", model.ffn_hidden_size),
+        *(
+            "--num-layers",
+            model.layers,
+            "--hidden-size",
+            model.hidden_size,
+            "--ffn-hidden-size",
+            model.ffn_hidden_size,
+        ),
         *("--num-attention-heads", model.attention_heads, "--kv-channels", model.channels),
         *("--group-query-attention", "--num-query-groups", model.query_groups),
-        *("--seq-length", recipe.batch.sequence_length, "--max-position-embeddings", model.max_position_embeddings),
+        *(
+            "--seq-length",
+            recipe.batch.sequence_length,
+            "--max-position-embeddings",
+            model.max_position_embeddings,
+        ),
         *("--position-embedding-type", "rope", "--rotary-base", int(model.rope_theta)),
-        *("--normalization", "RMSNorm", "--norm-epsilon", model.norm_epsilon, "--swiglu", "--disable-bias-linear"),
+        *(
+            "--normalization",
+            "RMSNorm",
+            "--norm-epsilon",
+            model.norm_epsilon,
+            "--swiglu",
+            "--disable-bias-linear",
+        ),
         *("--attention-dropout", 0.0, "--hidden-dropout", 0.0, "--init-method-std", model.init_std),
         *("--vocab-size", model.vocab_size, "--make-vocab-size-divisible-by", model.vocab_padding),
         *("--tokenizer-type", "NullTokenizer", "--null-tokenizer-eod-id", boundary.end_of_text),
@@ -121,7 +142,14 @@ def _layout(recipe: Recipe) -> list[str]:
         arguments += ["--recompute-granularity", "selective"]
     elif p.recompute == "full":
         layers = p.recompute_layers or recipe.model.layers // p.pipeline
-        arguments += ["--recompute-granularity", "full", "--recompute-method", "block", "--recompute-num-layers", layers]
+        arguments += [
+            "--recompute-granularity",
+            "full",
+            "--recompute-method",
+            "block",
+            "--recompute-num-layers",
+            layers,
+        ]
     return [str(argument) for argument in arguments]
 
 
@@ -130,7 +158,9 @@ def _precision(recipe: Recipe) -> list[str]:
     arguments: list[object] = []
     if precision.compute == "bf16":
         arguments.append("--bf16")
-        arguments.append("--accumulate-allreduce-grads-in-fp32" if precision.grad_reduce_fp32 else "--grad-reduce-in-bf16")
+        arguments.append(
+            "--accumulate-allreduce-grads-in-fp32" if precision.grad_reduce_fp32 else "--grad-reduce-in-bf16"
+        )
     if precision.fp8 is not None:
         arguments += ["--fp8-format", precision.fp8_format, "--fp8-recipe", precision.fp8]
         if precision.fp8 == "delayed":
@@ -144,7 +174,13 @@ def _precision(recipe: Recipe) -> list[str]:
             arguments += ["--num-layers-at-end-in-bf16", count]
     states = (optimizer.exp_avg_dtype, optimizer.exp_avg_sq_dtype, optimizer.main_params_dtype)
     if any(state != "fp32" for state in states):
-        arguments += ["--use-precision-aware-optimizer", "--exp-avg-dtype", states[0], "--exp-avg-sq-dtype", states[1]]
+        arguments += [
+            "--use-precision-aware-optimizer",
+            "--exp-avg-dtype",
+            states[0],
+            "--exp-avg-sq-dtype",
+            states[1],
+        ]
         arguments += ["--main-params-dtype", states[2]]
     return [str(argument) for argument in arguments]
 
@@ -153,10 +189,31 @@ def _schedule(recipe: Recipe) -> list[str]:
     schedule, optimizer = recipe.schedule, recipe.optimizer
     style = "WSD" if schedule.decay == "wsd" else schedule.decay
     arguments = [
-        *("--train-iters", schedule.steps, "--lr", schedule.learning_rate, "--min-lr", schedule.min_learning_rate),
-        *("--lr-warmup-iters", schedule.warmup_steps, "--lr-decay-style", style, "--lr-decay-iters", schedule.steps),
+        *(
+            "--train-iters",
+            schedule.steps,
+            "--lr",
+            schedule.learning_rate,
+            "--min-lr",
+            schedule.min_learning_rate,
+        ),
+        *(
+            "--lr-warmup-iters",
+            schedule.warmup_steps,
+            "--lr-decay-style",
+            style,
+            "--lr-decay-iters",
+            schedule.steps,
+        ),
         *("--optimizer", "adam", "--adam-beta1", optimizer.beta1, "--adam-beta2", optimizer.beta2),
-        *("--adam-eps", optimizer.epsilon, "--weight-decay", optimizer.weight_decay, "--clip-grad", optimizer.clip_grad),
+        *(
+            "--adam-eps",
+            optimizer.epsilon,
+            "--weight-decay",
+            optimizer.weight_decay,
+            "--clip-grad",
+            optimizer.clip_grad,
+        ),
         *("--seed", recipe.seed),
         # Padding and document ends make micro-batches differ in tokens that count; the loss is the mean over tokens
         # of the whole global batch, whatever the layout.

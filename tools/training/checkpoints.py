@@ -144,6 +144,11 @@ def resolve_start(checkpoint: str, step: int | None) -> StartPoint:
         reason = broken.get(step, f"it is not there; complete are {complete or 'none'}")
         raise UserError(f"start.step: {step} of {folder} cannot be used: {reason}")
     if not complete:
-        reasons = "; ".join(f"iter_{s:07d}: {why}" for s, why in broken.items()) or "it holds no iter_NNNNNNN folder"
-        raise UserError(f"start.checkpoint: no complete checkpoint in {folder} ({reasons}). Fix: write it anew")
+        reasons = (
+            "; ".join(f"iter_{s:07d}: {why}" for s, why in broken.items())
+            or "it holds no iter_NNNNNNN folder"
+        )
+        raise UserError(
+            f"start.checkpoint: no complete checkpoint in {folder} ({reasons}). Fix: write it anew"
+        )
     return StartPoint(folder, step if step is not None else complete[-1])

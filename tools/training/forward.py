@@ -14,13 +14,15 @@ from megatron.core.utils import flatten_batch_for_packed_sequences, get_batch_on
 
 __all__ = ["LOSS", "ForwardStep", "loss_sum"]
 
-Batch = dict[str, torch.Tensor | None]
+Batch = dict[str, Any]
 
 LOSS = "lm loss"
 """Megatron's name of the loss, in logs and TensorBoard."""
 
 
-def loss_sum(loss_mask: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+def loss_sum(
+    loss_mask: torch.Tensor, output: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Loss of a micro-batch in the form that `--calculate-per-token-loss` wants.
 
     Args:

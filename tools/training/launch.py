@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 import orjson
+from tqdm import tqdm
 
 from recipes.errors import CheckFailedError
 from recipes.files import read_json
@@ -30,9 +31,23 @@ def launch_command(recipe: Recipe, run: RunFolder, logs: str) -> list[str]:
     if recipe.cluster.launcher == "srun":
         # No torchrun below: it would swallow Slurm's signals and kill saving ranks.
         output = f"--output={logs}/rank-%t.log"
-        return ["srun", "--kill-on-bad-exit=1", output, sys.executable, "-m", "tools.training.worker", str(run.path)]
+        return [
+            "srun",
+            "--kill-on-bad-exit=1",
+            output,
+            sys.executable,
+            "-m",
+            "tools.training.worker",
+            str(run.path),
+        ]
     return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={recipe.cluster.gpus_per_node}"),
+        *(
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={recipe.cluster.gpus_per_node}",
+        ),
         *(f"--shutdown-timeout={SHUTDOWN_SECONDS}", f"--log-dir={logs}", "--redirects=3"),
         *("-m", "tools.training.worker", str(run.path)),
     ]
@@ -91,7 +106,10 @@ def _watch(child: subprocess.Popen[bytes], recipe: Recipe, run: RunFolder) -> No
     """Shows a bar over steps until the ranks end, fed by new lines of `metrics.jsonl`."""
     position = run.metrics_file.stat().st_size if run.metrics_file.is_file() else 0
     first = run.latest_step()
-    with progress(total=recipe.schedule.steps, initial=first, unit="step", desc=recipe.name, smoothing=0.05) as bar:
+    bar: tqdm[int] = progress(
+        total=recipe.schedule.steps, initial=first, unit="step", desc=recipe.name, smoothing=0.05
+    )
+    with bar:
         while True:
             ended = child.poll() is not None
             if run.metrics_file.is_file():
@@ -105,7 +123,9 @@ def _watch(child: subprocess.Popen[bytes], recipe: Recipe, run: RunFolder) -> No
                         if "loss" in row:
                             bar.update(max(0, row["step"] - bar.n))
                             speed = f"{row['tokens_per_second_per_gpu']:,.0f}"
-                            bar.set_postfix_str(f"loss {row['loss']:.3f}, {speed} tokens/s/GPU", refresh=False)
+                            bar.set_postfix_str(
+                                f"loss {row['loss']:.3f}, {speed} tokens/s/GPU", refresh=False
+                            )
             if ended:
                 return
             time.sleep(0.2)

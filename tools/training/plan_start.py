@@ -44,7 +44,9 @@ def check_mix(recipe: Recipe) -> MixInfo:
     unknown = sorted(set(recipe.validation.groups or []) - set(mix.groups))
     if unknown:
         raise RecipeError(
-            "validation.groups", f"`{unknown[0]}` is no group of {folder}", f"use some of {', '.join(sorted(mix.groups))}"
+            "validation.groups",
+            f"`{unknown[0]}` is no group of {folder}",
+            f"use some of {', '.join(sorted(mix.groups))}",
         )
     return mix
 

@@ -103,7 +103,9 @@ class RunFolder:
         )
         write_recipe(recipe, self.recipe_file)
         launches = self.read_environment().get("launches", [])
-        write_json(self.environment_file, {**environment(recipe), "launches": [*launches, _launch_record(launch)]})
+        write_json(
+            self.environment_file, {**environment(recipe), "launches": [*launches, _launch_record(launch)]}
+        )
         write_json(self.launch_file, asdict(launch))
         self.state_file.unlink(missing_ok=True)
         return launch
@@ -127,7 +129,9 @@ class RunFolder:
         before = _flat(load_recipe(self.path).to_dict())
         after = _flat(recipe.to_dict())
         for key in sorted(before.keys() | after.keys()):
-            if before.get(key) == after.get(key) or any(key == k or key.startswith(f"{k}.") for k in _MAY_CHANGE):
+            if before.get(key) == after.get(key) or any(
+                key == k or key.startswith(f"{k}.") for k in _MAY_CHANGE
+            ):
                 continue
             raise UserError(
                 f"{self.recipe_file}: this run has {key} = {before.get(key)!r}, the recipe now says {after.get(key)!r}. "
@@ -137,18 +141,20 @@ class RunFolder:
 
     def _load_plan(self, recipe: Recipe) -> LoadPlan:
         complete = complete_steps(self.checkpoints)
-        for step, reason in incomplete_steps(self.checkpoints).items():
-            if not complete or step > complete[-1]:
-                print(f"passing over checkpoint iter_{step:07d}: {reason}", file=sys.stderr)
+        for broken, reason in incomplete_steps(self.checkpoints).items():
+            if not complete or broken > complete[-1]:
+                print(f"passing over checkpoint iter_{broken:07d}: {reason}", file=sys.stderr)
         if complete:
             return LoadPlan("resume", str(self.checkpoints), complete[-1])
         if recipe.start.mode == "scratch":
             return LoadPlan("scratch")
         point = resolve_start(str(recipe.start.checkpoint), recipe.start.step)
         # `--ckpt-step 0` would be read as "none given"; an imported checkpoint is found by its tracker file.
-        step = point.step or None
+        step: int | None = point.step or None
         if step is None and (point.folder / TRACKER).read_text().strip() not in ("0", "release"):
-            raise UserError(f"start.step: {point.folder}/{TRACKER} names another step than 0; give the step to start from")
+            raise UserError(
+                f"start.step: {point.folder}/{TRACKER} names another step than 0; give the step to start from"
+            )
         return LoadPlan(recipe.start.mode, str(point.folder), step)
 
     def _check_writer(self, take_over: bool) -> None:
@@ -187,7 +193,12 @@ def environment(recipe: Recipe) -> dict[str, Any]:
 
 
 def _launch_record(launch: Launch) -> dict[str, Any]:
-    return {"number": launch.number, "started": now(), "load": asdict(launch.load), "host": socket.gethostname()}
+    return {
+        "number": launch.number,
+        "started": now(),
+        "load": asdict(launch.load),
+        "host": socket.gethostname(),
+    }
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

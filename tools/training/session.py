@@ -114,7 +114,13 @@ class Session:
     # --- seams --------------------------------------------------------------------------------------------------
 
     def _load_checkpoint(
-        self, original: Callable[..., Any], ddp_model: Any, optimizer: Any, scheduler: Any, *rest: Any, **named: Any
+        self,
+        original: Callable[..., Any],
+        ddp_model: Any,
+        optimizer: Any,
+        scheduler: Any,
+        *rest: Any,
+        **named: Any,
     ) -> tuple[int, float]:
         iteration, flops = original(ddp_model, optimizer, scheduler, *rest, **named)
         if self.launch.load.mode != "phase":
@@ -129,7 +135,15 @@ class Session:
         args.consumed_train_samples = args.consumed_valid_samples = args.skipped_train_samples = 0
         return 0, 0
 
-    def _train(self, original: Callable[..., Any], forward_step: Any, model: Any, optimizer: Any, *rest: Any, **named: Any) -> Any:
+    def _train(
+        self,
+        original: Callable[..., Any],
+        forward_step: Any,
+        model: Any,
+        optimizer: Any,
+        *rest: Any,
+        **named: Any,
+    ) -> Any:
         self._learning_rate = training.get_canonical_lr_for_logging(optimizer.param_groups)
         if get_args().iteration == 0 and self.recipe.validation.at_start:
             self._validate(model, 0)
@@ -173,7 +187,13 @@ class Session:
         return result
 
     def _post_training_step_callbacks(
-        self, original: Callable[..., Any], model: Any, optimizer: Any, scheduler: Any, iteration: int, *rest: Any
+        self,
+        original: Callable[..., Any],
+        model: Any,
+        optimizer: Any,
+        scheduler: Any,
+        iteration: int,
+        *rest: Any,
     ) -> Any:
         if iteration % self.recipe.validation.interval == 0 or iteration == self.recipe.schedule.steps:
             timers, args = get_timers(), get_args()
@@ -187,7 +207,9 @@ class Session:
             timers("interval-time", log_level=0).start(barrier=True)
         return original(model, optimizer, scheduler, iteration, *rest)
 
-    def _save_checkpoint_and_time(self, original: Callable[..., Any], iteration: int, *rest: Any, **named: Any) -> None:
+    def _save_checkpoint_and_time(
+        self, original: Callable[..., Any], iteration: int, *rest: Any, **named: Any
+    ) -> None:
         begun = time.perf_counter()
         self._check_claim(iteration)
         original(iteration, *rest, **named)
@@ -195,7 +217,9 @@ class Session:
             self._mark()
         self._paused += time.perf_counter() - begun
 
-    def _maybe_finalize_async_save(self, original: Callable[..., Any], blocking: bool = False, *rest: Any, **named: Any) -> None:
+    def _maybe_finalize_async_save(
+        self, original: Callable[..., Any], blocking: bool = False, *rest: Any, **named: Any
+    ) -> None:
         original(blocking, *rest, **named)
         if self.recipe.checkpoint.asynchronous:
             self._mark()

@@ -35,7 +35,12 @@ class Evaluator:
     def __init__(
         self, groups: Mapping[str, Dataset[Any]], micro_batch: int, sequence_length: int, samples: int | None
     ) -> None:
-        self.groups, self.micro_batch, self.sequence_length, self.samples = groups, micro_batch, sequence_length, samples
+        self.groups, self.micro_batch, self.sequence_length, self.samples = (
+            groups,
+            micro_batch,
+            sequence_length,
+            samples,
+        )
 
     @torch.no_grad()
     def __call__(self, model: list[torch.nn.Module]) -> dict[str, float]:

@@ -40,7 +40,9 @@ class _Mask:
     def __init__(self, real: int) -> None:
         self.real = real
 
-    def __call__(self, layer: torch.nn.Module, inputs: Any, output: tuple[torch.Tensor, Any]) -> tuple[torch.Tensor, Any]:
+    def __call__(
+        self, layer: torch.nn.Module, inputs: Any, output: tuple[torch.Tensor, Any]
+    ) -> tuple[torch.Tensor, Any]:
         logits, bias = output
         padding = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
         padding[self.real :] = True

@@ -57,14 +57,20 @@ def train(folder: Path) -> None:
     launch, mix = run.read_launch(), read_mix(recipe.mix_folder)
     boundary = DocumentBoundary(end_of_text=mix.eos_id)
     tensorboard = run.tensorboard if recipe.logging.tensorboard else None
-    sys.argv = ["emma-train", *megatron_arguments(recipe, launch.load, boundary, run.checkpoints, tensorboard)]
+    sys.argv = [
+        "emma-train",
+        *megatron_arguments(recipe, launch.load, boundary, run.checkpoints, tensorboard),
+    ]
     args = parse_and_validate_args()
     model_config = gpt_config_from_args(args)
     if recipe.model.rope_scaling is not None:
         from megatron_patches.rope_scaling import RopeScaling, set_rope_scaling
 
         set_rope_scaling(model_config, RopeScaling(**recipe.model.rope_scaling.model_dump()))
-    model_config.pre_wrap_hooks = [*model_config.pre_wrap_hooks, partial(mask_padding, vocab_size=recipe.model.vocab_size)]
+    model_config.pre_wrap_hooks = [
+        *model_config.pre_wrap_hooks,
+        partial(mask_padding, vocab_size=recipe.model.vocab_size),
+    ]
     session = Session(recipe, run, launch, mix)
     session.install()
     try:
@@ -87,7 +93,10 @@ def _rank_from_slurm() -> None:
         return
     env = os.environ
     listed = subprocess.run(
-        ["scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
+        ["scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     env.setdefault("MASTER_ADDR", listed.stdout.split()[0])
     # Jobs that share a node must not meet on one port.

@@ -85,6 +85,8 @@ def test_the_claim_of_a_dead_process_is_no_obstacle(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     run = RunFolder(recipe.run_folder)
     run.prepare(recipe)
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
+    )
     write_json(run.writer_file, {"writer": "x", "host": socket.gethostname(), "pid": int(dead.stdout)})
     assert run.prepare(recipe).number == 2

@@ -1,0 +1,119 @@
+"""The same base model and mix give the same losses in every layout, with Megatron's real loop on CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recipes.files import read_json
+from tests.tools.training.conftest import Small
+from tests.training_run import losses, train_run, validation
+from tools.training.metrics import read_metrics
+from tools.training.run_folder import RunFolder
+
+LAYOUTS = {
+    "tp2": (2, "{tensor: 2, sequence: true}"),
+    "pp2": (2, "{pipeline: 2}"),
+    "tp2-pp2": (4, "{tensor: 2, pipeline: 2, sequence: true}"),
+    "pp2-vpp2": (2, "{pipeline: 2, virtual_pipeline: 2}"),
+    "dp2": (2, "{}"),
+}
+
+
+@pytest.fixture(scope="module")
+def reference(make_small: Callable[[int], Small]) -> RunFolder:
+    return train_run(make_small(10).recipe("tp1-pp1"))
+
+
+def test_the_loss_falls(reference: RunFolder) -> None:
+    course = losses(reference)
+    assert sorted(course) == list(range(1, 11))
+    assert course[10] < course[1] - 0.1
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_agree(name: str, reference: RunFolder, make_small: Callable[[int], Small]) -> None:
+    ranks, parallelism = LAYOUTS[name]
+    recipe = make_small(10).recipe(name, f"cluster.gpus_per_node={ranks}", f"parallelism={parallelism}")
+    run = train_run(recipe)
+    assert losses(run) == pytest.approx(losses(reference), abs=1e-4)
+    for step, groups in validation(reference).items():
+        assert validation(run)[step] == pytest.approx(groups, abs=1e-4)
+
+
+def test_a_padded_vocabulary_has_no_part_in_the_loss(
+    reference: RunFolder, make_small: Callable[[int], Small]
+) -> None:
+    """512 tokens in 560 and 896 rows: without the mask each padded row would add exp(0) to the softmax."""
+    padded = train_run(make_small(10).recipe("padded", "model.vocab_padding=80", "schedule.steps=10"))
+    split = make_small(10).recipe(
+        "padded-tp2", "model.vocab_padding=448", "cluster.gpus_per_node=2", "parallelism.tensor=2"
+    )
+    assert losses(padded) == pytest.approx(losses(reference), abs=1e-4)
+    assert losses(train_run(split)) == pytest.approx(losses(reference), abs=1e-4)
+
+
+def test_bf16_trains(make_small: Callable[[int], Small]) -> None:
+    course = losses(train_run(make_small(10).recipe("bf16", "precision={name: bf16, compute: bf16}")))
+    assert course[10] < course[1] - 0.1
+
+
+def test_the_run_folder_holds_what_others_read(reference: RunFolder) -> None:
+    rows, checks = read_metrics(reference.metrics_file)
+    assert {
+        "step",
+        "consumed_samples",
+        "consumed_tokens",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "tokens_per_second_per_gpu",
+        "tflops_per_gpu_causal",
+        "mfu",
+        "memory_gib",
+        "data_wait_ms",
+        "skipped",
+    } == set(rows[0])
+    assert rows[-1]["consumed_samples"] == 80 and rows[-1]["consumed_tokens"] == 80 * 32
+    assert [row["step"] for row in checks] == [0, 5, 10]
+    assert all(row["tokens_per_second_per_gpu"] > 0 for row in rows)
+    mark = read_json(reference.checkpoints / "iter_0000010" / "complete.json")
+    assert mark["step"] == 10 and mark["consumed_tokens"] == 80 * 32 and mark["files"]
+    assert read_json(reference.state_file)["state"] == "finished"
+
+
+def test_warmup_starts_the_learning_rate_at_zero_and_decay_ends_at_the_minimum(reference: RunFolder) -> None:
+    rate = {row["step"]: row["learning_rate"] for row in read_metrics(reference.metrics_file)[0]}
+    assert rate[1] == 0 and rate[2] == pytest.approx(1.5e-3) and rate[3] == pytest.approx(3e-3)
+    assert 1e-4 <= rate[10] < 5e-4
+
+
+def test_validation_equals_a_direct_sum_with_transformers(
+    make_small: Callable[[int], Small], base_model: Path
+) -> None:
+    """Mean over the tokens of each group before the first step, against `transformers` sample by sample."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from tests.tools.training.samples import validation_samples
+
+    small = make_small(10)
+    layout = [
+        "cluster.gpus_per_node=4",
+        "parallelism={tensor: 2, pipeline: 2}",
+        "batch.document_masking=false",
+    ]
+    recipe = small.recipe("unmasked", *layout)
+    ours = validation(train_run(recipe))[0]
+    model = LlamaForCausalLM.from_pretrained(base_model, dtype=torch.float32)
+    for group, samples in validation_samples(recipe.mix_folder, 32).items():
+        total = count = 0.0
+        for sample in samples:
+            with torch.no_grad():
+                logits = model(sample["tokens"][None]).logits[0]
+            loss = torch.nn.functional.cross_entropy(logits, sample["labels"], reduction="none")
+            total += float((loss * sample["loss_mask"]).sum())
+            count += float(sample["loss_mask"].sum())
+        assert ours[group] == pytest.approx(total / count, abs=1e-5), group
