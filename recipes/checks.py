@@ -25,6 +25,20 @@ REFUSED_MEGATRON_ARGS = {
     "train-iters": "it is schedule.steps",
     "train-samples": "it is schedule.steps × batch.global",
     "override-opt-param-scheduler": "the learning rate of a phase is taken from the recipe already",
+    # What plan, sample arithmetic and logs read from the sections must not differ in the loop.
+    "tensor-model-parallel-size": "it is parallelism.tensor",
+    "pipeline-model-parallel-size": "it is parallelism.pipeline",
+    "context-parallel-size": "it is parallelism.context",
+    "micro-batch-size": "it is batch.micro",
+    "global-batch-size": "it is batch.global",
+    "rampup-batch-size": "steps × batch.global would no longer be the number of samples",
+    "seq-length": "it is batch.sequence_length",
+    "lr": "it is schedule.learning_rate",
+    "min-lr": "it is schedule.min_learning_rate",
+    "seed": "it is the recipe's seed",
+    "fp8-format": "it is precision.fp8_format",
+    "fp8-recipe": "it is precision.fp8",
+    "fp16": "its loss scaling is not supported; see precision.compute",
 }
 
 
@@ -38,9 +52,36 @@ def check_combination(recipe: Recipe, origin: Callable[[Sequence[str | int]], st
     Raises:
         RecipeError: the first combination that cannot work.
     """
-    for faults in (_layout, _batch, _precision, _optimizer, _passed_through):
+    for faults in (
+        _cluster,
+        _layout,
+        _recompute,
+        _distribution,
+        _batch,
+        _precision,
+        _optimizer,
+        _checkpoint,
+        _passed_through,
+    ):
         for key, problem, fix in faults(recipe):
             raise RecipeError(key, problem, fix, origin(key.split(".")))
+
+
+def _cluster(recipe: Recipe) -> Iterator[Fault]:
+    cluster, p = recipe.cluster, recipe.parallelism
+    if cluster.launcher == "torchrun" and cluster.nodes > 1:
+        yield (
+            "cluster.launcher",
+            f"torchrun starts the ranks of one machine, the cluster has {cluster.nodes} nodes",
+            "use srun",
+        )
+    if p.tensor > cluster.gpus_per_node:
+        yield (
+            "parallelism.tensor",
+            f"{p.tensor} is more than the {cluster.gpus_per_node} GPUs of a node: every layer would wait for the network "
+            "four times",
+            f"use at most {cluster.gpus_per_node}, and pipeline parallelism across nodes",
+        )
 
 
 def _layout(recipe: Recipe) -> Iterator[Fault]:
@@ -96,18 +137,34 @@ def _layout(recipe: Recipe) -> Iterator[Fault]:
             f"context parallelism ({p.context}) needs Transformer Engine's attention, so a GPU; the cluster is `cpu`",
             "set context to 1",
         )
+    if p.context > 1 and recipe.batch.document_masking:
+        yield (
+            "parallelism.context",
+            f"context parallelism ({p.context}) cuts every document into {2 * p.context} equal parts, which documents of "
+            "any length don't have: it cannot mask documents",
+            "set context to 1 (tensor 2 with sequence: true saves as much memory), or batch.document_masking to false",
+        )
+
+
+def _recompute(recipe: Recipe) -> Iterator[Fault]:
+    p = recipe.parallelism
+    chunk = recipe.model.layers // (p.pipeline * p.virtual_pipeline)
     if p.recompute_layers is not None and p.recompute != "full":
         yield (
             "parallelism.recompute_layers",
             f"it goes with recompute: full, not {p.recompute}",
             "remove it or set recompute: full",
         )
-    if p.recompute_layers is not None and p.recompute_layers > model.layers // p.pipeline:
+    if p.recompute_layers is not None and p.recompute_layers > chunk:
         yield (
             "parallelism.recompute_layers",
-            f"{p.recompute_layers} is more than the {model.layers // p.pipeline} layers of a pipeline stage",
-            "use at most the layers of a stage",
+            f"{p.recompute_layers} is more than the {chunk} layers of a pipeline stage's model chunk",
+            f"use at most {chunk}",
         )
+
+
+def _distribution(recipe: Recipe) -> Iterator[Fault]:
+    p = recipe.parallelism
     if p.overlap_param_gather and not (p.distributed_optimizer and p.overlap_grad_reduce):
         yield (
             "parallelism.overlap_param_gather",
@@ -179,12 +236,48 @@ def _precision(recipe: Recipe) -> Iterator[Fault]:
         )
     if precision.fp8 == "blockwise" and device == "b200":
         yield ("precision.fp8", "blockwise scaling is Hopper's, the cluster has `b200`", "use mxfp8")
+    if precision.fp8_params and not recipe.parallelism.distributed_optimizer:
+        yield (
+            "precision.fp8_params",
+            "weights kept in FP8 need parallelism.distributed_optimizer, which holds their exact copy",
+            "turn it on, or fp8_params off",
+        )
+    stage = recipe.model.layers // recipe.parallelism.pipeline
+    if precision.first_last_layers_bf16 > stage:
+        yield (
+            "precision.first_last_layers_bf16",
+            f"{precision.first_last_layers_bf16} is more than the {stage} layers of a pipeline stage",
+            f"use at most {stage}",
+        )
+    yield from _fp8_shapes(recipe)
     if 2 * precision.first_last_layers_bf16 >= recipe.model.layers:
         yield (
             "precision.first_last_layers_bf16",
             f"{precision.first_last_layers_bf16} at either end leave no layer of {recipe.model.layers} in FP8",
             "lower it",
         )
+
+
+def _fp8_shapes(recipe: Recipe) -> Iterator[Fault]:
+    """FP8 matrix products of Transformer Engine want multiples of 16 (blockwise: of 128) in every dimension."""
+    model, p, batch = recipe.model, recipe.parallelism, recipe.batch
+    unit = 128 if recipe.precision.fp8 == "blockwise" else 16
+    rows = batch.micro * batch.sequence_length // (p.context * (p.tensor if p.sequence else 1))
+    sizes = {
+        "model.hidden_size": (model.hidden_size, ""),
+        "model.ffn_hidden_size": (
+            model.ffn_hidden_size // p.tensor,
+            f" on each of {p.tensor} tensor-parallel ranks",
+        ),
+        "batch.sequence_length": (rows, " tokens a microbatch and rank"),
+    }
+    for key, (size, where) in sizes.items():
+        if size % unit:
+            yield (
+                key,
+                f"{size}{where} is not a multiple of {unit}, which {recipe.precision.fp8} FP8 needs",
+                "change it, or use precision bf16",
+            )
 
 
 def _optimizer(recipe: Recipe) -> Iterator[Fault]:
@@ -203,7 +296,18 @@ def _optimizer(recipe: Recipe) -> Iterator[Fault]:
                 f"states in {', '.join(kinds)} need parallelism.distributed_optimizer",
                 "turn it on or use fp32",
             )
-    if recipe.checkpoint.asynchronous and recipe.cluster.device == "cpu":
+
+
+def _checkpoint(recipe: Recipe) -> Iterator[Fault]:
+    checkpoint = recipe.checkpoint
+    if checkpoint.keep_every is not None and checkpoint.keep_every % checkpoint.interval:
+        yield (
+            "checkpoint.keep_every",
+            f"{checkpoint.keep_every} is not a multiple of checkpoint.interval ({checkpoint.interval}), so those steps are "
+            "never saved",
+            f"use a multiple of {checkpoint.interval}",
+        )
+    if checkpoint.asynchronous and recipe.cluster.device == "cpu":
         yield (
             "checkpoint.asynchronous",
             "saving in the background copies from GPU memory; the cluster is `cpu`",

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
 from recipes.checks import check_combination
-from recipes.compose import FOLDERS, ROOT, Composed, compose_file, compose_section, list_names, nearest
+from recipes.compose import ROOT, Composed, compose_file, compose_section, list_names, nearest
 from recipes.errors import RecipeError, UserError
 from recipes.files import write_text
 from recipes.schema import Recipe
