@@ -1,0 +1,183 @@
+"""Which checkpoint folder is meant, whether it is whole, and what model it holds. Needs no torch.
+
+An imported checkpoint describes itself in `model.yaml` beside its tensors; a checkpoint of a run is described by the
+run's `recipe.yaml`, two levels up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from checkpoints_conversion.config import TokenIds
+from checkpoints_conversion.tokenizer_files import special_tokens
+from recipes.compose import read_yaml
+from recipes.errors import UserError
+from recipes.files import atomic_write
+from recipes.manifest import FileRecord
+from recipes.schema.model import Model, Shape
+from tools.training.checkpoints import checkpoint_folder, complete_steps, incomplete_steps
+
+__all__ = ["SIDECAR_NAME", "Checkpoint", "find_checkpoint", "is_checkpoint", "write_sidecar"]
+
+SIDECAR_NAME = "model.yaml"
+TOKENIZER_FOLDER = "tokenizer"
+_STEP_NAME = re.compile(r"iter_(\d{7,})")
+_SHA256 = re.compile(r"^#.*sha256 ([0-9a-f]{64})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk.
+
+    Attributes:
+        folder: holds the `.distcp` files.
+        step: optimizer step; 0 for an imported one.
+        shape: the model.
+        tokens: special tokens of the released model.
+        tokenizer: folder with the tokenizer's files; None if the checkpoint knows of none.
+        huggingface: name of the base model on the Hub, if known.
+        recipe_sha256: fingerprint of the run's recipe; empty for an imported checkpoint.
+        description: the file that said all this.
+    """
+
+    folder: Path
+    step: int
+    shape: Shape
+    tokens: TokenIds
+    tokenizer: Path | None
+    huggingface: str | None
+    recipe_sha256: str
+    description: Path
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a run's, a folder of Megatron checkpoints, or one such checkpoint."""
+    return (
+        (folder / ".metadata").is_file()
+        or (folder / "checkpoints").is_dir()
+        or any(_STEP_NAME.fullmatch(path.name) for path in folder.glob("iter_*"))
+    )
+
+
+def _step_folder(source: Path, step: int | None) -> tuple[Path, int]:
+    if not source.is_dir():
+        raise UserError(f"{source}: no such folder")
+    if name := _STEP_NAME.fullmatch(source.absolute().name):
+        here = int(name[1])
+        if step not in (None, here):
+            raise UserError(f"{source} is step {here}, not {step}; name the folder above it, or leave out --step")
+        root, step = source.absolute().parent, here
+    else:
+        root = source / "checkpoints" if (source / "checkpoints").is_dir() else source
+    complete, broken = complete_steps(root), incomplete_steps(root)
+    if step is not None and step in complete:
+        return checkpoint_folder(root, step), step
+    if step is not None:
+        reason = broken.get(step, f"it is not there; complete are {_listed(complete)}")
+        raise UserError(f"step {step} of {root} cannot be used: {reason}")
+    if not complete:
+        faults = "; ".join(f"step {number}: {why}" for number, why in broken.items())
+        raise UserError(f"{root}: no complete checkpoint ({faults or 'no folder iter_NNNNNNN in it'})")
+    return checkpoint_folder(root, complete[-1]), complete[-1]
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps)) or "none"
+
+
+def find_checkpoint(source: Path, step: int | None = None, *, tokenizer: Path | None = None) -> Checkpoint:
+    """Finds a checkpoint and what it holds.
+
+    Args:
+        source: a run folder, a folder of checkpoints, or one checkpoint folder `iter_NNNNNNN`.
+        step: which; default the latest complete one.
+        tokenizer: folder with tokenizer files, instead of the one that the checkpoint's description names.
+
+    Raises:
+        UserError: there is none, the step is incomplete (with what is missing), or nothing describes its model.
+    """
+    folder, number = _step_folder(source, step)
+    sidecar, recipe = folder / SIDECAR_NAME, folder.absolute().parent.parent / "recipe.yaml"
+    if sidecar.is_file():
+        return _from_sidecar(folder, number, sidecar, tokenizer)
+    if recipe.is_file():
+        return _from_recipe(folder, number, recipe, tokenizer)
+    raise UserError(
+        f"{folder}: neither {SIDECAR_NAME} in it nor {recipe}; without one of them the shape of the model is unknown. "
+        "Put the run's resolved recipe there (`emma recipe show RUN`)"
+    )
+
+
+def _from_sidecar(folder: Path, step: int, sidecar: Path, tokenizer: Path | None) -> Checkpoint:
+    values = read_yaml(sidecar).values
+    try:
+        own = folder / TOKENIZER_FOLDER
+        return Checkpoint(
+            folder,
+            step,
+            Shape.model_validate(values["shape"]),
+            TokenIds.from_dict(values["tokens"]),
+            tokenizer or (own if own.is_dir() else None),
+            values["huggingface"],
+            "",
+            sidecar,
+        )
+    except (KeyError, ValidationError) as error:
+        raise UserError(f"{sidecar}: not as the import wrote it ({error}); import the model again") from None
+
+
+def _from_recipe(folder: Path, step: int, recipe: Path, tokenizer: Path | None) -> Checkpoint:
+    try:
+        model = Model.model_validate(read_yaml(recipe).values["model"])
+    except (KeyError, ValidationError) as error:
+        raise UserError(f"{recipe}: its section `model` cannot be read ({error})") from None
+    files = tokenizer or Path(model.tokenizer.path)
+    with recipe.open(encoding="utf-8") as handle:
+        fingerprint = _SHA256.match(handle.readline())
+    return Checkpoint(
+        folder,
+        step,
+        model,
+        special_tokens(model.tokenizer, files, model.vocab_size),
+        files,
+        model.huggingface,
+        fingerprint[1] if fingerprint else "",
+        recipe,
+    )
+
+
+def write_sidecar(
+    folder: Path, shape: Shape, tokens: TokenIds, *, huggingface: str | None, source: Path, files: Sequence[FileRecord]
+) -> None:
+    """Writes `model.yaml` beside the tensors of an imported checkpoint.
+
+    Args:
+        folder: the checkpoint folder.
+        shape: the model.
+        tokens: special tokens of the base model.
+        huggingface: its name on the Hub, if known.
+        source: folder that it was imported from.
+        files: the files read there, with their hashes.
+    """
+    values: dict[str, Any] = {
+        "shape": shape.model_dump(include=set(Shape.model_fields)),
+        "tokens": tokens.as_dict(),
+        "huggingface": huggingface,
+        "source": {
+            "folder": str(source),
+            "files": [{"path": f.path, "bytes": f.bytes, "checksum": f.checksum} for f in files],
+        },
+    }
+    yaml = YAML(typ="safe")
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    with atomic_write(folder / SIDECAR_NAME, "w") as handle:
+        handle.write("# The model in this checkpoint, for conversion back. Written by the import; the hashes are SHA-256.\n")
+        yaml.dump(values, handle)

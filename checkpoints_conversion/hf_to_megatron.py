@@ -1,0 +1,269 @@
+"""Hugging Face → Megatron: each parameter is written as its slice of a global tensor, straight from the mapped file."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from argparse import Namespace
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoints_conversion.checkpoint import TOKENIZER_FOLDER, write_sidecar
+from checkpoints_conversion.config import TokenIds, check_same_shape, token_ids_from_hf
+from checkpoints_conversion.dtypes import dtype_name, parse_dtype
+from checkpoints_conversion.parameters import EMBEDDING, OUTPUT, Chunk, chunks, fuse_qkv, global_sizes
+from checkpoints_conversion.staging import check_free_space, staged_folder
+from checkpoints_conversion.tokenizer_files import copy_tokenizer, tokenizer_files
+from checkpoints_conversion.torch_dist_writer import Block, write_torch_dist
+from checkpoints_conversion.weights import HuggingFaceWeights
+from recipes.errors import UserError
+from recipes.files import write_json, write_text
+from recipes.manifest import FileRecord, Manifest
+from recipes.schema.model import Model, Shape
+from tools.progress import progress
+from tools.training.checkpoints import TRACKER, checkpoint_folder, mark_complete
+
+__all__ = ["convert", "plan"]
+
+_VOCABULARY_BLOCK = 256 << 20  # bytes of a block of the embedding, its largest tensor by far
+
+# Modules of a layer that keep an `_extra_state`, in Megatron's local and in its Transformer Engine implementation.
+_LAYER_EXTRA_STATES = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
+
+
+def _shape_to_write(base: Shape, model: Shape | None, source: Path) -> Shape:
+    if model is None:
+        return base
+    name = model.name if isinstance(model, Model) else "the given shape"
+    check_same_shape(base, model, str(source), name)
+    # What the network computes is the same; padding and context length are as the recipe has them.
+    return Shape.model_validate(model.model_dump(include=set(Shape.model_fields)))
+
+
+def _dtype(weights: HuggingFaceWeights, chunk: Chunk, cast: torch.dtype | None) -> torch.dtype | None:
+    found = {weights.dtype(name) for name in chunk.names}
+    if cast is not None and chunk.names:
+        return cast
+    if len(found) > 1:
+        names = ", ".join(f"{name} is {dtype_name(weights.dtype(name))}" for name in chunk.names)
+        raise UserError(f"{weights.folder}: {names}; Megatron stores them as one tensor: choose a type with --dtype")
+    return next(iter(found), None)
+
+
+def _blocks(weights: HuggingFaceWeights, shape: Shape, cast: torch.dtype | None) -> list[Block]:
+    """The blocks of the checkpoint, in the order of the network."""
+    sizes = global_sizes(shape)
+    dtypes: dict[str, torch.dtype] = {}
+    result = []
+    for chunk in chunks(shape):
+        dtype = _dtype(weights, chunk, cast) or dtypes[chunk.key]
+        if dtypes.setdefault(chunk.key, dtype) != dtype:
+            raise UserError(
+                f"{weights.folder}: {chunk.names[0]} is {dtype_name(dtype)}, in other layers it is "
+                f"{dtype_name(dtypes[chunk.key])}; Megatron stores them as one tensor: choose a type with --dtype"
+            )
+        for piece, first in _pieces(chunk, dtype):
+            opener = functools.partial(_open, weights, shape, piece, first, dtype)
+            result.append(Block(chunk.key, sizes[chunk.key], piece.offsets, piece.sizes, dtype, opener))
+    return result
+
+
+def _pieces(chunk: Chunk, dtype: torch.dtype) -> Iterator[tuple[Chunk, int]]:
+    """Cuts a block of the vocabulary into smaller ones; yields them with their first row within the block."""
+    if chunk.key not in (EMBEDDING, OUTPUT):
+        yield chunk, 0
+        return
+    rows, hidden = chunk.sizes
+    step = max(1, _VOCABULARY_BLOCK // (hidden * dtype.itemsize))
+    for first in range(0, rows, step):
+        size = (min(step, rows - first), hidden)
+        yield Chunk(chunk.key, (chunk.offsets[0] + first, 0), size, chunk.names), first
+
+
+@contextmanager
+def _open(
+    weights: HuggingFaceWeights, shape: Shape, chunk: Chunk, first: int, dtype: torch.dtype
+) -> Iterator[torch.Tensor]:
+    if not chunk.names:
+        yield torch.zeros(chunk.sizes, dtype=dtype)
+        return
+    with ExitStack() as stack:
+        parts = [stack.enter_context(weights.open(name)).to(dtype) for name in chunk.names]
+        if len(parts) > 1:
+            yield fuse_qkv(shape, parts).view(chunk.sizes)
+        elif len(chunk.sizes) == len(parts[0].shape):
+            yield parts[0][first : first + chunk.sizes[0]]
+        else:
+            yield parts[0].view(chunk.sizes)
+
+
+def _architecture(shape: Shape) -> Namespace:
+    """Megatron's arguments that describe the model, as `--use-checkpoint-args` reads them."""
+    return Namespace(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        seq_length=shape.max_position_embeddings,
+        max_position_embeddings=shape.max_position_embeddings,
+        num_attention_heads=shape.attention_heads,
+        group_query_attention=True,
+        num_query_groups=shape.query_groups,
+        kv_channels=shape.channels,
+        position_embedding_type="rope",
+        add_position_embedding=True,
+        use_rotary_position_embeddings=False,
+        rotary_base=shape.rope_theta,
+        rotary_percent=1.0,
+        rotary_interleaved=False,
+        use_rope_scaling=shape.rope_scaling is not None,
+        normalization="RMSNorm",
+        norm_epsilon=shape.norm_epsilon,
+        apply_layernorm_1p=False,
+        swiglu=True,
+        squared_relu=False,
+        add_bias_linear=False,
+        add_qkv_bias=False,
+        apply_query_key_layer_scaling=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        untie_embeddings_and_output_weights=not shape.tie_embeddings,
+        make_vocab_size_divisible_by=shape.vocab_padding,
+        tensor_model_parallel_size=1,
+        pipeline_model_parallel_size=1,
+        no_save_optim=True,
+        no_save_rng=True,
+    )
+
+
+def _objects(shape: Shape) -> dict[str, Any]:
+    """What the loader wants besides tensors, under the unique keys of Megatron's sharded objects."""
+    common = {
+        "args": _architecture(shape),
+        "checkpoint_version": 3.0,
+        "iteration": 0,
+        "num_floating_point_operations_so_far": 0.0,
+        "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
+    }
+    # Nothing in FP8 has happened yet, so every extra state is empty; both implementations take None for that.
+    extra = {
+        f"decoder.layers.{module}._extra_state/shard_{layer}_{shape.layers}": None
+        for layer in range(shape.layers)
+        for module in _LAYER_EXTRA_STATES
+    }
+    return {"common_state/shard_0_1": common, **extra, "decoder.final_layernorm._extra_state/shard_0_1": None}
+
+
+def plan(source: Path, *, model: Shape | None = None, dtype: str | None = None) -> dict[str, Any]:
+    """What `convert` would do, after all checks that need no reading of weights.
+
+    Returns:
+        `shape`, `dtype` (of the embedding), `tensors` (global ones), `bytes` to write and `padding_rows`.
+    """
+    weights = HuggingFaceWeights(source)
+    shape = _shape_to_write(weights.shape, model, source)
+    parts = _blocks(weights, shape, None if dtype is None else parse_dtype(dtype))
+    return {
+        "shape": shape.model_dump(include=set(Shape.model_fields)),
+        "dtype": dtype_name(parts[0].dtype),
+        "tensors": len(global_sizes(shape)),
+        "bytes": sum(part.size for part in parts),
+        "padding_rows": shape.padded_vocab_size(1) - shape.vocab_size,
+    }
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    *,
+    model: Shape | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    threads: int = 2,
+) -> Manifest:
+    """Imports a Hugging Face model as a Megatron checkpoint that every TP×PP layout can start from.
+
+    Args:
+        source: folder with `config.json`, safetensors files and, if it has one, the tokenizer.
+        destination: folder to write: the tracker file, `iter_0000000/` and `manifest.json`.
+        model: the recipe's model (or a shape), which the base has to match; default what `config.json` says.
+        dtype: cast to `fp32`, `bf16` or `fp16`; default the type of each weight as it is.
+        overwrite: replace `destination`.
+        threads: files written or hashed at once.
+
+    Returns:
+        The manifest, as written.
+
+    Raises:
+        UserError: wrong or damaged input, another shape than the recipe's, no space, or `destination` exists.
+            Nothing is left behind then.
+    """
+    weights = HuggingFaceWeights(source)
+    shape = _shape_to_write(weights.shape, model, source)
+    tokens: TokenIds = token_ids_from_hf(source)
+    parts = _blocks(weights, shape, None if dtype is None else parse_dtype(dtype))
+    total = sum(part.size for part in parts)
+    check_free_space(destination, math.ceil(total * 1.01))
+    manifest = Manifest("convert.hf-to-megatron", "")
+    with (
+        staged_folder(destination, overwrite=overwrite) as staging,
+        ThreadPoolExecutor(1) as hashing,
+        progress(total=total, desc="import", unit="B", unit_scale=True) as bar,
+    ):
+        small = [source / name for name in ("config.json", "generation_config.json") if (source / name).is_file()]
+        inputs = hashing.submit(_records, [*small, *tokenizer_files(source), *weights.files], source)
+        folder = checkpoint_folder(staging, 0)
+        folder.mkdir()
+        records = write_torch_dist(folder, parts, _objects(shape), threads=threads, advance=bar.update)
+        manifest.inputs = inputs.result()
+        _write_companions(folder, source, shape, tokens, model, records, manifest.inputs)
+        write_text(staging / TRACKER, "0")
+        written = {f"{folder.name}/{record.path}": record for record in records}
+        manifest.outputs = [
+            FileRecord(name, written[name].bytes, written[name].checksum)
+            if (name := str(path.relative_to(staging))) in written
+            else FileRecord.of(path, staging)
+            for path in sorted(staging.rglob("*"))
+            if path.is_file()
+        ]
+        manifest.counts = {"in": len(weights.files), "kept": len(weights.files), "removed_by": {}}
+        manifest.extra = {
+            "dtype": dtype_name(parts[0].dtype),
+            "cast": dtype,
+            "padding_rows": shape.padded_vocab_size(1) - shape.vocab_size,
+        }
+        manifest.write(staging)
+    return manifest
+
+
+def _records(paths: list[Path], root: Path) -> list[FileRecord]:
+    return [FileRecord.of(path, root) for path in paths]
+
+
+def _write_companions(
+    folder: Path,
+    source: Path,
+    shape: Shape,
+    tokens: TokenIds,
+    model: Shape | None,
+    records: list[FileRecord],
+    inputs: list[FileRecord],
+) -> None:
+    """Everything in the checkpoint folder beside the tensors; the completion mark comes last."""
+    config = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+    (folder / "metadata.json").write_text(json.dumps(config))
+    hashes = {record.path: record.checksum.removeprefix("sha256:") for record in records}
+    for name in (".metadata", "metadata.json"):
+        hashes[name] = FileRecord.of(folder / name).checksum.removeprefix("sha256:")
+    write_json(folder / "integrity.json", {"algorithm": "sha256", "files": dict(sorted(hashes.items()))})
+    if tokenizer_files(source):
+        (folder / TOKENIZER_FOLDER).mkdir()
+        copy_tokenizer(source, folder / TOKENIZER_FOLDER)
+    name = model.huggingface if isinstance(model, Model) else None
+    write_sidecar(folder, shape, tokens, huggingface=name, source=source, files=inputs)
+    mark_complete(folder, step=0)

@@ -1,0 +1,74 @@
+"""Files mapped into memory: tensors are views of the page cache, and their pages are let go when they are used up."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from recipes.errors import UserError
+
+__all__ = ["MappedFile"]
+
+
+class MappedFile:
+    """A read-only file in memory.
+
+    Args:
+        path: file to map; it must not change while it is mapped.
+
+    Raises:
+        UserError: the file is missing or empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as handle:
+                # A private copy-on-write mapping, since torch warns about buffers that cannot be written.
+                # Nothing writes, so that no page ever becomes anonymous memory.
+                self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file") from None
+        except ValueError:
+            raise UserError(f"{path}: the file is empty; write it anew") from None
+
+    def __len__(self) -> int:
+        return len(self._map)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Returns a copy of `size` bytes at `offset`, fewer at the end of the file."""
+        return self._map[offset : offset + size]
+
+    def tensor(self, offset: int, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
+        """Returns a contiguous view of the file; it must not be written to.
+
+        Args:
+            offset: first byte of the tensor.
+            dtype: type of its elements.
+            shape: its sizes; all elements must lie within the file.
+        """
+        count = math.prod(shape)
+        if count == 0:
+            return torch.empty(tuple(shape), dtype=dtype)
+        if offset % dtype.itemsize:
+            # A view needs aligned elements; writers align, so this copy is rare.
+            raw = bytearray(self.read(offset, count * dtype.itemsize))
+            return torch.frombuffer(raw, dtype=dtype).view(tuple(shape))
+        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).view(tuple(shape))
+
+    def release(self, offset: int, size: int) -> None:
+        """Lets go of the pages that lie wholly within a range; a later access reads them again."""
+        start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (offset + size) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > start:
+            self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
+
+    def close(self) -> None:
+        """Unmaps the file, or leaves that to the last tensor that still views it."""
+        with contextlib.suppress(BufferError):
+            self._map.close()

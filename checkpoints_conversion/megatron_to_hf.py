@@ -1,0 +1,191 @@
+"""Megatron → Hugging Face: slices of the global tensors are written, block by block, as safetensors."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoints_conversion.checkpoint import Checkpoint, find_checkpoint
+from checkpoints_conversion.config import check_same_shape, generation_config, hf_config
+from checkpoints_conversion.dtypes import dtype_name, parse_dtype
+from checkpoints_conversion.parameters import parameter_shapes
+from checkpoints_conversion.safetensors_files import OutgoingTensor, write_shards
+from checkpoints_conversion.staging import check_free_space, staged_folder
+from checkpoints_conversion.tokenizer_files import copy_tokenizer
+from checkpoints_conversion.weights import MegatronWeights, WeightsKind, blocks
+from recipes.errors import UserError
+from recipes.files import read_json, write_json
+from recipes.manifest import FileRecord, Manifest
+from tools.progress import progress
+
+__all__ = ["DEFAULT_SHARD_BYTES", "convert", "plan"]
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+
+
+class _Export:
+    """What is read for an export, checked before anything is written."""
+
+    def __init__(
+        self,
+        source: Path,
+        step: int | None,
+        weights: WeightsKind,
+        average: Sequence[int],
+        dtype: str | None,
+        tokenizer: Path | None,
+    ) -> None:
+        if average and step is not None:
+            raise UserError("--step and --average exclude each other: the average names its own steps")
+        if len(set(average)) != len(average) or len(average) == 1:
+            raise UserError(f"--average {','.join(map(str, average))}: give two or more steps, each once")
+        steps: Sequence[int | None] = average or [step]
+        self.checkpoints = [find_checkpoint(source, one, tokenizer=tokenizer) for one in steps]
+        self.kind = weights
+        self.sources = [MegatronWeights(checkpoint, weights) for checkpoint in self.checkpoints]
+        for other in self.checkpoints[1:]:
+            check_same_shape(other.shape, self.last.shape, str(other.folder), str(self.last.folder))
+        cast = None if dtype is None else parse_dtype(dtype)
+        self.tensors = [self._tensor(name, sizes, cast) for name, sizes in parameter_shapes(self.last.shape).items()]
+        self.size = sum(tensor.size for tensor in self.tensors)
+
+    @property
+    def last(self) -> Checkpoint:
+        """The latest checkpoint: its description is that of the export."""
+        return max(self.checkpoints, key=lambda checkpoint: checkpoint.step)
+
+    @property
+    def dtype(self) -> str:
+        """Type of most of the weights, for `config.json`."""
+        weight: dict[torch.dtype, int] = {}
+        for tensor in self.tensors:
+            weight[tensor.dtype] = weight.get(tensor.dtype, 0) + tensor.size
+        return dtype_name(max(weight, key=lambda dtype: weight[dtype]))
+
+    def _tensor(self, name: str, sizes: tuple[int, ...], cast: torch.dtype | None) -> OutgoingTensor:
+        found = {source.dtype(name) for source in self.sources}
+        if cast is None and len(found) > 1:
+            raise UserError(
+                f"{name} is {' and '.join(sorted(map(dtype_name, found)))} in the checkpoints to average; "
+                "choose a type with --dtype"
+            )
+        dtype = cast or next(iter(found))
+        return OutgoingTensor(name, dtype, sizes, functools.partial(self._blocks, name, dtype))
+
+    def _blocks(self, name: str, dtype: torch.dtype) -> Iterable[torch.Tensor]:
+        return blocks(self.sources, name, dtype)
+
+
+def _inputs(checkpoint: Checkpoint) -> list[FileRecord]:
+    """Records of what was read. The hashes of `.distcp` files are those that the checkpoint carries, if it does:
+    most of their bytes are optimizer state, which an export has no reason to read."""
+    integrity = checkpoint.folder / "integrity.json"
+    known = read_json(integrity)["files"] if integrity.is_file() else {}
+    records = []
+    for path in sorted(checkpoint.folder.iterdir()):
+        if path.suffix == ".distcp":
+            checksum = f"sha256:{known[path.name]}" if path.name in known else "not taken"
+            records.append(FileRecord(str(path), path.stat().st_size, checksum))
+        elif path.is_file():
+            records.append(FileRecord.of(path))
+    if checkpoint.description.parent != checkpoint.folder:
+        records.append(FileRecord.of(checkpoint.description))
+    return records
+
+
+def plan(
+    source: Path,
+    *,
+    step: int | None = None,
+    weights: WeightsKind = "model",
+    average: Sequence[int] = (),
+    dtype: str | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    tokenizer: Path | None = None,
+) -> dict[str, Any]:
+    """What `convert` would write, after all checks that need no reading of weights.
+
+    Returns:
+        `checkpoints` (folders), `steps`, `dtype`, `parameters` (tensors), `bytes`, `tokens` and `tokenizer`.
+    """
+    export = _Export(source, step, weights, average, dtype, tokenizer)
+    last = export.last
+    return {
+        "checkpoints": [str(checkpoint.folder) for checkpoint in export.checkpoints],
+        "steps": [checkpoint.step for checkpoint in export.checkpoints],
+        "dtype": export.dtype,
+        "parameters": len(export.tensors),
+        "bytes": export.size,
+        "shards": math.ceil(export.size / shard_bytes),
+        "tokens": last.tokens.as_dict(),
+        "tokenizer": None if last.tokenizer is None else str(last.tokenizer),
+    }
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    *,
+    step: int | None = None,
+    weights: WeightsKind = "model",
+    average: Sequence[int] = (),
+    dtype: str | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    tokenizer: Path | None = None,
+    overwrite: bool = False,
+    threads: int = 2,
+) -> Manifest:
+    """Exports a checkpoint as a Hugging Face folder.
+
+    Args:
+        source: a run folder, a folder of checkpoints, or one checkpoint.
+        destination: folder to write.
+        step: which checkpoint; default the latest complete one.
+        weights: `model`, or `optimizer` for its FP32 copies of the weights.
+        average: steps whose weights are averaged (in FP32); excludes `step`.
+        dtype: cast to `fp32`, `bf16` or `fp16`; default the type in which the weights are stored.
+        shard_bytes: largest size of a safetensors file's tensors.
+        tokenizer: folder with the tokenizer's files; default the one that the recipe or the import names.
+        overwrite: replace `destination`.
+        threads: files written at once.
+
+    Returns:
+        The manifest, as written.
+
+    Raises:
+        UserError: no such step, an incomplete one, damaged files, a wrong tokenizer, no space, or `destination`
+            exists. Nothing is left behind then.
+    """
+    export = _Export(source, step, weights, average, dtype, tokenizer)
+    last = export.last
+    check_free_space(destination, math.ceil(export.size * 1.01))
+    manifest = Manifest("convert.megatron-to-hf", last.recipe_sha256)
+    with (
+        staged_folder(destination, overwrite=overwrite) as staging,
+        progress(total=export.size, desc="export", unit="B", unit_scale=True) as bar,
+    ):
+        records = write_shards(staging, export.tensors, shard_bytes, threads=threads, advance=bar.update)
+        config = hf_config(last.shape, dtype=export.dtype, tokens=last.tokens)
+        write_json(staging / "config.json", config)
+        write_json(staging / "generation_config.json", generation_config(last.tokens))
+        if last.tokenizer is not None:
+            copy_tokenizer(last.tokenizer, staging)
+        written = {record.path for record in records}
+        others = sorted(path for path in staging.iterdir() if path.is_file() and path.name not in written)
+        manifest.outputs = records + [FileRecord.of(path, staging) for path in others]
+        manifest.inputs = [record for checkpoint in export.checkpoints for record in _inputs(checkpoint)]
+        manifest.counts = {"in": len(export.tensors), "kept": len(export.tensors), "removed_by": {}}
+        manifest.extra = {
+            "steps": [checkpoint.step for checkpoint in export.checkpoints],
+            "weights": weights,
+            "dtype": export.dtype,
+            "cast": dtype,
+            "huggingface": last.huggingface,
+        }
+        manifest.write(staging)
+    return manifest

@@ -1,0 +1,263 @@
+"""Reading and writing the safetensors files of a Hugging Face folder without holding them in memory.
+
+A file is eight bytes with the length of a JSON header, the header (name → type, sizes and place of each tensor), and
+the tensors' bytes one after the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoints_conversion.dtypes import SAFETENSORS_NAMES
+from checkpoints_conversion.mapped_file import MappedFile
+from checkpoints_conversion.parallel import Advance, run_jobs
+from recipes.errors import UserError
+from recipes.files import read_json, write_json
+from recipes.manifest import FileRecord
+
+__all__ = [
+    "INDEX_NAME",
+    "SINGLE_NAME",
+    "OutgoingTensor",
+    "SafetensorsReader",
+    "TensorRecord",
+    "tensor_bytes",
+    "write_shards",
+]
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+_LENGTH = struct.Struct("<Q")
+_NAMES = {dtype: name for name, dtype in SAFETENSORS_NAMES.items()}
+_LARGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """A tensor of a file: `offset` and `size` in bytes from the file's start."""
+
+    file: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+def _read_header(mapped: MappedFile) -> dict[str, TensorRecord]:
+    """Header of one file; every fault names the file and, where there is one, the tensor."""
+    path = mapped.path
+    prefix = mapped.read(0, _LENGTH.size)
+    length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else len(mapped)
+    start = _LENGTH.size + length
+    if length > _LARGEST_HEADER or start > len(mapped):
+        raise UserError(f"{path}: cut inside its header, or no safetensors file; copy it again")
+    try:
+        header = json.loads(mapped.read(_LENGTH.size, length))
+    except ValueError as error:
+        raise UserError(f"{path}: its header is not JSON ({error}); copy the file again") from None
+    records = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            dtype, shape = SAFETENSORS_NAMES[entry["dtype"]], tuple(entry["shape"])
+            first, end = entry["data_offsets"]
+        except KeyError as missing:
+            raise UserError(
+                f"{path}: tensor {name} has the type {entry.get('dtype')!r} ({missing}); only "
+                f"{', '.join(SAFETENSORS_NAMES)} can be converted, a quantised model has to be dequantised first"
+            ) from None
+        if end - first != math.prod(shape) * dtype.itemsize:
+            raise UserError(
+                f"{path}: tensor {name} claims {end - first} bytes for sizes {list(shape)}; the file is damaged"
+            )
+        if start + end > len(mapped):
+            raise UserError(
+                f"{path}: {len(mapped)} bytes, but tensor {name} ends at byte {start + end}; "
+                "the file is truncated: copy it again"
+            )
+        records[name] = TensorRecord(path.name, dtype, shape, start + first, end - first)
+    return records
+
+
+def _shard_names(folder: Path) -> tuple[list[str], dict[str, str] | None]:
+    """File names of a folder's weights and, where it has an index, tensor → file."""
+    index = folder / INDEX_NAME
+    if index.is_file():
+        value = read_json(index)
+        weight_map = value.get("weight_map") if isinstance(value, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise UserError(f"{index}: has no `weight_map`; copy the file again")
+        return sorted(set(weight_map.values())), weight_map
+    if (folder / SINGLE_NAME).is_file():
+        return [SINGLE_NAME], None
+    if any(folder.glob("pytorch_model*.bin")):
+        raise UserError(
+            f"{folder}: holds pytorch_model.bin files, which run code when they are read; "
+            "convert them to safetensors first (transformers: save_pretrained)"
+        )
+    raise UserError(f"{folder}: neither {SINGLE_NAME} nor {INDEX_NAME} in it; is it a Hugging Face model folder?")
+
+
+class SafetensorsReader:
+    """All tensors of a Hugging Face folder, memory-mapped.
+
+    Args:
+        folder: holds `model.safetensors`, or shards and their index.
+
+    Raises:
+        UserError: a shard or a tensor is missing, cut or damaged; the message names it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        names, weight_map = _shard_names(folder)
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise UserError(
+                f"{folder / INDEX_NAME}: names {len(names)} files of which {len(missing)} are not there "
+                f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}); copy them too"
+            )
+        self._files = {name: MappedFile(folder / name) for name in names}
+        self.records: dict[str, TensorRecord] = {}
+        for name, mapped in self._files.items():
+            for tensor, record in _read_header(mapped).items():
+                if weight_map is None or weight_map.get(tensor) == name:
+                    self.records[tensor] = record
+        if weight_map and (lost := sorted(weight_map.keys() - self.records.keys())):
+            raise UserError(
+                f"{folder / INDEX_NAME}: tensor {lost[0]} is said to be in {weight_map[lost[0]]} and is not "
+                f"({len(lost)} such tensors); index and shards are not of one model"
+            )
+
+    @property
+    def files(self) -> list[Path]:
+        """The files with weights."""
+        return [self.folder / name for name in self._files]
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[torch.Tensor]:
+        """Lends a view of a tensor and lets its pages go afterwards; the view must not be used after that."""
+        record = self.records[name]
+        mapped = self._files[record.file]
+        try:
+            yield mapped.tensor(record.offset, record.dtype, record.shape)
+        finally:
+            mapped.release(record.offset, record.size)
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, without a copy."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+@dataclass(frozen=True)
+class OutgoingTensor:
+    """A tensor to be written.
+
+    Args:
+        name: its name in the file.
+        dtype: its type in the file.
+        shape: its sizes.
+        blocks: gives its elements in order, as contiguous tensors of that type; called when its turn comes.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    blocks: Callable[[], Iterable[torch.Tensor]]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _plan(tensors: Sequence[OutgoingTensor], shard_bytes: int) -> list[list[OutgoingTensor]]:
+    """Cuts the tensors, in their order, into files of at most `shard_bytes` (or one larger tensor)."""
+    shards: list[list[OutgoingTensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and filled + tensor.size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.size
+    return shards
+
+
+def _write_shard(path: Path, tensors: Sequence[OutgoingTensor], advance: Advance) -> FileRecord:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, position + tensor.size],
+        }
+        position += tensor.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # readers expect the first tensor at a multiple of eight bytes
+    digest = hashlib.sha256()
+    with path.open("wb") as handle:
+        for part in (_LENGTH.pack(len(text)), text):
+            digest.update(part)
+            handle.write(part)
+        for tensor in tensors:
+            for block in tensor.blocks():
+                content = tensor_bytes(block)
+                digest.update(content)
+                handle.write(content)
+                advance(len(content))
+            if handle.tell() != _LENGTH.size + len(text) + header[tensor.name]["data_offsets"][1]:
+                raise RuntimeError(f"{tensor.name}: its blocks do not add up to {tensor.shape}")
+        handle.flush()
+        os.fsync(handle.fileno())
+    return FileRecord(path.name, path.stat().st_size, f"sha256:{digest.hexdigest()}")
+
+
+def write_shards(
+    folder: Path,
+    tensors: Sequence[OutgoingTensor],
+    shard_bytes: int,
+    *,
+    threads: int = 2,
+    advance: Advance = lambda size: None,
+) -> list[FileRecord]:
+    """Writes tensors as `model.safetensors`, or as numbered shards with their index.
+
+    Args:
+        folder: where the files go; it must exist.
+        tensors: what is written, in order.
+        shard_bytes: largest size of the tensors in a file.
+        threads: files that are written at once.
+        advance: called with the number of bytes after each block, one call at a time.
+
+    Returns:
+        A record of each file, with its SHA-256 taken while it was written.
+    """
+    shards = _plan(tensors, shard_bytes)
+    count = len(shards)
+    names = [SINGLE_NAME] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    records = run_jobs(
+        [functools.partial(_write_shard, folder / name, shard) for name, shard in zip(names, shards, strict=True)],
+        threads,
+        advance,
+    )
+    if count > 1:
+        weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        total = sum(tensor.size for tensor in tensors)
+        write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        records.append(FileRecord.of(folder / INDEX_NAME, folder))
+    return records

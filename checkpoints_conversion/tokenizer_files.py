@@ -1,0 +1,88 @@
+"""The files of a tokenizer, which travel with the weights, and the ids of its special tokens. Needs no torch."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from checkpoints_conversion.config import TokenIds
+from recipes.errors import UserError
+from recipes.files import read_json, sha256_file
+from recipes.schema.model import Tokenizer
+
+__all__ = ["copy_tokenizer", "has_tokenizer", "special_tokens", "tokenizer_files"]
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The tokenizer's files in a folder, which may hold others too."""
+    return [folder / name for name in _FILES if (folder / name).is_file()]
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer that `tokenizers` reads."""
+    return (folder / "tokenizer.json").is_file()
+
+
+def copy_tokenizer(source: Path, destination: Path) -> list[Path]:
+    """Copies the tokenizer's files into an existing folder; returns the copies."""
+    return [Path(shutil.copy2(path, destination / path.name)) for path in tokenizer_files(source)]
+
+
+def _configured(settings: dict[str, Any], key: str) -> str | None:
+    value = settings.get(key)
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def special_tokens(section: Tokenizer, folder: Path, vocab_size: int) -> TokenIds:
+    """Ids of the tokens that open and close a document.
+
+    Args:
+        section: the recipe's tokenizer; where it puts no token before a document, the tokenizer's own `bos_token` counts.
+        folder: holds the tokenizer's files.
+        vocab_size: number of ids that the model has.
+
+    Raises:
+        UserError: the tokenizer is missing, another one than the recipe names, lacks a token, or has too many ids.
+    """
+    from tokenizers import Tokenizer as Engine
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; the recipe's model.tokenizer.path starts at the working folder: "
+            "go to that folder, or pass --tokenizer with the tokenizer's folder"
+        )
+    if section.sha256 is not None and (found := sha256_file(path)) != section.sha256:
+        raise UserError(f"{path}: SHA-256 {found} is not the recipe's {section.sha256}; take the recipe's tokenizer")
+    engine = Engine.from_file(str(path))
+    if (ids := engine.get_vocab_size(with_added_tokens=True)) > vocab_size:
+        raise UserError(f"{path}: {ids} tokens, the model has {vocab_size}; take the model's own tokenizer")
+    settings_file = folder / "tokenizer_config.json"
+    settings = read_json(settings_file) if settings_file.is_file() else {}
+
+    def token_id(token: str) -> int:
+        found = engine.token_to_id(token)
+        if found is None:
+            raise UserError(f"{path}: has no token {token!r}, which the recipe's model.tokenizer names; correct either")
+        return found
+
+    begin = section.begin_of_text or _configured(settings, "bos_token")
+    pad = _configured(settings, "pad_token")
+    return TokenIds(
+        begin=None if begin is None else token_id(begin),
+        end=(token_id(section.end_of_text),),
+        pad=None if pad is None else engine.token_to_id(pad),
+    )

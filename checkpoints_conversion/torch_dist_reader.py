@@ -1,0 +1,276 @@
+"""Reading Megatron's `torch_dist` checkpoints without Megatron, process group or model: slices of global tensors as
+views of memory-mapped files.
+
+A checkpoint is a folder of `.distcp` files and a pickled `.metadata` that says which block of which global tensor
+lies where in them. Each block was written by `torch.save`, an uncompressed zip archive; its numbers can be used in
+place.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import struct
+import threading
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
+
+from checkpoints_conversion.mapped_file import MappedFile
+from recipes.errors import UserError
+from recipes.files import read_json
+
+__all__ = ["TorchDistReader"]
+
+_OPEN_FILES = 64  # a mapping holds a file descriptor, and large runs write more files than a process may open
+_LOCAL_HEADER = struct.Struct("<26xHH")
+_MODULES = "torch.distributed.checkpoint."
+_NAMES = {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("collections", "OrderedDict"),
+    ("pathlib", "Path"),
+    ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),
+}
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Unpickles `.metadata`, and nothing but the plain records and enumerations that it consists of."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _NAMES:
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if module.startswith(_MODULES) and "." not in name:
+            found = super().find_class(module, name)
+            if isinstance(found, type) and found.__module__ == module:
+                return found
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no checkpoint needs")
+
+
+class _Window(io.RawIOBase):
+    """A range of a mapped file as a seekable stream."""
+
+    def __init__(self, mapped: MappedFile, offset: int, size: int) -> None:
+        self._mapped, self._offset, self._size, self._position = mapped, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + position)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self._size - self._position))
+        buffer[:size] = self._mapped.read(self._offset + self._position, size)
+        self._position += size
+        return size
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Numbers of one block: the file, their range in it, and how they are to be viewed."""
+
+    file: str
+    offset: int
+    size: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    storage_offset: int
+
+
+@dataclass(frozen=True)
+class _Overlap:
+    """The part of a block that a request wants: its place in the block and in the request, one slice an axis."""
+
+    index: MetadataIndex
+    inside: tuple[slice, ...]
+    wanted: tuple[slice, ...]
+
+
+class TorchDistReader:
+    """The global tensors of one checkpoint folder.
+
+    Args:
+        folder: holds `.metadata` and `metadata.json`.
+
+    Raises:
+        UserError: it is no `torch_dist` checkpoint, or files of it are missing, damaged or cut.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / ".metadata").is_file() or not (folder / "metadata.json").is_file():
+            raise UserError(
+                f"{folder}: .metadata or metadata.json is missing, so it is no complete torch_dist checkpoint; "
+                "name a folder that Megatron wrote with --ckpt-format torch_dist"
+            )
+        backend = read_json(folder / "metadata.json").get("sharded_backend")
+        if backend != "torch_dist":
+            raise UserError(f"{folder}: its format is {backend!r}; only torch_dist can be read")
+        try:
+            with (folder / ".metadata").open("rb") as handle:
+                metadata: Metadata = _MetadataUnpickler(handle).load()
+        except (pickle.UnpicklingError, EOFError, AttributeError) as error:
+            raise UserError(f"{folder / '.metadata'}: cannot be read ({error}); copy it again") from None
+        self._tensors = {
+            key: entry
+            for key, entry in metadata.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+        self.objects = {k for k, v in metadata.state_dict_metadata.items() if isinstance(v, BytesStorageMetadata)}
+        self._storage: dict[MetadataIndex, Any] = metadata.storage_data
+        self._stored: dict[MetadataIndex, _Stored] = {}
+        self._files: OrderedDict[str, MappedFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def keys(self) -> set[str]:
+        """Names of the global tensors."""
+        return set(self._tensors)
+
+    @property
+    def files(self) -> list[Path]:
+        """The `.distcp` files that the metadata refers to."""
+        return [self.folder / name for name in sorted({info.relative_path for info in self._storage.values()})]
+
+    def size(self, key: str) -> tuple[int, ...]:
+        """Sizes of a global tensor."""
+        return tuple(self._tensors[key].size)
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Type of a global tensor."""
+        dtype: torch.dtype = self._tensors[key].properties.dtype
+        return dtype
+
+    def object(self, key: str) -> Any:
+        """A stored object, read with torch's restricted unpickler; plain containers, numbers and tensors only."""
+        info = self._storage[MetadataIndex(key)]
+        return torch.load(self._stream(info), map_location="cpu", weights_only=True)
+
+    @contextmanager
+    def open(self, key: str, offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[torch.Tensor]:
+        """Lends a slice of a global tensor: a view of the file where one block holds all of it, else a new tensor.
+
+        Args:
+            key: the global tensor.
+            offsets: first element along each axis.
+            sizes: extent along each axis.
+
+        Raises:
+            UserError: blocks of the slice are not in the checkpoint, or their file is cut.
+        """
+        overlaps = self._overlaps(key, offsets, sizes)
+        covered = sum(math.prod(part.stop - part.start for part in o.wanted) for o in overlaps)
+        if covered != math.prod(sizes):
+            raise UserError(
+                f"{self.folder}: {covered} of the {math.prod(sizes)} numbers of {key} at {list(offsets)} are stored; "
+                "the checkpoint is not whole, take another step"
+            )
+        used = []
+        try:
+            if len(overlaps) == 1:
+                view, stored = self._block(overlaps[0].index)
+                used.append(stored)
+                yield view[overlaps[0].inside]
+                return
+            whole = torch.empty(tuple(sizes), dtype=self.dtype(key))
+            for overlap in overlaps:
+                view, stored = self._block(overlap.index)
+                used.append(stored)
+                whole[overlap.wanted] = view[overlap.inside]
+            yield whole
+        finally:
+            for stored in used:
+                self._map(stored.file).release(stored.offset, stored.size)
+
+    def _overlaps(self, key: str, offsets: Sequence[int], sizes: Sequence[int]) -> list[_Overlap]:
+        result = []
+        for chunk in self._tensors[key].chunks:
+            inside, wanted = [], []
+            for start, size, first, extent in zip(chunk.offsets, chunk.sizes, offsets, sizes, strict=True):
+                low, high = max(start, first), min(start + size, first + extent)
+                inside.append(slice(low - start, high - start))
+                wanted.append(slice(low - first, high - first))
+            if all(part.stop > part.start for part in inside):
+                result.append(_Overlap(MetadataIndex(key, chunk.offsets), tuple(inside), tuple(wanted)))
+        return result
+
+    def _map(self, name: str) -> MappedFile:
+        with self._lock:
+            if name not in self._files:
+                self._files[name] = MappedFile(self.folder / name)
+                if len(self._files) > _OPEN_FILES:
+                    self._files.popitem(last=False)[1].close()
+            self._files.move_to_end(name)
+            return self._files[name]
+
+    def _stream(self, info: Any) -> io.BufferedReader:
+        if getattr(info, "transform_descriptors", None):
+            raise UserError(f"{self.folder}: written with stream transforms, which this version does not undo")
+        mapped = self._map(info.relative_path)
+        if info.offset + info.length > len(mapped):
+            raise UserError(
+                f"{mapped.path}: {len(mapped)} bytes, but the metadata refers to byte {info.offset + info.length}; "
+                "the file is truncated: copy it again, or take another step"
+            )
+        return io.BufferedReader(_Window(mapped, info.offset, info.length))
+
+    def _block(self, index: MetadataIndex) -> tuple[torch.Tensor, _Stored]:
+        if index not in self._stored:
+            self._stored[index] = self._locate(index)
+        stored = self._stored[index]
+        flat = self._map(stored.file).tensor(stored.offset, stored.dtype, (stored.size // stored.dtype.itemsize,))
+        return flat.as_strided(stored.shape, stored.stride, stored.storage_offset), stored
+
+    def _locate(self, index: MetadataIndex) -> _Stored:
+        """Finds a block's numbers in the zip archive that torch wrote."""
+        info = self._storage.get(index)
+        if info is None:
+            raise UserError(f"{self.folder}: .metadata does not say where {index.fqn} {index.offset} lies")
+        stream = self._stream(info)
+        try:
+            described = torch.load(stream, map_location="meta", weights_only=True)
+            with zipfile.ZipFile(stream) as archive:
+                (entry,) = (e for e in archive.infolist() if e.filename.endswith("/data/0"))
+            stream.seek(entry.header_offset)
+            names, extra = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))
+        except (RuntimeError, ValueError, zipfile.BadZipFile, struct.error) as error:
+            raise UserError(
+                f"{self.folder / info.relative_path}: damaged where {index.fqn} {index.offset} lies ({error}); "
+                "copy it again, or take another step"
+            ) from None
+        offset = info.offset + entry.header_offset + _LOCAL_HEADER.size + names + extra
+        return _Stored(
+            info.relative_path,
+            offset,
+            entry.file_size,
+            described.dtype,
+            tuple(described.shape),
+            described.stride(),
+            described.storage_offset(),
+        )

@@ -1,0 +1,221 @@
+"""Writing Megatron's `torch_dist` format through `torch.distributed.checkpoint`, without process group or model.
+
+The planner promises blocks of global tensors and makes each only when the storage asks for it, so one block a thread
+is in memory. The storage writes several files at once and hashes them on the way.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import (
+    SavePlan,
+    SavePlanner,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from checkpoints_conversion.parallel import Advance, run_jobs
+from recipes.manifest import FileRecord
+
+__all__ = ["Block", "write_torch_dist"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of a global tensor.
+
+    Args:
+        key: name of the global tensor.
+        global_size: its sizes.
+        offsets: first element of the block along each axis.
+        sizes: extent along each axis.
+        dtype: type of the numbers.
+        open: lends the numbers, contiguous, of sizes `sizes` and type `dtype`; called when the block is written.
+    """
+
+    key: str
+    global_size: tuple[int, ...]
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    dtype: torch.dtype
+    open: Callable[[], AbstractContextManager[torch.Tensor]]
+
+    @property
+    def index(self) -> MetadataIndex:
+        return MetadataIndex(self.key, torch.Size(self.offsets))
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.sizes) * self.dtype.itemsize
+
+
+class _LazyPlanner(SavePlanner):
+    """Plans blocks that do not exist yet."""
+
+    def __init__(self, blocks: Sequence[Block], objects: Mapping[str, bytes]) -> None:
+        self.blocks = {block.index: block for block in blocks}
+        self.objects = dict(objects)
+
+    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
+        """The state dict is empty: everything is known from the blocks."""
+
+    def create_local_plan(self) -> SavePlan:
+        items = [WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in self.objects]
+        items += [
+            WriteItem(
+                block.index,
+                WriteItemType.SHARD,
+                tensor_data=TensorWriteData(
+                    ChunkStorageMetadata(torch.Size(block.offsets), torch.Size(block.sizes)),
+                    TensorProperties(dtype=block.dtype),
+                    torch.Size(block.global_size),
+                ),
+            )
+            for block in self.blocks.values()
+        ]
+        return SavePlan(items)
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        return create_default_global_save_plan(all_plans)
+
+    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
+        return new_plan
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+        """Only objects are resolved here; the storage opens blocks itself, to close them after writing."""
+        return io.BytesIO(self.objects[write_item.index.fqn])
+
+
+class _HashingStream(io.RawIOBase):
+    """A file that is hashed as it is written."""
+
+    def __init__(self, path: Path, advance: Advance) -> None:
+        self._handle = path.open("wb")
+        self._digest = hashlib.sha256()
+        self._advance = advance
+        self._position = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        self._digest.update(data)
+        self._handle.write(data)
+        self._position += size
+        self._advance(size)
+        return size
+
+    def close(self) -> None:
+        if not self._handle.closed:
+            self._handle.flush()
+            os.fsync(self._handle.fileno())
+            self._handle.close()
+        super().close()
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+class _HashingWriter(dcp.FileSystemWriter):
+    """Torch's file system storage with files of bounded size, written in parallel, errors raised, hashes kept."""
+
+    def __init__(self, folder: Path, file_bytes: int, threads: int, advance: Advance) -> None:
+        super().__init__(folder)
+        self._folder, self._file_bytes, self._threads, self._advance = folder, file_bytes, threads, advance
+        self.records: list[FileRecord] = []
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        if not isinstance(planner, _LazyPlanner):
+            raise TypeError(f"this storage writes the blocks of a lazy planner, not of {type(planner).__name__}")
+        groups: list[list[WriteItem]] = [[]]
+        filled = 0
+        for item in plan.items:
+            size = planner.blocks[item.index].size if item.index in planner.blocks else 0
+            if groups[-1] and filled + size > self._file_bytes:
+                groups.append([])
+                filled = 0
+            groups[-1].append(item)
+            filled += size
+        jobs = [
+            functools.partial(self._write_file, f"__0_{number}.distcp", group, planner)
+            for number, group in enumerate(groups)
+        ]
+        written = run_jobs(jobs, self._threads, self._advance)
+        self.records = [record for record, _ in written]
+        future: Future[list[WriteResult]] = Future()
+        future.set_result([result for _, results in written for result in results])
+        return future
+
+    def _write_file(
+        self, name: str, items: Sequence[WriteItem], planner: _LazyPlanner, advance: Advance
+    ) -> tuple[FileRecord, list[WriteResult]]:
+        results = []
+        with _HashingStream(self._folder / name, advance) as stream:
+            for item in items:
+                start = stream.tell()
+                if block := planner.blocks.get(item.index):
+                    with block.open() as tensor:
+                        torch.save(tensor, stream)
+                else:
+                    data = planner.resolve_data(item)
+                    if isinstance(data, io.BytesIO):
+                        stream.write(data.getbuffer())
+                length = stream.tell() - start
+                results.append(WriteResult(item.index, length, _StorageInfo(name, start, length)))
+        size = (self._folder / name).stat().st_size
+        return FileRecord(name, size, f"sha256:{stream.hexdigest()}"), results
+
+
+def write_torch_dist(
+    folder: Path,
+    blocks: Sequence[Block],
+    objects: Mapping[str, Any],
+    *,
+    file_bytes: int = 4 << 30,
+    threads: int = 2,
+    advance: Advance = lambda size: None,
+) -> list[FileRecord]:
+    """Writes a checkpoint folder: `.distcp` files and `.metadata`.
+
+    Args:
+        folder: an empty folder.
+        blocks: blocks that make up the global tensors without gap or overlap.
+        objects: unique key of a Megatron sharded object → its value.
+        file_bytes: size at which a new `.distcp` file begins; also the unit of parallel writing.
+        threads: files written at once.
+        advance: called with the bytes written, one call at a time.
+
+    Returns:
+        A record of each `.distcp` file, with its SHA-256 taken while it was written.
+    """
+    packed = {}
+    for key, value in objects.items():
+        buffer = io.BytesIO()
+        torch.save([value], buffer)  # a list with one element for each local shard, as Megatron packs them
+        packed[key] = buffer.getvalue()
+    writer = _HashingWriter(folder, file_bytes, threads, advance)
+    dcp.save({}, storage_writer=writer, planner=_LazyPlanner(blocks, packed), no_dist=True)
+    return writer.records

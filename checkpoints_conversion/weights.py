@@ -1,0 +1,200 @@
+"""One view of the parameters of a Llama, whichever format they lie in: transformers' names, slices on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+
+from checkpoints_conversion.checkpoint import Checkpoint, find_checkpoint, is_checkpoint
+from checkpoints_conversion.config import model_from_hf
+from checkpoints_conversion.parameters import (
+    EMBEDDING,
+    OUTPUT,
+    global_sizes,
+    locations,
+    parameter_shapes,
+    split_qkv,
+)
+from checkpoints_conversion.safetensors_files import SafetensorsReader
+from checkpoints_conversion.torch_dist_reader import TorchDistReader
+from recipes.errors import UserError
+from recipes.schema.model import Shape
+
+__all__ = ["HuggingFaceWeights", "MegatronWeights", "Weights", "WeightsKind", "blocks", "open_weights"]
+
+WeightsKind = Literal["model", "optimizer"]
+_MAIN_PARAMETERS = "optimizer.state.param."
+_BLOCK_BYTES = 32 << 20
+
+
+class Weights(Protocol):
+    """Parameters under transformers' names."""
+
+    @property
+    def folder(self) -> Path:
+        """Where they lie."""
+
+    @property
+    def shape(self) -> Shape:
+        """The model."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type in which a parameter is stored."""
+
+    def open(self, name: str) -> AbstractContextManager[torch.Tensor]:
+        """Lends a parameter; it must neither be written to nor used after the block."""
+
+
+class HuggingFaceWeights:
+    """The weights of a Hugging Face folder, checked against its `config.json`.
+
+    Args:
+        folder: holds `config.json` and safetensors files.
+
+    Raises:
+        UserError: not a plain Llama, or parameters are missing, too many or of other sizes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shape = model_from_hf(folder)
+        self._reader = SafetensorsReader(folder)
+        self.files = self._reader.files
+        expected = parameter_shapes(self.shape)
+        found = {n: r.shape for n, r in self._reader.records.items() if not n.endswith("rotary_emb.inv_freq")}
+        tied_copy = found.pop("lm_head.weight", None) if self.shape.tie_embeddings else None
+        for name, sizes in expected.items():
+            if name not in found:
+                hint = " (is tie_word_embeddings meant to be true?)" if name == "lm_head.weight" else ""
+                raise UserError(f"{folder}: parameter {name} is missing, which config.json implies{hint}")
+            if found[name] != sizes:
+                raise UserError(
+                    f"{folder}: parameter {name} has sizes {list(found[name])}, config.json implies {list(sizes)}; "
+                    "weights and config.json are not of one model"
+                )
+        if extra := sorted(found.keys() - expected.keys()):
+            raise UserError(
+                f"{folder}: parameter {extra[0]} belongs to no Llama of this config.json ({len(extra)} such); "
+                "converting would lose it"
+            )
+        if tied_copy is not None:
+            self._check_tied()
+
+    def _check_tied(self) -> None:
+        with self._reader.open("lm_head.weight") as output, self._reader.open("model.embed_tokens.weight") as table:
+            if output.dtype != table.dtype or not torch.equal(output, table):
+                raise UserError(
+                    f"{self.folder}: config.json ties input and output embeddings, but lm_head.weight differs from "
+                    "model.embed_tokens.weight; set tie_word_embeddings to false if both are meant"
+                )
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._reader.records[name].dtype
+
+    def open(self, name: str) -> AbstractContextManager[torch.Tensor]:
+        return self._reader.open(name)
+
+
+class MegatronWeights:
+    """The weights of a Megatron checkpoint, checked against the shape of its model.
+
+    Args:
+        checkpoint: the checkpoint.
+        kind: `model` for the weights that the forward pass uses, `optimizer` for the optimizer's FP32 copies.
+
+    Raises:
+        UserError: tensors are missing, too many or of other sizes, or the optimizer's state is not fully reshardable.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, kind: WeightsKind = "model") -> None:
+        self.folder = checkpoint.folder
+        self.shape = checkpoint.shape
+        self.reader = TorchDistReader(checkpoint.folder)
+        self._prefix = "" if kind == "model" else _MAIN_PARAMETERS
+        self._locations = locations(self.shape)
+        if kind == "optimizer":
+            self._check_optimizer()
+        model_keys = {key for key in self.reader.keys if not key.startswith("optimizer.")}
+        for key, sizes in global_sizes(self.shape).items():
+            self._check(key, sizes, checkpoint.description)
+        if extra := sorted(model_keys - global_sizes(self.shape).keys()):
+            raise UserError(
+                f"{self.folder}: tensor {extra[0]} belongs to no Llama of the shape in {checkpoint.description} "
+                f"({len(extra)} such); exporting would lose it"
+            )
+
+    def _check_optimizer(self) -> None:
+        if self._prefix + EMBEDDING in self.reader.keys:
+            return
+        if any(key.startswith("optimizer.") for key in self.reader.keys):
+            raise UserError(
+                f"{self.folder}: the optimizer's state is not in the fully reshardable layout, so its FP32 weights "
+                "cannot be told apart; train with checkpoint.reshardable: true, or export --weights model"
+            )
+        raise UserError(f"{self.folder}: holds no optimizer state; export --weights model")
+
+    def _check(self, key: str, sizes: Sequence[int], description: Path) -> None:
+        if self._prefix + key not in self.reader.keys:
+            raise UserError(f"{self.folder}: tensor {self._prefix + key} is missing, which {description} implies")
+        found = self.reader.size(self._prefix + key)
+        wanted = tuple(sizes)
+        if key in (EMBEDDING, OUTPUT):  # rows of padding depend on the layout that wrote them
+            wanted = (max(found[0], self.shape.vocab_size), *sizes[1:])
+        if found != wanted:
+            raise UserError(
+                f"{self.folder}: tensor {self._prefix + key} has sizes {list(found)}, {description} implies "
+                f"{list(wanted)}; the checkpoint is of another model"
+            )
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.reader.dtype(self._prefix + self._locations[name].key)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[torch.Tensor]:
+        place = self._locations[name]
+        sizes = parameter_shapes(self.shape)[name]
+        with self.reader.open(self._prefix + place.key, place.offsets, place.sizes) as stored:
+            if place.part is None:
+                yield stored.reshape(sizes)
+            else:
+                yield split_qkv(self.shape, stored, place.part)
+
+
+def open_weights(folder: Path, step: int | None = None, kind: WeightsKind = "model") -> Weights:
+    """Opens a folder of either format.
+
+    Raises:
+        UserError: it is neither, or its weights are not whole.
+    """
+    if is_checkpoint(folder):
+        return MegatronWeights(find_checkpoint(folder, step), kind)
+    if (folder / "config.json").is_file():
+        return HuggingFaceWeights(folder)
+    raise UserError(
+        f"{folder}: neither a Hugging Face model (config.json) nor a Megatron checkpoint (iter_NNNNNNN) nor a run"
+    )
+
+
+def blocks(sources: Sequence[Weights], name: str, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """Yields a parameter in blocks of rows, so that memory does not grow with it.
+
+    Args:
+        sources: where it is read; of several the mean is taken, in FP32.
+        name: the parameter.
+        dtype: type of the blocks.
+    """
+    with ExitStack() as stack:
+        tensors = [stack.enter_context(source.open(name)) for source in sources]
+        row = tensors[0][0].numel() * max(4, dtype.itemsize)
+        for parts in zip(*(tensor.split(max(1, _BLOCK_BYTES // row)) for tensor in tensors), strict=True):
+            if len(parts) == 1:
+                yield parts[0].to(dtype).contiguous()
+                continue
+            total = parts[0].float()
+            for part in parts[1:]:
+                total = total + part.float()
+            yield (total / len(parts)).to(dtype)
