@@ -323,9 +323,9 @@ class Decontamination(Section):
 
 
 class Split(Section):
-    """Training and validation documents, chosen by a hash of their content and nothing else: a text never changes
-    sides when the corpus grows, and a text that validates trains nowhere, neither as a document nor as a side of a
-    pair."""
+    """Training and validation documents, chosen by a hash of their text and nothing else (but for the two floors): a
+    text never changes sides when the corpus grows. What validates monolingually trains nowhere, also not as a side of
+    a pair; a pair validates where the text of either side would."""
 
     share: float = Field(0.01, ge=0, lt=1)
     """Share of texts that never train: those whose hash is below it."""
@@ -334,9 +334,12 @@ class Split(Section):
     cap: int = Field(1000, ge=0)
     """Validation documents a language or pair, at most: those with the lowest hashes; the others are removed (rule
     `validation_cap`), since they must not train."""
-    floor: int = Field(1, ge=0)
-    """Documents of a language or pair that train before any validates. The few that a small language gives up for it
-    are remembered in `split/pinned.parquet` and train ever after."""
+    floor: int = Field(0, ge=0)
+    """Validation documents a language or pair, at least, as long as `min_train` stay: those with the lowest hashes.
+    What the floors choose is remembered in `split_choices.parquet` beside the stages and stays so in later builds
+    there; 0 keeps the choice a function of the text alone."""
+    min_train: int = Field(1, ge=0)
+    """Documents of a language or pair that train before any validates."""
 
     @field_validator("shares")
     @classmethod

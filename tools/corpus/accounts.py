@@ -1,0 +1,138 @@
+"""Accounts of a stage: every document that came in is kept, or removed by a named rule; samples of the removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recipes.errors import CheckFailedError
+from recipes.files import atomic_write
+
+__all__ = ["KEPT", "MEASURES", "READ", "Accounts", "Samples", "measures_of"]
+
+READ, KEPT = "read", "kept"
+"""Outcomes that are no rules: what came in, and what went on to the next stage."""
+
+MEASURES = ("documents", "characters", "bytes", "tokens", "source_tokens")
+"""What is counted: documents (pairs), characters (code points), UTF-8 bytes and white-space separated tokens of all
+text columns, and of pairs the tokens of the source side."""
+
+_SAMPLE_CHARACTERS = 1000
+
+
+def measures_of(*texts: str) -> tuple[int, int, int, int, int]:
+    """Measures of one document, or of the two sides of one pair."""
+    tokens = [len(text.split()) for text in texts]
+    size = sum(len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    return 1, sum(map(len, texts)), size, sum(tokens), tokens[0] if len(texts) == 2 else 0
+
+
+@dataclass
+class Accounts:
+    """Sums of measures per kind, language, source and outcome."""
+
+    sums: dict[tuple[str, str, str, str], list[int]] = field(default_factory=dict)
+
+    def add(self, kind: str, language: str, source: str, outcome: str, measures: Iterable[int]) -> None:
+        """Adds one document, or the sums of many."""
+        key = (kind, language, source, outcome)
+        row = self.sums.get(key)
+        if row is None:
+            self.sums[key] = list(measures)
+        else:
+            for index, value in enumerate(measures):
+                row[index] += value
+
+    def to_json(self) -> list[list[Any]]:
+        """Rows for a task's result."""
+        return [[*key, *values] for key, values in sorted(self.sums.items())]
+
+    @classmethod
+    def merged(cls, results: Iterable[list[list[Any]]]) -> Accounts:
+        """Sum of the accounts of several tasks."""
+        total = cls()
+        for rows in results:
+            for row in rows:
+                kind, language, source, outcome, *measures = row
+                total.add(kind, language, source, outcome, measures)
+        return total
+
+    def documents(self, outcome: str) -> int:
+        """Documents with an outcome."""
+        return sum(values[0] for key, values in self.sums.items() if key[3] == outcome)
+
+    def counts(self) -> dict[str, Any]:
+        """`in`, `kept` and `removed_by` (rule → documents) for the manifest.
+
+        Raises:
+            CheckFailedError: they don't add up, which would be a fault of this program.
+        """
+        removed: dict[str, int] = {}
+        for (_, _, _, outcome), values in sorted(self.sums.items()):
+            if outcome not in (READ, KEPT):
+                removed[outcome] = removed.get(outcome, 0) + values[0]
+        came, kept = self.documents(READ), self.documents(KEPT)
+        if came != kept + sum(removed.values()):
+            raise CheckFailedError(
+                f"documents don't add up: {came} read, {kept} kept, {sum(removed.values())} removed ({removed})"
+            )
+        return {"in": came, "kept": kept, "removed_by": removed}
+
+    def write(self, path: Path, stage: str) -> None:
+        """Writes the table: `stage kind language source outcome` and the measures."""
+        rows = sorted(self.sums.items())
+        columns: dict[str, Any] = {"stage": pa.array([stage] * len(rows), pa.string())}
+        for index, name in enumerate(("kind", "language", "source", "outcome")):
+            columns[name] = pa.array([key[index] for key, _ in rows], pa.string())
+        for index, name in enumerate(MEASURES):
+            columns[name] = pa.array([values[index] for _, values in rows], pa.int64())
+        with atomic_write(path) as handle:
+            pq.write_table(pa.table(columns), handle, compression="zstd")
+
+
+@dataclass
+class Samples:
+    """The first few documents that each rule removed, per kind and language."""
+
+    limit: int
+    rows: list[dict[str, str]] = field(default_factory=list)
+    _seen: dict[tuple[str, str, str], int] = field(default_factory=dict)
+
+    SCHEMA = pa.schema(
+        [
+            (name, pa.string())
+            for name in ("stage", "kind", "language", "rule", "id", "detail", "text", "target")
+        ]
+    )
+
+    def add(self, kind: str, language: str, rule: str, **values: str) -> None:
+        """Keeps a removed document (`id`, `detail`, `text`, `target`) if its rule has room."""
+        key = (kind, language, rule)
+        count = self._seen.get(key, 0)
+        if count < self.limit:
+            self._seen[key] = count + 1
+            row = {"kind": kind, "language": language, "rule": rule}
+            for name in ("id", "detail", "text", "target"):
+                row[name] = values.get(name, "")[:_SAMPLE_CHARACTERS]
+            self.rows.append(row)
+
+    @classmethod
+    def merged(cls, limit: int, results: Iterable[Iterable[Mapping[str, str]]]) -> Samples:
+        """The first samples of each rule over several tasks, in their order."""
+        total = cls(limit)
+        for rows in results:
+            for row in rows:
+                total.add(**row)
+        return total
+
+    def write(self, path: Path, stage: str) -> None:
+        """Writes the table."""
+        rows = [{"stage": stage, **row} for row in self.rows]
+        rows.sort(key=lambda row: (row["rule"], row["kind"], row["language"]))
+        with atomic_write(path) as handle:
+            pq.write_table(pa.Table.from_pylist(rows, schema=self.SCHEMA), handle, compression="zstd")

@@ -1,0 +1,345 @@
+"""Stage `integrated`: source files → rows with normalised text, resolved languages and provenance.
+
+Each file is a task that writes its rows, grouped by language, into one spill file; then each part is a task that
+gathers its rows from the spills. Both depend on nothing but the input, so neither the number of processes nor an
+interruption shows in the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from recipes.errors import UserError
+from recipes.files import atomic_write, sha256_file
+from recipes.manifest import FileRecord
+from recipes.schema.corpus import Corpus, Source
+from tools.corpus.accounts import KEPT, READ, Accounts, Samples, measures_of
+from tools.corpus.labelling import Labeller
+from tools.corpus.layout import Part, PartWriter, part_path, schema_of, text_columns
+from tools.corpus.normalise import Normaliser
+from tools.corpus.quarantine import Quarantine, check_bad_lines, write_quarantine
+from tools.corpus.reading import Fault, Row, read_rows
+from tools.corpus.runner import Task
+from tools.corpus.source_files import SourceFile, source_files
+from tools.corpus.stage import Build, Stage
+
+__all__ = ["integrate"]
+
+_BATCH_ROWS = 2048
+_BATCH_BYTES = 8 << 20
+_SPILL_BATCH = 16 << 20
+
+
+def integrate(build: Build) -> Stage:
+    """Builds the stage unless it is there.
+
+    Raises:
+        UserError: bad input: file, line, field and fix in the message.
+    """
+    files = source_files(build.corpus)
+    corpus = build.corpus
+    settings = {
+        "files": [file.stamp() for file in files],
+        "corpus": corpus.model_dump(mode="json", include=_SETTINGS),
+    }
+    stage = Stage(build, "integrated", settings)
+    if stage.is_done():
+        return stage
+    stage.begin()
+    try:
+        _integrate(stage, files)
+    except UserError:
+        stage.give_up()
+        raise
+    return stage
+
+
+_SETTINGS = {
+    "sources",
+    "languages",
+    "normalisation",
+    "max_document_megabytes",
+    "part_megabytes",
+    "memory_gib",
+    "samples",
+}
+
+
+def _integrate(stage: Stage, files: Sequence[SourceFile]) -> None:
+    build = stage.build
+    spills = stage.work / "spills"
+    tasks = [
+        Task(f"file-{i:06d}", read_file, (build.corpus, file, str(spills / f"{i:06d}.arrow")))
+        for i, file in enumerate(files)
+    ]
+    read = stage.run("read", tasks)
+    check_bad_lines(build.corpus, files, read)
+    plan = plan_parts(read, build.corpus.part_megabytes)
+    paths = [str(spills / f"{i:06d}.arrow") for i in range(len(files))]
+    groups = _group_parts(plan, build.corpus.part_megabytes)
+    written = stage.run(
+        "write",
+        [
+            Task(f"parts-{i:06d}", write_parts, (str(build.root), paths, group))
+            for i, group in enumerate(groups)
+        ],
+    )
+    write_quarantine(build.root, files, read)
+    stage.finish(
+        Accounts.merged(result["accounts"] for result in read),
+        Samples.merged(build.corpus.samples, (result["samples"] for result in read)),
+        [record for records in written for record in records],
+        [FileRecord(**record) for result in read for record in result["inputs"]],
+        {"labels": _labels(read)},
+    )
+
+
+def _labels(read: Sequence[Any]) -> list[dict[str, Any]]:
+    """How each label of each source was read, with the number of documents (sides of pairs)."""
+    sums: dict[tuple[str, ...], int] = {}
+    for result in read:
+        for *key, count in result["labels"]:
+            sums[tuple(key)] = sums.get(tuple(key), 0) + count
+    names = ("source", "label", "language", "decision")
+    return [{**dict(zip(names, key, strict=True)), "documents": count} for key, count in sorted(sums.items())]
+
+
+def _render(source: Source) -> Callable[[dict[str, Any]], str]:
+    """How a row's columns become its text."""
+    template, columns = source.template, source.text_columns
+    if template is not None:
+        return lambda values: template.format_map(values)
+    if len(columns) == 1:
+        return lambda values: values[columns[0]]
+    return lambda values: "\n\n".join(values[column] for column in columns if values[column])
+
+
+@dataclass
+class _Spill:
+    """Rows by kind and language, flushed in batches to one Arrow file."""
+
+    path: Path
+    schema: pa.Schema
+    texts: tuple[str, ...]
+    budget: int
+    writer: Any
+    buffers: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    index: list[list[Any]] = field(default_factory=list)
+
+    def add(self, language: str, row: dict[str, str], size: int) -> None:
+        self.buffers.setdefault(language, []).append(row)
+        self.sizes[language] = self.sizes.get(language, 0) + size
+        if self.sizes[language] >= _SPILL_BATCH:
+            self.flush(language)
+        elif sum(self.sizes.values()) >= self.budget:
+            self.flush_all()
+
+    def flush(self, language: str) -> None:
+        rows = self.buffers.pop(language)
+        columns = [pa.array([row[name] for row in rows], pa.string()) for name in self.schema.names]
+        self.writer.write_batch(pa.record_batch(columns, schema=self.schema))
+        self.index.append([language, len(rows), self.sizes.pop(language)])
+
+    def flush_all(self) -> None:
+        for language in sorted(self.buffers):
+            self.flush(language)
+
+
+def read_file(corpus: Corpus, file: SourceFile, spill_path: str) -> dict[str, Any]:
+    """Reads one file into a spill.
+
+    Returns:
+        `index` (a list of [language or pair, rows, bytes], one a record batch of the spill), `kind`, `accounts`,
+        `samples`, `labels`, `faults`, `inputs`.
+    """
+    source = corpus.sources[file.source]
+    reader = _FileReader(corpus, source, file)
+    schema = schema_of(source.kind)
+    Path(spill_path).parent.mkdir(parents=True, exist_ok=True)
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with atomic_write(spill_path) as handle, pa.ipc.new_file(handle, schema, options=options) as writer:
+        budget = int(corpus.memory_gib * (1 << 30) / 8)
+        spill = _Spill(Path(spill_path), schema, text_columns(source.kind), budget, writer)
+        reader.read_into(spill)
+        spill.flush_all()
+    paths = [Path(path) for path in (file.path, file.target) if path is not None]
+    inputs = [
+        {"path": str(p), "bytes": p.stat().st_size, "checksum": f"sha256:{sha256_file(p)}"} for p in paths
+    ]
+    return {
+        "kind": source.kind,
+        "index": spill.index,
+        "accounts": reader.accounts.to_json(),
+        "samples": reader.samples.rows,
+        "labels": [[*key, count] for key, count in sorted(reader.labeller.counts.items())],
+        "faults": reader.quarantine.to_json(),
+        "inputs": inputs,
+    }
+
+
+class _FileReader:
+    """Turns the rows of one file into rows of the corpus, batch by batch."""
+
+    def __init__(self, corpus: Corpus, source: Source, file: SourceFile) -> None:
+        self.corpus, self.source, self.file = corpus, source, file
+        self.normalise = Normaliser(corpus.normalisation, source.kind)
+        self.labeller = Labeller(corpus.languages, file, source)
+        self.render = _render(source)
+        self.limit = int(corpus.max_document_megabytes * 1e6)
+        self.accounts, self.samples = Accounts(), Samples(corpus.samples)
+        self.quarantine = Quarantine(source.max_bad_lines)
+
+    def read_into(self, spill: _Spill) -> None:
+        """Reads the whole file."""
+        rows: list[Row] = []
+        size = 0
+        for row in read_rows(self.file, self.source, self.limit):
+            if isinstance(row, Fault):
+                self._fault(row)
+                continue
+            self.quarantine.rows += 1
+            rows.append(row)
+            size += sum(len(value) for value in row.values.values() if isinstance(value, str))
+            if len(rows) >= _BATCH_ROWS or size >= _BATCH_BYTES:
+                self._batch(rows, spill)
+                rows, size = [], 0
+        self._batch(rows, spill)
+
+    def _fault(self, fault: Fault) -> None:
+        rule = "oversized" if fault.oversized else "invalid_line"
+        if fault.oversized:
+            self.quarantine.rows += 1
+            self._remove(rule, fault.number, fault.reason, fault.excerpt)
+            return
+        self.quarantine.add(self.file, fault)
+        self._remove(rule, fault.number, fault.reason, fault.excerpt)
+
+    def _remove(self, rule: str, number: int, detail: str, text: str = "", language: str = "") -> None:
+        kind, source = self.source.kind, self.file.source
+        measures = measures_of(text) if rule not in ("oversized", "invalid_line") else (1, 0, 0, 0, 0)
+        for outcome in (READ, rule):
+            self.accounts.add(kind, language, source, outcome, measures)
+        self.samples.add(kind, language, rule, id=self._id(number), detail=detail, text=text)
+
+    def _id(self, number: int, values: dict[str, Any] | None = None) -> str:
+        if self.source.id_column and values is not None:
+            return f"{self.file.source}/{values[self.source.id_column]}"
+        return f"{self.file.source}/{self.file.name}#{number}"
+
+    def _batch(self, rows: Sequence[Row], spill: _Spill) -> None:
+        if not rows:
+            return
+        pair = self.source.kind == "parallel"
+        prepared: list[tuple[Row, list[str], list[str]]] = []
+        for row in rows:
+            try:
+                texts = self._texts(row, pair)
+                labels = self.labeller.labels(row)
+            except ValueError as error:
+                self.quarantine.rows -= 1  # it was counted as usable when it was read
+                self._fault(Fault(row.number, str(error), str(row.values)[:200]))
+                continue
+            if any(len(text) > self.limit // 4 and len(text.encode()) > self.limit for text in texts):
+                self._remove("oversized", row.number, f"more than {self.limit:,} bytes")
+                continue
+            prepared.append((row, [self.normalise(text) for text in texts], labels))
+        languages = self.labeller.decide(
+            [texts for _, texts, _ in prepared], [labels for _, _, labels in prepared]
+        )
+        for (row, texts, _), codes in zip(prepared, languages, strict=True):
+            self._keep(row, texts, codes, spill)
+
+    def _texts(self, row: Row, pair: bool) -> list[str]:
+        values, source = row.values, self.source
+        names = [source.src_text_column, source.tgt_text_column] if pair else source.text_columns
+        for name in names:
+            value = values[name]
+            if value is None:
+                values[name] = ""
+            elif not isinstance(value, str):
+                raise ValueError(f"`{name}` is a {type(value).__name__}, not a text")
+        if pair:
+            return [values[name] for name in names]
+        try:
+            return [self.render(values)]
+        except (KeyError, IndexError, AttributeError) as error:
+            raise ValueError(f"the template names {error}, which the row lacks") from None
+
+    def _keep(self, row: Row, texts: list[str], codes: list[str], spill: _Spill) -> None:
+        source, kind = self.source, self.source.kind
+        language = "-".join(codes)
+        if not all(texts):
+            self._remove("empty", row.number, "no text after normalisation", language=language)
+            return
+        license_of_row = row.values.get(source.license_column) if source.license_column else None
+        common = {
+            "id": self._id(row.number, row.values),
+            "source": self.file.source,
+            "license": str(license_of_row or source.license),
+        }
+        if kind == "parallel":
+            values = {"src_lang": codes[0], "src_text": texts[0], "tgt_lang": codes[1], "tgt_text": texts[1]}
+        else:
+            values = {"text": texts[0], "language": language}
+        measures = measures_of(*texts)
+        for outcome in (READ, KEPT):
+            self.accounts.add(kind, language, self.file.source, outcome, measures)
+        spill.add(language, {**common, **values}, measures[2])
+
+
+def plan_parts(read: Sequence[Any], megabytes: float) -> list[tuple[Part, int, list[tuple[int, int]]]]:
+    """Parts, their bytes of text and the batches (spill, position in it) each is made of: of each kind and language,
+    batches in the order of sources, files and rows, cut where a part is full."""
+    batches: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
+    for spill, result in enumerate(read):
+        for position, (language, _, size) in enumerate(result["index"]):
+            batches.setdefault((result["kind"], language), []).append((spill, position, size))
+    plan = []
+    for (kind, language), entries in sorted(batches.items()):
+        number, filled = 0, 0
+        chosen: list[tuple[int, int]] = []
+        for spill, position, size in entries:
+            if chosen and filled + size > megabytes * 1e6:
+                plan.append((Part(kind, language, number), filled, chosen))
+                number, filled, chosen = number + 1, 0, []
+            chosen.append((spill, position))
+            filled += size
+        plan.append((Part(kind, language, number), filled, chosen))
+    return plan
+
+
+def _group_parts(
+    plan: Sequence[tuple[Part, int, list[tuple[int, int]]]], megabytes: float
+) -> list[list[tuple[Part, list[tuple[int, int]]]]]:
+    groups: list[list[tuple[Part, list[tuple[int, int]]]]] = []
+    size = 0
+    for part, filled, batches in plan:
+        if not groups or size + filled > megabytes * 1e6 or len(groups[-1]) >= 500:
+            groups.append([])
+            size = 0
+        groups[-1].append((part, batches))
+        size += filled
+    return groups
+
+
+def write_parts(
+    root: str, spills: Sequence[str], group: Sequence[tuple[Part, list[tuple[int, int]]]]
+) -> list[dict[str, Any] | None]:
+    """Writes parts from their batches; their records."""
+    records = []
+    open_spills: dict[int, Any] = {}
+    for part, batches in group:
+        path = part_path(Path(root), "integrated", part)
+        with PartWriter(path, schema_of(part.kind), text_columns(part.kind)) as writer:
+            for spill, position in batches:
+                if spill not in open_spills:
+                    open_spills[spill] = pa.ipc.open_file(pa.memory_map(spills[spill]))
+                writer.write(open_spills[spill].get_batch(position))
+        records.append(writer.record(Path(root) / "integrated"))
+    return records

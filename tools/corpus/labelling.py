@@ -1,0 +1,133 @@
+"""The language of each document: what its label says, and what its script shows."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from recipes.errors import UserError
+from recipes.schema.corpus import Languages, Source
+from tools.corpus.languages import LanguageResolver, Resolved
+from tools.corpus.reading import Row
+from tools.corpus.scripts import compatible, measure
+from tools.corpus.source_files import SourceFile
+
+__all__ = ["Labeller", "choose_script"]
+
+NO_SCRIPT = "Zyyy"
+"""ISO 15924's code for undetermined script: text without letters in a language of unknown script."""
+
+
+def choose_script(resolved: Resolved, known: Sequence[str], measured: str | None) -> tuple[str, str]:
+    """Script of a document, and how it was decided.
+
+    Args:
+        resolved: the label.
+        known: scripts in customary use for the language, the usual one first.
+        measured: the script of the text (see `scripts.measure`).
+
+    A measured script wins over the label's only where the language is written in it; otherwise the text is not in the
+    language, which the rule `wrong_script` will see.
+    """
+    given = resolved.script
+    fitting = None if measured is None else _fitting(measured, known)
+    if given is not None:
+        if measured is None or compatible(measured, given):
+            return given, "label"
+        return (
+            (fitting, f"measured, label says {given}")
+            if fitting
+            else (given, f"label, text shows {measured}")
+        )
+    if fitting:
+        return fitting, "measured"
+    if known:
+        return known[0], "usual script" if measured is None else f"usual script, text shows {measured}"
+    return (measured, "measured") if measured else (NO_SCRIPT, "no letters")
+
+
+def _fitting(measured: str, known: Sequence[str]) -> str | None:
+    """The first known script that text of a measured script can be in."""
+    if measured in known:
+        return measured
+    return next((script for script in known if compatible(measured, script)), None)
+
+
+class Labeller:
+    """Reads the labels of one file's rows and decides on their codes.
+
+    Attributes:
+        counts: documents (sides of pairs) by source, label, code and decision.
+    """
+
+    def __init__(self, languages: Languages, file: SourceFile, source: Source) -> None:
+        self.languages, self.file, self.source = languages, file, source
+        self.resolver = LanguageResolver(languages.labels, languages.spelling)
+        self.counts: Counter[tuple[str, str, str, str]] = Counter()
+        self.where: tuple[tuple[str | None, str | None, str], ...]
+        if source.kind == "parallel":
+            self.where = (
+                (source.src_lang, source.src_lang_column, "src"),
+                (source.tgt_lang, source.tgt_lang_column, "tgt"),
+            )
+        else:
+            self.where = ((source.language, source.language_column, "language"),)
+        self.tmx = source.format_of(file.path) == "tmx"
+
+    def labels(self, row: Row) -> list[str]:
+        """Labels of a row, as the source says them.
+
+        Raises:
+            ValueError: a label that is no text.
+            UserError: a label that stands for no language, with file and line.
+        """
+        labels = []
+        for fixed, column, name in self.where:
+            label = fixed
+            if column is not None or self.tmx:
+                label = row.values[column if column is not None else f"{name}_lang"]
+                if not isinstance(label, str):
+                    raise ValueError(f"`{column}` is a {type(label).__name__}, not a language code")
+            elif fixed is None:
+                label = self.file.captured[name]
+            labels.append(str(label))
+        if self.source.kind != "code":
+            for label in labels:
+                self._check(label, row.number)
+        return labels
+
+    def _check(self, label: str, number: int) -> None:
+        try:
+            self.resolver.resolve(label)
+        except UserError as error:
+            raise UserError(f"{self.file.path}: line {number}: {error}") from None
+
+    def decide(self, texts: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]) -> list[list[str]]:
+        """Codes of rows, one for each of their sides.
+
+        Args:
+            texts: normalised texts of each row.
+            labels: labels of each row.
+        """
+        if self.source.kind == "code":
+            return [[self._programming_language(label) for label in row] for row in labels]
+        flat = [text for row in texts for text in row]
+        measured = (
+            [script for script, _ in measure(flat)] if self.languages.measure_script else [None] * len(flat)
+        )
+        scripts = iter(measured)
+        return [[self._code(label, next(scripts)) for label in row] for row in labels]
+
+    def _code(self, label: str, measured: str | None) -> str:
+        resolved = self.resolver.resolve(label)
+        script, how = choose_script(resolved, self.resolver.scripts(resolved.language), measured)
+        code = self.resolver.spell(resolved.language, script)
+        decision = f"{resolved.decision}; script: {how}"
+        self.counts[self.file.source, label, code, decision] += 1
+        return code
+
+    def _programming_language(self, label: str) -> str:
+        name = re.sub(r"[^a-z0-9+#.]+", "_", label.lower()).strip("_") or "unknown"
+        self.counts[self.file.source, label, name, "programming language"] += 1
+        return name

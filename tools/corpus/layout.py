@@ -1,0 +1,166 @@
+"""Where the corpus lies on disk: stages, kinds, languages, part files and their schemas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recipes.errors import UserError
+from recipes.files import atomic_write
+from recipes.manifest import FileRecord
+from recipes.schema.corpus import KINDS
+
+__all__ = [
+    "PAIR_SCHEMA",
+    "STAGES",
+    "TEXT_SCHEMA",
+    "Part",
+    "PartWriter",
+    "part_path",
+    "parts_of",
+    "read_row_groups",
+    "schema_of",
+    "text_columns",
+]
+
+STAGES = ("integrated", "filtered", "deduplicated", "split")
+"""Stages in their order; each has a folder, `<corpus>/<stage>/<kind>/<language or pair>/part-NNNNN.parquet`."""
+
+TEXT_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "language", "source", "license")])
+"""Columns of every kind but `parallel`."""
+
+PAIR_SCHEMA = pa.schema(
+    [
+        (name, pa.string())
+        for name in ("id", "src_lang", "src_text", "tgt_lang", "tgt_text", "source", "license")
+    ]
+)
+"""Columns of `parallel`."""
+
+_ROW_GROUP = 16 << 20
+"""UTF-8 bytes of text in a row group, about: what a reader holds in memory at once."""
+
+
+def schema_of(kind: str, stage: str = "integrated") -> pa.Schema:
+    """Columns of the parts of a kind; the stage `split` has one more, `split`."""
+    schema = PAIR_SCHEMA if kind == "parallel" else TEXT_SCHEMA
+    return schema.append(pa.field("split", pa.string())) if stage == "split" else schema
+
+
+def text_columns(kind: str) -> tuple[str, ...]:
+    """Columns that hold text."""
+    return ("src_text", "tgt_text") if kind == "parallel" else ("text",)
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """A part file: its kind, its language or pair, its number."""
+
+    kind: str
+    language: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        """Path below the stage's folder."""
+        return f"{self.kind}/{self.language}/part-{self.number:05d}.parquet"
+
+
+def part_path(root: Path, stage: str, part: Part) -> Path:
+    """Full path of a part file."""
+    return root / stage / part.name
+
+
+def parts_of(root: Path, stage: str) -> list[Part]:
+    """Parts of a stage on disk, in the order of kinds, languages and numbers.
+
+    Raises:
+        UserError: a file that doesn't belong there.
+    """
+    found = []
+    for path in sorted((root / stage).glob("*/*/*")):
+        number = path.stem.removeprefix("part-")
+        if path.name.startswith("."):
+            continue
+        if path.suffix != ".parquet" or not number.isdigit() or path.parts[-3] not in KINDS:
+            raise UserError(f"{path}: not a part of the corpus; remove it or build the stage again")
+        found.append(Part(path.parts[-3], path.parts[-2], int(number)))
+    return sorted(found, key=lambda part: (KINDS.index(part.kind), part.language, part.number))
+
+
+class PartWriter:
+    """Writes one part file, row group by row group; nothing appears under its name before `close`.
+
+    Use as a context manager. A part without rows leaves no file.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, texts: tuple[str, ...]) -> None:
+        self.path, self.schema, self.texts = path, schema, texts
+        self.rows = 0
+        self._pending: list[pa.Table] = []
+        self._bytes = 0
+        self._context: Any = None
+        self._writer: Any = None
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def write(self, batch: pa.RecordBatch | pa.Table) -> None:
+        """Appends rows."""
+        table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
+        if table.num_rows:
+            self._pending.append(table.cast(self.schema))
+            self._bytes += sum(table.column(name).nbytes for name in self.texts)
+            if self._bytes >= _ROW_GROUP:
+                self._flush()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        if self._writer is None:
+            self._context = atomic_write(self.path)
+            handle = self._context.__enter__()
+            dictionary = [n for n in self.schema.names if n not in ("id", *self.texts)]
+            self._writer = pq.ParquetWriter(
+                handle, self.schema, compression="zstd", compression_level=3, use_dictionary=dictionary
+            )
+        table = pa.concat_tables(self._pending)
+        self._writer.write_table(table, row_group_size=table.num_rows)
+        self.rows += table.num_rows
+        self._pending, self._bytes = [], 0
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            self._flush()
+        if self._writer is not None:
+            if kind is None:
+                self._writer.close()
+            self._context.__exit__(kind, error, trace)
+
+    def record(self, root: Path) -> dict[str, Any] | None:
+        """Path below `root`, bytes, checksum and rows of the finished file; None where no file was left."""
+        if not self.rows:
+            return None
+        file = FileRecord.of(self.path, root)
+        return {"path": file.path, "bytes": file.bytes, "checksum": file.checksum, "rows": self.rows}
+
+
+def read_row_groups(path: Path, columns: Iterable[str] | None = None) -> Iterator[pa.Table]:
+    """Row groups of a part, in order.
+
+    Raises:
+        UserError: the file is cut or damaged.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            for index in range(file.num_row_groups):
+                yield file.read_row_group(index, columns=None if columns is None else list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path}: no readable parquet file ({str(error).splitlines()[0]}); remove its stage's folder and build again"
+        ) from None

@@ -1,0 +1,116 @@
+"""Runs the tasks of a phase: on this machine's cores, or one rank's share of them; a finished task is never run again."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from recipes.errors import UserError
+from recipes.files import read_json, write_json
+from tools.progress import progress
+
+__all__ = ["Task", "results_of", "run_tasks"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A unit of work: `function(*arguments)` gives a JSON value, its outputs depend on nothing else.
+
+    `name` is unique in its phase and is a file name.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+def _mark(folder: Path, task: Task) -> Path:
+    return folder / f"{task.name}.json"
+
+
+def _perform(task: Task, mark: str) -> None:
+    write_json(mark, task.function(*task.arguments))
+
+
+def run_tasks(
+    folder: Path,
+    tasks: Sequence[Task],
+    *,
+    workers: int,
+    label: str,
+    rank: int = 0,
+    world: int = 1,
+) -> None:
+    """Runs those of this rank's tasks that have no mark in `folder`.
+
+    Args:
+        folder: gets a file per finished task, with its result; written after the task's outputs are durable.
+        tasks: all tasks of the phase; rank r of w runs each w-th of them, from the r-th.
+        workers: processes; 1 runs the tasks in this process.
+        label: text of the progress bar.
+        rank: this process group's number among `world` that share the phase.
+        world: number of process groups.
+
+    Raises:
+        UserError: of the first task (in their order) among those that failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mine = tasks[rank::world]
+    open_tasks = [task for task in mine if not _mark(folder, task).is_file()]
+    bar: tqdm[Any] = progress(total=len(mine), initial=len(mine) - len(open_tasks), desc=label, unit="task")
+    with bar:
+        if workers == 1 or len(open_tasks) <= 1:
+            for task in open_tasks:
+                _perform(task, str(_mark(folder, task)))
+                bar.update()
+            return
+        # Forking a process that has threads (pyarrow's) can hang; a fork server starts clean and is quick.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tools.corpus.build"])
+        with ProcessPoolExecutor(min(workers, len(open_tasks)), mp_context=context) as pool:
+            futures = {
+                pool.submit(_perform, task, str(_mark(folder, task))): index
+                for index, task in enumerate(open_tasks)
+            }
+            _collect(futures, bar)
+
+
+def _collect(futures: dict[Future[None], int], bar: Any) -> None:
+    """Waits for all; after a failure starts no new ones, lets the running ones end and raises the first failure."""
+    pending: set[Future[None]] = set(futures)
+    failed: list[tuple[int, BaseException]] = []
+    while pending:
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            if future.cancelled():
+                continue
+            error = future.exception()
+            if error is None:
+                bar.update()
+                continue
+            failed.append((futures[future], error))
+            for other in pending:
+                other.cancel()
+    if failed:
+        raise min(failed, key=lambda failure: failure[0])[1]
+
+
+def results_of(folder: Path, tasks: Sequence[Task]) -> list[Any]:
+    """Results of all tasks of a phase, in order.
+
+    Raises:
+        UserError: some have not run.
+    """
+    missing = [task.name for task in tasks if not _mark(folder, task).is_file()]
+    if missing:
+        raise UserError(
+            f"{folder}: {len(missing)} of {len(tasks)} tasks have not finished (first: {missing[0]}); "
+            "run the build again, or the array tasks that failed"
+        )
+    return [read_json(_mark(folder, task)) for task in tasks]

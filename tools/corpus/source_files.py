@@ -1,0 +1,129 @@
+"""Which files a source consists of, and what their names say (language, sides of a pair)."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipes.errors import UserError
+from recipes.schema.corpus import Corpus, Source
+
+__all__ = ["SourceFile", "source_files"]
+
+_TOKEN = re.compile(r"\*\*/|\*\*|\*|\?|\{\w+\}")
+_LANGUAGE = r"[A-Za-z0-9_@+#.]+?(?:-[A-Za-z0-9]+)*?"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file (for Moses pairs: two) of a source.
+
+    Attributes:
+        source: name of the source in the recipe.
+        order: position of the source in the recipe; lower is better provenance.
+        path: the file; of Moses pairs, the source side.
+        target: the target side of Moses pairs.
+        name: path below the fixed part of the pattern, for document ids.
+        captured: what the `{names}` of the pattern matched.
+    """
+
+    source: str
+    order: int
+    path: str
+    target: str | None
+    name: str
+    captured: dict[str, str]
+
+    def stamp(self) -> list[object]:
+        """What tells this version of the file(s) from another without reading them: path, size, time of change."""
+        stamps: list[object] = []
+        for path in (self.path, self.target):
+            if path is not None:
+                status = Path(path).stat()
+                stamps += [path, status.st_size, status.st_mtime_ns]
+        return stamps
+
+
+def source_files(corpus: Corpus) -> list[SourceFile]:
+    """All files of all sources: sources in the recipe's order, files of a source by name.
+
+    Raises:
+        UserError: no sources, a pattern that matches nothing, a Moses file without its other side, an ending that
+            names no format.
+    """
+    if not corpus.sources:
+        raise UserError("data.corpus.sources: empty, there is nothing to build; name at least one source")
+    return [
+        file
+        for order, (name, source) in enumerate(corpus.sources.items())
+        for file in _of(name, order, source)
+    ]
+
+
+def _of(name: str, order: int, source: Source) -> list[SourceFile]:
+    base, expression = _pattern(source.path)
+    files = []
+    for path in _walk(base):
+        match = expression.fullmatch(path)
+        if match is None:
+            continue
+        try:
+            source.format_of(path)
+        except ValueError as error:
+            raise UserError(f"data.corpus.sources.{name}: {error}") from None
+        captured = match.groupdict()
+        target = source.target_path.format(**captured) if source.target_path else None
+        if target is not None and not Path(target).is_file():
+            raise UserError(
+                f"data.corpus.sources.{name}: {path} has no other side: {target} does not exist; "
+                "add the file or mend target_path"
+            )
+        relative = os.path.relpath(path, base) if base and path != base else Path(path).name
+        files.append(SourceFile(name, order, path, target, relative, captured))
+    if not files:
+        raise UserError(
+            f"data.corpus.sources.{name}.path: no file matches `{source.path}` (working folder {Path.cwd()}); "
+            "mend the pattern or fetch the files"
+        )
+    return files
+
+
+def _pattern(path: str) -> tuple[str, re.Pattern[str]]:
+    """The folder (or file) that is fixed, and the expression that full paths must match."""
+    first = _TOKEN.search(path)
+    base = path if first is None else path[: path.rfind("/", 0, first.start()) + 1]
+    parts, end, seen = [], 0, set()
+    for token in _TOKEN.finditer(path):
+        parts.append(re.escape(path[end : token.start()]))
+        end = token.end()
+        text = token[0]
+        if text == "**/":
+            parts.append("(?:.*/)?")
+        elif text == "**":
+            parts.append(".*")
+        elif text == "*":
+            parts.append("[^/]*")
+        elif text == "?":
+            parts.append("[^/]")
+        elif text[1:-1] in seen:
+            parts.append(f"(?P={text[1:-1]})")
+        else:
+            seen.add(text[1:-1])
+            inner = _LANGUAGE if text[1:-1] in ("language", "src", "tgt") else "[^/]+?"
+            parts.append(f"(?P<{text[1:-1]}>{inner})")
+    parts.append(re.escape(path[end:]))
+    return base.rstrip("/") if base != "/" else base, re.compile("".join(parts), re.DOTALL)
+
+
+def _walk(base: str) -> list[str]:
+    """All files below `base` (or `base` itself), by name, hidden ones left out."""
+    if base and Path(base).is_file():
+        return [base]
+    found = []
+    for folder, folders, names in os.walk(base or ".", followlinks=True):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        prefix = "" if not base and folder == "." else os.path.relpath(folder, ".") if not base else folder
+        found += [str(Path(prefix, name)) for name in names if not name.startswith(".")]
+    return sorted(found)

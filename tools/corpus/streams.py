@@ -1,0 +1,129 @@
+"""Byte streams of plain and compressed files, and their lines, in bounded memory."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import zstandard
+
+from recipes.errors import UserError
+
+__all__ = ["BOM", "decode", "lines", "open_bytes"]
+
+BOM = b"\xef\xbb\xbf"
+_BUFFER = 1 << 20
+_MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2"}
+
+
+class _ZstdReader(io.RawIOBase):
+    """Decompressed bytes of a zstd file of one or more frames; unlike the library's stream reader it notices that
+    the last frame was cut."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self.raw, self.decompressor, self.pending, self.done = raw, self._frame(), b"", False
+        self.fresh = True
+
+    @staticmethod
+    def _frame() -> zstandard.ZstdDecompressionObj:
+        return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        while not self.pending and not self.done:
+            self._fill()
+        size = min(len(buffer), len(self.pending))
+        buffer[:size] = self.pending[:size]
+        self.pending = self.pending[size:]
+        return size
+
+    def _fill(self) -> None:
+        if self.decompressor.eof:
+            rest = self.decompressor.unused_data
+            self.decompressor, self.fresh = self._frame(), True
+        else:
+            rest = b""
+        # Small reads: their decompressed form is held in memory.
+        chunk = rest or self.raw.read(1 << 16)
+        if chunk:
+            self.pending, self.fresh = self.decompressor.decompress(chunk), False
+        elif self.fresh:
+            self.done = True
+        else:
+            raise EOFError("the last frame is cut")
+
+
+@contextlib.contextmanager
+def open_bytes(path: str) -> Iterator[BinaryIO]:
+    """Opens a file for reading; gzip, zstd and bzip2 are told by their first bytes.
+
+    Raises:
+        UserError: no such file, no permission, or (also while it is read) compressed data that is cut or damaged.
+    """
+    try:
+        with Path(path).open("rb") as raw:
+            head = raw.read(4)
+            raw.seek(0)
+            found = next((ending for magic, ending in _MAGIC.items() if head.startswith(magic)), None)
+            stated = next((ending for ending in _MAGIC.values() if path.lower().endswith(ending)), None)
+            if stated and found != stated:
+                state = "is empty" if not head else f"is no {stated} file"
+                raise UserError(f"{path}: {state}, though its name says so; fetch it again or rename it")
+            stream: BinaryIO
+            if found == ".gz":
+                stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+            elif found == ".bz2":
+                stream = cast(BinaryIO, bz2.BZ2File(raw))
+            elif found == ".zst":
+                stream = cast(BinaryIO, _ZstdReader(raw))
+            else:
+                stream = raw
+            yield cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER))
+    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise UserError(
+            f"{path}: its compressed data is cut or damaged ({error}); fetch the file again or compress it anew"
+        ) from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def lines(stream: BinaryIO, limit: int) -> Iterator[tuple[int, bytes | int]]:
+    """Number (from 1) and bytes of each line, without its line end; of a line longer than `limit` only its length."""
+    number = 0
+    while line := stream.readline(limit + 1):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(BOM)
+        if len(line) > limit and not line.endswith(b"\n"):
+            size = len(line)
+            while more := stream.readline(_BUFFER):
+                size += len(more)
+                if more.endswith(b"\n"):
+                    break
+            yield number, size
+        else:
+            yield number, line.rstrip(b"\r\n")
+
+
+def decode(line: bytes) -> str:
+    """UTF-8, strictly.
+
+    Raises:
+        ValueError: the message says at which byte it is invalid.
+    """
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"invalid UTF-8 at byte {error.start + 1} ({line[error.start : error.end].hex()})"
+        ) from None
