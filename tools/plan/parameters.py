@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 from recipes.schema.model import Model
 
-__all__ = ["LayerParameters", "layer_parameters", "matmul_parameters", "total_parameters"]
+__all__ = [
+    "LayerParameters",
+    "RankParameters",
+    "layer_parameters",
+    "matmul_parameters",
+    "rank_parameters",
+    "total_parameters",
+]
 
 
 @dataclass(frozen=True)
@@ -52,3 +59,39 @@ def total_parameters(model: Model) -> int:
 def matmul_parameters(model: Model) -> int:
     """Weights that each token is multiplied with: all layers and the output layer."""
     return model.layers * layer_parameters(model).matmul + model.vocab_size * model.hidden_size
+
+
+@dataclass(frozen=True)
+class RankParameters:
+    """Weights that one rank of a pipeline stage holds."""
+
+    layers: int
+    """Weights of matrix products of the stage's layers."""
+    tables: int
+    """Rows of the input embedding and of the output layer."""
+    norms: int
+    """All RMSNorms."""
+
+    @property
+    def total(self) -> int:
+        """All weights of the rank."""
+        return self.layers + self.tables + self.norms
+
+
+def rank_parameters(model: Model, tensor: int, pipeline: int, stage: int) -> RankParameters:
+    """Weights of a rank of pipeline stage `stage` (0 to `pipeline` − 1) at tensor-parallel size `tensor`.
+
+    The vocabulary is padded as Megatron pads it. With tied embeddings and several stages, the last stage holds a copy.
+    """
+    layer = layer_parameters(model)
+    layers = model.layers // pipeline
+    table = model.padded_vocab_size(tensor) * model.hidden_size // tensor
+    first, last = stage == 0, stage == pipeline - 1
+    tables = first + last
+    if model.tie_embeddings and pipeline == 1:
+        tables = 1
+    return RankParameters(
+        layers=layers * layer.matmul // tensor,
+        tables=tables * table,
+        norms=layers * layer.norm + (model.hidden_size if last else 0),
+    )

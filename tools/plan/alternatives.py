@@ -1,0 +1,140 @@
+"""Other layouts of a run on its cluster: which fit, how fast they should be, and why the rest does not."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from recipes.checks import check_combination
+from recipes.errors import RecipeError
+from recipes.schema import Recipe
+from tools.plan.memory import estimate_memory, memory_limit
+from tools.plan.throughput import expected_throughput
+
+__all__ = ["Alternative", "alternatives", "check_fits"]
+
+_TENSOR = (1, 2, 4, 8)
+_PIPELINE = (1, 2, 4)
+_CONTEXT = (1, 2)
+_MICRO = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One layout of a run."""
+
+    tensor: int
+    pipeline: int
+    context: int
+    micro: int
+    recompute_layers: int
+    """Layers of a pipeline stage that are recomputed; 0: none."""
+    memory_gib: float | None
+    """Estimate for the fullest rank; None where the layout is impossible."""
+    tokens_per_second_per_gpu: float | None
+    """Expected speed; None where it is impossible or nothing is known."""
+    reason: str | None
+    """Why it cannot be used; None where it can."""
+
+    def overrides(self, recipe: Recipe) -> list[str]:
+        """What of this layout differs from the recipe's, as overrides of the command line."""
+        wanted = {
+            "tensor": self.tensor,
+            "sequence": self.tensor > 1,
+            "pipeline": self.pipeline,
+            "context": self.context,
+            "virtual_pipeline": 1,
+            "recompute": "full" if self.recompute_layers else "none",
+            "recompute_layers": self.recompute_layers or None,
+        }
+        have = recipe.parallelism.model_dump()
+        changed = [f"parallelism.{key}={_yaml(value)}" for key, value in wanted.items() if have[key] != value]
+        return changed + ([f"batch.micro={self.micro}"] if recipe.batch.micro != self.micro else [])
+
+
+def _yaml(value: object) -> str:
+    return "null" if value is None else str(value).lower()
+
+
+def alternatives(recipe: Recipe) -> list[Alternative]:
+    """All combinations of a few sizes of tensor, pipeline and context parallelism and microbatch, fastest first.
+
+    Where a layout does not fit as it is, as few layers as needed are recomputed. Impossible and too large ones come
+    last, with the reason.
+    """
+    found = [
+        _alternative(recipe, *sizes) for sizes in itertools.product(_TENSOR, _PIPELINE, _CONTEXT, _MICRO)
+    ]
+    return sorted(
+        found, key=lambda a: (a.reason is not None, -(a.tokens_per_second_per_gpu or 0), a.memory_gib or 0)
+    )
+
+
+def check_fits(recipe: Recipe, origin: str | None = None) -> None:
+    """Refuses a recipe whose estimated memory exceeds the card less the margin.
+
+    Args:
+        recipe: a checked recipe.
+        origin: where its layout was given, for the message.
+
+    Raises:
+        RecipeError: it does not fit; the fix is the fastest layout that does, as overrides.
+    """
+    memory, limit = estimate_memory(recipe), memory_limit(recipe)
+    if limit is None or memory.total <= limit:
+        return
+    best = next((alternative for alternative in alternatives(recipe) if alternative.reason is None), None)
+    fix = "use more or larger GPUs, or another precision: no layout of this cluster fits"
+    if best is not None:
+        fix = (
+            f"{' '.join(best.overrides(recipe))} is the fastest layout that fits ({best.memory_gib:.1f} GiB)"
+        )
+    raise RecipeError(
+        "parallelism",
+        f"a GPU needs {memory.total:.1f} GiB (weights {memory.weights:.1f}, gradients {memory.gradients:.1f}, optimizer "
+        f"{memory.optimizer:.1f}, activations {memory.activations:.1f}, the rest "
+        f"{memory.logits + memory.runtime + memory.allocator:.1f}), {limit:.1f} may be used",
+        fix,
+        origin,
+    )
+
+
+def _alternative(recipe: Recipe, tensor: int, pipeline: int, context: int, micro: int) -> Alternative:
+    memory: float | None = None
+    reason: str | None = None
+    layers = 0
+    speed: float | None = None
+    for layers, candidate in _with_recomputation(recipe, tensor, pipeline, context, micro):
+        try:
+            check_combination(candidate, lambda key: None)
+        except RecipeError as error:
+            reason = f"{error.key}: {error.problem}"
+            break
+        memory, limit = estimate_memory(candidate).total, memory_limit(candidate)
+        if limit is None or memory <= limit:
+            reason = None
+            throughput = expected_throughput(candidate)
+            speed = throughput.tokens_per_second_per_gpu if throughput else None
+            break
+        reason = f"needs {memory:.1f} GiB with {layers or 'no'} layers recomputed, {limit:.1f} may be used"
+    return Alternative(tensor, pipeline, context, micro, layers, memory, speed, reason)
+
+
+def _with_recomputation(
+    recipe: Recipe, tensor: int, pipeline: int, context: int, micro: int
+) -> Iterator[tuple[int, Recipe]]:
+    """The layout with 0, 1, 2, ... recomputed layers a stage."""
+    for layers in range(recipe.model.layers // pipeline + 1):
+        changes = {
+            "tensor": tensor,
+            "pipeline": pipeline,
+            "context": context,
+            "sequence": tensor > 1,
+            "virtual_pipeline": 1,
+            "recompute": "full" if layers else "none",
+            "recompute_layers": layers or None,
+        }
+        parallelism = recipe.parallelism.model_copy(update=changes)
+        batch = recipe.batch.model_copy(update={"micro": micro})
+        yield layers, recipe.model_copy(update={"parallelism": parallelism, "batch": batch})
