@@ -59,6 +59,9 @@ class RunFolder:
         self.writer_file = self.path / "writer.json"
         self.launch_file = self.path / "launch.json"
         self.state_file = self.path / "state.json"
+        # Anyone who may write here can touch these files: the run saves once, or saves and stops until it is removed.
+        self.save_request = self.path / "save"
+        self.stop_request = self.path / "stop"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.logs = self.path / "logs"
@@ -80,10 +83,14 @@ class RunFolder:
         """Makes the folder ready for a launch: recipe, claim, environment, and the decision what to load.
 
         Raises:
-            UserError: the folder belongs to another recipe, another live process writes it, or the checkpoint to
-                start from cannot be used.
+            UserError: the folder belongs to another recipe, another live process writes it, a team mate asked it to
+                stop, or the checkpoint to start from cannot be used.
         """
-        self._check_recipe(recipe)
+        if self.stop_request.exists():
+            raise UserError(
+                f"{self.stop_request} asks this run to stop. Fix: remove the file to let it go on"
+            )
+        self.check_recipe(recipe)
         load = self._load_plan(recipe)
         self._check_writer(take_over)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -123,7 +130,12 @@ class RunFolder:
         if self.holds_claim(launch):
             self.writer_file.unlink()
 
-    def _check_recipe(self, recipe: Recipe) -> None:
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Refuses a recipe that would change what this run has already begun.
+
+        Raises:
+            UserError: a key that decides which weights come out differs from `recipe.yaml`.
+        """
         if not self.recipe_file.is_file():
             return
         before = _flat(load_recipe(self.path).to_dict())
@@ -161,10 +173,15 @@ class RunFolder:
         if take_over or not self.writer_file.is_file():
             return
         claim = read_json(self.writer_file)
-        if claim.get("host") == socket.gethostname() and not _alive(int(claim.get("pid", 0))):
+        # The process that claims a run in a Slurm job may end before its ranks do: there, the job counts.
+        here = claim.get("host") == socket.gethostname() and claim.get("job") == os.environ.get(
+            "SLURM_JOB_ID"
+        )
+        if here and not _alive(int(claim.get("pid", 0))):
             return
+        writer = f"Slurm job {claim['job']}" if claim.get("job") else f"process {claim.get('pid')}"
         raise UserError(
-            f"{self.writer_file}: process {claim.get('pid')} on {claim.get('host')} writes this run since "
+            f"{self.writer_file}: {writer} on {claim.get('host')} writes this run since "
             f"{claim.get('started')}. Fix: stop it, or add --take-over if it is gone (it stops before its next write)"
         )
 

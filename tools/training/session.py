@@ -2,14 +2,15 @@
 
 The loop itself stays Megatron's. A seam is a module-level function that the loop calls; it is wrapped, so that the
 original runs unchanged and ours before or after it: metrics at `training_log`, validation at
-`post_training_step_callbacks`, completion marks and retention at `save_checkpoint_and_time`, the reset of a phase at
-`load_checkpoint`, the state before the first step at `train`.
+`post_training_step_callbacks`, requests of team mates at `checkpoint_and_decide_exit`, completion marks and retention
+at `save_checkpoint_and_time`, the reset of a phase at `load_checkpoint`, the state before the first step at `train`.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -38,9 +39,14 @@ _SEAMS = {
     "train": ("forward_step_func", "model", "optimizer", "opt_param_scheduler"),
     "training_log": ("loss_dict", "total_loss_dict", "learning_rate", "iteration"),
     "post_training_step_callbacks": ("model", "optimizer", "opt_param_scheduler", "iteration"),
+    "checkpoint_and_decide_exit": ("model", "optimizer", "opt_param_scheduler", "iteration"),
     "save_checkpoint_and_time": ("iteration", "model"),
     "maybe_finalize_async_save": ("blocking",),
 }
+
+
+# What a file in the run folder asks for.
+_SAVE, _STOP = 1, 2
 
 
 class Session:
@@ -122,14 +128,16 @@ class Session:
         *rest: Any,
         **named: Any,
     ) -> tuple[int, float]:
-        iteration, flops = original(ddp_model, optimizer, scheduler, *rest, **named)
         if self.launch.load.mode != "phase":
-            return iteration, flops
-        # The moments came along; where the run stands and how fast it learns are the recipe's. Megatron keeps the
-        # checkpoint's max_lr and min_lr in the parameter groups otherwise.
+            loaded: tuple[int, float] = original(ddp_model, optimizer, scheduler, *rest, **named)
+            return loaded
+        # The moments come along; where the run stands and how fast it learns are the recipe's. Megatron tells parameter
+        # groups apart by their learning rates and would not find the checkpoint's, or keep those it finds.
         args = get_args()
-        for group in optimizer.param_groups:
-            group["max_lr"], group["min_lr"] = args.lr, args.min_lr
+        load = optimizer.load_state_dict
+        optimizer.load_state_dict = lambda state: load(_with_rates(state, args.lr, args.min_lr))
+        original(ddp_model, optimizer, scheduler, *rest, **named)
+        del optimizer.load_state_dict
         scheduler.num_steps = 0
         scheduler.step(increment=0)
         args.consumed_train_samples = args.consumed_valid_samples = args.skipped_train_samples = 0
@@ -207,6 +215,27 @@ class Session:
             timers("interval-time", log_level=0).start(barrier=True)
         return original(model, optimizer, scheduler, iteration, *rest)
 
+    def _checkpoint_and_decide_exit(self, original: Callable[..., bool], *rest: Any, **named: Any) -> bool:
+        request = torch.zeros(1, dtype=torch.int32, device="cuda")
+        if torch.distributed.get_rank() == 0:
+            run = self.run
+            request.fill_(_STOP if run.stop_request.exists() else _SAVE if run.save_request.exists() else 0)
+        torch.distributed.broadcast(request, 0)
+        if request.item() == _STOP:
+            # The same way out as a signal: a checkpoint, then the end of the loop.
+            signal.raise_signal(signal.SIGTERM)
+        if request.item() != _SAVE:
+            return original(*rest, **named)
+        args = get_args()
+        interval, args.save_interval = args.save_interval, 1
+        try:
+            leaves = original(*rest, **named)
+        finally:
+            args.save_interval = interval
+        if torch.distributed.get_rank() == 0:
+            self.run.save_request.unlink(missing_ok=True)
+        return leaves
+
     def _save_checkpoint_and_time(
         self, original: Callable[..., Any], iteration: int, *rest: Any, **named: Any
     ) -> None:
@@ -250,15 +279,19 @@ class Session:
             held.fill_(int(self.run.holds_claim(self.launch)))
         torch.distributed.broadcast(held, 0)
         if not held.item():
-            raise UserError(
-                f"{self.run.writer_file} names another launch: it took this run over. "
-                f"Nothing is written at step {iteration}; this launch stops"
-            )
+            raise self._claim_lost(iteration)
+
+    def _claim_lost(self, iteration: int) -> UserError:
+        return UserError(
+            f"{self.run.writer_file} names another launch: it took this run over. "
+            f"Nothing is written at step {iteration}; this launch stops"
+        )
 
     def _validate(self, model: Any, iteration: int) -> None:
         if self.evaluator is None or not self.evaluator.groups:
             return
         begun = time.perf_counter()
+        self._check_claim(iteration)
         losses = self.evaluator(model)
         if training.is_last_rank():
             append_metrics(self.run.metrics_file, {"step": iteration, "validation": losses})
@@ -273,12 +306,12 @@ class Session:
     def _write_step(self, iteration: int, grad_norm: float | None) -> None:
         seconds = time.perf_counter() - self._begun - self._paused
         # The slowest rank's wait and the fullest card's memory are the ones that matter.
-        facts = torch.tensor(
-            [self.forward_step.data_wait_seconds / self._steps, float(torch.cuda.max_memory_allocated())],
-            dtype=torch.float32,
-            device="cuda",
-        )
+        lost = training.is_last_rank() and not self.run.holds_claim(self.launch)
+        wait, memory = self.forward_step.data_wait_seconds / self._steps, torch.cuda.max_memory_allocated()
+        facts = torch.tensor([wait, float(memory), float(lost)], dtype=torch.float32, device="cuda")
         torch.distributed.all_reduce(facts, op=torch.distributed.ReduceOp.MAX)
+        if facts[2].item():
+            raise self._claim_lost(iteration)
         if training.is_last_rank():
             args, batch = get_args(), self.recipe.batch
             tokens = self._steps * self.recipe.tokens_per_step
@@ -307,7 +340,19 @@ class Session:
     def close(self) -> None:
         """Says how the launch ended, for the launcher and for the next link of a chain."""
         torch.distributed.barrier()
-        if torch.distributed.get_rank() == 0:
+        if torch.distributed.get_rank() == 0 and self.run.holds_claim(self.launch):
             reached = max(complete_steps(self.run.checkpoints), default=0)
             state = "finished" if reached >= self.recipe.schedule.steps else "stopped"
             write_json(self.run.state_file, {"writer": self.launch.writer, "state": state, "step": reached})
+
+
+def _with_rates(state: Any, peak: float, minimum: float) -> Any:
+    """An optimizer's state in which each parameter group has the given learning rates."""
+    if isinstance(state, list):
+        return [_with_rates(item, peak, minimum) for item in state]
+    if not isinstance(state, dict):
+        return state
+    if "param_groups" in state:
+        groups = [{**group, "max_lr": peak, "min_lr": minimum} for group in state["param_groups"]]
+        return {**state, "param_groups": groups}
+    return {key: _with_rates(value, peak, minimum) for key, value in state.items()}

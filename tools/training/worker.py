@@ -92,13 +92,15 @@ def _rank_from_slurm() -> None:
     if "RANK" in os.environ or "SLURM_PROCID" not in os.environ:
         return
     env = os.environ
-    listed = subprocess.run(
-        ["scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    env.setdefault("MASTER_ADDR", listed.stdout.split()[0])
+    # Job scripts set the address: inside a container there is no `scontrol`.
+    if "MASTER_ADDR" not in env:
+        listed = subprocess.run(
+            ["scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        env["MASTER_ADDR"] = listed.stdout.split()[0]
     # Jobs that share a node must not meet on one port.
     env.setdefault("MASTER_PORT", str(20000 + int(env["SLURM_JOB_ID"]) % 20000))
     env.update(RANK=env["SLURM_PROCID"], WORLD_SIZE=env["SLURM_NTASKS"], LOCAL_RANK=env["SLURM_LOCALID"])
