@@ -1,0 +1,164 @@
+"""`emma evaluate run` as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from recipes.errors import UserError
+from tests.tools.evaluation.tiny_model import TEXTS, write_corpus
+from tools.commands.evaluate import group
+from tools.evaluation.journal import Journal, LanguageScores
+
+
+def evaluate(*arguments: str | Path) -> Result:
+    result = CliRunner().invoke(group, ["run", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_scores_every_language_and_repeats_none(model: Path, corpus: Path, tmp_path: Path) -> None:
+    output = tmp_path / "evaluation"
+    evaluate(model, "--text", corpus, "--output", output)
+    rows = list(csv.DictReader((output / "results.csv").open(encoding="utf-8")))
+    assert {row["language"] for row in rows} == set(TEXTS)
+    assert {row["metric"] for row in rows} == {"bits_per_byte", "nll_per_token", "nll_per_document"}
+    assert {row["n"] for row in rows} == {"4"}
+    assert all(float(row["error"]) > 0 for row in rows)
+    assert "window:64|stride:32" in rows[0]["signature"]
+    table = pq.read_table(output / "results.parquet").to_pylist()
+    assert [str(row["value"]) for row in table] == [row["value"] for row in rows]
+
+    journal = output / "heldout" / "trained.jsonl"
+    before = journal.read_bytes()
+    evaluate(model, "--text", corpus, "--output", output)
+    assert journal.read_bytes() == before
+
+
+def test_changed_text_or_settings_are_scored_anew(model: Path, tmp_path: Path) -> None:
+    output, corpus = tmp_path / "evaluation", write_corpus(tmp_path / "corpus", ("eng_Latn", "spa_Latn"))
+    arguments = [model, "--text", corpus, "--output", output]
+    evaluate(*arguments)
+    journal = output / "heldout" / "trained.jsonl"
+    write_corpus(tmp_path / "corpus", ("spa_Latn",), documents=3)
+    evaluate(*arguments)
+    assert [json.loads(line)["language"] for line in journal.read_text().splitlines()] == [
+        "eng_Latn",
+        "spa_Latn",
+        "spa_Latn",
+    ]
+    evaluate(*arguments, "--stride", "64")
+    assert len(journal.read_text().splitlines()) == 5
+
+
+def test_line_cut_by_a_crash_is_scored_anew(model: Path, tmp_path: Path) -> None:
+    output, corpus = tmp_path / "evaluation", write_corpus(tmp_path / "corpus", ("eng_Latn", "spa_Latn"))
+    evaluate(model, "--text", corpus, "--output", output)
+    journal = output / "heldout" / "trained.jsonl"
+    whole, results = journal.read_bytes(), (output / "results.csv").read_bytes()
+    journal.write_bytes(whole[:-40])
+    evaluate(model, "--text", corpus, "--output", output)
+    assert len(journal.read_bytes().splitlines()) == 3
+    assert (output / "results.csv").read_bytes() == results
+
+
+def test_killed_run_goes_on(
+    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [model, "--text", corpus, "--output", tmp_path / "evaluation"]
+    journal = tmp_path / "evaluation" / "heldout" / "trained.jsonl"
+    append = Journal.append
+
+    def append_two_and_die(self: Journal, scores: LanguageScores) -> None:
+        append(self, scores)
+        if len(journal.read_bytes().splitlines()) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=evaluate, args=arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", append_two_and_die)
+        process.start()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    first = journal.read_bytes()
+    assert not (tmp_path / "evaluation" / "results.csv").exists()
+
+    evaluate(*arguments)
+    assert journal.read_bytes().startswith(first)
+    languages = [json.loads(line)["language"] for line in journal.read_bytes().splitlines()]
+    assert sorted(languages) == sorted(TEXTS)
+
+
+def test_base_against_trained(model: Path, base: Path, corpus: Path, tmp_path: Path) -> None:
+    seen = tmp_path / "seen.txt"
+    seen.write_text("eng_Latn\nspa_Latn\n")
+    result = evaluate(
+        model, "--text", corpus, "--base", base, "--seen", seen, "--output", tmp_path / "evaluation", "--json"
+    )
+    gains = json.loads(result.stdout)
+    assert gains == json.loads((tmp_path / "evaluation" / "gains.json").read_text())
+    languages = {row["language"]: row for row in gains["languages"]}
+    assert set(languages) == set(TEXTS)
+    groups = {row["group"]: row for row in gains["groups"]}
+    assert groups["all but English"]["languages"] == len(TEXTS) - 1
+    assert groups["English"]["base"] == languages["eng_Latn"]["base"]
+    assert groups["seen by the base"]["base"] == languages["spa_Latn"]["base"]
+    assert groups["unseen by the base"]["languages"] == len(TEXTS) - 2
+    table = {
+        (row["model"], row["language"]): float(row["value"])
+        for row in csv.DictReader((tmp_path / "evaluation" / "results.csv").open())
+        if row["metric"] == "bits_per_byte"
+    }
+    for code, row in languages.items():
+        assert row["base"] == pytest.approx(table["base", code])
+        assert row["difference"] == pytest.approx(table["trained", code] - table["base", code])
+
+
+def test_table_names_groups_and_languages(model: Path, base: Path, corpus: Path, tmp_path: Path) -> None:
+    output = evaluate(model, "--text", corpus, "--base", base, "--output", tmp_path / "evaluation").stdout
+    assert "base → trained" in output
+    assert "all but English" in output
+    for language in TEXTS:
+        assert language in output
+
+
+def test_dry_run_writes_nothing(model: Path, corpus: Path, tmp_path: Path) -> None:
+    result = evaluate(model, "--text", corpus, "--output", tmp_path / "evaluation", "--dry-run", "--json")
+    assert json.loads(result.stdout)["languages"] == len(TEXTS)
+    assert not (tmp_path / "evaluation").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["{model}", "--text", "{tmp}/none"], "no such folder"),
+        (["{model}", "--text", "{tmp}"], "no held-out text"),
+        (["{model}", "--text", "{corpus}", "--languages", "xxx_Xxxx"], "no language xxx_Xxxx"),
+        (["{model}", "--text", "{corpus}", "--kinds", "poems"], "no kind poems"),
+        (["{model}"], "--text is needed"),
+        (["{tmp}", "--text", "{corpus}"], "neither a model folder"),
+        (["{model}", "--text", "{corpus}", "--step", "3"], "--step 3 has no meaning"),
+        (["{model}", "--text", "{corpus}", "--window", "1000"], "window is 1000"),
+    ],
+)
+def test_mistakes(model: Path, corpus: Path, tmp_path: Path, arguments: list[str], part: str) -> None:
+    filled = [text.format(model=model, corpus=corpus, tmp=tmp_path) for text in arguments]
+    with pytest.raises(UserError, match=part):
+        CliRunner().invoke(group, ["run", *filled, "--output", str(tmp_path / "out")], catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_corpus_is_named(model: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", ("eng_Latn",))
+    part = corpus / "split" / "monolingual" / "eng_Latn" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"eng_Latn/part-00000\.parquet: cannot be read"):
+        CliRunner().invoke(group, ["run", str(model), "--text", str(corpus)], catch_exceptions=False)

@@ -1,0 +1,196 @@
+"""What a trained model won and forgot against its base, per language and per group of languages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recipes.errors import UserError
+from tools.evaluation.bootstrap import error_of, mean_over_languages, ratio_draws
+from tools.evaluation.groups import ENGLISH, LanguageFacts
+from tools.evaluation.journal import LanguageScores
+from tools.evaluation.results import BENCHMARK
+
+__all__ = ["Gains", "GroupGain", "LanguageGain", "compare"]
+
+_CLEAR = 2.0
+
+
+@dataclass(frozen=True)
+class LanguageGain:
+    """Bits per byte of one language under both models; a negative difference is a gain.
+
+    `error` is the standard error of the difference by a bootstrap that is paired over documents; None for one document.
+    """
+
+    kind: str
+    language: str
+    category: str | None
+    trained_on: bool | None
+    seen_by_base: bool | None
+    n: int
+    bytes: int
+    base: float
+    trained: float
+    difference: float
+    error: float | None
+
+    @property
+    def verdict(self) -> str:
+        """`gain` or `loss` where the difference exceeds two standard errors, else `tie`."""
+        if self.error is None or abs(self.difference) <= _CLEAR * self.error:
+            return "tie"
+        return "gain" if self.difference < 0 else "loss"
+
+
+@dataclass(frozen=True)
+class GroupGain:
+    """Averages over the languages of a group, each counted once; `error` by a bootstrap over languages and documents."""
+
+    kind: str
+    group: str
+    languages: int
+    base: float
+    trained: float
+    difference: float
+    error: float | None
+    lower: int
+    gains: int
+    losses: int
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Base against trained, in bits per byte."""
+
+    base: str
+    trained: str
+    signature: str
+    languages: tuple[LanguageGain, ...]
+    groups: tuple[GroupGain, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `gains.json` holds them."""
+        value = asdict(self)
+        for row, language in zip(value["languages"], self.languages, strict=True):
+            row["verdict"] = language.verdict
+        return {"metric": "bits_per_byte", **value}
+
+
+def compare(
+    base: str,
+    trained: str,
+    scores_of_base: Mapping[tuple[str, str], LanguageScores],
+    scores_of_trained: Mapping[tuple[str, str], LanguageScores],
+    facts: LanguageFacts,
+) -> Gains:
+    """Differences of two models on the same documents.
+
+    Args:
+        base: name of the base model.
+        trained: name of the trained model.
+        scores_of_base: by kind and language.
+        scores_of_trained: by kind and language.
+        facts: what is known about the languages.
+
+    Raises:
+        UserError: no language was scored under both, or a language on different documents.
+    """
+    common = sorted(set(scores_of_base) & set(scores_of_trained))
+    if not common:
+        raise UserError(f"{base} and {trained} have no language in common; evaluate both on the same text")
+    gains: list[LanguageGain] = []
+    draws: dict[tuple[str, str], NDArray[np.float64]] = {}
+    for key in common:
+        gain, language_draws = _language_gain(scores_of_base[key], scores_of_trained[key], facts)
+        gains.append(gain)
+        draws[key] = language_draws
+    signature = scores_of_trained[common[0]].signature
+    return Gains(base, trained, signature, tuple(gains), tuple(_groups(gains, draws, facts)))
+
+
+def _language_gain(
+    base: LanguageScores, trained: LanguageScores, facts: LanguageFacts
+) -> tuple[LanguageGain, NDArray[np.float64]]:
+    kind, language = base.kind, base.language
+    if base.text_sha256 != trained.text_sha256:
+        raise UserError(
+            f"{kind}/{language}: the two models were scored on different documents; evaluate both again"
+        )
+    sizes = [document.bytes for document in base.documents]
+    of_base = [document.nll / math.log(2) for document in base.documents]
+    of_trained = [document.nll / math.log(2) for document in trained.documents]
+    change = [after - before for before, after in zip(of_base, of_trained, strict=True)]
+    draws = ratio_draws(change, sizes, f"{BENCHMARK}/{kind}/{language}")
+    total = sum(sizes)
+    gain = LanguageGain(
+        kind,
+        language,
+        facts.category_of(kind, language),
+        facts.is_trained(kind, language),
+        facts.is_seen(language),
+        len(sizes),
+        total,
+        sum(of_base) / total,
+        sum(of_trained) / total,
+        sum(change) / total,
+        error_of(draws, len(sizes)),
+    )
+    return gain, draws
+
+
+def _groups(
+    gains: list[LanguageGain], draws: Mapping[tuple[str, str], NDArray[np.float64]], facts: LanguageFacts
+) -> list[GroupGain]:
+    def in_category(name: str) -> Callable[[LanguageGain], bool]:
+        return lambda gain: gain.category == name
+
+    tests: list[tuple[str, Callable[[LanguageGain], bool]]] = [("all but English", lambda _: True)]
+    tests += [(category, in_category(category)) for category in facts.categories]
+    if facts.categories:
+        tests.append(("no category", lambda gain: gain.category is None))
+    tests += [
+        ("seen by the base", lambda gain: gain.seen_by_base is True),
+        ("unseen by the base", lambda gain: gain.seen_by_base is False),
+        ("in the mix", lambda gain: gain.trained_on is True),
+        ("not in the mix", lambda gain: gain.trained_on is False),
+    ]
+    groups = []
+    for kind in dict.fromkeys(gain.kind for gain in gains):
+        apart = [gain for gain in gains if gain.kind == kind and gain.language != ENGLISH]
+        selections = [(name, [gain for gain in apart if test(gain)]) for name, test in tests]
+        selections.append(
+            ("English", [gain for gain in gains if gain.kind == kind and gain.language == ENGLISH])
+        )
+        groups += [_group(kind, name, members, draws) for name, members in selections if members]
+    return groups
+
+
+def _group(
+    kind: str, name: str, members: list[LanguageGain], draws: Mapping[tuple[str, str], NDArray[np.float64]]
+) -> GroupGain:
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    if len(members) == 1:
+        error = members[0].error
+    else:
+        stacked = np.stack([draws[kind, gain.language] for gain in members])
+        error = error_of(mean_over_languages(stacked, f"{kind}/{name}"), len(members))
+    return GroupGain(
+        kind,
+        name,
+        len(members),
+        mean([gain.base for gain in members]),
+        mean([gain.trained for gain in members]),
+        mean([gain.difference for gain in members]),
+        error,
+        sum(gain.difference < 0 for gain in members),
+        sum(gain.verdict == "gain" for gain in members),
+        sum(gain.verdict == "loss" for gain in members),
+    )

@@ -1,0 +1,111 @@
+"""What is known about each language: its resource category, and who has seen it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recipes.errors import UserError
+from recipes.files import read_json
+
+__all__ = ["ENGLISH", "LanguageFacts", "language_facts", "read_seen"]
+
+ENGLISH = "eng_Latn"
+"""English is the language that continual pre-training may forget, so it is reported apart and never averaged in."""
+
+SEEN_FILE = "languages.json"
+
+
+@dataclass(frozen=True)
+class LanguageFacts:
+    """Facts by (kind, language).
+
+    `category` maps to the resource category, `trained` holds what the run's mix trains on (None: unknown), `seen` the
+    languages that the base was pre-trained on (None: unknown).
+    """
+
+    category: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    categories: tuple[str, ...] = ()
+    trained: frozenset[tuple[str, str]] | None = None
+    seen: frozenset[str] | None = None
+
+    def category_of(self, kind: str, language: str) -> str | None:
+        """Resource category, None if unknown."""
+        return self.category.get((kind, language))
+
+    def is_trained(self, kind: str, language: str) -> bool | None:
+        """Whether the run's mix holds this language, None if the mix is unknown."""
+        return None if self.trained is None else (kind, language) in self.trained
+
+    def is_seen(self, language: str) -> bool | None:
+        """Whether the base was pre-trained on the language (for a pair: on both); None if unknown."""
+        return None if self.seen is None else all(code in self.seen for code in language.split("-"))
+
+
+def read_seen(path: Path) -> frozenset[str]:
+    """Languages that a base model was pre-trained on.
+
+    Args:
+        path: `languages.json` (`{"seen": ["eng_Latn", ...]}`) or a text file with one code a line.
+
+    Raises:
+        UserError: no such file, or another content.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a list of language codes, one a line")
+    if path.suffix != ".json":
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    value = read_json(path)
+    seen = value.get("seen") if isinstance(value, dict) else value
+    if not isinstance(seen, list) or not all(isinstance(code, str) for code in seen):
+        raise UserError(f'{path}: wants {{"seen": ["eng_Latn", ...]}}')
+    return frozenset(seen)
+
+
+def language_facts(mix: Path | None, corpus: Path | None, seen: frozenset[str] | None) -> LanguageFacts:
+    """Facts from a mix's plan (which wins) and a corpus's statistics, where they exist.
+
+    Args:
+        mix: folder of the mix, with `plan.parquet`.
+        corpus: corpus folder, with `statistics/statistics.parquet`.
+        seen: languages of the base, from `read_seen`.
+    """
+    category: dict[tuple[str, str], str] = {}
+    trained: frozenset[tuple[str, str]] | None = None
+    for row in _rows(
+        corpus / "statistics" / "statistics.parquet" if corpus else None, ["kind", "language", "category"]
+    ):
+        if row["category"]:
+            category[row["kind"], row["language"]] = row["category"]
+    plan = _rows(
+        mix / "plan.parquet" if mix else None, ["component", "language", "category", "planned_tokens"]
+    )
+    for row in plan:
+        if row["category"]:
+            category[kind_of(row["component"]), row["language"]] = row["category"]
+    if plan:
+        trained = frozenset(
+            (kind_of(row["component"]), row["language"]) for row in plan if row["planned_tokens"]
+        )
+    return LanguageFacts(category, tuple(dict.fromkeys(category.values())), trained, seen)
+
+
+def kind_of(component: str) -> str:
+    """Kind folder of the corpus that a mix component is made of: the corpus calls sentence pairs `parallel`."""
+    return "parallel" if component == "bilingual" else component
+
+
+def _rows(path: Path | None, columns: list[str]) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if path is None or not path.is_file():
+        return []
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path, columns=columns).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run the stage that writes it again") from None
+    return rows

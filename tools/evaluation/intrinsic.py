@@ -1,0 +1,167 @@
+"""Intrinsic evaluation: likelihood of held-out text per language, resumable, of one model or of a model and its base."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.errors import UserError
+from recipes.files import read_json, write_json
+from tools.evaluation.heldout import Document, HeldOut, read_documents
+from tools.evaluation.journal import Journal, LanguageScores, text_sha256
+from tools.evaluation.results import Result, heldout_results, merge_results, read_results, write_results
+from tools.evaluation.targets import Target, fingerprint
+from tools.progress import progress
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from tools.evaluation.likelihood import Scorer
+
+__all__ = ["Settings", "evaluate_model", "load_model", "publish"]
+
+# Languages are scored together until they hold this many bytes, so that small ones fill a batch.
+_BYTES_AT_ONCE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How documents are scored; see `tools.evaluation.likelihood.Scorer`. `limit` is documents a language."""
+
+    window: int
+    stride: int | None = None
+    score_end_of_text: bool = False
+    batch_tokens: int = 8192
+    device: str | None = None
+    dtype: str | None = None
+    limit: int | None = None
+
+
+def load_model(folder: Path, settings: Settings) -> Scorer:
+    """Loads model and tokenizer from `folder`, never from the network.
+
+    Device: the GPU if there is one, else the CPU. Number format: the checkpoint's on a GPU, FP32 on a CPU.
+
+    Raises:
+        UserError: `transformers` cannot load them.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    from tools.evaluation.likelihood import Scorer
+
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = settings.dtype or ("float32" if device == "cpu" else "auto")
+    logging.disable_progress_bar()
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{folder}: transformers cannot load it: {error}") from None
+    return Scorer(
+        model.to(device).eval(),
+        tokenizer,
+        window=settings.window,
+        stride=settings.stride,
+        score_end_of_text=settings.score_end_of_text,
+        batch_tokens=settings.batch_tokens,
+    )
+
+
+def evaluate_model(
+    target: Target, heldout: Sequence[HeldOut], output: Path, settings: Settings
+) -> dict[tuple[str, str], LanguageScores]:
+    """Scores the languages that the journal in `output` lacks, and returns all asked for.
+
+    Args:
+        target: the model.
+        heldout: languages to score.
+        output: evaluation folder; the journal is `heldout/<model>.jsonl` in it.
+        settings: how to score.
+
+    Raises:
+        UserError: the model cannot be loaded, or a language has no validation document at all.
+    """
+    sha256 = fingerprint(target.folder)
+    scorer = load_model(target.folder, settings)
+    journal = Journal(output / "heldout" / f"{target.model.replace('/', '_')}.jsonl")
+    finished = journal.read(scorer.signature, sha256)
+    scores: dict[tuple[str, str], LanguageScores] = {}
+    waiting: list[tuple[HeldOut, list[Document], str]] = []
+    size = 0
+    bar: tqdm[Any] = progress(total=len(heldout), desc=f"evaluate {target.model}", unit="language")
+    with bar:
+        for language in heldout:
+            documents = read_documents(language, settings.limit)
+            if not documents:
+                bar.update()
+                continue
+            key, text = (language.kind, language.language), text_sha256(documents)
+            if key in finished and finished[key].text_sha256 == text:
+                scores[key] = finished[key]
+                bar.update()
+                continue
+            waiting.append((language, documents, text))
+            size += sum(len(document.text.encode()) for document in documents)
+            if size >= _BYTES_AT_ONCE:
+                scores |= _score_languages(scorer, waiting, sha256, journal)
+                bar.update(len(waiting))
+                waiting, size = [], 0
+        scores |= _score_languages(scorer, waiting, sha256, journal)
+        bar.update(len(waiting))
+    if not scores:
+        raise UserError(
+            "none of the languages has a validation document (column `split`); nothing was evaluated"
+        )
+    return scores
+
+
+def _score_languages(
+    scorer: Scorer, waiting: Sequence[tuple[HeldOut, list[Document], str]], sha256: str, journal: Journal
+) -> dict[tuple[str, str], LanguageScores]:
+    """Scores several languages together and puts each into the journal."""
+    scored = iter(scorer.score([(d.id, d.text) for _, documents, _ in waiting for d in documents]))
+    result = {}
+    for language, documents, text in waiting:
+        scores = LanguageScores(
+            language.kind,
+            language.language,
+            scorer.signature,
+            sha256,
+            text,
+            tuple(next(scored) for _ in documents),
+        )
+        journal.append(scores)
+        result[language.kind, language.language] = scores
+    return result
+
+
+def publish(
+    output: Path, models: Sequence[tuple[Target, str, dict[tuple[str, str], LanguageScores]]]
+) -> list[Result]:
+    """Writes `results.parquet`, `results.csv` and `models.json` from the scores of models.
+
+    Args:
+        output: evaluation folder.
+        models: target, role (`trained` or `base`) and scores of each.
+
+    Returns:
+        All rows of the tables, older ones of other models included.
+    """
+    new = [row for target, _, scores in models for row in heldout_results(target.model, scores.values())]
+    rows = merge_results(read_results(output), new)
+    known = read_json(output / "models.json") if (output / "models.json").is_file() else {}
+    for target, role, scores in models:
+        known[target.model] = {
+            "role": role,
+            "folder": os.path.relpath(target.folder, output),
+            "step": target.step,
+            "sha256": next(iter(scores.values())).model_sha256,
+        }
+    write_results(output, rows)
+    write_json(output / "models.json", known)
+    return rows

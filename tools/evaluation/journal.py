@@ -1,0 +1,90 @@
+"""Finished languages of one model, one line each, so that an evaluation that died repeats none of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from recipes.files import append_line
+from tools.evaluation.heldout import Document
+from tools.evaluation.likelihood import DocumentScore
+
+__all__ = ["Journal", "LanguageScores", "text_sha256"]
+
+
+@dataclass(frozen=True)
+class LanguageScores:
+    """Scores of the documents of one language of one kind.
+
+    `signature` says how, `model_sha256` with what and `text_sha256` on what they were computed.
+    """
+
+    kind: str
+    language: str
+    signature: str
+    model_sha256: str
+    text_sha256: str
+    documents: tuple[DocumentScore, ...]
+
+
+def text_sha256(documents: Sequence[Document]) -> str:
+    """SHA-256 over ids and texts."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(orjson.dumps([document.id, document.text]))
+    return digest.hexdigest()
+
+
+class Journal:
+    """An append-only file of `LanguageScores`; a line that a crash cut short is ignored and written anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, scores: LanguageScores) -> None:
+        """Adds a finished language; each line reaches the file with one write."""
+        record = {
+            "kind": scores.kind,
+            "language": scores.language,
+            "signature": scores.signature,
+            "model_sha256": scores.model_sha256,
+            "text_sha256": scores.text_sha256,
+            "documents": [[d.id, d.bytes, d.tokens, d.nll] for d in scores.documents],
+        }
+        self._end_last_line()
+        append_line(self.path, orjson.dumps(record))
+
+    def read(self, signature: str, model_sha256: str) -> dict[tuple[str, str], LanguageScores]:
+        """Languages finished with this signature and model, by kind and language; the latest line of each counts."""
+        found: dict[tuple[str, str], LanguageScores] = {}
+        if not self.path.is_file():
+            return found
+        for line in self.path.read_bytes().splitlines():
+            try:
+                record = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                continue  # a line cut short by a crash: its language counts as not done
+            if record["signature"] != signature or record["model_sha256"] != model_sha256:
+                continue
+            found[record["kind"], record["language"]] = LanguageScores(
+                record["kind"],
+                record["language"],
+                signature,
+                model_sha256,
+                record["text_sha256"],
+                tuple(DocumentScore(*row) for row in record["documents"]),
+            )
+        return found
+
+    def _end_last_line(self) -> None:
+        """Ends a line that a crash cut short, so that the next one begins on a line of its own."""
+        if not self.path.is_file() or self.path.stat().st_size == 0:
+            return
+        with self.path.open("rb+") as handle:
+            handle.seek(-1, 2)
+            if handle.read(1) != b"\n":
+                handle.write(b"\n")

@@ -1,0 +1,225 @@
+"""Negative log-likelihood of documents under a causal language model, exact to the token.
+
+A document's ids are `[prefix] + tokens (+ [end of text])`. The prefix is the tokenizer's begin-of-text token, or its
+end-of-text token where there is none; it is context only and never scored, and the tokenizer adds no special token
+of its own, so it stands there once. Text that spells a control token is encoded as text.
+
+Documents longer than the window are covered by windows that begin `stride` tokens apart; a window scores only the
+tokens that no earlier one has scored, so that each token is scored exactly once, with at least `window - stride`
+tokens of context where the document has that many.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from recipes.errors import UserError
+
+__all__ = ["DocumentScore", "Scorer", "Window", "cut_windows"]
+
+# Most logits held at once, in elements of 4 bytes.
+_LOGITS_AT_ONCE = 64 << 20
+
+
+@dataclass(frozen=True)
+class DocumentScore:
+    """Score of one document: UTF-8 bytes, scored tokens, and the sum of their negative log-likelihoods in nats."""
+
+    id: str
+    bytes: int
+    tokens: int
+    nll: float
+
+
+@dataclass(frozen=True)
+class Window:
+    """Ids `[start, end)` are the model's input; ids `[first, end]`, at most one beyond the input, are scored."""
+
+    document: int
+    start: int
+    end: int
+    first: int
+
+
+def cut_windows(document: int, length: int, window: int, stride: int) -> Iterator[Window]:
+    """Windows over `length` ids (prefix included) that score ids 1 … length-1 once each.
+
+    Args:
+        document: index that the windows carry.
+        length: number of ids, at least 2.
+        window: most ids of one input.
+        stride: ids between the beginnings of two windows, at most `window`.
+    """
+    start, first = 0, 1
+    while first < length:
+        end = min(start + window, length - 1)
+        yield Window(document, start, end, first)
+        start, first = start + stride, end + 1
+
+
+class Scorer:
+    """Scores documents with a `transformers` causal language model.
+
+    Args:
+        model: on its device, in evaluation mode.
+        tokenizer: of the same model.
+        window: most tokens of one document in a forward pass, at most the model's `max_position_embeddings`.
+        stride: tokens between windows; default half the window.
+        score_end_of_text: also score the end-of-text token after the document.
+        batch_tokens: tokens of one forward pass over several documents, padding included.
+
+    Raises:
+        UserError: window or stride out of range; no token to begin with.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        window: int,
+        stride: int | None = None,
+        score_end_of_text: bool = False,
+        batch_tokens: int = 8192,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        longest = getattr(model.config, "max_position_embeddings", None) or window
+        self.window = window
+        self.stride = max(1, window // 2) if stride is None else stride
+        if not 1 <= self.window <= longest:
+            raise UserError(f"window is {self.window}; this model takes 1 to {longest} tokens")
+        if not 1 <= self.stride <= self.window:
+            raise UserError(f"stride is {self.stride}; give 1 to the window's {self.window} tokens")
+        self.batch_tokens = batch_tokens
+        self.score_end_of_text = score_end_of_text
+        begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        if begin is None and end is None:
+            raise UserError(
+                "the tokenizer has neither a begin- nor an end-of-text token to stand before a document"
+            )
+        if score_end_of_text and end is None:
+            raise UserError("the tokenizer has no end-of-text token to score")
+        self.prefix = begin if begin is not None else end
+        self._vocabulary = model.get_input_embeddings().weight.shape[0]
+        self._plain_head = self._head_is_plain()
+
+    @property
+    def signature(self) -> str:
+        """Everything besides model and text that decides a score."""
+        prefix = self.tokenizer.convert_ids_to_tokens(self.prefix)
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return (
+            f"nll:1|prefix:{prefix}|end_of_text:{int(self.score_end_of_text)}"
+            f"|window:{self.window}|stride:{self.stride}|dtype:{dtype}"
+        )
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of documents with prefix (and end of text, if it is scored).
+
+        Raises:
+            UserError: the tokenizer gives an id that the model has no embedding for.
+        """
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
+        )["input_ids"]
+        suffix = [self.tokenizer.eos_token_id] if self.score_end_of_text else []
+        ids = [[self.prefix, *tokens, *suffix] for tokens in encoded]
+        highest = max(max(row) for row in ids)
+        if highest >= self._vocabulary:
+            raise UserError(
+                f"the tokenizer gives id {highest}, the model has {self._vocabulary} embeddings; "
+                "tokenizer and model do not belong together"
+            )
+        return ids
+
+    @torch.inference_mode()
+    def score(self, documents: Sequence[tuple[str, str]]) -> list[DocumentScore]:
+        """Scores of `(id, text)` documents, in their order.
+
+        Raises:
+            UserError: a likelihood is not finite.
+        """
+        ids = self.encode([text for _, text in documents])
+        windows = [
+            window
+            for index, row in enumerate(ids)
+            for window in cut_windows(index, len(row), self.window, self.stride)
+        ]
+        windows.sort(key=lambda window: window.start - window.end)
+        nll = [0.0] * len(documents)
+        begin = 0
+        while begin < len(windows):
+            longest = windows[begin].end - windows[begin].start
+            batch = windows[begin : begin + max(1, self.batch_tokens // longest)]
+            for window, value in zip(batch, self._batch_nll(ids, batch), strict=True):
+                nll[window.document] += value
+            begin += len(batch)
+        scores = []
+        for (name, text), row, value in zip(documents, ids, nll, strict=True):
+            if not math.isfinite(value):
+                raise UserError(
+                    f"document {name}: its likelihood is {value}; the model's weights or logits are broken"
+                )
+            scores.append(DocumentScore(name, len(text.encode()), len(row) - 1, value))
+        return scores
+
+    def _batch_nll(self, ids: list[list[int]], batch: list[Window]) -> list[float]:
+        """Sum of negative log-likelihoods of each window, in nats; windows are padded on the right, where a causal
+        model's earlier positions don't see it."""
+        width = max(window.end - window.start for window in batch)
+        inputs = torch.zeros(len(batch), width, dtype=torch.long)
+        rows, columns, targets = [], [], []
+        for index, window in enumerate(batch):
+            inputs[index, : window.end - window.start] = torch.tensor(
+                ids[window.document][window.start : window.end]
+            )
+            scored = range(window.first, window.end + 1)
+            rows += [index] * len(scored)
+            columns += [position - 1 - window.start for position in scored]
+            targets += ids[window.document][window.first : window.end + 1]
+        where = torch.tensor(rows, device=self.model.device), torch.tensor(columns, device=self.model.device)
+        states = self._states(inputs.to(self.model.device))[where]
+        losses = self._losses(states, torch.tensor(targets, device=self.model.device))
+        sums = torch.zeros(len(batch), dtype=torch.float64)
+        return sums.index_add_(0, torch.tensor(rows), losses.double().cpu()).tolist()
+
+    def _states(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Last hidden states [rows, width, hidden] where the output layer is all that follows, else logits."""
+        if self._plain_head:
+            hidden: torch.Tensor = self.model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
+            return hidden
+        logits: torch.Tensor = self.model(input_ids=inputs, use_cache=False).logits
+        return logits
+
+    def _losses(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Cross entropy of each position, computed in FP32 on a slice of the positions at a time."""
+        step = max(1, _LOGITS_AT_ONCE // self._vocabulary)
+        parts = []
+        for begin in range(0, len(targets), step):
+            logits = states[begin : begin + step]
+            if self._plain_head:
+                logits = self.model.get_output_embeddings()(logits)
+            parts.append(
+                torch.nn.functional.cross_entropy(
+                    logits.float(), targets[begin : begin + step], reduction="none"
+                )
+            )
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def _head_is_plain(self) -> bool:
+        """Whether logits are the output layer of the last hidden state (no soft-capping, no scaling): then only the
+        scored positions need logits."""
+        if self.model.get_output_embeddings() is None:
+            return False
+        inputs = torch.tensor([[self.prefix] * min(4, self.window)], device=self.model.device)
+        hidden = self.model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
+        logits = self.model(input_ids=inputs, use_cache=False).logits
+        return bool(torch.equal(self.model.get_output_embeddings()(hidden), logits))

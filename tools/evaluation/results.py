@@ -1,0 +1,127 @@
+"""Results in long format: one row a model, benchmark, language and metric."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from recipes.errors import UserError
+from recipes.files import atomic_write
+from tools.evaluation.bootstrap import error_of, ratio_draws
+from tools.evaluation.journal import LanguageScores
+
+__all__ = ["BENCHMARK", "Result", "heldout_results", "merge_results", "read_results", "write_results"]
+
+BENCHMARK = "heldout"
+"""Benchmark of the scores on held-out text; in tables it reads `heldout/<kind>`."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One score.
+
+    Attributes:
+        model: name of the model.
+        benchmark: e.g. `heldout/monolingual`.
+        language: language or pair.
+        metric: `bits_per_byte`, `nll_per_token` (nats), `nll_per_document` (nats).
+        n: documents (items) behind the value.
+        value: the score.
+        error: its standard error, None where it cannot be estimated.
+        signature: everything besides model and text that decides the score.
+    """
+
+    model: str
+    benchmark: str
+    language: str
+    metric: str
+    n: int
+    value: float
+    error: float | None
+    signature: str
+
+
+def heldout_results(model: str, scores: Iterable[LanguageScores]) -> list[Result]:
+    """Rows of the scores of one model on held-out text, with bootstrap errors over documents."""
+    rows = []
+    for language in scores:
+        documents = language.documents
+        bits = [document.nll / math.log(2) for document in documents]
+        nats = [document.nll for document in documents]
+        benchmark = f"{BENCHMARK}/{language.kind}"
+        for metric, top, bottom in (
+            ("bits_per_byte", bits, [document.bytes for document in documents]),
+            ("nll_per_token", nats, [document.tokens for document in documents]),
+            ("nll_per_document", nats, [1] * len(documents)),
+        ):
+            draws = ratio_draws(top, bottom, f"{benchmark}/{language.language}")
+            rows.append(
+                Result(
+                    model,
+                    benchmark,
+                    language.language,
+                    metric,
+                    len(documents),
+                    sum(top) / sum(bottom),
+                    error_of(draws, len(documents)),
+                    language.signature,
+                )
+            )
+    return rows
+
+
+def merge_results(old: Iterable[Result], new: Sequence[Result]) -> list[Result]:
+    """`new`, and the rows of `old` for other models, benchmarks and languages, sorted."""
+    replaced = {(row.model, row.benchmark, row.language) for row in new}
+    rows = [row for row in old if (row.model, row.benchmark, row.language) not in replaced] + list(new)
+    return sorted(rows, key=lambda row: (row.benchmark, row.model, row.language, row.metric))
+
+
+def write_results(folder: Path, rows: Sequence[Result]) -> None:
+    """Writes `results.parquet` and `results.csv` (the same rows), atomically."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [
+            ("model", pa.string()),
+            ("benchmark", pa.string()),
+            ("language", pa.string()),
+            ("metric", pa.string()),
+            ("n", pa.int64()),
+            ("value", pa.float64()),
+            ("error", pa.float64()),
+            ("signature", pa.string()),
+        ]
+    )
+    records = [asdict(row) for row in rows]
+    with atomic_write(folder / "results.parquet") as handle:
+        pq.write_table(pa.Table.from_pylist(records, schema=schema), handle)
+    with atomic_write(folder / "results.csv", "w", newline="") as handle:
+        writer = csv.DictWriter(handle, [field.name for field in fields(Result)])
+        writer.writeheader()
+        writer.writerows(records)
+
+
+def read_results(folder: Path) -> list[Result]:
+    """Rows of `folder/results.parquet`; none if the file is not there.
+
+    Raises:
+        UserError: the file is damaged or of another schema.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / "results.parquet"
+    if not path.is_file():
+        return []
+    names = [field.name for field in fields(Result)]
+    try:
+        records: list[dict[str, Any]] = pq.read_table(path, columns=names).to_pylist()
+        return [Result(**record) for record in records]
+    except (pa.ArrowException, OSError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not a table of results ({error}); run the evaluation again") from None
