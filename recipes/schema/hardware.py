@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from recipes.schema.section import Section
+from recipes.schema.slurm import Slurm
 
 __all__ = ["Cluster", "Precision"]
 
@@ -64,6 +65,8 @@ class Cluster(Section):
     """Who starts the ranks: `torchrun` on one machine, `srun` under Slurm."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Environment variables of every rank on this cluster (network interface, NCCL settings, ...)."""
+    slurm: Slurm = Field(default_factory=Slurm)
+    """How jobs are submitted here."""
 
     @property
     def world_size(self) -> int:

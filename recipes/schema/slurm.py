@@ -1,0 +1,148 @@
+"""The part of the `cluster` section that says how jobs reach the machine."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from recipes.schema.section import Section
+
+__all__ = ["Slurm", "StageJob", "StageName", "seconds"]
+
+StageName = Literal["pack", "mix", "train", "convert", "evaluate", "release"]
+
+_TIME = re.compile(r"(?:(\d+)-)?(\d{1,2}):(\d{2}):(\d{2})")
+
+
+def seconds(time_limit: str) -> int:
+    """Seconds of a time limit `[days-]hours:minutes:seconds`.
+
+    Raises:
+        ValueError: another form.
+    """
+    match = _TIME.fullmatch(time_limit)
+    if match is None:
+        raise ValueError(
+            f"{time_limit!r} is no time limit; write [days-]hours:minutes:seconds, e.g. 1-12:00:00"
+        )
+    days, hours, minutes, rest = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+
+
+class StageJob(Section):
+    """The job of one stage that is not training: one task on one node."""
+
+    partition: str | None = None
+    """Default: the partition of training."""
+    time_limit: str = "04:00:00"
+    """`[days-]hours:minutes:seconds`."""
+    cpus: int = Field(1, gt=0)
+    """Cores of the job (of each array task)."""
+    memory: str | None = None
+    """Memory a node as `sbatch --mem` takes it, e.g. `64G`; default the partition's."""
+    gpus: int = Field(0, ge=0)
+    """GPUs of the job."""
+    tasks: int = Field(1, gt=0)
+    """Array tasks that share the work (only `pack` can be shared)."""
+    concurrent: int | None = Field(None, gt=0)
+    """Array tasks that may run at the same time; default all."""
+    arguments: list[str] = Field(default_factory=list)
+    """Further arguments of the stage's command, e.g. `["--base", "models/llama3"]` for evaluate."""
+
+    @field_validator("time_limit")
+    @classmethod
+    def _time_limit(cls, value: str) -> str:
+        seconds(value)
+        return value
+
+
+class Slurm(Section):
+    """How jobs are submitted on this cluster, and the environment that they run in."""
+
+    template: str = "venv"
+    """Template of the job scripts: `venv`, `apptainer` or `pyxis`, or the path of a file of your own that ends in `.j2`
+    (`{% extends "job.sh.j2" %}` reuses the shipped parts)."""
+    partition: str | None = None
+    """Partition of the training jobs; default the cluster's default partition."""
+    account: str | None = None
+    """Account that is charged."""
+    qos: str | None = None
+    """Quality of service."""
+    reservation: str | None = None
+    """Reservation to run in."""
+    constraint: str | None = None
+    """Features that the nodes must have."""
+    requires: list[Literal["account", "qos", "partition", "constraint", "reservation"]] = Field(
+        default_factory=list
+    )
+    """Settings without which this cluster refuses jobs; submission stops early where one is missing."""
+    time_limit: str = "24:00:00"
+    """Wall time of one training job, `[days-]hours:minutes:seconds`."""
+    signal_seconds: int = Field(600, ge=30)
+    """SIGTERM reaches the ranks this many seconds before the time limit (Slurm may be up to a minute early): time for
+    a step under way and a checkpoint."""
+    links: int | None = Field(None, gt=0)
+    """Training jobs that are queued one behind the other; default as many as the estimated time needs, 1 without an
+    estimate. The last one requeues itself until the run is finished."""
+    attempts: int = Field(3, gt=0)
+    """A run whose jobs end this many times in a row without a new checkpoint is given up."""
+    exclusive: bool = True
+    """Training takes whole nodes."""
+    gpu_option: str = "--gpus-per-node={gpus}"
+    """How GPUs are asked for; `{gpus}` is the number a node. E.g. `--gres=gpu:h100:{gpus}`."""
+    cpus_per_rank: int | None = Field(None, gt=0)
+    """Cores a rank; default the cluster's."""
+    memory: str | None = None
+    """Memory a node as `sbatch --mem` takes it; `0` is all of it. Default the partition's."""
+    sbatch: list[str] = Field(default_factory=list)
+    """Further options of every job, e.g. `--licenses=scratch`."""
+    srun: list[str] = Field(default_factory=list)
+    """Further options of the `srun` that starts the ranks, e.g. `--cpu-bind=none` or `--mpi=none`."""
+    setup: list[str] = Field(default_factory=list)
+    """Shell lines at the top of every job, before modules."""
+    modules: list[str] = Field(default_factory=list)
+    """Environment modules to load."""
+    venv: str | None = None
+    """Virtual environment with this project (template `venv`); default the one that `emma` runs in."""
+    container: str | None = None
+    """Image with this project (templates `apptainer` and `pyxis`): a .sif or .sqsh file, or a registry's name."""
+    mounts: list[str] = Field(default_factory=list)
+    """Folders that the container sees, `path` or `path:inside`. The working folder is always among them."""
+    network_interface: str | None = None
+    """Interface of the fast network's control traffic (NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME), e.g. `ib0` or
+    `hsn`; default their own choice."""
+    preflight: bool = True
+    """Test the nodes before training: device count, free memory, a matrix product, an all-reduce, disk."""
+    confirm_gpu_hours: float = Field(100.0, ge=0)
+    """Submissions that can use more GPU-hours than this ask for confirmation."""
+    stages: dict[StageName, StageJob] = Field(default_factory=dict)
+    """Jobs of the stages around training."""
+
+    @field_validator("time_limit")
+    @classmethod
+    def _time_limit(cls, value: str) -> str:
+        seconds(value)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if "train" in self.stages:
+            raise ValueError("stages.train: training is described by the keys of slurm itself; remove it")
+        for name, job in self.stages.items():
+            if name != "pack" and job.tasks > 1:
+                raise ValueError(
+                    f"stages.{name}.tasks: {job.tasks}, but only pack can be shared by array tasks"
+                )
+        if self.template in ("apptainer", "pyxis") and self.container is None:
+            raise ValueError(f"template: {self.template} needs a container")
+        if self.template not in ("venv", "apptainer", "pyxis") and not self.template.endswith(".j2"):
+            raise ValueError(
+                f"template: {self.template!r} is none of venv, apptainer, pyxis; a file of your own ends in .j2"
+            )
+        if seconds(self.time_limit) <= self.signal_seconds:
+            raise ValueError(
+                f"time_limit ({self.time_limit}) leaves no time to train before the signal {self.signal_seconds} s ahead of it"
+            )
+        return self

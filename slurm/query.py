@@ -1,0 +1,225 @@
+"""What Slurm says: jobs, partitions, accounts. Every call runs a Slurm command; nothing is cached."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from recipes.errors import UserError
+
+__all__ = [
+    "Ended",
+    "Job",
+    "Partition",
+    "SlurmError",
+    "accounts",
+    "ended_jobs",
+    "jobs",
+    "needs_account",
+    "parse_accounting",
+    "parse_jobs",
+    "parse_partitions",
+    "partitions",
+    "run_slurm",
+]
+
+_JOB_FIELDS = ("%A", "%F", "%K", "%T", "%P", "%D", "%L", "%S", "%r", "%N", "%E", "%j", "%k")
+_SEPARATOR = "\x1f"
+_FINAL = frozenset(
+    "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL PREEMPTED BOOT_FAIL DEADLINE OUT_OF_MEMORY".split()
+)
+
+
+class SlurmError(UserError):
+    """A Slurm command refused; the message is its own."""
+
+
+def run_slurm(arguments: Sequence[str]) -> str:
+    """Standard output of a Slurm command.
+
+    Raises:
+        SlurmError: there is no such command, or it failed; the message holds what it said.
+    """
+    if shutil.which(arguments[0]) is None:
+        raise SlurmError(f"{arguments[0]}: not found. Fix: run this on a login node of a Slurm cluster")
+    done = subprocess.run(list(arguments), capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
+        raise SlurmError(f"{arguments[0]}: {said}")
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job, or one task of an array, as `squeue` shows it.
+
+    Attributes:
+        id: job id; a task of an array has one of its own.
+        array: id of the array (equals `id` outside arrays), which dependencies name.
+        task: array task, or None; `0-3%2` for tasks that wait together.
+        state: Slurm's word, e.g. PENDING, RUNNING, COMPLETING.
+        time_left: `[days-]hours:minutes:seconds` until the time limit.
+        dependency: what it waits for, e.g. `afterok:12`.
+        comment: as given to `sbatch --comment`.
+    """
+
+    id: int
+    array: int
+    task: str | None
+    state: str
+    partition: str
+    nodes: int
+    time_left: str
+    start: str
+    reason: str
+    node_list: str
+    dependency: str
+    name: str
+    comment: str
+
+    @property
+    def active(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state not in _FINAL
+
+
+def parse_jobs(text: str) -> list[Job]:
+    """Jobs from the output of `squeue` in the format that `jobs` asks for."""
+    found = []
+    for line in text.splitlines():
+        values = line.split(_SEPARATOR)
+        if len(values) != len(_JOB_FIELDS):
+            raise SlurmError(f"squeue: expected {len(_JOB_FIELDS)} fields, got {len(values)}: {line!r}")
+        number, array, task, state, partition, nodes, left, start, reason, node_list, waits, name, comment = values
+        found.append(
+            Job(
+                id=int(number),
+                array=int(array),
+                task=None if task == "N/A" else task,
+                state=state,
+                partition=partition,
+                nodes=int(nodes),
+                time_left=left,
+                start=start,
+                reason=reason,
+                node_list=node_list,
+                dependency="" if waits == "(null)" else re.sub(r"\([a-z]+\)", "", waits),
+                name=name,
+                comment="" if comment == "(null)" else comment,
+            )
+        )
+    return found
+
+
+def jobs(names: Sequence[str] = ()) -> list[Job]:
+    """Jobs of this user that wait or run, optionally only those with one of `names`."""
+    command = ["squeue", "--me", "--noheader", f"--format={_SEPARATOR.join(_JOB_FIELDS)}"]
+    if names:
+        command.append(f"--name={','.join(names)}")
+    return [job for job in parse_jobs(run_slurm(command)) if job.active]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition: its largest wall time in seconds (None: no limit), and number of nodes."""
+
+    name: str
+    default: bool
+    up: bool
+    max_seconds: int | None
+    nodes: int
+
+
+def parse_partitions(text: str) -> dict[str, Partition]:
+    """Partitions by name from `scontrol --oneliner show partition`."""
+    found = {}
+    for line in text.splitlines():
+        values = dict(item.split("=", 1) for item in line.split() if "=" in item)
+        if "PartitionName" not in values:
+            continue
+        found[values["PartitionName"]] = Partition(
+            name=values["PartitionName"],
+            default=values.get("Default") == "YES",
+            up=values.get("State", "UP") == "UP",
+            max_seconds=_seconds(values.get("MaxTime", "UNLIMITED")),
+            nodes=int(values.get("TotalNodes", 0)),
+        )
+    return found
+
+
+def partitions() -> dict[str, Partition]:
+    """Partitions of this cluster by name."""
+    return parse_partitions(run_slurm(["scontrol", "--oneliner", "show", "partition"]))
+
+
+def _seconds(limit: str) -> int | None:
+    if limit in ("UNLIMITED", "INFINITE", "NONE"):
+        return None
+    days, _, clock = limit.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    parts = [0] * (3 - len(parts)) + parts
+    return ((int(days or 0) * 24 + parts[0]) * 60 + parts[1]) * 60 + parts[2]
+
+
+def needs_account() -> bool:
+    """Whether this cluster runs only jobs of accounts that its database knows (`AccountingStorageEnforce`)."""
+    for line in run_slurm(["scontrol", "show", "config"]).splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == "AccountingStorageEnforce":
+            return "associations" in value or "limits" in value or "qos" in value
+    return False
+
+
+def accounts() -> list[str]:
+    """Accounts that this user may charge, the default one first. Needs the accounting database."""
+    columns = "format=defaultaccount,account"
+    listed = run_slurm(
+        ["sacctmgr", "--noheader", "--parsable2", "show", "user", getpass.getuser(), "withassoc", columns]
+    )
+    rows = [line.split("|") for line in listed.splitlines() if "|" in line]
+    found = {account for _, account in rows if account}
+    default = rows[0][0] if rows else ""
+    return sorted(found, key=lambda account: (account != default, account))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended, as the accounting database has it."""
+
+    id: str
+    state: str
+    exit_code: str
+    elapsed: str
+    node_list: str
+
+
+def parse_accounting(text: str) -> dict[str, Ended]:
+    """Jobs by id from `sacct --parsable2 --noheader --allocations --format=JobID,State,ExitCode,Elapsed,NodeList`."""
+    found = {}
+    for line in text.splitlines():
+        number, state, code, elapsed, nodes = line.split("|")
+        found[number] = Ended(number, state.split()[0], code, elapsed, nodes)
+    return found
+
+
+def ended_jobs(numbers: Sequence[int]) -> dict[str, Ended]:
+    """What accounting knows of jobs; empty where it is off."""
+    if not numbers or shutil.which("sacct") is None:
+        return {}
+    try:
+        listed = run_slurm(
+            [
+                *("sacct", "--parsable2", "--noheader", "--allocations"),
+                "--format=JobID,State,ExitCode,Elapsed,NodeList",
+                f"--jobs={','.join(map(str, numbers))}",
+            ]
+        )
+    except SlurmError as error:
+        if "accounting storage is disabled" in str(error):
+            return {}
+        raise
+    return parse_accounting(listed)

@@ -1,0 +1,235 @@
+"""A real Slurm with two nodes on this machine: munged, slurmctld and two slurmd, all of their files in one folder.
+
+    python -m tests.slurm.two_nodes start FOLDER      # prints `export SLURM_CONF=...`
+    python -m tests.slurm.two_nodes stop FOLDER
+
+Needs root, `slurm-wlm` and `munge`. Nothing outside FOLDER is written, daemons of the machine are left alone. Both
+nodes are this machine, so they share its cores: the configuration claims more of them than there may be.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+__all__ = ["CPUS", "NODES", "TwoNodes", "missing_programs"]
+
+NODES = ("n1", "n2")
+CPUS = 4
+_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "srun")
+
+# What matters here: lost nodes are noticed within seconds, requeued jobs wait seconds instead of two minutes for
+# their credential to expire, finished jobs stay visible for a while.
+_CONFIGURATION = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=4
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf_interval=2
+SlurmdParameters=config_overrides
+SlurmdTimeout=12
+KillWait=10
+MinJobAge=3600
+ReturnToService=2
+JobRequeue=1
+MpiDefault=none
+MailProg=/bin/true
+NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{node_ports}] CPUs={cpus} RealMemory=4000 State=UNKNOWN
+PartitionName=main Nodes=n[1-2] Default=YES MaxTime=02:00:00 State=UP
+PartitionName=short Nodes=n1 MaxTime=00:05:00 State=UP
+"""
+
+
+def missing_programs() -> list[str]:
+    """Programs of Slurm and munge that this machine lacks."""
+    return [name for name in _PROGRAMS if shutil.which(name) is None]
+
+
+class TwoNodes:
+    """The daemons of one test cluster, found again by their pid files in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self.configuration = self.folder / "slurm.conf"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment for `sbatch` and the other commands."""
+        return {**os.environ, "SLURM_CONF": str(self.configuration)}
+
+    def start(self) -> None:
+        """Writes the configuration, starts the daemons, waits until both nodes are idle."""
+        if missing := missing_programs():
+            raise RuntimeError(f"missing programs: {', '.join(missing)} (apt-get install slurm-wlm munge)")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # munged refuses a socket that other users cannot reach, and keys that they can read.
+        self.folder.chmod(0o755)
+        ports = _free_ports(1 + len(NODES))
+        self.configuration.write_text(
+            _CONFIGURATION.format(
+                folder=self.folder,
+                host=socket.gethostname().split(".")[0],
+                controller_port=ports[0],
+                node_ports=",".join(map(str, ports[1:])),
+                cpus=CPUS,
+            )
+        )
+        key = self.folder / "munge.key"
+        key.touch(mode=0o600)
+        key.write_bytes(secrets.token_bytes(1024))
+        _run(
+            ["munged", "--force", f"--socket={self.folder}/munge.socket", f"--key-file={key}"]
+            + [f"--{name}-file={self.folder}/munged.{name}" for name in ("pid", "log", "seed")]
+        )
+        _run(["slurmctld", "-c", "-f", str(self.configuration)], self.environment)
+        for node in NODES:
+            self.start_node(node)
+        self.wait(lambda: self.node_states() == dict.fromkeys(NODES, "idle"), "both nodes are idle", 60)
+
+    def start_node(self, node: str) -> None:
+        """Starts one `slurmd`; a node that was lost comes back."""
+        # Step daemons inherit the variable, by which `stepd` finds those of a node.
+        _run(["slurmd", "-N", node, "-f", str(self.configuration)], {**self.environment, "TEST_NODE": node})
+
+    def lose_node(self, node: str, *, ranks: bool) -> None:
+        """Kills a node's `slurmd` and, with `ranks`, the jobs' processes that it started; without, they live on and
+        nobody watches them any more."""
+        for pid in self._pids(f"slurmd-{node}"):
+            os.kill(pid, signal.SIGKILL)
+        for pid in self.stepd(node) if ranks else []:
+            for child in [*_descendants(pid), pid]:
+                _kill(child)
+
+    def stepd(self, node: str) -> list[int]:
+        """Process ids of the step daemons of a node: each is the parent of a job step's tasks."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (path / "cmdline").read_bytes()
+                environment = (path / "environ").read_bytes()
+            except OSError:
+                continue
+            if b"slurmstepd" in command and f"SLURM_CONF={self.configuration}".encode() in environment:
+                found.append((int(path.name), environment))
+        return [pid for pid, environment in found if f"TEST_NODE={node}".encode() in environment]
+
+    def node_states(self) -> dict[str, str]:
+        """State of each node in `sinfo`'s words."""
+        lines = self.command("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %t").splitlines()
+        return dict(line.split() for line in lines)
+
+    def command(self, *arguments: str) -> str:
+        """Output of a Slurm command on this cluster."""
+        done = subprocess.run(arguments, env=self.environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def wait(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
+        """Waits until `condition` holds; an error with `what` when the time is up."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end:
+                raise TimeoutError(f"not within {seconds:.0f} s: {what}\n{self.command('squeue', '--long')}")
+            time.sleep(0.5)
+
+    def stop(self) -> None:
+        """Cancels all jobs, ends the daemons, and kills what the nodes still run."""
+        if self._pids("slurmctld"):
+            subprocess.run(["scancel", "--user=root"], env=self.environment, capture_output=True, check=False)
+            time.sleep(1)
+        for name in (*(f"slurmd-{node}" for node in NODES), "slurmctld", "munged"):
+            for pid in self._pids(name):
+                os.kill(pid, signal.SIGTERM)
+        for node in NODES:
+            for pid in self.stepd(node):
+                for child in [*_descendants(pid), pid]:
+                    _kill(child)
+        end = time.monotonic() + 20
+        names = [*(f"slurmd-{node}" for node in NODES), "slurmctld", "munged"]
+        while any(self._pids(name) for name in names) and time.monotonic() < end:
+            time.sleep(0.2)
+        for name in names:
+            for pid in self._pids(name):
+                os.kill(pid, signal.SIGKILL)
+
+    def _pids(self, name: str) -> list[int]:
+        file = self.folder / f"{name}.pid"
+        text = file.read_text().strip() if file.is_file() else ""
+        if not text.isdigit() or not Path(f"/proc/{text}").is_dir():
+            return []
+        program = name.partition("-")[0].encode()
+        command = Path(f"/proc/{text}/cmdline").read_bytes()
+        return [int(text)] if program in command else []
+
+
+def _run(command: list[str], environment: Mapping[str, str] | None = None) -> None:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _descendants(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [below for child in children for below in (*_descendants(int(child)), int(child))]
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def main(arguments: list[str]) -> int:
+    """`start FOLDER` or `stop FOLDER`."""
+    if len(arguments) != 2 or arguments[0] not in ("start", "stop"):
+        print("usage: python -m tests.slurm.two_nodes start|stop FOLDER", file=sys.stderr)
+        return 2
+    nodes = TwoNodes(Path(arguments[1]))
+    if arguments[0] == "start":
+        nodes.start()
+        print(f"export SLURM_CONF={nodes.configuration}")
+    else:
+        nodes.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
