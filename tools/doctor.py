@@ -278,7 +278,6 @@ def format_report(report: Report) -> str:
         )
     if not report.gpus:
         lines.append("GPU          none")
-    commands = [name for name in SLURM_COMMANDS if report.slurm[name]]
     lines.append("Slurm        " + _describe_slurm(report.slurm))
     lines += ["", "patches"]
     for patch in report.patches:

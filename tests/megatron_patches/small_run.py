@@ -15,7 +15,7 @@ FLAGS = """
 --rotary-base 500000 --normalization RMSNorm --norm-epsilon 1e-5 --swiglu --disable-bias-linear
 --untie-embeddings-and-output-weights --attention-dropout 0 --hidden-dropout 0
 --vocab-size 256 --make-vocab-size-divisible-by 8 --tokenizer-type NullTokenizer
---micro-batch-size 1 --global-batch-size 8 --train-iters 10 --lr 3e-3 --min-lr 1e-4 --lr-decay-style cosine
+--micro-batch-size 1 --global-batch-size 4 --train-iters 8 --lr 3e-3 --min-lr 1e-4 --lr-decay-style cosine
 --lr-decay-iters 20 --lr-warmup-iters 2 --clip-grad 1.0 --adam-beta2 0.95 --weight-decay 0.1
 --use-distributed-optimizer --log-interval 1 --eval-interval 1000 --eval-iters 0 --save-interval 1000
 --ckpt-format torch_dist --ckpt-fully-parallel-save --dist-ckpt-optim-fully-reshardable
@@ -97,7 +97,34 @@ def train(*flags: str) -> list[tuple[int, float]]:
     return losses
 
 
-def checkpoint_exists(folder: Path, step: int) -> bool:
-    """Whether Megatron's tracker file names `step` as the latest."""
-    tracker = folder / "latest_checkpointed_iteration.txt"
-    return tracker.is_file() and tracker.read_text() == str(step)
+def apply_without(*names: str) -> None:
+    """Installs the patches that this machine needs but for the named ones."""
+    from megatron_patches.machine import Machine
+    from megatron_patches.registry import patches
+
+    machine = Machine.from_torch()
+    unknown = set(names) - {patch.name for patch in patches()}
+    if unknown:
+        raise ValueError(f"no such patch: {unknown}")
+    for patch in patches():
+        if patch.name not in names and patch.condition(machine).on:
+            patch.install()
+
+
+def train_without(name: str, *flags: str) -> list[tuple[int, float]]:
+    """Runs `train` with all patches but one; start it with patched=False."""
+    apply_without(name)
+    return train(*flags)
+
+
+def at_step(folder: Path, step: int) -> str:
+    """Makes `step` the latest checkpoint of the folder for Megatron's loader; returns the folder."""
+    (folder / "latest_checkpointed_iteration.txt").write_text(str(step))
+    return str(folder)
+
+
+def furthest(ours: list[tuple[int, float]], theirs: list[tuple[int, float]]) -> float:
+    """Returns the greatest difference between the losses of the same steps; the steps must be the same."""
+    if not ours or [step for step, _ in ours] != [step for step, _ in theirs]:
+        raise ValueError(f"not the same steps: {ours} and {theirs}")
+    return max(abs(a - b) for (_, a), (_, b) in zip(ours, theirs, strict=True))
