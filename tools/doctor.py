@@ -95,6 +95,7 @@ def examine(folder: Path | None = None) -> Report:
     gpus = _gpus(problems)
     patch_statuses, unpatchable = _patches()
     problems += unpatchable
+    trains_on = _verdict(packages, torch, gpus, problems)
     memory, available = _memory_gib()
     return Report(
         python=platform.python_version(),
@@ -110,7 +111,7 @@ def examine(folder: Path | None = None) -> Report:
         gpus=gpus,
         slurm=_slurm(),
         patches=patch_statuses,
-        trains_on=None if unpatchable else _verdict(packages, torch, gpus, problems),
+        trains_on=None if unpatchable else trains_on,
         problems=problems,
     )
 
@@ -218,7 +219,7 @@ def _patches() -> tuple[list[PatchStatus], list[str]]:
     """Returns the patches' status, and one sentence for each that is needed here but refuses these versions."""
     statuses, refusals = list(status()), []
     for patch, its_status in zip(patches(), statuses, strict=True):
-        if its_status.on:
+        if its_status.on and all(_version(distribution) for distribution in patch.versions):
             try:
                 patch.check_versions()
             except PatchError as error:
