@@ -20,6 +20,7 @@ from recipes.schema.training import (
     Optimizer,
     Parallelism,
     Paths,
+    Safety,
     Schedule,
     Start,
     Validation,
@@ -48,6 +49,7 @@ class Recipe(Section):
     start: Start
     checkpoint: Checkpoint
     validation: Validation = Validation()
+    safety: Safety = Safety()
     logging: Logging = Logging()
     paths: Paths = Paths()
     environment: dict[str, str] = Field(default_factory=dict)

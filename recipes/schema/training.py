@@ -15,6 +15,7 @@ __all__ = [
     "Optimizer",
     "Parallelism",
     "Paths",
+    "Safety",
     "Schedule",
     "Start",
     "Validation",
@@ -162,6 +163,19 @@ class Checkpoint(Section):
         return self
 
 
+class Safety(Section):
+    """What happens when a step goes wrong."""
+
+    rewinds: int = Field(3, ge=0)
+    """Times a run goes back to its latest checkpoint by itself, and skips the batch of a step whose gradient norm was
+    not finite or above `max_grad_norm`, before it stops."""
+    max_grad_norm: float | None = Field(None, gt=0)
+    """Gradient norm (before clipping) above which a step counts as a spike that must be undone; default: only a norm
+    that is not finite."""
+    skip_steps: list[int] = Field(default_factory=list)
+    """Steps whose batch is read and not trained on."""
+
+
 class Validation(Section):
     """Validation during training: the mean loss of each group of the mix's validation folder."""
 
@@ -173,6 +187,9 @@ class Validation(Section):
     """Groups to evaluate; default every group of the mix."""
     at_start: bool = True
     """Also before the first step."""
+    alert_above: dict[str, float] = Field(default_factory=dict)
+    """Early warning of forgetting, by group: when its loss has risen by more than this many nats a token since the
+    run's first validation, the run is marked (`alerts.jsonl`, a warning in the log, the report)."""
 
 
 class Logging(Section):
@@ -182,6 +199,8 @@ class Logging(Section):
     """Steps between lines of `metrics.jsonl`."""
     tensorboard: bool = True
     """Write `tensorboard/` too."""
+    wandb_project: str | None = None
+    """Also log to this project of Weights & Biases (needs the package; `environment.WANDB_MODE: offline` works)."""
 
 
 class Paths(Section):

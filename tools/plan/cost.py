@@ -79,16 +79,21 @@ class CheckpointCost:
     """Training time between two saves: what an interruption loses at most; None without a speed."""
 
 
+def checkpoint_bytes(recipe: Recipe) -> int:
+    """Bytes of one checkpoint: weights, main weights, both moments."""
+    # Megatron writes the weights in the compute format (FP8 ones as BF16), and the optimizer in FP32 whatever it is in
+    # memory.
+    weights = 4 if recipe.precision.compute == "fp32" else 2
+    optimizer = 8 if recipe.precision.compute == "fp32" else 12
+    return total_parameters(recipe.model) * (weights + optimizer)
+
+
 def checkpoint_cost(
     recipe: Recipe, seconds_per_step: float | None, assumptions: Assumptions
 ) -> CheckpointCost:
     """Size, number and price of the run's checkpoints."""
     checkpoint, steps = recipe.checkpoint, recipe.schedule.steps
-    # Megatron writes the weights in the compute format (FP8 ones as BF16), and the optimizer in FP32 whatever it is in
-    # memory.
-    weights = 4 if recipe.precision.compute == "fp32" else 2
-    optimizer = 8 if recipe.precision.compute == "fp32" else 12
-    size = total_parameters(recipe.model) * (weights + optimizer)
+    size = checkpoint_bytes(recipe)
     saves = -(-steps // checkpoint.interval)
     kept = saves
     if checkpoint.keep is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,12 @@ _GPU_ARGUMENTS = (
 
 
 def megatron_arguments(
-    recipe: Recipe, load: LoadPlan, boundary: DocumentBoundary, checkpoints: Path, tensorboard: Path | None
+    recipe: Recipe,
+    load: LoadPlan,
+    boundary: DocumentBoundary,
+    checkpoints: Path,
+    tensorboard: Path | None,
+    skip: Sequence[int] = (),
 ) -> list[str]:
     """Arguments for `megatron.training`, in the order model, layout, batch, schedule, start, output.
 
@@ -58,6 +64,7 @@ def megatron_arguments(
         boundary: token ids of the mix.
         checkpoints: folder that checkpoints are written to.
         tensorboard: folder of TensorBoard's events, or None.
+        skip: steps whose batch is read and not trained on.
 
     Raises:
         RecipeError: a value that Megatron 0.19.2 cannot take.
@@ -69,6 +76,7 @@ def megatron_arguments(
         *_schedule(recipe),
         *_masking(recipe),
         *_start(load),
+        *(["--iterations-to-skip", *map(str, skip)] if skip else []),
         *_output(recipe, checkpoints, tensorboard),
         *(_CPU_ARGUMENTS if recipe.cluster.device == "cpu" else _GPU_ARGUMENTS),
     ]
@@ -221,6 +229,10 @@ def _schedule(recipe: Recipe) -> list[str]:
         # The project's own evaluator runs at the seams of the loop; Megatron's is never called.
         *("--eval-iters", 0, "--eval-interval", schedule.steps),
     ]
+    if optimizer.clip_grad > 0:
+        # The session looks at the gradient norm of each step (tools/training/safety.py) and goes back; Megatron's own
+        # check would end one rank and leave the others waiting. Without clipping there is no norm, and it stays.
+        arguments.append("--no-check-for-nan-in-loss-and-grad")
     if schedule.wsd_decay_steps is not None:
         arguments += ["--lr-wsd-decay-iters", schedule.wsd_decay_steps, "--lr-wsd-decay-style", "linear"]
     return [str(argument) for argument in arguments]
@@ -261,6 +273,8 @@ def _output(recipe: Recipe, checkpoints: Path, tensorboard: Path | None) -> list
         arguments += ["--ckpt-fully-parallel-save", "--dist-ckpt-optim-fully-reshardable"]
     if checkpoint.asynchronous:
         arguments += ["--async-save", "--async-strategy", "mcore", "--use-persistent-ckpt-worker"]
+    if recipe.logging.wandb_project is not None:
+        arguments += ["--wandb-project", recipe.logging.wandb_project, "--wandb-exp-name", recipe.name]
     if tensorboard is not None:
         arguments += ["--tensorboard-dir", tensorboard, "--tensorboard-log-interval", recipe.logging.interval]
     return [str(argument) for argument in arguments]

@@ -20,7 +20,7 @@ from recipes.schema import Recipe
 from tools.progress import progress
 from tools.training.run_folder import Launch, RunFolder
 
-__all__ = ["launch_command", "rank_environment", "run_launch"]
+__all__ = ["launch_command", "rank_environment", "run_launch", "train_here"]
 
 # Ranks get this long to save after a signal; a checkpoint of 8B takes tens of seconds.
 SHUTDOWN_SECONDS = 600
@@ -62,11 +62,27 @@ def rank_environment(recipe: Recipe) -> dict[str, str]:
     return {**defaults, **recipe.cluster.environment, **recipe.environment}
 
 
-def run_launch(recipe: Recipe, run: RunFolder, launch: Launch) -> int:
+def train_here(recipe: Recipe, run: RunFolder, launch: Launch) -> None:
+    """Runs a prepared launch, and further ones where it went back to skip a step.
+
+    Raises:
+        CheckFailedError: a rank failed; the message holds the end of its log.
+    """
+    while run_launch(recipe, run, launch) == "rewind":
+        state = read_json(run.state_file)
+        print(
+            f"step {state['step']}: {state['reason']}; going back to skip its batch",
+            file=sys.stderr,
+            flush=True,
+        )
+        launch = run.prepare(recipe)
+
+
+def run_launch(recipe: Recipe, run: RunFolder, launch: Launch) -> str:
     """Starts the ranks, shows their progress, passes signals on to them, waits for their end.
 
     Returns:
-        0 when the run finished, or stopped after a signal with a complete checkpoint.
+        `finished`; `stopped` after a signal, with a complete checkpoint; `rewind` where another launch must skip a step.
 
     Raises:
         CheckFailedError: a rank failed; the message holds the end of its log.
@@ -95,10 +111,9 @@ def run_launch(recipe: Recipe, run: RunFolder, launch: Launch) -> int:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     state = read_json(run.state_file) if run.state_file.is_file() else {}
-    if state.get("writer") == launch.writer and state.get("state") in ("finished", "stopped"):
-        run.release_claim(launch)
-        return 0
     run.release_claim(launch)
+    if state.get("writer") == launch.writer:
+        return str(state["state"])
     raise CheckFailedError(f"training failed (exit code {child.returncode}).\n{_failure(Path(launch.logs))}")
 
 

@@ -8,6 +8,7 @@ from tools.mix.read import MixInfo, read_mix
 from tools.training.arguments import DocumentBoundary, LoadPlan, megatron_arguments
 from tools.training.checkpoints import complete_steps
 from tools.training.run_folder import RunFolder
+from tools.training.safety import steps_to_skip
 
 __all__ = ["check_mix", "describe", "preview_arguments"]
 
@@ -41,13 +42,17 @@ def check_mix(recipe: Recipe) -> MixInfo:
             f"{recipe.model.vocab_size}, but the mix was tokenised with {mix.vocab_size} ids",
             "use the model whose tokenizer packed the text",
         )
-    unknown = sorted(set(recipe.validation.groups or []) - set(mix.groups))
-    if unknown:
-        raise RecipeError(
-            "validation.groups",
-            f"`{unknown[0]}` is no group of {folder}",
-            f"use some of {', '.join(sorted(mix.groups))}",
-        )
+    for key, groups in (
+        ("groups", recipe.validation.groups or []),
+        ("alert_above", recipe.validation.alert_above),
+    ):
+        unknown = sorted(set(groups) - set(mix.groups))
+        if unknown:
+            raise RecipeError(
+                f"validation.{key}",
+                f"`{unknown[0]}` is no group of {folder}",
+                f"use some of {', '.join(sorted(mix.groups))}",
+            )
     return mix
 
 
@@ -80,4 +85,5 @@ def preview_arguments(recipe: Recipe, run: RunFolder) -> list[str]:
     else:
         load = LoadPlan(recipe.start.mode, recipe.start.checkpoint, recipe.start.step)
     tensorboard = run.tensorboard if recipe.logging.tensorboard else None
-    return megatron_arguments(recipe, load, DocumentBoundary(eos), run.checkpoints, tensorboard)
+    skip = steps_to_skip(recipe, run.skipped_file)
+    return megatron_arguments(recipe, load, DocumentBoundary(eos), run.checkpoints, tensorboard, skip)

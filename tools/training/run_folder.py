@@ -20,13 +20,24 @@ from recipes.manifest import now, package_versions
 from recipes.schema import Recipe
 from tools.training.arguments import LoadPlan
 from tools.training.checkpoints import TRACKER, complete_steps, incomplete_steps, resolve_start
+from tools.training.safety import steps_to_skip
 
 __all__ = ["Launch", "RunFolder", "environment"]
 
 # Sections that may change between launches of one run: where and how it runs, what it logs and keeps. All else
 # decides which weights come out, so a change of it is another run, or a phase.
 _MAY_CHANGE = {
-    *("cluster", "parallelism", "checkpoint", "validation", "logging", "paths", "environment", "description"),
+    *(
+        "cluster",
+        "parallelism",
+        "checkpoint",
+        "validation",
+        "safety",
+        "logging",
+        "paths",
+        "environment",
+        "description",
+    ),
     *("batch.micro", "data.corpus", "data.pack", "model.tokenizer.path", "start.checkpoint"),
 }
 
@@ -38,12 +49,14 @@ class Launch:
     Attributes:
         number: 1, 2, ... within the run.
         load: what this launch begins from.
+        skip: steps whose batch is read and not trained on.
         writer: token of the claim in `writer.json`; a launch whose claim was taken over stops before it writes.
         logs: folder of the ranks' output.
     """
 
     number: int
     load: LoadPlan
+    skip: list[int]
     writer: str
     logs: str
 
@@ -59,6 +72,8 @@ class RunFolder:
         self.writer_file = self.path / "writer.json"
         self.launch_file = self.path / "launch.json"
         self.state_file = self.path / "state.json"
+        self.skipped_file = self.path / "skipped.json"
+        self.alerts_file = self.path / "alerts.jsonl"
         # Anyone who may write here can touch these files: the run saves once, or saves and stops until it is removed.
         self.save_request = self.path / "save"
         self.stop_request = self.path / "stop"
@@ -77,7 +92,7 @@ class RunFolder:
     def read_launch(self) -> Launch:
         """The launch that the ranks belong to."""
         value = read_json(self.launch_file)
-        return Launch(value["number"], LoadPlan(**value["load"]), value["writer"], value["logs"])
+        return Launch(**{**value, "load": LoadPlan(**value["load"])})
 
     def prepare(self, recipe: Recipe, *, take_over: bool = False) -> Launch:
         """Makes the folder ready for a launch: recipe, claim, environment, and the decision what to load.
@@ -97,7 +112,9 @@ class RunFolder:
         number = 1 + max((int(path.name.split("-")[1]) for path in self.logs.glob("launch-*")), default=0)
         logs = self.logs / f"launch-{number:04d}"
         logs.mkdir(parents=True)
-        launch = Launch(number, load, secrets.token_hex(8), str(logs))
+        launch = Launch(
+            number, load, steps_to_skip(recipe, self.skipped_file), secrets.token_hex(8), str(logs)
+        )
         write_json(
             self.writer_file,
             {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -23,12 +24,14 @@ from recipes.devices import device
 from recipes.errors import UserError
 from recipes.files import write_json
 from recipes.schema import Recipe
+from tools.plan.cost import checkpoint_bytes
 from tools.plan.flops import flops_per_token
 from tools.training.checkpoints import checkpoint_folder, complete_steps, mark_complete, prune, tracked_step
 from tools.training.dataset import MixInfo, open_dataset
 from tools.training.forward import LOSS, ForwardStep
-from tools.training.metrics import append_metrics
+from tools.training.metrics import append_metrics, read_metrics
 from tools.training.run_folder import Launch, RunFolder
+from tools.training.safety import Rewind, record_skip, spoilt
 from tools.training.validation import Evaluator
 
 __all__ = ["Session"]
@@ -156,7 +159,14 @@ class Session:
         if get_args().iteration == 0 and self.recipe.validation.at_start:
             self._validate(model, 0)
         self._begun, self._paused = time.perf_counter(), 0.0
-        return original(forward_step, model, optimizer, *rest, **named)
+        iteration, flops = original(forward_step, model, optimizer, *rest, **named)
+        if iteration in self.launch.skip and tracked_step(self.run.checkpoints) != iteration:
+            # Megatron saves neither at a skipped step nor, where the interval divides it, after the last one.
+            scheduler, data, context = rest[0], rest[1], rest[5]
+            training.save_checkpoint_and_time(
+                iteration, model, optimizer, scheduler, flops, context, train_data_iterator=data
+            )
+        return iteration, flops
 
     def _training_log(
         self,
@@ -172,6 +182,11 @@ class Session:
         *rest: Any,
         **named: Any,
     ) -> Any:
+        reason = (
+            spoilt(grad_norm, self.recipe.safety.max_grad_norm) if self.recipe.optimizer.clip_grad else None
+        )
+        if reason is not None:
+            raise Rewind(iteration, reason)
         if LOSS in loss_dict:
             self._losses.append(loss_dict[LOSS].detach())
         self._steps += 1
@@ -241,6 +256,7 @@ class Session:
     ) -> None:
         begun = time.perf_counter()
         self._check_claim(iteration)
+        self._check_space(iteration)
         original(iteration, *rest, **named)
         if not self.recipe.checkpoint.asynchronous:
             self._mark()
@@ -281,6 +297,21 @@ class Session:
         if not held.item():
             raise self._claim_lost(iteration)
 
+    def _check_space(self, iteration: int) -> None:
+        """Stops all ranks before a save that would fill the disk and leave a part of a checkpoint."""
+        short = torch.zeros(2, dtype=torch.float64, device="cuda")
+        if torch.distributed.get_rank() == 0:
+            need, free = checkpoint_bytes(self.recipe), shutil.disk_usage(self.run.checkpoints).free
+            if free < need:
+                short[0], short[1] = need, free
+        torch.distributed.broadcast(short, 0)
+        if short[0].item():
+            raise UserError(
+                f"{self.run.checkpoints}: the checkpoint of step {iteration} needs {short[0] / 2**30:.1f} GiB, "
+                f"{short[1] / 2**30:.1f} GiB are free; nothing is written. Fix: free space, or keep fewer "
+                "checkpoints (checkpoint.keep), then start again from the checkpoint before"
+            )
+
     def _claim_lost(self, iteration: int) -> UserError:
         return UserError(
             f"{self.run.writer_file} names another launch: it took this run over. "
@@ -295,6 +326,7 @@ class Session:
         losses = self.evaluator(model)
         if training.is_last_rank():
             append_metrics(self.run.metrics_file, {"step": iteration, "validation": losses})
+            self._alert(iteration, losses)
             writer = training.get_tensorboard_writer()
             for name, loss in losses.items():
                 if writer:
@@ -302,6 +334,25 @@ class Session:
             mean = sum(losses.values()) / len(losses)
             print(f"validation at step {iteration}: mean over {len(losses)} groups {mean:.4f}", flush=True)
         self._paused += time.perf_counter() - begun
+
+    def _alert(self, iteration: int, losses: dict[str, float]) -> None:
+        """Marks the run where a group has lost more against the first validation than the recipe allows."""
+        first = next(iter(read_metrics(self.run.metrics_file)[1]))
+        for group, bound in self.recipe.validation.alert_above.items():
+            rise = losses[group] - first["validation"][group]
+            if rise > bound:
+                alert = {
+                    "step": iteration,
+                    "group": group,
+                    "rise": rise,
+                    "above": bound,
+                    "since": first["step"],
+                }
+                append_metrics(self.run.alerts_file, alert)
+                print(
+                    f"ALERT: {group} is {rise:.4f} nats a token worse than at step {first['step']}",
+                    flush=True,
+                )
 
     def _write_step(self, iteration: int, grad_norm: float | None) -> None:
         seconds = time.perf_counter() - self._begun - self._paused
@@ -336,6 +387,23 @@ class Session:
         self._steps = self._skipped = 0
         self.forward_step.data_wait_seconds = 0.0
         self._begun, self._paused = time.perf_counter(), 0.0
+
+    def go_back(self, rewind: Rewind) -> None:
+        """Records the step to skip and asks the launcher for another launch.
+
+        Raises:
+            UserError: the run has gone back as often as the recipe allows (on rank 0, whose failure ends the others).
+        """
+        if torch.distributed.get_rank() == 0:
+            record_skip(self.run.skipped_file, rewind, self.launch.number, self.recipe.safety.rewinds)
+            state = {
+                "writer": self.launch.writer,
+                "state": "rewind",
+                "step": rewind.step,
+                "reason": rewind.reason,
+            }
+            write_json(self.run.state_file, state)
+        torch.distributed.barrier()
 
     def close(self) -> None:
         """Says how the launch ended, for the launcher and for the next link of a chain."""

@@ -50,6 +50,7 @@ def train(folder: Path) -> None:
 
     from tools.training.arguments import DocumentBoundary, megatron_arguments
     from tools.training.dataset import read_mix
+    from tools.training.safety import Rewind
     from tools.training.session import Session
     from tools.training.vocabulary import mask_padding
 
@@ -59,7 +60,7 @@ def train(folder: Path) -> None:
     tensorboard = run.tensorboard if recipe.logging.tensorboard else None
     sys.argv = [
         "emma-train",
-        *megatron_arguments(recipe, launch.load, boundary, run.checkpoints, tensorboard),
+        *megatron_arguments(recipe, launch.load, boundary, run.checkpoints, tensorboard, launch.skip),
     ]
     args = parse_and_validate_args()
     model_config = gpt_config_from_args(args)
@@ -84,6 +85,9 @@ def train(folder: Path) -> None:
         # Megatron leaves its loop with `sys.exit` after the checkpoint that a signal asked for.
         if stop.code not in (0, None):
             raise
+    except Rewind as rewind:
+        session.go_back(rewind)
+        return
     session.close()
 
 
