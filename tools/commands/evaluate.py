@@ -125,7 +125,14 @@ def run(
     base_target = resolve_target(str(base)) if base else None
     folders = [target.folder, *([base_target.folder] if base_target else [])]
     settings = Settings(
-        window or default_window(folders), stride, end_of_text, batch_tokens, device, dtype, limit
+        window or default_window(folders),
+        stride,
+        end_of_text,
+        batch_tokens,
+        device,
+        dtype,
+        limit,
+        target.recipe.data.pack if target.recipe else None,
     )
     models = [(target, "trained", evaluate_model(target, heldout, output, settings))]
     if base_target is None:

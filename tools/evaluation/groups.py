@@ -33,11 +33,11 @@ class LanguageFacts:
 
     def category_of(self, kind: str, language: str) -> str | None:
         """Resource category, None if unknown."""
-        return self.category.get((kind, language))
+        return self.category.get((kind_of(kind), language))
 
     def is_trained(self, kind: str, language: str) -> bool | None:
         """Whether the run's mix holds this language, None if the mix is unknown."""
-        return None if self.trained is None else (kind, language) in self.trained
+        return None if self.trained is None else (kind_of(kind), language) in self.trained
 
     def is_seen(self, language: str) -> bool | None:
         """Whether the base was pre-trained on the language (for a pair: on both); None if unknown."""
@@ -79,7 +79,7 @@ def language_facts(mix: Path | None, corpus: Path | None, seen: frozenset[str] |
         corpus / "statistics" / "statistics.parquet" if corpus else None, ["kind", "language", "category"]
     ):
         if row["category"]:
-            category[row["kind"], row["language"]] = row["category"]
+            category[kind_of(row["kind"]), row["language"]] = row["category"]
     plan = _rows(
         mix / "plan.parquet" if mix else None, ["component", "language", "category", "planned_tokens"]
     )

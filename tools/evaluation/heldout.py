@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipes.errors import UserError
 
+if TYPE_CHECKING:
+    from recipes.schema.data import Pack
+
 __all__ = ["Document", "HeldOut", "find_heldout", "read_documents"]
 
-_COLUMNS = ("id", "text", "split")
+_TEXT_COLUMNS = ("id", "text", "split")
+_PAIR_COLUMNS = ("id", "src_lang", "src_text", "tgt_lang", "tgt_text", "split")
 
 
 @dataclass(frozen=True)
@@ -70,35 +74,73 @@ def find_heldout(
     ]
 
 
-def read_documents(heldout: HeldOut, limit: int | None = None) -> list[Document]:
+def read_documents(heldout: HeldOut, limit: int | None = None, pack: Pack | None = None) -> list[Document]:
     """Validation documents of one language, in the order of their ids' hashes, at most `limit` of them.
 
     The order does not depend on how files are cut, so a limit always keeps the same documents. Empty documents are
-    left out: they hold no byte to predict.
+    left out: they hold no byte to predict. Sentence pairs become documents exactly as they do for training.
+
+    Args:
+        heldout: the files.
+        limit: most documents; default all.
+        pack: how sentence pairs become documents; default the recipes' defaults.
 
     Raises:
         UserError: a file is no parquet, or lacks a column.
     """
-    documents = [
-        Document(str(row["id"]), row["text"]) for path in heldout.files for row in _rows(path) if row["text"]
-    ]
+    tables = [(path, _validation_rows(path)) for path in heldout.files]
+    if any("src_text" in table.column_names for _, table in tables):
+        documents = list(_documents_of_pairs(heldout, tables, pack))
+    else:
+        documents = [
+            Document(str(row["id"]), row["text"]) for _, table in tables for row in table.to_pylist()
+        ]
+    documents = [document for document in documents if document.text]
     documents.sort(key=lambda document: (hashlib.sha256(document.id.encode()).digest(), document.id))
     return documents[:limit]
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def _documents_of_pairs(
+    heldout: HeldOut, tables: Sequence[tuple[Path, Any]], pack: Pack | None
+) -> Iterator[Document]:
+    import pyarrow as pa
+
+    from recipes.schema.data import Pack, PackComponent
+    from tools.pack.documents import DocumentMaker
+    from tools.pack.inputs import InputFile, Segment
+    from tools.pack.records import Batch
+
+    component = PackComponent(kind="bilingual", language=heldout.language)
+    maker = DocumentMaker(component, pack or Pack(components={"bilingual": component}))
+    for path, table in tables:
+        if not len(table):
+            continue
+        columns = table.cast(pa.schema([(name, pa.large_string()) for name in table.column_names]))
+        segment = Segment(InputFile(str(path), 0, 0), 0, 1)
+        for made in maker.add(Batch(columns.combine_chunks(), segment, range(len(columns)))):
+            yield from _rows(made)
+    for made in maker.finish():
+        yield from _rows(made)
+
+
+def _rows(documents: Any) -> Iterator[Document]:
+    for row in documents.select(["document_id", "text"]).to_pylist():
+        yield Document(row["document_id"], row["text"])
+
+
+def _validation_rows(path: Path) -> Any:
+    """Arrow table of a file's validation rows; row groups without any are not read."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
     try:
         part = ds.dataset(path, format="parquet")
-        missing = [name for name in _COLUMNS if name not in part.schema.names]
+        names = set(part.schema.names)
+        columns = _PAIR_COLUMNS if "src_text" in names else _TEXT_COLUMNS
+        missing = [name for name in columns if name not in names]
         if missing:
             raise UserError(f"{path}: no column {', '.join(missing)}; it is not an output of the split stage")
-        # The filter skips row groups by their statistics, so the training part is not read.
-        scanner = part.scanner(columns=["id", "text"], filter=pc.field("split") == "validation")
-        for batch in scanner.to_batches():
-            yield from batch.to_pylist()
+        return part.scanner(columns=list(columns), filter=pc.field("split") == "validation").to_table()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as parquet ({error}); write the split stage again") from None

@@ -19,6 +19,7 @@ from tools.progress import progress
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from recipes.schema.data import Pack
     from tools.evaluation.likelihood import Scorer
 
 __all__ = ["Settings", "evaluate_model", "load_model", "publish"]
@@ -29,7 +30,8 @@ _BYTES_AT_ONCE = 1 << 16
 
 @dataclass(frozen=True)
 class Settings:
-    """How documents are scored; see `tools.evaluation.likelihood.Scorer`. `limit` is documents a language."""
+    """How documents are scored; see `tools.evaluation.likelihood.Scorer`. `limit` is documents a language,
+    `pack` how sentence pairs become documents."""
 
     window: int
     stride: int | None = None
@@ -38,6 +40,7 @@ class Settings:
     device: str | None = None
     dtype: str | None = None
     limit: int | None = None
+    pack: Pack | None = None
 
 
 def load_model(folder: Path, settings: Settings) -> Scorer:
@@ -96,7 +99,7 @@ def evaluate_model(
     bar: tqdm[Any] = progress(total=len(heldout), desc=f"evaluate {target.model}", unit="language")
     with bar:
         for language in heldout:
-            documents = read_documents(language, settings.limit)
+            documents = read_documents(language, settings.limit, settings.pack)
             if not documents:
                 bar.update()
                 continue
