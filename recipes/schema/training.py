@@ -131,8 +131,18 @@ class Start(Section):
     step: int | None = Field(None, gt=0)
     """Step of `checkpoint` to take; default its latest complete one."""
 
+    reference: str | None = None
+    """Hugging Face folder of the base model. With `mode: weights`: before the first update, the loss of the imported
+    weights on validation samples must equal this model's; otherwise nothing is trained."""
+    reference_samples: int = Field(1, gt=0)
+    """Samples of each validation group that are compared."""
+    reference_tolerance: float = Field(0.01, gt=0)
+    """Largest difference in nats a token (BF16 rounding stays far below the default)."""
+
     @model_validator(mode="after")
     def _named(self) -> Self:
+        if self.reference is not None and self.mode != "weights":
+            raise ValueError(f"reference goes with mode: weights, not {self.mode}")
         if self.mode == "scratch" and self.checkpoint is not None:
             raise ValueError(
                 "mode: scratch takes no checkpoint; remove it or choose weights, resume or phase"

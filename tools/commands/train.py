@@ -37,7 +37,7 @@ def command(
       emma train demo schedule.steps=100 parallelism.tensor=2
     """
     from recipes.load import load_recipe
-    from tools.training.launch import launch_command, rank_environment, train_here
+    from tools.training.launch import compute_reference, launch_command, rank_environment, train_here
     from tools.training.plan_start import check_mix, describe
     from tools.training.run_folder import RunFolder
 
@@ -62,6 +62,7 @@ def command(
     launch = folder.prepare(recipe, take_over=take_over)
     click.echo(describe(recipe, folder, mix))
     if prepare:
+        compute_reference(recipe, folder, launch)
         return 0
     train_here(recipe, folder, launch)
     reached = folder.latest_step()

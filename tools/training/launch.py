@@ -20,7 +20,7 @@ from recipes.schema import Recipe
 from tools.progress import progress
 from tools.training.run_folder import Launch, RunFolder
 
-__all__ = ["launch_command", "rank_environment", "run_launch", "train_here"]
+__all__ = ["compute_reference", "launch_command", "rank_environment", "run_launch", "train_here"]
 
 # Ranks get this long to save after a signal; a checkpoint of 8B takes tens of seconds.
 SHUTDOWN_SECONDS = 600
@@ -68,6 +68,7 @@ def train_here(recipe: Recipe, run: RunFolder, launch: Launch) -> None:
     Raises:
         CheckFailedError: a rank failed; the message holds the end of its log.
     """
+    compute_reference(recipe, run, launch)
     while run_launch(recipe, run, launch) == "rewind":
         state = read_json(run.state_file)
         print(
@@ -76,6 +77,21 @@ def train_here(recipe: Recipe, run: RunFolder, launch: Launch) -> None:
             flush=True,
         )
         launch = run.prepare(recipe)
+
+
+def compute_reference(recipe: Recipe, run: RunFolder, launch: Launch) -> None:
+    """Writes `reference.json` where the first launch will compare with it and it is not there yet.
+
+    Raises:
+        CheckFailedError: the base model's loss could not be computed.
+    """
+    if launch.load.mode != "weights" or recipe.start.reference is None or run.reference_file.is_file():
+        return
+    command = [sys.executable, "-m", "tools.training.reference", str(run.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        run.release_claim(launch)
+        raise CheckFailedError(f"the base model's loss could not be computed:\n{done.stderr[-2000:]}")
 
 
 def run_launch(recipe: Recipe, run: RunFolder, launch: Launch) -> str:

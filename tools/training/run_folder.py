@@ -38,7 +38,14 @@ _MAY_CHANGE = {
         "environment",
         "description",
     ),
-    *("batch.micro", "data.corpus", "data.pack", "model.tokenizer.path", "start.checkpoint"),
+    *(
+        "batch.micro",
+        "data.corpus",
+        "data.pack",
+        "model.tokenizer.path",
+        "start.checkpoint",
+        "start.reference",
+    ),
 }
 
 
@@ -72,6 +79,7 @@ class RunFolder:
         self.writer_file = self.path / "writer.json"
         self.launch_file = self.path / "launch.json"
         self.state_file = self.path / "state.json"
+        self.reference_file = self.path / "reference.json"
         self.skipped_file = self.path / "skipped.json"
         self.alerts_file = self.path / "alerts.jsonl"
         # Anyone who may write here can touch these files: the run saves once, or saves and stops until it is removed.

@@ -22,7 +22,7 @@ from megatron.training import get_args, get_timers, get_tokenizer, training
 
 from recipes.devices import device
 from recipes.errors import UserError
-from recipes.files import write_json
+from recipes.files import read_json, write_json
 from recipes.schema import Recipe
 from tools.plan.cost import checkpoint_bytes
 from tools.plan.flops import flops_per_token
@@ -156,6 +156,8 @@ class Session:
         **named: Any,
     ) -> Any:
         self._learning_rate = training.get_canonical_lr_for_logging(optimizer.param_groups)
+        if self.launch.load.mode == "weights" and self.recipe.start.reference is not None:
+            self._check_reference(model)
         if get_args().iteration == 0 and self.recipe.validation.at_start:
             self._validate(model, 0)
         self._begun, self._paused = time.perf_counter(), 0.0
@@ -334,6 +336,36 @@ class Session:
             mean = sum(losses.values()) / len(losses)
             print(f"validation at step {iteration}: mean over {len(losses)} groups {mean:.4f}", flush=True)
         self._paused += time.perf_counter() - begun
+
+    def _check_reference(self, model: Any) -> None:
+        """Stops all ranks where the imported weights don't have the base model's loss."""
+        assert self.evaluator is not None
+        start, reference = self.recipe.start, read_json(self.run.reference_file)
+        first = Evaluator(
+            self.evaluator.groups,
+            self.evaluator.micro_batch,
+            self.evaluator.sequence_length,
+            reference["samples"],
+        )
+        losses = first(model)
+        worst = torch.zeros(1, dtype=torch.float64, device="cuda")
+        for name, loss in losses.items():
+            difference = abs(loss - reference["losses"][name])
+            # Not a number is not within tolerance either.
+            worst = torch.maximum(
+                worst, torch.full_like(worst, difference if difference == difference else torch.inf)
+            )
+        torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
+        if not worst.item() <= start.reference_tolerance:
+            raise UserError(
+                f"the loss of {start.checkpoint} on validation samples differs from that of {start.reference} by up to "
+                f"{worst.item():.4g} nats a token; start.reference_tolerance is {start.reference_tolerance:g}. Nothing was "
+                f"trained. Fix: import the base model anew (`emma convert hf-to-megatron {start.reference} ...`)"
+            )
+        if torch.distributed.get_rank() == 0:
+            print(
+                f"step 0: loss equals {start.reference}'s within {worst.item():.2g} nats a token", flush=True
+            )
 
     def _alert(self, iteration: int, losses: dict[str, float]) -> None:
         """Marks the run where a group has lost more against the first validation than the recipe allows."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
 
+from recipes.errors import UserError
 from recipes.files import read_json, write_json
 from tests.ranks import Job
 from tests.tools.training.conftest import Small
@@ -146,6 +148,26 @@ def test_a_run_that_was_taken_over_writes_nothing_more(make_small: Callable[[int
     assert all(outcome.exit_code != 0 for outcome in outcomes)
     assert "it took this run over" in outcomes[0].output
     assert complete_steps(run.checkpoints) == []
+
+
+def test_a_team_mate_can_save_and_stop_a_run(make_small: Callable[[int], Small], whole: RunFolder) -> None:
+    recipe = make_small(STEPS).recipe("asked", *TWO, "checkpoint.interval=1000")
+    job, run = start_run(recipe), RunFolder(recipe.run_folder)
+    at_step(job, 2, 2)
+    run.save_request.touch()
+    while not complete_steps(run.checkpoints):
+        assert len(job.exit_codes) == 0
+        time.sleep(0.05)
+    saved = complete_steps(run.checkpoints)
+    assert not run.save_request.exists() and len(saved) == 1
+    run.stop_request.touch()
+    assert [outcome.exit_code for outcome in job.outcomes(timeout=120)] == [0, 0]
+    assert complete_steps(run.checkpoints)[-1] > saved[0]
+    with pytest.raises(UserError, match="stop asks this run to stop"):
+        run.prepare(recipe, take_over=True)
+    run.stop_request.unlink()
+    train_run(recipe)
+    assert losses(run) == losses(whole)
 
 
 def test_retention_keeps_what_the_recipe_says(make_small: Callable[[int], Small]) -> None:
