@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -87,7 +87,9 @@ class Composed:
 def nearest(word: str, known: Sequence[str]) -> str:
     """`did you mean …?` with the closest known names, or the list of all where none is close."""
     close = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
+    first, second = (difflib.SequenceMatcher(None, word, name).ratio() for name in [*close, "", ""][:2])
     if close:
+        close = close[:1] if first - second > 0.1 else close
         return "did you mean " + " or ".join(f"`{name}`" for name in close) + "?"
     return "known are " + ", ".join(f"`{name}`" for name in sorted(known))
 
@@ -151,7 +153,7 @@ def _plain(node: Any, path: Path, key: Key, origins: dict[Key, str]) -> Any:
     return node
 
 
-def _is_path(value: Any) -> bool:
+def _is_path(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and value.endswith((".yaml", ".yml"))
 
 

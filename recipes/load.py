@@ -113,12 +113,10 @@ def _recipe_error(schema: Any, composed: Composed, error: ValidationError) -> Re
             key, "unknown key" + more, nearest(parts[-1], _keys_at(schema, fault["loc"][:-1])), origin
         )
     if kind == "missing":
-        return RecipeError(
-            key,
-            "is required and absent" + more,
-            f"add `{parts[-1]}` to `{'.'.join(parts[:-1]) or 'the recipe'}`",
-            origin,
-        )
+        # It belongs into the section's own file or, where the section has none, into the run's.
+        place = composed.origins.get((parts[0], "name"), composed.origins[()])
+        where = f"`{'.'.join(parts[:-1])}`" if parts[:-1] else "the recipe"
+        return RecipeError(key, "is required and absent" + more, f"add `{parts[-1]}` to {where}", place)
     if kind == "value_error":
         problem = fault["msg"].removeprefix("Value error, ")
         return RecipeError(key, problem + more, "change one of these values", origin)

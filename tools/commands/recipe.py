@@ -31,7 +31,9 @@ def show(run: str, overrides: tuple[str, ...], as_json: bool, origins: bool) -> 
     from recipes.load import dump_yaml, load_with_origins
 
     if as_json and origins:
-        raise click.UsageError("--origins writes YAML comments, which JSON does not have; give one of the two")
+        raise click.UsageError(
+            "--origins writes YAML comments, which JSON does not have; give one of the two"
+        )
     recipe, composed = load_with_origins(run, overrides)
     if as_json:
         import orjson

@@ -1,0 +1,134 @@
+"""Memory against the published measurements, against Megatron's formula, and by its parts."""
+
+from __future__ import annotations
+
+import pytest
+
+from recipes.load import load_recipe
+from tools.plan.memory import GIB, estimate_memory, memory_limit, stage_memory
+from tools.plan.published import Measurement, measurements
+from tools.plan.theory import megatron_formula_gib
+
+MEASURED = measurements()
+
+
+@pytest.mark.parametrize("measurement", [m for m in MEASURED if m.memory_gb], ids=lambda m: m.source)
+def test_estimate_is_within_3_percent_of_what_was_measured(measurement: Measurement) -> None:
+    assert measurement.memory_gb is not None
+    assert measurement.memory().total * GIB / 1e9 == pytest.approx(measurement.memory_gb, rel=0.03)
+
+
+@pytest.mark.parametrize("measurement", MEASURED, ids=lambda m: m.source)
+def test_estimate_says_what_fitted_and_what_did_not(measurement: Measurement) -> None:
+    limit = memory_limit(measurement.recipe())
+    assert limit is not None
+    assert (measurement.memory().total <= limit) == measurement.fits
+
+
+# GPUs → GiB by Megatron's formula: TP1 with FP32 and BF16 gradients, the same with CP2, and TP2 with FP32 gradients.
+FORMULA = {
+    8: (92.1, 77.2, 74.1, 59.2, 51.7),
+    32: (83.7, 68.8, 65.7, 50.7, 43.3),
+    64: (82.3, 67.4, 64.3, 49.3, 41.9),
+    512: (81.1, 66.1, 63.1, 48.1, 40.6),
+}
+
+
+@pytest.mark.parametrize("gpus", FORMULA)
+def test_formula_is_megatrons(gpus: int) -> None:
+    layouts = [(1, 1, True), (1, 1, False), (1, 2, True), (1, 2, False), (2, 1, True)]
+    values = []
+    for tensor, context, fp32 in layouts:
+        recipe = load_recipe(
+            "emma_llama3_8b_bi",
+            [
+                f"layout=h100_{gpus}_bf16",
+                "batch.micro=1",
+                "batch.document_masking=false",
+                "parallelism.distributed_optimizer_instances=1",
+                f"parallelism.tensor={tensor}",
+                f"parallelism.sequence={str(tensor > 1).lower()}",
+                f"parallelism.context={context}",
+                f"precision.grad_reduce_fp32={str(fp32).lower()}",
+            ],
+        )
+        values.append(megatron_formula_gib(recipe))
+        # What cards report lies above the formula, by what it leaves out.
+        assert 4 < estimate_memory(recipe).total - values[-1] < 20
+    assert values == pytest.approx(FORMULA[gpus], abs=0.15)
+
+
+def _memory(*overrides: str):  # type: ignore[no-untyped-def]
+    return estimate_memory(load_recipe("emma_llama3_8b_bi", overrides))
+
+
+def test_parts_by_hand() -> None:
+    """TP2 SP, microbatch 2, 32 data-parallel ranks, BF16 with FP32 gradients."""
+    held = (8_030_261_248 - 65 * 4096) / 2 + 65 * 4096
+    memory = _memory()
+    assert memory.weights == pytest.approx(2 * held / GIB)
+    assert memory.gradients == pytest.approx(4 * held / GIB)
+    assert memory.optimizer == pytest.approx(12 * held / 32 / GIB)
+    # A layer: 4 tensors of hidden size, Q and output, K and V, gate, up and their product; 2 bytes, halved by TP2 SP.
+    layer = 2 * (4 * 4096 + 2 * 4096 + 2 * 1024 + 3 * 14_336) / 2
+    assert memory.activations == pytest.approx(32 * layer * 2 * 8192 / GIB)
+    assert memory.logits == pytest.approx(2 * 8192 * (6 * 128_256 + 2 * 2 * 4096) / 2 / GIB)
+
+
+def test_optimizer_states_shrink_with_ranks_and_formats() -> None:
+    base = _memory().optimizer
+    assert _memory("layout=h100_128_bf16").optimizer == pytest.approx(base / 2)
+    assert _memory("parallelism.distributed_optimizer_instances=4").optimizer == pytest.approx(4 * base)
+    # BF16 moments, and of the FP32 weight only the half that the BF16 weight lacks: 6 bytes instead of 12.
+    half = _memory("optimizer.exp_avg_dtype=bf16", "optimizer.exp_avg_sq_dtype=bf16")
+    assert half.optimizer == pytest.approx(base / 2)
+    plain = _memory("parallelism.distributed_optimizer=false", "parallelism.overlap_param_gather=false")
+    assert plain.optimizer == pytest.approx(32 * base)
+
+
+def test_recomputation_leaves_inputs() -> None:
+    none = _memory()
+    half = _memory("parallelism.recompute=full", "parallelism.recompute_layers=16")
+    full = _memory("parallelism.recompute=full")
+    assert none.activations > half.activations > full.activations
+    inputs = 2 * 8192 * 4096 * 2 / 2 / GIB
+    assert half.activations == pytest.approx(none.activations / 2 + 16 * inputs)
+    assert full.activations == pytest.approx(none.activations / 32 + 32 * inputs)
+
+
+def test_fp8_halves_weights_only_where_they_stay_in_fp8() -> None:
+    bf16 = _memory()
+    kept = _memory("precision=fp8_tensorwise")
+    copied = _memory("precision=fp8_tensorwise", "precision.fp8_params=false")
+    assert kept.weights == pytest.approx(bf16.weights)  # FP8 and its transpose are as large as BF16
+    assert copied.weights > 1.8 * bf16.weights
+    assert kept.activations < bf16.activations
+
+
+def test_pipeline_stages_hold_fewer_microbatches_the_later_they_come() -> None:
+    recipe = load_recipe("emma_llama3_8b_bi", ["parallelism.pipeline=4"])
+    stages = [stage_memory(recipe, stage) for stage in range(4)]
+    first = stages[0].activations
+    assert [stage.activations / first for stage in stages] == pytest.approx([1, 0.75, 0.5, 0.25])
+    assert [stage.logits > 0 for stage in stages] == [False, False, False, True]
+    assert estimate_memory(recipe).stage == 0
+    # Interleaving starts more chunks before the first backward pass.
+    interleaved = load_recipe(
+        "emma_llama3_8b_bi", ["parallelism.pipeline=4", "parallelism.virtual_pipeline=2"]
+    )
+    assert stage_memory(interleaved, 0).activations / first == pytest.approx((2 * 3 + 4 + 1) / 8)
+
+
+def test_few_microbatches_fill_no_pipeline() -> None:
+    recipe = load_recipe(
+        "emma_llama3_8b_bi", ["parallelism.pipeline=4", "batch.global=32", "cluster.nodes=8", "batch.micro=2"]
+    )
+    full = load_recipe("emma_llama3_8b_bi", ["parallelism.pipeline=4"])
+    assert stage_memory(recipe, 0).activations == pytest.approx(stage_memory(full, 0).activations / 2)
+
+
+def test_a_cpus_memory_is_not_known() -> None:
+    recipe = load_recipe("emma_llama3_8b_bi", ["layout=local_cpu"])
+    assert memory_limit(recipe) is None
+    given = load_recipe("emma_llama3_8b_bi", ["layout=local_cpu", "cluster.memory_gib=24.0"])
+    assert memory_limit(given) == pytest.approx(24 * 0.97)

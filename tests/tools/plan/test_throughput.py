@@ -1,0 +1,59 @@
+"""Expected speed against what was published."""
+
+from __future__ import annotations
+
+import pytest
+
+from recipes.load import load_recipe
+from tools.plan.published import Measurement, measurements
+from tools.plan.throughput import UNCERTAINTY, expected_throughput
+
+
+@pytest.mark.parametrize(
+    "measurement", [m for m in measurements() if m.tokens_per_second], ids=lambda m: m.source
+)
+def test_estimate_is_near_what_was_measured(measurement: Measurement) -> None:
+    throughput = expected_throughput(measurement.recipe())
+    assert throughput is not None
+    assert throughput.tokens_per_second_per_gpu == pytest.approx(measurement.tokens_per_second, rel=0.1)
+    assert UNCERTAINTY > 0.1
+
+
+def test_measured_speed_replaces_the_estimate() -> None:
+    recipe = load_recipe("emma_llama3_8b_bi", ["cluster.device=a100"])
+    throughput = expected_throughput(recipe, 3000.0)
+    assert throughput is not None
+    assert throughput.tokens_per_second_per_gpu == 3000
+    assert throughput.tflops_causal == pytest.approx(154.4, abs=0.1)
+    assert throughput.mfu == pytest.approx(154.4 / 312, abs=0.001)
+    assert throughput.assumptions == ()
+
+
+def test_nothing_is_claimed_without_a_published_figure() -> None:
+    assert expected_throughput(load_recipe("emma_llama3_8b_bi", ["precision=fp32"])) is None
+    assert expected_throughput(load_recipe("emma_llama3_8b_bi", ["layout=local_cpu"])) is None
+    blockwise = expected_throughput(load_recipe("emma_llama3_8b_bi", ["precision=fp8_blockwise"]))
+    assert blockwise is not None
+    assert any("blockwise" in text for text in blockwise.assumptions)
+
+
+def test_what_costs_speed() -> None:
+    def speed(*overrides: str) -> float:
+        throughput = expected_throughput(load_recipe("emma_llama3_8b_bi", overrides))
+        assert throughput is not None
+        return throughput.tokens_per_second_per_gpu
+
+    base = speed()
+    assert speed("parallelism.recompute=full") == pytest.approx(base / 1.31, rel=0.01)
+    assert speed("batch.micro=1") < base
+    assert speed("parallelism.pipeline=2") < base
+    assert speed("parallelism.pipeline=4", "parallelism.virtual_pipeline=4") > speed("parallelism.pipeline=4")
+    assert speed("layout=h100_512_bf16") < base
+    assert speed("layout=h100_64_fp8") > 1.4 * base
+
+
+def test_bubble_is_the_textbooks() -> None:
+    throughput = expected_throughput(load_recipe("emma_llama3_8b_bi", ["parallelism.pipeline=4"]))
+    assert throughput is not None
+    # 2,048 sequences over 8 data-parallel ranks in microbatches of 2: 128 of them.
+    assert throughput.bubble == pytest.approx(3 / (128 + 3))
