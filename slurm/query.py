@@ -94,7 +94,9 @@ def parse_jobs(text: str) -> list[Job]:
         values = line.split(_SEPARATOR)
         if len(values) != len(_JOB_FIELDS):
             raise SlurmError(f"squeue: expected {len(_JOB_FIELDS)} fields, got {len(values)}: {line!r}")
-        number, array, task, state, partition, nodes, left, start, reason, node_list, waits, name, comment = values
+        number, array, task, state, partition, nodes, left, start, reason, node_list, waits, name, comment = (
+            values
+        )
         found.append(
             Job(
                 id=int(number),

@@ -137,14 +137,18 @@ class TwoNodes:
 
     def node_states(self) -> dict[str, str]:
         """State of each node in `sinfo`'s words."""
-        lines = self.command("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %t").splitlines()
+        lines = self.command(
+            "sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %t"
+        ).splitlines()
         return dict(line.split() for line in lines)
 
     def command(self, *arguments: str) -> str:
         """Output of a Slurm command on this cluster."""
         done = subprocess.run(arguments, env=self.environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"{' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+            raise RuntimeError(
+                f"{' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+            )
         return done.stdout
 
     def wait(self, condition: Callable[[], bool], what: str, seconds: float) -> None:

@@ -1,0 +1,152 @@
+"""What would make a job fail or never start, found before it is submitted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from recipes.compose import nearest
+from recipes.errors import RecipeError, UserError
+from recipes.schema import Recipe
+from recipes.schema.slurm import seconds
+from slurm import query
+from slurm.stages import STAGES, Stage, stage_job
+
+__all__ = ["check_account", "check_inputs", "check_partitions", "check_paths"]
+
+
+def check_inputs(recipe: Recipe, stages: Sequence[Stage]) -> None:
+    """The inputs of the first stage must be there, and the base model if the chain trains: what stages between write
+    can't be checked yet.
+
+    Raises:
+        UserError: an input is missing.
+    """
+    for index, stage in enumerate(stages):
+        if index == 0 and (problem := stage.missing(recipe)) is not None:
+            raise UserError(problem)
+    if any(stage.name == "train" for stage in stages[1:]):
+        checkpoint = recipe.start.checkpoint
+        if checkpoint is not None and not Path(checkpoint).is_dir():
+            raise UserError(STAGES["train"].missing(recipe) or f"{checkpoint}: no such folder")
+
+
+def check_paths(recipe: Recipe) -> None:
+    """Environment and output folders must be usable.
+
+    Raises:
+        UserError: a folder cannot be written, is full, or the environment of the jobs is not there.
+    """
+    slurm = recipe.cluster.slurm
+    if (
+        slurm.template == "venv"
+        and slurm.venv is not None
+        and not (Path(slurm.venv) / "bin" / "activate").is_file()
+    ):
+        raise RecipeError(
+            "cluster.slurm.venv",
+            f"{slurm.venv} holds no bin/activate",
+            "name a virtual environment with this project",
+        )
+    if (
+        slurm.container is not None
+        and slurm.container.startswith(("/", "."))
+        and not Path(slurm.container).exists()
+    ):
+        raise RecipeError("cluster.slurm.container", f"{slurm.container} does not exist", "correct the path")
+    for mount in slurm.mounts:
+        if not Path(mount.partition(":")[0]).exists():
+            raise RecipeError(
+                "cluster.slurm.mounts", f"{mount.partition(':')[0]} does not exist", "correct the path"
+            )
+    for key, path in (("runs", recipe.paths.runs), ("store", recipe.paths.store), ("mix", recipe.paths.mix)):
+        folder = Path(path).absolute()
+        while not folder.exists():
+            folder = folder.parent
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise RecipeError(f"paths.{key}", f"{folder} cannot be written", "choose a folder of yours")
+        if shutil.disk_usage(folder).free == 0:
+            raise RecipeError(
+                f"paths.{key}", f"{folder} has no space left", "free some, or choose another file system"
+            )
+
+
+def check_partitions(recipe: Recipe, stages: Sequence[Stage]) -> None:
+    """Partitions must exist, be up, have the nodes, and allow the time limit.
+
+    Raises:
+        RecipeError: one does not.
+    """
+    known = query.partitions()
+    for key, name, nodes, limit in _requests(recipe, stages):
+        if name is None:
+            if not any(partition.default for partition in known.values()):
+                raise RecipeError(
+                    f"{key}.partition",
+                    "is not set, and this cluster has no default partition",
+                    f"set it to one of {', '.join(sorted(known))}",
+                )
+            partition = next(partition for partition in known.values() if partition.default)
+        elif name not in known:
+            raise RecipeError(
+                f"{key}.partition", f"there is no partition `{name}`", nearest(name, list(known))
+            )
+        else:
+            partition = known[name]
+        if not partition.up:
+            raise RecipeError(f"{key}.partition", f"`{partition.name}` is down", "choose another, or wait")
+        if partition.max_seconds is not None and seconds(limit) > partition.max_seconds:
+            hours = partition.max_seconds / 3600
+            raise RecipeError(
+                f"{key}.time_limit",
+                f"{limit} is above the {hours:g} h of partition `{partition.name}`",
+                "lower it",
+            )
+        if nodes > partition.nodes:
+            raise RecipeError(
+                "cluster.nodes",
+                f"{nodes}, but partition `{partition.name}` has {partition.nodes}",
+                "use fewer nodes or another partition",
+            )
+
+
+def _requests(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[tuple[str, str | None, int, str]]:
+    """Key, partition, nodes and time limit of each stage's job."""
+    slurm = recipe.cluster.slurm
+    for stage in stages:
+        if stage.name == "train":
+            yield "cluster.slurm", slurm.partition, recipe.cluster.nodes, slurm.time_limit
+        else:
+            job = stage_job(recipe, stage.name)
+            yield f"cluster.slurm.stages.{stage.name}", job.partition or slurm.partition, 1, job.time_limit
+
+
+def check_account(recipe: Recipe) -> None:
+    """The settings that the cluster demands must be there, and the account must be the user's.
+
+    Raises:
+        RecipeError: one is missing, or the accounting database does not list the account.
+    """
+    slurm = recipe.cluster.slurm
+    for name in slurm.requires:
+        if getattr(slurm, name) is None:
+            raise RecipeError(
+                f"cluster.slurm.{name}",
+                f"is not set, and {recipe.cluster.name} runs no job without one",
+                f"add cluster.slurm.{name}=... on the command line, or to the cluster file",
+            )
+    if not query.needs_account():
+        return
+    allowed = query.accounts()
+    if slurm.account is None and not allowed:
+        raise RecipeError(
+            "cluster.slurm.account", "you have no account on this cluster", "ask its administrators"
+        )
+    if slurm.account is not None and slurm.account not in allowed:
+        raise RecipeError(
+            "cluster.slurm.account",
+            f"`{slurm.account}` is none of your accounts",
+            nearest(slurm.account, allowed) if allowed else "ask the administrators of the cluster",
+        )

@@ -1,0 +1,70 @@
+"""What happened to a run under Slurm: `RUN/slurm/history.jsonl`, one event a line, only ever appended to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from recipes.errors import UserError
+from recipes.files import append_line
+from recipes.manifest import now
+
+__all__ = ["FOLDER", "History"]
+
+FOLDER = "slurm"
+"""Folder of a run that holds its job scripts and their history."""
+
+
+@dataclass(frozen=True)
+class History:
+    """Events of a run: `submitted` (stage, job, after), `began` and `ended` (job, launch, step, ...) of training."""
+
+    run: Path
+
+    @property
+    def file(self) -> Path:
+        return self.run / FOLDER / "history.jsonl"
+
+    def add(self, event: str, **facts: Any) -> None:
+        """Appends an event with the time."""
+        append_line(self.file, orjson.dumps({"event": event, "time": now(), **facts}))
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events, oldest first.
+
+        Raises:
+            UserError: a complete line is no JSON object.
+        """
+        if not self.file.is_file():
+            return []
+        found = []
+        for number, line in enumerate(self.file.read_bytes().splitlines(keepends=True), start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                found.append(orjson.loads(line))
+            except orjson.JSONDecodeError as error:
+                raise UserError(
+                    f"{self.file}:{number}: not valid JSON ({error}). Fix: remove the line"
+                ) from None
+        return found
+
+    def attempts_without_progress(self, step: int) -> int:
+        """Training jobs in a row, the latest backwards, that began at `step` or later: where the run still stands
+        there, they brought nothing. A new submission starts the count anew."""
+        count = 0
+        for event in reversed(self.events()):
+            if event["event"] == "submitted" and event["stage"] == "train":
+                break
+            if event["event"] == "began":
+                if event["step"] < step:
+                    break
+                count += 1
+        return count
+
+    def submitted(self) -> list[dict[str, Any]]:
+        """Events of submission."""
+        return [event for event in self.events() if event["event"] == "submitted"]

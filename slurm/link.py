@@ -1,0 +1,203 @@
+"""The job's side of training: what is left of a run, and what becomes of it when the ranks have ended.
+
+    squeue --noheader --states=RUNNING --format=%A | python -m slurm.link begin RUN
+    python -m slurm.link preflight RUN --nodes n1,n2
+    python -m slurm.link end RUN --exit-code N
+
+Job scripts call these on the first node; the run folder is all that links share. Exit codes: `begin` 0 (start the
+ranks), 10 (finished); `end` 0 (finished), 20 (goes on in another job or a restart); 1 and 2 otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import click
+
+from recipes.errors import CheckFailedError, UserError
+from recipes.files import read_json
+from recipes.load import load_recipe
+from recipes.schema import Recipe
+from slurm.history import History
+from tools.training.run_folder import RunFolder
+
+__all__ = ["FINISHED", "GOES_ON", "begin", "end", "failed_nodes"]
+
+FINISHED, GOES_ON = 10, 20
+"""Exit codes of `begin` and of `end`."""
+
+
+def begin(folder: Path, running: Iterable[int]) -> str | None:
+    """Claims a run for this job and decides what the ranks begin from.
+
+    Args:
+        folder: run folder with `recipe.yaml`.
+        running: ids of the jobs that run now, of all users.
+
+    Returns:
+        Folder of the ranks' logs, or None if the run is finished.
+
+    Raises:
+        CheckFailedError: the last jobs brought no progress.
+        UserError: the mix does not fit, a team mate asked the run to stop, or another job or process writes it.
+    """
+    from tools.training.plan_start import check_mix, describe
+
+    recipe, run, history = load_recipe(folder), RunFolder(folder), History(folder)
+    if run.finished(recipe):
+        return None
+    step = run.latest_step()
+    _check_progress(recipe, history, step)
+    mix = check_mix(recipe)
+    launch = run.prepare(recipe, take_over=_writer_is_gone(run, set(running)))
+    history.add("began", job=_job(), restart=_restart(), launch=launch.number, step=step, nodes=_nodes())
+    print(describe(recipe, run, mix), file=sys.stderr)
+    return launch.logs
+
+
+def _writer_is_gone(run: RunFolder, running: set[int]) -> bool:
+    """Whether the claim belongs to a Slurm job that ended (or was this one, before a restart). A process that was
+    started without Slurm is judged by `RunFolder.prepare`."""
+    if not run.writer_file.is_file():
+        return False
+    job = read_json(run.writer_file).get("job")
+    return job is not None and (job == _job() or int(job) not in running)
+
+
+def _check_progress(recipe: Recipe, history: History, step: int) -> None:
+    attempts, limit = history.attempts_without_progress(step), recipe.cluster.slurm.attempts
+    if attempts >= limit:
+        raise CheckFailedError(
+            f"{recipe.run_folder}: given up: {attempts} jobs in a row ended at step {step} without a new checkpoint "
+            f"(cluster.slurm.attempts = {limit}). Fix: read {recipe.run_folder}/logs/launch-*/, mend the cause, and "
+            "submit again"
+        )
+
+
+def end(folder: Path, exit_code: int) -> bool:
+    """Records how the ranks ended and releases the claim.
+
+    Returns:
+        Whether the run is finished; if not, it goes on.
+
+    Raises:
+        CheckFailedError: the run is not to go on: no progress, or a team mate asked it to stop.
+    """
+    recipe, run, history = load_recipe(folder), RunFolder(folder), History(folder)
+    launch, step = run.read_launch(), run.latest_step()
+    held = run.holds_claim(launch)
+    run.release_claim(launch)
+    history.add(
+        "ended",
+        job=_job(),
+        restart=_restart(),
+        launch=launch.number,
+        step=step,
+        exit_code=exit_code,
+        held=held,
+    )
+    print(f"ranks ended with {exit_code} at step {step} of {recipe.schedule.steps}", file=sys.stderr)
+    if run.finished(recipe):
+        return True
+    if not held:
+        raise CheckFailedError(
+            f"{run.writer_file}: another launch took this run over; this job leaves it alone"
+        )
+    if run.stop_request.exists():
+        raise CheckFailedError(f"{run.stop_request}: stopped. Fix: remove the file and submit again to go on")
+    _check_progress(recipe, history, step)
+    return False
+
+
+def failed_nodes(folder: Path, nodes: Sequence[str]) -> list[str]:
+    """Nodes that failed the preflight of the current launch, and releases the claim.
+
+    A node failed if one of its ranks reported a fault, or if none of its ranks reported anything. Where only the
+    network between them failed, none can be named.
+
+    Args:
+        folder: run folder.
+        nodes: nodes of the job.
+    """
+    run = RunFolder(folder)
+    launch = run.read_launch()
+    reports = [read_json(path) for path in sorted(Path(launch.logs).glob("preflight-*.json"))]
+    faults: dict[str, list[str]] = {}
+    for report in reports:
+        faults.setdefault(report["node"], []).extend(report["faults"])
+    faulty = {node: found for node, found in faults.items() if found}
+    faulty |= {node: ["left no report"] for node in nodes if node not in faults}
+    for node, found in sorted(faulty.items()):
+        print(f"{node}: {'; '.join(found)}", file=sys.stderr)
+    for report in reports:
+        for problem in report["network"]:
+            print(f"{report['node']}: {problem}", file=sys.stderr)
+    run.release_claim(launch)
+    History(folder).add("preflight failed", job=_job(), nodes=faulty)
+    return sorted(faulty)
+
+
+def _job() -> str | None:
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def _restart() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
+
+
+def _nodes() -> str | None:
+    return os.environ.get("SLURM_JOB_NODELIST")
+
+
+@click.group(help=(__doc__ or "").splitlines()[0])
+def group() -> None:
+    """The job's side of training."""
+
+
+@group.command("begin")
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def begin_command(run: Path) -> int:
+    """Claim RUN and print the folder of its logs; ids of running jobs come from standard input."""
+    logs = begin(run, [int(line) for line in sys.stdin.read().split()])
+    if logs is None:
+        click.echo(f"{run}: finished; nothing to do", err=True)
+        return FINISHED
+    click.echo(logs)
+    return 0
+
+
+@group.command("preflight")
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--nodes", required=True, help="Nodes of the job, separated by commas.")
+def preflight_command(run: Path, nodes: str) -> int:
+    """Print the nodes of RUN's job that failed, separated by commas; an empty line if none can be named."""
+    click.echo(",".join(failed_nodes(run, nodes.split(","))))
+    return 0
+
+
+@group.command("end")
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--exit-code", type=int, required=True, help="Exit code of the ranks.")
+def end_command(run: Path, exit_code: int) -> int:
+    """Record how the ranks of RUN ended; 0 if it is finished, 20 if it goes on."""
+    return 0 if end(run, exit_code) else GOES_ON
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        code = group(standalone_mode=False)
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

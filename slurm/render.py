@@ -1,0 +1,203 @@
+"""Job scripts from templates."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from recipes.errors import UserError
+from recipes.schema import Recipe
+from recipes.schema.slurm import Slurm, StageName
+from slurm.history import FOLDER
+from slurm.stages import STAGES, job_name, place, shell_line, stage_job
+from tools.training.launch import rank_environment
+
+__all__ = ["Script", "render_stage", "render_train"]
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Script:
+    """A job script and what it needs to be submitted.
+
+    Attributes:
+        stage: stage that it runs, or `finish` for what follows an array.
+        name: job name; jobs of one name never run at the same time.
+        text: the script.
+        gpu_hours: most that the job can use.
+    """
+
+    stage: str
+    name: str
+    text: str
+    gpu_hours: float
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the templates see under `job`."""
+
+    title: str
+    body: str
+    options: list[str]
+    run: str
+    environment: dict[str, str]
+    commands: list[str] = field(default_factory=list)
+    rank_options: list[str] = field(default_factory=list)
+
+
+def render_stage(recipe: Recipe, stage: StageName, *, finish: bool = False) -> Script:
+    """Script of a stage around training; `finish` is the part that follows an array."""
+    slurm, job = recipe.cluster.slurm, stage_job(recipe, stage)
+    run, name = recipe.run_folder.absolute(), job_name(place(recipe, stage), stage)
+    array = job.tasks > 1 and not finish
+    definition = STAGES[stage]
+    commands = (
+        definition.after(recipe, job) if finish and definition.after else definition.commands(recipe, job)
+    )
+    name = f"{name}-finish" if finish else name
+    options = [
+        *_common_options(
+            slurm, name, run, f"{stage}-finish" if finish else stage, "%A_%a" if array else "%j"
+        ),
+        *_option("--partition", job.partition or slurm.partition),
+        f"--time={job.time_limit}",
+        "--nodes=1",
+        "--ntasks=1",
+        f"--cpus-per-task={job.cpus}",
+        *_option("--mem", job.memory),
+        *([slurm.gpu_option.format(gpus=job.gpus)] if job.gpus else []),
+        *slurm.sbatch,
+    ]
+    if array:
+        limit = f"%{job.concurrent}" if job.concurrent else ""
+        options.append(f"--array=0-{job.tasks - 1}{limit}")
+    described = _Job(
+        title=f"{stage} of {recipe.name}" + (f", array of {job.tasks} tasks" if array else ""),
+        body="stage.sh.j2",
+        options=options,
+        run=str(run),
+        environment={**recipe.cluster.environment, **recipe.environment},
+        commands=[shell_line(command) for command in commands],
+    )
+    hours = job.gpus * job.tasks * _hours(job.time_limit)
+    return Script(f"{stage}-finish" if finish else stage, name, _render(recipe, described), hours)
+
+
+def render_train(recipe: Recipe) -> Script:
+    """Script of one link of training; every link of a run is the same script."""
+    cluster, slurm = recipe.cluster, recipe.cluster.slurm
+    run, name = recipe.run_folder.absolute(), job_name(place(recipe, "train"), "train")
+    options = [
+        *_common_options(slurm, name, run, "train", "%j"),
+        *_option("--partition", slurm.partition),
+        f"--time={slurm.time_limit}",
+        *train_layout(recipe),
+        *slurm.sbatch,
+    ]
+    described = _Job(
+        title=f"training of {recipe.name}: one link of a chain, which goes on from the run folder",
+        body="train.sh.j2",
+        options=options,
+        run=str(run),
+        environment=rank_environment(recipe),
+        rank_options=rank_options(recipe),
+    )
+    hours = (cluster.world_size if cluster.device != "cpu" else 0) * _hours(slurm.time_limit)
+    return Script("train", name, _render(recipe, described), hours)
+
+
+def train_layout(recipe: Recipe) -> list[str]:
+    """Options of a training job: nodes, ranks, devices, the signal ahead of the time limit."""
+    cluster, slurm = recipe.cluster, recipe.cluster.slurm
+    return [
+        f"--nodes={cluster.nodes}",
+        f"--ntasks-per-node={cluster.gpus_per_node}",
+        *([] if cluster.device == "cpu" else [slurm.gpu_option.format(gpus=cluster.gpus_per_node)]),
+        *([f"--cpus-per-task={slurm.cpus_per_rank}"] if slurm.cpus_per_rank else []),
+        *(["--exclusive"] if slurm.exclusive else []),
+        *_option("--mem", slurm.memory),
+        # To the ranks (no `B:`), as scancel and preemption send it: they save and leave with 0.
+        f"--signal=TERM@{slurm.signal_seconds}",
+        "--requeue",
+    ]
+
+
+def rank_options(recipe: Recipe) -> list[str]:
+    """Options of the `srun` that starts the ranks."""
+    cluster, slurm = recipe.cluster, recipe.cluster.slurm
+    # srun takes no cores a task from the job since Slurm 22.05.
+    cores = [f"--cpus-per-task={slurm.cpus_per_rank}"] if slurm.cpus_per_rank else []
+    layout = [f"--nodes={cluster.nodes}", f"--ntasks-per-node={cluster.gpus_per_node}"]
+    return [*layout, *cores, "--kill-on-bad-exit=1", "--open-mode=append", *slurm.srun]
+
+
+def _common_options(slurm: Slurm, name: str, run: Path, stage: str, job: str) -> list[str]:
+    return [
+        f"--job-name={name}",
+        f"--comment={shlex.quote(f'emma {stage} {run}')}",
+        f"--output={shlex.quote(f'{run}/logs/slurm/{stage}-{job}.log')}",
+        "--open-mode=append",
+        *_option("--account", slurm.account),
+        *_option("--qos", slurm.qos),
+        *_option("--reservation", slurm.reservation),
+        *_option("--constraint", slurm.constraint),
+    ]
+
+
+def _option(name: str, value: str | None) -> list[str]:
+    return [] if value is None else [f"{name}={shlex.quote(value)}"]
+
+
+def _hours(time_limit: str) -> float:
+    from recipes.schema.slurm import seconds
+
+    return seconds(time_limit) / 3600
+
+
+def _render(recipe: Recipe, job: _Job, **more: Any) -> str:
+    slurm, cluster = recipe.cluster.slurm, recipe.cluster
+    own = Path(slurm.template)
+    folders = [str(own.parent), str(TEMPLATES)] if own.suffix == ".j2" else [str(TEMPLATES)]
+    name = own.name if own.suffix == ".j2" else f"{slurm.template}.sh.j2"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folders),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["quote"] = lambda value: shlex.quote(str(value))
+    interface = slurm.network_interface
+    network = {} if interface is None else {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface}
+    work = Path.cwd()
+    try:
+        return environment.get_template(name).render(
+            job=job,
+            recipe=recipe,
+            slurm=slurm,
+            cluster=cluster,
+            work=str(work),
+            scripts=f"{job.run}/{FOLDER}",
+            venv=slurm.venv or sys.prefix,
+            mounts=[str(work), *slurm.mounts],
+            exports={**network, **job.environment},
+            **more,
+        )
+    except jinja2.TemplateNotFound as error:
+        raise UserError(
+            f"cluster.slurm.template: {error.name} is not in {os.pathsep.join(folders)}. Fix: correct the path"
+        ) from None
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(
+            f"{error.filename}:{error.lineno}: {error.message}. Fix: correct the template"
+        ) from None
+    except jinja2.UndefinedError as error:
+        raise UserError(f"{slurm.template}: {error.message}. Fix: correct the template") from None

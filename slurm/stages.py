@@ -1,0 +1,212 @@
+"""The stages of a chain: what each reads and writes, what it runs, and whether it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipes.manifest import MANIFEST_NAME
+from recipes.schema import Recipe
+from recipes.schema.slurm import StageJob, StageName
+from tools.training.run_folder import RunFolder
+
+__all__ = ["STAGES", "Stage", "job_name", "place", "stage_job"]
+
+TASK = "$SLURM_ARRAY_TASK_ID"
+"""Placeholder of the array task in a command; stays unquoted in the script."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a chain.
+
+    Attributes:
+        name: as `--from` names it.
+        place: the folder that it writes; two runs that share it share the stage's job.
+        done: whether a recipe's stage has nothing left to do.
+        missing: first input that is not on disk, with the fix, or None.
+        commands: command lines of `emma` (without `emma`), for a run folder; `TASK` stands for the array task.
+        after: command lines that follow when all array tasks are done, in a job of their own.
+    """
+
+    name: StageName
+    place: Callable[[Recipe], Path]
+    done: Callable[[Recipe], bool]
+    missing: Callable[[Recipe], str | None]
+    commands: Callable[[Recipe, StageJob], list[list[str]]]
+    after: Callable[[Recipe, StageJob], list[list[str]]] | None = None
+
+
+def stage_job(recipe: Recipe, stage: StageName) -> StageJob:
+    """Resources of a stage's job."""
+    return recipe.cluster.slurm.stages.get(stage, StageJob())
+
+
+def place(recipe: Recipe, stage: StageName) -> Path:
+    """Folder that a stage writes, absolute."""
+    return STAGES[stage].place(recipe).absolute()
+
+
+def job_name(folder: Path, stage: str) -> str:
+    """Name of the jobs of a stage: one name a folder that is written, so that a singleton dependency lets only one of
+    them run at a time."""
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:6]
+    return f"{folder.name}-{stage}-{digest}"
+
+
+def _export(recipe: Recipe) -> Path:
+    return recipe.run_folder / "hf" / f"step-{recipe.schedule.steps}"
+
+
+def _release(recipe: Recipe) -> Path:
+    return recipe.run_folder / "release"
+
+
+def _packed(recipe: Recipe) -> bool:
+    store = Path(recipe.paths.store)
+    return all((store / name / MANIFEST_NAME).is_file() for name in recipe.data.pack.components)
+
+
+def _pack_missing(recipe: Recipe) -> str | None:
+    for name, component in recipe.data.pack.components.items():
+        if component.inputs is None:
+            folder = Path(recipe.paths.corpus) / "split" / name
+            if not folder.is_dir():
+                return f"{folder}: no clean text of component `{name}`. Fix: `emma corpus build {recipe.name}`, or set data.pack.components.{name}.inputs"
+        else:
+            for pattern in component.inputs:
+                if not _matches(pattern):
+                    return f"data.pack.components.{name}.inputs: nothing matches {pattern}. Fix: correct the path"
+    tokenizer = Path(recipe.model.tokenizer.path)
+    return (
+        None
+        if tokenizer.exists()
+        else f"model.tokenizer.path: {tokenizer} does not exist. Fix: correct the path"
+    )
+
+
+def _matches(pattern: str) -> bool:
+    path = Path(pattern).absolute()
+    return any(True for _ in Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+
+
+def _train_missing(recipe: Recipe) -> str | None:
+    checkpoint = recipe.start.checkpoint
+    if (
+        checkpoint is not None
+        and not Path(checkpoint).is_dir()
+        and not RunFolder(recipe.run_folder).latest_step()
+    ):
+        return (
+            f"start.checkpoint: {checkpoint} does not exist. Fix: import the base model with `emma convert "
+            f"hf-to-megatron <folder of the Hugging Face model> {checkpoint}`, or name another folder"
+        )
+    return None
+
+
+def _folder(path: Path, what: str, fix: str) -> str | None:
+    return None if path.is_dir() else f"{path}: {what} does not exist. Fix: {fix}"
+
+
+def _pack_commands(recipe: Recipe, job: StageJob) -> list[list[str]]:
+    run = str(recipe.run_folder)
+    share = [f"--shard={TASK}/{job.tasks}"] if job.tasks > 1 else []
+    return [["pack", "run", run, *share, *job.arguments]]
+
+
+def _convert_commands(recipe: Recipe, job: StageJob) -> list[list[str]]:
+    run, export = str(recipe.run_folder), str(_export(recipe))
+    step = f"--step={recipe.schedule.steps}"
+    return [
+        ["convert", "megatron-to-hf", run, export, step, *job.arguments],
+        ["convert", "verify", run, export, step],
+    ]
+
+
+_STAGES = (
+    Stage(
+        name="pack",
+        place=lambda recipe: Path(recipe.paths.store),
+        done=_packed,
+        missing=_pack_missing,
+        commands=_pack_commands,
+        after=lambda recipe, job: (
+            [["pack", "run", str(recipe.run_folder), "--finish"]] if job.tasks > 1 else []
+        ),
+    ),
+    Stage(
+        name="mix",
+        place=lambda recipe: recipe.mix_folder,
+        done=lambda recipe: (recipe.mix_folder / MANIFEST_NAME).is_file(),
+        missing=lambda recipe: _folder(Path(recipe.paths.store), "the token store", "submit --from pack"),
+        commands=lambda recipe, job: [["mix", "build", str(recipe.run_folder), *job.arguments]],
+    ),
+    Stage(
+        name="train",
+        place=lambda recipe: recipe.run_folder,
+        done=lambda recipe: RunFolder(recipe.run_folder).finished(recipe),
+        missing=lambda recipe: (
+            _folder(recipe.mix_folder, "the mix", "submit --from mix, or from pack") or _train_missing(recipe)
+        ),
+        commands=lambda recipe, job: [],
+    ),
+    Stage(
+        name="convert",
+        place=lambda recipe: recipe.run_folder,
+        done=lambda recipe: (_export(recipe) / "parity.json").is_file(),
+        missing=lambda recipe: _folder(
+            RunFolder(recipe.run_folder).checkpoints / f"iter_{recipe.schedule.steps:07d}",
+            "the last checkpoint",
+            "submit --from train",
+        ),
+        commands=_convert_commands,
+    ),
+    Stage(
+        name="evaluate",
+        place=lambda recipe: recipe.run_folder,
+        done=lambda recipe: (recipe.run_folder / "evaluation" / "results.parquet").is_file(),
+        missing=lambda recipe: _folder(_export(recipe), "the exported model", "submit --from convert"),
+        commands=lambda recipe, job: [["evaluate", "run", str(recipe.run_folder), *job.arguments]],
+    ),
+    Stage(
+        name="release",
+        place=lambda recipe: recipe.run_folder,
+        done=lambda recipe: (_release(recipe) / MANIFEST_NAME).is_file(),
+        missing=lambda recipe: _folder(_export(recipe), "the exported model", "submit --from convert"),
+        commands=lambda recipe, job: [
+            [
+                "release",
+                "model",
+                str(recipe.run_folder),
+                str(_release(recipe)),
+                f"--step={recipe.schedule.steps}",
+                *job.arguments,
+            ],
+            ["release", "verify", str(_release(recipe))],
+        ],
+    ),
+)
+
+STAGES: dict[StageName, Stage] = {stage.name: stage for stage in _STAGES}
+"""The stages in the order of the chain."""
+
+
+def shell_line(arguments: list[str]) -> str:
+    """A command line of `emma` for a script; the array task's variable stays a variable."""
+    words = []
+    for argument in arguments:
+        if TASK in argument:
+            words.append('"' + argument.replace('"', '\\"') + '"')
+        else:
+            words.append(shlex.quote(argument))
+    return " ".join(["emma", *words])
+
+
+def stages_between(first: StageName, last: StageName) -> list[Stage]:
+    """Stages of a chain from `first` to `last`, both included."""
+    names = list(typing.get_args(StageName))
+    return [STAGES[name] for name in names[names.index(first) : names.index(last) + 1]]

@@ -1,0 +1,265 @@
+"""A chain of jobs for a run: which stages are left, what waits for what, and their submission."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.errors import UserError
+from recipes.files import write_text
+from recipes.load import write_recipe
+from recipes.schema import Recipe
+from recipes.schema.slurm import StageName, seconds
+from slurm import query
+from slurm.checks import check_account, check_inputs, check_partitions, check_paths
+from slurm.history import FOLDER, History
+from slurm.render import Script, render_stage, render_train
+from slurm.stages import Stage, job_name, place, stage_job, stages_between
+from tools.plan.plan import Plan, make_plan
+from tools.training.run_folder import RunFolder
+
+__all__ = ["Chain", "Link", "Submitted", "plan_chain", "submit", "write_script"]
+
+# Share of the wall time that is not training: queueing of the step, imports, loading, validation, saving.
+_OVERHEAD = 0.1
+
+
+@dataclass(frozen=True)
+class Link:
+    """One job to submit.
+
+    Attributes:
+        script: what it runs.
+        number, of: place among the jobs of its stage.
+        after_ok: keys of the links that must have succeeded.
+        after_any: keys of the links that must have ended.
+        waits_for: ids of jobs in the queue already that must succeed.
+    """
+
+    script: Script
+    number: int = 1
+    of: int = 1
+    after_ok: tuple[str, ...] = ()
+    after_any: tuple[str, ...] = ()
+    waits_for: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Name of this link within its chain."""
+        return f"{self.script.stage}-{self.number}" if self.of > 1 else self.script.stage
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What a submission would do.
+
+    Attributes:
+        links: jobs to submit, in order.
+        settled: stages that need none, with the reason.
+        plan: estimate of the training, where training is among the links.
+    """
+
+    recipe: Recipe
+    links: tuple[Link, ...]
+    settled: dict[str, str]
+    plan: Plan | None
+
+    @property
+    def gpu_hours(self) -> float:
+        """Most that the jobs can use: GPUs × time limit, all links."""
+        return sum(link.script.gpu_hours for link in self.links)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON of `--dry-run --json`."""
+        time = self.plan.time if self.plan else None
+        return {
+            "run": str(self.recipe.run_folder),
+            "gpu_hours_at_most": self.gpu_hours,
+            "gpu_hours_expected": time.gpu_hours if time else None,
+            "settled": self.settled,
+            "jobs": [{**asdict(link), "key": link.key} for link in self.links],
+        }
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job in the queue."""
+
+    key: str
+    job: int
+    dependency: str
+    script: str
+
+
+def plan_chain(
+    recipe: Recipe, first: StageName = "pack", last: StageName = "release", links: int | None = None
+) -> Chain:
+    """Decides what a chain still needs.
+
+    Stages whose output is there are left out, and so are those that only feed one that is. Stages that are in the queue
+    already are not submitted again: what follows waits for them.
+
+    Raises:
+        UserError: an input is missing, the model does not fit its devices, the environment is unusable, or Slurm would
+            refuse a partition or account.
+    """
+    stages = stages_between(first, last)
+    settled = _finished(recipe, stages)
+    names = {stage.name: job_name(place(recipe, stage.name), stage.name) for stage in stages}
+    queue = _queue([name for base in names.values() for name in (base, f"{base}-finish")])
+    waiting = {
+        stage.name: [job for job in queue if job.name in (names[stage.name], f"{names[stage.name]}-finish")]
+        for stage in stages
+    }
+    left = [stage for stage in stages if stage.name not in settled and not waiting[stage.name]]
+    first_left = [stage for stage in stages if stage.name not in settled][:1]
+    plan = make_plan(recipe) if any(stage.name == "train" for stage in left) else None
+    if left:
+        if first_left == left[:1]:
+            check_inputs(recipe, left)
+        check_paths(recipe)
+        if _has_slurm():
+            check_account(recipe)
+            check_partitions(recipe, left)
+        RunFolder(recipe.run_folder).check_recipe(recipe)
+    made: list[Link] = []
+    before: tuple[str, ...] = ()
+    jobs: tuple[int, ...] = ()
+    for stage in stages:
+        if stage.name in settled:
+            continue
+        if waiting[stage.name]:
+            numbers = sorted({job.array for job in waiting[stage.name]})
+            settled[stage.name] = "in the queue: " + ", ".join(map(str, numbers))
+            before, jobs = (), (numbers[-1],)
+            continue
+        new = _links(recipe, stage, before, jobs, links or _link_count(recipe, plan))
+        made += new
+        before, jobs = (new[-1].key,), ()
+    return Chain(recipe, tuple(made), settled, plan)
+
+
+def _finished(recipe: Recipe, stages: Sequence[Stage]) -> dict[str, str]:
+    """Stages with nothing left to do. What an export was made from may have been deleted since."""
+    done = {stage.name: stage.done(recipe) for stage in stages_between("pack", "release")}
+    fed: dict[StageName, tuple[StageName, ...]] = {
+        "pack": ("train", "convert", "release"),
+        "mix": ("train", "convert", "release"),
+        "train": ("convert", "release"),
+        "convert": ("release",),
+    }
+    settled: dict[str, str] = {}
+    for stage in stages:
+        if done[stage.name]:
+            settled[stage.name] = "done"
+        elif later := next((name for name in fed.get(stage.name, ()) if done[name]), None):
+            settled[stage.name] = f"not needed: {later} is done"
+    return settled
+
+
+def _has_slurm() -> bool:
+    return shutil.which("sbatch") is not None
+
+
+def _queue(names: list[str]) -> list[query.Job]:
+    return query.jobs(names) if _has_slurm() else []
+
+
+def _link_count(recipe: Recipe, plan: Plan | None) -> int:
+    """Training jobs that the estimated time needs, with a tenth for starting, validating and loading."""
+    slurm = recipe.cluster.slurm
+    if slurm.links is not None or plan is None or plan.time is None:
+        return slurm.links or 1
+    left = 1 - RunFolder(recipe.run_folder).latest_step() / recipe.schedule.steps
+    each = (seconds(slurm.time_limit) - slurm.signal_seconds) * (1 - _OVERHEAD)
+    return max(1, math.ceil(plan.time.days * 86400 * left / each))
+
+
+def _links(
+    recipe: Recipe, stage: Stage, before: tuple[str, ...], jobs: tuple[int, ...], count: int
+) -> list[Link]:
+    if stage.name == "train":
+        script = render_train(recipe)
+        made: list[Link] = []
+        for number in range(1, count + 1):
+            previous = (made[-1].key,) if made else ()
+            made.append(Link(script, number, count, before, previous, jobs))
+        return made
+    link = Link(render_stage(recipe, stage.name), after_ok=before, waits_for=jobs)
+    if stage.after is None or not stage.after(recipe, stage_job(recipe, stage.name)):
+        return [link]
+    return [link, Link(render_stage(recipe, stage.name, finish=True), after_ok=(link.key,))]
+
+
+def write_script(run: Path, script: Script) -> Path:
+    """Writes a script into the run's folder, where the job log and its successors find it."""
+    path = run / FOLDER / f"{script.stage}.sbatch"
+    write_text(path, script.text)
+    return path
+
+
+def submit(chain: Chain) -> list[Submitted]:
+    """Writes the resolved recipe and the scripts into the run folder, and submits.
+
+    The jobs read the recipe of the run folder, so that an edit of a recipe file does not reach what is in the queue.
+
+    Raises:
+        UserError: Slurm refuses a job; those that were submitted before it are cancelled.
+    """
+    if not chain.links:
+        return []
+    recipe = chain.recipe
+    run = recipe.run_folder.absolute()
+    scripts = {link.script.stage: link.script for link in chain.links}
+    (run / "logs" / "slurm").mkdir(parents=True, exist_ok=True)
+    for script in scripts.values():
+        refuse_if_slurm_would(write_script(run, script))
+    write_recipe(recipe, run / "recipe.yaml")
+    history, numbers, done = History(run), dict[str, int](), list[Submitted]()
+    try:
+        for link in chain.links:
+            dependency = _dependency(link, numbers)
+            path = run / FOLDER / f"{link.script.stage}.sbatch"
+            number = sbatch(path, [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"])
+            numbers[link.key] = number
+            done.append(Submitted(link.key, number, dependency, str(path)))
+            history.add("submitted", stage=link.script.stage, link=link.key, job=number, after=dependency)
+    except UserError:
+        if numbers:
+            query.run_slurm(["scancel", *map(str, numbers.values())])
+        raise
+    return done
+
+
+def _dependency(link: Link, numbers: dict[str, int]) -> str:
+    conditions = [f"afterok:{numbers[key]}" for key in link.after_ok]
+    conditions += [f"afterok:{job}" for job in link.waits_for]
+    conditions += [f"afterany:{numbers[key]}" for key in link.after_any]
+    return ",".join([*conditions, "singleton"])
+
+
+def sbatch(script: Path, options: Sequence[str]) -> int:
+    """Submits a script and returns the job's id."""
+    answer = query.run_slurm(["sbatch", "--parsable", *options, str(script)])
+    return int(answer.strip().split(";")[0])
+
+
+def refuse_if_slurm_would(script: Path) -> None:
+    """Asks Slurm whether a job like this could ever run here.
+
+    Raises:
+        UserError: it could not, with Slurm's reason.
+    """
+    try:
+        query.run_slurm(["sbatch", "--test-only", str(script)])
+    except query.SlurmError as error:
+        reason = str(error).replace("sbatch: ", "").replace("error: ", "").replace("\n", "; ")
+        raise UserError(
+            f"{script}: Slurm would refuse this job: {reason}. Fix: change cluster.slurm.* or cluster.* to what this "
+            f"cluster has (sinfo, sacctmgr show assoc user={os.environ.get('USER', '$USER')})"
+        ) from None
