@@ -156,7 +156,8 @@ def _gains(
         seen = base.folder / SEEN_FILE
     corpus = text if (text / "statistics").is_dir() else text.parent
     mix = target.recipe.mix_folder if target.recipe else None
-    facts = language_facts(mix, corpus, read_seen(seen) if seen else None)
+    settings = target.recipe.data.mix if target.recipe else None
+    facts = language_facts(mix, corpus, read_seen(seen) if seen else None, settings)
     gains = compare(base.model, target.model, models[1][2], models[0][2], facts)
     write_json(output / "gains.json", gains.to_dict())
     return gains

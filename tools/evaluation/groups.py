@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipes.errors import UserError
 from recipes.files import read_json
 
-__all__ = ["ENGLISH", "LanguageFacts", "language_facts", "read_seen"]
+if TYPE_CHECKING:
+    from recipes.schema.data import Mix
+
+__all__ = ["ENGLISH", "SEEN_FILE", "LanguageFacts", "language_facts", "order_categories", "read_seen"]
 
 ENGLISH = "eng_Latn"
 """English is the language that continual pre-training may forget, so it is reported apart and never averaged in."""
 
 SEEN_FILE = "languages.json"
+"""File in a base model's folder that names the languages it was pre-trained on."""
+
+_PAPERS_ORDER = ("very-high", "high", "medium-high", "medium", "medium-low", "low", "very-low", "unseen")
 
 
 @dataclass(frozen=True)
@@ -65,13 +71,41 @@ def read_seen(path: Path) -> frozenset[str]:
     return frozenset(seen)
 
 
-def language_facts(mix: Path | None, corpus: Path | None, seen: frozenset[str] | None) -> LanguageFacts:
+def order_categories(names: Iterable[str], mix: Mix | None = None) -> tuple[str, ...]:
+    """Resource categories from the richest to the poorest: by a mix's thresholds where it has them, then in the order
+    of the papers' names.
+
+    Args:
+        names: categories, in any order and number.
+        mix: the recipe's `data.mix`.
+    """
+    thresholds: dict[str, int] = {}
+    for component in mix.components.values() if mix else ():
+        for name, category in component.categories.items():
+            thresholds[name] = max(thresholds.get(name, 0), category.at_least)
+    papers = {name: place for place, name in enumerate(_PAPERS_ORDER)}
+    return tuple(
+        sorted(
+            dict.fromkeys(names),
+            key=lambda name: (
+                -thresholds.get(name, 0),
+                papers.get(name.replace("_", "-"), len(papers)),
+                name,
+            ),
+        )
+    )
+
+
+def language_facts(
+    mix: Path | None, corpus: Path | None, seen: frozenset[str] | None, settings: Mix | None = None
+) -> LanguageFacts:
     """Facts from a mix's plan (which wins) and a corpus's statistics, where they exist.
 
     Args:
         mix: folder of the mix, with `plan.parquet`.
         corpus: corpus folder, with `statistics/statistics.parquet`.
         seen: languages of the base, from `read_seen`.
+        settings: the recipe's `data.mix`, whose thresholds order the categories.
     """
     category: dict[tuple[str, str], str] = {}
     trained: frozenset[tuple[str, str]] | None = None
@@ -80,17 +114,13 @@ def language_facts(mix: Path | None, corpus: Path | None, seen: frozenset[str] |
     ):
         if row["category"]:
             category[kind_of(row["kind"]), row["language"]] = row["category"]
-    plan = _rows(
-        mix / "plan.parquet" if mix else None, ["component", "language", "category", "planned_tokens"]
-    )
+    plan = _rows(mix / "plan.parquet" if mix else None, ["component", "language", "category", "tokens"])
     for row in plan:
         if row["category"]:
             category[kind_of(row["component"]), row["language"]] = row["category"]
     if plan:
-        trained = frozenset(
-            (kind_of(row["component"]), row["language"]) for row in plan if row["planned_tokens"]
-        )
-    return LanguageFacts(category, tuple(dict.fromkeys(category.values())), trained, seen)
+        trained = frozenset((kind_of(row["component"]), row["language"]) for row in plan if row["tokens"])
+    return LanguageFacts(category, order_categories(category.values(), settings), trained, seen)
 
 
 def kind_of(component: str) -> str:

@@ -13,6 +13,7 @@ from recipes.files import read_json, write_json
 from tools.evaluation.heldout import Document, HeldOut, read_documents
 from tools.evaluation.journal import Journal, LanguageScores, text_sha256
 from tools.evaluation.results import Result, heldout_results, merge_results, read_results, write_results
+from tools.evaluation.stored import journal_of
 from tools.evaluation.targets import Target, fingerprint
 from tools.progress import progress
 
@@ -91,7 +92,7 @@ def evaluate_model(
     """
     sha256 = fingerprint(target.folder)
     scorer = load_model(target.folder, settings)
-    journal = Journal(output / "heldout" / f"{target.model.replace('/', '_')}.jsonl")
+    journal = journal_of(output, target.model)
     finished = journal.read(scorer.signature, sha256)
     scores: dict[tuple[str, str], LanguageScores] = {}
     waiting: list[tuple[HeldOut, list[Document], str]] = []

@@ -1,0 +1,64 @@
+"""Results of an evaluation folder, read back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipes.errors import UserError
+from recipes.files import read_json
+from tools.evaluation.journal import Journal, LanguageScores
+from tools.evaluation.results import BENCHMARK, Result, read_results
+
+__all__ = ["EvaluatedModel", "evaluated_models", "journal_of", "stored_scores"]
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model that an evaluation folder has results of: `role` is `trained` or `base`."""
+
+    name: str
+    role: str
+    step: int | None
+    sha256: str
+
+
+def journal_of(folder: Path, model: str) -> Journal:
+    """Journal of a model in an evaluation folder."""
+    return Journal(folder / "heldout" / f"{model.replace('/', '_')}.jsonl")
+
+
+def evaluated_models(folder: Path) -> list[EvaluatedModel]:
+    """Models of `models.json`: base models first, then trained ones by step; none without the file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / "models.json"
+    if not path.is_file():
+        return []
+    try:
+        models = [
+            EvaluatedModel(name, row["role"], row["step"], row["sha256"])
+            for name, row in read_json(path).items()
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a list of models ({error}); run the evaluation again") from None
+    return sorted(models, key=lambda model: (model.role != "base", model.step or 0, model.name))
+
+
+def stored_scores(
+    folder: Path, model: EvaluatedModel, results: list[Result] | None = None
+) -> dict[tuple[str, str], LanguageScores]:
+    """Document-level scores on held-out text behind the results of a model, by kind and language."""
+    rows = read_results(folder) if results is None else results
+    wanted = {
+        (row.benchmark.removeprefix(f"{BENCHMARK}/"), row.language): row.signature
+        for row in rows
+        if row.model == model.name and row.benchmark.startswith(f"{BENCHMARK}/")
+    }
+    scores: dict[tuple[str, str], LanguageScores] = {}
+    for signature in set(wanted.values()):
+        found = journal_of(folder, model.name).read(signature, model.sha256)
+        scores |= {key: found[key] for key in found if wanted.get(key) == signature}
+    return scores
