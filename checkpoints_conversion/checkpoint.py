@@ -72,7 +72,9 @@ def _step_folder(source: Path, step: int | None) -> tuple[Path, int]:
     if name := _STEP_NAME.fullmatch(source.absolute().name):
         here = int(name[1])
         if step not in (None, here):
-            raise UserError(f"{source} is step {here}, not {step}; name the folder above it, or leave out --step")
+            raise UserError(
+                f"{source} is step {here}, not {step}; name the folder above it, or leave out --step"
+            )
         root, step = source.absolute().parent, here
     else:
         root = source / "checkpoints" if (source / "checkpoints").is_dir() else source
@@ -154,7 +156,13 @@ def _from_recipe(folder: Path, step: int, recipe: Path, tokenizer: Path | None) 
 
 
 def write_sidecar(
-    folder: Path, shape: Shape, tokens: TokenIds, *, huggingface: str | None, source: Path, files: Sequence[FileRecord]
+    folder: Path,
+    shape: Shape,
+    tokens: TokenIds,
+    *,
+    huggingface: str | None,
+    source: Path,
+    files: Sequence[FileRecord],
 ) -> None:
     """Writes `model.yaml` beside the tensors of an imported checkpoint.
 
@@ -179,5 +187,7 @@ def write_sidecar(
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     with atomic_write(folder / SIDECAR_NAME, "w") as handle:
-        handle.write("# The model in this checkpoint, for conversion back. Written by the import; the hashes are SHA-256.\n")
+        handle.write(
+            "# The model in this checkpoint, for conversion back. Written by the import; the hashes are SHA-256.\n"
+        )
         yaml.dump(values, handle)

@@ -148,13 +148,17 @@ def model_from_hf(folder: Path, *, vocab_padding: int = 128) -> Shape:
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
-        raise UserError(f"{path}: {where + ': ' if where else ''}{fault['msg']} (got {fault['input']!r})") from None
+        raise UserError(
+            f"{path}: {where + ': ' if where else ''}{fault['msg']} (got {fault['input']!r})"
+        ) from None
 
 
 def token_ids_from_hf(folder: Path) -> TokenIds:
     """Special tokens from `generation_config.json`, or from `config.json` where that has none."""
     _, config = _read(folder)
-    generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    generation = (
+        read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    )
     merged = {**config, **{key: value for key, value in generation.items() if value is not None}}
     end = merged.get("eos_token_id")
     ends = tuple(end) if isinstance(end, list) else () if end is None else (end,)

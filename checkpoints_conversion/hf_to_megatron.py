@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import math
+import threading
 from argparse import Namespace
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from checkpoints_conversion.checkpoint import TOKENIZER_FOLDER, write_sidecar
 from checkpoints_conversion.config import TokenIds, check_same_shape, token_ids_from_hf
@@ -21,7 +23,7 @@ from checkpoints_conversion.parameters import EMBEDDING, OUTPUT, Chunk, chunks, 
 from checkpoints_conversion.staging import check_free_space, staged_folder
 from checkpoints_conversion.tokenizer_files import copy_tokenizer, tokenizer_files
 from checkpoints_conversion.torch_dist_writer import Block, write_torch_dist
-from checkpoints_conversion.weights import HuggingFaceWeights
+from checkpoints_conversion.weights import HuggingFaceWeights, Weights
 from recipes.errors import UserError
 from recipes.files import write_json, write_text
 from recipes.manifest import FileRecord, Manifest
@@ -34,7 +36,12 @@ __all__ = ["convert", "plan"]
 _VOCABULARY_BLOCK = 256 << 20  # bytes of a block of the embedding, its largest tensor by far
 
 # Modules of a layer that keep an `_extra_state`, in Megatron's local and in its Transformer Engine implementation.
-_LAYER_EXTRA_STATES = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
+_LAYER_EXTRA_STATES = (
+    "self_attention.linear_qkv",
+    "self_attention.linear_proj",
+    "mlp.linear_fc1",
+    "mlp.linear_fc2",
+)
 
 
 def _shape_to_write(base: Shape, model: Shape | None, source: Path) -> Shape:
@@ -52,7 +59,9 @@ def _dtype(weights: HuggingFaceWeights, chunk: Chunk, cast: torch.dtype | None) 
         return cast
     if len(found) > 1:
         names = ", ".join(f"{name} is {dtype_name(weights.dtype(name))}" for name in chunk.names)
-        raise UserError(f"{weights.folder}: {names}; Megatron stores them as one tensor: choose a type with --dtype")
+        raise UserError(
+            f"{weights.folder}: {names}; Megatron stores them as one tensor: choose a type with --dtype"
+        )
     return next(iter(found), None)
 
 
@@ -185,6 +194,7 @@ def convert(
     dtype: str | None = None,
     overwrite: bool = False,
     threads: int = 2,
+    check: Callable[[Weights, Path], str] | None = None,
 ) -> Manifest:
     """Imports a Hugging Face model as a Megatron checkpoint that every TP×PP layout can start from.
 
@@ -194,7 +204,9 @@ def convert(
         model: the recipe's model (or a shape), which the base has to match; default what `config.json` says.
         dtype: cast to `fp32`, `bf16` or `fp16`; default the type of each weight as it is.
         overwrite: replace `destination`.
-        threads: files written or hashed at once.
+        threads: files written at once.
+        check: called with the weights and the folder before the folder gets its name; it returns what the manifest
+            says of it, may add files, and refuses the import by raising.
 
     Returns:
         The manifest, as written.
@@ -210,19 +222,19 @@ def convert(
     total = sum(part.size for part in parts)
     check_free_space(destination, math.ceil(total * 1.01))
     manifest = Manifest("convert.hf-to-megatron", "")
-    with (
-        staged_folder(destination, overwrite=overwrite) as staging,
-        ThreadPoolExecutor(1) as hashing,
-        progress(total=total, desc="import", unit="B", unit_scale=True) as bar,
-    ):
-        small = [source / name for name in ("config.json", "generation_config.json") if (source / name).is_file()]
-        inputs = hashing.submit(_records, [*small, *tokenizer_files(source), *weights.files], source)
+    bar: tqdm[None]
+    with staged_folder(destination, overwrite=overwrite) as staging:
         folder = checkpoint_folder(staging, 0)
         folder.mkdir()
-        records = write_torch_dist(folder, parts, _objects(shape), threads=threads, advance=bar.update)
-        manifest.inputs = inputs.result()
+        with (
+            _hashing(_read_files(source, weights), source) as inputs,
+            progress(total=total, desc="import", unit="B", unit_scale=True) as bar,
+        ):
+            records = write_torch_dist(folder, parts, _objects(shape), threads=threads, advance=bar.update)
+            manifest.inputs = inputs.result()
         _write_companions(folder, source, shape, tokens, model, records, manifest.inputs)
         write_text(staging / TRACKER, "0")
+        checked = "not run" if check is None else check(weights, staging)
         written = {f"{folder.name}/{record.path}": record for record in records}
         manifest.outputs = [
             FileRecord(name, written[name].bytes, written[name].checksum)
@@ -236,13 +248,30 @@ def convert(
             "dtype": dtype_name(parts[0].dtype),
             "cast": dtype,
             "padding_rows": shape.padded_vocab_size(1) - shape.vocab_size,
+            "parity": checked,
         }
         manifest.write(staging)
     return manifest
 
 
-def _records(paths: list[Path], root: Path) -> list[FileRecord]:
-    return [FileRecord.of(path, root) for path in paths]
+def _read_files(source: Path, weights: HuggingFaceWeights) -> list[Path]:
+    small = [source / name for name in ("config.json", "generation_config.json") if (source / name).is_file()]
+    return [*small, *tokenizer_files(source), *weights.files]
+
+
+@contextmanager
+def _hashing(paths: list[Path], root: Path) -> Iterator[Future[list[FileRecord]]]:
+    """Hashes files on a thread; when the block is left early, no further file is begun."""
+    stopped = threading.Event()
+
+    def records() -> list[FileRecord]:
+        return [FileRecord.of(path, root) for path in paths if not stopped.is_set()]
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(records)
+        finally:
+            stopped.set()
 
 
 def _write_companions(
@@ -264,6 +293,6 @@ def _write_companions(
     if tokenizer_files(source):
         (folder / TOKENIZER_FOLDER).mkdir()
         copy_tokenizer(source, folder / TOKENIZER_FOLDER)
-    name = model.huggingface if isinstance(model, Model) else None
-    write_sidecar(folder, shape, tokens, huggingface=name, source=source, files=inputs)
+    huggingface = model.huggingface if isinstance(model, Model) else None
+    write_sidecar(folder, shape, tokens, huggingface=huggingface, source=source, files=inputs)
     mark_complete(folder, step=0)

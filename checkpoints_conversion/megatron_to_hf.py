@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from checkpoints_conversion.checkpoint import Checkpoint, find_checkpoint
 from checkpoints_conversion.config import check_same_shape, generation_config, hf_config
@@ -17,7 +18,7 @@ from checkpoints_conversion.parameters import parameter_shapes
 from checkpoints_conversion.safetensors_files import OutgoingTensor, write_shards
 from checkpoints_conversion.staging import check_free_space, staged_folder
 from checkpoints_conversion.tokenizer_files import copy_tokenizer
-from checkpoints_conversion.weights import MegatronWeights, WeightsKind, blocks
+from checkpoints_conversion.weights import AveragedWeights, MegatronWeights, Weights, WeightsKind, blocks
 from recipes.errors import UserError
 from recipes.files import read_json, write_json
 from recipes.manifest import FileRecord, Manifest
@@ -51,7 +52,9 @@ class _Export:
         for other in self.checkpoints[1:]:
             check_same_shape(other.shape, self.last.shape, str(other.folder), str(self.last.folder))
         cast = None if dtype is None else parse_dtype(dtype)
-        self.tensors = [self._tensor(name, sizes, cast) for name, sizes in parameter_shapes(self.last.shape).items()]
+        self.tensors = [
+            self._tensor(name, sizes, cast) for name, sizes in parameter_shapes(self.last.shape).items()
+        ]
         self.size = sum(tensor.size for tensor in self.tensors)
 
     @property
@@ -66,6 +69,10 @@ class _Export:
         for tensor in self.tensors:
             weight[tensor.dtype] = weight.get(tensor.dtype, 0) + tensor.size
         return dtype_name(max(weight, key=lambda dtype: weight[dtype]))
+
+    def merged(self) -> Weights:
+        """The weights that are exported, as one."""
+        return self.sources[0] if len(self.sources) == 1 else AveragedWeights(self.sources)
 
     def _tensor(self, name: str, sizes: tuple[int, ...], cast: torch.dtype | None) -> OutgoingTensor:
         found = {source.dtype(name) for source in self.sources}
@@ -139,6 +146,7 @@ def convert(
     tokenizer: Path | None = None,
     overwrite: bool = False,
     threads: int = 2,
+    check: Callable[[Weights, Path], str] | None = None,
 ) -> Manifest:
     """Exports a checkpoint as a Hugging Face folder.
 
@@ -153,6 +161,8 @@ def convert(
         tokenizer: folder with the tokenizer's files; default the one that the recipe or the import names.
         overwrite: replace `destination`.
         threads: files written at once.
+        check: called with the weights and the folder before the folder gets its name; it returns what the manifest
+            says of it, may add files, and refuses the export by raising.
 
     Returns:
         The manifest, as written.
@@ -165,16 +175,16 @@ def convert(
     last = export.last
     check_free_space(destination, math.ceil(export.size * 1.01))
     manifest = Manifest("convert.megatron-to-hf", last.recipe_sha256)
-    with (
-        staged_folder(destination, overwrite=overwrite) as staging,
-        progress(total=export.size, desc="export", unit="B", unit_scale=True) as bar,
-    ):
-        records = write_shards(staging, export.tensors, shard_bytes, threads=threads, advance=bar.update)
+    bar: tqdm[None]
+    with staged_folder(destination, overwrite=overwrite) as staging:
+        with progress(total=export.size, desc="export", unit="B", unit_scale=True) as bar:
+            records = write_shards(staging, export.tensors, shard_bytes, threads=threads, advance=bar.update)
         config = hf_config(last.shape, dtype=export.dtype, tokens=last.tokens)
         write_json(staging / "config.json", config)
         write_json(staging / "generation_config.json", generation_config(last.tokens))
         if last.tokenizer is not None:
             copy_tokenizer(last.tokenizer, staging)
+        checked = "not run" if check is None else check(export.merged(), staging)
         written = {record.path for record in records}
         others = sorted(path for path in staging.iterdir() if path.is_file() and path.name not in written)
         manifest.outputs = records + [FileRecord.of(path, staging) for path in others]
@@ -186,6 +196,7 @@ def convert(
             "dtype": export.dtype,
             "cast": dtype,
             "huggingface": last.huggingface,
+            "parity": checked,
         }
         manifest.write(staging)
     return manifest

@@ -108,7 +108,9 @@ def _shard_names(folder: Path) -> tuple[list[str], dict[str, str] | None]:
             f"{folder}: holds pytorch_model.bin files, which run code when they are read; "
             "convert them to safetensors first (transformers: save_pretrained)"
         )
-    raise UserError(f"{folder}: neither {SINGLE_NAME} nor {INDEX_NAME} in it; is it a Hugging Face model folder?")
+    raise UserError(
+        f"{folder}: neither {SINGLE_NAME} nor {INDEX_NAME} in it; is it a Hugging Face model folder?"
+    )
 
 
 class SafetensorsReader:
@@ -249,14 +251,23 @@ def write_shards(
     """
     shards = _plan(tensors, shard_bytes)
     count = len(shards)
-    names = [SINGLE_NAME] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    names = (
+        [SINGLE_NAME]
+        if count == 1
+        else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    )
     records = run_jobs(
-        [functools.partial(_write_shard, folder / name, shard) for name, shard in zip(names, shards, strict=True)],
+        [
+            functools.partial(_write_shard, folder / name, shard)
+            for name, shard in zip(names, shards, strict=True)
+        ],
         threads,
         advance,
     )
     if count > 1:
-        weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        weight_map = {
+            tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard
+        }
         total = sum(tensor.size for tensor in tensors)
         write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
         records.append(FileRecord.of(folder / INDEX_NAME, folder))

@@ -66,7 +66,9 @@ def special_tokens(section: Tokenizer, folder: Path, vocab_size: int) -> TokenId
             "go to that folder, or pass --tokenizer with the tokenizer's folder"
         )
     if section.sha256 is not None and (found := sha256_file(path)) != section.sha256:
-        raise UserError(f"{path}: SHA-256 {found} is not the recipe's {section.sha256}; take the recipe's tokenizer")
+        raise UserError(
+            f"{path}: SHA-256 {found} is not the recipe's {section.sha256}; take the recipe's tokenizer"
+        )
     engine = Engine.from_file(str(path))
     if (ids := engine.get_vocab_size(with_added_tokens=True)) > vocab_size:
         raise UserError(f"{path}: {ids} tokens, the model has {vocab_size}; take the model's own tokenizer")
@@ -76,7 +78,9 @@ def special_tokens(section: Tokenizer, folder: Path, vocab_size: int) -> TokenId
     def token_id(token: str) -> int:
         found = engine.token_to_id(token)
         if found is None:
-            raise UserError(f"{path}: has no token {token!r}, which the recipe's model.tokenizer names; correct either")
+            raise UserError(
+                f"{path}: has no token {token!r}, which the recipe's model.tokenizer names; correct either"
+            )
         return found
 
     begin = section.begin_of_text or _configured(settings, "bos_token")

@@ -142,7 +142,9 @@ class TorchDistReader:
             for key, entry in metadata.state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata)
         }
-        self.objects = {k for k, v in metadata.state_dict_metadata.items() if isinstance(v, BytesStorageMetadata)}
+        self.objects = {
+            k for k, v in metadata.state_dict_metadata.items() if isinstance(v, BytesStorageMetadata)
+        }
         self._storage: dict[MetadataIndex, Any] = metadata.storage_data
         self._stored: dict[MetadataIndex, _Stored] = {}
         self._files: OrderedDict[str, MappedFile] = OrderedDict()
@@ -156,7 +158,9 @@ class TorchDistReader:
     @property
     def files(self) -> list[Path]:
         """The `.distcp` files that the metadata refers to."""
-        return [self.folder / name for name in sorted({info.relative_path for info in self._storage.values()})]
+        return [
+            self.folder / name for name in sorted({info.relative_path for info in self._storage.values()})
+        ]
 
     def size(self, key: str) -> tuple[int, ...]:
         """Sizes of a global tensor."""
@@ -231,7 +235,9 @@ class TorchDistReader:
 
     def _stream(self, info: Any) -> io.BufferedReader:
         if getattr(info, "transform_descriptors", None):
-            raise UserError(f"{self.folder}: written with stream transforms, which this version does not undo")
+            raise UserError(
+                f"{self.folder}: written with stream transforms, which this version does not undo"
+            )
         mapped = self._map(info.relative_path)
         if info.offset + info.length > len(mapped):
             raise UserError(
@@ -244,7 +250,9 @@ class TorchDistReader:
         if index not in self._stored:
             self._stored[index] = self._locate(index)
         stored = self._stored[index]
-        flat = self._map(stored.file).tensor(stored.offset, stored.dtype, (stored.size // stored.dtype.itemsize,))
+        flat = self._map(stored.file).tensor(
+            stored.offset, stored.dtype, (stored.size // stored.dtype.itemsize,)
+        )
         return flat.as_strided(stored.shape, stored.stride, stored.storage_offset), stored
 
     def _locate(self, index: MetadataIndex) -> _Stored:

@@ -11,17 +11,23 @@ import hashlib
 import io
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+)
 from torch.distributed.checkpoint.planner import (
     SavePlan,
     SavePlanner,
@@ -149,7 +155,9 @@ class _HashingWriter(dcp.FileSystemWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         if not isinstance(planner, _LazyPlanner):
-            raise TypeError(f"this storage writes the blocks of a lazy planner, not of {type(planner).__name__}")
+            raise TypeError(
+                f"this storage writes the blocks of a lazy planner, not of {type(planner).__name__}"
+            )
         groups: list[list[WriteItem]] = [[]]
         filled = 0
         for item in plan.items:
@@ -178,7 +186,7 @@ class _HashingWriter(dcp.FileSystemWriter):
                 start = stream.tell()
                 if block := planner.blocks.get(item.index):
                     with block.open() as tensor:
-                        torch.save(tensor, stream)
+                        torch.save(tensor, cast(IO[bytes], stream))
                 else:
                     data = planner.resolve_data(item)
                     if isinstance(data, io.BytesIO):
@@ -217,5 +225,8 @@ def write_torch_dist(
         torch.save([value], buffer)  # a list with one element for each local shard, as Megatron packs them
         packed[key] = buffer.getvalue()
     writer = _HashingWriter(folder, file_bytes, threads, advance)
-    dcp.save({}, storage_writer=writer, planner=_LazyPlanner(blocks, packed), no_dist=True)
+    with warnings.catch_warnings():
+        # That this is a single process is what `no_dist` says.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+        dcp.save({}, storage_writer=writer, planner=_LazyPlanner(blocks, packed), no_dist=True)
     return writer.records

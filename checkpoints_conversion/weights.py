@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -24,7 +24,16 @@ from checkpoints_conversion.torch_dist_reader import TorchDistReader
 from recipes.errors import UserError
 from recipes.schema.model import Shape
 
-__all__ = ["HuggingFaceWeights", "MegatronWeights", "Weights", "WeightsKind", "blocks", "open_weights"]
+__all__ = [
+    "AveragedWeights",
+    "HuggingFaceWeights",
+    "MegatronWeights",
+    "Weights",
+    "WeightsKind",
+    "blocks",
+    "open_weights",
+    "rounded_alike",
+]
 
 WeightsKind = Literal["model", "optimizer"]
 _MAIN_PARAMETERS = "optimizer.state.param."
@@ -32,7 +41,13 @@ _BLOCK_BYTES = 32 << 20
 
 
 class Weights(Protocol):
-    """Parameters under transformers' names."""
+    """Parameters under transformers' names.
+
+    Attributes:
+        layout: `huggingface`, or `megatron` for weights that also lend Megatron's global tensors (`open_stored`).
+    """
+
+    layout: Literal["huggingface", "megatron"]
 
     @property
     def folder(self) -> Path:
@@ -58,6 +73,8 @@ class HuggingFaceWeights:
     Raises:
         UserError: not a plain Llama, or parameters are missing, too many or of other sizes.
     """
+
+    layout: Literal["huggingface", "megatron"] = "huggingface"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -85,7 +102,10 @@ class HuggingFaceWeights:
             self._check_tied()
 
     def _check_tied(self) -> None:
-        with self._reader.open("lm_head.weight") as output, self._reader.open("model.embed_tokens.weight") as table:
+        with (
+            self._reader.open("lm_head.weight") as output,
+            self._reader.open("model.embed_tokens.weight") as table,
+        ):
             if output.dtype != table.dtype or not torch.equal(output, table):
                 raise UserError(
                     f"{self.folder}: config.json ties input and output embeddings, but lm_head.weight differs from "
@@ -109,6 +129,8 @@ class MegatronWeights:
     Raises:
         UserError: tensors are missing, too many or of other sizes, or the optimizer's state is not fully reshardable.
     """
+
+    layout: Literal["huggingface", "megatron"] = "megatron"
 
     def __init__(self, checkpoint: Checkpoint, kind: WeightsKind = "model") -> None:
         self.folder = checkpoint.folder
@@ -139,7 +161,9 @@ class MegatronWeights:
 
     def _check(self, key: str, sizes: Sequence[int], description: Path) -> None:
         if self._prefix + key not in self.reader.keys:
-            raise UserError(f"{self.folder}: tensor {self._prefix + key} is missing, which {description} implies")
+            raise UserError(
+                f"{self.folder}: tensor {self._prefix + key} is missing, which {description} implies"
+            )
         found = self.reader.size(self._prefix + key)
         wanted = tuple(sizes)
         if key in (EMBEDDING, OUTPUT):  # rows of padding depend on the layout that wrote them
@@ -153,11 +177,17 @@ class MegatronWeights:
     def dtype(self, name: str) -> torch.dtype:
         return self.reader.dtype(self._prefix + self._locations[name].key)
 
+    def open_stored(
+        self, key: str, offsets: Sequence[int], sizes: Sequence[int]
+    ) -> AbstractContextManager[torch.Tensor]:
+        """Lends a slice of one of Megatron's global tensors as it is stored."""
+        return self.reader.open(self._prefix + key, offsets, sizes)
+
     @contextmanager
     def open(self, name: str) -> Iterator[torch.Tensor]:
         place = self._locations[name]
         sizes = parameter_shapes(self.shape)[name]
-        with self.reader.open(self._prefix + place.key, place.offsets, place.sizes) as stored:
+        with self.open_stored(place.key, place.offsets, place.sizes) as stored:
             if place.part is None:
                 yield stored.reshape(sizes)
             else:
@@ -191,10 +221,81 @@ def blocks(sources: Sequence[Weights], name: str, dtype: torch.dtype) -> Iterato
         tensors = [stack.enter_context(source.open(name)) for source in sources]
         row = tensors[0][0].numel() * max(4, dtype.itemsize)
         for parts in zip(*(tensor.split(max(1, _BLOCK_BYTES // row)) for tensor in tensors), strict=True):
-            if len(parts) == 1:
-                yield parts[0].to(dtype).contiguous()
-                continue
-            total = parts[0].float()
-            for part in parts[1:]:
-                total = total + part.float()
-            yield (total / len(parts)).to(dtype)
+            yield _mean(parts, dtype).contiguous()
+
+
+def _mean(parts: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """Mean in FP32, rounded once."""
+    if len(parts) == 1:
+        return parts[0].to(dtype)
+    total = parts[0].float()
+    for part in parts[1:]:
+        total = total + part.float()
+    return (total / len(parts)).to(dtype)
+
+
+class AveragedWeights:
+    """The mean of the weights of several checkpoints, in FP32, in the type that they share.
+
+    Args:
+        sources: two or more checkpoints of one shape.
+    """
+
+    layout: Literal["huggingface", "megatron"] = "megatron"
+
+    def __init__(self, sources: Sequence[MegatronWeights]) -> None:
+        self.sources = list(sources)
+        self.folder, self.shape = sources[-1].folder, sources[-1].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.sources[0].dtype(name)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[torch.Tensor]:
+        with ExitStack() as stack:
+            parts = [stack.enter_context(source.open(name)) for source in self.sources]
+            yield _mean(parts, self.dtype(name))
+
+    @contextmanager
+    def open_stored(self, key: str, offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[torch.Tensor]:
+        with ExitStack() as stack:
+            parts = [stack.enter_context(source.open_stored(key, offsets, sizes)) for source in self.sources]
+            yield _mean(parts, parts[0].dtype)
+
+
+class RoundedWeights:
+    """Weights as they are after rounding to the types of another model's, where those are narrower.
+
+    Args:
+        source: the weights.
+        other: the other model, of the same shape.
+    """
+
+    def __init__(self, source: Any, other: Weights) -> None:
+        self._source = source
+        self.layout, self.folder, self.shape = source.layout, source.folder, source.shape
+        self._dtypes = {
+            name: min((source.dtype(name), other.dtype(name)), key=lambda kind: (kind.itemsize, str(kind)))
+            for name in parameter_shapes(self.shape)
+        }
+        self._stored_dtypes = {place.key: self._dtypes[name] for name, place in locations(self.shape).items()}
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._dtypes[name]
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[torch.Tensor]:
+        with self._source.open(name) as tensor:
+            yield tensor.to(self._dtypes[name])
+
+    @contextmanager
+    def open_stored(self, key: str, offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[torch.Tensor]:
+        with self._source.open_stored(key, offsets, sizes) as tensor:
+            yield tensor.to(self._stored_dtypes[key])
+
+
+def rounded_alike(a: Weights, b: Weights) -> tuple[Weights, Weights]:
+    """Two models of one shape, each rounded to the narrower type of both; as they are where the types are the same."""
+    if all(a.dtype(name) == b.dtype(name) for name in parameter_shapes(a.shape)):
+        return a, b
+    return RoundedWeights(a, b), RoundedWeights(b, a)

@@ -15,7 +15,9 @@ LLAMA31_SCALING = {
 }
 
 
-def save_llama(folder: Path, *, dtype: str = "float32", shard: str = "5GB", seed: int = 0, **changes: Any) -> Path:
+def save_llama(
+    folder: Path, *, dtype: str = "float32", shard: str = "5GB", seed: int = 0, **changes: Any
+) -> Path:
     """Writes a random `LlamaForCausalLM` with transformers' own `save_pretrained`; returns the folder.
 
     Args:

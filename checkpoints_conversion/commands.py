@@ -1,0 +1,366 @@
+"""`emma convert`: Hugging Face ⇄ Megatron, and proof of parity."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from recipes.errors import CheckFailedError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from checkpoints_conversion.parity import Report
+    from checkpoints_conversion.weights import Weights
+    from recipes.manifest import Manifest
+
+__all__ = ["group"]
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_PATH = click.Path(path_type=Path)
+
+
+class _Size(click.ParamType[int]):
+    """`5GB`, `500MB`, or a number of bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([\d.]+)\s*([KMGT]?B?)", str(value).strip().upper())
+        if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
+            self.fail(f"{value!r} is no size; write 5GB, 500MB or a number of bytes", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2]])
+
+
+class _Steps(click.ParamType[tuple[int, ...]]):
+    """`1000,2000,3000`."""
+
+    name = "steps"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).replace(",", " ").split()
+        if not parts or not all(part.isdigit() for part in parts):
+            self.fail(f"{value!r} is no list of steps; write 1000,2000,3000", param, ctx)
+        return tuple(int(part) for part in parts)
+
+
+_DTYPE = click.option(
+    "--dtype",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    help="Cast the weights; by default every weight keeps its type.",
+)
+_OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
+_DRY_RUN = click.option("--dry-run", is_flag=True, help="Check the input and say what would be written.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+_TEXT = click.option(
+    "--text",
+    type=_PATH,
+    help="Text for the logits: JSON lines or parquet with `text` and `language`, or plain text, one a line. "
+    "By default a built-in sample of 19 languages.",
+)
+_TOLERANCE = click.option(
+    "--tolerance", type=float, default=1e-4, show_default=True, help="Largest difference of two logits."
+)
+
+
+@click.group()
+def group() -> None:
+    """Hugging Face ⇄ Megatron checkpoints, and proof of parity.
+
+    Both directions stream: no GPU, no model in memory, no process group, and the same bits come back. A conversion
+    that fails leaves nothing behind.
+    """
+
+
+def _print(value: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        return
+    for name, item in value.items():
+        click.echo(f"{name.replace('_', ' ')}: {json.dumps(item, ensure_ascii=False)}")
+
+
+def _written(destination: Path, manifest: Manifest, as_json: bool) -> None:
+    size = sum(record.bytes for record in manifest.outputs)
+    if as_json:
+        _print({"destination": str(destination), "bytes": size, **manifest.extra}, True)
+    else:
+        click.echo(
+            f"{destination}: {len(manifest.outputs)} files, {size / 1e9:.3f} GB, {manifest.extra['dtype']}"
+        )
+
+
+def _proof(
+    source: Path, destination: Path, text: Path | None, tolerance: float, **options: Any
+) -> Callable[[Weights, Path], str]:
+    """The check of a fresh conversion: parameters and logits; its report goes into the folder."""
+
+    def check(weights: Weights, folder: Path) -> str:
+        from checkpoints_conversion.parity import compare_weights, read_texts
+        from checkpoints_conversion.weights import open_weights
+
+        report = compare_weights(
+            weights,
+            open_weights(folder),
+            None if text is None else read_texts(text),
+            names=(str(source), str(destination)),
+            tolerance=tolerance,
+            **options,
+        )
+        if not report.passed:
+            raise CheckFailedError(
+                f"{destination} was not written, since it would not be the model of {source}: "
+                + "; ".join(report.faults())
+            )
+        report.write(folder)
+        return "passed"
+
+    return check
+
+
+@group.command("hf-to-megatron")
+@click.argument("source", metavar="SRC", type=_PATH)
+@click.argument("destination", metavar="DST", type=_PATH)
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="Model recipe (name or YAML file) that SRC has to match; its padding is used.",
+)
+@_DTYPE
+@click.option(
+    "--parity/--no-parity", default=False, show_default=True, help="Prove parity before DST gets its name."
+)
+@_TEXT
+@_TOLERANCE
+@_OVERWRITE
+@_DRY_RUN
+@_JSON
+def hf_to_megatron(
+    source: Path,
+    destination: Path,
+    model: str | None,
+    dtype: str | None,
+    parity: bool,
+    text: Path | None,
+    tolerance: float,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Import the Hugging Face model in SRC as a Megatron checkpoint in DST.
+
+    SRC holds config.json and safetensors files of a Llama (2, 3, 3.1, 3.2). DST gets `iter_0000000/` with the weights,
+    a description of the model and its tokenizer, and can be the `start.checkpoint` of a run at any tensor- and
+    pipeline-parallel size: Megatron loads it with `--load DST --finetune`.
+    """
+    from checkpoints_conversion import hf_to_megatron as conversion
+    from recipes.load import load_section
+
+    section = None if model is None else load_section("model", model)
+    if dry_run:
+        _print(conversion.plan(source, model=section, dtype=dtype), as_json)
+        return
+    check = _proof(source, destination, text, tolerance) if parity else None
+    manifest = conversion.convert(
+        source, destination, model=section, dtype=dtype, overwrite=overwrite, check=check
+    )
+    _written(destination, manifest, as_json)
+
+
+@group.command("megatron-to-hf")
+@click.argument("source", metavar="SRC", type=_PATH)
+@click.argument("destination", metavar="DST", type=_PATH)
+@click.option("--step", type=int, help="Checkpoint to export; by default the latest complete one.")
+@click.option(
+    "--weights",
+    type=click.Choice(["model", "optimizer"]),
+    default="model",
+    show_default=True,
+    help="The weights of the forward pass, or the optimizer's FP32 copies of them.",
+)
+@click.option(
+    "--average", type=_Steps(), default=(), help="Export the mean of these steps, e.g. 1000,2000,3000."
+)
+@_DTYPE
+@click.option(
+    "--shard-size", type=_Size(), default="5GB", show_default=True, help="Largest safetensors file."
+)
+@click.option("--tokenizer", type=_PATH, help="Folder with the tokenizer's files, instead of the recipe's.")
+@click.option(
+    "--parity/--no-parity", default=True, show_default=True, help="Prove parity before DST gets its name."
+)
+@_TEXT
+@_TOLERANCE
+@click.option(
+    "--watch", "watching", is_flag=True, help="Export each checkpoint of a running job to DST/step-N."
+)
+@click.option(
+    "--interval", type=float, default=30.0, show_default=True, help="With --watch: seconds between looks."
+)
+@_OVERWRITE
+@_DRY_RUN
+@_JSON
+def megatron_to_hf(
+    source: Path,
+    destination: Path,
+    step: int | None,
+    weights: str,
+    average: tuple[int, ...],
+    dtype: str | None,
+    shard_size: int,
+    tokenizer: Path | None,
+    parity: bool,
+    text: Path | None,
+    tolerance: float,
+    watching: bool,
+    interval: float,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Export a Megatron checkpoint of SRC as a Hugging Face model in DST.
+
+    SRC is a run folder, a folder of checkpoints, or one checkpoint, written at any layout of ranks. DST gets
+    safetensors with their index, config.json, generation_config.json, the tokenizer, manifest.json, and parity.json
+    and parity.html, the proof that it is the same model.
+    """
+    from checkpoints_conversion import megatron_to_hf as conversion
+
+    options: dict[str, Any] = {
+        "weights": weights,
+        "dtype": dtype,
+        "shard_bytes": shard_size,
+        "tokenizer": tokenizer,
+    }
+
+    def export(number: int | None, target: Path) -> Manifest:
+        check = _proof(source, target, text, tolerance) if parity else None
+        return conversion.convert(
+            source, target, step=number, average=average, overwrite=overwrite, check=check, **options
+        )
+
+    if watching:
+        from checkpoints_conversion.watch import last_step, watch
+
+        if step is not None or average or dry_run or overwrite:
+            raise UserError(
+                "--watch exports every step; it goes without --step, --average, --overwrite and --dry-run"
+            )
+        steps = watch(
+            source,
+            destination,
+            lambda number, target: _written(target, export(number, target), False),
+            until=last_step(source),
+            interval=interval,
+            say=lambda message: click.echo(message, err=True),
+        )
+        if as_json:
+            _print({"destination": str(destination), "steps": steps}, True)
+        return
+    if dry_run:
+        _print(conversion.plan(source, step=step, average=average, **options), as_json)
+        return
+    _written(destination, export(step, destination), as_json)
+
+
+@group.command("verify")
+@click.argument("a", metavar="A", type=_PATH)
+@click.argument("b", metavar="B", type=_PATH)
+@_TEXT
+@click.option("--tokenizer", type=_PATH, help="Folder with tokenizer.json; by default that of A or B.")
+@click.option(
+    "--step", type=int, help="Step of a folder with several checkpoints; by default the latest complete one."
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["model", "optimizer"]),
+    default="model",
+    show_default=True,
+    help="Of a Megatron checkpoint, the weights of the forward pass or the optimizer's FP32 copies.",
+)
+@_TOLERANCE
+@click.option(
+    "--length", type=click.IntRange(2), default=64, show_default=True, help="Most tokens of a text."
+)
+@click.option(
+    "--mixed-length",
+    type=click.IntRange(0),
+    default=512,
+    show_default=True,
+    help="Most tokens of the sequence that runs through all languages.",
+)
+@click.option("--tensors/--no-tensors", default=True, help="Compare parameters bit for bit.")
+@click.option("--logits/--no-logits", default=True, help="Compare logits in FP32.")
+@click.option("--output", type=_PATH, help="Folder for parity.json and parity.html; by default B.")
+@_JSON
+def verify(
+    a: Path,
+    b: Path,
+    text: Path | None,
+    tokenizer: Path | None,
+    step: int | None,
+    weights: str,
+    tolerance: float,
+    length: int,
+    mixed_length: int,
+    tensors: bool,
+    logits: bool,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Prove that A and B, each a Hugging Face model or a Megatron checkpoint, are one model.
+
+    Every parameter is compared bit for bit, and the logits of transformers and Megatron in FP32, one layer in memory
+    at a time. Exit code 1 when anything differs.
+    """
+    from checkpoints_conversion.parity import compare, read_texts
+
+    if not tensors and not logits:
+        raise UserError("--no-tensors and --no-logits leave nothing to compare")
+    report = compare(
+        a,
+        b,
+        None if text is None else read_texts(text),
+        step=step,
+        weights=weights,
+        tokenizer=tokenizer,
+        tolerance=tolerance,
+        tensors=tensors,
+        logits=logits,
+        length=length,
+        mixed_length=mixed_length,
+    )
+    folder = b if output is None else output
+    folder.mkdir(parents=True, exist_ok=True)
+    report.write(folder)
+    if as_json:
+        click.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        _summarise(report, folder)
+    if not report.passed:
+        raise CheckFailedError(f"{a} and {b} are not one model: " + "; ".join(report.faults()))
+
+
+def _summarise(report: Report, folder: Path) -> None:
+    if report.tensors is not None:
+        click.echo(
+            f"parameters: {len(report.tensors) - len(report.different)} of {len(report.tensors)} equal"
+        )
+    if report.logits is not None:
+        totals = report.logits
+        click.echo(
+            f"logits: max |Δ| {totals.max_abs_delta:.3g} (allowed {totals.tolerance:.0e}), mean KL {totals.mean_kl:.3g}, "
+            f"same first choice {totals.top1_agreement:.2%}, {totals.tokens} positions in "
+            f"{len(totals.languages)} groups; tokenizer {totals.tokenizer}"
+        )
+    click.echo(f"report: {folder / 'parity.html'}")

@@ -1,0 +1,182 @@
+"""What a comparison found: `parity.json` for programs, `parity.html` for people."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from checkpoints_conversion.parity.tensors import TensorResult
+from recipes.files import write_json, write_text
+from recipes.manifest import package_versions
+
+__all__ = ["LanguageResult", "LogitsResult", "Report"]
+
+
+@dataclass(frozen=True)
+class LanguageResult:
+    """Logits of one language's text.
+
+    Attributes:
+        language: the language.
+        tokens: positions compared.
+        max_abs_delta: largest difference of two logits.
+        mean_kl: mean over positions of KL(first ‖ second), in nats.
+        max_kl: its largest value.
+        top1_agreement: share of positions where both models rank the same token first.
+    """
+
+    language: str
+    tokens: int
+    max_abs_delta: float
+    mean_kl: float
+    max_kl: float
+    top1_agreement: float
+
+
+@dataclass(frozen=True)
+class LogitsResult:
+    """Logits compared in FP32.
+
+    Attributes:
+        tolerance: largest difference allowed.
+        tokenizer: what made the token ids.
+        library_a: what computed the first model's logits.
+        library_b: the second's.
+        device: `cpu` or `cuda`.
+        languages: by language.
+        layers: largest difference of the hidden states after the embedding and after each layer.
+    """
+
+    tolerance: float
+    tokenizer: str
+    library_a: str
+    library_b: str
+    device: str
+    languages: list[LanguageResult]
+    layers: list[float]
+
+    @property
+    def tokens(self) -> int:
+        return sum(result.tokens for result in self.languages)
+
+    @property
+    def max_abs_delta(self) -> float:
+        return max(result.max_abs_delta for result in self.languages)
+
+    @property
+    def mean_kl(self) -> float:
+        return sum(result.mean_kl * result.tokens for result in self.languages) / self.tokens
+
+    @property
+    def max_kl(self) -> float:
+        return max(result.max_kl for result in self.languages)
+
+    @property
+    def top1_agreement(self) -> float:
+        return sum(result.top1_agreement * result.tokens for result in self.languages) / self.tokens
+
+    @property
+    def passed(self) -> bool:
+        """Whether all differences are within the tolerance; one that is no number is not."""
+        return all(result.max_abs_delta <= self.tolerance for result in self.languages)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values: the totals first, then the details."""
+        totals = ("max_abs_delta", "mean_kl", "max_kl", "top1_agreement", "tokens", "passed")
+        return {name: getattr(self, name) for name in totals} | asdict(self)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a comparison found.
+
+    Attributes:
+        a: first folder.
+        b: second folder.
+        shape_differences: fields of the models that change what they compute and differ.
+        tensors: by parameter; None if they were not compared.
+        logits: None if they were not compared.
+        started: when, UTC.
+        finished: when, UTC.
+    """
+
+    a: str
+    b: str
+    shape_differences: list[str]
+    tensors: list[TensorResult] | None
+    logits: LogitsResult | None
+    started: str
+    finished: str
+    versions: dict[str, str] = field(default_factory=package_versions)
+
+    @property
+    def different(self) -> list[TensorResult]:
+        """The parameters that are not equal."""
+        return [result for result in self.tensors or [] if not result.equal]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing that was compared differs."""
+        return (
+            not self.shape_differences and not self.different and (self.logits is None or self.logits.passed)
+        )
+
+    def faults(self) -> list[str]:
+        """What differs, one line each, the most telling first."""
+        faults = [f"the models differ in {difference}" for difference in self.shape_differences]
+        if different := self.different:
+            first = different[0]
+            faults.append(
+                f"{len(different)} of {len(self.tensors or [])} parameters differ; the first is {first.name}, "
+                f"in {first.numbers_different} numbers by up to {first.max_abs_delta:.3g}"
+            )
+        if self.logits is not None and not self.logits.passed:
+            worst = max(
+                self.logits.languages, key=lambda r: (r.max_abs_delta != r.max_abs_delta, r.max_abs_delta)
+            )
+            faults.append(
+                f"logits differ by up to {worst.max_abs_delta:.3g} ({worst.language}), more than "
+                f"{self.logits.tolerance:.0e}; mean KL {self.logits.mean_kl:.3g}, "
+                f"same first choice in {self.logits.top1_agreement:.2%}"
+            )
+        return faults
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as `parity.json` holds them."""
+        tensors = None
+        if self.tensors is not None:
+            tensors = {
+                "compared": len(self.tensors),
+                "equal": len(self.tensors) - len(self.different),
+                "different": [asdict(result) for result in self.different],
+                "sha256": {result.name: result.sha256_b for result in self.tensors},
+            }
+        return {
+            "passed": self.passed,
+            "faults": self.faults(),
+            "a": self.a,
+            "b": self.b,
+            "shape_differences": self.shape_differences,
+            "tensors": tensors,
+            "logits": None if self.logits is None else self.logits.as_dict(),
+            "started": self.started,
+            "finished": self.finished,
+            "versions": self.versions,
+        }
+
+    def html(self) -> str:
+        """A self-contained page."""
+        import jinja2
+
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(Path(__file__).parent),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        return environment.get_template("parity.html.j2").render(report=self)
+
+    def write(self, folder: Path) -> None:
+        """Writes `parity.json` and `parity.html` into an existing folder."""
+        write_json(folder / "parity.json", self.as_dict())
+        write_text(folder / "parity.html", self.html())

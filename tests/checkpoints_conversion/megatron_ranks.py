@@ -1,0 +1,121 @@
+"""What the ranks of the conversion tests run: Megatron's own loader and forward pass, and short training runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from recipes.schema.model import Shape
+
+COMMON = """
+--seq-length 64 --position-embedding-type rope --normalization RMSNorm --swiglu --disable-bias-linear
+--attention-dropout 0 --hidden-dropout 0 --tokenizer-type NullTokenizer --micro-batch-size 1 --global-batch-size 4
+--lr 1e-3 --min-lr 1e-3 --train-iters 2 --lr-decay-iters 100 --clip-grad 1.0 --weight-decay 0.1 --log-interval 1
+--eval-interval 1000 --eval-iters 0 --save-interval 1000 --ckpt-format torch_dist --ckpt-fully-parallel-save
+--dist-ckpt-optim-fully-reshardable --use-distributed-optimizer --distributed-backend gloo
+--use-cpu-initialization --transformer-impl local --attention-backend unfused --no-persist-layer-norm
+--no-masked-softmax-fusion --no-bias-swiglu-fusion --no-bias-dropout-fusion --no-rope-fusion
+--no-gradient-accumulation-fusion --num-workers 0 --finetune --no-load-optim --no-load-rng
+--exit-on-missing-checkpoint
+"""
+
+
+def shape_flags(shape: Shape) -> list[str]:
+    """Megatron's arguments for a shape."""
+    values = {
+        "--num-layers": shape.layers,
+        "--hidden-size": shape.hidden_size,
+        "--ffn-hidden-size": shape.ffn_hidden_size,
+        "--num-attention-heads": shape.attention_heads,
+        "--num-query-groups": shape.query_groups,
+        "--kv-channels": shape.channels,
+        "--vocab-size": shape.vocab_size,
+        "--make-vocab-size-divisible-by": shape.vocab_padding,
+        "--max-position-embeddings": shape.max_position_embeddings,
+        "--rotary-base": int(shape.rope_theta),
+        "--norm-epsilon": shape.norm_epsilon,
+    }
+    flags = [str(part) for pair in values.items() for part in pair] + ["--group-query-attention"]
+    if not shape.tie_embeddings:
+        flags.append("--untie-embeddings-and-output-weights")
+    if shape.rope_scaling is not None:
+        flags.append("--use-rope-scaling")
+    return flags
+
+
+def _configure(shape: Shape, flags: tuple[str, ...]) -> Any:
+    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+    from megatron.training.arguments import parse_and_validate_args
+
+    from megatron_patches.rope_scaling import RopeScaling, set_rope_scaling
+
+    sys.argv = ["test", *COMMON.split(), *shape_flags(shape), *flags]
+    args = parse_and_validate_args()
+    model_config = gpt_config_from_args(args)
+    if shape.rope_scaling is not None:
+        set_rope_scaling(model_config, RopeScaling(**shape.rope_scaling.model_dump()))
+    return pretrain_cfg_container_from_args(args, model_config)
+
+
+def logits(shape: Shape, checkpoint: Path, tokens: list[list[int]], *flags: str) -> Any:
+    """Loads a checkpoint with Megatron's `load_checkpoint`, in its strictest mode.
+
+    Returns:
+        Logits [sequences, length, vocab_size] as a numpy array on the last pipeline stage, None on the others.
+    """
+    import torch
+    from megatron.core import tensor_parallel
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.training import initialize
+    from megatron.training.checkpointing import load_checkpoint
+
+    config = _configure(
+        shape, ("--load", str(checkpoint), "--dist-ckpt-strictness", "raise_unexpected", *flags)
+    )
+    initialize.initialize_megatron(allow_no_cuda=True)
+    builder = config.model.get_builder_cls()(config.model)
+    model = builder.build_distributed_models(
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(), wrap_with_ddp=False
+    )
+    for chunk in model:
+        for parameter in chunk.parameters():
+            parameter.data.fill_(float("nan"))  # whatever the loader misses shows
+    load_checkpoint(model, None, None, strict=True)
+    ids = torch.tensor(tokens)
+    count, length = ids.shape
+    mask = torch.ones(1, 1, length, length).tril() < 0.5
+
+    def step(iterator: Any, chunk: Any) -> tuple[Any, Any]:
+        chunk.eval()
+        output = chunk(next(iterator), torch.arange(length)[None], mask)
+        return output, lambda tensor, non_loss_data: tensor
+
+    sequences = [iter(ids[:, None]) for _ in model]
+    with torch.no_grad():
+        collected = get_forward_backward_func()(
+            forward_step_func=step,
+            data_iterator=sequences if len(model) > 1 else sequences[0],
+            model=model,
+            num_microbatches=count,
+            seq_length=length,
+            micro_batch_size=1,
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
+    if not collected:
+        return None
+    whole = tensor_parallel.gather_from_tensor_model_parallel_region(torch.cat(collected))
+    return whole[..., : shape.vocab_size].float().numpy()
+
+
+def train(shape: Shape, start: Path, save: Path, *flags: str) -> None:
+    """Two steps of Megatron's `pretrain` on the synthetic tokens of the patches' tests, from an imported checkpoint."""
+    from megatron.core.enums import ModelType
+    from megatron.training import pretrain
+
+    from tests.megatron_patches.small_run import forward_step, provider
+
+    config = _configure(shape, ("--load", str(start), "--save", str(save), *flags))
+    pretrain(config, provider, ModelType.encoder_or_decoder, forward_step)
