@@ -1,8 +1,8 @@
 """Megatron's training loop on a machine without a GPU.
 
-Megatron writes "cuda" wherever it means "the device I train on". Without a GPU this patch gives those calls the CPU's
-answer: devices, streams, events, random generators, memory statistics. It never applies where torch sees a GPU.
-`torch.cuda.is_available()` stays False.
+Megatron writes "cuda" wherever it means "the device I train on", and has no path for CPUs. Without a GPU this patch
+gives those calls the CPU's answer: devices, streams, events, random generators, memory statistics. It never applies
+where torch sees a GPU, and `torch.cuda.is_available()` stays False.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -56,12 +57,9 @@ def local_ranks() -> int:
 
 def resident_bytes() -> tuple[int, int]:
     """Returns this process's resident memory and its peak, in bytes (Linux)."""
-    fields = dict(
-        line.split(":", 1)
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("Vm")
-    )
-    return tuple(int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    now = pages * os.sysconf("SC_PAGE_SIZE")
+    return now, max(now, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 class CpuEvent:
@@ -362,9 +360,9 @@ PATCH = Patch(
             (RANGE_PUSH, RANGE_POP, TENSOR_TYPE, TENSOR_CUDA, MODULE_CUDA),
         )
     ),
-    versions={"torch": ("2.13.0",), "megatron-core": ("0.19.2",)},
+    versions={"torch": ("2.11.0", "2.12.1", "2.13.0"), "megatron-core": ("0.19.2",)},
     reason="Megatron puts every tensor on 'cuda' and asserts that it is there; without a GPU nothing of it runs",
-    upstream="https://github.com/NVIDIA/Megatron-LM/blob/core_v0.19.2/megatron/training/initialize.py",
+    upstream="https://github.com/NVIDIA-NeMo/Speech/issues/14244",
     condition=needed_without_gpu,
     install=install,
 )

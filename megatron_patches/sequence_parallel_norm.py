@@ -54,7 +54,7 @@ PATCH = Patch(
     versions={"megatron-core": ("0.19.2",)},
     reason="WrappedTorchNorm asserts that sequence parallelism is off, and does not mark its weights for the sum of "
     "their gradients over the tensor-parallel ranks",
-    upstream="https://github.com/NVIDIA/Megatron-LM/blob/core_v0.19.2/megatron/core/transformer/torch_norm.py",
+    upstream="https://github.com/NVIDIA/Megatron-LM/issues/1448",
     condition=condition,
     install=install,
 )

@@ -82,7 +82,7 @@ def install() -> None:
 PATCH = Patch(
     name="torch-adam-resume",
     targets=(STATE_DICT, SET_STATES, LOAD),
-    versions={"megatron-core": ("0.19.2",), "torch": ("2.13.0",)},
+    versions={"megatron-core": ("0.19.2",), "torch": ("2.11.0", "2.12.1", "2.13.0")},
     reason="resuming with torch's AdamW fails on the empty state, then on a missing step, and then advances the step "
     "once a parameter instead of once a step, so that the loss silently leaves its course",
     upstream="https://github.com/NVIDIA/Megatron-LM/blob/core_v0.19.2/megatron/core/optimizer/distrib_optimizer.py",
