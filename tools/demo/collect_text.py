@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 from ruamel.yaml import YAML
 
-from recipes.errors import UserError
 from recipes.files import write_text
+from tools.demo.commands import run_command
 from tools.demo.text.archives import Archive, fetch_apt, fetch_npm
 from tools.demo.text.build import Written, build_all
 from tools.demo.text.licenses import write_licenses
@@ -109,7 +109,4 @@ def command(cache: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        command()
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_command(command)

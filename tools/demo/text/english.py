@@ -34,7 +34,7 @@ def passages(text: str, characters: int) -> list[str]:
     found: list[str] = []
     current = ""
     for sentence in re.split(r"(?<=[.!?]) +", text):
-        if current and len(current) + len(sentence) > characters:
+        if current and len(current) + 1 + len(sentence) > characters:
             found.append(current)
             current = ""
         current = f"{current} {sentence}".strip()
