@@ -333,7 +333,7 @@ class Split(Section):
     """Share for single languages or pairs (`eng_Latn: 0.0001`), where the common one would set aside too much."""
     cap: int = Field(1000, ge=0)
     """Validation documents a language or pair, at most: those with the lowest hashes; the others are removed (rule
-    `validation_cap`), since they must not train."""
+    `validation_cap`), since they must not train. 0: everything trains."""
     floor: int = Field(0, ge=0)
     """Validation documents a language or pair, at least, as long as `min_train` stay: those with the lowest hashes.
     What the floors choose is remembered in `split_choices.parquet` beside the stages and stays so in later builds

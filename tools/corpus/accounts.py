@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,10 @@ import pyarrow.parquet as pq
 from recipes.errors import CheckFailedError
 from recipes.files import atomic_write
 
-__all__ = ["KEPT", "MEASURES", "READ", "Accounts", "Samples", "measures_of"]
+__all__ = ["KEPT", "MEASURES", "Accounts", "Samples", "measures_of"]
 
-READ, KEPT = "read", "kept"
-"""Outcomes that are no rules: what came in, and what went on to the next stage."""
+KEPT = "kept"
+"""The outcome that is no rule: the document goes on to the next stage."""
 
 MEASURES = ("documents", "characters", "bytes", "tokens", "source_tokens")
 """What is counted: documents (pairs), characters (code points), UTF-8 bytes and white-space separated tokens of all
@@ -45,8 +46,7 @@ class Accounts:
         if row is None:
             self.sums[key] = list(measures)
         else:
-            for index, value in enumerate(measures):
-                row[index] += value
+            row[:] = map(operator.add, row, measures)
 
     def to_json(self) -> list[list[Any]]:
         """Rows for a task's result."""
@@ -66,17 +66,20 @@ class Accounts:
         """Documents with an outcome."""
         return sum(values[0] for key, values in self.sums.items() if key[3] == outcome)
 
-    def counts(self) -> dict[str, Any]:
+    def counts(self, came: int) -> dict[str, Any]:
         """`in`, `kept` and `removed_by` (rule → documents) for the manifest.
+
+        Args:
+            came: documents that came in, counted where they were read.
 
         Raises:
             CheckFailedError: they don't add up, which would be a fault of this program.
         """
         removed: dict[str, int] = {}
         for (_, _, _, outcome), values in sorted(self.sums.items()):
-            if outcome not in (READ, KEPT):
+            if outcome != KEPT:
                 removed[outcome] = removed.get(outcome, 0) + values[0]
-        came, kept = self.documents(READ), self.documents(KEPT)
+        kept = self.documents(KEPT)
         if came != kept + sum(removed.values()):
             raise CheckFailedError(
                 f"documents don't add up: {came} read, {kept} kept, {sum(removed.values())} removed ({removed})"

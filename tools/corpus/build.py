@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from recipes.errors import UserError
 from recipes.schema import Recipe
+from tools.corpus.deduplicate import deduplicate
+from tools.corpus.filter import filter_corpus
 from tools.corpus.integrate import integrate
 from tools.corpus.layout import STAGES
+from tools.corpus.split import split_corpus
 from tools.corpus.stage import Build
+from tools.corpus.statistics import statistics, write_table
 
 __all__ = ["build_corpus", "build_of"]
 
@@ -20,6 +25,8 @@ def build_of(recipe: Recipe, workers: int | None = None) -> Build:
         recipe: the recipe.
         workers: processes; default one a core that this process may use.
     """
+    if recipe.data.corpus is None:
+        raise UserError(f"the data recipe {recipe.data.name} has no section `corpus`; name its sources there")
     return Build(
         corpus=recipe.data.corpus,
         data=recipe.data.name,
@@ -35,4 +42,8 @@ def build_corpus(build: Build, until: str = STAGES[-1]) -> None:
     Raises:
         UserError: bad input, with file, line, field and fix.
     """
+    steps = (filter_corpus, deduplicate, split_corpus)
     stage = integrate(build)
+    for step in steps[: STAGES.index(until)]:
+        stage = step(build, stage)
+    write_table(statistics(build.root), build.root / "statistics" / "statistics")

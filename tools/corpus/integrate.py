@@ -18,7 +18,7 @@ from recipes.errors import UserError
 from recipes.files import atomic_write, sha256_file
 from recipes.manifest import FileRecord
 from recipes.schema.corpus import Corpus, Source
-from tools.corpus.accounts import KEPT, READ, Accounts, Samples, measures_of
+from tools.corpus.accounts import KEPT, Accounts, Samples, measures_of
 from tools.corpus.labelling import Labeller
 from tools.corpus.layout import Part, PartWriter, part_path, schema_of, text_columns
 from tools.corpus.normalise import Normaliser
@@ -93,7 +93,8 @@ def _integrate(stage: Stage, files: Sequence[SourceFile]) -> None:
     stage.finish(
         Accounts.merged(result["accounts"] for result in read),
         Samples.merged(build.corpus.samples, (result["samples"] for result in read)),
-        [record for records in written for record in records],
+        sum(result["rows"] for result in read),
+        [record for result in written for record in result["parts"]],
         [FileRecord(**record) for result in read for record in result["inputs"]],
         {"labels": _labels(read)},
     )
@@ -128,23 +129,32 @@ class _Spill:
     texts: tuple[str, ...]
     budget: int
     writer: Any
-    buffers: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    buffers: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     index: list[list[Any]] = field(default_factory=list)
+    held: int = 0
 
-    def add(self, language: str, row: dict[str, str], size: int) -> None:
-        self.buffers.setdefault(language, []).append(row)
-        self.sizes[language] = self.sizes.get(language, 0) + size
+    def add(self, language: str, row: tuple[str, ...], size: int) -> None:
+        """Appends a row (in the schema's order) of `size` bytes of text."""
+        buffer = self.buffers.get(language)
+        if buffer is None:
+            buffer = self.buffers[language] = []
+            self.sizes[language] = 0
+        buffer.append(row)
+        self.sizes[language] += size
+        self.held += size
         if self.sizes[language] >= _SPILL_BATCH:
             self.flush(language)
-        elif sum(self.sizes.values()) >= self.budget:
+        elif self.held >= self.budget:
             self.flush_all()
 
     def flush(self, language: str) -> None:
         rows = self.buffers.pop(language)
-        columns = [pa.array([row[name] for row in rows], pa.string()) for name in self.schema.names]
+        columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
         self.writer.write_batch(pa.record_batch(columns, schema=self.schema))
-        self.index.append([language, len(rows), self.sizes.pop(language)])
+        size = self.sizes.pop(language)
+        self.held -= size
+        self.index.append([language, len(rows), size])
 
     def flush_all(self) -> None:
         for language in sorted(self.buffers):
@@ -178,6 +188,7 @@ def read_file(corpus: Corpus, file: SourceFile, spill_path: str) -> dict[str, An
         "accounts": reader.accounts.to_json(),
         "samples": reader.samples.rows,
         "labels": [[*key, count] for key, count in sorted(reader.labeller.counts.items())],
+        "rows": reader.rows,
         "faults": reader.quarantine.to_json(),
         "inputs": inputs,
     }
@@ -194,12 +205,14 @@ class _FileReader:
         self.limit = int(corpus.max_document_megabytes * 1e6)
         self.accounts, self.samples = Accounts(), Samples(corpus.samples)
         self.quarantine = Quarantine(source.max_bad_lines)
+        self.rows = 0
 
     def read_into(self, spill: _Spill) -> None:
         """Reads the whole file."""
         rows: list[Row] = []
         size = 0
         for row in read_rows(self.file, self.source, self.limit):
+            self.rows += 1
             if isinstance(row, Fault):
                 self._fault(row)
                 continue
@@ -223,8 +236,7 @@ class _FileReader:
     def _remove(self, rule: str, number: int, detail: str, text: str = "", language: str = "") -> None:
         kind, source = self.source.kind, self.file.source
         measures = measures_of(text) if rule not in ("oversized", "invalid_line") else (1, 0, 0, 0, 0)
-        for outcome in (READ, rule):
-            self.accounts.add(kind, language, source, outcome, measures)
+        self.accounts.add(kind, language, source, rule, measures)
         self.samples.add(kind, language, rule, id=self._id(number), detail=detail, text=text)
 
     def _id(self, number: int, values: dict[str, Any] | None = None) -> str:
@@ -277,20 +289,15 @@ class _FileReader:
         if not all(texts):
             self._remove("empty", row.number, "no text after normalisation", language=language)
             return
+        identifier = self._id(row.number, row.values)
         license_of_row = row.values.get(source.license_column) if source.license_column else None
-        common = {
-            "id": self._id(row.number, row.values),
-            "source": self.file.source,
-            "license": str(license_of_row or source.license),
-        }
-        if kind == "parallel":
-            values = {"src_lang": codes[0], "src_text": texts[0], "tgt_lang": codes[1], "tgt_text": texts[1]}
-        else:
-            values = {"text": texts[0], "language": language}
+        origin = (self.file.source, str(license_of_row or source.license))
         measures = measures_of(*texts)
-        for outcome in (READ, KEPT):
-            self.accounts.add(kind, language, self.file.source, outcome, measures)
-        spill.add(language, {**common, **values}, measures[2])
+        self.accounts.add(kind, language, self.file.source, KEPT, measures)
+        if kind == "parallel":
+            spill.add(language, (identifier, codes[0], texts[0], codes[1], texts[1], *origin), measures[2])
+        else:
+            spill.add(language, (identifier, texts[0], language, *origin), measures[2])
 
 
 def plan_parts(read: Sequence[Any], megabytes: float) -> list[tuple[Part, int, list[tuple[int, int]]]]:
@@ -330,8 +337,8 @@ def _group_parts(
 
 def write_parts(
     root: str, spills: Sequence[str], group: Sequence[tuple[Part, list[tuple[int, int]]]]
-) -> list[dict[str, Any] | None]:
-    """Writes parts from their batches; their records."""
+) -> dict[str, Any]:
+    """Writes parts from their batches; `parts` are their records."""
     records = []
     open_spills: dict[int, Any] = {}
     for part, batches in group:
@@ -342,4 +349,4 @@ def write_parts(
                     open_spills[spill] = pa.ipc.open_file(pa.memory_map(spills[spill]))
                 writer.write(open_spills[spill].get_batch(position))
         records.append(writer.record(Path(root) / "integrated"))
-    return records
+    return {"parts": records}

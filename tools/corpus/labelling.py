@@ -65,6 +65,7 @@ class Labeller:
         self.languages, self.file, self.source = languages, file, source
         self.resolver = LanguageResolver(languages.labels, languages.spelling)
         self.counts: Counter[tuple[str, str, str, str]] = Counter()
+        self._codes: dict[tuple[str, str | None], tuple[str, str, str, str]] = {}
         self.where: tuple[tuple[str | None, str | None, str], ...]
         if source.kind == "parallel":
             self.where = (
@@ -120,12 +121,15 @@ class Labeller:
         return [[self._code(label, next(scripts)) for label in row] for row in labels]
 
     def _code(self, label: str, measured: str | None) -> str:
-        resolved = self.resolver.resolve(label)
-        script, how = choose_script(resolved, self.resolver.scripts(resolved.language), measured)
-        code = self.resolver.spell(resolved.language, script)
-        decision = f"{resolved.decision}; script: {how}"
-        self.counts[self.file.source, label, code, decision] += 1
-        return code
+        seen = self._codes.get((label, measured))
+        if seen is None:
+            resolved = self.resolver.resolve(label)
+            script, how = choose_script(resolved, self.resolver.scripts(resolved.language), measured)
+            code = self.resolver.spell(resolved.language, script)
+            seen = (self.file.source, label, code, f"{resolved.decision}; script: {how}")
+            self._codes[label, measured] = seen
+        self.counts[seen] += 1
+        return seen[2]
 
     def _programming_language(self, label: str) -> str:
         name = re.sub(r"[^a-z0-9+#.]+", "_", label.lower()).strip("_") or "unknown"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recipes.errors import UserError
-from recipes.files import atomic_write
 from recipes.manifest import FileRecord
 from recipes.schema.corpus import KINDS
 
@@ -94,9 +94,9 @@ def parts_of(root: Path, stage: str) -> list[Part]:
 
 
 class PartWriter:
-    """Writes one part file, row group by row group; nothing appears under its name before `close`.
+    """Writes one part file, row group by row group; nothing appears under its name before it is whole.
 
-    Use as a context manager. A part without rows leaves no file.
+    Use as a context manager. A part without rows leaves no file. The stage synchronises all its parts at its end.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, texts: tuple[str, ...]) -> None:
@@ -104,7 +104,7 @@ class PartWriter:
         self.rows = 0
         self._pending: list[pa.Table] = []
         self._bytes = 0
-        self._context: Any = None
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
         self._writer: Any = None
 
     def __enter__(self) -> PartWriter:
@@ -123,11 +123,14 @@ class PartWriter:
         if not self._pending:
             return
         if self._writer is None:
-            self._context = atomic_write(self.path)
-            handle = self._context.__enter__()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             dictionary = [n for n in self.schema.names if n not in ("id", *self.texts)]
             self._writer = pq.ParquetWriter(
-                handle, self.schema, compression="zstd", compression_level=3, use_dictionary=dictionary
+                self._temporary,
+                self.schema,
+                compression="zstd",
+                compression_level=3,
+                use_dictionary=dictionary,
             )
         table = pa.concat_tables(self._pending)
         self._writer.write_table(table, row_group_size=table.num_rows)
@@ -135,12 +138,15 @@ class PartWriter:
         self._pending, self._bytes = [], 0
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is None:
-            self._flush()
-        if self._writer is not None:
+        try:
             if kind is None:
+                self._flush()
+            if self._writer is not None:
                 self._writer.close()
-            self._context.__exit__(kind, error, trace)
+                if kind is None:
+                    self._temporary.replace(self.path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
 
     def record(self, root: Path) -> dict[str, Any] | None:
         """Path below `root`, bytes, checksum and rows of the finished file; None where no file was left."""

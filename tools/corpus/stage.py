@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any
 import orjson
 
 from recipes.errors import UserError
+from recipes.files import read_json, sha256_file
 from recipes.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
 from recipes.schema.corpus import Corpus
 from tools.corpus.accounts import Accounts, Samples
@@ -109,12 +111,30 @@ class Stage:
     def begin(self) -> None:
         """Goes on with what an interrupted build of the same stage left; removes what another one left."""
         if self.work.is_dir():
+            self._remove_partial_files()
+            self._forget_lost_parts()
             return
         stale = [self.folder, *(self.build.root / ".work").glob(f"{self.name}-*")]
         for folder in stale:
             if folder.is_dir():
                 shutil.rmtree(folder)
         self.work.mkdir(parents=True)
+
+    def _remove_partial_files(self) -> None:
+        """Removes what killed tasks were writing."""
+        for folder in (self.folder, self.work):
+            for path in folder.rglob(".*.partial"):
+                path.unlink()
+
+    def _forget_lost_parts(self) -> None:
+        """Removes the marks of tasks whose parts are not on disk as they were written (the machine itself went down)."""
+        for mark in self.work.glob("*/*.json"):
+            result = read_json(mark)
+            parts = result.get("parts", []) if isinstance(result, dict) else []
+            for record in parts:
+                if record is not None and not _is_whole(self.folder, record):
+                    mark.unlink()
+                    break
 
     def run(self, phase: str, tasks: Sequence[Task]) -> list[Any]:
         """Runs the tasks of a phase that have not run yet; results of all."""
@@ -135,6 +155,7 @@ class Stage:
         self,
         accounts: Accounts,
         samples: Samples,
+        came: int,
         outputs: Iterable[dict[str, Any] | None],
         inputs: Sequence[FileRecord],
         extra: dict[str, Any] | None = None,
@@ -144,11 +165,12 @@ class Stage:
         Args:
             accounts: of all documents of the stage.
             samples: removed documents.
+            came: documents that were read.
             outputs: records of the parts (`PartWriter.record`); None for parts without rows.
             inputs: files that were read.
             extra: more for the manifest.
         """
-        counts = accounts.counts()
+        counts = accounts.counts(came)
         records = sorted((r for r in outputs if r is not None), key=lambda record: record["path"])
         if not records:
             shutil.rmtree(self.work)
@@ -175,6 +197,8 @@ class Stage:
                 **(extra or {}),
             },
         )
+        # Parts are not synchronised one by one, of which there may be many thousands, but all at once.
+        os.sync()
         manifest.write(self.folder)
         shutil.rmtree(self.work)
         with contextlib.suppress(OSError):
@@ -188,6 +212,15 @@ class Stage:
     def previous_parts(self) -> list[Part]:
         """Parts of the stage before."""
         return parts_of(self.build.root, STAGES[STAGES.index(self.name) - 1])
+
+
+def _is_whole(folder: Path, record: dict[str, Any]) -> bool:
+    path = folder / record["path"]
+    return (
+        path.is_file()
+        and path.stat().st_size == record["bytes"]
+        and f"sha256:{sha256_file(path)}" == record["checksum"]
+    )
 
 
 def chunks_of_parts(root: Path, stage: str, parts: Sequence[Part], megabytes: float) -> list[list[Part]]:

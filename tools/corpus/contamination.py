@@ -1,0 +1,159 @@
+"""Overlap of documents with evaluation texts, by an index of the n-grams of a folder of benchmarks."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recipes.errors import UserError
+from recipes.files import atomic_write, sha256_file
+from recipes.schema.corpus import Decontamination
+from tools.corpus.scripts import SPACELESS, measure
+from tools.corpus.shingles import Shingles, character_shingles, mix, word_shingles
+from tools.corpus.streams import open_bytes
+
+__all__ = ["BenchmarkIndex", "benchmark_files", "benchmark_texts"]
+
+_SALT_WORDS, _SALT_CHARACTERS = np.uint64(0x5851F42D4C957F2D), np.uint64(0x14057B7EF767814F)
+_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
+
+
+def benchmark_files(settings: Decontamination) -> list[tuple[str, str]]:
+    """Path and SHA-256 of each file of the benchmarks' folder.
+
+    Raises:
+        UserError: there are none.
+    """
+    folder = Path(settings.benchmarks)
+    paths = [
+        p for p in sorted(folder.rglob("*")) if p.is_file() and any(e in p.name.lower() for e in _ENDINGS)
+    ]
+    if not paths:
+        raise UserError(
+            f"data.corpus.decontamination.benchmarks: {folder} holds no file of evaluation texts "
+            f"({', '.join(_ENDINGS)}); fetch them (emma evaluate fetch) or mend the path"
+        )
+    return [(str(path), sha256_file(path)) for path in paths]
+
+
+def benchmark_texts(path: Path) -> Iterator[str]:
+    """All texts in a benchmark's file: every string field of every record.
+
+    Raises:
+        UserError: the file cannot be read as what its ending says.
+    """
+    name = path.name.lower()
+    for ending in (".gz", ".zst", ".bz2"):
+        name = name.removesuffix(ending)
+    if name.endswith(".parquet"):
+        import pyarrow.parquet as pq
+
+        try:
+            for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
+                yield from _strings(batch.to_pylist())
+        except OSError as error:
+            raise UserError(f"{path}: no readable parquet file ({error})") from None
+        return
+    with open_bytes(str(path)) as stream:
+        try:
+            content = stream.read().decode("utf-8-sig")
+            if name.endswith(".jsonl"):
+                for line in content.splitlines():
+                    if line.strip():
+                        yield from _strings(json.loads(line))
+            elif name.endswith(".json"):
+                yield from _strings(json.loads(content))
+            elif name.endswith((".csv", ".tsv")):
+                delimiter = "\t" if name.endswith(".tsv") else ","
+                yield from _strings(list(csv.reader(content.splitlines(), delimiter=delimiter)))
+            else:
+                yield from content.splitlines()
+        except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+            raise UserError(
+                f"{path}: cannot be read as {Path(name).suffix} ({error}); mend or remove it"
+            ) from None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+class BenchmarkIndex:
+    """n-grams of evaluation texts: sorted hashes, of words and of characters under different salts."""
+
+    def __init__(self, settings: Decontamination, hashes: NDArray[np.uint64]) -> None:
+        self.settings, self.hashes = settings, hashes
+
+    @classmethod
+    def build(cls, settings: Decontamination, path: Path) -> BenchmarkIndex:
+        """Indexes the benchmarks' folder and writes the hashes to `path`."""
+        found = [
+            cls.of(settings, list(benchmark_texts(Path(file)))).hashes
+            for file, _ in benchmark_files(settings)
+        ]
+        index = cls(settings, np.unique(np.concatenate(found)))
+        with atomic_write(path) as handle:
+            np.save(handle, index.hashes)
+        return index
+
+    @classmethod
+    def load(cls, settings: Decontamination, path: Path) -> BenchmarkIndex:
+        """Reads what `build` wrote; processes share the memory."""
+        return cls(settings, np.load(path, mmap_mode="r"))
+
+    @classmethod
+    def of(cls, settings: Decontamination, texts: Sequence[str]) -> BenchmarkIndex:
+        """Index of texts. One shorter than an n-gram is looked for as a whole document; one shorter than half of it is
+        left out: it would be found by chance."""
+        found = [np.zeros(0, np.uint64)]
+        for _, shingles, n in _grams(settings, texts):
+            long = np.repeat(2 * shingles.units >= n, np.diff(shingles.offsets))
+            found.append(shingles.hashes[long])
+        return cls(settings, np.unique(np.concatenate(found)))
+
+    def overlaps(self, texts: Sequence[str], script: str) -> NDArray[np.int64]:
+        """n-grams of each text that occur in the index; `script` of the texts' language ("" for unknown)."""
+        counts = np.zeros(len(texts), np.int64)
+        if not len(self.hashes):
+            return counts
+        for rows, shingles, _ in _grams(self.settings, texts, script or None):
+            at = np.searchsorted(self.hashes, shingles.hashes)
+            hits = self.hashes[np.minimum(at, len(self.hashes) - 1)] == shingles.hashes
+            total = np.zeros(len(hits) + 1, np.int64)
+            np.cumsum(hits, out=total[1:])
+            counts[rows] = total[shingles.offsets[1:]] - total[shingles.offsets[:-1]]
+        return counts
+
+
+def _grams(
+    settings: Decontamination, texts: Sequence[str], script: str | None = None
+) -> Iterator[tuple[NDArray[np.int64], Shingles, int]]:
+    """n-grams of texts by the kind that their script asks for: rows, hashes, and n."""
+    spaceless = (
+        np.full(len(texts), script in SPACELESS)
+        if script is not None
+        else np.array([found in SPACELESS for found, _ in measure(texts)], np.bool_)
+    )
+    for is_spaceless, n, salt in (
+        (False, settings.ngram, _SALT_WORDS),
+        (True, settings.character_ngram, _SALT_CHARACTERS),
+    ):
+        rows = np.flatnonzero(spaceless == is_spaceless)
+        if not len(rows):
+            continue
+        chosen = [texts[row] for row in rows]
+        shingles = character_shingles(chosen, n) if is_spaceless else word_shingles(chosen, n)
+        yield rows, Shingles(mix(shingles.hashes ^ salt), shingles.offsets, shingles.units), n

@@ -1,0 +1,165 @@
+"""Stage `filtered`: each integrated part without the documents that a rule removes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from recipes.errors import UserError
+from recipes.schema.corpus import Corpus
+from tools.corpus.accounts import KEPT, Accounts, Samples, measures_of
+from tools.corpus.contamination import BenchmarkIndex, benchmark_files
+from tools.corpus.identification import Identifier, identifier
+from tools.corpus.layout import Part, PartWriter, part_path, read_row_groups, schema_of, text_columns
+from tools.corpus.pair_rules import pair_rules
+from tools.corpus.rules import Finding, text_rules
+from tools.corpus.runner import Task
+from tools.corpus.stage import Build, Stage, chunks_of_parts
+from tools.corpus.thresholds import script_of, thresholds_for
+
+__all__ = ["batches", "filter_corpus", "findings"]
+
+_BATCH_BYTES = 2 << 20
+"""Text judged at once: its arrays of code points fit into the processor's cache, about."""
+
+_CHUNK_MEGABYTES = 16
+"""Bytes of part files that make a task."""
+
+
+def filter_corpus(build: Build, previous: Stage) -> Stage:
+    """Builds the stage unless it is there."""
+    corpus = build.corpus
+    settings = {
+        "corpus": corpus.model_dump(
+            mode="json",
+            include={"filters", "language_filters", "identification", "samples", "decontamination"},
+        ),
+        "benchmarks": benchmark_files(corpus.decontamination) if corpus.decontamination else None,
+    }
+    stage = Stage(build, "filtered", settings, previous.fingerprint)
+    if stage.is_done():
+        return stage
+    stage.begin()
+    try:
+        identifier(corpus.identification)
+        index_path = stage.work / "benchmarks.npy"
+        if corpus.decontamination and not index_path.is_file():
+            BenchmarkIndex.build(corpus.decontamination, index_path)
+        chunks = chunks_of_parts(build.root, "integrated", stage.previous_parts(), _CHUNK_MEGABYTES)
+        tasks = [
+            Task(f"chunk-{number:06d}", filter_parts, (corpus, str(build.root), chunk, str(index_path)))
+            for number, chunk in enumerate(chunks)
+        ]
+        results = stage.run("filter", tasks)
+        stage.finish(
+            Accounts.merged(result["accounts"] for result in results),
+            Samples.merged(corpus.samples, (result["samples"] for result in results)),
+            sum(result["rows"] for result in results),
+            [record for result in results for record in result["parts"]],
+            [stage.previous_manifest()],
+        )
+    except UserError:
+        stage.give_up()
+        raise
+    return stage
+
+
+def filter_parts(corpus: Corpus, root: str, parts: Sequence[Part], index_path: str) -> dict[str, Any]:
+    """Filters parts: `parts` (records), `rows` (read), `accounts`, `samples`."""
+    accounts, samples = Accounts(), Samples(corpus.samples)
+    judge = identifier(corpus.identification)
+    settings = corpus.decontamination
+    index = BenchmarkIndex.load(settings, Path(index_path)) if settings else None
+    records, rows = [], 0
+    for part in parts:
+        path = part_path(Path(root), "filtered", part)
+        with PartWriter(path, schema_of(part.kind), text_columns(part.kind)) as writer:
+            for table in read_row_groups(part_path(Path(root), "integrated", part)):
+                for batch in batches(table, text_columns(part.kind)):
+                    rows += batch.num_rows
+                    writer.write(_filter_batch(corpus, part, batch, judge, index, accounts, samples))
+        records.append(writer.record(Path(root) / "filtered"))
+    return {"parts": records, "rows": rows, "accounts": accounts.to_json(), "samples": samples.rows}
+
+
+def batches(table: pa.Table, texts: Sequence[str]) -> Iterator[pa.Table]:
+    """Slices of a table of about `_BATCH_BYTES` of text."""
+    import pyarrow.compute as pc
+
+    sizes = sum(pc.binary_length(table.column(name)).to_numpy().astype(np.int64) for name in texts)
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < table.num_rows:
+        done = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, done + _BATCH_BYTES, side="right")))
+        yield table.slice(start, stop - start)
+        start = stop
+
+
+def findings(
+    corpus: Corpus,
+    kind: str,
+    language: str,
+    texts: Sequence[Sequence[str]],
+    judge: Identifier | None = None,
+    index: BenchmarkIndex | None = None,
+) -> Iterator[Finding]:
+    """Findings of all rules on documents of one kind and language; `texts` has a list for each text column."""
+    sides = language.split("-") if kind == "parallel" else [language]
+    for side, values in zip(sides, texts, strict=True):
+        limits = thresholds_for(corpus, kind, language, side if kind == "parallel" else None)
+        yield from text_rules(values, limits, "" if kind == "code" else script_of(side))
+    if kind == "parallel":
+        yield from pair_rules(texts[0], texts[1], thresholds_for(corpus, kind, language))
+    if judge is not None and kind != "code":
+        for side, values in zip(sides, texts, strict=True):
+            found = [judge.mismatch(text, side) is not None for text in values]
+            removed = np.array(found, np.bool_)
+            yield Finding(
+                "language_mismatch", removed, removed.astype(np.int64), "the model agrees with the label"
+            )
+    if index is not None and corpus.decontamination is not None:
+        for side, values in zip(sides, texts, strict=True):
+            overlaps = index.overlaps(values, script_of(side))
+            removed = (overlaps > 0) & (corpus.decontamination.action == "remove")
+            yield Finding("contaminated", removed, overlaps, "no n-gram of a benchmark")
+
+
+def _filter_batch(
+    corpus: Corpus,
+    part: Part,
+    batch: pa.Table,
+    judge: Identifier | None,
+    index: BenchmarkIndex | None,
+    accounts: Accounts,
+    samples: Samples,
+) -> pa.Table:
+    names = text_columns(part.kind)
+    columns = [batch.column(name).to_pylist() for name in names]
+    reason: list[Finding | None] = [None] * batch.num_rows
+    keep: NDArray[np.bool_] = np.ones(batch.num_rows, np.bool_)
+    for finding in findings(corpus, part.kind, part.language, columns, judge, index):
+        for row in np.flatnonzero(finding.removed & keep):
+            reason[row] = finding
+        keep &= ~finding.removed
+    sources = batch.column("source").to_pylist()
+    identifiers = batch.column("id")
+    for row, (source, *texts) in enumerate(zip(sources, *columns, strict=True)):
+        found = reason[row]
+        accounts.add(part.kind, part.language, source, found.rule if found else KEPT, measures_of(*texts))
+        if found:
+            samples.add(
+                part.kind,
+                part.language,
+                found.rule,
+                id=identifiers[row].as_py(),
+                detail=f"{found.values[row]:.4g}; limit: {found.limit}",
+                text=texts[0],
+                target=texts[1] if len(texts) > 1 else "",
+            )
+    return batch if keep.all() else batch.filter(pa.array(keep))

@@ -1,0 +1,123 @@
+"""Language identification of documents, as a check of their labels."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Protocol
+
+from recipes.errors import UserError
+from recipes.schema.corpus import Identification
+from tools.corpus.languages import LanguageResolver, UnknownLanguageError
+
+__all__ = ["Identifier", "identifier"]
+
+_CHARACTERS = 2000
+"""Characters of a text that are looked at."""
+
+
+class Backend(Protocol):
+    """A model: the labels that it knows, and the likeliest one of a text with its probability."""
+
+    labels: list[str]
+
+    def predict(self, text: str) -> tuple[str, float]:
+        """Label and probability."""
+
+
+class FastText:
+    """A model in fastText's format, whose labels are `__label__` and a language code."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            import fasttext
+        except ImportError:
+            raise UserError(
+                "identification.backend: fasttext needs the package fasttext-predict; install emma-recipes[lid]"
+            ) from None
+        if not Path(path).is_file():
+            raise UserError(
+                f"data.corpus.identification.model: {path} does not exist; fetch the model or mend the path"
+            )
+        try:
+            self.model = fasttext.load_model(path)
+        except ValueError as error:
+            raise UserError(f"{path}: not a fastText model ({error})") from None
+        self.labels = [label.removeprefix("__label__") for label in self.model.get_labels()]
+
+    def predict(self, text: str) -> tuple[str, float]:
+        """Likeliest label and its probability."""
+        found = self.model.predict(text.replace("\n", " "), k=1)
+        labels, probabilities = found
+        return labels[0].removeprefix("__label__"), min(1.0, float(probabilities[0]))
+
+
+class Py3LangId:
+    """py3langid's built-in model."""
+
+    def __init__(self) -> None:
+        try:
+            from py3langid.langid import MODEL_FILE, LanguageIdentifier
+        except ImportError:
+            raise UserError(
+                "identification.backend: py3langid needs the package py3langid; install emma-recipes[lid]"
+            ) from None
+        self.model = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+        self.labels = list(self.model.labels)
+
+    def predict(self, text: str) -> tuple[str, float]:
+        """Likeliest label and its probability."""
+        label, probability = self.model.classify(text)
+        return str(label), float(probability)
+
+
+class Identifier:
+    """Compares labels with what a model says.
+
+    A language counts as known to the model where one of its labels stands for it or for a language of the same
+    macro-language (a model that has `nb` and `no` must not part them).
+    """
+
+    def __init__(self, settings: Identification, backend: Backend) -> None:
+        self.settings, self.backend = settings, backend
+        self.known = {group for label in backend.labels if (group := self._group(label)) is not None}
+
+    @staticmethod
+    @functools.cache
+    def _group(label: str) -> str | None:
+        """Macro-language of a label, or its language."""
+        import iso639
+
+        try:
+            language = LanguageResolver().resolve(label).language
+        except UnknownLanguageError:
+            return None
+        try:
+            return iso639.Language.from_part3(language).macrolanguage or language
+        except iso639.LanguageNotFoundError:
+            return language
+
+    def mismatch(self, text: str, language: str) -> str | None:
+        """What the model says, where it overrules the label `language` (`xxx_Ssss`); None where the label stands."""
+        group = self._group(language)
+        if len(text) < self.settings.min_characters or group not in self.known:
+            return None
+        label, probability = self.backend.predict(text[:_CHARACTERS])
+        said = self._group(label)
+        if said is None or said == group or probability < self.settings.min_confidence:
+            return None
+        return f"{label} ({probability:.2f})"
+
+
+@functools.lru_cache(maxsize=1)
+def identifier(settings: Identification) -> Identifier | None:
+    """The recipe's identifier, loaded once a process; None for the backend `none`.
+
+    Raises:
+        UserError: its package or model is not there.
+    """
+    if settings.backend == "none":
+        return None
+    if settings.backend == "fasttext":
+        return Identifier(settings, FastText(str(settings.model)))
+    return Identifier(settings, Py3LangId())

@@ -1,0 +1,48 @@
+"""What makes two texts the same: a 128-bit key of their letters and digits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from tools.corpus.codepoints import DIGIT, LETTER, MARK, SPACE, CodePoints
+
+__all__ = ["pair_keys", "text_keys", "unit_hashes"]
+
+
+def text_keys(texts: Sequence[str], kind: str) -> NDArray[np.uint64]:
+    """Keys (documents × 2, uint64) that are equal where texts are equal after case, white space and punctuation are
+    set aside; of code, white space alone. A text without letters or digits has the key of its characters."""
+    code = kind == "code"
+    points = CodePoints.of(texts if code else [text.lower() for text in texts])
+    kinds = points.class_of
+    keep = kinds != SPACE if code else (kinds == LETTER) | (kinds == MARK) | (kinds == DIGIT)
+    lengths = points.count(keep)
+    values = memoryview(np.ascontiguousarray(points.values[keep])).cast("B")
+    ends = np.cumsum(lengths) * 4
+    digests = bytearray()
+    start = 0
+    digest = xxhash.xxh3_128_digest
+    for row, end in enumerate(ends.tolist()):
+        digests += (
+            digest(values[start:end]) if end > start else digest(texts[row].encode("utf-8", "surrogatepass"))
+        )
+        start = end
+    return np.frombuffer(bytes(digests), np.uint64).reshape(-1, 2)
+
+
+def pair_keys(sources: NDArray[np.uint64], targets: NDArray[np.uint64], swapped: bool) -> NDArray[np.uint64]:
+    """Keys of pairs from the keys of their sides; with `swapped` sides change places first, so that a pair and its
+    translation in the other direction have the same key."""
+    one, other = (targets, sources) if swapped else (sources, targets)
+    both = np.ascontiguousarray(np.concatenate([one, other], axis=1))
+    digests = b"".join(xxhash.xxh3_128_digest(row) for row in both)
+    return np.frombuffer(digests, np.uint64).reshape(-1, 2)
+
+
+def unit_hashes(keys: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Keys as numbers in [0, 1), uniformly spread."""
+    return (keys[:, 0] >> np.uint64(11)).astype(np.float64) / (1 << 53)

@@ -1,0 +1,43 @@
+"""The limits that hold for a kind and a language: tables, then the recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recipes.schema.corpus import Corpus, Thresholds
+from tools.corpus.scripts import family
+from tools.corpus.tables import table
+
+__all__ = ["script_of", "thresholds_for"]
+
+
+def script_of(code: str) -> str:
+    """ISO 15924 part of an `xxx_Ssss` code; "" where there is none."""
+    return code.rpartition("_")[2] if "_" in code else ""
+
+
+def thresholds_for(corpus: Corpus, kind: str, language: str, side: str | None = None) -> Thresholds:
+    """Limits for the documents of a kind and language.
+
+    Args:
+        corpus: the recipe's overrides.
+        kind: kind of text.
+        language: language, or pair.
+        side: of a pair, the language of the side that the limits are for.
+    """
+    tables = table("filters")
+    values: dict[str, Any] = dict(tables["kinds"][kind])
+    if kind != "code":
+        of_family = dict(tables["families"].get(family(script_of(side or language)), {}))
+        factor = of_family.pop("min_characters_factor", 1)
+        if values.get("min_characters"):
+            values["min_characters"] = max(1, int(values["min_characters"] * factor))
+        values |= {key: value for key, value in of_family.items() if values.get(key) is not None}
+    values |= tables["languages"].get(side or language, {}) if kind != "code" else {}
+    for override in (corpus.filters.get(kind), corpus.language_filters.get(language)):  # type: ignore[call-overload]
+        if override is not None:
+            values |= override.model_dump(include=override.model_fields_set)
+    if side is not None and side in corpus.language_filters:
+        override = corpus.language_filters[side]
+        values |= override.model_dump(include=override.model_fields_set)
+    return Thresholds(**values)
