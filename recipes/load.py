@@ -12,12 +12,13 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
 from recipes.checks import check_combination
-from recipes.compose import ROOT, Composed, compose_file, compose_section, list_names, nearest
+from recipes.compose import ROOT, Composed, compose_file, compose_section, list_names, nearest, read_yaml
 from recipes.errors import RecipeError, UserError
 from recipes.files import write_text
 from recipes.schema import Recipe
+from recipes.schema.sweep import Sweep
 
-__all__ = ["dump_yaml", "load_recipe", "load_section", "load_with_origins", "run_file", "write_recipe"]
+__all__ = ["dump_yaml", "load_recipe", "load_section", "load_sweep", "load_with_origins", "run_file", "write_recipe"]
 
 
 def run_file(run: str) -> Path:
@@ -73,6 +74,21 @@ def load_section(section: str, name: str) -> Any:
     """
     composed = compose_section(section, name, None)
     return _validate(Recipe.model_fields[section].annotation, composed)
+
+
+def load_sweep(sweep: str) -> Sweep:
+    """A sweep: a name in recipes/sweeps, or a path ending in .yaml.
+
+    Raises:
+        UserError: no such sweep, or a key that cannot be used.
+    """
+    path = Path(sweep) if sweep.endswith((".yaml", ".yml")) else ROOT / "sweeps" / f"{sweep}.yaml"
+    if not path.is_file():
+        raise UserError(f"no sweep `{sweep}` in recipes/sweeps; {nearest(sweep, list_names('sweeps'))}")
+    composed = read_yaml(path)
+    composed.values.setdefault("name", path.stem)
+    loaded: Sweep = _validate(Sweep, composed)
+    return loaded
 
 
 def dump_yaml(recipe: Recipe) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -66,7 +67,7 @@ def submit(
         return
     if not as_json:
         click.echo(_summary(chain), err=True)
-    _confirm(chain, yes)
+    _confirm(chain.gpu_hours, chain.recipe.cluster.slurm.confirm_gpu_hours, yes)
     done = submit(chain)
     if as_json:
         _print_json({"settled": chain.settled, "submitted": [vars(job) for job in done]})
@@ -75,6 +76,112 @@ def submit(
         click.echo(f"submitted {job.key:<12} job {job.job}, after {job.dependency}")
     if done:
         click.echo("`emma slurm jobs --watch` shows them")
+
+
+@group.command()
+@click.argument("sweep")
+@click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+@click.option(
+    "--results",
+    is_flag=True,
+    help="Collect what there is: table, results.parquet, .csv, .html; submit nothing.",
+)
+@click.option("--retry-failed", is_flag=True, help="Also submit trials that were given up.")
+@click.option("--concurrent", type=click.IntRange(min=1), help="Trials at a time; default the sweep's.")
+@click.option("--dry-run", is_flag=True, help="Print the trials and the script; submit nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask, whatever the GPU-hours.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def sweep(
+    sweep: str,
+    overrides: tuple[str, ...],
+    results: bool,
+    retry_failed: bool,
+    concurrent: int | None,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Try a run with several values of its keys: the trials of SWEEP as an array of jobs.
+
+    SWEEP is a name in recipes/sweeps, a path of a YAML file, or the folder of a sweep. Trials that have a result or are
+    in the queue are not submitted again; interrupted ones go on from their last checkpoint. Overrides hold for every
+    trial.
+
+    \b
+    Examples:
+      emma slurm sweep learning_rate_and_bilingual_share --dry-run
+      emma slurm sweep learning_rate_and_bilingual_share cluster.slurm.account=project_1
+      emma slurm sweep runs/learning_rate_and_bilingual_share --results
+    """
+    from slurm.results import best, results_text, write_results
+    from slurm.submit_sweep import open_sweep, plan_sweep, submit_sweep
+
+    folder = open_sweep(sweep, overrides)
+    if results:
+        found = write_results(folder)
+        winner = best(folder.sweep, found)
+        if as_json:
+            _print_json(
+                {"best": winner.to_dict() if winner else None, "trials": [r.to_dict() for r in found]}
+            )
+        else:
+            click.echo(results_text(folder, found))
+        return
+    plan = plan_sweep(folder, retry_failed=retry_failed, concurrent=concurrent)
+    if dry_run:
+        _print_json(plan.to_dict()) if as_json else click.echo(plan.text())
+        return
+    if not as_json:
+        click.echo(plan.summary(), err=True)
+    _confirm(plan.gpu_hours, plan.limit, yes)
+    done = submit_sweep(plan)
+    if as_json:
+        _print_json({"trials": plan.numbers, "submitted": [vars(job) for job in done]})
+        return
+    for job in done:
+        click.echo(f"submitted {job.key:<12} job {job.job}")
+
+
+@group.command()
+@click.argument(
+    "places", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN_FOLDER | FOLDER_OF_RUNS]..."
+)
+@click.option("--watch", is_flag=True, help="Show the table anew until Ctrl-C.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.5),
+    default=5.0,
+    show_default=True,
+    help="Seconds, with --watch.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def jobs(places: tuple[Path, ...], watch: bool, interval: float, as_json: bool) -> None:
+    """Show your jobs and runs: state, step, tokens, loss, speed, time left, last checkpoint, what comes next.
+
+    Jobs in the queue are always shown; runs without jobs if they are in `runs/`, or in the folders given. Works with
+    and without Slurm's accounting.
+    """
+    import time
+
+    from slurm.table import collect, find_runs, table_text
+
+    if not places and Path("runs").is_dir():
+        places = (Path("runs"),)
+    while True:
+        rows = collect(find_runs(places))
+        if as_json:
+            _print_json([row.to_dict() for row in rows])
+        else:
+            if watch:
+                click.clear()
+                click.echo(time.strftime("%H:%M:%S"))
+            click.echo(table_text(rows))
+        if not watch:
+            return
+        try:
+            time.sleep(interval)
+        except KeyboardInterrupt:
+            return
 
 
 def _summary(chain: Chain) -> str:
@@ -95,15 +202,14 @@ def _summary(chain: Chain) -> str:
     return "\n".join(lines)
 
 
-def _confirm(chain: Chain, yes: bool) -> None:
+def _confirm(gpu_hours: float, limit: float, yes: bool) -> None:
     from recipes.errors import UserError
 
-    limit = chain.recipe.cluster.slurm.confirm_gpu_hours
-    if yes or chain.gpu_hours <= limit:
+    if yes or gpu_hours <= limit:
         return
     if not sys.stdin.isatty():
         raise UserError(
-            f"these jobs can use {chain.gpu_hours:,.0f} GPU-hours, above the {limit:,.0f} that need no confirmation "
+            f"these jobs can use {gpu_hours:,.0f} GPU-hours, above the {limit:,.0f} that need no confirmation "
             "(cluster.slurm.confirm_gpu_hours). Fix: add --yes"
         )
     click.confirm(f"Above {limit:,.0f} GPU-hours. Submit?", abort=True, err=True)

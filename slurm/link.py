@@ -47,7 +47,7 @@ def begin(folder: Path, running: Iterable[int]) -> str | None:
     from tools.training.plan_start import check_mix, describe
 
     recipe, run, history = load_recipe(folder), RunFolder(folder), History(folder)
-    if run.finished(recipe):
+    if run.finished(recipe) or _pruned(folder):
         return None
     step = run.latest_step()
     _check_progress(recipe, history, step)
@@ -65,6 +65,12 @@ def _writer_is_gone(run: RunFolder, running: set[int]) -> bool:
         return False
     job = read_json(run.writer_file).get("job")
     return job is not None and (job == _job() or int(job) not in running)
+
+
+def _pruned(folder: Path) -> bool:
+    """Whether the run is a trial of a sweep that was stopped because others do better."""
+    file = folder / "trial.json"
+    return file.is_file() and read_json(file).get("pruned") is not None
 
 
 def _check_progress(recipe: Recipe, history: History, step: int) -> None:
@@ -100,7 +106,7 @@ def end(folder: Path, exit_code: int) -> bool:
         held=held,
     )
     print(f"ranks ended with {exit_code} at step {step} of {recipe.schedule.steps}", file=sys.stderr)
-    if run.finished(recipe):
+    if run.finished(recipe) or _pruned(folder):
         return True
     if not held:
         raise CheckFailedError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ __all__ = [
     "Partition",
     "SlurmError",
     "accounts",
+    "array_tasks",
     "ended_jobs",
     "jobs",
     "needs_account",
@@ -46,7 +48,9 @@ def run_slurm(arguments: Sequence[str]) -> str:
     """
     if shutil.which(arguments[0]) is None:
         raise SlurmError(f"{arguments[0]}: not found. Fix: run this on a login node of a Slurm cluster")
-    done = subprocess.run(list(arguments), capture_output=True, text=True, check=False)
+    # Zero: squeue writes the waiting tasks of an array in full.
+    environment = {**os.environ, "SLURM_BITSTR_LEN": "0"}
+    done = subprocess.run(list(arguments), capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         said = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
         raise SlurmError(f"{arguments[0]}: {said}")
@@ -115,6 +119,15 @@ def parse_jobs(text: str) -> list[Job]:
             )
         )
     return found
+
+
+def array_tasks(task: str) -> list[int]:
+    """Numbers of the array tasks that `squeue` shows in one line, e.g. `0-3,5%2`."""
+    numbers: list[int] = []
+    for part in task.partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
 
 
 def jobs(names: Sequence[str] = ()) -> list[Job]:

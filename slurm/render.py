@@ -13,12 +13,13 @@ import jinja2
 
 from recipes.errors import UserError
 from recipes.schema import Recipe
-from recipes.schema.slurm import Slurm, StageName
+from recipes.schema.slurm import Slurm, StageName, seconds
+from recipes.schema.sweep import Sweep
 from slurm.history import FOLDER
 from slurm.stages import STAGES, job_name, place, shell_line, stage_job
 from tools.training.launch import rank_environment
 
-__all__ = ["Script", "render_stage", "render_train"]
+__all__ = ["Script", "render_results", "render_stage", "render_train", "render_trials"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -51,6 +52,7 @@ class _Job:
     environment: dict[str, str]
     commands: list[str] = field(default_factory=list)
     rank_options: list[str] = field(default_factory=list)
+    pruning: bool = False
 
 
 def render_stage(recipe: Recipe, stage: StageName, *, finish: bool = False) -> Script:
@@ -114,6 +116,44 @@ def render_train(recipe: Recipe) -> Script:
     return Script("train", name, _render(recipe, described), hours)
 
 
+def render_trials(recipe: Recipe, sweep: Sweep, folder: Path, count: int) -> Script:
+    """Script of the array of a sweep's trials; `recipe` is that of any trial, which all have the same layout. The array
+    itself (which trials are left, how many at once) is an option of its submission."""
+    cluster, slurm, name = recipe.cluster, recipe.cluster.slurm, job_name(folder, "trials")
+    options = [
+        *_common_options(slurm, name, folder, "trials", "%a"),
+        *_option("--partition", slurm.partition),
+        f"--time={slurm.time_limit}",
+        *train_layout(recipe),
+        *slurm.sbatch,
+    ]
+    described = _Job(
+        title=f"trials of sweep {sweep.name}, one an array task",
+        body="trial.sh.j2",
+        options=options,
+        run=str(folder),
+        environment=rank_environment(recipe),
+        rank_options=rank_options(recipe),
+        pruning=sweep.pruning,
+    )
+    hours = (cluster.world_size if cluster.device != "cpu" else 0) * _hours(slurm.time_limit)
+    return Script("trials", name, _render(recipe, described), hours * count)
+
+
+def render_results(recipe: Recipe, sweep: Sweep, folder: Path) -> Script:
+    """Script of the job that collects a sweep's results when its trials have ended."""
+    slurm, name = recipe.cluster.slurm, job_name(folder, "results")
+    options = [
+        *_common_options(slurm, name, folder, "results", "%j"),
+        *_option("--partition", slurm.partition),
+        *("--time=00:15:00", "--nodes=1", "--ntasks=1", "--cpus-per-task=1"),
+        *slurm.sbatch,
+    ]
+    commands = [shell_line(["slurm", "sweep", str(folder), "--results"])]
+    described = _Job(f"results of sweep {sweep.name}", "stage.sh.j2", options, str(folder), {}, commands)
+    return Script("results", name, _render(recipe, described), 0.0)
+
+
 def train_layout(recipe: Recipe) -> list[str]:
     """Options of a training job: nodes, ranks, devices, the signal ahead of the time limit."""
     cluster, slurm = recipe.cluster, recipe.cluster.slurm
@@ -157,8 +197,6 @@ def _option(name: str, value: str | None) -> list[str]:
 
 
 def _hours(time_limit: str) -> float:
-    from recipes.schema.slurm import seconds
-
     return seconds(time_limit) / 3600
 
 

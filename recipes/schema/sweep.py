@@ -1,0 +1,134 @@
+"""Sweeps: one run, tried with several values of some of its keys."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from recipes.schema.section import Section
+
+__all__ = ["Constraint", "Metric", "Parameter", "Sweep", "Value"]
+
+Value = bool | int | float | str
+
+
+class Parameter(Section):
+    """What a key of the recipe may be: one of `values`, or a number between `low` and `high`; or, under a name of its
+    own, which of several `settings`."""
+
+    values: list[Value] | None = None
+    """Values to choose from."""
+    settings: dict[str, dict[str, Value]] | None = None
+    """Choices that each set several keys, by name, e.g. `{small: {batch.global: 512, schedule.steps: 1000}, ...}`."""
+    low: float | None = None
+    """Smallest number."""
+    high: float | None = None
+    """Largest number."""
+    log: bool = False
+    """Numbers are spread evenly over their logarithm, as suits learning rates."""
+    integer: bool = False
+    """Whole numbers only."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        kinds = (self.values, self.settings, self.low if self.low is not None else self.high)
+        if sum(kind is not None for kind in kinds) != 1:
+            raise ValueError("give one of values, settings, or low and high")
+        if self.choices is not None and not self.choices:
+            raise ValueError("there is nothing to choose from")
+        if self.values is not None and len(set(map(str, self.values))) < len(self.values):
+            raise ValueError(f"values has repetitions: {self.values}")
+        if self.choices is None:
+            if self.low is None or self.high is None or not self.low < self.high:
+                raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+            if self.log and self.low <= 0:
+                raise ValueError(f"log needs numbers above 0, low is {self.low}")
+        return self
+
+    @property
+    def choices(self) -> list[Value] | None:
+        """What there is to choose from; None for a number between bounds."""
+        return list(self.settings) if self.settings is not None else self.values
+
+
+class Metric(Section):
+    """A number that a trial logs."""
+
+    metric: str = "validation"
+    """`validation`: mean of the groups' losses at the last validation; or a column of `metrics.jsonl` at the last
+    step, e.g. `loss` or `tokens_per_second_per_gpu`."""
+    groups: list[str] = Field(default_factory=lambda: ["*"])
+    """With `validation`: groups that count, by name or with `*`."""
+
+
+class Constraint(Metric):
+    """A limit that a trial must keep to be a candidate for the best."""
+
+    at_most: float | None = None
+    """Largest value allowed."""
+    at_least: float | None = None
+    """Smallest value allowed."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.at_most is None and self.at_least is None:
+            raise ValueError("give at_most or at_least")
+        return self
+
+
+class Sweep(Section):
+    """A search over keys of a recipe."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the sweep and of its folder in `<paths.runs>`."""
+    description: str = ""
+    """One line on what it is for."""
+    run: str
+    """The run that is varied: a name in recipes/runs or a path of a YAML file."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Keys set in every trial, e.g. `schedule.steps: 500`."""
+    parameters: dict[str, Parameter]
+    """Keys that vary, dotted, e.g. `schedule.learning_rate`; whole sections by name, e.g. `precision`, vary too."""
+    search: Literal["grid", "random", "tpe", "cmaes", "gp"] = "grid"
+    """`grid`: all combinations of `values`; `random`: drawn independently; the others are Optuna's samplers, which
+    learn from the trials that are done (`pip install emma-recipes[sweep]`)."""
+    trials: int | None = Field(None, gt=0)
+    """Number of trials; a grid has as many as combinations."""
+    seed: int = Field(0, ge=0)
+    """Seed of the search."""
+    concurrent: int = Field(4, gt=0)
+    """Trials that may run at the same time."""
+    objective: Metric = Metric()
+    """What makes a trial better."""
+    direction: Literal["minimize", "maximize"] = "minimize"
+    """Which end of the objective is better."""
+    constraints: list[Constraint] = Field(default_factory=list)
+    """What a trial must keep to be a candidate."""
+    pruning: bool = False
+    """Stop trials whose validation is worse than the median of the others at the same step (Optuna's samplers)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        set_keys = [
+            key
+            for p in self.parameters.values()
+            for setting in (p.settings or {}).values()
+            for key in setting
+        ]
+        if twice := sorted(set(set_keys) & (self.parameters.keys() | self.overrides.keys())):
+            raise ValueError(f"{twice[0]} is in settings and elsewhere; keep one")
+        if not self.parameters:
+            raise ValueError("parameters is empty")
+        if both := sorted(self.parameters.keys() & self.overrides.keys()):
+            raise ValueError(f"{both[0]} is in parameters and in overrides; keep one")
+        for key, parameter in self.parameters.items():
+            if self.search == "grid" and parameter.choices is None:
+                raise ValueError(
+                    f"parameters.{key}: a grid needs values; use another search for low and high"
+                )
+        if (self.search == "grid") != (self.trials is None):
+            raise ValueError("trials goes with every search but grid, which tries all combinations")
+        if self.pruning and self.search in ("grid", "random"):
+            raise ValueError(f"pruning needs one of Optuna's samplers, search is {self.search}")
+        return self

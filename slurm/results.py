@@ -1,0 +1,208 @@
+"""Results of a sweep: what each trial brought, which is best, how much each parameter matters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.files import atomic_write
+from recipes.schema.sweep import Metric, Sweep, Value
+from slurm.sweep import SweepFolder, Trial
+from tools.training.metrics import read_metrics
+from tools.training.run_folder import RunFolder
+
+__all__ = [
+    "Result",
+    "best",
+    "importance",
+    "objective_at",
+    "result_of",
+    "results",
+    "results_text",
+    "write_results",
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a trial brought.
+
+    Attributes:
+        objective: value of the objective, or None without one (not finished, or not a number).
+        constraints: value of each constraint's metric, in their order.
+        violations: by how much each limit is exceeded; at most 0 where it is kept.
+    """
+
+    trial: Trial
+    objective: float | None
+    constraints: list[float | None]
+    violations: list[float]
+    step: int
+
+    @property
+    def feasible(self) -> bool:
+        """Whether every constraint is kept."""
+        return all(violation <= 0 for violation in self.violations)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON."""
+        return {
+            "trial": self.trial.number,
+            "state": self.trial.state,
+            "parameters": self.trial.parameters,
+            "objective": self.objective,
+            "constraints": self.constraints,
+            "feasible": self.feasible,
+            "step": self.step,
+            "folder": str(self.trial.folder),
+        }
+
+
+def _measure(
+    metric: Metric, rows: Sequence[dict[str, Any]], validations: Sequence[dict[str, Any]]
+) -> float | None:
+    if metric.metric != "validation":
+        value = rows[-1].get(metric.metric) if rows else None
+    elif validations:
+        losses = validations[-1]["validation"]
+        chosen = [loss for name, loss in losses.items() if any(fnmatchcase(name, g) for g in metric.groups)]
+        value = sum(chosen) / len(chosen) if chosen else None
+    else:
+        value = None
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def result_of(sweep: Sweep, trial: Trial) -> Result:
+    """Result of a trial as far as it has come."""
+    rows, validations = read_metrics(RunFolder(trial.folder).metrics_file)
+    values, violations = [], []
+    for constraint in sweep.constraints:
+        value = _measure(constraint, rows, validations)
+        values.append(value)
+        if value is None:
+            violations.append(math.inf)
+            continue
+        above = value - constraint.at_most if constraint.at_most is not None else -math.inf
+        below = constraint.at_least - value if constraint.at_least is not None else -math.inf
+        violations.append(max(above, below))
+    objective = _measure(sweep.objective, rows, validations)
+    return Result(trial, objective, values, violations, rows[-1]["step"] if rows else 0)
+
+
+def objective_at(sweep: Sweep, folder: Path) -> dict[int, float]:
+    """The objective after each validation of a run."""
+    rows, validations = read_metrics(RunFolder(folder).metrics_file)
+    found = {}
+    for index, validation in enumerate(validations):
+        so_far = [row for row in rows if row["step"] <= validation["step"]]
+        value = _measure(sweep.objective, so_far, validations[: index + 1])
+        if value is not None and validation["step"] > 0:
+            found[validation["step"]] = value
+    return found
+
+
+def results(folder: SweepFolder) -> list[Result]:
+    """Results of all trials, in their order."""
+    return [result_of(folder.sweep, trial) for trial in folder.trials()]
+
+
+def best(sweep: Sweep, found: Sequence[Result]) -> Result | None:
+    """The best finished trial that keeps every constraint; None if there is none."""
+    candidates = [r for r in found if r.trial.state == "finished" and r.objective is not None and r.feasible]
+    sign = 1 if sweep.direction == "minimize" else -1
+    return min(candidates, key=lambda r: (sign * (r.objective or 0.0), r.trial.number), default=None)
+
+
+def importance(sweep: Sweep, found: Sequence[Result]) -> dict[str, float]:
+    """Share of the objective's variance that lies between the values of each parameter (η²; numbers drawn from an
+    interval are cut into three equally large groups). Shares of parameters that interact need not add up to 1."""
+    done = [
+        r for r in found if r.trial.state == "finished" and r.objective is not None and r.trial.parameters
+    ]
+    values = np.array([r.objective for r in done], dtype=float)
+    total = float(((values - values.mean()) ** 2).sum()) if len(values) > 1 else 0.0
+    shares = {}
+    for key, parameter in sweep.parameters.items():
+        own = [(r.trial.parameters or {})[key] for r in done]
+        if total == 0:
+            shares[key] = 0.0
+            continue
+        groups = own if parameter.choices is not None else _thirds([float(value) for value in own])
+        between = 0.0
+        for group in set(groups):
+            members = values[[value == group for value in groups]]
+            between += len(members) * float(members.mean() - values.mean()) ** 2
+        shares[key] = between / total
+    return shares
+
+
+def _thirds(numbers: list[float]) -> list[Value]:
+    ranks = np.argsort(np.argsort(numbers))
+    return [int(rank * 3 // len(numbers)) for rank in ranks]
+
+
+def _columns(sweep: Sweep, result: Result) -> dict[str, Any]:
+    parameters = result.trial.parameters or {}
+    limits = {f"constraint {index + 1}": value for index, value in enumerate(result.constraints)}
+    return {
+        "trial": result.trial.number,
+        "state": result.trial.state,
+        **{key: parameters.get(key) for key in sweep.parameters},
+        "objective": result.objective,
+        **limits,
+        "feasible": result.feasible,
+        "step": result.step,
+        "folder": str(result.trial.folder),
+    }
+
+
+def write_results(folder: SweepFolder) -> list[Result]:
+    """Writes `results.parquet`, `results.csv` and `results.html` into the sweep's folder."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    from slurm.plots import page
+
+    found = results(folder)
+    table = pa.Table.from_pylist([_columns(folder.sweep, result) for result in found])
+    with atomic_write(folder.path / "results.parquet") as handle:
+        pa.parquet.write_table(table, handle)
+    with atomic_write(folder.path / "results.csv") as handle:
+        pa.csv.write_csv(table, handle)
+    with atomic_write(folder.path / "results.html", "w") as handle:
+        handle.write(page(folder.sweep, found))
+    return found
+
+
+def results_text(folder: SweepFolder, found: Sequence[Result]) -> str:
+    """Table of the trials, best first, and the importance of the parameters."""
+    sweep, winner = folder.sweep, best(folder.sweep, found)
+    sign = 1 if sweep.direction == "minimize" else -1
+    ordered = sorted(found, key=lambda r: (r.objective is None, sign * (r.objective or 0.0), r.trial.number))
+    header = ["trial", "state", *sweep.parameters, "objective", *(["feasible"] if sweep.constraints else [])]
+    cells = [header]
+    for result in ordered:
+        values = _columns(sweep, result)
+        cells.append([_text(values[name]) for name in header])
+    widths = [max(len(line[index]) for line in cells) for index in range(len(header))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
+    done = sum(result.trial.done for result in found)
+    lines.append(f"{done} of {len(found)} trials have a result")
+    if winner is not None:
+        chosen = " ".join(f"{key}={_text(value)}" for key, value in (winner.trial.parameters or {}).items())
+        lines.append(f"best: trial {winner.trial.number}, objective {winner.objective:.5f}, {chosen}")
+        lines += [f"importance of {key}: {share:.0%}" for key, share in importance(sweep, found).items()]
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,194 @@
+"""Submission of a sweep: which trials are left, as an array of jobs, and a job that collects the results."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.errors import UserError
+from recipes.load import load_sweep
+from recipes.schema import Recipe
+from slurm import query
+from slurm.checks import check_account, check_inputs, check_partitions, check_paths
+from slurm.history import History
+from slurm.render import Script, render_results, render_trials
+from slurm.stages import job_name, stages_between
+from slurm.submit import Submitted, refuse_if_slurm_would, sbatch, write_script
+from slurm.sweep import SweepFolder, Trial, base_recipe, design, with_overrides
+from tools.plan.alternatives import check_fits
+
+__all__ = ["SweepPlan", "open_sweep", "plan_sweep", "submit_sweep"]
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What a submission would do.
+
+    Attributes:
+        numbers: trials to submit.
+        queued: trials in the queue already.
+        concurrent: trials that may run at the same time.
+        limit: GPU-hours that need no confirmation.
+    """
+
+    folder: SweepFolder
+    trials: list[Trial]
+    numbers: list[int]
+    queued: list[int]
+    concurrent: int
+    script: Script
+    results: Script
+    limit: float
+
+    @property
+    def gpu_hours(self) -> float:
+        """Most that the trials can use."""
+        return self.script.gpu_hours
+
+    @property
+    def array(self) -> str:
+        """Value of `sbatch --array`."""
+        return f"{','.join(map(str, self.numbers))}%{self.concurrent}"
+
+    def summary(self) -> str:
+        """A few lines."""
+        done = sum(trial.done for trial in self.trials)
+        failed = [
+            trial.number
+            for trial in self.trials
+            if trial.state == "failed" and trial.number not in self.numbers
+        ]
+        lines = [
+            f"sweep     {self.folder.path}",
+            f"trials    {len(self.trials)}: {done} with a result, {len(self.queued)} in the queue, "
+            f"{len(self.numbers)} to submit, {self.concurrent} at a time",
+        ]
+        if failed:
+            lines.append(f"failed    {', '.join(map(str, failed))} (--retry-failed submits them again)")
+        lines.append(f"GPU-hours at most {self.gpu_hours:,.0f}")
+        return "\n".join(lines)
+
+    def text(self) -> str:
+        """The dry run: trials with their parameters, and the script."""
+        lines = [self.summary()]
+        for trial in self.trials:
+            chosen = "chosen when it starts"
+            if trial.parameters is not None:
+                chosen = " ".join(f"{key}={value}" for key, value in trial.parameters.items())
+            lines.append(f"  {trial.number:>4}  {trial.state:<9} {chosen}")
+        return "\n".join([*lines, "", f"# sbatch --array={self.array}", self.script.text])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON of the dry run."""
+        return {
+            "folder": str(self.folder.path),
+            "trials": [
+                {"number": t.number, "state": t.state, "parameters": t.parameters} for t in self.trials
+            ],
+            "array": self.array,
+            "gpu_hours_at_most": self.gpu_hours,
+            "script": self.script.text,
+        }
+
+
+def open_sweep(sweep: str, overrides: Sequence[str] = ()) -> SweepFolder:
+    """A sweep by name, file or folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (Path(sweep) / "sweep.yaml").is_file():
+        folder = SweepFolder.read(Path(sweep).absolute())
+        return SweepFolder(folder.path, with_overrides(folder.sweep, overrides))
+    return SweepFolder.of(with_overrides(load_sweep(sweep), overrides))
+
+
+def plan_sweep(
+    folder: SweepFolder, *, retry_failed: bool = False, concurrent: int | None = None
+) -> SweepPlan:
+    """Decides which trials are left.
+
+    Raises:
+        UserError: a trial's recipe cannot work, its inputs are missing, or Slurm would refuse the jobs.
+    """
+    trials = folder.trials()
+    queued = _queued(folder)
+    wanted = {"waiting", "begun", *(["failed"] if retry_failed else [])}
+    numbers = [trial.number for trial in trials if trial.state in wanted and trial.number not in queued]
+    recipe = _check_recipes(folder)
+    stages = stages_between("mix", "train")
+    check_inputs(recipe, stages)
+    check_paths(recipe)
+    if shutil.which("sbatch") is not None:
+        check_account(recipe)
+        check_partitions(recipe, stages)
+    return SweepPlan(
+        folder=folder,
+        trials=trials,
+        numbers=numbers,
+        queued=queued,
+        concurrent=concurrent or folder.sweep.concurrent,
+        script=render_trials(recipe, folder.sweep, folder.path, len(numbers)),
+        results=render_results(recipe, folder.sweep, folder.path),
+        limit=recipe.cluster.slurm.confirm_gpu_hours,
+    )
+
+
+def _queued(folder: SweepFolder) -> list[int]:
+    if shutil.which("squeue") is None:
+        return []
+    jobs = query.jobs([job_name(folder.path, "trials")])
+    return sorted({number for job in jobs if job.task is not None for number in query.array_tasks(job.task)})
+
+
+def _check_recipes(folder: SweepFolder) -> Recipe:
+    """Loads every trial's recipe that is known; returns one of them.
+
+    Raises:
+        UserError: one cannot work, or they ask for different nodes or ranks.
+    """
+    points = design(folder.sweep)
+    if points is None:
+        recipe = base_recipe(folder.sweep)
+        check_fits(recipe, None)
+        return recipe
+    recipes = [folder.recipe(number, parameters) for number, parameters in enumerate(points)]
+    layouts = {(recipe.cluster.nodes, recipe.cluster.gpus_per_node) for recipe in recipes}
+    if len(layouts) > 1:
+        raise UserError(
+            f"{folder.sweep.name}: trials of one sweep share a job array, so they need the same nodes and ranks; these "
+            f"have {sorted(layouts)} (nodes, ranks a node). Fix: make a sweep of each"
+        )
+    for recipe in recipes:
+        check_fits(recipe, None)
+    return recipes[0]
+
+
+def submit_sweep(plan: SweepPlan) -> list[Submitted]:
+    """Writes `sweep.yaml` and the scripts, and submits the array and the collection of results after it.
+
+    Raises:
+        UserError: the folder holds another sweep, or Slurm refuses.
+    """
+    if not plan.numbers:
+        return []
+    folder = plan.folder
+    folder.write()
+    (folder.path / "logs" / "slurm").mkdir(parents=True, exist_ok=True)
+    script, results = write_script(folder.path, plan.script), write_script(folder.path, plan.results)
+    refuse_if_slurm_would(script)
+    for number in plan.numbers:
+        if plan.trials[number].state == "failed":
+            # The count of attempts without progress starts anew.
+            History(plan.trials[number].folder).add(
+                "submitted", stage="train", link="trial", job=None, after=""
+            )
+    array = sbatch(script, [f"--array={plan.array}"])
+    history = History(folder.path)
+    history.add("submitted", stage="trials", link="trials", job=array, after="", trials=plan.numbers)
+    collector = sbatch(results, [f"--dependency=afterany:{array}"])
+    history.add("submitted", stage="results", link="results", job=collector, after=f"afterany:{array}")
+    return [Submitted("trials", array, "", str(script)), Submitted("results", collector, "", str(results))]

@@ -1,0 +1,198 @@
+"""Trials of a sweep: their parameters, recipes and state. All of it stands in the sweep's folder:
+`<paths.runs>/<sweep>/sweep.yaml` and a run folder with `trial.json` for each trial."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from ruamel.yaml import YAML
+
+from recipes.errors import UserError
+from recipes.files import atomic_write, read_json, write_json
+from recipes.load import load_recipe, load_sweep, write_recipe
+from recipes.schema import Recipe
+from recipes.schema.sweep import Parameter, Sweep, Value
+from slurm.history import History
+from tools.training.run_folder import RunFolder
+
+__all__ = ["SweepFolder", "Trial", "base_recipe", "design", "with_overrides"]
+
+Parameters = dict[str, Value]
+
+
+def design(sweep: Sweep) -> list[Parameters] | None:
+    """Parameters of every trial of a grid or random search, in order; None where a sampler of Optuna chooses them
+    one after the other."""
+    if sweep.search == "grid":
+        values = [parameter.choices or [] for parameter in sweep.parameters.values()]
+        return [dict(zip(sweep.parameters, point, strict=True)) for point in itertools.product(*values)]
+    if sweep.search == "random":
+        return [_draw(sweep, number) for number in range(sweep.trials or 0)]
+    return None
+
+
+def _draw(sweep: Sweep, number: int) -> Parameters:
+    """One random point; trial `number` is the same whatever the number of trials."""
+    random = np.random.default_rng([sweep.seed, number])
+    return {key: _draw_one(parameter, random) for key, parameter in sweep.parameters.items()}
+
+
+def _draw_one(parameter: Parameter, random: np.random.Generator) -> Value:
+    if parameter.choices is not None:
+        return parameter.choices[int(random.integers(len(parameter.choices)))]
+    low, high = float(parameter.low or 0), float(parameter.high or 0)
+    if parameter.log:
+        drawn = math.exp(random.uniform(math.log(low), math.log(high)))
+    else:
+        drawn = float(random.uniform(low, high))
+    return round(drawn) if parameter.integer else float(f"{drawn:.6g}")
+
+
+def with_overrides(sweep: Sweep, overrides: Sequence[str]) -> Sweep:
+    """The sweep with `section.key=value` texts set in every trial."""
+    from recipes.compose import parse_override
+
+    given = {".".join(key): value for key, value in map(parse_override, overrides)}
+    return Sweep.model_validate({**sweep.model_dump(), "overrides": {**sweep.overrides, **given}})
+
+
+def base_recipe(sweep: Sweep) -> Recipe:
+    """The run that is varied, with the overrides of all trials."""
+    return load_recipe(sweep.run, _texts(sweep.overrides))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial.
+
+    Attributes:
+        number: 0, 1, ...
+        folder: its run folder.
+        state: `waiting`, `begun`, `finished`, `pruned` or `failed`.
+        parameters: None before an adaptive search has chosen them.
+    """
+
+    number: int
+    folder: Path
+    state: str
+    parameters: Parameters | None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has a result."""
+        return self.state in ("finished", "pruned")
+
+
+class SweepFolder:
+    """A sweep on disk."""
+
+    def __init__(self, path: Path, sweep: Sweep) -> None:
+        self.path, self.sweep = path, sweep
+
+    @classmethod
+    def of(cls, sweep: Sweep) -> SweepFolder:
+        """The folder that a sweep gets: in the run folders' place of its base run."""
+        return cls(Path(base_recipe(sweep).paths.runs).absolute() / sweep.name, sweep)
+
+    @classmethod
+    def read(cls, path: Path) -> SweepFolder:
+        """The sweep of an existing folder."""
+        return cls(path, load_sweep(str(path / "sweep.yaml")))
+
+    def write(self) -> None:
+        """Writes `sweep.yaml`.
+
+        Raises:
+            UserError: the folder holds another sweep.
+        """
+        file = self.path / "sweep.yaml"
+        # The number that may run at once, and where, says nothing about the results.
+        if file.is_file() and _essence(load_sweep(str(file))) != _essence(self.sweep):
+            raise UserError(
+                f"{file}: this folder holds another sweep: run, parameters, overrides, search or objective differ. "
+                "Fix: give the new sweep another name, or remove the folder"
+            )
+        with atomic_write(file, "w") as handle:
+            yaml = YAML(typ="safe")
+            yaml.default_flow_style = False
+            yaml.dump(self.sweep.model_dump(mode="json"), handle)
+
+    @property
+    def count(self) -> int:
+        """Number of trials."""
+        points = design(self.sweep)
+        return len(points) if points is not None else self.sweep.trials or 0
+
+    def folder(self, number: int) -> Path:
+        """Run folder of a trial."""
+        return self.path / f"trial-{number:04d}"
+
+    def recipe(self, number: int, parameters: Mapping[str, Value]) -> Recipe:
+        """Recipe of a trial. Its mix is named by what goes into it, so that trials with the same data share one."""
+        chosen: dict[str, Any] = {}
+        for key, value in parameters.items():
+            settings = self.sweep.parameters[key].settings
+            chosen |= {key: value} if settings is None else settings[str(value)]
+        texts = _texts({**self.sweep.overrides, **chosen})
+        own = [f"name={self.folder(number).name}", f"paths.runs={self.path}"]
+        recipe = load_recipe(self.sweep.run, [*texts, *own])
+        content = [
+            recipe.data.mix.model_dump(mode="json"),
+            recipe.total_samples,
+            recipe.batch.sequence_length,
+        ]
+        digest = hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:8]
+        return load_recipe(self.sweep.run, [*texts, *own, f"data.name={recipe.data.name}-{digest}"])
+
+    def trial(self, number: int) -> Trial:
+        """State of a trial."""
+        folder = self.folder(number)
+        points = design(self.sweep)
+        parameters = points[number] if points is not None else None
+        if not (folder / "trial.json").is_file():
+            return Trial(number, folder, "waiting", parameters)
+        facts = read_json(folder / "trial.json")
+        return Trial(number, folder, _state(folder, facts), facts["parameters"])
+
+    def trials(self) -> list[Trial]:
+        """All trials."""
+        return [self.trial(number) for number in range(self.count)]
+
+    def begin(self, number: int, parameters: Mapping[str, Value], **facts: Any) -> Path:
+        """Writes a trial's `trial.json` and recipe; returns its run folder."""
+        folder, recipe = self.folder(number), self.recipe(number, parameters)
+        write_recipe(recipe, folder / "recipe.yaml")
+        write_json(folder / "trial.json", {"number": number, "parameters": dict(parameters), **facts})
+        return folder
+
+
+def _state(folder: Path, facts: Mapping[str, Any]) -> str:
+    if facts.get("pruned") is not None:
+        return "pruned"
+    recipe, run = load_recipe(folder), RunFolder(folder)
+    if run.finished(recipe):
+        return "finished"
+    failed = History(folder).attempts_without_progress(run.latest_step()) >= recipe.cluster.slurm.attempts
+    return "failed" if failed else "begun"
+
+
+def _essence(sweep: Sweep) -> dict[str, Any]:
+    values = sweep.model_dump(mode="json", exclude={"concurrent", "description"})
+    values["overrides"] = {
+        key: value for key, value in values["overrides"].items() if not key.startswith("cluster")
+    }
+    return values
+
+
+def _texts(values: Mapping[str, Any]) -> list[str]:
+    """Overrides as texts of the command line; JSON is YAML."""
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]

@@ -1,0 +1,229 @@
+"""`emma slurm jobs`: one row a job or run, from the queue and from the run folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.errors import UserError
+from recipes.load import load_recipe
+from recipes.schema import Recipe
+from slurm import query
+from slurm.history import History
+from tools.training.metrics import read_metrics
+from tools.training.run_folder import RunFolder
+
+__all__ = ["Row", "collect", "find_runs", "table_text"]
+
+_COMMENT = "emma"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A job in the queue, or a run that has none.
+
+    Attributes:
+        run: name of the run.
+        stage: stage of the job; `train` for a run without jobs.
+        job: id, with the task of an array; None without a job.
+        state: Slurm's state and, where it waits, what for; else `finished`, `stopped`, `given up`, `idle`.
+        step, steps: reached and planned optimizer steps (training only, as all that follow).
+        tokens: consumed so far.
+        loss: of the last logged step.
+        tokens_per_second: of all devices, at the last logged step.
+        seconds_left: until the last step, at that speed.
+        checkpoint: step of the latest complete checkpoint.
+        next: jobs that wait for this one.
+    """
+
+    run: str
+    folder: str
+    stage: str
+    job: str | None
+    state: str
+    time_left: str | None = None
+    step: int | None = None
+    steps: int | None = None
+    tokens: int | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
+    checkpoint: int | None = None
+    next: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON."""
+        return asdict(self)
+
+
+def find_runs(places: Iterable[Path]) -> list[Path]:
+    """Run folders among `places`: each is one, or holds some.
+
+    Raises:
+        UserError: a place is no folder.
+    """
+    found = []
+    for place in places:
+        if not place.is_dir():
+            raise UserError(f"{place}: no such folder. Fix: name a run folder or a folder of runs")
+        if (place / "recipe.yaml").is_file():
+            found.append(place.absolute())
+        else:
+            found += sorted(file.parent.absolute() for file in place.glob("*/recipe.yaml"))
+    return found
+
+
+def collect(runs: Sequence[Path], queue: Sequence[query.Job] | None = None) -> list[Row]:
+    """Rows of all jobs of this project in the queue, and of the runs among `runs` that have none.
+
+    Args:
+        runs: run folders to show besides those in the queue.
+        queue: jobs of this user; default asks Slurm.
+    """
+    queue = query.jobs() if queue is None else queue
+    ours = [(job, *_stage_and_folder(job)) for job in queue if job.comment.startswith(f"{_COMMENT} ")]
+    rows = []
+    for job, stage, folder in ours:
+        facts = _training_facts(folder) if stage == "train" else {}
+        number = f"{job.array}_{job.task}" if job.task is not None else str(job.id)
+        rows.append(
+            Row(
+                run=folder.name,
+                folder=str(folder),
+                stage=stage,
+                job=number,
+                state=_state(job),
+                time_left=job.time_left if job.state == "RUNNING" else None,
+                next=_next(job, [other for other, _, _ in ours]),
+                **facts,
+            )
+        )
+    queued = {folder for _, _, folder in ours}
+    rows += [_without_job(folder) for folder in runs if folder not in queued]
+    return rows
+
+
+def _stage_and_folder(job: query.Job) -> tuple[str, Path]:
+    _, stage, folder = job.comment.split(" ", 2)
+    return stage, Path(folder)
+
+
+def _state(job: query.Job) -> str:
+    if job.state != "PENDING":
+        return job.state.lower()
+    waits = f"after {job.dependency}" if job.dependency and job.reason == "Dependency" else job.reason
+    return f"pending ({waits})" if waits and waits != "None" else "pending"
+
+
+def _next(job: query.Job, queue: Sequence[query.Job]) -> str | None:
+    """Jobs that wait for this one, or that share its name and wait their turn."""
+    waiting = []
+    for other in queue:
+        conditions = other.dependency.replace(",", ":").split(":")
+        if other.id != job.id and (str(job.array) in conditions or str(job.id) in conditions):
+            waiting.append(other.array)
+    return ", ".join(str(number) for number in sorted(set(waiting))) or None
+
+
+def _training_facts(folder: Path) -> dict[str, Any]:
+    """Columns of a training job from its run folder; empty before the first launch."""
+    if not (folder / "recipe.yaml").is_file():
+        return {}
+    recipe, run = load_recipe(folder), RunFolder(folder)
+    steps = recipe.schedule.steps
+    facts: dict[str, Any] = {"steps": steps, "step": 0, "checkpoint": run.latest_step() or None}
+    logged = read_metrics(run.metrics_file)[0]
+    if not logged:
+        return facts
+    last = logged[-1]
+    speed = last["tokens_per_second_per_gpu"] * recipe.cluster.world_size
+    facts |= {
+        "step": last["step"],
+        "tokens": last["consumed_tokens"],
+        "loss": last["loss"],
+        "tokens_per_second": speed,
+    }
+    facts["seconds_left"] = (steps - last["step"]) * recipe.tokens_per_step / speed if speed else None
+    return facts
+
+
+def _without_job(folder: Path) -> Row:
+    recipe = load_recipe(folder)
+    facts = _training_facts(folder)
+    facts["seconds_left"] = None
+    facts["tokens_per_second"] = None
+    state = _idle_state(recipe, RunFolder(folder))
+    return Row(folder.name, str(folder), "train", None, state, **facts)
+
+
+def _idle_state(recipe: Recipe, run: RunFolder) -> str:
+    if run.finished(recipe):
+        return "finished"
+    if run.stop_request.exists():
+        return "stopped by request"
+    history = History(run.path)
+    if history.attempts_without_progress(run.latest_step()) >= recipe.cluster.slurm.attempts:
+        return "given up"
+    numbers = [event["job"] for event in history.submitted() if event["stage"] == "train"]
+    if not numbers:
+        return "not submitted"
+    ended = query.ended_jobs(numbers[-1:]).get(str(numbers[-1]))
+    return f"job {numbers[-1]} {ended.state.lower()}" if ended else "no job left"
+
+
+_COLUMNS = "run stage job state left step tokens loss tokens/s ends checkpoint next".split()
+
+
+def table_text(rows: Sequence[Row]) -> str:
+    """The rows as a table for a terminal."""
+    if not rows:
+        return "no jobs, and no runs here"
+    cells = [_COLUMNS, *([_cell(value) for value in _values(row)] for row in rows)]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(_COLUMNS))]
+    right = {"left", "step", "tokens", "loss", "tokens/s", "ends", "checkpoint"}
+    lines = []
+    for line in cells:
+        parts = [
+            cell.rjust(width) if name in right else cell.ljust(width)
+            for cell, width, name in zip(line, widths, _COLUMNS, strict=True)
+        ]
+        lines.append("  ".join(parts).rstrip())
+    return "\n".join(lines)
+
+
+def _values(row: Row) -> list[str | None]:
+    return [
+        row.run,
+        row.stage,
+        row.job,
+        row.state,
+        row.time_left,
+        None if row.step is None else f"{row.step:,}/{row.steps:,}",
+        None if row.tokens is None else _short(row.tokens),
+        None if row.loss is None else f"{row.loss:.3f}",
+        None if row.tokens_per_second is None else _short(row.tokens_per_second),
+        None if row.seconds_left is None else _duration(row.seconds_left),
+        None if row.checkpoint is None else f"{row.checkpoint:,}",
+        row.next,
+    ]
+
+
+def _cell(value: str | None) -> str:
+    return "-" if value is None else value
+
+
+def _short(number: float) -> str:
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return f"{number:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    days, rest = divmod(minutes, 24 * 60)
+    if days:
+        return f"{days}d {rest // 60}h"
+    return f"{rest // 60}h {rest % 60:02d}m" if rest >= 60 else f"{rest}m" if rest else f"{seconds:.0f}s"

@@ -1,0 +1,78 @@
+"""The job's side of a sweep.
+
+python -m slurm.trial begin SWEEP_FOLDER NUMBER     # prints the run folder of the trial
+python -m slurm.trial mix SWEEP_FOLDER NUMBER       # prints the folder of its mix
+python -m slurm.trial watch SWEEP_FOLDER NUMBER     # stops the trial where pruning says so
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from recipes.errors import UserError
+from recipes.load import load_recipe
+from slurm.sweep import SweepFolder
+from tools.training.run_folder import RunFolder
+
+__all__ = ["begin", "main", "mix_folder", "watch"]
+
+WATCH_SECONDS = 10.0
+
+
+def begin(path: Path, number: int) -> Path:
+    """Run folder of a trial; one that was begun before keeps its parameters."""
+    folder = SweepFolder.read(path)
+    trial = folder.trial(number)
+    if (trial.folder / "trial.json").is_file():
+        return trial.folder
+    if trial.parameters is not None:
+        return folder.begin(number, trial.parameters)
+    from slurm.adaptive import ask
+
+    parameters, asked = ask(folder, number)
+    return folder.begin(number, parameters, asked=asked)
+
+
+def mix_folder(path: Path, number: int) -> Path:
+    """Folder of a trial's mix."""
+    return load_recipe(SweepFolder.read(path).folder(number)).mix_folder.absolute()
+
+
+def watch(path: Path, number: int, seconds: float = WATCH_SECONDS) -> None:
+    """Reports a trial's validations until it ends, and asks it to stop where pruning says so."""
+    from slurm.adaptive import prune
+
+    folder = SweepFolder.read(path)
+    while folder.trial(number).state == "begun":
+        if prune(folder, folder.trial(number)):
+            RunFolder(folder.folder(number)).stop_request.touch()
+            print(f"trial {number}: pruned", file=sys.stderr, flush=True)
+            return
+        time.sleep(seconds)
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point."""
+    actions: dict[str, Callable[[Path, int], Path | None]] = {
+        "begin": begin,
+        "mix": mix_folder,
+        "watch": watch,
+    }
+    if len(arguments) != 3 or arguments[0] not in actions or not arguments[2].isdigit():
+        print("usage: python -m slurm.trial begin|mix|watch SWEEP_FOLDER NUMBER", file=sys.stderr)
+        return 2
+    try:
+        answer = actions[arguments[0]](Path(arguments[1]), int(arguments[2]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if answer is not None:
+        print(answer)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
