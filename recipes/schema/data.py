@@ -64,8 +64,9 @@ class BilingualDocuments(Section):
     """Text of one sentence pair; a document is their concatenation. Placeholders: `{src_lang}` `{src}` `{tgt_lang}`
     `{tgt}`."""
     language_labels: Literal["name", "code"] = "name"
-    """What `{src_lang}` and `{tgt_lang}` become: the English name of the ISO 639-3 language (with its script where the
-    corpus holds several scripts of it), or the code, e.g. `swh_Latn`."""
+    """What `{src_lang}` and `{tgt_lang}` become: the English name of the ISO 639-3 language (with the script where both
+    sides have the same name, as in `srp_Cyrl-srp_Latn`), or the code, e.g. `swh_Latn`. A code that ISO 639-3 gives no
+    name stays a code."""
     direction: Literal["forward", "reverse", "balanced"] = "balanced"
     """`forward`: documents go from the pair's source to its target language; `reverse`: the other way round;
     `balanced`: alternating from document to document."""
@@ -116,7 +117,8 @@ class PackComponent(Section):
     (sentence pairs, see `bilingual`), `instruction`, `code`."""
     inputs: list[str] | None = None
     """Files, folders or glob patterns (parquet, jsonl, jsonl.gz, jsonl.zst); relative paths start at the working
-    folder. Default: everything in `<paths.corpus>/split/<component>/`."""
+    folder. Default: everything in `<paths.corpus>/split/<component>/`, for `kind: bilingual` in
+    `<paths.corpus>/split/parallel/`."""
     language: str | None = None
     """Language of records that name none; default the name of the folder that the file is in."""
 
@@ -147,7 +149,7 @@ class Pack(Section):
     """Tokenizer engine. `tokenizers` is the reference; any other is used for a language only while its ids equal
     the reference's on `gate_documents` sampled documents of it. `fastest` takes the fastest that is installed."""
     gate_documents: int = Field(32, gt=0)
-    """Documents of every language and work unit that are encoded with the reference too."""
+    """Documents of every language that are encoded with the reference too, as far as 16 KiB of text go."""
 
     @field_validator("components")
     @classmethod

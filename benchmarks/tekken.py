@@ -1,0 +1,119 @@
+"""Turns the tekken vocabulary of `mistral-common` (Apache-2.0, 131,072 tokens) into a Hugging Face tokenizer.json."""
+
+from __future__ import annotations
+
+import base64
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from recipes.files import write_json
+
+__all__ = ["byte_level_characters", "tekken_tokenizer", "write_tekken"]
+
+
+def byte_level_characters() -> list[str]:
+    """The printable character that stands for each byte value in byte-level BPE vocabularies (GPT-2's table)."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    characters = {byte: chr(byte) for byte in printable}
+    for byte in range(256):
+        if byte not in characters:
+            characters[byte] = chr(256 + len(characters) - len(printable))
+    return [characters[byte] for byte in range(256)]
+
+
+def _merges(tokens: list[bytes]) -> list[tuple[bytes, bytes]]:
+    """Every split of every token into two tokens, by the rank of the token and of its halves.
+
+    A rank vocabulary doesn't say which merges made it. One merge a token is not enough: some tokens would become
+    unreachable; all splits whose halves are tokens, in this order, give the same ids as merging by rank.
+    """
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    merges = []
+    for token in tokens:
+        if len(token) == 1:
+            continue
+        splits = []
+        for cut in range(1, len(token)):
+            left, right = ranks.get(token[:cut]), ranks.get(token[cut:])
+            if left is not None and right is not None:
+                splits.append((left, right, token[:cut], token[cut:]))
+        merges.extend((left, right) for _, _, left, right in sorted(splits))
+    return merges
+
+
+def tekken_tokenizer() -> dict[str, Any]:
+    """Content of a tokenizer.json: `<s>` is id 1, `</s>` id 2; control tokens are ids 0 to 999."""
+    source = resources.files("mistral_common") / "data" / "tekken_240911.json"
+    tekken = orjson.loads(source.read_bytes())
+    config = tekken["config"]
+    special = config["default_num_special_tokens"]
+    tokens = [
+        base64.b64decode(entry["token_bytes"])
+        for entry in tekken["vocab"][: config["default_vocab_size"] - special]
+    ]
+    table = byte_level_characters()
+
+    def text(token: bytes) -> str:
+        return "".join(table[byte] for byte in token)
+
+    names = {0: "<unk>", 1: "<s>", 2: "</s>"}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": id_,
+                "content": names.get(id_, f"<SPECIAL_{id_}>"),
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for id_ in range(special)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": config["pattern"]},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+            ],
+        },
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": True,
+            "vocab": {names.get(id_, f"<SPECIAL_{id_}>"): id_ for id_ in range(special)}
+            | {text(token): special + rank for rank, token in enumerate(tokens)},
+            "merges": [[text(left), text(right)] for left, right in _merges(tokens)],
+        },
+    }
+
+
+def write_tekken(folder: Path) -> Path:
+    """Writes `folder/tokenizer.json`, if it isn't there yet, and returns the folder."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        write_json(path, tekken_tokenizer())
+    return folder

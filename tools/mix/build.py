@@ -1,0 +1,352 @@
+"""Building a mix from a store: choose, shuffle, write; nothing is read of any `.bin`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recipes.errors import UserError
+from recipes.files import fsync_directory, write_json
+from recipes.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
+from recipes.schema.data import Mix
+from tools.mix.catalogue import Catalogue, consumed_documents, load_catalogue
+from tools.mix.layout import FORMAT, DatasetInfo, MixInfo, Packing, SourceInfo, read_mix
+from tools.mix.plan import PLAN_SCHEMA, MixPlan, ValidationGroup, make_plan, plan_validation
+from tools.mix.select import Selection, generator, select_documents, select_validation
+from tools.mix.shuffle import shuffled
+from tools.mix.sources import Source, read_statistics, sources_of_store
+from tools.mix.writer import DatasetWriter, ShardTable
+from tools.pack.store import Component, open_store
+from tools.progress import progress
+
+__all__ = ["MixSettings", "build_mix", "plan_mix"]
+
+
+@dataclass(frozen=True)
+class MixSettings:
+    """What `emma mix` works with.
+
+    Args:
+        mix: the recipe's `data.mix`.
+        name: the mix's name.
+        folder: where the mix is.
+        store: the token store.
+        samples: sequences of training: steps × global batch.
+        sequence_length: input tokens of a sequence.
+        recipe_sha256: hash of the resolved recipe, for the manifest.
+        tokenizer_sha256: of the run's tokenizer, if it is at hand: another one in the store is refused.
+    """
+
+    mix: Mix
+    name: str
+    folder: Path
+    store: Path
+    samples: int
+    sequence_length: int
+    recipe_sha256: str
+    tokenizer_sha256: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Budget: samples × sequence length."""
+        return self.samples * self.sequence_length
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    components: list[Component]
+    catalogues: dict[str, Catalogue] | None
+    sources: list[Source]
+    plan: MixPlan
+
+
+def plan_mix(settings: MixSettings, statistics: Sequence[Path] = ()) -> MixPlan:
+    """Plans a mix from the store's true counts.
+
+    Args:
+        settings: what to plan.
+        statistics: published word counts that decide the categories instead of an estimate.
+
+    Raises:
+        UserError: the store lacks a component, or its components don't belong together.
+    """
+    return _prepare(settings, statistics).plan
+
+
+def _prepare(settings: MixSettings, statistics: Sequence[Path] = ()) -> _Prepared:
+    components = open_store(settings.store, list(settings.mix.components))
+    if settings.tokenizer_sha256 not in (None, components[0].settings["tokenizer_sha256"]):
+        raise UserError(
+            f"{settings.store}: was packed with another tokenizer than the run's; pack it again with this recipe, or give "
+            "another paths.store"
+        )
+    words = {}
+    for path in statistics:
+        kind, counts = read_statistics(path)
+        words[kind] = {name: values["words"] for name, values in counts.items()}
+    sources = sources_of_store(settings.mix, components, words)
+    catalogues = None
+    if settings.mix.exclude_consumed:
+        consumed = consumed_documents(settings.mix.exclude_consumed, components)
+        catalogues = {
+            component.name: load_catalogue(component, consumed.get(component.name))
+            for component in components
+        }
+        sources = [_without_consumed(source, catalogues[source.component]) for source in sources]
+    # Best-fit samples have a last label each, so they hold one token more than their length.
+    tokens = settings.tokens if settings.mix.packing == "concatenate" else settings.tokens + settings.samples
+    plan = make_plan(settings.mix, sources, tokens, settings.sequence_length)
+    groups, faults, notes = plan_validation(settings.mix, sources)
+    plan.groups.extend(groups)
+    plan.faults.extend(faults)
+    plan.notes.extend(notes)
+    return _Prepared(components, catalogues, sources, plan)
+
+
+def _without_consumed(source: Source, catalogue: Catalogue) -> Source:
+    left = catalogue.of_language(source.language, validation=False)
+    return Source(
+        source.component,
+        source.language,
+        source.category,
+        source.words,
+        len(left),
+        int(catalogue.tokens[left].sum(dtype=np.int64)),
+        source.validation_documents,
+        source.validation_tokens,
+    )
+
+
+def build_mix(settings: MixSettings, *, replace: bool = False, statistics: Sequence[Path] = ()) -> MixInfo:
+    """Builds a mix; one that is there already stays.
+
+    Args:
+        settings: what to build.
+        replace: whether another mix in the same folder gives way.
+        statistics: published word counts that decide the categories.
+
+    Raises:
+        UserError: the plan fails, or another mix is in the folder.
+    """
+    started = now()
+    prepared = _prepare(settings, statistics)
+    prepared.plan.check()
+    fingerprint = _fingerprint(settings, prepared)
+    if (settings.folder / MANIFEST_NAME).is_file():
+        present = read_mix(settings.folder)
+        if present.fingerprint == fingerprint:
+            return present
+        if not replace:
+            raise UserError(
+                f"{settings.folder}: holds another mix (fingerprint {present.fingerprint[:12]}, {present.samples} samples; "
+                f"this recipe's is {fingerprint[:12]}, {settings.samples} samples). A run that was begun with it needs it. "
+                "Give data.name another value, or call with --replace"
+            )
+    partial = settings.folder.with_name(f".{settings.folder.name}.{os.getpid()}.partial")
+    for leftover in settings.folder.parent.glob(f".{settings.folder.name}.*.partial"):
+        process = int(leftover.name.split(".")[-2])
+        if not Path(f"/proc/{process}").exists():
+            shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        info = _write(settings, prepared, fingerprint, partial, started)
+        _exchange(partial, settings.folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return MixInfo(**{**vars(info), "folder": settings.folder})
+
+
+def _exchange(partial: Path, folder: Path) -> None:
+    """Puts a finished folder in its place; an old one is moved aside first and removed after."""
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    fsync_directory(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _fingerprint(settings: MixSettings, prepared: _Prepared) -> str:
+    """SHA-256 over everything that the mix's content depends on."""
+    content = {
+        "format": FORMAT,
+        "seed": settings.mix.seed,
+        "packing": settings.mix.packing,
+        "samples": settings.samples,
+        "sequence_length": settings.sequence_length,
+        "store": {component.name: component.fingerprint for component in prepared.components},
+        "sources": [
+            [row.source.component, row.source.language, row.target_tokens, row.cap_tokens]
+            for row in prepared.plan.sources
+        ],
+        "groups": [[group.name, sorted(group.targets.items())] for group in prepared.plan.groups],
+        "consumed": [
+            [read_mix(Path(entry.mix)).fingerprint, entry.samples] for entry in settings.mix.exclude_consumed
+        ],
+    }
+    return hashlib.sha256(orjson.dumps(content)).hexdigest()
+
+
+def _write(
+    settings: MixSettings, prepared: _Prepared, fingerprint: str, folder: Path, started: str
+) -> MixInfo:
+    catalogues = prepared.catalogues or {
+        component.name: load_catalogue(component) for component in prepared.components
+    }
+    shards = ShardTable(prepared.components)
+    (folder / "train").mkdir(parents=True)
+    train = _write_train(settings, prepared, catalogues, shards, fingerprint, folder)
+    groups = {
+        group.name: _write_group(settings, prepared, catalogues, shards, fingerprint, folder, group)
+        for group in prepared.plan.groups
+    }
+    pq.write_table(_realised(prepared.plan, train), folder / "plan.parquet", compression="zstd")
+    first = prepared.components[0]
+    info = MixInfo(
+        folder=folder,
+        name=settings.name,
+        fingerprint=fingerprint,
+        packing=settings.mix.packing,
+        sequence_length=settings.sequence_length,
+        samples=train.samples,
+        tokens=train.samples * train.sequence_length,
+        seed=settings.mix.seed,
+        vocab_size=first.vocab_size,
+        begin_id=first.begin_id,
+        end_id=first.end_id,
+        tokenizer_sha256=first.settings["tokenizer_sha256"],
+        store=os.path.relpath(settings.store.resolve(), settings.folder.resolve()),
+        components={component.name: component.fingerprint for component in prepared.components},
+        shares=prepared.plan.shares,
+        groups={
+            name: {
+                "samples": group.samples,
+                "tokens": group.tokens,
+                "documents": group.rows,
+                "label_tokens": group.label_tokens,
+            }
+            for name, group in groups.items()
+        },
+    )
+    write_json(folder / "mix.json", info.to_dict())
+    _manifest(settings, prepared, train, folder, started).write(folder)
+    return info
+
+
+def _write_train(
+    settings: MixSettings,
+    prepared: _Prepared,
+    catalogues: Mapping[str, Catalogue],
+    shards: ShardTable,
+    fingerprint: str,
+    folder: Path,
+) -> DatasetInfo:
+    planned = prepared.plan.sources
+    numbers = {row.source.key: number for number, row in enumerate(planned)}
+    # The last token of a stream is a label only, so there is one more than the budget.
+    total = prepared.plan.tokens + (settings.mix.packing == "concatenate")
+    expected = round(sum(row.source.documents * row.epochs for row in planned))
+    chosen = 0
+
+    def rows() -> Iterator[np.ndarray]:
+        nonlocal chosen
+        selections = select_documents(catalogues, planned, settings.mix.seed, total)
+        for selection in progress(selections, total=len(planned), unit="source", desc="mix"):
+            chosen += selection.tokens
+            yield _rows(selection, catalogues, shards, numbers)
+
+    rng = generator(settings.mix.seed, "order")
+    writer = DatasetWriter(
+        folder / "train",
+        settings.mix.packing,
+        settings.sequence_length,
+        shards,
+        [(row.source.component, row.source.language, row.source.category) for row in planned],
+        fingerprint,
+    )
+    # The shuffle has read all rows when it yields the first, so what was chosen is known by then.
+    return writer.write(shuffled(rows(), expected, rng, folder), settings.samples, lambda: chosen)
+
+
+def _rows(
+    selection: Selection,
+    catalogues: Mapping[str, Catalogue],
+    shards: ShardTable,
+    numbers: Mapping[tuple[str, str], int],
+) -> np.ndarray:
+    number = numbers[selection.component, selection.language]
+    return catalogues[selection.component].rows(selection.documents, shards.base(selection.component), number)
+
+
+def _write_group(
+    settings: MixSettings,
+    prepared: _Prepared,
+    catalogues: Mapping[str, Catalogue],
+    shards: ShardTable,
+    fingerprint: str,
+    folder: Path,
+    group: ValidationGroup,
+) -> DatasetInfo:
+    target = folder / "validation" / group.name
+    target.mkdir(parents=True)
+    numbers = {key: number for number, key in enumerate(group.targets)}
+    categories = {source.key: source.category for source in prepared.sources}
+    selections = select_validation(catalogues, group.targets, settings.mix.seed)
+    rows = np.concatenate([_rows(selection, catalogues, shards, numbers) for selection in selections])
+    rows = rows[generator(settings.mix.seed, "order", group.name).permutation(len(rows))]
+    packing: Packing = "concatenate"
+    sources = [(*key, categories[key]) for key in group.targets]
+    writer = DatasetWriter(target, packing, settings.sequence_length, shards, sources, fingerprint)
+    return writer.write([rows], None)
+
+
+def _realised(plan: MixPlan, train: DatasetInfo) -> pa.Table:
+    """The plan's table with what was built: documents and tokens as they are in the rows."""
+    built: dict[tuple[str, str], SourceInfo] = {
+        (source.component, source.language): source for source in train.sources
+    }
+    rows = plan.table().to_pylist()
+    for row in rows:
+        source = built[row["component"], row["language"]]
+        row["built_documents"], row["built_tokens"] = source.documents, source.tokens
+    schema = PLAN_SCHEMA.append(pa.field("built_documents", pa.int64())).append(
+        pa.field("built_tokens", pa.int64())
+    )
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _manifest(
+    settings: MixSettings, prepared: _Prepared, train: DatasetInfo, folder: Path, started: str
+) -> Manifest:
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink() and path.suffix != ".partial"
+    )
+    inputs = [FileRecord.of(component.folder / MANIFEST_NAME, None) for component in prepared.components]
+    counts: dict[str, Any] = {
+        "samples": train.samples,
+        "rows": train.rows,
+        "tokens": train.tokens,
+        "label_tokens": train.label_tokens,
+        "padding": train.padding,
+    }
+    return Manifest(
+        "mix",
+        settings.recipe_sha256,
+        inputs=inputs,
+        outputs=[FileRecord.of(path, folder) for path in files],
+        counts=counts,
+        versions=package_versions(("emma-recipes", "numpy", "pyarrow")),
+        started=started,
+        extra={"format": FORMAT, "notes": prepared.plan.notes},
+    )

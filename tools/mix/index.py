@@ -1,0 +1,92 @@
+"""Megatron's `.idx` files, written without Megatron.
+
+The format: `MMIDIDX\\0\\0`, version (uint64 = 1), type code (uint8), number of sequences (uint64), number of document
+boundaries (uint64), then lengths (int32), byte offsets into the `.bin` (int64) and boundaries (int64).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.errors import UserError
+
+__all__ = ["IndexWriter", "index_header", "read_index"]
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_CODES = {"int32": 4, "uint16": 8}
+HEADER_BYTES = 34
+
+
+def index_header(dtype: np.dtype[Any], rows: int) -> bytes:
+    """The 34 bytes before the arrays."""
+    return _MAGIC + struct.pack("<QBQQ", 1, _CODES[dtype.name], rows, rows + 1)
+
+
+class IndexWriter:
+    """Writes one `.idx` whose number of rows is known, in pieces.
+
+    Args:
+        path: the file; it must not exist.
+        dtype: type of a token id.
+        rows: number of rows that will be appended.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], rows: int) -> None:
+        self.path, self.rows, self.written = path, rows, 0
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        os.write(self._descriptor, index_header(dtype, rows))
+
+    def append(self, lengths: np.ndarray, offsets: np.ndarray) -> None:
+        """Appends rows: lengths in tokens, offsets in bytes."""
+        at = HEADER_BYTES + 4 * self.written
+        _write_at(self._descriptor, np.ascontiguousarray(lengths, np.int32), at)
+        at = HEADER_BYTES + 4 * self.rows + 8 * self.written
+        _write_at(self._descriptor, np.ascontiguousarray(offsets, np.int64), at)
+        self.written += len(lengths)
+
+    def close(self) -> None:
+        """Writes the document boundaries (every row is a document) and flushes the file to disk."""
+        if self.written != self.rows:
+            raise ValueError(f"{self.path}: {self.written} rows written, {self.rows} announced")
+        at = HEADER_BYTES + 12 * self.rows
+        for start in range(0, self.rows + 1, 1 << 22):
+            stop = min(self.rows + 1, start + (1 << 22))
+            _write_at(self._descriptor, np.arange(start, stop, dtype=np.int64), at + 8 * start)
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+
+
+def _write_at(descriptor: int, array: np.ndarray, position: int) -> None:
+    view = memoryview(array).cast("B") if len(array) else memoryview(b"")
+    while len(view):
+        written = os.pwrite(descriptor, view, position)
+        view, position = view[written:], position + written
+
+
+def read_index(path: Path) -> tuple[np.dtype[Any], np.ndarray, np.ndarray, np.ndarray]:
+    """Type, lengths, offsets and boundaries of an `.idx` (memory maps).
+
+    Raises:
+        UserError: not an `.idx`, or its size doesn't fit its header.
+    """
+    names = {code: name for name, code in _CODES.items()}
+    with path.open("rb") as handle:
+        header = handle.read(HEADER_BYTES)
+    if len(header) < HEADER_BYTES or header[:9] != _MAGIC:
+        raise UserError(f"{path}: not a Megatron index; build the mix again")
+    version, code, rows, boundaries = struct.unpack("<QBQQ", header[9:])
+    expected = HEADER_BYTES + 12 * rows + 8 * boundaries
+    if version != 1 or code not in names or boundaries != rows + 1 or path.stat().st_size != expected:
+        raise UserError(f"{path}: its header and its size don't fit together; build the mix again")
+    if not rows:
+        empty = np.zeros(0, np.int64)
+        return np.dtype(names[code]), empty.astype(np.int32), empty, np.zeros(1, np.int64)
+    lengths = np.memmap(path, "<i4", "r", HEADER_BYTES, rows)
+    offsets = np.memmap(path, "<i8", "r", HEADER_BYTES + 4 * rows, rows)
+    bounds = np.memmap(path, "<i8", "r", HEADER_BYTES + 12 * rows, boundaries)
+    return np.dtype(names[code]), lengths, offsets, bounds

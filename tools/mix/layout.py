@@ -1,0 +1,181 @@
+"""A mix on disk, and reading what it says about itself (no torch here).
+
+    mix/<name>/mix.json  plan.parquet  manifest.json  train/  validation/<group>/
+
+Each dataset folder (`train/`, `validation/<group>/`) holds
+
+- `rows.npy`: the documents in the order in which they are read, `ROW` records;
+- `samples.npy`: int64 [samples + 1, 2], where each sample begins: (row, tokens into the row);
+- `dataset.json`: sizes, the shards and the sources that rows refer to;
+- `<component>-NNNNN.idx` and a link `.bin` for every shard: a plain Megatron dataset of that shard's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from recipes.errors import UserError
+from recipes.files import read_json
+
+__all__ = [
+    "FORMAT",
+    "ROW",
+    "DatasetInfo",
+    "MixInfo",
+    "ShardInfo",
+    "SourceInfo",
+    "read_dataset_info",
+    "read_mix",
+]
+
+FORMAT = 1
+ROW = np.dtype([("offset", "<i8"), ("tokens", "<i4"), ("shard", "<u2"), ("source", "<u2")])
+"""One row of `rows.npy`: byte offset into the shard, number of tokens, index of the shard and of the source in
+`dataset.json`."""
+
+Packing = Literal["concatenate", "best_fit"]
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """A shard of the store that a dataset reads: `name` is the prefix of its `.idx` and `.bin` in the folder."""
+
+    name: str
+    component: str
+    number: int
+    bytes: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """A source in a dataset: how many rows (documents, each time counted) and tokens of it the dataset reads."""
+
+    component: str
+    language: str
+    category: str | None
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """`dataset.json`.
+
+    `samples` sequences of `sequence_length` input tokens; `label_tokens` is how many tokens are predicted in one pass
+    (samples × sequence length, less what is padding); `tokens` is the length of all rows.
+    """
+
+    folder: Path
+    packing: Packing
+    sequence_length: int
+    samples: int
+    rows: int
+    tokens: int
+    label_tokens: int
+    dtype: str
+    vocab_size: int
+    shards: list[ShardInfo]
+    sources: list[SourceInfo]
+    mix_fingerprint: str
+
+    @property
+    def padding(self) -> float:
+        """Share of input positions that are padding."""
+        return 1 - self.label_tokens / (self.samples * self.sequence_length) if self.samples else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Content of `dataset.json`."""
+        value = {key: item for key, item in vars(self).items() if key not in ("folder", "shards", "sources")}
+        return {
+            "format": FORMAT,
+            **value,
+            "shards": [vars(shard) for shard in self.shards],
+            "sources": [vars(source) for source in self.sources],
+        }
+
+
+@dataclass(frozen=True)
+class MixInfo:
+    """`mix.json`: what a run needs to know of its mix.
+
+    `fingerprint` names the content: budget, plan, seed, packing and store. `tokens` is samples × sequence length.
+    """
+
+    folder: Path
+    name: str
+    fingerprint: str
+    packing: Packing
+    sequence_length: int
+    samples: int
+    tokens: int
+    seed: int
+    vocab_size: int
+    begin_id: int | None
+    end_id: int
+    tokenizer_sha256: str
+    store: str
+    components: dict[str, str]
+    shares: dict[str, float]
+    groups: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def train(self) -> Path:
+        """Folder of the training dataset."""
+        return self.folder / "train"
+
+    def validation(self, group: str) -> Path:
+        """Folder of a validation group.
+
+        Raises:
+            UserError: the mix has no such group.
+        """
+        if group not in self.groups:
+            raise UserError(
+                f"{self.folder}: no validation group {group!r}; there are {', '.join(self.groups) or 'none'}"
+            )
+        return self.folder / "validation" / group
+
+    def to_dict(self) -> dict[str, Any]:
+        """Content of `mix.json`."""
+        return {"format": FORMAT, **{key: value for key, value in vars(self).items() if key != "folder"}}
+
+
+def read_mix(folder: Path) -> MixInfo:
+    """Reads `mix.json`.
+
+    Raises:
+        UserError: there is no finished mix of this version.
+    """
+    path = Path(folder) / "mix.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no such mix; run `emma mix build` first")
+    value = _checked(path)
+    return MixInfo(folder=Path(folder), **value)
+
+
+def read_dataset_info(folder: Path) -> DatasetInfo:
+    """Reads a dataset folder's `dataset.json`.
+
+    Raises:
+        UserError: there is no dataset of this version.
+    """
+    path = Path(folder) / "dataset.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no such dataset; run `emma mix build` first")
+    value = _checked(path)
+    value["shards"] = [ShardInfo(**shard) for shard in value["shards"]]
+    value["sources"] = [SourceInfo(**source) for source in value["sources"]]
+    return DatasetInfo(folder=Path(folder), **value)
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    value: Mapping[str, Any] = read_json(path)
+    if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
+        raise UserError(f"{path}: not of a mix of format {FORMAT}; build the mix again")
+    return dict(value)

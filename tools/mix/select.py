@@ -1,0 +1,113 @@
+"""Choosing the documents of a mix: every source's tokens to the nearest document, the whole to the token."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recipes.errors import UserError
+from tools.mix.catalogue import Catalogue
+from tools.mix.plan import PlannedSource
+
+__all__ = ["Selection", "generator", "select_documents", "select_validation"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Documents of one source, as often as each is read: indices into its component's catalogue (int64)."""
+
+    component: str
+    language: str
+    documents: np.ndarray
+    tokens: int
+
+
+def generator(seed: int, *purpose: str) -> np.random.Generator:
+    """Random numbers for one purpose, e.g. the documents of one source, independent of all other purposes."""
+    digest = hashlib.sha256("\x00".join(purpose).encode()).digest()
+    return np.random.default_rng([seed, *np.frombuffer(digest, np.uint32).tolist()])
+
+
+def select_documents(
+    catalogues: Mapping[str, Catalogue], planned: Sequence[PlannedSource], seed: int, total: int
+) -> Iterator[Selection]:
+    """Yields every source's documents.
+
+    A source of T tokens whose target is q·T + r is read q times whole, and its first documents in an order of its own,
+    drawn from the seed, make up r: the count that lies nearest, where what one source took too much or too little is
+    carried to the next. So each source is met to within a document, and the mix to within one as well: the last source
+    (the one with the largest remainder) takes documents until `total` is reached. No source is read more often than its
+    cap allows, unless the cap lets the mix fall short of `total`.
+
+    Args:
+        catalogues: by component.
+        planned: the plan's sources.
+        seed: seed of the mix.
+        total: tokens that all sources together must reach at least, by less than a document.
+
+    Raises:
+        UserError: the sources cannot reach `total`.
+    """
+    members = [row for row in planned if row.target_tokens > 0]
+    # The largest source comes last: it has documents of every size to close the gap with.
+    members.sort(key=lambda row: (row.source.tokens, row.source.key))
+    selected, due = 0, 0
+    for row in members[:-1]:
+        due += row.target_tokens
+        selection = _select(catalogues[row.source.component], row, seed, due - selected, exact=False)
+        selected += selection.tokens
+        yield selection
+    last = _select(catalogues[members[-1].source.component], members[-1], seed, total - selected, exact=True)
+    yield last
+
+
+def _select(catalogue: Catalogue, row: PlannedSource, seed: int, target: int, *, exact: bool) -> Selection:
+    source = row.source
+    documents = catalogue.of_language(source.language, validation=False)
+    sizes = catalogue.tokens[documents].astype(np.int64)
+    held = int(sizes.sum())
+    if held == 0:
+        raise UserError(
+            f"{source.component}/{source.language}: the plan takes {row.target_tokens} tokens of a source without documents"
+        )
+    whole, rest = divmod(max(target, 0), held)
+    order = generator(seed, "documents", source.component, source.language).permutation(len(documents))
+    ends = np.cumsum(sizes[order])
+    # Documents of the last, partial pass: `reached` ends at or above the rest.
+    reached = int(np.searchsorted(ends, rest, side="left")) + 1 if rest else 0
+    taken = order[:reached]
+    if rest and not exact:
+        below = int(ends[reached - 2]) if reached > 1 else 0
+        above = int(ends[reached - 1])
+        over_cap = whole * held + above > row.cap_tokens
+        if over_cap or rest - below <= above - rest:
+            taken = order[: reached - 1]
+    elif rest:
+        # The gap that the documents before the last one leave is closed by the shortest document that can.
+        below = int(ends[reached - 2]) if reached > 1 else 0
+        candidates = order[reached - 1 :]
+        fitting = candidates[sizes[candidates] >= rest - below]
+        closing = fitting[np.argmin(sizes[fitting])]
+        taken = np.append(order[: reached - 1], closing)
+    counts = np.full(len(documents), whole, np.int64)
+    counts[taken] += 1
+    chosen = np.repeat(documents, counts)
+    return Selection(source.component, source.language, chosen, int((counts * sizes).sum()))
+
+
+def select_validation(
+    catalogues: Mapping[str, Catalogue], targets: Mapping[tuple[str, str], int], seed: int
+) -> Iterator[Selection]:
+    """Yields the documents of a validation group: of each source, in an order of its own, as many as fit its target
+    (one at least)."""
+    for (component, language), target in targets.items():
+        catalogue = catalogues[component]
+        documents = catalogue.of_language(language, validation=True)
+        sizes = catalogue.tokens[documents].astype(np.int64)
+        order = generator(seed, "validation", component, language).permutation(len(documents))
+        count = max(1, int(np.searchsorted(np.cumsum(sizes[order]), target, side="right")))
+        taken = np.sort(order[:count])
+        yield Selection(component, language, documents[taken], int(sizes[taken].sum()))

@@ -1,0 +1,58 @@
+"""A uniform shuffle of more rows than memory should hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from tools.mix.layout import ROW
+
+__all__ = ["BUCKET_ROWS", "shuffled"]
+
+BUCKET_ROWS = 1 << 23
+"""Rows of a bucket, about: what is shuffled in memory at a time (128 MiB)."""
+
+
+def shuffled(
+    rows: Iterable[np.ndarray], expected: int, rng: np.random.Generator, scratch: Path
+) -> Iterator[np.ndarray]:
+    """Yields all rows in uniformly random order, bucket by bucket.
+
+    Every row is sent to a random bucket (a file below `scratch`), then each bucket is permuted: any order of all rows is
+    as likely as any other.
+
+    Args:
+        rows: arrays of `ROW`.
+        expected: number of rows, about; decides how many buckets there are.
+        rng: random numbers.
+        scratch: an existing folder for the bucket files, which are removed on the way.
+    """
+    buckets = max(1, -(-expected // BUCKET_ROWS))
+    files = [(scratch / f"bucket-{index:05d}").open("w+b") for index in range(buckets)]
+    try:
+        for part in rows:
+            for start in range(0, len(part), BUCKET_ROWS):
+                _scatter(part[start : start + BUCKET_ROWS], files, rng)
+        for file in files:
+            file.seek(0)
+            bucket = np.fromfile(file, ROW)
+            file.close()
+            Path(file.name).unlink()
+            yield bucket[rng.permutation(len(bucket))]
+    finally:
+        for file in files:
+            file.close()
+
+
+def _scatter(part: np.ndarray, files: Sequence[IO[bytes]], rng: np.random.Generator) -> None:
+    if len(files) == 1:
+        part.tofile(files[0])
+        return
+    target = rng.integers(len(files), size=len(part), dtype=np.uint16)
+    part = part[np.argsort(target, kind="stable")]
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(target, minlength=len(files)))])
+    for index, file in enumerate(files):
+        part[bounds[index] : bounds[index + 1]].tofile(file)

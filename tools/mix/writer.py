@@ -1,0 +1,286 @@
+"""Writes a dataset folder: rows in reading order, where samples begin, and plain Megatron indices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from recipes.files import write_json
+from tools.mix.index import IndexWriter
+from tools.mix.layout import ROW, DatasetInfo, Packing, ShardInfo, SourceInfo
+from tools.mix.packing import best_fit, cut_to_samples
+from tools.mix.shuffle import BUCKET_ROWS
+from tools.pack.store import Component
+
+__all__ = ["ArrayWriter", "DatasetWriter", "ShardTable"]
+
+
+@dataclass(frozen=True)
+class ShardTable:
+    """Numbers of the shards that a mix reads: those of its components, one component after the other."""
+
+    components: Sequence[Component]
+
+    def base(self, name: str) -> int:
+        """Number of a component's first shard."""
+        before = 0
+        for component in self.components:
+            if component.name == name:
+                return before
+            before += len(component.shards)
+        raise KeyError(name)
+
+    def shards(self) -> Iterator[tuple[Component, int]]:
+        """Component and number within it, of every shard in order."""
+        for component in self.components:
+            for shard in component.shards:
+                yield component, shard.number
+
+
+class ArrayWriter:
+    """A `.npy` file that grows row by row; its header is written when its length is known."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], columns: int | None = None) -> None:
+        self.dtype, self.columns, self.length = dtype, columns, 0
+        self._file = path.open("wb")
+        self._file.write(self._header(0))
+
+    def _header(self, length: int) -> bytes:
+        shape = (length,) if self.columns is None else (length, self.columns)
+        fields = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
+            "fortran_order": False,
+            "shape": shape,
+        }
+        # 256 bytes hold any length, so the header can be written again over the first one.
+        text = repr(fields).ljust(256 - 11) + "\n"
+        return b"\x93NUMPY\x01\x00" + (len(text)).to_bytes(2, "little") + text.encode("latin1")
+
+    def append(self, array: np.ndarray) -> None:
+        """Appends rows."""
+        np.ascontiguousarray(array, self.dtype).tofile(self._file)
+        self.length += len(array)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._file.flush()
+            self._file.seek(0)
+            self._file.write(self._header(self.length))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+
+
+@dataclass
+class DatasetWriter:
+    """Writes one dataset folder from rows in their final order.
+
+    Args:
+        folder: an existing, empty folder.
+        packing: how rows fill samples.
+        sequence_length: input tokens of a sample.
+        shards: the shards that rows refer to.
+        sources: component, language and category of the sources that rows refer to.
+        fingerprint: of the mix.
+    """
+
+    folder: Path
+    packing: Packing
+    sequence_length: int
+    shards: ShardTable
+    sources: Sequence[tuple[str, str, str | None]]
+    fingerprint: str
+    _shard_rows: np.ndarray = field(init=False)
+    _source_rows: np.ndarray = field(init=False)
+    _source_tokens: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._shard_rows = np.zeros(sum(1 for _ in self.shards.shards()), np.int64)
+        self._source_rows = np.zeros(len(self.sources), np.int64)
+        self._source_tokens = np.zeros(len(self.sources), np.int64)
+
+    def write(
+        self, buckets: Iterable[np.ndarray], samples: int | None, total: Callable[[], int] | None = None
+    ) -> DatasetInfo:
+        """Writes everything and returns what `dataset.json` says.
+
+        Args:
+            buckets: rows (`ROW`) in order.
+            samples: exact number of samples; None: as many as the rows make, the last one padded (concatenation only).
+            total: tells the tokens of all rows once the first bucket came; with `samples` and concatenation, what
+                exceeds the samples is cut off the last row.
+        """
+        if self.packing == "concatenate":
+
+            def surplus() -> int:
+                if samples is None or total is None:
+                    return 0
+                return total() - (samples * self.sequence_length + 1)
+
+            count, labels, rows = self._concatenate(_cut_last(buckets, surplus))
+        else:
+            count, labels, rows = self._best_fit(buckets, samples)
+        self._write_indices()
+        component = self.shards.components[0]
+        info = DatasetInfo(
+            folder=self.folder,
+            packing=self.packing,
+            sequence_length=self.sequence_length,
+            samples=count,
+            rows=rows,
+            tokens=int(self._source_tokens.sum()),
+            label_tokens=labels,
+            dtype=component.dtype.name,
+            vocab_size=component.vocab_size,
+            shards=self._shard_infos(),
+            sources=[
+                SourceInfo(*source, documents=int(rows), tokens=int(tokens))
+                for source, rows, tokens in zip(
+                    self.sources, self._source_rows, self._source_tokens, strict=True
+                )
+            ],
+            mix_fingerprint=self.fingerprint,
+        )
+        write_json(self.folder / "dataset.json", info.to_dict())
+        return info
+
+    def _count(self, rows: np.ndarray) -> None:
+        self._shard_rows += np.bincount(rows["shard"], minlength=len(self._shard_rows))
+        self._source_rows += np.bincount(rows["source"], minlength=len(self.sources))
+        tokens = np.bincount(rows["source"], rows["tokens"], len(self.sources))
+        self._source_tokens += tokens.astype(np.int64)
+
+    def _concatenate(self, buckets: Iterable[np.ndarray]) -> tuple[int, int, int]:
+        """One stream, cut every sequence length: sample i begins at token i·L and is labelled by tokens up to (i+1)·L.
+
+        `samples.npy` closes with the stream's last token, which is a label only.
+        """
+        length, before, rows_before, end = self.sequence_length, 0, 0, (0, 0)
+        with (
+            ArrayWriter(self.folder / "rows.npy", ROW) as rows_file,
+            ArrayWriter(self.folder / "samples.npy", np.dtype("<i8"), 2) as samples_file,
+        ):
+            for rows in buckets:
+                if not len(rows):
+                    continue
+                rows_file.append(rows)
+                self._count(rows)
+                ends = before + np.cumsum(rows["tokens"], dtype=np.int64)
+                begins = np.arange(-(-before // length) * length, int(ends[-1]), length)
+                index = np.searchsorted(ends, begins, side="right")
+                into = begins - (ends[index] - rows["tokens"][index])
+                samples_file.append(np.stack([index + rows_before, into], axis=1))
+                before, rows_before = int(ends[-1]), rows_before + len(rows)
+                end = (rows_before - 1, int(rows["tokens"][-1]) - 1)
+            # The last token is a label only. Where a sample would begin with it, that entry closes the list already.
+            if before == 0 or (before - 1) % length:
+                samples_file.append(np.array([end], np.int64))
+            count = samples_file.length - 1
+        return count, max(before - 1, 0), rows_before
+
+    def _best_fit(self, buckets: Iterable[np.ndarray], samples: int | None) -> tuple[int, int, int]:
+        """Packs every bucket by itself; the bins of a bucket and the rows of a bin keep a random order."""
+        capacity = self.sequence_length + 1
+        itemsize = self.shards.components[0].dtype.itemsize
+        count, labels, rows_before = 0, 0, 0
+        with (
+            ArrayWriter(self.folder / "rows.npy", ROW) as rows_file,
+            ArrayWriter(self.folder / "samples.npy", np.dtype("<i8"), 2) as samples_file,
+        ):
+            for bucket in buckets:
+                if not len(bucket) or count == samples:
+                    continue
+                rows = cut_to_samples(bucket, capacity, itemsize)
+                bins, made = best_fit(rows["tokens"].astype(np.int64), capacity)
+                keep = made if samples is None else min(made, samples - count)
+                rank = _bin_order(bins, rows["tokens"], made, keep)
+                place = rank[bins]
+                order = np.argsort(place, kind="stable")
+                order = order[: int((place < keep).sum())]
+                rows = rows[order]
+                sizes = np.bincount(place[order], minlength=keep)
+                rows_file.append(rows)
+                self._count(rows)
+                begins = rows_before + np.concatenate([[0], np.cumsum(sizes)[:-1]])
+                samples_file.append(np.stack([begins, np.zeros(keep, np.int64)], axis=1))
+                labels += int(rows["tokens"].sum(dtype=np.int64)) - keep
+                count, rows_before = count + keep, rows_before + len(rows)
+            samples_file.append(np.array([[rows_before, 0]], np.int64))
+        return count, labels, rows_before
+
+    def _shard_names(self) -> list[str]:
+        return [f"{component.name}-{number:05d}" for component, number in self.shards.shards()]
+
+    def _shard_infos(self) -> list[ShardInfo]:
+        return [
+            ShardInfo(name, component.name, number, component.shards[number].bytes, int(rows))
+            for name, (component, number), rows in zip(
+                self._shard_names(), self.shards.shards(), self._shard_rows, strict=True
+            )
+        ]
+
+    def _write_indices(self) -> None:
+        """One `.idx` and one link to the `.bin` for every shard that has rows, in the order in which they are read."""
+        writers: dict[int, IndexWriter] = {}
+        pairs = enumerate(zip(self._shard_names(), self.shards.shards(), self._shard_rows, strict=True))
+        for number, (name, (component, shard), rows) in pairs:
+            if rows:
+                writers[number] = IndexWriter(self.folder / f"{name}.idx", component.dtype, int(rows))
+                target = component.shards[shard].bin_path.resolve()
+                (self.folder / f"{name}.bin").symlink_to(os.path.relpath(target, self.folder.resolve()))
+        rows_file = np.load(self.folder / "rows.npy", mmap_mode="r")
+        for start in range(0, len(rows_file), BUCKET_ROWS):
+            rows = np.array(rows_file[start : start + BUCKET_ROWS])
+            order = np.argsort(rows["shard"], kind="stable")
+            counts = np.bincount(rows["shard"], minlength=len(self._shard_rows))
+            bounds = np.concatenate([[0], np.cumsum(counts)])
+            lengths, offsets = rows["tokens"][order], rows["offset"][order]
+            for number, writer in writers.items():
+                mine = slice(bounds[number], bounds[number + 1])
+                if mine.stop > mine.start:
+                    writer.append(lengths[mine], offsets[mine])
+        for writer in writers.values():
+            writer.close()
+
+
+def _bin_order(bins: np.ndarray, tokens: np.ndarray, made: int, keep: int) -> np.ndarray:
+    """Place of each bin: in the order in which their first rows came, which is random; where some bins are too many,
+    the emptiest ones go last."""
+    first = np.full(made, len(bins), np.int64)
+    np.minimum.at(first, bins, np.arange(len(bins)))
+    if keep < made:
+        filled = np.bincount(bins, tokens, made)
+        dropped = np.argsort(filled, kind="stable")[: made - keep]
+        first[dropped] += len(bins)
+    rank = np.empty(made, np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(made)
+    return rank
+
+
+def _cut_last(buckets: Iterable[np.ndarray], surplus: Callable[[], int]) -> Iterator[np.ndarray]:
+    """Rows as they come; the last one is shortened by `surplus` tokens (one of the last bucket that is long enough is
+    made the last one)."""
+    held: np.ndarray | None = None
+    for bucket in buckets:
+        if held is not None:
+            yield held
+        held = bucket if len(bucket) else held
+    if held is not None:
+        if cut := surplus():
+            long = np.flatnonzero(held["tokens"] > cut)
+            if not len(long):
+                raise ValueError(f"no row of the last bucket is longer than the {cut} tokens to cut")
+            held[[long[-1], -1]] = held[[-1, long[-1]]]
+            held["tokens"][-1] -= cut
+        yield held

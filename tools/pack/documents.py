@@ -1,0 +1,298 @@
+"""Records → documents, by kind: text, sentence pairs, instruction data, code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from string import Formatter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recipes.errors import UserError
+from recipes.schema.data import Pack, PackComponent
+from tools.pack.columns import as_array, constant, encode_keys, join
+from tools.pack.languages import pair_labels, split_pair
+from tools.pack.records import Batch
+
+__all__ = ["DOCUMENT_COLUMNS", "DocumentMaker", "fill", "spread"]
+
+SPLITS = ("train", "validation")
+DOCUMENT_COLUMNS = ("text", "language", "source", "document_id", "split")
+"""Columns of a table of documents, all large strings; `text` is never null."""
+
+_FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "text": (("text",), ("id", "language", "source", "split")),
+    "bilingual": (("src_text", "tgt_text"), ("id", "src_lang", "tgt_lang", "source", "split")),
+    "instruction": (("instruction", "response"), ("input", "id", "language", "source", "split")),
+    "code": (("text",), ("id", "language", "path", "source", "split")),
+}
+# Pairs of one language pair that are kept back until their documents are full.
+_HELD_PAIRS = 8192
+
+
+@dataclass
+class DocumentMaker:
+    """Makes documents of the records of one work unit, in order.
+
+    Args:
+        component: the component's settings.
+        pack: the `pack` section.
+
+    `removed` counts records that made no document, by reason.
+    """
+
+    component: PackComponent
+    pack: Pack
+    removed: dict[str, int] = field(default_factory=dict)
+    records: int = 0
+    _pairs: dict[tuple[str, str, str], _PairBuffer] = field(default_factory=dict)
+
+    @property
+    def fields(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Required and optional fields of a record of this kind."""
+        return _FIELDS[self.component.kind]
+
+    def add(self, batch: Batch) -> Iterator[pa.Table]:
+        """Yields the documents that a batch of records completes."""
+        self.records += len(batch.table)
+        make = getattr(self, f"_{self.component.kind}")
+        for table in make(batch):
+            if len(table):
+                yield table
+
+    def finish(self) -> Iterator[pa.Table]:
+        """Yields what is left when the unit's records are through."""
+        for key in sorted(self._pairs):
+            table = self._documents_of_pairs(key, last=True)
+            if len(table):
+                yield table
+
+    def _text(self, batch: Batch) -> Iterator[pa.Table]:
+        yield self._one_to_one(batch, batch.table["text"])
+
+    def _code(self, batch: Batch) -> Iterator[pa.Table]:
+        text, header = batch.table["text"], self.pack.code.header
+        if header:
+            language = self._filled(batch, "language", self.component.language or batch.segment.file.folder)
+            if "{path" in header and "path" not in batch.table.column_names:
+                raise UserError(
+                    f"{batch.segment.file.path}: data.pack.code.header uses {{path}}, and the records have no field "
+                    "'path'; add it to the corpus or take {path} out of the header"
+                )
+            path = batch.table["path"] if "path" in batch.table.column_names else language
+            text = join(fill(header, {"path": path, "language": language}), text)
+        yield self._one_to_one(batch, text)
+
+    def _instruction(self, batch: Batch) -> Iterator[pa.Table]:
+        settings, table = self.pack.instruction, batch.table
+        fields = {
+            "instruction": pc.fill_null(table["instruction"], ""),
+            "response": pc.fill_null(table["response"], ""),
+        }
+        text = fill(settings.template, fields)
+        if "input" in table.column_names:
+            fields["input"] = pc.fill_null(table["input"], "")
+            text = pc.if_else(
+                pc.greater(pc.binary_length(fields["input"]), 0),
+                fill(settings.template_with_input, fields),
+                text,
+            )
+        # A record without an instruction or without a response teaches nothing.
+        whole = pc.and_(pc.greater(pc.binary_length(fields["instruction"]), 0),
+                        pc.greater(pc.binary_length(fields["response"]), 0))  # fmt: skip
+        yield self._one_to_one(batch, pc.if_else(whole, text, ""))
+
+    def _one_to_one(self, batch: Batch, text: pa.ChunkedArray) -> pa.Table:
+        """A document a record; records without text are counted as `empty`."""
+        file = batch.segment.file
+        table = pa.table(
+            {
+                "text": text,
+                "language": self._filled(batch, "language", self.component.language or file.folder),
+                "source": self._filled(batch, "source", file.folder),
+                "document_id": self._ids(batch),
+                "split": self._splits(batch),
+            }
+        )
+        empty = pc.fill_null(pc.equal(pc.binary_length(table["text"]), 0), True)
+        if count := pc.sum(empty).as_py() or 0:
+            self._remove("empty", count)
+            table = table.filter(pc.invert(empty))
+        return table
+
+    def _bilingual(self, batch: Batch) -> Iterator[pa.Table]:
+        table, file = batch.table, batch.segment.file
+        if "src_lang" in table.column_names and "tgt_lang" in table.column_names:
+            source, target = table["src_lang"], table["tgt_lang"]
+            if source.null_count or target.null_count:
+                row = pc.index(pc.or_(pc.is_null(source), pc.is_null(target)), True).as_py()
+                raise UserError(f"{file.path}: record {batch.place(row)} names one language of its pair only")
+        else:
+            try:
+                codes = split_pair(self.component.language or file.folder)
+            except UserError as error:
+                raise UserError(
+                    f"{file.path}: records have no src_lang and tgt_lang, and the folder is no pair: {error}"
+                ) from None
+            source, target = (constant(code, len(table)) for code in codes)
+        rows = pa.table(
+            {
+                "src": table["src_text"],
+                "tgt": table["tgt_text"],
+                "source_lang": source,
+                "target_lang": target,
+                "source": self._filled(batch, "source", file.folder),
+                "id": self._ids(batch),
+                "split": self._splits(batch),
+            }
+        )
+        whole = pc.and_(pc.greater(pc.fill_null(pc.binary_length(rows["src"]), 0), 0),
+                        pc.greater(pc.fill_null(pc.binary_length(rows["tgt"]), 0), 0))  # fmt: skip
+        kept = rows.filter(whole)
+        if len(kept) < len(rows):
+            self._remove("empty", len(rows) - len(kept))
+        for key, group in _groups(kept):
+            buffer = self._pairs.setdefault(key, _PairBuffer())
+            buffer.tables.append(group)
+            buffer.rows += len(group)
+            if buffer.rows >= _HELD_PAIRS:
+                yield self._documents_of_pairs(key, last=False)
+
+    def _documents_of_pairs(self, key: tuple[str, str, str], *, last: bool) -> pa.Table:
+        """Documents of the pairs held for one language pair and split; what fills none stays, unless `last`."""
+        settings, buffer = self.pack.bilingual, self._pairs[key]
+        rows = pa.concat_tables(buffer.tables).combine_chunks()
+        codes = encode_keys(rows, ("src", "tgt"))[0].to_numpy(zero_copy_only=False)
+        order, sizes, rest = spread(codes, settings.pairs_per_document, last=last)
+        if len(rest) > _HELD_PAIRS // 2:
+            # The same few pairs over and over: holding them back for fuller documents would hold ever more.
+            order, sizes, rest = spread(codes, settings.pairs_per_document, last=True)
+        buffer.tables, buffer.rows = [rows.take(rest)], len(rest)
+        taken = rows.take(order)
+        source, target, split = key
+        labels = (source, target) if settings.language_labels == "code" else pair_labels(source, target)
+        forward = {"src_lang": labels[0], "src": taken["src"], "tgt_lang": labels[1], "tgt": taken["tgt"]}
+        reverse = {"src_lang": labels[1], "src": taken["tgt"], "tgt_lang": labels[0], "tgt": taken["src"]}
+        if settings.direction == "balanced":
+            turned = (np.arange(len(sizes)) + buffer.documents) % 2 == 1
+            text = pc.if_else(
+                pa.array(np.repeat(turned, sizes)),
+                fill(settings.template, reverse),
+                fill(settings.template, forward),
+            )
+        else:
+            text = fill(settings.template, forward if settings.direction == "forward" else reverse)
+        buffer.documents += len(sizes)
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        lists = pa.LargeListArray.from_arrays(pa.array(offsets), as_array(text))
+        first = pa.array(offsets[:-1])
+        count = len(sizes)
+        return pa.table(
+            {
+                "text": pc.binary_join(lists, pa.scalar("", pa.large_string())),
+                "language": constant(f"{source}-{target}", count),
+                "source": taken["source"].take(first),
+                "document_id": taken["id"].take(first),
+                "split": constant(split, count),
+            }
+        )
+
+    def _filled(self, batch: Batch, name: str, default: str) -> pa.ChunkedArray:
+        if name not in batch.table.column_names:
+            return constant(default, len(batch.table))
+        return pc.fill_null(batch.table[name], default)
+
+    def _ids(self, batch: Batch) -> pa.ChunkedArray:
+        column = batch.table["id"] if "id" in batch.table.column_names else None
+        if column is not None and not column.null_count:
+            return column
+        places = pa.array([batch.place(row) for row in range(len(batch.table))], pa.large_string())
+        return pa.chunked_array([places]) if column is None else pc.coalesce(column, places)
+
+    def _splits(self, batch: Batch) -> pa.ChunkedArray:
+        splits = self._filled(batch, "split", batch.segment.file.split)
+        for value in pc.unique(splits).to_pylist():
+            if value not in SPLITS:
+                row = pc.index(splits, pa.scalar(value, pa.large_string())).as_py()
+                raise UserError(
+                    f"{batch.segment.file.path}: record {batch.place(row)} has the split {value!r}; "
+                    f"known are {', '.join(SPLITS)}"
+                )
+        return splits
+
+    def _remove(self, reason: str, count: int) -> None:
+        self.removed[reason] = self.removed.get(reason, 0) + count
+
+
+@dataclass
+class _PairBuffer:
+    """Pairs of one language pair and split that wait for their document to fill."""
+
+    tables: list[pa.Table] = field(default_factory=list)
+    rows: int = 0
+    documents: int = 0
+
+
+def fill(template: str, fields: Mapping[str, pa.ChunkedArray | str]) -> pa.ChunkedArray:
+    """Fills a template element by element: each placeholder is a column or a constant."""
+    parts: list[pa.ChunkedArray | str] = []
+    for literal, name, _, _ in Formatter().parse(template):
+        if literal:
+            parts.append(literal)
+        if name is not None:
+            parts.append(fields[name])
+    return join(*parts)
+
+
+def spread(codes: np.ndarray, size: int, *, last: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Groups elements into documents of `size` such that no document holds a code twice.
+
+    Args:
+        codes: integer code of each element; equal elements have equal codes.
+        size: elements a document.
+        last: also make documents that are not full.
+
+    Returns:
+        Order of the elements that are placed (int64), sizes of the documents (int64), elements left over (int64).
+        Without repetitions this is the given order.
+    """
+    count = len(codes)
+    whole = count // size * size
+    windows = np.sort(codes[:whole].reshape(-1, size), axis=1)
+    tail = np.sort(codes[whole:])
+    repeated = bool((windows[:, 1:] == windows[:, :-1]).any()) or bool((tail[1:] == tail[:-1]).any())
+    if not repeated:
+        sizes = np.full(whole // size, size, np.int64)
+        if last and count > whole:
+            return np.arange(count), np.append(sizes, count - whole), np.arange(0)
+        return np.arange(whole), sizes, np.arange(whole, count)
+    closed: list[list[int]] = []
+    opened: list[tuple[set[int], list[int]]] = []
+    for element, code in enumerate(codes.tolist()):
+        place = next((i for i, (held, _) in enumerate(opened) if code not in held), len(opened))
+        if place == len(opened):
+            opened.append((set(), []))
+        held, document = opened[place]
+        held.add(code)
+        document.append(element)
+        if len(document) == size:
+            closed.append(document)
+            del opened[place]
+    left = [document for _, document in opened]
+    if last:
+        closed, left = closed + left, []
+    order = np.array([element for document in closed for element in document], np.int64)
+    rest = np.array(sorted(element for document in left for element in document), np.int64)
+    return order, np.array([len(document) for document in closed], np.int64), rest
+
+
+def _groups(table: pa.Table) -> Iterator[tuple[tuple[str, str, str], pa.Table]]:
+    """Parts of a table of pairs with the same languages and split, in order of first appearance."""
+    if not len(table):
+        return
+    codes, keys = encode_keys(table, ("source_lang", "target_lang", "split"))
+    for code, (source, target, split) in enumerate(keys):
+        part = table if len(keys) == 1 else table.filter(pc.equal(codes, code))
+        yield (source, target, split), part

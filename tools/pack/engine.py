@@ -1,0 +1,384 @@
+"""Tokenizer engines behind one interface, and the gate that admits a fast one.
+
+Text that spells a control token (`<|end_of_text|>`) stays text: every engine is loaded without the special ones among
+the tokenizer's added tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recipes.errors import UserError
+from recipes.schema.model import Tokenizer
+
+__all__ = [
+    "ENGINES",
+    "Encoded",
+    "Encoder",
+    "Engine",
+    "EngineName",
+    "TokenizerFile",
+    "choose_engine",
+    "load_engine",
+]
+
+EngineName = Literal["gigatoken", "fastokens", "tokenizers"]
+ENGINES: tuple[EngineName, ...] = ("gigatoken", "fastokens", "tokenizers")
+"""Fastest first, as measured by `benchmarks/pack.py`; the last one is the reference."""
+REFERENCE: EngineName = "tokenizers"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a batch: `ids` (uint32, all documents one after the other) and `offsets` (int64, documents + 1)."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document, int64."""
+        return np.diff(self.offsets)
+
+
+class Engine(Protocol):
+    """Encodes texts without adding any token of its own."""
+
+    def encode(self, texts: pa.Array) -> Encoded:
+        """Encodes a large-string array without nulls."""
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A `tokenizer.json` and the tokens that bound documents, checked against each other and the model.
+
+    Args:
+        settings: the recipe's `model.tokenizer`.
+        vocab_size: token ids of the model's embedding, without padding.
+    """
+
+    settings: Tokenizer
+    vocab_size: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What was read stays with the process; another process reads the file once for all its work.
+        return _tokenizer_of_process, (self.settings, self.vocab_size)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        folder = Path(self.settings.path)
+        return folder if folder.suffix == ".json" else folder / "tokenizer.json"
+
+    @cached_property
+    def content(self) -> bytes:
+        """Bytes of the file.
+
+        Raises:
+            UserError: it is missing, or isn't the one the recipe asks for.
+        """
+        try:
+            content = self.path.read_bytes()
+        except OSError:
+            raise UserError(
+                f"{self.path}: no such tokenizer; download the base model's tokenizer.json, or correct model.tokenizer.path"
+            ) from None
+        found = hashlib.sha256(content).hexdigest()
+        if self.settings.sha256 is not None and found != self.settings.sha256:
+            raise UserError(
+                f"{self.path}: its SHA-256 is {found}, model.tokenizer.sha256 asks for {self.settings.sha256}; "
+                "this is another tokenizer"
+            )
+        return content
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the file."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    @cached_property
+    def _json(self) -> dict[str, Any]:
+        try:
+            value = orjson.loads(self.content)
+            if not isinstance(value["model"]["vocab"], dict | list):
+                raise TypeError
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            raise UserError(f"{self.path}: not a Hugging Face tokenizer.json") from None
+        return dict(value)
+
+    @cached_property
+    def added(self) -> dict[str, int]:
+        """Ids of all added tokens by content."""
+        return {token["content"]: token["id"] for token in self._json.get("added_tokens") or []}
+
+    @cached_property
+    def control_ids(self) -> np.ndarray:
+        """Ids of control tokens (the special added ones), sorted; no text may become one of them."""
+        tokens = self._json.get("added_tokens") or []
+        return np.array(sorted(token["id"] for token in tokens if token["special"]), dtype=np.int64)
+
+    def id_of(self, token: str, key: str) -> int:
+        """Id of a control token named in the recipe.
+
+        Raises:
+            UserError: the tokenizer has no such token.
+        """
+        vocab = self._json["model"]["vocab"]
+        id_ = self.added.get(token, vocab.get(token) if isinstance(vocab, dict) else None)
+        if id_ is None:
+            near = [name for name in self.added if "text" in name or "s>" in name][:6]
+            raise UserError(
+                f"model.tokenizer.{key}: {self.path} has no token {token!r}"
+                + (f"; it has {', '.join(near)}" if near else "")
+            )
+        return int(id_)
+
+    @property
+    def end_id(self) -> int:
+        """Id of the token that closes every document."""
+        return self.id_of(self.settings.end_of_text, "end_of_text")
+
+    @property
+    def begin_id(self) -> int | None:
+        """Id of the token that opens every document, if the recipe has one."""
+        token = self.settings.begin_of_text
+        return None if token is None else self.id_of(token, "begin_of_text")
+
+    @cached_property
+    def plain(self) -> str:
+        """The tokenizer.json without special added tokens, post-processor, truncation and padding."""
+        value = dict(self._json)
+        value["added_tokens"] = [token for token in value.get("added_tokens") or [] if not token["special"]]
+        value.update(post_processor=None, truncation=None, padding=None)
+        return orjson.dumps(value).decode()
+
+    def check(self) -> None:
+        """Checks that the document boundaries exist and all ids fit the model.
+
+        Raises:
+            UserError: a token is missing, or the tokenizer has more ids than the model's embedding.
+        """
+        vocab = self._json["model"]["vocab"]
+        largest = max(vocab.values()) if isinstance(vocab, dict) else len(vocab) - 1
+        largest = max(largest, *self.added.values(), self.end_id, self.begin_id or 0)
+        if largest >= self.vocab_size:
+            raise UserError(
+                f"{self.path}: its largest id is {largest}, but model.vocab_size is {self.vocab_size}; "
+                "tokenizer and model don't belong together"
+            )
+
+
+@functools.lru_cache(maxsize=2)
+def _tokenizer_of_process(settings: Tokenizer, vocab_size: int) -> TokenizerFile:
+    return TokenizerFile(settings, vocab_size)
+
+
+class _Gigatoken:
+    def __init__(self, content: str) -> None:
+        import gigatoken
+
+        self._tokenizer = gigatoken.Tokenizer.from_json(content)
+
+    def encode(self, texts: pa.Array) -> Encoded:
+        import awkward
+
+        # The Arrow buffers are handed over as they are; no Python string is made.
+        _, offsets, data = texts.buffers()
+        bounds = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+        characters = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+        layout = awkward.contents.ListOffsetArray(
+            awkward.index.Index64(bounds),
+            awkward.contents.NumpyArray(characters, parameters={"__array__": "char"}),
+            parameters={"__array__": "string"},
+        )
+        result = self._tokenizer.encode_batch(awkward.Array(layout), parallel=False).layout
+        starts = np.asarray(result.offsets.data, dtype=np.int64)
+        ids = np.asarray(result.content.data, dtype=np.uint32)
+        return Encoded(ids[starts[0] : starts[-1]], starts - starts[0])
+
+
+class _Fastokens:
+    def __init__(self, content: str) -> None:
+        from fastokens._native import Tokenizer as Native
+
+        self._tokenizer = Native.from_json_str(content)
+
+    def encode(self, texts: pa.Array) -> Encoded:
+        ids, offsets = self._tokenizer.encode_batch_flat(texts.to_pylist())
+        return Encoded(np.frombuffer(ids, np.uint32), np.frombuffer(offsets, np.uint64).astype(np.int64))
+
+
+class _Reference:
+    def __init__(self, content: str) -> None:
+        from tokenizers import Tokenizer as Reference
+
+        self._tokenizer = Reference.from_str(content)
+
+    def encode(self, texts: pa.Array) -> Encoded:
+        encodings = self._tokenizer.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
+        arrays = [np.array(encoding.ids, np.uint32) for encoding in encodings]
+        offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in arrays])]).astype(np.int64)
+        return Encoded(np.concatenate(arrays) if arrays else np.empty(0, np.uint32), offsets)
+
+
+_CLASSES: Mapping[EngineName, type[_Gigatoken] | type[_Fastokens] | type[_Reference]] = {
+    "gigatoken": _Gigatoken,
+    "fastokens": _Fastokens,
+    "tokenizers": _Reference,
+}
+
+
+def choose_engine(wanted: str) -> EngineName:
+    """The engine that a recipe's `data.pack.engine` means on this machine.
+
+    Raises:
+        UserError: the wanted engine is not installed.
+    """
+    if wanted == "fastest":
+        return next(name for name in ENGINES if importlib.util.find_spec(name) is not None)
+    for name in ENGINES:
+        if name == wanted:
+            if importlib.util.find_spec(name) is None:
+                raise UserError(
+                    f"data.pack.engine: {name} is not installed; pip install {name}, or use `fastest`"
+                )
+            return name
+    raise UserError(f"data.pack.engine: no engine {wanted!r}; known are {', '.join(ENGINES)}")
+
+
+@functools.lru_cache(maxsize=2)
+def load_engine(name: EngineName, tokenizer: TokenizerFile) -> Engine:
+    """Loads an engine with the control tokens taken out; a process keeps the two it loaded last.
+
+    Raises:
+        UserError: the engine cannot read this tokenizer.
+    """
+    try:
+        return _CLASSES[name](tokenizer.plain)
+    except Exception as error:  # three libraries, each with exceptions of its own
+        raise UserError(f"{tokenizer.path}: {name} cannot load it ({error})") from error
+
+
+@dataclass
+class Encoder:
+    """A fast engine, with the reference for the languages that the gate refused it.
+
+    Args:
+        tokenizer: the tokenizer.
+        name: the fast engine.
+        refused: languages that only the reference may encode.
+        trusted: languages that the gate admitted; others are gated when they first come, on their first documents.
+        gate_documents: documents a language that a gate looks at.
+    """
+
+    tokenizer: TokenizerFile
+    name: EngineName
+    refused: set[str] = field(default_factory=set)
+    trusted: set[str] = field(default_factory=set)
+    gate_documents: int = 32
+
+    @cached_property
+    def _fast(self) -> Engine:
+        return load_engine(self.name, self.tokenizer)
+
+    @cached_property
+    def _reference(self) -> Engine:
+        return load_engine(REFERENCE, self.tokenizer)
+
+    def encode(self, texts: pa.Array, languages: pa.Array) -> Encoded:
+        """Encodes documents (large strings without nulls), each with the engine its language may use.
+
+        Raises:
+            UserError: a text became a control token.
+        """
+        if self.name == REFERENCE:
+            return self._checked(self._reference.encode(texts), texts)
+        present = pc.unique(languages).to_pylist()
+        for language in present:
+            if language not in self.refused and language not in self.trusted:
+                self.gate(texts.filter(pc.equal(languages, language)), language)
+        refused = [language for language in present if language in self.refused]
+        if not refused:
+            return self._checked(self._fast.encode(texts), texts)
+        slow = pc.is_in(languages, pa.array(refused, pa.large_string()))
+        parts = {
+            True: self._reference.encode(texts.filter(slow)),
+            False: self._fast.encode(texts.filter(pc.invert(slow))),
+        }
+        return self._checked(_interleave(parts, slow.to_numpy(zero_copy_only=False)), texts)
+
+    def gate(self, texts: pa.Array, language: str) -> bool:
+        """Compares both engines on the first texts of a language; the language is trusted or refused from then on."""
+        sample = gate_sample(texts, self.gate_documents)
+        try:
+            fast = self._fast.encode(sample)
+            reference = self._reference.encode(sample)
+            equal = np.array_equal(fast.offsets, reference.offsets) and np.array_equal(
+                fast.ids, reference.ids
+            )
+        except UserError:
+            raise
+        except Exception:  # noqa: BLE001 - an engine that fails on a text is refused that text's language
+            equal = False
+        (self.trusted if equal else self.refused).add(language)
+        return equal
+
+    @cached_property
+    def _is_control(self) -> np.ndarray:
+        mask = np.zeros(self.tokenizer.vocab_size, bool)
+        mask[self.tokenizer.control_ids] = True
+        return mask
+
+    def _checked(self, encoded: Encoded, texts: pa.Array) -> Encoded:
+        ids = encoded.ids
+        if len(ids) and int(ids.max()) >= self.tokenizer.vocab_size:
+            raise UserError(
+                f"{self.tokenizer.path}: gave id {int(ids.max())}, model.vocab_size is {self.tokenizer.vocab_size}"
+            )
+        hits = self._is_control[ids]
+        if hits.any():
+            at = int(np.flatnonzero(hits)[0])
+            document = int(np.searchsorted(encoded.offsets, at, side="right")) - 1
+            text = texts[document].as_py()
+            raise UserError(
+                f"{self.tokenizer.path}: a text became the control token {int(ids[at])}; it starts {text[:60]!r}. Mark "
+                "that token as not special in tokenizer.json, or remove it from the text"
+            )
+        return encoded
+
+
+GATE_BYTES = 16 << 10
+"""Text of a language that the gate compares, at most (one document at least)."""
+
+
+def gate_sample(texts: pa.Array, documents: int) -> pa.Array:
+    """The first documents, at most `documents` of them and 16 KiB."""
+    sample = texts[:documents]
+    sizes = np.cumsum(pc.binary_length(sample).to_numpy(zero_copy_only=False))
+    return sample[: max(1, int(np.searchsorted(sizes, GATE_BYTES, side="right")))]
+
+
+def _interleave(parts: Mapping[bool, Encoded], which: Sequence[bool] | np.ndarray) -> Encoded:
+    """Puts documents of two batches into one order: document i comes from `parts[which[i]]`."""
+    which = np.asarray(which, bool)
+    lengths = np.empty(len(which), np.int64)
+    for kind, part in parts.items():
+        lengths[which == kind] = part.lengths
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.empty(offsets[-1], np.uint32)
+    of_token = np.repeat(which, lengths)
+    for kind, part in parts.items():
+        ids[of_token == kind] = part.ids
+    return Encoded(ids, offsets)

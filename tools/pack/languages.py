@@ -1,0 +1,39 @@
+"""How sentence pairs name their languages."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+from recipes.errors import UserError
+from tools.corpus.languages import language_name
+
+__all__ = ["pair_labels", "split_pair"]
+
+
+@functools.cache
+def pair_labels(source: str, target: str) -> tuple[str, str]:
+    """English names of the two languages of a pair, e.g. `swh_Latn`, `eng_Latn` → `Swahili`, `English`.
+
+    Names lose ISO 639-3's remarks in brackets; where both sides would be called the same, scripts are appended
+    (`Serbian (Cyrl)`, `Serbian (Latn)`). Codes without a name in ISO 639-3 stay codes.
+    """
+    names = [re.sub(r" \([^)]*\)$", "", language_name(code)) for code in (source, target)]
+    if names[0] == names[1]:
+        scripts = [code.partition("_")[2] for code in (source, target)]
+        names = [
+            f"{name} ({script})" if script else name for name, script in zip(names, scripts, strict=True)
+        ]
+    return names[0], names[1]
+
+
+def split_pair(pair: str) -> tuple[str, str]:
+    """`eng_Latn-fra_Latn` → (`eng_Latn`, `fra_Latn`).
+
+    Raises:
+        UserError: not two codes joined by one hyphen.
+    """
+    source, _, target = pair.partition("-")
+    if not source or not target or "-" in target:
+        raise UserError(f"{pair!r} is no language pair; expected source-target, e.g. eng_Latn-fra_Latn")
+    return source, target

@@ -1,0 +1,205 @@
+"""What packing a component will do: inputs, work units, settings, and which languages the fast engine may encode.
+
+The plan is made once and kept in `store/<component>/.pack/plan.json` until the component is finished; every process and
+every later run works from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recipes.errors import UserError
+from recipes.files import read_json, write_json
+from recipes.schema.data import Pack
+from tools.pack.columns import as_array
+from tools.pack.documents import DocumentMaker
+from tools.pack.engine import Encoder, EngineName, TokenizerFile, choose_engine, gate_sample
+from tools.pack.inputs import InputFile, Segment, Unit, cut_units, list_inputs
+from tools.pack.records import read_segment
+from tools.pack.store import FORMAT
+
+__all__ = ["ComponentPlan", "PackSettings", "gate_samples", "plan_component"]
+
+_GATE_HEAD = 64 << 10
+_GATE_HEADS = 8 << 20
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """What `emma pack` works with.
+
+    Args:
+        pack: the recipe's `data.pack`.
+        tokenizer: tokenizer file with the model's vocabulary size.
+        corpus: `paths.corpus`.
+        store: `paths.store`.
+        recipe_sha256: hash of the resolved recipe, for the manifest.
+    """
+
+    pack: Pack
+    tokenizer: TokenizerFile
+    corpus: Path
+    store: Path
+    recipe_sha256: str
+
+    def inputs(self, name: str) -> list[InputFile]:
+        """Input files of a component, sorted."""
+        component = self.pack.components[name]
+        if component.inputs is not None:
+            return list_inputs(component.inputs)
+        folder = self.corpus / "split" / ("parallel" if component.kind == "bilingual" else name)
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder}: no such folder, so component {name!r} has no input; run the corpus stage, or give "
+                f"data.pack.components.{name}.inputs"
+            )
+        return list_inputs([folder])
+
+    def of_component(self, name: str) -> dict[str, Any]:
+        """Everything but the inputs that the packed bytes depend on."""
+        pack, component = self.pack, self.pack.components[name]
+        templates = {
+            "text": {},
+            "bilingual": pack.bilingual.model_dump(),
+            "instruction": pack.instruction.model_dump(),
+            "code": pack.code.model_dump(),
+        }
+        return {
+            "format": FORMAT,
+            "tokenizer_sha256": self.tokenizer.sha256,
+            "vocab_size": self.tokenizer.vocab_size,
+            "begin_id": self.tokenizer.begin_id,
+            "end_id": self.tokenizer.end_id,
+            "kind": component.kind,
+            "language": component.language,
+            "template": templates[component.kind],
+            "shard_mib": pack.shard_mib,
+            "min_tokens": pack.min_tokens,
+            "max_tokens": pack.max_tokens,
+            "long_documents": pack.long_documents,
+        }
+
+
+@dataclass(frozen=True)
+class ComponentPlan:
+    """Plan of one component.
+
+    `refused` and `trusted` are the languages that the gate looked at before the first unit; languages that first show
+    up later are gated in the unit they are in.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    engine: EngineName
+    inputs: list[InputFile]
+    units: list[Unit]
+    refused: list[str]
+    trusted: list[str]
+
+    def write(self, path: Path) -> None:
+        """Writes the plan atomically."""
+        value = asdict(self)
+        write_json(path, value)
+
+    @classmethod
+    def read(cls, path: Path) -> ComponentPlan:
+        """Reads a plan.
+
+        Raises:
+            UserError: it was written by another version.
+        """
+        value = read_json(path)
+        try:
+            value["inputs"] = [InputFile(**file) for file in value["inputs"]]
+            value["units"] = [Unit.from_dict(unit) for unit in value["units"]]
+            return cls(**value)
+        except (KeyError, TypeError):
+            raise UserError(
+                f"{path}: written by another version; remove {path.parent} and pack this component again"
+            ) from None
+
+    def encoder(self, settings: PackSettings) -> Encoder:
+        """A fresh encoder with the gate's verdicts."""
+        return Encoder(
+            settings.tokenizer,
+            self.engine,
+            set(self.refused),
+            set(self.trusted),
+            settings.pack.gate_documents,
+        )
+
+
+def plan_component(settings: PackSettings, name: str) -> ComponentPlan:
+    """Lists the inputs of a component and cuts them into units; the gate is still to come.
+
+    Raises:
+        UserError: no input, or files that cannot be read.
+    """
+    inputs = settings.inputs(name)
+    # Text and its tokens are about the same size; half a shard of text leaves room for scripts with more tokens.
+    units = cut_units(inputs, largest=settings.pack.shard_mib << 19)
+    engine = choose_engine(settings.pack.engine)
+    return ComponentPlan(name, settings.of_component(name), engine, inputs, units, [], [])
+
+
+def gate_samples(settings: PackSettings, plan: ComponentPlan) -> dict[str, pa.Array]:
+    """First documents of every language that shows up in the first records of the input files.
+
+    At least 64 KiB of every file are read, and more of each where there are few files.
+    """
+    component = settings.pack.components[plan.name]
+    head = max(_GATE_HEAD, _GATE_HEADS // max(len(plan.inputs), 1))
+    found: dict[str, list[pa.Array]] = {}
+    for segment in _first_segments(plan.units):
+        maker = DocumentMaker(component, settings.pack)
+        batch = next(iter(read_segment(segment, *maker.fields, batch_bytes=head)), None)
+        if batch is None:
+            continue
+        for table in (*maker.add(batch), *maker.finish()):
+            for language, texts in _by_language(table):
+                have = found.setdefault(language, [])
+                if sum(map(len, have)) < settings.pack.gate_documents:
+                    have.append(texts)
+    return {
+        language: gate_sample(pa.concat_arrays(texts), settings.pack.gate_documents)
+        for language, texts in sorted(found.items())
+    }
+
+
+def _first_segments(units: Iterable[Unit]) -> Iterator[Segment]:
+    for unit in units:
+        yield from (segment for segment in unit.segments if segment.first)
+
+
+def _by_language(table: pa.Table) -> Iterator[tuple[str, pa.Array]]:
+    for language in pc.unique(table["language"]).to_pylist():
+        yield language, as_array(table["text"].filter(pc.equal(table["language"], language)))
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """First setting in which two mappings differ, as `key was … and is …`; None where they are equal."""
+    for key in sorted(set(before) | set(now)):
+        if before.get(key) != now.get(key):
+            return f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+    return None
+
+
+def input_difference(before: list[InputFile], now: list[InputFile]) -> str | None:
+    """How two lists of input files differ, naming one file; None where they are equal."""
+    old, new = ({file.path: file for file in files} for files in (before, now))
+    for path in sorted(set(old) | set(new)):
+        if path not in new:
+            return f"{path} is gone"
+        if path not in old:
+            return f"{path} is new"
+        if old[path] != new[path]:
+            return (
+                f"{path} was changed ({old[path].bytes} bytes then, {new[path].bytes} now, or written again)"
+            )
+    return None

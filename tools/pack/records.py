@@ -1,0 +1,231 @@
+"""Records of input files, batch by batch, as Arrow tables."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recipes.errors import UserError
+from tools.pack.inputs import Segment
+
+__all__ = ["Batch", "read_segment"]
+
+BATCH_BYTES = 4 << 20
+"""Text of a batch, about; what a process holds at a time is a small multiple."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Records of one segment: `table` holds the columns that were asked for and exist, all as large strings;
+    `places` names each row (`file@byte` or `file@row`), for messages and for records without an id."""
+
+    table: pa.Table
+    segment: Segment
+    places: Sequence[int]
+
+    def place(self, row: int) -> str:
+        """Name of a row, e.g. `part-00000.jsonl@1024`."""
+        return f"{Path(self.segment.file.path).name}@{self.places[row]}"
+
+
+def read_segment(
+    segment: Segment, required: Sequence[str], optional: Sequence[str], *, batch_bytes: int = BATCH_BYTES
+) -> Iterator[Batch]:
+    """Yields the records of a segment.
+
+    Args:
+        segment: where to read.
+        required: columns that every record must have (null counts as an empty text).
+        optional: columns that are read where they are.
+        batch_bytes: text of a batch, about.
+
+    Raises:
+        UserError: unreadable file, malformed line, missing field, wrong type; names file, line or row, and field.
+    """
+    if segment.file.kind == "parquet":
+        yield from _read_parquet(segment, required, optional, batch_bytes)
+    else:
+        yield from _read_jsonl(segment, required, optional, batch_bytes)
+
+
+def _read_parquet(
+    segment: Segment, required: Sequence[str], optional: Sequence[str], batch_bytes: int
+) -> Iterator[Batch]:
+    path = segment.file.path
+    try:
+        file = pq.ParquetFile(path)
+        names = set(file.schema_arrow.names)
+        for name in required:
+            if name not in names:
+                raise UserError(f"{path}: lacks the column {name!r}; it has {', '.join(sorted(names))}")
+        columns = [*required, *(name for name in optional if name in names)]
+        for name in columns:
+            kind = file.schema_arrow.field(name).type
+            if not _is_text(kind):
+                raise UserError(f"{path}: column {name!r} is {kind}, expected text; convert it")
+        groups = range(segment.start, segment.stop)
+        row = sum(file.metadata.row_group(index).num_rows for index in range(segment.start))
+        rows = sum(file.metadata.row_group(index).num_rows for index in groups)
+        size = sum(file.metadata.row_group(index).total_byte_size for index in groups)
+        batch_rows = max(16, min(65536, rows * batch_bytes // max(size, 1)))
+        for piece in file.iter_batches(
+            batch_rows, row_groups=list(groups), columns=columns, use_threads=False
+        ):
+            table = pa.Table.from_batches([piece]).combine_chunks()
+            table = table.cast(pa.schema([(name, pa.large_string()) for name in table.column_names]))
+            yield Batch(table, segment, range(row, row + len(table)))
+            row += len(table)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: cannot be read as parquet ({error}); write it anew") from None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+
+
+def _read_jsonl(
+    segment: Segment, required: Sequence[str], optional: Sequence[str], batch_bytes: int
+) -> Iterator[Batch]:
+    for block, position in _line_blocks(segment, batch_bytes):
+        lines = block.split(b"\n")
+        try:
+            records = [orjson.loads(line) for line in lines if line and not line.isspace()]
+            columns: dict[str, list[Any]] = {name: [record[name] for record in records] for name in required}
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            raise _first_fault(segment, lines, position, required, optional) from None
+        if not records:
+            continue
+        for name in optional:
+            values = [record.get(name) for record in records]
+            if any(value is not None for value in values):
+                columns[name] = values
+        try:
+            table = pa.table({name: pa.array(values, pa.large_string()) for name, values in columns.items()})
+        except (pa.ArrowTypeError, pa.ArrowInvalid, UnicodeEncodeError):
+            columns = {name: [_text(value) for value in values] for name, values in columns.items()}
+            try:
+                table = pa.table({n: pa.array(values, pa.large_string()) for n, values in columns.items()})
+            except (pa.ArrowTypeError, pa.ArrowInvalid, UnicodeEncodeError):
+                raise _first_fault(segment, lines, position, required, optional) from None
+        places, start = [], position
+        for line in lines:
+            if line and not line.isspace():
+                places.append(start)
+            start += len(line) + 1
+        yield Batch(table, segment, places)
+
+
+def _text(value: Any) -> Any:
+    """Numbers as text (ids often are numbers); anything else as it is."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _line_blocks(segment: Segment, size: int) -> Iterator[tuple[bytes, int]]:
+    """Whole lines of a segment in blocks of about `size` bytes, with the position of the block's first byte in the
+    (uncompressed) file. The last line may lack its newline."""
+    path, kind = Path(segment.file.path), segment.file.kind
+    try:
+        with path.open("rb") as raw:
+            if kind == "jsonl":
+                position = segment.start
+                if position:
+                    # The line that the byte before belongs to is the previous segment's.
+                    raw.seek(position - 1)
+                    position += len(raw.readline()) - 1
+                yield from _blocks(raw, position, segment.stop, size)
+            elif kind == "jsonl.gz":
+                with gzip.open(raw) as stream:
+                    yield from _blocks(stream, 0, None, size)  # type: ignore[arg-type]
+            else:
+                import zstandard
+
+                with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream:
+                    yield from _blocks(stream, 0, None, size)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); it was cut or is damaged: write it anew"
+        ) from None
+    except Exception as error:
+        if type(error).__name__ != "ZstdError":
+            raise
+        raise UserError(f"{path}: not whole zstandard data ({error}); write it anew") from None
+
+
+def _blocks(
+    stream: IO[bytes], position: int, stop: int | None, batch_bytes: int
+) -> Iterator[tuple[bytes, int]]:
+    """Blocks of the lines that begin in [position, stop) of a stream that stands at `position`."""
+    rest = b""
+    while True:
+        start = position
+        if stop is not None and start >= stop:
+            return
+        size = batch_bytes if stop is None else min(batch_bytes, stop - start - len(rest))
+        block = stream.read(size) if size > 0 else b""
+        content = rest + block
+        at_stop = stop is not None and start + len(content) >= stop
+        if at_stop and not content.endswith(b"\n"):
+            # The last line begins before `stop` and ends behind it.
+            content += stream.readline()
+        if at_stop or not block:
+            if content:
+                yield content, start
+            return
+        cut = content.rfind(b"\n") + 1
+        rest = content[cut:]
+        if cut:
+            yield content[:cut], start
+            position = start + cut
+
+
+def _first_fault(
+    segment: Segment, lines: Sequence[bytes], position: int, required: Sequence[str], optional: Sequence[str]
+) -> UserError:
+    """The first thing wrong in a block of lines, with the line's number in the file."""
+    path = segment.file.path
+    number = _line_number(segment, position)
+    for line in lines:
+        where = f"{path}:{number}"
+        number += 1
+        if not line or line.isspace():
+            continue
+        try:
+            record = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            return UserError(f"{where}: not valid JSON ({error}); mend or remove the line")
+        if not isinstance(record, dict):
+            return UserError(f"{where}: a record is an object with fields, this is a {type(record).__name__}")
+        for name in required:
+            if name not in record:
+                known = ", ".join(map(str, record)) or "none"
+                return UserError(f"{where}: lacks the field {name!r}; its fields are {known}")
+        for name in (*required, *optional):
+            value = record.get(name)
+            if not isinstance(value, str | int | float | None) or isinstance(value, bool):
+                return UserError(f"{where}: field {name!r} is a {type(value).__name__}, expected text")
+    return UserError(
+        f"{path}: lines {number - len(lines)} to {number}: fields of several types; give each one type"
+    )
+
+
+def _line_number(segment: Segment, position: int) -> int:
+    """Number of the line that begins at a position, counted from the start of the file."""
+    if not position:
+        return 1
+    whole = Segment(segment.file, 0, segment.file.bytes if segment.file.kind == "jsonl" else 1)
+    count = 1
+    for block, start in _line_blocks(whole, BATCH_BYTES):
+        if start >= position:
+            break
+        count += block[: position - start].count(b"\n")
+    return count
