@@ -19,6 +19,7 @@ from slurm.stages import job_name, stages_between
 from slurm.submit import Submitted, refuse_if_slurm_would, sbatch, write_script
 from slurm.sweep import SweepFolder, Trial, base_recipe, design, with_overrides
 from tools.plan.alternatives import check_fits
+from tools.training.launch import rank_environment
 
 __all__ = ["SweepPlan", "open_sweep", "plan_sweep", "submit_sweep"]
 
@@ -119,12 +120,11 @@ def plan_sweep(
     wanted = {"waiting", "begun", *(["failed"] if retry_failed else [])}
     numbers = [trial.number for trial in trials if trial.state in wanted and trial.number not in queued]
     recipe = _check_recipes(folder)
-    stages = stages_between("mix", "train")
-    check_inputs(recipe, stages)
+    check_inputs(recipe, stages_between("mix", "train"))
     check_paths(recipe)
     if shutil.which("sbatch") is not None:
         check_account(recipe)
-        check_partitions(recipe, stages)
+        check_partitions(recipe, stages_between("train", "train"))
     return SweepPlan(
         folder=folder,
         trials=trials,
@@ -161,6 +161,11 @@ def _check_recipes(folder: SweepFolder) -> Recipe:
         raise UserError(
             f"{folder.sweep.name}: trials of one sweep share a job array, so they need the same nodes and ranks; these "
             f"have {sorted(layouts)} (nodes, ranks a node). Fix: make a sweep of each"
+        )
+    if any(rank_environment(recipe) != rank_environment(recipes[0]) for recipe in recipes):
+        raise UserError(
+            f"{folder.sweep.name}: trials of one sweep share a job script, so `environment` cannot vary between them. "
+            "Fix: make a sweep of each"
         )
     for recipe in recipes:
         check_fits(recipe, None)

@@ -1,0 +1,40 @@
+"""A small run with its inputs on disk, and a machine without Slurm."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recipes.load import load_recipe
+from recipes.schema import Recipe
+from tests.small_recipe import write_small_run
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture
+def without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No Slurm command is found, whatever this machine has."""
+    real = shutil.which
+    names = {"sbatch", "squeue", "scontrol", "sacct"}
+    monkeypatch.setattr(shutil, "which", lambda name, *rest: None if name in names else real(name, *rest))
+
+
+@pytest.fixture
+def make_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRecipe:
+    """Recipes of a small run in a working folder of its own; `ready` makes the folders that its stages read."""
+    monkeypatch.chdir(tmp_path)
+    file = write_small_run(tmp_path)
+
+    def make(*overrides: str, ready: bool = True) -> Recipe:
+        recipe = load_recipe(str(file), overrides)
+        if ready:
+            for folder in ("corpus/split/monolingual", "store", "mix/small", "tokenizer"):
+                os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+        return recipe
+
+    return make
