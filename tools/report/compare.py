@@ -1,0 +1,244 @@
+"""The page that compares runs: what each won against its base, and one against the other, at which budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from recipes.errors import UserError
+from tools.evaluation.gains import Gains, compare
+from tools.evaluation.groups import ENGLISH, LanguageFacts, order_categories
+from tools.evaluation.stored import EvaluatedModel, stored_scores
+from tools.report.charts import Point, scatter
+from tools.report.gains import KindGains, gain_sections
+from tools.report.mix import MixView, mix_view
+from tools.report.page import render
+from tools.report.provenance import device_hours, flat
+from tools.report.records import RunRecord
+from tools.report.scales import duration, number
+from tools.report.training import category_colors, overlaid_charts
+
+__all__ = ["compare_page", "paired_gains"]
+
+# Keys that name a run or its place, not what it does.
+_NOT_A_DIFFERENCE = ("name", "description", "paths.", "data.name")
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """A group of languages: bits per byte of the base and, run by run, the change; `best` is the largest gain's place."""
+
+    kind: str
+    group: str
+    languages: int
+    base: float | None
+    changes: list[float | None]
+    errors: list[float | None]
+    best: int | None
+
+
+def compare_page(runs: Sequence[RunRecord]) -> str:
+    """HTML of the comparison.
+
+    Args:
+        runs: two or more; the others are compared with the first one.
+
+    Raises:
+        UserError: fewer than two runs, or two of one name.
+    """
+    names = [run.name for run in runs]
+    if len(runs) < 2:
+        raise UserError("give two runs or more to compare")
+    if len(set(names)) < len(names):
+        raise UserError(f"two of the runs have the same name ({', '.join(names)}); name each run once")
+    return render(
+        "compare.html.j2",
+        runs=runs,
+        summary=_summary(runs),
+        budget=_budget(runs),
+        rows=_group_rows(runs),
+        against=_against_first(runs),
+        curves=_curves(runs),
+        charts=overlaid_charts(runs),
+        mixes=[(run.name, mix_view(run)) for run in runs],
+        mix_rows=_mix_rows([mix_view(run) for run in runs]),
+        differences=_differences(runs),
+    )
+
+
+def _budget(runs: Sequence[RunRecord]) -> dict[str, Any]:
+    tokens = [run.steps[-1]["consumed_tokens"] if run.steps else None for run in runs]
+    known = [count for count in tokens if count is not None]
+    return {
+        "tokens": tokens,
+        "equal": len(known) == len(runs) and len(set(known)) == 1,
+        "known": len(known) == len(runs),
+    }
+
+
+def _summary(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
+    """Rows of the table of runs: label and one cell a run."""
+
+    def last(run: RunRecord, key: str) -> Any:
+        return run.steps[-1].get(key) if run.steps else None
+
+    hours = [device_hours(run) for run in runs]
+    losses = [last(run, "loss") for run in runs]
+    return [
+        ("data", [run.recipe.data.name for run in runs]),
+        ("steps", [number(last(run, "step")) for run in runs]),
+        ("tokens trained on", [number(last(run, "consumed_tokens")) for run in runs]),
+        ("training loss, last step", ["–" if loss is None else f"{loss:.3f}" for loss in losses]),
+        ("device time", [duration(h * 3600) if h else "–" for h in hours]),
+        ("parity of the export", [_parity(run) for run in runs]),
+    ]
+
+
+def _parity(run: RunRecord) -> str:
+    if run.parity is None:
+        return "–"
+    return "passed" if run.parity["passed"] else "failed"
+
+
+def _group_rows(runs: Sequence[RunRecord]) -> list[GroupRow]:
+    """Groups of languages that at least one run was evaluated on."""
+    tables: list[Mapping[tuple[str, str], Mapping[str, Any]]] = [
+        {(row["kind"], row["group"]): row for row in run.gains["groups"]} if run.gains else {} for run in runs
+    ]
+    keys = list(dict.fromkeys(key for table in tables for key in table))
+    rows = []
+    for kind, group in keys:
+        found = [table.get((kind, group)) for table in tables]
+        changes = [row["difference"] if row else None for row in found]
+        first = next(row for row in found if row)
+        same_base = len({round(row["base"], 9) for row in found if row}) == 1
+        known = [change for change in changes if change is not None]
+        rows.append(
+            GroupRow(
+                kind,
+                group,
+                max(row["languages"] for row in found if row),
+                first["base"] if same_base else None,
+                changes,
+                [row["error"] if row else None for row in found],
+                changes.index(min(known)) if len(known) > 1 else None,
+            )
+        )
+    return rows
+
+
+def paired_gains(first: RunRecord, other: RunRecord) -> Gains | None:
+    """The latest evaluated models of two runs against each other on the same documents; None if one has no scores."""
+    models = [_latest(run) for run in (first, other)]
+    if models[0] is None or models[1] is None:
+        return None
+    scores = [
+        stored_scores(run.folder / "evaluation", model, run.results)
+        for run, model in zip((first, other), models, strict=True)
+        if model
+    ]
+    if not set(scores[0]) & set(scores[1]):
+        return None
+    return compare(models[0].name, models[1].name, scores[0], scores[1], _facts(first, other))
+
+
+def _latest(run: RunRecord) -> EvaluatedModel | None:
+    trained = [model for model in run.models if model.role == "trained"]
+    return trained[-1] if trained else None
+
+
+def _facts(first: RunRecord, other: RunRecord) -> LanguageFacts:
+    """Categories and what the base has seen, as either run's evaluation recorded them."""
+    category: dict[tuple[str, str], str] = {}
+    seen: set[str] = set()
+    known = False
+    for run in (other, first):
+        for row in run.gains["languages"] if run.gains else ():
+            if row["category"]:
+                category[row["kind"], row["language"]] = row["category"]
+            if row["seen_by_base"] is not None:
+                known = True
+                if row["seen_by_base"]:
+                    seen |= set(row["language"].split("-"))
+    order = order_categories(category.values(), first.recipe.data.mix)
+    return LanguageFacts(category, order, None, frozenset(seen) if known else None)
+
+
+def _against_first(runs: Sequence[RunRecord]) -> list[tuple[RunRecord, list[KindGains]]]:
+    """For every other run, its sections against the first run."""
+    sections = []
+    for run in runs[1:]:
+        gains = paired_gains(runs[0], run)
+        if gains is not None:
+            sections.append((run, gain_sections(gains.to_dict(), runs[0])))
+    return sections
+
+
+def _curves(runs: Sequence[RunRecord]) -> list[Markup]:
+    """Gain of each language under the first run against its gain under each other run."""
+    charts = []
+    first = runs[0]
+    for run in runs[1:]:
+        if not (first.gains and run.gains):
+            continue
+        mine = {(r["kind"], r["language"]): r for r in first.gains["languages"]}
+        pairs = [
+            (mine[row["kind"], row["language"]], row)
+            for row in run.gains["languages"]
+            if row["kind"] == "monolingual" and (row["kind"], row["language"]) in mine
+        ]
+        if len(pairs) < 3:
+            continue
+        categories = order_categories(
+            (row["category"] for _, row in pairs if row["category"]), first.recipe.data.mix
+        )
+        colors = category_colors(categories)
+        points = [
+            Point(
+                f"{row['language']}: {a['difference']:+.3f} and {row['difference']:+.3f}",
+                a["difference"],
+                row["difference"],
+                "s5" if row["language"] == ENGLISH else colors.get(row["category"] or "", "o7"),
+            )
+            for a, row in pairs
+        ]
+        charts.append(
+            scatter(
+                f"Every language: {first.name} and {run.name}",
+                points,
+                unit=f"change under {run.name}; below the line it won more",
+                x_label=f"change of bits a byte under {first.name}",
+                legend=[(color, name, "") for name, color in colors.items()],
+            )
+        )
+    return charts
+
+
+def _mix_rows(mixes: Sequence[MixView | None]) -> list[tuple[str, list[tuple[float, float] | None]]]:
+    """Components by share and epochs, run by run."""
+    names = list(dict.fromkeys(row.name for mix in mixes if mix for row in mix.rows if not row.part_of))
+    table = []
+    for name in names:
+        cells: list[tuple[float, float] | None] = []
+        for mix in mixes:
+            row = next((r for r in mix.rows if r.name == name and not r.part_of), None) if mix else None
+            cells.append((row.share, row.epochs) if row else None)
+        table.append((name, cells))
+    return table
+
+
+def _differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
+    """Keys of the recipes that differ, with each run's value."""
+    values = [flat(run.recipe.to_dict()) for run in runs]
+    keys = list(dict.fromkeys(key for value in values for key in value))
+    rows = []
+    for key in keys:
+        if key in _NOT_A_DIFFERENCE or key.startswith(tuple(k for k in _NOT_A_DIFFERENCE if k.endswith("."))):
+            continue
+        cells = [value.get(key, "–") for value in values]
+        if any(cell != cells[0] for cell in cells[1:]):
+            rows.append((key, [str(cell) for cell in cells]))
+    return rows

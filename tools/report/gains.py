@@ -1,0 +1,192 @@
+"""What was won and forgotten, as charts and table rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from tools.evaluation.groups import ENGLISH, order_categories
+from tools.evaluation.results import Result
+from tools.evaluation.stored import EvaluatedModel
+from tools.report.charts import Point, Series, difference_bars, line_chart, scatter
+from tools.report.records import RunRecord
+from tools.report.training import category_colors
+
+__all__ = ["FEW", "Bar", "KindGains", "gain_sections", "headline", "progress_chart", "score_rows"]
+
+_KINDS = ("monolingual", "parallel", "bilingual")
+_OTHER = "o7"
+
+FEW = 12
+"""Below so many languages the table says more than charts do."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A horizontal bar from `zero`; `zero`, `left` and `width` in percent of the cell, `color` a class."""
+
+    zero: float
+    left: float
+    width: float
+    color: str
+
+
+@dataclass(frozen=True)
+class KindGains:
+    """One kind of text: rows of the group table and of the language table, with their bars, and the charts."""
+
+    kind: str
+    groups: list[dict[str, Any]]
+    languages: list[dict[str, Any]]
+    charts: list[Markup]
+
+
+def _bars(values: Sequence[float]) -> list[Bar]:
+    """Bars of a column on one scale, which holds zero."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    span = high - low or 1.0
+    zero = 100 * -low / span
+    return [
+        Bar(
+            zero,
+            zero - 100 * -value / span if value < 0 else zero,
+            100 * abs(value) / span,
+            "gain" if value < 0 else "loss",
+        )
+        for value in values
+    ]
+
+
+def gain_sections(gains: dict[str, Any], run: RunRecord) -> list[KindGains]:
+    """Sections of the page, one a kind of text, monolingual text first.
+
+    Args:
+        gains: content of `gains.json`.
+        run: for the order of the resource categories.
+    """
+    kinds = list(dict.fromkeys(row["kind"] for row in gains["languages"]))
+    kinds.sort(key=lambda kind: (_KINDS.index(kind) if kind in _KINDS else len(_KINDS), kind))
+    return [_section(kind, gains, run) for kind in kinds]
+
+
+def _section(kind: str, gains: dict[str, Any], run: RunRecord) -> KindGains:
+    languages = sorted(
+        (r for r in gains["languages"] if r["kind"] == kind), key=lambda row: row["difference"]
+    )
+    groups = [row for row in gains["groups"] if row["kind"] == kind]
+    categories = order_categories((r["category"] for r in languages if r["category"]), run.recipe.data.mix)
+    colors = category_colors(categories)
+    group_rows = [
+        {**row, "bar": bar, "color": colors.get(row["group"])}
+        for row, bar in zip(groups, _bars([row["difference"] for row in groups]), strict=True)
+    ]
+    language_rows = [
+        {**row, "bar": bar, "color": colors.get(row["category"] or "", _OTHER)}
+        for row, bar in zip(languages, _bars([row["difference"] for row in languages]), strict=True)
+    ]
+    return KindGains(kind, group_rows, language_rows, _charts(kind, language_rows, colors))
+
+
+def _charts(kind: str, rows: list[dict[str, Any]], colors: dict[str, str]) -> list[Markup]:
+    if len(rows) < FEW:
+        return []
+    what = "pair" if kind in ("parallel", "bilingual") else "language"
+    bars = difference_bars(
+        f"Change of every {what}, sorted",
+        [
+            (
+                f"{row['language']}: {row['base']:.3f} → {row['trained']:.3f} ({row['difference']:+.3f})",
+                row["difference"],
+                row["error"] if len(rows) <= 80 else None,
+                row["color"],
+            )
+            for row in rows
+        ],
+        unit="bits a byte, below zero is better",
+        height=260,
+    )
+    names = {row["category"]: row["color"] for row in rows if row["category"]}
+    legend = [(color, name, "") for name, color in colors.items() if name in names]
+    if legend and any(row["category"] is None for row in rows):
+        legend.append((_OTHER, "no category", ""))
+    points = [
+        Point(
+            f"{row['language']}: {row['base']:.3f} → {row['trained']:.3f}",
+            row["base"],
+            row["trained"],
+            row["color"],
+        )
+        for row in rows
+    ]
+    dots = scatter(
+        f"Before and after, every {what}",
+        points,
+        unit="bits a byte after training; below the line is better",
+        x_label="bits a byte of the base",
+        legend=legend,
+        height=320,
+    )
+    return [bars, dots]
+
+
+def headline(gains: dict[str, Any]) -> dict[str, Any]:
+    """Figures for the top of the page: the average over monolingual text without English, and English.
+
+    Returns:
+        `all` and `english` (rows of `groups`, or None), `kind`.
+    """
+    kinds = [row["kind"] for row in gains["groups"]]
+    kind = next((kind for kind in _KINDS if kind in kinds), kinds[0] if kinds else "")
+    rows = {row["group"]: row for row in gains["groups"] if row["kind"] == kind}
+    return {"kind": kind, "all": rows.get("all but English"), "english": rows.get("English")}
+
+
+def progress_chart(run: RunRecord) -> Markup | None:
+    """Mean bits per byte of the evaluated checkpoints over steps, English apart; None with fewer than two of them.
+
+    The base stands at step 0, if the run was started from its weights.
+    """
+    at_step = [
+        (model.step, model) for model in run.models if model.role == "trained" and model.step is not None
+    ]
+    if len(at_step) < 2:
+        return None
+    bases = [model for model in run.models if model.role == "base"]
+    if run.recipe.start.mode == "weights" and len(bases) == 1:
+        at_step.append((0, bases[0]))
+    at_step.sort(key=lambda pair: pair[0])
+    series = []
+    for place, (name, english) in enumerate((("all but English", False), ("English", True))):
+        points = [(step, _mean(run.results, model, english)) for step, model in at_step]
+        drawn = [(float(step), value) for step, value in points if value is not None]
+        if drawn:
+            series.append(Series(name, [x for x, _ in drawn], [y for _, y in drawn], f"s{place}"))
+    return (
+        line_chart("Held-out text over checkpoints", series, unit="mean bits a byte", height=200)
+        if series
+        else None
+    )
+
+
+def _mean(results: Sequence[Result], model: EvaluatedModel, english: bool) -> float | None:
+    values = [
+        row.value
+        for row in results
+        if row.model == model.name
+        and row.benchmark == "heldout/monolingual"
+        and row.metric == "bits_per_byte"
+        and (row.language == ENGLISH) == english
+    ]
+    return sum(values) / len(values) if values else None
+
+
+def score_rows(run: RunRecord) -> list[Result]:
+    """Bits per byte of the latest trained model, for a run that was not compared with a base."""
+    trained = [model for model in run.models if model.role == "trained"]
+    if not trained:
+        return []
+    rows = [r for r in run.results if r.model == trained[-1].name and r.metric == "bits_per_byte"]
+    return sorted(rows, key=lambda row: (row.benchmark, row.value))

@@ -1,0 +1,133 @@
+"""The page of one run: `RUN/report/index.html`, self-contained."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from recipes.manifest import now
+from tools.report.gains import gain_sections, headline, progress_chart, score_rows
+from tools.report.mix import mix_view
+from tools.report.provenance import (
+    environment_facts,
+    key_figures,
+    launches,
+    recipe_facts,
+    recipe_yaml,
+)
+from tools.report.records import RunRecord
+from tools.report.scales import number
+from tools.report.training import training_charts, validation_charts
+
+__all__ = ["Figure", "render", "run_page"]
+
+_HERE = Path(__file__).parent
+
+Figure = tuple[str, str, str]
+"""A figure for the top of a page: value, what it is, and tone (`good`, `bad` or empty)."""
+
+
+def render(template: str, **context: Any) -> str:
+    """Fills a template of this folder with `context`, the style sheet and the script.
+
+    Args:
+        template: name of the template.
+        context: its variables; a missing one is an error.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    return environment.get_template(template).render(
+        style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
+        script=Markup((_HERE / "sort.js").read_text(encoding="utf-8")),
+        written=now()[:16].replace("T", " ") + " UTC",
+        version=metadata.version("emma-recipes"),
+        **context,
+    )
+
+
+def run_page(run: RunRecord) -> str:
+    """HTML of a run's page."""
+    return render(
+        "run.html.j2",
+        run=run,
+        figures=_figures(run),
+        gains=run.gains,
+        sections=gain_sections(run.gains, run) if run.gains else [],
+        progress=progress_chart(run),
+        scores=score_rows(run),
+        training=training_charts(run),
+        validation=validation_charts(run),
+        mix=mix_view(run),
+        parity=run.parity,
+        parity_figures=_parity_figures(run.parity),
+        recipe_facts=recipe_facts(run),
+        recipe_yaml=recipe_yaml(run),
+        environment_facts=environment_facts(run),
+        launches=launches(run),
+    )
+
+
+def _figures(run: RunRecord) -> list[Figure]:
+    figures: list[Figure] = []
+    if run.gains:
+        figures += _gain_figures(run.gains)
+    figures += [(value, label, "") for value, label in key_figures(run)]
+    if run.parity:
+        passed = bool(run.parity["passed"])
+        figures.append(
+            ("passed" if passed else "failed", "parity of the export", "good" if passed else "bad")
+        )
+    return figures
+
+
+def _gain_figures(gains: dict[str, Any]) -> list[Figure]:
+    rows = headline(gains)
+    figures: list[Figure] = []
+    if rows["all"]:
+        group = rows["all"]
+        figures.append((_percent(group), "bits a byte, mean of all languages but English", _tone(group)))
+        figures.append((f"{group['lower']} / {group['languages']}", "languages with fewer bits a byte", ""))
+    if rows["english"]:
+        figures.append((_percent(rows["english"]), "bits a byte of English", _tone(rows["english"])))
+    return figures
+
+
+def _percent(group: dict[str, Any]) -> str:
+    return f"{100 * group['difference'] / group['base']:+.1f}\u202f%".replace("-", "−")
+
+
+def _tone(group: dict[str, Any]) -> str:
+    return "good" if group["difference"] < 0 else "bad"
+
+
+def _parity_figures(parity: dict[str, Any] | None) -> list[Figure]:
+    if not parity:
+        return []
+    figures: list[Figure] = []
+    if logits := parity.get("logits"):
+        figures += [
+            (
+                number(logits["max_abs_delta"]),
+                f"largest |Δ| of a logit, {number(logits['tolerance'])} allowed",
+                "",
+            ),
+            (number(logits["mean_kl"]), "mean KL, nats", ""),
+            (
+                f"{100 * logits['top1_agreement']:.2f}\u202f%",
+                f"same first choice, of {logits['tokens']} tokens",
+                "",
+            ),
+        ]
+    if tensors := parity.get("tensors"):
+        figures.append((f"{tensors['equal']} / {tensors['compared']}", "parameters equal to the bit", ""))
+    return figures

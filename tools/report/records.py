@@ -1,0 +1,145 @@
+"""What a run folder says about its run. Parts that are not there yet are empty, never an error; damaged ones are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.errors import UserError
+from recipes.files import read_json
+from tools.evaluation.results import Result, read_results
+from tools.evaluation.stored import EvaluatedModel, evaluated_models
+from tools.evaluation.targets import exported_steps, resolve_run
+from tools.training.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from recipes.schema import Recipe
+
+__all__ = ["MixPart", "RunRecord", "read_mix_parts", "read_run"]
+
+
+@dataclass(frozen=True)
+class MixPart:
+    """One source of the mix: a language (or pair) of a component.
+
+    `store_tokens` is what the token store holds of it, `tokens` what the run trains on, `epochs` their ratio.
+    """
+
+    component: str
+    language: str
+    category: str | None
+    store_tokens: int
+    tokens: int
+
+    @property
+    def epochs(self) -> float:
+        return self.tokens / self.store_tokens if self.store_tokens else 0.0
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything the report knows. `steps` and `validations` are rows of metrics.jsonl."""
+
+    folder: Path
+    recipe: Recipe
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    validations: list[dict[str, Any]] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    mix: list[MixPart] = field(default_factory=list)
+    mix_facts: dict[str, Any] = field(default_factory=dict)
+    models: list[EvaluatedModel] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    gains: dict[str, Any] | None = None
+    exports: list[int] = field(default_factory=list)
+    parity: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.recipe.name
+
+    @property
+    def parity_step(self) -> int | None:
+        """Step whose export the parity report is about: the latest one that has a report."""
+        with_report = [step for step in self.exports if parity_file(self.folder, step).is_file()]
+        return with_report[-1] if with_report else None
+
+    def series(self, key: str) -> tuple[list[float], list[float]]:
+        """Steps and values of a metric, where it was logged."""
+        rows = [row for row in self.steps if row.get(key) is not None]
+        return [float(row["step"]) for row in rows], [float(row[key]) for row in rows]
+
+    @property
+    def groups(self) -> list[str]:
+        """Validation groups, in the order they were first logged."""
+        return list(dict.fromkeys(group for row in self.validations for group in row["validation"]))
+
+    def validation(self, group: str) -> tuple[list[float], list[float]]:
+        """Steps and losses of a validation group."""
+        rows = [row for row in self.validations if group in row["validation"]]
+        return [float(row["step"]) for row in rows], [float(row["validation"][group]) for row in rows]
+
+
+def parity_file(folder: Path, step: int) -> Path:
+    """Parity report of an export."""
+    return folder / "hf" / f"step-{step}" / "parity.json"
+
+
+def read_run(run: str | Path) -> RunRecord:
+    """Reads a run folder.
+
+    Raises:
+        UserError: no such run, or one of its files is damaged.
+    """
+    folder, recipe = resolve_run(run)
+    steps, validations = read_metrics(folder / "metrics.jsonl")
+    evaluation = folder / "evaluation"
+    exports = exported_steps(folder)
+    with_parity = [step for step in exports if parity_file(folder, step).is_file()]
+    mix = recipe.mix_folder
+    return RunRecord(
+        folder,
+        recipe,
+        steps,
+        validations,
+        _json(folder / "environment.json") or {},
+        read_mix_parts(mix / "plan.parquet"),
+        _json(mix / "mix.json") or {},
+        evaluated_models(evaluation),
+        read_results(evaluation),
+        _json(evaluation / "gains.json"),
+        exports,
+        _json(parity_file(folder, with_parity[-1])) if with_parity else None,
+    )
+
+
+def _json(path: Path) -> Any:
+    return read_json(path) if path.is_file() else None
+
+
+def read_mix_parts(path: Path) -> list[MixPart]:
+    """Sources of a mix from its `plan.parquet`; none without the file.
+
+    Raises:
+        UserError: the file is damaged or of another schema.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        return []
+    try:
+        columns = ["component", "language", "category", "store_tokens", "tokens"]
+        rows = pq.read_table(path, columns=columns).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); plan the mix again") from None
+    return [
+        MixPart(
+            row["component"],
+            row["language"],
+            row["category"] or None,
+            row["store_tokens"] or 0,
+            row["tokens"] or 0,
+        )
+        for row in rows
+    ]
