@@ -13,7 +13,7 @@ COMMON = """
 --attention-dropout 0 --hidden-dropout 0 --tokenizer-type NullTokenizer --micro-batch-size 1 --global-batch-size 4
 --lr 1e-3 --min-lr 1e-3 --train-iters 2 --lr-decay-iters 100 --clip-grad 1.0 --weight-decay 0.1 --log-interval 1
 --eval-interval 1000 --eval-iters 0 --save-interval 1000 --ckpt-format torch_dist --ckpt-fully-parallel-save
---dist-ckpt-optim-fully-reshardable --use-distributed-optimizer --distributed-backend gloo
+--use-distributed-optimizer --distributed-backend gloo
 --use-cpu-initialization --transformer-impl local --attention-backend unfused --no-persist-layer-norm
 --no-masked-softmax-fusion --no-bias-swiglu-fusion --no-bias-dropout-fusion --no-rope-fusion
 --no-gradient-accumulation-fusion --num-workers 0 --finetune --no-load-optim --no-load-rng
@@ -119,3 +119,28 @@ def train(shape: Shape, start: Path, save: Path, *flags: str) -> None:
 
     config = _configure(shape, ("--load", str(start), "--save", str(save), *flags))
     pretrain(config, provider, ModelType.encoder_or_decoder, forward_step)
+
+
+def compare(pairs: list[tuple[Path, Path]], **options: Any) -> list[dict[str, Any]]:
+    """Parity reports of pairs of folders, as plain values: in a rank, since Megatron on a CPU patches torch."""
+    from checkpoints_conversion import parity
+
+    return [parity.compare(a, b, **options).as_dict() for a, b in pairs]
+
+
+def command(*lines: list[str]) -> list[tuple[int, str, str]]:
+    """Runs lines of `emma` in this process; per line, its exit code, standard output and error message."""
+    from click.testing import CliRunner
+
+    from recipes.errors import UserError
+    from tools.cli import cli
+
+    results = []
+    for line in lines:
+        result = CliRunner().invoke(cli, line)
+        fault = result.exception
+        code = fault.exit_code if isinstance(fault, UserError) else result.exit_code
+        if fault is not None and not isinstance(fault, UserError | SystemExit):
+            raise fault
+        results.append((code, result.stdout, str(fault or "")))
+    return results

@@ -53,3 +53,49 @@ def save_llama(
                 parameter.uniform_(0.5, 1.5)
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
     return folder
+
+
+def save_tokenizer(folder: Path, *, vocab_size: int = 500) -> Path:
+    """Writes a byte-level tokenizer with `<|begin|>`, `<|end|>` and `<|pad|>` as its last ids; returns the folder."""
+    import json
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
+    for index in range(len(alphabet), vocab_size - 3):
+        vocabulary[f"unused{index}"] = index
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|begin|>", "<|end|>", "<|pad|>"])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|begin|>",
+        # Both forms that such files have: the text alone, and a record.
+        "eos_token": {"__type": "AddedToken", "content": "<|end|>", "special": True},
+        "pad_token": "<|pad|>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def read_tensors(folder: Path) -> dict[str, Any]:
+    """All tensors of a folder's safetensors files, read with the safetensors library."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(path)
+    return tensors
+
+
+def same_bits(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two sets of tensors have the same names, types, sizes and bits."""
+    import torch
+
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
