@@ -1,0 +1,145 @@
+"""Runs the demo's steps one after another, remembers which are done, and goes on after any interruption."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from recipes.errors import CheckFailedError, UserError
+from recipes.files import read_json, write_json
+from tools.demo.steps import Step, Stop
+from tools.training.metrics import read_metrics
+
+__all__ = ["Record", "exclusive", "run_steps"]
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Record:
+    """Which steps are finished, with their commands and seconds: `<folder>/steps.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "steps.json"
+        self.steps: dict[str, dict[str, Any]] = read_json(self.path) if self.path.is_file() else {}
+
+    def done(self, step: Step) -> bool:
+        """Whether the step was finished with this command, and what it made is still there."""
+        known = self.steps.get(step.name, {})
+        return known.get("command") == list(step.command) and all(path.exists() for path in step.outputs)
+
+    def finish(self, step: Step, seconds: float) -> None:
+        """Notes a finished step, at once on disk."""
+        self.steps[step.name] = {"command": list(step.command), "seconds": round(seconds, 1)}
+        write_json(self.path, self.steps)
+
+
+@contextmanager
+def exclusive(folder: Path, patience: float = 180.0) -> Iterator[IO[Any]]:
+    """Holds `<folder>/.lock`; the steps inherit it, so that it is free only when an earlier demo's last one has ended.
+
+    Raises:
+        UserError: another demo has kept it for `patience` seconds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        end = time.monotonic() + patience
+        told = False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise UserError(
+                        f"{folder}: another demo is at work in this folder. Fix: wait for it, or end it"
+                    ) from None
+                if not told:
+                    click.echo("waiting for a step of an earlier call to end ...")
+                    told = True
+                time.sleep(0.5)
+        yield lock
+
+
+def run_steps(steps: Sequence[Step], record: Record, lock: IO[Any]) -> bool:
+    """Runs what is not done yet. After the first step that runs, all later ones run too: each `emma` command knows
+    by itself what of its work is still valid.
+
+    Returns:
+        Whether anything had to be run.
+
+    Raises:
+        CheckFailedError: a command failed; everything finished before it stays.
+    """
+    ran = False
+    for number, step in enumerate(steps, 1):
+        head = f"[{number}/{len(steps)}] {step.title}"
+        if not ran and record.done(step):
+            click.echo(f"{head}: done")
+            continue
+        ran = True
+        click.secho(f"\n{head}", bold=True)
+        click.echo(f"$ {shlex.join(step.command)}")
+        started = time.monotonic()
+        if step.stop is not None and _latest(step.stop.run) >= step.stop.step:
+            click.echo(f"step {step.stop.step} has been reached before")
+        elif code := _wait(_start(step, lock), step.stop):
+            raise CheckFailedError(
+                f"`{shlex.join(step.command)}` ended with exit code {code}. What was finished before it is kept: "
+                "call `make demo` again to go on"
+            )
+        record.finish(step, time.monotonic() - started)
+    return ran
+
+
+def _start(step: Step, lock: IO[Any]) -> subprocess.Popen[bytes]:
+    """Starts a step's command with this interpreter; it gets SIGTERM if this process dies."""
+    program, *arguments = step.command
+    module = ["-m", "tools.cli"] if program == "emma" else []
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def follow_parent() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    sys.stdout.flush()
+    return subprocess.Popen(
+        [sys.executable, *module, *arguments],
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        pass_fds=(lock.fileno(),),
+        preexec_fn=follow_parent,
+    )
+
+
+def _wait(child: subprocess.Popen[bytes], stop: Stop | None = None) -> int:
+    """Waits for a command's end, and sends it SIGTERM at the given step, as a cluster's scheduler would.
+
+    Ctrl-C reaches the command from the terminal: it gets the time to save before this process ends too.
+    """
+    try:
+        while stop is not None and child.poll() is None:
+            if (step := _latest(stop.run)) >= stop.step:
+                click.echo(f"\nstep {step} is reached: SIGTERM")
+                child.send_signal(signal.SIGTERM)
+                stop = None
+            time.sleep(0.2)
+        return child.wait()
+    except KeyboardInterrupt:
+        child.wait()
+        raise
+
+
+def _latest(run: Path) -> int:
+    """Last step that a run has logged, 0 if none."""
+    rows = read_metrics(run / "metrics.jsonl")[0]
+    return int(rows[-1]["step"]) if rows else 0
