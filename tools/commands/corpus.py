@@ -1,0 +1,336 @@
+"""`emma corpus`: raw text → clean, deduplicated, split text and its statistics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from tools.corpus.stage import Build
+
+__all__ = ["group"]
+
+_STAGES = click.Choice(["integrated", "filtered", "deduplicated", "split"])
+_KINDS = click.Choice(["monolingual", "parallel", "code", "papers", "books", "instruction"])
+
+
+@click.group()
+def group() -> None:
+    """Raw text → clean, deduplicated, split text and its statistics.
+
+    \b
+    The sources, filters and limits stand in the run's data recipe (data.corpus); every stage writes
+    <paths.corpus>/<stage>/<kind>/<language or pair>/part-NNNNN.parquet:
+      integrated     what the sources hold: normalised text, ISO codes, provenance
+      filtered       without documents that a rule removes
+      deduplicated   without exact and near copies
+      split          with a column that says what trains and what validates
+    """
+
+
+def _echo_json(value: Any) -> None:
+    import orjson
+
+    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode())
+
+
+def _build(run: str, overrides: tuple[str, ...], workers: int | None = None) -> Build:
+    from recipes.load import load_recipe
+    from tools.corpus.build import build_of
+
+    return build_of(load_recipe(run, overrides), workers)
+
+
+run_argument = click.argument("run")
+overrides_argument = click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@group.command()
+@run_argument
+@overrides_argument
+@click.option("--until", type=_STAGES, default="split", show_default=True, help="Last stage to build.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes. [default: one a core]  The result is the same."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Say which files would be read and what is built already; write nothing."
+)
+@json_option
+def build(
+    run: str, overrides: tuple[str, ...], until: str, workers: int | None, dry_run: bool, as_json: bool
+) -> None:
+    """Build the corpus of RUN's data recipe.
+
+    Goes on where it was interrupted, and does nothing where everything is there. A stage is built anew when its
+    settings, the stage before it or the source files changed.
+
+    \b
+    Examples:
+      emma corpus build demo
+      emma corpus build demo --until filtered --workers 4
+      emma corpus build demo data.corpus.split.share=0.05
+    """
+    from tools.corpus.build import build_corpus, plan_build, totals
+
+    work = _build(run, overrides, workers)
+    if dry_run:
+        plan = plan_build(work)
+        if as_json:
+            _echo_json(plan)
+            return
+        for source in plan["sources"]:
+            click.echo(
+                f"{source['source']:24} {source['kind']:12} {source['files']:6} files {source['bytes']:16,} bytes"
+            )
+        for stage, state in plan["stages"].items():
+            click.echo(f"{stage:24} {state}")
+        return
+    build_corpus(work, until)
+    found = totals(work)
+    if as_json:
+        _echo_json(found)
+        return
+    for stage, counts in found.items():
+        removed = ", ".join(f"{rule} {count:,}" for rule, count in counts["removed_by"].items()) or "nothing"
+        click.echo(f"{stage:13} {counts['in']:12,} in {counts['kept']:12,} kept   removed: {removed}")
+
+
+@group.command()
+@run_argument
+@overrides_argument
+@click.option("--stage", type=_STAGES, help="Only this stage. [default: the last one built]")
+@click.option(
+    "--languages", is_flag=True, help="A row a language or pair instead of a row a resource category."
+)
+@click.option("--kind", type=_KINDS, help="Only this kind.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="CSV",
+    help="Published statistics: columns lang_code num_tokens num_texts, or lang_pair tot_num_tokens src_num_texts.",
+)
+@click.option(
+    "--tokens", is_flag=True, help="Count the tokens of the run's tokenizer too (reads the whole stage once)."
+)
+@click.option("--plots", is_flag=True, help="Draw plots into <paths.corpus>/statistics (needs matplotlib).")
+@json_option
+def stats(
+    run: str,
+    overrides: tuple[str, ...],
+    stage: str | None,
+    languages: bool,
+    kind: str | None,
+    against: Path | None,
+    tokens: bool,
+    plots: bool,
+    as_json: bool,
+) -> None:
+    """Say what the corpus holds: documents, characters, bytes, white-space tokens, resource categories.
+
+    The tables are in <paths.corpus>/statistics, as parquet and CSV.
+
+    \b
+    Examples:
+      emma corpus stats demo
+      emma corpus stats demo --languages --kind monolingual
+      emma corpus stats demo --against monolingual_tokens.csv
+    """
+    from tools.corpus.report import category_lines, comparison_lines, language_lines
+    from tools.corpus.statistics import compare, published, statistics, summary
+
+    work = _build(run, overrides)
+    table = statistics(work.root)
+    last = stage or table.column("stage")[-1].as_py()
+    rows = [r for r in table.to_pylist() if r["stage"] == last and kind in (None, r["kind"])]
+    if tokens:
+        from tools.corpus.fertility import add_tokens
+
+        rows = add_tokens(work, last, rows)
+    if plots:
+        from tools.corpus.plots import draw
+
+        for path in draw(work.root, last):
+            click.echo(f"wrote {path}", err=as_json)
+    if against is not None:
+        other = published(against)
+        compared = compare([r for r in rows if r["kind"] == other.kind], other)
+        if as_json:
+            _echo_json({"kind": other.kind, "published": other.by_category(), "languages": compared})
+        else:
+            click.echo(comparison_lines(other, compared))
+        return
+    if languages or tokens:
+        if as_json:
+            _echo_json(rows)
+        else:
+            click.echo(language_lines(rows))
+        return
+    categories = [r for r in summary(table) if r["stage"] == last and kind in (None, r["kind"])]
+    if as_json:
+        _echo_json(categories)
+    else:
+        click.echo(category_lines(categories))
+
+
+@group.command()
+@run_argument
+@overrides_argument
+@click.option("--stage", type=_STAGES, help="Stage to look into. [default: the last one built]")
+@click.option("--kind", type=_KINDS, help="Only this kind.")
+@click.option("--language", help="Only this language (xxx_Ssss) or pair.")
+@click.option("--rejected-by", metavar="RULE", help="Show removed documents instead: of this rule, or `all`.")
+@click.option("--quarantine", is_flag=True, help="Show unusable lines instead: file, line and reason.")
+@click.option(
+    "-n", "--number", type=click.IntRange(min=1), default=5, show_default=True, help="Documents to show."
+)
+@json_option
+def peek(
+    run: str,
+    overrides: tuple[str, ...],
+    stage: str | None,
+    kind: str | None,
+    language: str | None,
+    rejected_by: str | None,
+    quarantine: bool,
+    number: int,
+    as_json: bool,
+) -> None:
+    """Show documents of a stage, what a rule removed, or what no reader could use.
+
+    \b
+    Examples:
+      emma corpus peek demo --language yor_Latn
+      emma corpus peek demo --rejected-by wrong_script -n 20
+      emma corpus peek demo --quarantine
+    """
+    from tools.corpus.peek import documents, quarantined, rejected
+
+    work = _build(run, overrides)
+    if quarantine:
+        found = quarantined(work.root, number)
+    elif rejected_by is not None:
+        found = rejected(work.root, rejected_by, stage, kind, language, number)
+    else:
+        found = documents(work.root, stage, kind, language, number)
+    if as_json:
+        _echo_json(found)
+        return
+    for row in found:
+        texts = [
+            f"  {name}: {row.pop(name)}"
+            for name in ("text", "target", "src_text", "tgt_text")
+            if row.get(name)
+        ]
+        click.secho("  ".join(f"{name}={value}" for name, value in row.items() if value != ""), bold=True)
+        click.echo("\n".join(texts) + "\n")
+
+
+@group.command()
+@run_argument
+@overrides_argument
+@click.option(
+    "--benchmarks",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of evaluation texts. [default: data.corpus.decontamination.benchmarks]",
+)
+@click.option("--stage", type=_STAGES, default="split", show_default=True, help="Stage to search.")
+@json_option
+def decontaminate(
+    run: str, overrides: tuple[str, ...], benchmarks: Path | None, stage: str, as_json: bool
+) -> None:
+    """Report documents of a stage that share n-grams with evaluation texts; changes nothing.
+
+    `emma corpus build` removes them where the recipe has a section data.corpus.decontamination. Exit code 1 where
+    some are found, so that a script can stop.
+
+    \b
+    Examples:
+      emma corpus decontaminate demo --benchmarks benchmarks/flores
+    """
+    from tools.corpus.overlap import report_overlap
+
+    found = report_overlap(_build(run, overrides), benchmarks, stage)
+    if as_json:
+        _echo_json(found)
+    else:
+        for row in found["languages"]:
+            click.echo(
+                f"{row['kind']:12} {row['language']:24} {row['contaminated']:10,} of {row['documents']:12,} documents"
+            )
+        click.echo(
+            f"{found['contaminated']:,} of {found['documents']:,} documents overlap; examples in {found['examples']}"
+        )
+    raise SystemExit(1 if found["contaminated"] else 0)
+
+
+@group.command()
+@run_argument
+@overrides_argument
+@click.option(
+    "--contents", is_flag=True, help="Read every part and compare its SHA-256 and its number of rows."
+)
+@json_option
+def verify(run: str, overrides: tuple[str, ...], contents: bool, as_json: bool) -> None:
+    """Check that the corpus is whole: files, sizes, counts that add up from stage to stage.
+
+    Exit code 1 where faults are found; each is named with its file.
+
+    \b
+    Examples:
+      emma corpus verify demo --contents
+    """
+    from tools.corpus.verify import verify_corpus
+
+    faults = verify_corpus(_build(run, overrides), contents=contents)
+    if as_json:
+        _echo_json({"faults": faults})
+    else:
+        click.echo("\n".join(faults) if faults else "whole: files, sizes and counts are as the manifests say")
+    raise SystemExit(1 if faults else 0)
+
+
+@group.command()
+@click.argument("labels", nargs=-1, required=True)
+@click.option(
+    "--spelling",
+    type=click.Choice(["iso", "mala"]),
+    default="iso",
+    show_default=True,
+    help="Codes of the output.",
+)
+@json_option
+def languages(labels: tuple[str, ...], spelling: str, as_json: bool) -> None:
+    """Say what language labels stand for: any of BCP 47, ISO 639, old codes, locales, OPUS and FLORES spellings.
+
+    \b
+    Examples:
+      emma corpus languages zh zho_Hans sr_latin pt-br iw
+    """
+    from tools.corpus.languages import LanguageResolver, language_name
+
+    resolver = LanguageResolver(spelling="mala" if spelling == "mala" else "iso")
+    rows = []
+    for label in labels:
+        found = resolver.resolve(label)
+        scripts = [found.script] if found.script else list(resolver.scripts(found.language))
+        rows.append(
+            {
+                "label": label,
+                "language": found.language,
+                "name": language_name(found.language),
+                "codes": [resolver.spell(found.language, script) for script in scripts],
+                "script_from": "label" if found.script else "text",
+                "decision": found.decision,
+            }
+        )
+    if as_json:
+        _echo_json(rows)
+        return
+    for row in rows:
+        codes = (
+            row["codes"][0] if row["script_from"] == "label" else "|".join(row["codes"]) or row["language"]
+        )
+        click.echo(f"{row['label']:16} {codes:28} {row['name']}  ({row['decision']})")

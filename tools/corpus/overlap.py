@@ -1,0 +1,96 @@
+"""Which documents of a corpus share n-grams with evaluation texts."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recipes.errors import UserError
+from recipes.files import atomic_write
+from recipes.schema.corpus import Decontamination
+from tools.corpus.contamination import BenchmarkIndex
+from tools.corpus.layout import part_path, parts_of, read_row_groups, text_columns
+from tools.corpus.stage import Build
+from tools.corpus.thresholds import script_of
+from tools.progress import progress
+
+__all__ = ["report_overlap"]
+
+_SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("language", pa.string()),
+        ("id", pa.string()),
+        ("ngrams", pa.int64()),
+        ("text", pa.string()),
+    ]
+)
+
+
+def report_overlap(build: Build, benchmarks: Path | None, stage: str) -> dict[str, Any]:
+    """Searches a stage; writes `statistics/contaminated-STAGE.parquet`.
+
+    Returns:
+        `documents`, `contaminated`, `languages` (those with any), `examples` (the file).
+
+    Raises:
+        UserError: no benchmarks are named, or the stage is not there.
+    """
+    settings = build.corpus.decontamination
+    if benchmarks is not None:
+        settings = (settings or Decontamination(benchmarks="")).model_copy(
+            update={"benchmarks": str(benchmarks)}
+        )
+    if settings is None:
+        raise UserError(
+            "no evaluation texts: give --benchmarks, or data.corpus.decontamination.benchmarks in the recipe"
+        )
+    parts = parts_of(build.root, stage)
+    if not parts:
+        raise UserError(f"{build.root / stage}: no corpus there; build it first (emma corpus build)")
+    with tempfile.TemporaryDirectory() as folder:
+        index = BenchmarkIndex.build(settings, Path(folder) / "index.npy")
+    rows: list[dict[str, Any]] = []
+    totals: dict[tuple[str, str], list[int]] = {}
+    for part in progress(parts, desc="overlap", unit="part"):
+        total = totals.setdefault((part.kind, part.language), [0, 0])
+        names = text_columns(part.kind)
+        sides = part.language.split("-") if part.kind == "parallel" else [part.language]
+        for table in read_row_groups(part_path(build.root, stage, part), ["id", *names]):
+            texts = [table.column(name).to_pylist() for name in names]
+            counts = sum(
+                index.overlaps(values, "" if part.kind == "code" else script_of(side))
+                for side, values in zip(sides, texts, strict=True)
+            )
+            identifiers = table.column("id").to_pylist()
+            for row, count in enumerate(counts.tolist()):  # type: ignore[union-attr]
+                total[0] += 1
+                if count:
+                    total[1] += 1
+                    text = "\t".join(values[row] for values in texts)[:1000]
+                    rows.append(
+                        {
+                            "kind": part.kind,
+                            "language": part.language,
+                            "id": identifiers[row],
+                            "ngrams": count,
+                            "text": text,
+                        }
+                    )
+    path = build.root / "statistics" / f"contaminated-{stage}.parquet"
+    with atomic_write(path) as handle:
+        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), handle, compression="zstd")
+    return {
+        "documents": sum(total[0] for total in totals.values()),
+        "contaminated": len(rows),
+        "languages": [
+            {"kind": kind, "language": language, "documents": documents, "contaminated": contaminated}
+            for (kind, language), (documents, contaminated) in sorted(totals.items())
+            if contaminated
+        ],
+        "examples": str(path),
+    }
