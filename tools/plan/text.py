@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import TYPE_CHECKING
 
 from recipes.devices import device
 from tools.plan.alternatives import Alternative
@@ -10,7 +11,10 @@ from tools.plan.memory import MARGIN
 from tools.plan.plan import Plan
 from tools.plan.throughput import UNCERTAINTY
 
-__all__ = ["plan_text"]
+if TYPE_CHECKING:
+    from tools.plan.simulate import Simulation
+
+__all__ = ["plan_text", "simulation_text"]
 
 _SHOWN = 8
 
@@ -196,3 +200,25 @@ def _alternatives(plan: Plan, everything: bool) -> list[str]:
 
 def _is_current(plan: Plan, a: Alternative) -> bool:
     return not a.overrides(plan.recipe)
+
+
+def simulation_text(simulation: Simulation) -> str:
+    """What Megatron built, a line a rank, and how it compares."""
+    lines = [
+        f"simulation: one rank of each stage and tensor-parallel position, of {simulation.world_size} ranks"
+    ]
+    for rank in simulation.ranks:
+        chunks = " + ".join(f"{count:,}" for count in rank["parameters"])
+        line = f"  rank {rank['rank']:4}  stage {rank['stage']}, tensor rank {rank['tensor_rank']}: {chunks} parameters"
+        if rank["buffers"] is not None:
+            buffers = rank["buffers"]
+            line += f", {buffers['gradients']:,} gradients, {buffers['optimizer']:,} of them with this rank's optimizer"
+        lines.append(line)
+    lines += [f"  note: {note}" for note in simulation.notes]
+    if simulation.faults:
+        return "\n".join([*lines, *(f"  differs: {fault}" for fault in simulation.faults)])
+    lines.append(
+        "  parameters, microbatches, the shape and coverage of every checkpoint tensor, and the samples of the first and "
+        "last step are as planned"
+    )
+    return "\n".join(lines)
