@@ -75,7 +75,7 @@ def axis(values: Sequence[float], *, zero: bool = False, ticks: int = 5, tight: 
 
 def _nice_step(rough: float) -> float:
     power = 10.0 ** math.floor(math.log10(rough))
-    return next(nice * power for nice in (1, 2, 2.5, 5, 10) if nice * power >= rough * 0.999)
+    return next(nice * power for nice in (1, 2, 2.5, 5, 10) if nice * power >= rough * 0.8)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -101,7 +101,8 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def _significant(value: float, digits: int) -> str:
-    decimals = max(0, digits - 1 - _exponent(value)) if value else 0
+    rounded = float(f"{value:.{digits - 1}e}")
+    decimals = max(0, digits - 1 - _exponent(rounded)) if value else 0
     return f"{value:.{decimals}f}".replace("-", "−")
 
 

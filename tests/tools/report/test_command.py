@@ -1,0 +1,218 @@
+"""`emma report` on run folders at every stage of their life."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from recipes.errors import UserError
+from tests.tools.report.sample_run import (
+    codes,
+    sample_recipe,
+    write_evaluation,
+    write_metrics,
+    write_parity,
+    write_plan,
+    write_run,
+    write_start,
+)
+from tools.commands.report import group
+from tools.evaluation.results import read_results
+from tools.report.compare import compare_page, paired_gains
+from tools.report.records import read_run
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+SVG = {"line", "path", "rect"}
+
+
+class Page(HTMLParser):
+    """Checks nesting and collects the visible text and everything that could load something."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.parts: list[str] = []
+        self.sections: set[str] = set()
+        self.feed(html)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.addresses += [str(found[key]) for key in ("src", "href") if key in found]
+        if tag == "section":
+            self.sections.add(str(found["id"]))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in SVG | VOID
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.parts.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.parts))
+
+
+def report(*arguments: str | Path) -> Result:
+    result = CliRunner().invoke(group, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def read_page(path: Path) -> Page:
+    html = path.read_text(encoding="utf-8")
+    page = Page(html)
+    assert all(address.startswith("#") for address in page.addresses), page.addresses
+    assert "url(" not in html
+    assert "@import" not in html
+    return page
+
+
+def test_page_of_a_finished_run(tmp_path: Path) -> None:
+    recipe = write_run(tmp_path)
+    result = report("run", recipe.run_folder, "--json")
+    facts = json.loads(result.stdout)
+    assert facts["page"] == str(recipe.run_folder / "report" / "index.html")
+    assert facts["steps"] == 120
+    assert facts["languages"] == 48
+    assert facts["parity"] is True
+    page = read_page(Path(facts["page"]))
+    assert page.sections == {"gains", "training", "mix", "parity", "recipe", "environment"}
+    gains = json.loads((recipe.run_folder / "evaluation" / "gains.json").read_text())
+    everyone = next(row for row in gains["groups"] if row["group"] == "all but English")
+    assert f"{everyone['base']:.4f}" in page.text
+    assert f"{everyone['difference']:+.4f}".replace("-", "−") in page.text
+    for row in gains["languages"]:
+        assert row["language"] in page.text
+    for group_name in ("high", "medium", "low", "seen by the base", "unseen by the base", "English"):
+        assert group_name in page.text
+    assert "Training loss" in page.text
+    assert "Validation loss by resource category: monolingual" in page.text
+    assert "Learning rate" in page.text
+    assert "Gradient norm" in page.text
+    assert "Throughput" in page.text
+    assert "bilingual 25.0%" in page.text
+    assert "Passed. The export of step 120" in page.text
+    assert "vocab_size: 4096" in page.text
+    assert recipe.sha256 in page.text
+    assert "resume from step 60" in page.text
+    assert "not yet" not in page.text.lower()
+
+
+def test_parts_that_are_not_there_are_said_to_be_absent(tmp_path: Path) -> None:
+    recipe = sample_recipe(tmp_path)
+    write_start(recipe)
+    report("run", recipe.run_folder)
+    text = read_page(recipe.run_folder / "report" / "index.html").text
+    for absent in (
+        "Not evaluated yet.",
+        "No step was logged yet.",
+        "The plan of the mix is not at",
+        "No export with a parity report.",
+    ):
+        assert absent in text
+    write_metrics(recipe)
+    report("run", recipe.run_folder)
+    text = read_page(recipe.run_folder / "report" / "index.html").text
+    assert "No step was logged yet." not in text
+    assert "Training loss" in text
+    assert "Not evaluated yet." in text
+
+
+def test_failing_parity_is_shown_with_its_fault(tmp_path: Path) -> None:
+    recipe = sample_recipe(tmp_path)
+    write_start(recipe)
+    write_parity(recipe, codes(5), passed=False)
+    report("run", recipe.run_folder)
+    text = read_page(recipe.run_folder / "report" / "index.html").text
+    assert "Failed. The export of step 120 does not compute" in text
+    assert "logits differ by up to 0.3" in text
+
+
+def test_evaluation_without_a_base_lists_scores(tmp_path: Path) -> None:
+    recipe = sample_recipe(tmp_path)
+    write_start(recipe)
+    write_plan(recipe, codes(10))
+    write_evaluation(recipe, codes(10))
+    (recipe.run_folder / "evaluation" / "gains.json").unlink()
+    report("run", recipe.run_folder)
+    text = read_page(recipe.run_folder / "report" / "index.html").text
+    row = next(
+        row
+        for row in read_results(recipe.run_folder / "evaluation")
+        if row.model.startswith("sample") and row.language == "yor_Latn" and row.metric == "bits_per_byte"
+    )
+    assert f"yor_Latn heldout/monolingual 4 {row.value:.4f}" in text
+
+
+def test_damaged_records_are_named(tmp_path: Path) -> None:
+    recipe = write_run(tmp_path, languages=10, steps=20)
+    run, page = recipe.run_folder, recipe.run_folder / "report" / "index.html"
+    for damaged, content in (
+        (run / "evaluation" / "gains.json", b"{"),
+        (run / "environment.json", b"nothing"),
+        (recipe.mix_folder / "plan.parquet", b"PAR1"),
+        (run / "metrics.jsonl", b"{broken}\n"),
+    ):
+        before = damaged.read_bytes()
+        damaged.write_bytes(content)
+        with pytest.raises(UserError, match=re.escape(damaged.name)):
+            CliRunner().invoke(group, ["run", str(run)], catch_exceptions=False)
+        damaged.write_bytes(before)
+    assert not page.exists()
+
+
+def test_comparison_at_equal_budget(tmp_path: Path) -> None:
+    mono = write_run(tmp_path, "mono", bilingual=False, level=0.3, seed=2)
+    bi = write_run(tmp_path, "bi", level=0.6, seed=3)
+    report("compare", mono.run_folder, bi.run_folder, "--output", tmp_path / "compare.html")
+    page = read_page(tmp_path / "compare.html")
+    assert "mono and bi" in page.text
+    assert "At equal budget: each was trained on" in page.text
+    for run in (mono, bi):
+        gains = json.loads((run.run_folder / "evaluation" / "gains.json").read_text())
+        for row in gains["groups"]:
+            assert f"{row['difference']:+.4f}".replace("-", "−") in page.text
+    assert "bi against mono" in page.text
+    assert "Validation: monolingual, high" in page.text
+    assert "data.mix.components.bilingual.share" in page.text
+    paired = paired_gains(read_run(mono.run_folder), read_run(bi.run_folder))
+    assert paired is not None
+    scores = {
+        (row.model, row.language): row.value
+        for run in (mono, bi)
+        for row in read_results(run.run_folder / "evaluation")
+        if row.metric == "bits_per_byte" and row.benchmark == "heldout/monolingual"
+    }
+    for row in paired.languages:
+        if row.kind == "monolingual":
+            change = scores["bi/step-120", row.language] - scores["mono/step-120", row.language]
+            assert row.difference == pytest.approx(change)
+
+
+def test_unequal_budgets_are_said(tmp_path: Path) -> None:
+    one = write_run(tmp_path, "one", languages=10, steps=20)
+    two = write_run(tmp_path, "two", languages=10, steps=40)
+    text = Page(compare_page([read_run(one.run_folder), read_run(two.run_folder)])).text
+    assert "Not at equal budget: they were trained on 41.0 k and 81.9 k tokens" in text
+
+
+def test_comparison_wants_two_names(tmp_path: Path) -> None:
+    recipe = write_run(tmp_path, languages=10, steps=20)
+    record = read_run(recipe.run_folder)
+    with pytest.raises(UserError, match="two runs or more"):
+        compare_page([record])
+    with pytest.raises(UserError, match="same name"):
+        compare_page([record, record])
