@@ -9,7 +9,7 @@ from pathlib import Path
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 
-__all__ = ["DocumentBoundary", "LoadPlan", "megatron_arguments"]
+__all__ = ["LoadPlan", "megatron_arguments"]
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,6 @@ class LoadPlan:
     mode: str
     folder: str | None = None
     step: int | None = None
-
-
-@dataclass(frozen=True)
-class DocumentBoundary:
-    """Token ids that the loop has to know: the end of a document, and the padding of incomplete samples (-1: none)."""
-
-    end_of_text: int
-    pad: int = -1
 
 
 # Fusions and kernels that need CUDA; off on a machine without it. The unfused paths compute the same.
@@ -51,7 +43,7 @@ _GPU_ARGUMENTS = (
 def megatron_arguments(
     recipe: Recipe,
     load: LoadPlan,
-    boundary: DocumentBoundary,
+    end_of_text: int,
     checkpoints: Path,
     tensorboard: Path | None,
     skip: Sequence[int] = (),
@@ -61,7 +53,7 @@ def megatron_arguments(
     Args:
         recipe: a checked recipe.
         load: what this launch begins from.
-        boundary: token ids of the mix.
+        end_of_text: id of the token that ends a document in the mix.
         checkpoints: folder that checkpoints are written to.
         tensorboard: folder of TensorBoard's events, or None.
         skip: steps whose batch is read and not trained on.
@@ -70,7 +62,7 @@ def megatron_arguments(
         RecipeError: a value that Megatron 0.19.2 cannot take.
     """
     arguments = [
-        *_model(recipe, boundary),
+        *_model(recipe, end_of_text),
         *_layout(recipe),
         *_precision(recipe),
         *_schedule(recipe),
@@ -83,7 +75,7 @@ def megatron_arguments(
     return _with_passed_through(arguments, recipe)
 
 
-def _model(recipe: Recipe, boundary: DocumentBoundary) -> list[str]:
+def _model(recipe: Recipe, end_of_text: int) -> list[str]:
     model = recipe.model
     if model.rope_theta != int(model.rope_theta):
         raise RecipeError(
@@ -117,8 +109,9 @@ def _model(recipe: Recipe, boundary: DocumentBoundary) -> list[str]:
         ),
         *("--attention-dropout", 0.0, "--hidden-dropout", 0.0, "--init-method-std", model.init_std),
         *("--vocab-size", model.vocab_size, "--make-vocab-size-divisible-by", model.vocab_padding),
-        *("--tokenizer-type", "NullTokenizer", "--null-tokenizer-eod-id", boundary.end_of_text),
-        *("--null-tokenizer-pad-id", boundary.pad),
+        *("--tokenizer-type", "NullTokenizer", "--null-tokenizer-eod-id", end_of_text),
+        # Padding is known by its place, not by an id: -1 is no token.
+        *("--null-tokenizer-pad-id", -1),
     ]
     if model.rope_scaling is not None:
         # The other constants have no argument; the worker sets all of them on the model's config.

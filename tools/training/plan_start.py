@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from recipes.errors import RecipeError, UserError
 from recipes.schema import Recipe
-from tools.mix.read import MixInfo, read_mix
-from tools.training.arguments import DocumentBoundary, LoadPlan, megatron_arguments
+from tools.mix.layout import MixInfo, read_mix
+from tools.training.arguments import LoadPlan, megatron_arguments
 from tools.training.checkpoints import complete_steps
 from tools.training.run_folder import RunFolder
 from tools.training.safety import steps_to_skip
@@ -78,7 +78,7 @@ def describe(recipe: Recipe, run: RunFolder, mix: MixInfo) -> str:
 def preview_arguments(recipe: Recipe, run: RunFolder) -> list[str]:
     """Megatron's arguments of the next launch. What is not on disk yet stands as its place: the end-of-text id comes
     from the mix, the checkpoint to start from from the recipe."""
-    eos = read_mix(recipe.mix_folder).eos_id if recipe.mix_folder.is_dir() else 0
+    end = read_mix(recipe.mix_folder).end_id if recipe.mix_folder.is_dir() else 0
     steps = complete_steps(run.checkpoints)
     if steps:
         load = LoadPlan("resume", str(run.checkpoints), steps[-1])
@@ -86,4 +86,4 @@ def preview_arguments(recipe: Recipe, run: RunFolder) -> list[str]:
         load = LoadPlan(recipe.start.mode, recipe.start.checkpoint, recipe.start.step)
     tensorboard = run.tensorboard if recipe.logging.tensorboard else None
     skip = steps_to_skip(recipe, run.skipped_file)
-    return megatron_arguments(recipe, load, DocumentBoundary(eos), run.checkpoints, tensorboard, skip)
+    return megatron_arguments(recipe, load, end, run.checkpoints, tensorboard, skip)

@@ -46,7 +46,7 @@ def reference_losses(recipe: Recipe) -> dict[str, float]:
     config = GPTDatasetConfig(
         random_seed=recipe.seed,
         sequence_length=mix.sequence_length,
-        tokenizer=SimpleNamespace(eod=mix.eos_id, pad=-1, vocab_size=mix.vocab_size, unique_identifiers={}),
+        tokenizer=SimpleNamespace(eod=mix.end_id, pad=-1, vocab_size=mix.vocab_size, unique_identifiers={}),
         reset_position_ids=False,
         reset_attention_mask=False,
         eod_mask_loss=False,
@@ -60,7 +60,7 @@ def reference_losses(recipe: Recipe) -> dict[str, float]:
             sample = dataset[index]
             with torch.no_grad():
                 loss = _token_losses(
-                    model, sample, mix.eos_id if recipe.batch.document_masking else None, device
+                    model, sample, mix.end_id if recipe.batch.document_masking else None, device
                 )
             total += float((loss * sample["loss_mask"]).double().sum())
             count += float(sample["loss_mask"].sum())

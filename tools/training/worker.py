@@ -43,12 +43,13 @@ def train(folder: Path) -> None:
 
     megatron_patches.apply()
 
+    import torch
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
     from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
     from megatron.training.arguments import parse_and_validate_args
 
-    from tools.training.arguments import DocumentBoundary, megatron_arguments
+    from tools.training.arguments import megatron_arguments
     from tools.training.dataset import read_mix
     from tools.training.safety import Rewind
     from tools.training.session import Session
@@ -56,11 +57,15 @@ def train(folder: Path) -> None:
 
     run, recipe = RunFolder(folder), load_recipe(folder)
     launch, mix = run.read_launch(), read_mix(recipe.mix_folder)
-    boundary = DocumentBoundary(end_of_text=mix.eos_id)
+    if recipe.cluster.device != "cpu" and not torch.cuda.is_available():
+        raise UserError(
+            f"cluster.device: {recipe.cluster.device}, but this node shows no GPU (`emma doctor` tells more). "
+            "Fix: exclude the node, or choose a cluster with device: cpu"
+        )
     tensorboard = run.tensorboard if recipe.logging.tensorboard else None
     sys.argv = [
         "emma-train",
-        *megatron_arguments(recipe, launch.load, boundary, run.checkpoints, tensorboard, launch.skip),
+        *megatron_arguments(recipe, launch.load, mix.end_id, run.checkpoints, tensorboard, launch.skip),
     ]
     args = parse_and_validate_args()
     model_config = gpt_config_from_args(args)

@@ -70,7 +70,7 @@ def make_small(tmp_path_factory: pytest.TempPathFactory, base_model: Path) -> Ca
         if steps not in made:
             folder = tmp_path_factory.mktemp(f"small-{steps}")
             mix = make_tiny_mix(folder, samples=steps * GLOBAL_BATCH, sequence_length=LENGTH, vocab_size=512)
-            data = mix.recipe_data
+            data = mix.data.model_dump(mode="json")
             path = write_small_run(folder, data, mix.tokenizer)
             text = path.read_text().replace("steps: 10", f"steps: {steps}")
             path.write_text(text)

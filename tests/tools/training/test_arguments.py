@@ -12,12 +12,12 @@ from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from tests.ranks import run_ranks
 from tests.small_recipe import small_recipe
-from tools.training.arguments import DocumentBoundary, LoadPlan, megatron_arguments
+from tools.training.arguments import LoadPlan, megatron_arguments
 
 
 def arguments(recipe: Recipe, load: LoadPlan | None = None) -> list[str]:
     return megatron_arguments(
-        recipe, load or LoadPlan("scratch"), DocumentBoundary(2), Path("checkpoints"), Path("tensorboard")
+        recipe, load or LoadPlan("scratch"), 2, Path("checkpoints"), Path("tensorboard")
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.ranks import run_ranks
 from tests.tools.training.conftest import Small
 from tests.tools.training.samples import dataset_config
-from tools.training.arguments import DocumentBoundary, LoadPlan, megatron_arguments
+from tools.training.arguments import LoadPlan, megatron_arguments
 
 
 def differences(flags: list[str], mix: str, eos: int, mask_documents: bool) -> dict[str, float]:
@@ -95,8 +95,8 @@ def test_a_document_sees_only_itself(masked: bool, make_small: Callable[[int], S
     recipe = make_small(10).recipe(
         "masking", f"batch.document_masking={str(masked).lower()}", start="scratch"
     )
-    eos = read_mix(recipe.mix_folder).eos_id
-    flags = megatron_arguments(recipe, LoadPlan("scratch"), DocumentBoundary(eos), Path("unused"), None)
+    eos = read_mix(recipe.mix_folder).end_id
+    flags = megatron_arguments(recipe, LoadPlan("scratch"), eos, Path("unused"), None)
     (found,) = run_ranks(differences, 1, flags, str(recipe.mix_folder), eos, masked)
     if masked:
         assert found["content"] == 0, "bit for bit"
