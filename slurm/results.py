@@ -72,7 +72,8 @@ def _measure(
     elif validations:
         losses = validations[-1]["validation"]
         chosen = [loss for name, loss in losses.items() if any(fnmatchcase(name, g) for g in metric.groups)]
-        value = sum(chosen) / len(chosen) if chosen else None
+        # JSON has no NaN: the loss of a run that diverged is null.
+        value = sum(chosen) / len(chosen) if chosen and None not in chosen else None
     else:
         value = None
     return float(value) if value is not None and math.isfinite(value) else None

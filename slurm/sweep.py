@@ -124,6 +124,8 @@ class SweepFolder:
         with atomic_write(file, "w") as handle:
             yaml = YAML(typ="safe")
             yaml.default_flow_style = False
+            # The order of the parameters numbers the trials.
+            yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
             yaml.dump(self.sweep.model_dump(mode="json"), handle)
 
     @property
@@ -151,7 +153,8 @@ class SweepFolder:
             recipe.batch.sequence_length,
         ]
         digest = hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:8]
-        return load_recipe(self.sweep.run, [*texts, *own, f"data.name={recipe.data.name}-{digest}"])
+        data = recipe.data.model_copy(update={"name": f"{recipe.data.name}-{digest}"})
+        return recipe.model_copy(update={"data": data})
 
     def trial(self, number: int) -> Trial:
         """State of a trial."""
@@ -190,6 +193,8 @@ def _essence(sweep: Sweep) -> dict[str, Any]:
     values["overrides"] = {
         key: value for key, value in values["overrides"].items() if not key.startswith("cluster")
     }
+    # Their order numbers the trials.
+    values["parameters"] = list(values["parameters"].items())
     return values
 
 

@@ -35,7 +35,7 @@ SlurmctldPort={controller_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=4
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -134,6 +134,23 @@ class TwoNodes:
             if b"slurmstepd" in command and f"SLURM_CONF={self.configuration}".encode() in environment:
                 found.append((int(path.name), environment))
         return [pid for pid, environment in found if f"TEST_NODE={node}".encode() in environment]
+
+    def processes(self, node: str, *words: str) -> list[int]:
+        """Process ids of a node's job steps whose command line has all of `words`."""
+        found = []
+        for pid in {child for parent in self.stepd(node) for child in _descendants(parent)}:
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if all(word in command for word in words) and "srun" not in command.split("\0")[0]:
+                found.append(pid)
+        return sorted(found)
+
+    def cancel_all(self) -> None:
+        """Cancels every job and waits until they are gone."""
+        self.command("scancel", "--user=root")
+        self.wait(lambda: not self.command("squeue", "--noheader").strip(), "no job is left", 60)
 
     def node_states(self) -> dict[str, str]:
         """State of each node in `sinfo`'s words."""

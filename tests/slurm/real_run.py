@@ -1,0 +1,131 @@
+"""A small run that is trained by real jobs on the test cluster."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.load import load_recipe
+from slurm.history import History
+from tests.slurm.two_nodes import TwoNodes
+from tests.small_recipe import write_small_run
+from tests.tiny_mix import make_tiny_mix
+from tools.training.metrics import read_metrics
+from tools.training.run_folder import RunFolder
+
+__all__ = ["RealRun", "emma", "make_run"]
+
+GLOBAL_BATCH, LENGTH = 8, 32
+
+
+def emma(slurm: TwoNodes, work: Path, *arguments: str, code: int = 0) -> str:
+    """Output of the command line in `work`, on the test cluster."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.cli", *arguments],
+        cwd=work,
+        env=slurm.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, f"emma {' '.join(arguments)}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+@dataclass
+class RealRun:
+    """One run and its jobs."""
+
+    slurm: TwoNodes
+    work: Path
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return self.work / "runs" / self.name
+
+    def submit(self, *arguments: str) -> str:
+        """`emma slurm submit` with the limits of a small machine."""
+        return emma(
+            self.slurm,
+            self.work,
+            *("slurm", "submit", "small.yaml", f"name={self.name}", "cluster.slurm={}"),
+            *arguments,
+            "cluster.slurm.exclusive=false",
+        )
+
+    def events(self) -> list[dict[str, Any]]:
+        return History(self.folder).events()
+
+    def launches(self) -> list[int]:
+        """Numbers of the launches that began."""
+        return [event["launch"] for event in self.events() if event["event"] == "began"]
+
+    def restarts(self) -> list[int]:
+        return [event["restart"] for event in self.events() if event["event"] == "began"]
+
+    def node_of_launch(self, launch: int) -> str:
+        return str(next(e["nodes"] for e in self.events() if e["event"] == "began" and e["launch"] == launch))
+
+    def node(self) -> str:
+        """Node of the latest launch."""
+        return self.node_of_launch(self.launches()[-1])
+
+    def job(self) -> int:
+        return int([event["job"] for event in self.events() if event["event"] == "submitted"][-1])
+
+    def state(self) -> str:
+        """Slurm's state of the job."""
+        shown = self.slurm.command("scontrol", "--oneliner", "show", "job", str(self.job()))
+        return shown.split("JobState=")[1].split()[0]
+
+    def step(self) -> int:
+        rows = read_metrics(RunFolder(self.folder).metrics_file)[0]
+        return rows[-1]["step"] if rows else 0
+
+    def losses(self) -> dict[int, float]:
+        return {row["step"]: row["loss"] for row in read_metrics(RunFolder(self.folder).metrics_file)[0]}
+
+    def rank_log(self, launch: int) -> str:
+        logs = sorted((self.folder / "logs" / f"launch-{launch:04d}").glob("rank-*.log"))
+        return "".join(path.read_text(errors="replace") for path in logs)
+
+    def wait_for_step(self, step: int, seconds: float) -> None:
+        self._wait(lambda: self.step() >= step, f"step {step}", seconds)
+
+    def wait_until_finished(self, seconds: float) -> None:
+        recipe = load_recipe(self.folder)
+        run = RunFolder(self.folder)
+        self._wait(lambda: run.finished(recipe) and self.state() == "COMPLETED", "the end", seconds)
+
+    def cancel(self) -> None:
+        self.slurm.command("scancel", str(self.job()))
+
+    def _wait(self, condition: Any, what: str, seconds: float) -> None:
+        def ended() -> bool:
+            if self.state() in ("FAILED", "CANCELLED", "TIMEOUT"):
+                raise AssertionError(f"{self.name}: {self.state()} before {what}\n{self.logs()}")
+            return bool(condition())
+
+        try:
+            self.slurm.wait(ended, f"{self.name}: {what}", seconds)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from None
+
+    def logs(self) -> str:
+        """Ends of the job's and the ranks' logs."""
+        paths = [*self.folder.glob("logs/slurm/*.log"), *sorted(self.folder.glob("logs/launch-*/*.log"))[-6:]]
+        return "\n".join(f"== {path}\n" + path.read_text(errors="replace")[-1500:] for path in paths)
+
+
+def make_run(folder: Path, name: str, steps: int, slurm: TwoNodes) -> RealRun:
+    """A run of `steps` steps over a mix of its own below `folder`; runs in one folder share it."""
+    if not (folder / "small.yaml").is_file():
+        mix = make_tiny_mix(folder, samples=steps * GLOBAL_BATCH, sequence_length=LENGTH, vocab_size=512)
+        path = write_small_run(folder, mix.data.model_dump(mode="json"), mix.tokenizer)
+        text = path.read_text().replace("steps: 10", f"steps: {steps}")
+        path.write_text(text.replace("interval: 5\n", f"interval: {max(5, steps // 4)}\n"))
+    return RealRun(slurm, folder, name)

@@ -1,0 +1,138 @@
+"""What a job decides from the run folder, before and after its ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recipes.errors import CheckFailedError, UserError
+from recipes.files import read_json, write_json
+from recipes.load import write_recipe
+from slurm.history import History
+from slurm.link import begin, end, failed_nodes
+from tests.slurm.conftest import MakeRecipe
+from tests.tools.training.test_checkpoints import save
+from tools.training.run_folder import RunFolder
+
+
+@pytest.fixture
+def run(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run as `emma slurm submit` leaves it, in job 7; its mix is taken for granted."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr("tools.training.plan_start.check_mix", lambda recipe: None)
+    monkeypatch.setattr("tools.training.plan_start.describe", lambda recipe, run, mix: "")
+    recipe = make_recipe()
+    write_recipe(recipe, recipe.run_folder / "recipe.yaml")
+    return RunFolder(recipe.run_folder)
+
+
+def test_a_finished_run_starts_no_ranks(run: RunFolder) -> None:
+    save(run.checkpoints, 10)
+    assert begin(run.path, []) is None
+    assert not run.writer_file.exists()
+
+
+def test_each_launch_has_logs_of_its_own(run: RunFolder) -> None:
+    first = begin(run.path, [7])
+    assert not end(run.path, 0)
+    second = begin(run.path, [7])
+    assert first is not None and second is not None and first != second
+    assert [event["event"] for event in History(run.path).events()] == ["began", "ended", "began"]
+
+
+def test_a_run_without_progress_is_given_up_and_a_new_submission_counts_anew(run: RunFolder) -> None:
+    for _ in range(2):
+        begin(run.path, [7])
+        assert not end(run.path, 1)
+    begin(run.path, [7])
+    with pytest.raises(CheckFailedError, match="3 jobs in a row ended at step 0 without a new checkpoint"):
+        end(run.path, 1)
+    with pytest.raises(CheckFailedError, match="given up"):
+        begin(run.path, [7])
+    History(run.path).add("submitted", stage="train", link="train", job=8, after="")
+    assert begin(run.path, [7]) is not None
+
+
+def test_jobs_that_died_without_a_word_count_too(run: RunFolder) -> None:
+    """A lost node or the time limit leave no `ended`."""
+    for _ in range(3):
+        begin(run.path, [7])
+    with pytest.raises(CheckFailedError, match="given up"):
+        begin(run.path, [7])
+
+
+def test_progress_starts_the_count_anew(run: RunFolder) -> None:
+    for step in (1, 2, 3, 4, 5):
+        begin(run.path, [7])
+        save(run.checkpoints, step)
+        assert not end(run.path, 1)
+
+
+def test_a_job_that_is_gone_gives_its_claim_up(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(run.path, [7])
+    first = run.read_launch()
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    with pytest.raises(UserError, match=r"Slurm job 7 .* writes this run"):
+        begin(run.path, [7, 8])
+    begin(run.path, [8])
+    assert not run.holds_claim(first) and run.holds_claim(run.read_launch())
+
+
+def test_a_restarted_job_takes_its_own_claim_over(run: RunFolder) -> None:
+    begin(run.path, [7])
+    first = run.read_launch()
+    begin(run.path, [7])
+    assert not run.holds_claim(first)
+
+
+def test_a_writer_outside_of_slurm_is_respected(run: RunFolder) -> None:
+    write_json(run.writer_file, {"writer": "x", "host": "another", "pid": 5, "job": None, "started": "now"})
+    with pytest.raises(UserError, match="process 5 on another writes this run"):
+        begin(run.path, [7])
+
+
+def test_a_launch_that_was_taken_over_does_not_go_on(run: RunFolder) -> None:
+    begin(run.path, [7])
+    write_json(run.writer_file, {"writer": "x", "host": "another", "pid": 5, "job": "9", "started": "now"})
+    with pytest.raises(CheckFailedError, match="another launch took this run over"):
+        end(run.path, 2)
+    assert read_json(run.writer_file)["writer"] == "x"
+
+
+def test_a_stop_of_a_team_mate_ends_the_chain(run: RunFolder) -> None:
+    begin(run.path, [7])
+    run.stop_request.touch()
+    with pytest.raises(CheckFailedError, match="remove the file and submit again"):
+        end(run.path, 0)
+    with pytest.raises(UserError, match="asks this run to stop"):
+        begin(run.path, [7])
+
+
+def test_a_pruned_trial_is_finished(run: RunFolder) -> None:
+    begin(run.path, [7])
+    write_json(run.path / "trial.json", {"number": 0, "parameters": {}, "pruned": 5})
+    assert end(run.path, 0)
+    assert begin(run.path, [7]) is None
+
+
+def test_nodes_are_named_by_their_faults_and_their_silence(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = Path(begin(run.path, [7]) or "")
+    for rank, node, faults in ((0, "n1", []), (1, "n2", ["7 GPUs are visible, 8 are expected"])):
+        write_json(
+            logs / f"preflight-{rank}.json", {"node": node, "rank": rank, "faults": faults, "network": []}
+        )
+    assert failed_nodes(run.path, ["n1", "n2", "n3"]) == ["n2", "n3"]
+    said = capsys.readouterr().err
+    assert "n2: 7 GPUs are visible" in said and "n3: left no report" in said
+    assert not run.writer_file.exists(), "the next job must not wait for this one's claim"
+
+
+def test_no_node_is_named_where_only_the_network_failed(run: RunFolder) -> None:
+    logs = Path(begin(run.path, [7]) or "")
+    for rank, node in ((0, "n1"), (1, "n2")):
+        report = {"node": node, "rank": rank, "faults": [], "network": ["all-reduce over 2 ranks: timed out"]}
+        write_json(logs / f"preflight-{rank}.json", report)
+    assert failed_nodes(run.path, ["n1", "n2"]) == []
