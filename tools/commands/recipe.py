@@ -9,7 +9,7 @@ __all__ = ["group"]
 
 @click.group()
 def group() -> None:
-    """Show and list recipes."""
+    """Show and list recipes, and explain their keys."""
 
 
 @group.command()
@@ -76,3 +76,30 @@ def list_(as_json: bool) -> None:
         click.echo(f"  {name:{width}}  {recipe.description}")
     for key, values in names.items():
         click.echo(click.wrap_text(f"{key}: {', '.join(values)}", 100, "", "  "))
+
+
+@group.command()
+@click.argument("key", default="")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def explain(key: str, as_json: bool) -> None:
+    """Say what KEY means: type, default, unit; for a section, all keys of it.
+
+    \b
+    Examples:
+      emma recipe explain
+      emma recipe explain parallelism
+      emma recipe explain data.mix.components.code.max_epochs
+    """
+    from dataclasses import asdict
+
+    from recipes.explain import explain as documentation
+
+    found = documentation(key)
+    if as_json:
+        import orjson
+
+        click.echo(orjson.dumps([asdict(entry) for entry in found], option=orjson.OPT_INDENT_2).decode())
+        return
+    for entry in found:
+        click.echo(f"{entry.key}: {entry.type} (default: {entry.default})")
+        click.echo(click.wrap_text(entry.description, 110, "  ", "  "))

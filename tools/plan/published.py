@@ -11,9 +11,10 @@ from ruamel.yaml import YAML
 from recipes.load import load_recipe
 from recipes.schema import Recipe
 from recipes.schema.section import Section
-from tools.plan.memory import Memory, estimate_memory
+from tools.plan.memory import GIB, Memory, estimate_memory, memory_limit
+from tools.plan.throughput import expected_throughput
 
-__all__ = ["Measurement", "measurements"]
+__all__ = ["Measurement", "comparison", "measurements"]
 
 
 class Measurement(Section):
@@ -40,3 +41,29 @@ def measurements() -> list[Measurement]:
     """All of them, in the file's order."""
     rows = YAML(typ="safe").load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
     return [Measurement.model_validate(row) for row in rows]
+
+
+def comparison() -> str:
+    """Markdown table of every measurement against the plan; `python -m tools.plan.published` prints it."""
+    lines = [
+        "| Run | Memory estimated, GB (GiB) | may be used, GiB | measured | Speed estimated | measured | difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for measurement in measurements():
+        recipe, memory = measurement.recipe(), measurement.memory()
+        measured = "fits" if measurement.fits else "does not fit"
+        if measurement.memory_gb is not None:
+            difference = memory.total * GIB / 1e9 / measurement.memory_gb - 1
+            measured = f"{measurement.memory_gb:.0f} GB ({difference:+.1%})"
+        throughput, speed = expected_throughput(recipe), measurement.tokens_per_second
+        estimated = f"{throughput.tokens_per_second_per_gpu:,.0f}" if throughput else "–"
+        off = f"{throughput.tokens_per_second_per_gpu / speed - 1:+.1%}" if throughput and speed else "–"
+        lines.append(
+            f"| {measurement.source} | {memory.total * GIB / 1e9:.1f} ({memory.total:.1f}) | {memory_limit(recipe):.1f} "
+            f"| {measured} | {estimated} | {f'{speed:,.0f}' if speed else '–'} | {off} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(comparison())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from recipes.load import load_recipe
 from tools.plan.memory import GIB, estimate_memory, memory_limit, stage_memory
-from tools.plan.published import Measurement, measurements
+from tools.plan.published import Measurement, comparison, measurements
 from tools.plan.theory import megatron_formula_gib
 
 MEASURED = measurements()
@@ -132,3 +134,8 @@ def test_a_cpus_memory_is_not_known() -> None:
     assert memory_limit(recipe) is None
     given = load_recipe("emma_llama3_8b_bi", ["layout=local_cpu", "cluster.memory_gib=24.0"])
     assert memory_limit(given) == pytest.approx(24 * 0.97)
+
+
+def test_the_documentation_shows_the_current_comparison() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "plan.md").read_text(encoding="utf-8")
+    assert comparison() in text

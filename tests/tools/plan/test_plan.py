@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from recipes.load import load_recipe
 from tests.command_line import emma
+from tools.plan.plan import make_plan
 
 SCRIPT = Path(sys.executable).parent / "emma"
 
@@ -127,3 +129,25 @@ def _cpu_seconds(*arguments: str) -> float:
 def test_answers_fast() -> None:
     assert _cpu_seconds("--help") < 0.7
     assert _cpu_seconds("plan", "emma_llama3_8b_bi", "layout=h100_512_fp8") < 1.0
+
+
+def test_the_documentation_shows_what_the_layouts_are_expected_to_take() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    rows = [
+        line.strip("| ").split(" | ")
+        for line in text.splitlines()
+        if line.startswith("|") and "`h100_" in line
+    ]
+    assert len(rows) == 14
+    for gpus, layout, _, micro, memory, speed, _, _, hours in rows:
+        plan = make_plan(load_recipe("emma_llama3_8b_bi", [f"layout={layout.strip('`')}"]))
+        assert plan.throughput is not None
+        assert plan.time is not None
+        expected = (
+            str(plan.recipe.cluster.world_size),
+            str(plan.recipe.batch.micro),
+            f"{plan.memory.total:.1f}",
+            f"{plan.throughput.tokens_per_second_per_gpu:,.0f}",
+            f"{plan.time.gpu_hours:,.0f}",
+        )
+        assert (gpus, micro, memory, speed, hours) == expected

@@ -1,0 +1,136 @@
+"""The documentation of recipe keys, taken from where they are defined."""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from recipes.compose import nearest
+from recipes.errors import UserError
+from recipes.schema import Recipe
+
+__all__ = ["KeyDocumentation", "explain"]
+
+
+@dataclass(frozen=True)
+class KeyDocumentation:
+    """What a key means."""
+
+    key: str
+    """Dotted key; `<name>` stands for a name that the recipe chooses."""
+    type: str
+    """Type as one writes it, e.g. `whole number` or `one of cosine, linear`."""
+    default: str
+    """Default as YAML; `required` where there is none."""
+    description: str
+    """Meaning, unit and limits."""
+
+
+def explain(key: str = "") -> list[KeyDocumentation]:
+    """A key and, where it is a section, the keys below it.
+
+    Args:
+        key: dotted, e.g. `parallelism` or `data.mix.components.code.share`; empty: the whole recipe's sections.
+
+    Raises:
+        UserError: there is no such key; the message names the nearest one.
+    """
+    section: Any = Recipe
+    field: FieldInfo | None = None
+    walked: list[str] = []
+    for part in key.split(".") if key else []:
+        fields = _fields(section)
+        if fields is None:
+            inner = _values(section)
+            if inner is None:
+                raise UserError(f"`{'.'.join(walked)}` has no keys below it")
+            section = inner
+            walked.append("<name>")
+            continue
+        if part not in fields:
+            where = f"`{'.'.join(walked)}`" if walked else "a recipe"
+            raise UserError(f"{where} has no key `{part}`; {nearest(part, list(fields))}")
+        field = fields[part]
+        section = _inner(field.annotation)
+        walked.append(part)
+    path = ".".join(walked)
+    found = [_document(path, field)] if field is not None and walked[-1] != "<name>" else []
+    below = _fields(section) or {}
+    if not below and (below := _fields(_values(section)) or {}):
+        path += ".<name>"
+    return found + [_document(f"{path}.{name}".lstrip("."), below[name]) for name in below]
+
+
+def _inner(annotation: Any) -> Any:
+    """The type without its `| None`."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        rest = [argument for argument in typing.get_args(annotation) if argument is not type(None)]
+        return rest[0] if len(rest) == 1 else annotation
+    return annotation
+
+
+def _fields(annotation: Any) -> dict[str, FieldInfo] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {field.alias or name: field for name, field in annotation.model_fields.items()}
+    return None
+
+
+def _values(annotation: Any) -> Any:
+    """Type of the values of a mapping from names, or of a list's items; None for anything else."""
+    origin = typing.get_origin(annotation)
+    if origin in (dict, list):
+        return _inner(typing.get_args(annotation)[-1])
+    return None
+
+
+def _document(key: str, field: FieldInfo) -> KeyDocumentation:
+    if field.default_factory is not None:
+        default: Any = field.default_factory()  # type: ignore[call-arg]
+    else:
+        default = field.default
+    description = field.description
+    section = _inner(field.annotation)
+    if description is None and isinstance(section, type):
+        description = section.__doc__
+    return KeyDocumentation(
+        key=key,
+        type=_type(field.annotation),
+        default=_default(default),
+        description=" ".join((description or "").split()),
+    )
+
+
+def _default(value: Any) -> str:
+    if value is PydanticUndefined:
+        return "required"
+    if isinstance(value, BaseModel):
+        return "its keys' defaults"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if value != "" else '""'
+
+
+_PLAIN = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "none"}
+
+
+def _type(annotation: Any) -> str:
+    if annotation in _PLAIN:
+        return _PLAIN[annotation]
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is list:
+        return f"list of {_type(arguments[0])}"
+    if origin is dict:
+        return f"names → {_type(arguments[1])}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(argument) for argument in arguments)
+    return "section"
