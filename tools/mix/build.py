@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from recipes.errors import UserError
 from recipes.files import fsync_directory, write_json
 from recipes.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
+from recipes.schema import Recipe
 from recipes.schema.data import Mix
 from tools.mix.catalogue import Catalogue, consumed_documents, load_catalogue
 from tools.mix.layout import FORMAT, DatasetInfo, MixInfo, Packing, SourceInfo, read_mix
@@ -26,10 +27,11 @@ from tools.mix.select import Selection, generator, select_documents, select_vali
 from tools.mix.shuffle import shuffled
 from tools.mix.sources import Source, read_statistics, sources_of_store
 from tools.mix.writer import DatasetWriter, ShardTable
+from tools.pack.engine import TokenizerFile
 from tools.pack.store import Component, open_store
 from tools.progress import progress
 
-__all__ = ["MixSettings", "build_mix", "plan_mix"]
+__all__ = ["MixSettings", "build_mix", "expected_fingerprint", "plan_mix"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,21 @@ class MixSettings:
     sequence_length: int
     recipe_sha256: str
     tokenizer_sha256: str | None = None
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> MixSettings:
+        """Settings of a run's recipe."""
+        tokenizer = TokenizerFile(recipe.model.tokenizer, recipe.model.vocab_size)
+        return cls(
+            recipe.data.mix,
+            recipe.data.name,
+            recipe.mix_folder,
+            Path(recipe.paths.store),
+            recipe.total_samples,
+            recipe.batch.sequence_length,
+            recipe.sha256,
+            tokenizer.sha256 if tokenizer.path.is_file() else None,
+        )
 
     @property
     def tokens(self) -> int:
@@ -165,6 +182,15 @@ def build_mix(settings: MixSettings, *, replace: bool = False, statistics: Seque
     return MixInfo(**{**vars(info), "folder": settings.folder})
 
 
+def expected_fingerprint(settings: MixSettings, statistics: Sequence[Path] = ()) -> str:
+    """Fingerprint of the mix that these settings would build from the store as it is.
+
+    Raises:
+        UserError: the store lacks a component, or its components don't belong together.
+    """
+    return _fingerprint(settings, _prepare(settings, statistics))
+
+
 def _exchange(partial: Path, folder: Path) -> None:
     """Puts a finished folder in its place; an old one is moved aside first and removed after."""
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
@@ -231,7 +257,7 @@ def _write(
             name: {
                 "samples": group.samples,
                 "tokens": group.tokens,
-                "documents": group.rows,
+                "documents": group.documents,
                 "label_tokens": group.label_tokens,
             }
             for name, group in groups.items()
@@ -339,6 +365,8 @@ def _manifest(
         "tokens": train.tokens,
         "label_tokens": train.label_tokens,
         "padding": train.padding,
+        "documents": train.documents,
+        "cut_documents": train.cut_documents,
     }
     return Manifest(
         "mix",

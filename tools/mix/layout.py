@@ -54,12 +54,14 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """A source in a dataset: how many rows (documents, each time counted) and tokens of it the dataset reads."""
+    """A source in a dataset: how many documents (each time counted), rows and tokens of it the dataset reads. A document
+    is one row, unless best-fit packing had to cut it."""
 
     component: str
     language: str
     category: str | None
     documents: int
+    rows: int
     tokens: int
 
 
@@ -68,7 +70,8 @@ class DatasetInfo:
     """`dataset.json`.
 
     `samples` sequences of `sequence_length` input tokens; `label_tokens` is how many tokens are predicted in one pass
-    (samples × sequence length, less what is padding); `tokens` is the length of all rows.
+    (samples × sequence length, less what is padding); `tokens` is the length of all rows; `cut_documents` of all
+    `documents` lie in more than one sample.
     """
 
     folder: Path
@@ -76,6 +79,8 @@ class DatasetInfo:
     sequence_length: int
     samples: int
     rows: int
+    documents: int
+    cut_documents: int
     tokens: int
     label_tokens: int
     dtype: str

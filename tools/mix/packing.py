@@ -11,7 +11,9 @@ import numpy as np
 __all__ = ["best_fit", "cut_to_samples"]
 
 
-def cut_to_samples(rows: np.ndarray, capacity: int, itemsize: int) -> np.ndarray:
+def cut_to_samples(
+    rows: np.ndarray, capacity: int, itemsize: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cuts rows longer than a sample into pieces of `capacity` tokens.
 
     Consecutive pieces share one token: it is the last label of the one and the first input of the next, so that every
@@ -23,11 +25,10 @@ def cut_to_samples(rows: np.ndarray, capacity: int, itemsize: int) -> np.ndarray
         itemsize: bytes of a token.
 
     Returns:
-        `ROW` [pieces], in the order of the documents.
+        `ROW` [pieces] in the order of the documents; which pieces hold the first token of their document, and which of
+        these belong to a document that was cut (bool [pieces]).
     """
     lengths = rows["tokens"].astype(np.int64)
-    if not (lengths > capacity).any():
-        return rows
     step = capacity - 1
     # A piece of one token has nothing to predict, so the last one has two at least.
     pieces = np.maximum(1, -(-(lengths - 1) // step))
@@ -36,7 +37,8 @@ def cut_to_samples(rows: np.ndarray, capacity: int, itemsize: int) -> np.ndarray
     begin = number * step
     result["offset"] += begin * itemsize
     result["tokens"] = np.minimum(np.repeat(lengths, pieces) - begin, capacity)
-    return result
+    first = number == 0
+    return result, first, first & (np.repeat(pieces, pieces) > 1)
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:

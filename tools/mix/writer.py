@@ -104,11 +104,14 @@ class DatasetWriter:
     _shard_rows: np.ndarray = field(init=False)
     _source_rows: np.ndarray = field(init=False)
     _source_tokens: np.ndarray = field(init=False)
+    _source_documents: np.ndarray = field(init=False)
+    _cut_documents: int = 0
 
     def __post_init__(self) -> None:
         self._shard_rows = np.zeros(sum(1 for _ in self.shards.shards()), np.int64)
         self._source_rows = np.zeros(len(self.sources), np.int64)
         self._source_tokens = np.zeros(len(self.sources), np.int64)
+        self._source_documents = np.zeros(len(self.sources), np.int64)
 
     def write(
         self, buckets: Iterable[np.ndarray], samples: int | None, total: Callable[[], int] | None = None
@@ -139,15 +142,19 @@ class DatasetWriter:
             sequence_length=self.sequence_length,
             samples=count,
             rows=rows,
+            documents=int(self._source_documents.sum()),
+            cut_documents=self._cut_documents,
             tokens=int(self._source_tokens.sum()),
             label_tokens=labels,
             dtype=component.dtype.name,
             vocab_size=component.vocab_size,
             shards=self._shard_infos(),
             sources=[
-                SourceInfo(*source, documents=int(rows), tokens=int(tokens))
-                for source, rows, tokens in zip(
-                    self.sources, self._source_rows, self._source_tokens, strict=True
+                SourceInfo(*source, *map(int, counts))
+                for source, counts in zip(
+                    self.sources,
+                    zip(self._source_documents, self._source_rows, self._source_tokens, strict=True),
+                    strict=True,
                 )
             ],
             mix_fingerprint=self.fingerprint,
@@ -155,11 +162,14 @@ class DatasetWriter:
         write_json(self.folder / "dataset.json", info.to_dict())
         return info
 
-    def _count(self, rows: np.ndarray) -> None:
+    def _count(self, rows: np.ndarray, begins_document: np.ndarray | None = None) -> None:
+        """Counts rows; `begins_document` tells which hold the first token of their document (default all)."""
         self._shard_rows += np.bincount(rows["shard"], minlength=len(self._shard_rows))
         self._source_rows += np.bincount(rows["source"], minlength=len(self.sources))
         tokens = np.bincount(rows["source"], rows["tokens"], len(self.sources))
         self._source_tokens += tokens.astype(np.int64)
+        first = rows["source"] if begins_document is None else rows["source"][begins_document]
+        self._source_documents += np.bincount(first, minlength=len(self.sources))
 
     def _concatenate(self, buckets: Iterable[np.ndarray]) -> tuple[int, int, int]:
         """One stream, cut every sequence length: sample i begins at token i·L and is labelled by tokens up to (i+1)·L.
@@ -177,6 +187,8 @@ class DatasetWriter:
                 rows_file.append(rows)
                 self._count(rows)
                 ends = before + np.cumsum(rows["tokens"], dtype=np.int64)
+                in_sample = (ends - rows["tokens"]) // length
+                self._cut_documents += int(np.count_nonzero(in_sample != (ends - 1) // length))
                 begins = np.arange(-(-before // length) * length, int(ends[-1]), length)
                 index = np.searchsorted(ends, begins, side="right")
                 into = begins - (ends[index] - rows["tokens"][index])
@@ -201,7 +213,7 @@ class DatasetWriter:
             for bucket in buckets:
                 if not len(bucket) or count == samples:
                     continue
-                rows = cut_to_samples(bucket, capacity, itemsize)
+                rows, first, cut = cut_to_samples(bucket, capacity, itemsize)
                 bins, made = best_fit(rows["tokens"].astype(np.int64), capacity)
                 keep = made if samples is None else min(made, samples - count)
                 rank = _bin_order(bins, rows["tokens"], made, keep)
@@ -209,9 +221,10 @@ class DatasetWriter:
                 order = np.argsort(place, kind="stable")
                 order = order[: int((place < keep).sum())]
                 rows = rows[order]
+                self._cut_documents += int(np.count_nonzero(cut[order]))
                 sizes = np.bincount(place[order], minlength=keep)
                 rows_file.append(rows)
-                self._count(rows)
+                self._count(rows, first[order])
                 begins = rows_before + np.concatenate([[0], np.cumsum(sizes)[:-1]])
                 samples_file.append(np.stack([begins, np.zeros(keep, np.int64)], axis=1))
                 labels += int(rows["tokens"].sum(dtype=np.int64)) - keep

@@ -170,6 +170,10 @@ class TokenizerFile:
         Raises:
             UserError: a token is missing, or the tokenizer has more ids than the model's embedding.
         """
+        if self.begin_id == self.end_id:
+            raise UserError(
+                f"model.tokenizer: {self.settings.end_of_text!r} both opens and closes documents; leave begin_of_text out"
+            )
         vocab = self._json["model"]["vocab"]
         largest = max(vocab.values()) if isinstance(vocab, dict) else len(vocab) - 1
         largest = max(largest, *self.added.values(), self.end_id, self.begin_id or 0)

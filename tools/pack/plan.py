@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from recipes.errors import UserError
 from recipes.files import read_json, write_json
+from recipes.schema import Recipe
 from recipes.schema.data import Pack
 from tools.pack.columns import as_array
 from tools.pack.documents import DocumentMaker
@@ -47,6 +48,17 @@ class PackSettings:
     corpus: Path
     store: Path
     recipe_sha256: str
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> PackSettings:
+        """Settings of a run's recipe."""
+        return cls(
+            recipe.data.pack,
+            TokenizerFile(recipe.model.tokenizer, recipe.model.vocab_size),
+            Path(recipe.paths.corpus),
+            Path(recipe.paths.store),
+            recipe.sha256,
+        )
 
     def inputs(self, name: str) -> list[InputFile]:
         """Input files of a component, sorted."""

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from recipes.errors import UserError
 from recipes.files import atomic_write, fsync_directory, read_json, write_json
@@ -33,6 +30,7 @@ from tools.pack.plan import (
     input_difference,
     plan_component,
 )
+from tools.pack.pool import available_cores, process_pool, result_of
 from tools.pack.store import FORMAT, SOURCE_SCHEMA, bin_name, documents_name, open_component, token_dtype
 from tools.pack.unit import UNIT_FILE, pack_unit, unit_name
 from tools.progress import progress
@@ -69,9 +67,9 @@ def pack_store(
             known = ", ".join(settings.pack.components)
             raise UserError(f"no component {name!r} in data.pack.components; there are {known}")
     settings.tokenizer.check()
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or available_cores()
     report: PackReport = {}
-    with _pool(workers) as pool:
+    with process_pool(workers) as pool:
         plans = {}
         for name in names:
             if _is_finished(settings, name):
@@ -110,7 +108,7 @@ def prepare_component(settings: PackSettings, name: str, pool: Executor, workers
         samples = gate_samples(settings, fresh)
         tasks = [pool.submit(_gate, settings, fresh.engine, part) for part in _parts(samples, workers)]
         for task in tasks:
-            for language, equal in _result(task).items():
+            for language, equal in result_of(task).items():
                 (trusted if equal else refused).append(language)
     plan = replace(fresh, refused=sorted(refused), trusted=sorted(trusted))
     plan.write(path)
@@ -156,7 +154,9 @@ def _is_finished(settings: PackSettings, name: str) -> bool:
 
 
 def _counts(settings: PackSettings, name: str) -> dict[str, Any]:
-    return dict(open_component(settings.store / name).manifest.counts)
+    manifest = open_component(settings.store / name).manifest
+    key = "languages_encoded_by_the_reference"
+    return {**manifest.counts, key: manifest.extra[key]}
 
 
 def _work_folder(settings: PackSettings, name: str) -> Path:
@@ -169,38 +169,6 @@ def _missing(settings: PackSettings, plan: ComponentPlan) -> list[Unit]:
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------
-
-
-class _ThisProcess(Executor):
-    """Does the work where it is called: one worker needs no other process."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - the caller gets it from the future, as from another process
-            future.set_exception(error)
-        return future
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[Executor]:
-    """Processes that start afresh (engines hold thread pools, which don't survive a fork)."""
-    if workers == 1:
-        yield _ThisProcess()
-        return
-    previous = os.environ.get("RAYON_NUM_THREADS")
-    # One thread a process: the processes share the cores already.
-    os.environ["RAYON_NUM_THREADS"] = "1"
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        if previous is None:
-            del os.environ["RAYON_NUM_THREADS"]
-        else:
-            os.environ["RAYON_NUM_THREADS"] = previous
 
 
 def _parts(samples: dict[str, pa.Array], count: int) -> list[dict[str, pa.Array]]:
@@ -224,15 +192,6 @@ def _pack_one(settings: PackSettings, plan: ComponentPlan) -> int:
     return unit.bytes
 
 
-def _result(task: Future[Any]) -> Any:
-    try:
-        return task.result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a packing process was killed (out of memory?); run the same command again to go on, with fewer --workers"
-        ) from None
-
-
 def _pack_units(
     settings: PackSettings,
     plans: dict[str, ComponentPlan],
@@ -247,7 +206,9 @@ def _pack_units(
     todo = [(plan, unit) for plan, unit in mine if (plan.name, unit.index) in waiting]
     for plan in plans.values():
         _remove_leftovers(_work_folder(settings, plan.name))
-    with progress(total=sum(unit.bytes for _, unit in todo), unit="B", unit_scale=True, desc="pack") as bar:
+    total = sum(unit.bytes for _, unit in todo)
+    bar: tqdm[Any] = progress(total=total, unit="B", unit_scale=True, desc="pack")
+    with bar:
         queue = iter(todo)
         running: set[Future[int]] = set()
         while True:
@@ -257,7 +218,7 @@ def _pack_units(
                 break
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for task in done:
-                bar.update(_result(task))
+                bar.update(result_of(task))
 
 
 def _take(queue: Iterator[tuple[ComponentPlan, Unit]], count: int) -> Iterable[tuple[ComponentPlan, Unit]]:

@@ -1,0 +1,293 @@
+"""`emma mix`: token store and recipe → training and validation datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from recipes.errors import CheckFailedError, UserError
+
+if TYPE_CHECKING:
+    from recipes.schema import Recipe
+    from tools.mix.plan import MixPlan
+
+__all__ = ["group"]
+
+
+@click.group()
+def group() -> None:
+    """Token store and recipe → training and validation datasets.
+
+    \b
+    A mix, <paths.mix>/<data.name>/, holds
+      mix.json            samples, fingerprint, groups
+      plan.parquet        every source: epochs, tokens, documents, samples
+      train/              rows and samples in the order of training; plain Megatron indices beside links to the store
+      validation/GROUP/   the same for every validation group
+    No token is copied: to change shares is to write new rows. Shares, categories, caps, packing, seed and validation
+    groups stand in data.mix of the recipe; the budget is schedule.steps × batch.global × batch.sequence_length.
+    """
+
+
+def _recipe(run: str, overrides: tuple[str, ...]) -> Recipe:
+    from recipes.load import load_recipe
+
+    return load_recipe(run, overrides)
+
+
+def _echo_json(value: Any) -> None:
+    import orjson
+
+    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+
+
+run_argument = click.argument("run")
+overrides_argument = click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+statistics_option = click.option(
+    "--stats",
+    "statistics",
+    multiple=True,
+    metavar="CSV...",
+    help="Published counts (lang_code, num_texts, num_tokens; or lang_pair, src_num_tokens, ...) in words. They decide "
+    "the resource categories and, where nothing is packed yet, the sizes. More files may follow.",
+)
+
+
+@group.command()
+@click.argument("arguments", nargs=-1, metavar="[RUN] [SECTION.KEY=VALUE]...")
+@click.option(
+    "--data",
+    "data_name",
+    metavar="NAME",
+    help="Plan a data recipe without a run; its budget is data.mix.tokens.",
+)
+@click.option("--tokens", type=click.IntRange(min=1), help="Another budget in tokens.")
+@statistics_option
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for plan.parquet, plan.json and plan.svg.  [default: <mix folder>.plan for a RUN, none for --data]",
+)
+@json_option
+def plan(
+    arguments: tuple[str, ...],
+    data_name: str | None,
+    tokens: int | None,
+    statistics: tuple[str, ...],
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Solve the mix of RUN: epochs and tokens of every language and pair, by component and resource category.
+
+    Uses the store's true counts or, with --stats and before anything is packed, published ones. Exits with 1 where a gate
+    fails: a component short of its share, the budget out of reach, a validation group too small.
+
+    \b
+    Examples:
+      emma mix plan emma_llama3_8b_bi
+      emma mix plan --data mala_bilingual --stats monolingual_tokens.csv bilingual_tokens.csv
+    """
+    from recipes.files import write_json, write_text
+    from tools.mix.report import plan_lines, plan_summary, plan_svg
+
+    files = [Path(name) for name in (*statistics, *(a for a in arguments if a.endswith(".csv")))]
+    others = [argument for argument in arguments if not argument.endswith(".csv")]
+    if data_name is not None:
+        solved = _plan_data(data_name, others, tokens, files)
+    else:
+        if not others or "=" in others[0]:
+            raise click.UsageError("name a RUN, or a data recipe with --data")
+        recipe = _recipe(others[0], tuple(others[1:]))
+        solved = _plan_run(recipe, tokens, files)
+        output = output or recipe.mix_folder.with_name(recipe.mix_folder.name + ".plan")
+    if output is not None:
+        import pyarrow.parquet as pq
+
+        output.mkdir(parents=True, exist_ok=True)
+        pq.write_table(solved.table(), output / "plan.parquet", compression="zstd")
+        write_json(output / "plan.json", plan_summary(solved))
+        write_text(output / "plan.svg", plan_svg(solved))
+    if as_json:
+        _echo_json(plan_summary(solved))
+    else:
+        for line in plan_lines(solved):
+            click.echo(line)
+        if output is not None:
+            click.echo(f"every source: {output / 'plan.parquet'}, {output / 'plan.svg'}")
+    solved.check()
+
+
+def _plan_data(name: str, overrides: list[str], tokens: int | None, files: list[Path]) -> MixPlan:
+    from recipes.load import load_section
+    from tools.mix.plan import make_plan
+    from tools.mix.sources import sources_of_statistics
+
+    if overrides:
+        raise click.UsageError(
+            f"{overrides[0]}: --data plans the data recipe as it is; overrides go with a RUN"
+        )
+    data = load_section("data", name)
+    if not files:
+        raise click.UsageError(
+            "--data plans from published counts: give --stats CSV; with a RUN the store's are used"
+        )
+    budget = tokens or data.mix.tokens
+    if budget is None:
+        raise UserError(f"data recipe {name}: has no data.mix.tokens; give --tokens")
+    return make_plan(data.mix, sources_of_statistics(data, files), budget)
+
+
+def _plan_run(recipe: Recipe, tokens: int | None, files: list[Path]) -> MixPlan:
+    from dataclasses import replace
+
+    from tools.mix.build import MixSettings, plan_mix
+    from tools.mix.plan import make_plan
+    from tools.mix.sources import sources_of_statistics
+
+    settings = MixSettings.of_recipe(recipe)
+    if tokens is not None:
+        settings = replace(settings, samples=-(-tokens // settings.sequence_length))
+    if files and not settings.store.is_dir():
+        sources = sources_of_statistics(recipe.data, files)
+        return make_plan(recipe.data.mix, sources, settings.tokens, settings.sequence_length)
+    return plan_mix(settings, files)
+
+
+@group.command()
+@run_argument
+@overrides_argument
+@statistics_option
+@click.option(
+    "--replace", is_flag=True, help="Another mix in the folder gives way; runs begun with it can't go on."
+)
+@click.option("--dry-run", is_flag=True, help="Plan only; write nothing.")
+@json_option
+def build(
+    run: str,
+    overrides: tuple[str, ...],
+    statistics: tuple[str, ...],
+    replace: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Build the mix of RUN from its token store; reads no .bin, copies no token.
+
+    The same recipe and store give the same bytes; a mix that is there already is left alone. It appears at once when all
+    of it is written.
+    """
+    from tools.mix.build import MixSettings, build_mix, plan_mix
+    from tools.mix.report import plan_lines, plan_summary
+
+    files = [Path(name) for name in (*statistics, *(a for a in overrides if a.endswith(".csv")))]
+    recipe = _recipe(run, tuple(a for a in overrides if not a.endswith(".csv")))
+    settings = MixSettings.of_recipe(recipe)
+    if dry_run:
+        solved = plan_mix(settings, files)
+        if as_json:
+            _echo_json(plan_summary(solved))
+        else:
+            for line in plan_lines(solved):
+                click.echo(line)
+        solved.check()
+        return
+    info = build_mix(settings, replace=replace, statistics=files)
+    if as_json:
+        _echo_json({**info.to_dict(), "folder": str(info.folder)})
+        return
+    from tools.mix.layout import read_dataset_info
+
+    train = read_dataset_info(info.train)
+    click.echo(
+        f"{info.folder}: {info.samples:,} samples of {info.sequence_length:,} tokens ({info.tokens:,}), {train.rows:,} rows of "
+        f"{sum(1 for source in train.sources if source.documents):,} sources, packing {info.packing}, "
+        f"padding {100 * train.padding:.3f} %, fingerprint {info.fingerprint[:12]}"
+    )
+    click.echo(
+        f"documents cut: {train.cut_documents:,} ({100 * train.cut_documents / max(train.documents, 1):.2f} %)"
+    )
+    for group_name, entry in info.groups.items():
+        click.echo(f"validation {group_name}: {entry['tokens']:,} tokens, {entry['samples']:,} samples")
+
+
+@group.command()
+@run_argument
+@overrides_argument
+@statistics_option
+@json_option
+def verify(run: str, overrides: tuple[str, ...], statistics: tuple[str, ...], as_json: bool) -> None:
+    """Check the mix of RUN: every row, sample and index against the store, the plan and the recipe.
+
+    Exits with 1 where there is a fault, and names file, row and values.
+    """
+    from tools.mix.build import MixSettings, expected_fingerprint
+    from tools.mix.verify import verify_mix
+
+    settings = MixSettings.of_recipe(_recipe(run, overrides))
+    faults, fingerprint = [], None
+    try:
+        fingerprint = expected_fingerprint(settings, [Path(name) for name in statistics])
+    except UserError as error:
+        faults.append(str(error))
+    found, seen = verify_mix(settings.folder, fingerprint=fingerprint)
+    faults += found
+    if as_json:
+        _echo_json({"faults": faults, **seen})
+    else:
+        click.echo(
+            f"{settings.folder}: {seen['samples']:,} samples, {seen['rows']:,} rows, {seen['groups']:,} validation groups: "
+            + (f"{len(faults)} faults" if faults else "no fault")
+        )
+    if faults:
+        raise CheckFailedError("\n".join(["the mix has faults:", *faults]))
+
+
+@group.command()
+@run_argument
+@overrides_argument
+@click.option("--language", help="Only this language or pair, e.g. swh_Latn or eng_Latn-fra_Latn.")
+@click.option("--group", "group_name", help="A validation group instead of the training data.")
+@click.option("--sample", type=click.IntRange(min=0), help="All of this sample instead of single documents.")
+@click.option("--count", type=click.IntRange(min=1), default=3, show_default=True, help="Documents.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other documents.")
+@json_option
+def peek(
+    run: str,
+    overrides: tuple[str, ...],
+    language: str | None,
+    group_name: str | None,
+    sample: int | None,
+    count: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Show documents of the mix of RUN as training reads them, control tokens spelled out."""
+    from tools.mix.layout import read_dataset_info, read_mix
+    from tools.mix.peek import peek_rows, peek_sample
+    from tools.pack.engine import TokenizerFile
+    from tools.pack.peek import Decoder
+
+    recipe = _recipe(run, overrides)
+    mix = read_mix(recipe.mix_folder)
+    info = read_dataset_info(mix.train if group_name is None else mix.validation(group_name))
+    decode = Decoder(
+        TokenizerFile(recipe.model.tokenizer, recipe.model.vocab_size).path, mix.tokenizer_sha256
+    )
+    rows = (
+        peek_rows(info, decode, language=language, count=count, seed=seed)
+        if sample is None
+        else peek_sample(info, decode, sample)
+    )
+    if as_json:
+        _echo_json([vars(row) for row in rows])
+        return
+    for row in rows:
+        click.secho(
+            f"── sample {row.sample} row {row.row} · {row.component} {row.language}"
+            + (f" ({row.category})" if row.category else "")
+            + f" · {row.shard} byte {row.offset} · {row.tokens:,} tokens",
+            bold=True,
+        )
+        click.echo(row.text)

@@ -1,0 +1,250 @@
+"""`emma pack`: clean text → token store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from recipes.errors import CheckFailedError, UserError
+
+if TYPE_CHECKING:
+    from tools.pack.plan import PackSettings
+
+__all__ = ["group"]
+
+
+@click.group()
+def group() -> None:
+    """Clean text → token store.
+
+    \b
+    A component of the store, <paths.store>/<component>/, holds
+      shard-NNNNN.bin            token ids, one document after the other
+      documents-NNNNN.parquet    a row a document: language, source, id, place, tokens
+      sources.parquet            counts of every language and split
+      manifest.json              inputs, outputs with checksums, counts, settings
+    What the components are, how documents are made and how large shards are stands in data.pack of the recipe; the
+    tokens that open and close a document in model.tokenizer.
+    """
+
+
+def _settings(run: str, overrides: tuple[str, ...]) -> PackSettings:
+    from recipes.load import load_recipe
+    from tools.pack.plan import PackSettings
+
+    return PackSettings.of_recipe(load_recipe(run, overrides))
+
+
+def _echo_json(value: Any) -> None:
+    import orjson
+
+    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+
+
+def _parse_shard(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    index, slash, count = value.partition("/")
+    if not slash or not index.isdecimal() or not count.isdecimal() or int(index) >= int(count):
+        raise click.BadParameter(
+            f"{value!r}: expected i/n with 0 ≤ i < n, e.g. 0/64 for the first of 64 array tasks"
+        )
+    return int(index), int(count)
+
+
+run_argument = click.argument("run")
+overrides_argument = click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+component_option = click.option(
+    "--component", "components", multiple=True, help="Only this component; may be given several times."
+)
+workers_option = click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes. [default: one a core]  The result is the same."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@group.command()
+@run_argument
+@overrides_argument
+@component_option
+@click.option(
+    "--shard",
+    callback=_parse_shard,
+    metavar="I/N",
+    help="Only every N-th work unit, from the I-th (0 ≤ I < N), for array tasks; join with --finish afterwards.",
+)
+@click.option("--finish", is_flag=True, help="Only join what the array tasks packed.")
+@workers_option
+@click.option("--dry-run", is_flag=True, help="Say what would be read and packed; write nothing.")
+@json_option
+def run(
+    run: str,
+    overrides: tuple[str, ...],
+    components: tuple[str, ...],
+    shard: tuple[int, int] | None,
+    finish: bool,
+    workers: int | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Tokenise the corpus of RUN into its token store, on all cores.
+
+    Can be killed at any moment: the same command goes on where it was and ends in the same bytes, with any number of
+    processes or array tasks. What is packed already stays; other inputs or settings than it was packed with are refused.
+
+    \b
+    Examples:
+      emma pack run emma_llama3_8b_bi
+      emma pack run emma_llama3_8b_bi --shard $SLURM_ARRAY_TASK_ID/64 && emma pack run emma_llama3_8b_bi --finish
+    """
+    if shard is not None and finish:
+        raise click.UsageError("--shard packs a part, --finish joins all parts: give one of them")
+    settings = _settings(run, overrides)
+    if dry_run:
+        _show_plan(settings, list(components), as_json)
+        return
+    from tools.pack.run import pack_store
+
+    report = pack_store(settings, list(components) or None, shard=shard, finish_only=finish, workers=workers)
+    if as_json:
+        _echo_json(report)
+        return
+    for name, entry in report.items():
+        if entry["status"] == "unfinished":
+            click.echo(
+                f"{name}: {entry['units_missing']} of {entry['units']} work units are left; then --finish"
+            )
+            continue
+        removed = ", ".join(f"{count:,} {reason}" for reason, count in entry["removed_by"].items()) or "none"
+        click.echo(
+            f"{name}: {entry['status']}: {entry['tokens']:,} tokens in {entry['kept']:,} documents of {entry['in']:,} "
+            f"records (removed: {removed}; cut: {entry['documents_cut']:,})"
+        )
+        if entry["languages_encoded_by_the_reference"]:
+            click.echo(
+                f"{name}: the fast tokenizer differed from the reference, which encoded: "
+                + ", ".join(entry["languages_encoded_by_the_reference"])
+            )
+
+
+def _show_plan(settings: PackSettings, components: list[str], as_json: bool) -> None:
+    from tools.pack.plan import plan_component
+
+    settings.tokenizer.check()
+    rows: list[dict[str, Any]] = []
+    for name in components or list(settings.pack.components):
+        if name not in settings.pack.components:
+            raise UserError(f"no component {name!r} in data.pack.components")
+        plan = plan_component(settings, name)
+        rows.append(
+            {
+                "component": name,
+                "files": len(plan.inputs),
+                "bytes": sum(file.bytes for file in plan.inputs),
+                "units": len(plan.units),
+                "engine": plan.engine,
+                "folder": str(settings.store / name),
+            }
+        )
+    if as_json:
+        _echo_json(rows)
+        return
+    for row in rows:
+        click.echo(
+            f"{row['component']}: {row['files']:,} files, {row['bytes'] / 1e6:,.1f} MB on disk, {row['units']:,} work units, "
+            f"engine {row['engine']} → {row['folder']}"
+        )
+
+
+@group.command()
+@run_argument
+@overrides_argument
+@component_option
+@workers_option
+@click.option(
+    "--no-checksums", is_flag=True, help="Don't hash files again; every document and token is still read."
+)
+@json_option
+def verify(
+    run: str,
+    overrides: tuple[str, ...],
+    components: tuple[str, ...],
+    workers: int | None,
+    no_checksums: bool,
+    as_json: bool,
+) -> None:
+    """Check the token store of RUN: every file, document and token against manifest and rules.
+
+    Exits with 1 where there is a fault, and names file, document and values.
+    """
+    from tools.pack.verify import verify_component
+
+    settings = _settings(run, overrides)
+    result: dict[str, dict[str, Any]] = {}
+    for name in components or tuple(settings.pack.components):
+        faults, seen = verify_component(settings.store / name, checksums=not no_checksums, workers=workers)
+        result[name] = {"faults": faults, **seen}
+    if as_json:
+        _echo_json(result)
+    else:
+        for name, entry in result.items():
+            click.echo(
+                f"{name}: {entry['tokens']:,} tokens, {entry['documents']:,} documents, {entry['shards']:,} shards: "
+                + (f"{len(entry['faults'])} faults" if entry["faults"] else "no fault")
+            )
+    faults = [fault for entry in result.values() for fault in entry["faults"]]
+    if faults:
+        raise CheckFailedError("\n".join(["the store has faults:", *faults]))
+
+
+@group.command()
+@run_argument
+@overrides_argument
+@component_option
+@click.option("--language", help="Only this language or pair, e.g. swh_Latn or eng_Latn-fra_Latn.")
+@click.option(
+    "--count", type=click.IntRange(min=1), default=3, show_default=True, help="Documents a component."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other documents.")
+@json_option
+def peek(
+    run: str,
+    overrides: tuple[str, ...],
+    components: tuple[str, ...],
+    language: str | None,
+    count: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Show some packed documents of RUN as text, control tokens spelled out."""
+    from tools.pack.peek import Decoder, peek_documents
+    from tools.pack.store import open_component
+
+    settings = _settings(run, overrides)
+    decode = None
+    found = []
+    for name in components or tuple(settings.pack.components):
+        component = open_component(settings.store / name)
+        if (
+            language is not None
+            and not components
+            and language not in component.sources["language"].to_pylist()
+        ):
+            continue
+        decode = decode or Decoder(settings.tokenizer.path, component.settings["tokenizer_sha256"])
+        found += list(peek_documents(component, decode, language=language, count=count, seed=seed))
+    if not found:
+        raise UserError(f"{settings.store}: no document of {language or 'any language'} in it")
+    if as_json:
+        _echo_json([vars(document) for document in found])
+        return
+    for document in found:
+        click.secho(
+            f"── {document.component} {document.language} {document.split} · {document.document_id} ({document.source}) · "
+            f"shard {document.shard} row {document.row} · {document.tokens:,} tokens",
+            bold=True,
+        )
+        click.echo(document.text)

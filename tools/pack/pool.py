@@ -1,0 +1,66 @@
+"""Processes for packing and verifying."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+from recipes.errors import UserError
+
+__all__ = ["available_cores", "process_pool", "result_of"]
+
+
+def available_cores() -> int:
+    """Cores that this process may use (a Slurm task's share, not the machine's)."""
+    return len(os.sched_getaffinity(0))
+
+
+class _ThisProcess(Executor):
+    """Does the work where it is called: one worker needs no other process."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - the caller gets it from the future, as from another process
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def process_pool(workers: int) -> Iterator[Executor]:
+    """Processes that start afresh (tokenizer engines hold thread pools, which don't survive a fork)."""
+    if workers == 1:
+        yield _ThisProcess()
+        return
+    previous = os.environ.get("RAYON_NUM_THREADS")
+    # One thread a process: the processes share the cores already.
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if previous is None:
+            del os.environ["RAYON_NUM_THREADS"]
+        else:
+            os.environ["RAYON_NUM_THREADS"] = previous
+
+
+def result_of[T](task: Future[T]) -> T:
+    """A task's result.
+
+    Raises:
+        UserError: a process was killed from outside.
+    """
+    try:
+        return task.result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a working process was killed (out of memory?); run the same command again to go on, with fewer --workers"
+        ) from None
