@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recipes.errors import UserError
+from recipes.schema.corpus import Identification
+from tests.tools.corpus.raw_text import ARTICLE, LANGUAGES, build_at, mono_source, rows_of, write_jsonl
+from tools.corpus.build import build_corpus, totals
+from tools.corpus.identification import Identifier, identifier
+
+
+class Model:
+    """A model that knows four labels and says one."""
+
+    def __init__(self, answer: str, probability: float) -> None:
+        self.labels = ["en", "__nb", "no", "de"]
+        self.answer = answer, probability
+
+    def predict(self, text: str) -> tuple[str, float]:
+        return self.answer
+
+
+TEXT = "Some text that is long enough to be identified. " * 5
+
+
+@pytest.mark.parametrize(
+    ("label", "answer", "probability", "mismatch"),
+    [
+        ("eng_Latn", "de", 0.99, True),
+        ("eng_Latn", "de", 0.5, False),
+        ("eng_Latn", "en", 0.99, False),
+        ("nno_Latn", "no", 0.99, False),  # one macro-language
+        ("yor_Latn", "en", 0.99, False),  # the model does not know the label's language
+        ("eng_Latn", "strange", 0.99, False),
+    ],
+)
+def test_what_overrules_a_label(label: str, answer: str, probability: float, mismatch: bool) -> None:
+    judge = Identifier(Identification(), Model(answer, probability))
+    assert (judge.mismatch(TEXT, label) is not None) == mismatch
+    assert judge.mismatch("short", label) is None
+
+
+def test_py3langid_judges_real_text(tmp_path: Path) -> None:
+    pytest.importorskip("py3langid")
+    rows = [{"lang": language, "text": ARTICLE[language]} for language in ("en", "de", "fr", "ru")]
+    rows.append({"lang": "fr", "text": ARTICLE["de"]})
+    raw = write_jsonl(tmp_path / "raw.jsonl", rows)
+    build = build_at(
+        tmp_path / "corpus", {"s": mono_source(raw)}, identification=Identification(backend="py3langid")
+    )
+    build_corpus(build)
+    assert totals(build)["filtered"]["removed_by"] == {"language_mismatch": 1}
+    assert {row["language"] for row in rows_of(build.root, "split")} == {
+        LANGUAGES[x] for x in ("en", "de", "fr", "ru")
+    }
+
+
+def test_fasttext_model_that_is_none(tmp_path: Path) -> None:
+    pytest.importorskip("fasttext")
+    with pytest.raises(UserError, match="does not exist"):
+        identifier(Identification(backend="fasttext", model=str(tmp_path / "no.bin")))
+    (tmp_path / "bad.bin").write_bytes(b"no model at all")
+    with pytest.raises(UserError, match="not a fastText model"):
+        identifier(Identification(backend="fasttext", model=str(tmp_path / "bad.bin")))
+
+
+def test_a_model_belongs_to_fasttext() -> None:
+    with pytest.raises(ValueError, match="go together"):
+        Identification(backend="fasttext")

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from recipes.errors import UserError
+from recipes.schema.corpus import Corpus, Source
+from tools.corpus.source_files import SourceFile, source_files
+
+
+def found(**settings: Any) -> list[SourceFile]:
+    """Files of one source."""
+    settings.setdefault("kind", "monolingual")
+    return source_files(Corpus(sources={"source": Source(license="CC0-1.0", **settings)}))
+
+
+def touch(folder: Path, *names: str) -> None:
+    """Empty files."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_language_in_the_name(tmp_path: Path) -> None:
+    touch(tmp_path, "pt-br.jsonl.gz", "zho_Hans.jsonl.gz", "en.txt", ".hidden.jsonl.gz")
+    files = found(path=f"{tmp_path}/{{language}}.jsonl.gz")
+    assert [(file.name, file.captured) for file in files] == [
+        ("pt-br.jsonl.gz", {"language": "pt-br"}),
+        ("zho_Hans.jsonl.gz", {"language": "zho_Hans"}),
+    ]
+
+
+def test_folders_and_wildcards(tmp_path: Path) -> None:
+    touch(tmp_path, "a/en/1.jsonl", "a/en/2.jsonl", "b/c/de/1.jsonl", "en.jsonl")
+    files = found(path=f"{tmp_path}/**/{{language}}/?.jsonl")
+    assert [(file.name, file.captured["language"]) for file in files] == [
+        ("a/en/1.jsonl", "en"),
+        ("a/en/2.jsonl", "en"),
+        ("b/c/de/1.jsonl", "de"),
+    ]
+
+
+def test_moses_sides(tmp_path: Path) -> None:
+    touch(tmp_path, "news.de-en.de", "news.de-en.en", "web.en-pt_br.en", "web.en-pt_br.pt_br")
+    files = found(
+        kind="parallel",
+        path=f"{tmp_path}/{{corpus}}.{{src}}-{{tgt}}.{{src}}",
+        target_path=f"{tmp_path}/{{corpus}}.{{src}}-{{tgt}}.{{tgt}}",
+    )
+    assert [(file.captured["src"], file.captured["tgt"], Path(str(file.target)).name) for file in files] == [
+        ("de", "en", "news.de-en.en"),
+        ("en", "pt_br", "web.en-pt_br.pt_br"),
+    ]
+    (tmp_path / "news.de-en.en").unlink()
+    with pytest.raises(UserError, match=r"no other side: .*news\.de-en\.en does not exist"):
+        found(
+            kind="parallel",
+            path=f"{tmp_path}/{{corpus}}.{{src}}-{{tgt}}.{{src}}",
+            target_path=f"{tmp_path}/{{corpus}}.{{src}}-{{tgt}}.{{tgt}}",
+        )
+
+
+def test_relative_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "raw/en.txt", "fr.txt")
+    monkeypatch.chdir(tmp_path)
+    assert [file.path for file in found(path="*.txt", language="fr")] == ["fr.txt"]
+    assert [file.path for file in found(path="raw/{language}.txt")] == ["raw/en.txt"]
+    assert [file.name for file in found(path="raw/en.txt", language="en")] == ["en.txt"]
+
+
+def test_no_file_and_no_source(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.corpus\.sources\.source\.path: no file matches"):
+        found(path=f"{tmp_path}/*.jsonl", language="en")
+    with pytest.raises(UserError, match="nothing to build"):
+        source_files(Corpus())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"path": "a.jsonl"}, "names no language"),
+        ({"path": "{language}.jsonl", "language": "en"}, "more than once"),
+        ({"path": "a.xyz", "language": "en"}, "cannot be told from its ending"),
+        ({"path": "a.tmx", "language": "en"}, "kind: parallel"),
+        ({"path": "a.txt", "language_column": "lang"}, "no columns"),
+        ({"path": "a.jsonl", "kind": "parallel", "src_lang": "en"}, "tgt_lang"),
+        (
+            {"path": "a.de", "kind": "parallel", "src_lang": "de", "tgt_lang": "en", "format": "moses"},
+            "target_path",
+        ),
+        (
+            {"path": "a.{src}", "target_path": "a.{other}", "kind": "parallel", "tgt_lang": "en"},
+            "{other}, which path does not capture",
+        ),
+    ],
+)
+def test_sources_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
+    settings.setdefault("kind", "monolingual")
+    with pytest.raises(ValidationError, match=message):
+        Source(license="CC0-1.0", **settings)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.schema.corpus import Split, Thresholds
+from tests.tools.corpus.raw_text import build_at, mono_source, pair_source, rows_of, words, write_jsonl
+from tools.corpus.build import build_corpus
+
+OFF: dict[str, Any] = {"filters": {"monolingual": Thresholds(), "parallel": Thresholds()}}
+
+
+def split_of(root: Path, texts: list[str], **settings: Any) -> dict[str, str]:
+    """Text → split, of a build of English documents."""
+    raw = write_jsonl(root / "raw" / f"{len(texts)}.jsonl", ({"lang": "en", "text": text} for text in texts))
+    build = build_at(root / "corpus", {"s": mono_source(raw)}, split=Split(**settings), **OFF)
+    build_corpus(build)
+    return {row["text"]: row["split"] for row in rows_of(root / "corpus", "split")}
+
+
+def test_growth_moves_no_document(tmp_path: Path) -> None:
+    texts = [words(seed, 12) for seed in range(1200)]
+    small = split_of(tmp_path / "a", texts[:300], share=0.1, cap=20)
+    large = split_of(tmp_path / "b", texts, share=0.1, cap=20)
+    both = small.keys() & large.keys()
+    assert len(both) > 200
+    assert all(small[text] == large[text] for text in both)
+    assert 10 <= sum(split == "validation" for split in small.values()) <= 20
+    assert sum(split == "validation" for split in large.values()) == 20
+    # What is beyond the cap trains in neither.
+    assert len(large) < len(texts)
+    assert not any(large.get(text) == "train" for text in texts[:300] if small.get(text) != "train")
+
+
+def test_growth_in_place_keeps_what_floors_chose(tmp_path: Path) -> None:
+    texts = [words(seed, 12) for seed in range(400)]
+    before = split_of(tmp_path, texts[:6], share=0.02, floor=2)
+    assert sorted(before.values()) == ["train"] * 4 + ["validation"] * 2
+    after = split_of(tmp_path, texts, share=0.02, floor=2)
+    assert {text: after[text] for text in before} == before
+
+
+def test_a_single_document_trains(tmp_path: Path) -> None:
+    texts = [words(seed, 12) for seed in range(40)]
+    for text in texts[:8]:
+        assert list(split_of(tmp_path / text[:5], [text], share=0.5).values()) == ["train"]
+    few = split_of(tmp_path, texts[:4], share=0.9, min_train=3)
+    assert sum(split == "train" for split in few.values()) >= 3
+
+
+def test_shares_of_single_languages_and_no_validation(tmp_path: Path) -> None:
+    texts = [words(seed, 12) for seed in range(200)]
+    for number, settings in enumerate(
+        [{"share": 0.5, "shares": {"eng_Latn": 0.0}}, {"share": 0.5, "cap": 0}, {"share": 0.0}]
+    ):
+        found = split_of(tmp_path / str(number), texts, **settings)
+        assert list(found.values()) == ["train"] * 200
+
+
+def test_validation_text_is_no_side_of_a_training_pair(tmp_path: Path) -> None:
+    english = [words(seed, 12) for seed in range(300)]
+    german = [words(seed, 12) for seed in range(1000, 1300)]
+    mono = write_jsonl(tmp_path / "mono.jsonl", ({"lang": "en", "text": text} for text in english))
+    pairs = write_jsonl(
+        tmp_path / "pairs.jsonl",
+        (
+            {"src_lang": "de", "src_text": de, "tgt_lang": "en", "tgt_text": en}
+            for en, de in zip(english, german, strict=True)
+        ),
+    )
+    build = build_at(
+        tmp_path / "corpus", {"m": mono_source(mono), "p": pair_source(pairs)}, split=Split(share=0.1), **OFF
+    )
+    build_corpus(build)
+    held_out = {r["text"] for r in rows_of(build.root, "split", "monolingual") if r["split"] == "validation"}
+    trained = {r["tgt_text"] for r in rows_of(build.root, "split", "parallel") if r["split"] == "train"}
+    assert len(held_out) > 10
+    assert len(trained) > 150
+    assert not held_out & trained
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_share_out_of_range(share: float) -> None:
+    with pytest.raises(ValueError, match=r"shares\.eng_Latn"):
+        Split(shares={"eng_Latn": share})
