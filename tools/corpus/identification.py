@@ -33,7 +33,7 @@ class FastText:
             import fasttext
         except ImportError:
             raise UserError(
-                "identification.backend: fasttext needs the package fasttext-predict; install emma-recipes[lid]"
+                "identification.backend: fasttext needs the package fasttext-predict; install emma-recipes[corpus]"
             ) from None
         if not Path(path).is_file():
             raise UserError(
@@ -60,7 +60,7 @@ class Py3LangId:
             from py3langid.langid import MODEL_FILE, LanguageIdentifier
         except ImportError:
             raise UserError(
-                "identification.backend: py3langid needs the package py3langid; install emma-recipes[lid]"
+                "identification.backend: py3langid needs the package py3langid; install emma-recipes[corpus]"
             ) from None
         self.model = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
         self.labels = list(self.model.labels)
