@@ -11,7 +11,7 @@ from tools.plan.parameters import layer_parameters, rank_parameters, total_param
 
 
 @pytest.mark.parametrize("name", ["llama2_7b", "llama3_8b", "llama3.1_8b"])
-@pytest.mark.parametrize(("tensor", "pipeline"), itertools.product((1, 2, 4, 8), (1, 2, 4)))
+@pytest.mark.parametrize(("tensor", "pipeline"), list(itertools.product((1, 2, 4, 8), (1, 2, 4))))
 def test_ranks_hold_the_model_and_norms_once_a_tensor_rank(name: str, tensor: int, pipeline: int) -> None:
     model = load_section("model", name)
     stages = [rank_parameters(model, tensor, pipeline, stage) for stage in range(pipeline)]
