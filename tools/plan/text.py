@@ -31,6 +31,22 @@ def _rows(rows: list[tuple[str, str]]) -> list[str]:
     return [f"  {name:<13} {text}" for name, text in rows]
 
 
+def _count(value: float, digits: int = 3) -> str:
+    """`8.030 billion`, `2.1 million` or the number itself."""
+    for unit, name in ((1e9, "billion"), (1e6, "million")):
+        if value >= unit:
+            return f"{value / unit:,.{digits}f} {name}"
+    return f"{value:,.0f}"
+
+
+def _flop(value: float) -> str:
+    return f"{value / 1e9:.1f} GFLOP" if value >= 1e9 else f"{value / 1e6:.1f} MFLOP"
+
+
+def _size(gib: float) -> str:
+    return f"{gib:,.1f} GiB" if gib >= 1 else f"{gib * 1024:,.1f} MiB"
+
+
 def _run(plan: Plan) -> list[str]:
     recipe, p = plan.recipe, plan.recipe.parallelism
     cut = f"tensor {p.tensor}{' with sequence parallelism' if p.sequence else ''}, pipeline {p.pipeline}"
@@ -44,7 +60,7 @@ def _run(plan: Plan) -> list[str]:
     rows = [
         (
             "model",
-            f"{recipe.model.name}, {plan.parameters / 1e9:.3f} billion parameters, {plan.matmul_parameters / 1e9:.3f} in "
+            f"{recipe.model.name}, {_count(plan.parameters)} parameters, {_count(plan.matmul_parameters)} in "
             "matrix products",
         ),
         ("devices", f"{recipe.cluster.world_size} × {device(recipe.cluster.device).description}"),
@@ -56,11 +72,11 @@ def _run(plan: Plan) -> list[str]:
         ),
         (
             "budget",
-            f"{recipe.schedule.steps:,} steps, {recipe.total_samples:,} samples, {total / 1e9:,.2f} billion tokens",
+            f"{recipe.schedule.steps:,} steps, {recipe.total_samples:,} samples, {_count(total, 2)} tokens",
         ),
         (
             "FLOPs",
-            f"{plan.flops_causal / 1e9:.1f} GFLOP a token with causal attention, {plan.flops_full / 1e9:.1f} with full; "
+            f"{_flop(plan.flops_causal)} a token with causal attention, {_flop(plan.flops_full)} with full; "
             f"{plan.flops_causal * total:.3g} and {plan.flops_full * total:.3g} in all",
         ),
     ]
@@ -96,11 +112,12 @@ def _memory(plan: Plan) -> list[str]:
         ),
         ("allocator", m.allocator, "rounding and fragments, 12 % of activations and logits"),
     ]
+    digits = 1 if m.total >= 10 else 3
     lines = [f"memory of a rank, pipeline stage {m.stage} (the fullest), GiB"]
-    lines += [f"  {name:<13} {size:6.1f}  {how}" for name, size, how in rows]
+    lines += [f"  {name:<13} {size:6.{digits}f}  {how}" for name, size, how in rows]
     limit = plan.memory_limit_gib
     room = "" if limit is None else f"  of {limit:.1f} that may be used ({MARGIN:.0%} of the card stay free)"
-    return [*lines, f"  {'total':<13} {m.total:6.1f}{room}"]
+    return [*lines, f"  {'total':<13} {m.total:6.{digits}f}{room}"]
 
 
 def _time(plan: Plan) -> list[str]:
@@ -156,7 +173,7 @@ def _checkpoints(plan: Plan) -> list[str]:
     rows = [
         (
             "size",
-            f"{c.gib:,.1f} GiB each; {c.saves:,} saves, {keep}: {c.disk_gib:,.0f} GiB with the one being written",
+            f"{_size(c.gib)} each; {c.saves:,} saves, {keep}: {_size(c.disk_gib)} with the one being written",
         ),
         ("cost", f"{blocking} a save ({how}){share}"),
     ]
