@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +40,35 @@ class Checkpoint:
     Attributes:
         folder: holds the `.distcp` files.
         step: optimizer step; 0 for an imported one.
-        shape: the model.
-        tokens: special tokens of the released model.
+        shape: the model; a `Model` for the checkpoint of a run.
         tokenizer: folder with the tokenizer's files; None if the checkpoint knows of none.
         huggingface: name of the base model on the Hub, if known.
         recipe_sha256: fingerprint of the run's recipe; empty for an imported checkpoint.
         description: the file that said all this.
+        base_tokens: special tokens that the base model came with; None for the checkpoint of a run.
     """
 
     folder: Path
     step: int
     shape: Shape
-    tokens: TokenIds
     tokenizer: Path | None
     huggingface: str | None
     recipe_sha256: str
     description: Path
+    base_tokens: TokenIds | None
+
+    @cached_property
+    def tokens(self) -> TokenIds:
+        """Special tokens of the released model.
+
+        Raises:
+            UserError: the recipe's tokenizer is missing, another one, or lacks these tokens.
+        """
+        if self.base_tokens is not None:
+            return self.base_tokens
+        if not isinstance(self.shape, Model) or self.tokenizer is None:
+            raise TypeError("a checkpoint without tokens of its own has a recipe's model and tokenizer")
+        return special_tokens(self.shape.tokenizer, self.tokenizer, self.shape.vocab_size)
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -119,17 +133,17 @@ def find_checkpoint(source: Path, step: int | None = None, *, tokenizer: Path | 
 
 def _from_sidecar(folder: Path, step: int, sidecar: Path, tokenizer: Path | None) -> Checkpoint:
     values = read_yaml(sidecar).values
+    own = folder / TOKENIZER_FOLDER
     try:
-        own = folder / TOKENIZER_FOLDER
         return Checkpoint(
-            folder,
-            step,
-            Shape.model_validate(values["shape"]),
-            TokenIds.from_dict(values["tokens"]),
-            tokenizer or (own if own.is_dir() else None),
-            values["huggingface"],
-            "",
-            sidecar,
+            folder=folder,
+            step=step,
+            shape=Shape.model_validate(values["shape"]),
+            tokenizer=tokenizer or (own if own.is_dir() else None),
+            huggingface=values["huggingface"],
+            recipe_sha256="",
+            description=sidecar,
+            base_tokens=TokenIds.from_dict(values["tokens"]),
         )
     except (KeyError, ValidationError) as error:
         raise UserError(f"{sidecar}: not as the import wrote it ({error}); import the model again") from None
@@ -140,18 +154,17 @@ def _from_recipe(folder: Path, step: int, recipe: Path, tokenizer: Path | None) 
         model = Model.model_validate(read_yaml(recipe).values["model"])
     except (KeyError, ValidationError) as error:
         raise UserError(f"{recipe}: its section `model` cannot be read ({error})") from None
-    files = tokenizer or Path(model.tokenizer.path)
     with recipe.open(encoding="utf-8") as handle:
         fingerprint = _SHA256.match(handle.readline())
     return Checkpoint(
-        folder,
-        step,
-        model,
-        special_tokens(model.tokenizer, files, model.vocab_size),
-        files,
-        model.huggingface,
-        fingerprint[1] if fingerprint else "",
-        recipe,
+        folder=folder,
+        step=step,
+        shape=model,
+        tokenizer=tokenizer or Path(model.tokenizer.path),
+        huggingface=model.huggingface,
+        recipe_sha256=fingerprint[1] if fingerprint else "",
+        description=recipe,
+        base_tokens=None,
     )
 
 

@@ -341,8 +341,13 @@ def verify(
         mixed_length=mixed_length,
     )
     folder = b if output is None else output
-    folder.mkdir(parents=True, exist_ok=True)
-    report.write(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        report.write(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the report cannot be written there ({error}); name a folder with --output"
+        ) from None
     if as_json:
         click.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
     else:

@@ -102,14 +102,10 @@ def _open(
     if not chunk.names:
         yield torch.zeros(chunk.sizes, dtype=dtype)
         return
+    rows = (first, chunk.sizes[0]) if chunk.key in (EMBEDDING, OUTPUT) else None
     with ExitStack() as stack:
-        parts = [stack.enter_context(weights.open(name)).to(dtype) for name in chunk.names]
-        if len(parts) > 1:
-            yield fuse_qkv(shape, parts).view(chunk.sizes)
-        elif len(chunk.sizes) == len(parts[0].shape):
-            yield parts[0][first : first + chunk.sizes[0]]
-        else:
-            yield parts[0].view(chunk.sizes)
+        parts = [stack.enter_context(weights.open(name, rows)).to(dtype) for name in chunk.names]
+        yield (fuse_qkv(shape, parts) if len(parts) > 1 else parts[0]).view(chunk.sizes)
 
 
 def _architecture(shape: Shape) -> Namespace:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import mmap
 from collections.abc import Sequence
@@ -17,6 +16,8 @@ __all__ = ["MappedFile"]
 
 class MappedFile:
     """A read-only file in memory.
+
+    It is unmapped when neither this object nor a tensor of it is referred to any more.
 
     Args:
         path: file to map; it must not change while it is mapped.
@@ -67,8 +68,3 @@ class MappedFile:
         end = (offset + size) // mmap.PAGESIZE * mmap.PAGESIZE
         if end > start:
             self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
-
-    def close(self) -> None:
-        """Unmaps the file, or leaves that to the last tensor that still views it."""
-        with contextlib.suppress(BufferError):
-            self._map.close()

@@ -51,6 +51,7 @@ class _Export:
         self.sources = [MegatronWeights(checkpoint, weights) for checkpoint in self.checkpoints]
         for other in self.checkpoints[1:]:
             check_same_shape(other.shape, self.last.shape, str(other.folder), str(self.last.folder))
+        self.tokens = self.last.tokens
         cast = None if dtype is None else parse_dtype(dtype)
         self.tensors = [
             self._tensor(name, sizes, cast) for name, sizes in parameter_shapes(self.last.shape).items()
@@ -129,7 +130,7 @@ def plan(
         "parameters": len(export.tensors),
         "bytes": export.size,
         "shards": math.ceil(export.size / shard_bytes),
-        "tokens": last.tokens.as_dict(),
+        "tokens": export.tokens.as_dict(),
         "tokenizer": None if last.tokenizer is None else str(last.tokenizer),
     }
 
@@ -179,9 +180,9 @@ def convert(
     with staged_folder(destination, overwrite=overwrite) as staging:
         with progress(total=export.size, desc="export", unit="B", unit_scale=True) as bar:
             records = write_shards(staging, export.tensors, shard_bytes, threads=threads, advance=bar.update)
-        config = hf_config(last.shape, dtype=export.dtype, tokens=last.tokens)
+        config = hf_config(last.shape, dtype=export.dtype, tokens=export.tokens)
         write_json(staging / "config.json", config)
-        write_json(staging / "generation_config.json", generation_config(last.tokens))
+        write_json(staging / "generation_config.json", generation_config(export.tokens))
         if last.tokenizer is not None:
             copy_tokenizer(last.tokenizer, staging)
         checked = "not run" if check is None else check(export.merged(), staging)

@@ -149,14 +149,22 @@ class SafetensorsReader:
         return [self.folder / name for name in self._files]
 
     @contextmanager
-    def open(self, name: str) -> Iterator[torch.Tensor]:
-        """Lends a view of a tensor and lets its pages go afterwards; the view must not be used after that."""
+    def open(self, name: str, rows: tuple[int, int] | None = None) -> Iterator[torch.Tensor]:
+        """Lends a view of a tensor and lets its pages go afterwards; the view must not be used after that.
+
+        Args:
+            name: the tensor.
+            rows: first row and number of rows; default all.
+        """
         record = self.records[name]
         mapped = self._files[record.file]
+        first, count = rows or (0, record.shape[0])
+        row = math.prod(record.shape[1:]) * record.dtype.itemsize
+        offset = record.offset + first * row
         try:
-            yield mapped.tensor(record.offset, record.dtype, record.shape)
+            yield mapped.tensor(offset, record.dtype, (count, *record.shape[1:]))
         finally:
-            mapped.release(record.offset, record.size)
+            mapped.release(offset, count * row)
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

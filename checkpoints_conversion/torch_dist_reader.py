@@ -229,7 +229,7 @@ class TorchDistReader:
             if name not in self._files:
                 self._files[name] = MappedFile(self.folder / name)
                 if len(self._files) > _OPEN_FILES:
-                    self._files.popitem(last=False)[1].close()
+                    self._files.popitem(last=False)  # unmapped with the last tensor that views it
             self._files.move_to_end(name)
             return self._files[name]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 WeightsKind = Literal["model", "optimizer"]
+Rows = tuple[int, int]  # first row and number of rows
 _MAIN_PARAMETERS = "optimizer.state.param."
 _BLOCK_BYTES = 32 << 20
 
@@ -60,8 +62,8 @@ class Weights(Protocol):
     def dtype(self, name: str) -> torch.dtype:
         """Type in which a parameter is stored."""
 
-    def open(self, name: str) -> AbstractContextManager[torch.Tensor]:
-        """Lends a parameter; it must neither be written to nor used after the block."""
+    def open(self, name: str, rows: Rows | None = None) -> AbstractContextManager[torch.Tensor]:
+        """Lends a parameter, or only some of its rows; it must neither be written to nor used after the block."""
 
 
 class HuggingFaceWeights:
@@ -115,8 +117,8 @@ class HuggingFaceWeights:
     def dtype(self, name: str) -> torch.dtype:
         return self._reader.records[name].dtype
 
-    def open(self, name: str) -> AbstractContextManager[torch.Tensor]:
-        return self._reader.open(name)
+    def open(self, name: str, rows: Rows | None = None) -> AbstractContextManager[torch.Tensor]:
+        return self._reader.open(name, rows)
 
 
 class MegatronWeights:
@@ -184,14 +186,19 @@ class MegatronWeights:
         return self.reader.open(self._prefix + key, offsets, sizes)
 
     @contextmanager
-    def open(self, name: str) -> Iterator[torch.Tensor]:
+    def open(self, name: str, rows: Rows | None = None) -> Iterator[torch.Tensor]:
         place = self._locations[name]
-        sizes = parameter_shapes(self.shape)[name]
-        with self.open_stored(place.key, place.offsets, place.sizes) as stored:
-            if place.part is None:
-                yield stored.reshape(sizes)
-            else:
-                yield split_qkv(self.shape, stored, place.part)
+        whole = parameter_shapes(self.shape)[name]
+        first, count = rows or (0, whole[0])
+        if place.part is not None:
+            with self.open_stored(place.key, place.offsets, place.sizes) as stored:
+                yield split_qkv(self.shape, stored, place.part)[first : first + count]
+            return
+        axis = len(place.sizes) - len(whole)  # behind the axis of layers, where there is one
+        offsets = tuple(start + first * (i == axis) for i, start in enumerate(place.offsets))
+        sizes = tuple(count if i == axis else size for i, size in enumerate(place.sizes))
+        with self.open_stored(place.key, offsets, sizes) as stored:
+            yield stored.reshape(count, *whole[1:])
 
 
 def open_weights(folder: Path, step: int | None = None, kind: WeightsKind = "model") -> Weights:
@@ -217,10 +224,12 @@ def blocks(sources: Sequence[Weights], name: str, dtype: torch.dtype) -> Iterato
         name: the parameter.
         dtype: type of the blocks.
     """
-    with ExitStack() as stack:
-        tensors = [stack.enter_context(source.open(name)) for source in sources]
-        row = tensors[0][0].numel() * max(4, dtype.itemsize)
-        for parts in zip(*(tensor.split(max(1, _BLOCK_BYTES // row)) for tensor in tensors), strict=True):
+    sizes = parameter_shapes(sources[0].shape)[name]
+    step = max(1, _BLOCK_BYTES // (math.prod(sizes[1:]) * 4))
+    for first in range(0, sizes[0], step):
+        rows = (first, min(step, sizes[0] - first))
+        with ExitStack() as stack:
+            parts = [stack.enter_context(source.open(name, rows)) for source in sources]
             yield _mean(parts, dtype).contiguous()
 
 
@@ -251,9 +260,9 @@ class AveragedWeights:
         return self.sources[0].dtype(name)
 
     @contextmanager
-    def open(self, name: str) -> Iterator[torch.Tensor]:
+    def open(self, name: str, rows: Rows | None = None) -> Iterator[torch.Tensor]:
         with ExitStack() as stack:
-            parts = [stack.enter_context(source.open(name)) for source in self.sources]
+            parts = [stack.enter_context(source.open(name, rows)) for source in self.sources]
             yield _mean(parts, self.dtype(name))
 
     @contextmanager
@@ -284,8 +293,8 @@ class RoundedWeights:
         return self._dtypes[name]
 
     @contextmanager
-    def open(self, name: str) -> Iterator[torch.Tensor]:
-        with self._source.open(name) as tensor:
+    def open(self, name: str, rows: Rows | None = None) -> Iterator[torch.Tensor]:
+        with self._source.open(name, rows) as tensor:
             yield tensor.to(self._dtypes[name])
 
     @contextmanager

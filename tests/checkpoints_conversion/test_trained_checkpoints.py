@@ -191,7 +191,7 @@ def test_the_recipes_tokenizer_is_checked(trained: Path, tmp_path: Path) -> None
     def fails(message: str, **section: Any) -> None:
         _describe(run, plain, tokenizer, **section)
         with pytest.raises(UserError, match=message):
-            find_checkpoint(run)
+            _ = find_checkpoint(run).tokens
 
     fails("has no token '</s>'", end_of_text="</s>")
     fails(r"is not the recipe's 0000", sha256="0" * 64)

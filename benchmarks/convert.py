@@ -1,0 +1,206 @@
+"""Time and memory of converting a full-size model in both directions, against copying the same bytes and hashing them.
+
+    python -m benchmarks.convert [--model llama3_8b] [--layers N] [--folder DIR] [--transformers]
+
+Makes a model of random BF16 weights (16 GB for Llama 3 8B), then, each in a process of its own and with the input
+dropped from the page cache: copies its files and hashes the copy; imports it; exports the import. Between them it
+compares every parameter bit for bit, and deletes what is not needed any more, so that twice the model's size of free
+disk is enough. `--transformers` also times `from_pretrained` + `save_pretrained`, which needs the model's size of
+memory. The peak of anonymous memory is sampled from /proc every 10 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.files import sha256_file
+from recipes.load import load_section
+from recipes.schema.model import Shape
+
+if TYPE_CHECKING:
+    import torch
+
+_BLOCK_ROWS = 4096
+_SAMPLE_SECONDS = 0.01
+
+
+def make_model(folder: Path, shape: Shape) -> None:
+    """Writes a Hugging Face folder of random BF16 weights, without ever holding more than a block of them."""
+    import torch
+
+    from checkpoints_conversion.config import TokenIds, hf_config
+    from checkpoints_conversion.parameters import parameter_shapes
+    from checkpoints_conversion.safetensors_files import OutgoingTensor, write_shards
+    from recipes.files import write_json
+
+    def blocks(number: int, sizes: tuple[int, ...]) -> Iterator[torch.Tensor]:
+        generator = torch.Generator().manual_seed(number)
+        for first in range(0, sizes[0], _BLOCK_ROWS):
+            rows = min(_BLOCK_ROWS, sizes[0] - first)
+            yield torch.empty(rows, *sizes[1:], dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+
+    folder.mkdir(parents=True)
+    tensors = [
+        OutgoingTensor(name, torch.bfloat16, sizes, functools.partial(blocks, number, sizes))
+        for number, (name, sizes) in enumerate(parameter_shapes(shape).items())
+    ]
+    write_shards(folder, tensors, 5_000_000_000)
+    write_json(folder / "config.json", hf_config(shape, dtype="bfloat16", tokens=TokenIds(128000, (128001,))))
+
+
+def copy_and_hash(source: Path, destination: Path) -> None:
+    """The yardstick: the same bytes copied to disk, and hashed once."""
+    destination.mkdir()
+    for path in source.glob("*.safetensors"):
+        shutil.copyfile(path, destination / path.name)
+        descriptor = os.open(destination / path.name, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        sha256_file(destination / path.name)
+
+
+def transformers_load_and_save(source: Path, destination: Path) -> None:
+    """What a user would do with transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(destination)
+
+
+def run_phase(phase: str, source: Path, destination: Path) -> None:
+    """One measured piece of work, in its own process."""
+    if phase == "copy":
+        copy_and_hash(source, destination)
+    elif phase == "transformers":
+        transformers_load_and_save(source, destination)
+    elif phase == "import":
+        from checkpoints_conversion.hf_to_megatron import convert
+
+        convert(source, destination)
+    else:
+        from checkpoints_conversion.megatron_to_hf import convert as export
+
+        export(source, destination)
+
+
+def drop_from_cache(folder: Path) -> None:
+    """Lets go of a folder's pages in the page cache, so that each phase begins with a cold input."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def _anonymous_bytes(process: int) -> int:
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0
+    lines = (line.split() for line in status.splitlines())
+    return next((int(words[1]) * 1024 for words in lines if words and words[0] == "RssAnon:"), 0)
+
+
+def measure(phase: str, source: Path, destination: Path) -> dict[str, float]:
+    """Runs a phase; returns `seconds` (with starting Python) and `peak_anonymous_gib`."""
+    drop_from_cache(source)
+    command = [sys.executable, "-m", "benchmarks.convert", "--phase", phase, str(source), str(destination)]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, env={**os.environ, "EMMA_PROGRESS": "0"})
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, _anonymous_bytes(process.pid))
+        time.sleep(_SAMPLE_SECONDS)
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise SystemExit(f"{phase} failed with exit code {process.returncode}")
+    print(f"{phase}: {seconds:.1f} s, peak anonymous memory {peak / 2**30:.2f} GiB", flush=True)
+    return {"seconds": round(seconds, 2), "peak_anonymous_gib": round(peak / 2**30, 3)}
+
+
+def equal_parameters(a: Path, b: Path) -> bool:
+    """Whether two folders hold the same bits under every name."""
+    from checkpoints_conversion.parity import compare
+
+    report = compare(a, b, logits=False)
+    print(f"{a.name} and {b.name}: {'equal' if report.passed else '; '.join(report.faults())}", flush=True)
+    return report.passed
+
+
+def main() -> None:
+    """Measures and prints one JSON object last."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="llama3_8b", help="model recipe (default llama3_8b)")
+    parser.add_argument("--layers", type=int, help="fewer layers, for a quick look")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()), help="where scratch files go"
+    )
+    parser.add_argument("--transformers", action="store_true", help="time transformers' load and save too")
+    parser.add_argument("--phase", nargs=3, metavar=("PHASE", "SRC", "DST"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.phase:
+        run_phase(options.phase[0], Path(options.phase[1]), Path(options.phase[2]))
+        return
+    from checkpoints_conversion.parameters import parameter_shapes
+    from checkpoints_conversion.staging import check_free_space
+
+    model = load_section("model", options.model)
+    values = model.model_dump(include=set(Shape.model_fields))
+    shape = Shape.model_validate(values | ({"layers": options.layers} if options.layers else {}))
+    size = 2 * sum(math.prod(sizes) for sizes in parameter_shapes(shape).values())
+    check_free_space(options.folder, int(2.1 * size))
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="emma-convert-", dir=options.folder) as name:
+        root = Path(name)
+        base, copy, megatron, back = (root / part for part in ("base", "copy", "megatron", "back"))
+        start = time.perf_counter()
+        make_model(base, shape)
+        print(
+            f"{size / 1e9:.2f} GB of random weights made in {time.perf_counter() - start:.1f} s", flush=True
+        )
+        results["copy"] = measure("copy", base, copy)
+        shutil.rmtree(copy)
+        if options.transformers:
+            results["transformers"] = measure("transformers", base, copy)
+            shutil.rmtree(copy)
+        results["import"] = measure("import", base, megatron)
+        same = equal_parameters(base, megatron)
+        shutil.rmtree(base)
+        results["export"] = measure("export", megatron, back)
+        same = equal_parameters(megatron, back) and same
+    yardstick = results["copy"]["seconds"]
+    print(
+        json.dumps(
+            {
+                "import_ratio_to_copy": round(results["import"]["seconds"] / yardstick, 3),
+                "export_ratio_to_copy": round(results["export"]["seconds"] / yardstick, 3),
+                "import_peak_anonymous_gib": results["import"]["peak_anonymous_gib"],
+                "export_peak_anonymous_gib": results["export"]["peak_anonymous_gib"],
+                "equal_bits": same,
+                "gigabytes": round(size / 1e9, 3),
+                "seconds": {phase: result["seconds"] for phase, result in results.items()},
+                "peak_anonymous_gib": {
+                    phase: result["peak_anonymous_gib"] for phase, result in results.items()
+                },
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The model card: Hub metadata and text, and its validation without a network."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from checkpoints_conversion.release.facts import CardFacts, hub_languages
+from recipes.errors import UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+
+__all__ = ["card_faults", "card_metadata", "read_card", "render_card"]
+
+_LANGUAGE = re.compile(r"[a-z]{2,3}")
+_METRIC = "bits_per_byte"
+
+
+def card_metadata(facts: CardFacts) -> ModelCardData:
+    """Metadata of the card, checked by `huggingface_hub`."""
+    from huggingface_hub import ModelCardData
+
+    base = facts.record.recipe.model.huggingface
+    return ModelCardData(
+        base_model=base,
+        base_model_relation="finetune" if base else None,
+        eval_results=_eval_results(facts),
+        language=hub_languages([code for code, _, _ in facts.languages]) or None,
+        library_name="transformers",
+        license=facts.license.id,
+        license_link=facts.license.link,
+        model_name=facts.title,
+        pipeline_tag="text-generation",
+        tags=["multilingual", "continual-pretraining", "megatron"],
+    )
+
+
+def _eval_results(facts: CardFacts) -> list[EvalResult] | None:
+    from huggingface_hub import EvalResult
+
+    if facts.gains is None:
+        return None
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Language modelling",
+            dataset_type=f"heldout-{row['kind']}",
+            dataset_name=f"Held-out text, {row['kind']}, {row['group']} ({row['languages']} languages)",
+            dataset_split="validation",
+            dataset_config=row["group"],
+            metric_type=_METRIC,
+            metric_name="Bits per byte (lower is better)",
+            metric_value=round(row["trained"], 6),
+        )
+        for row in facts.gains["groups"]
+    ]
+
+
+def render_card(facts: CardFacts) -> str:
+    """README.md: metadata between lines of dashes, and the text."""
+    import jinja2
+
+    from recipes.manifest import now
+    from tools.report.provenance import recipe_facts
+    from tools.report.scales import number
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    text = environment.get_template("card.md.j2").render(
+        f=facts,
+        recipe=facts.record.recipe,
+        recipe_facts=recipe_facts(facts.record),
+        environment=facts.record.environment,
+        year=now()[:4],
+        key=re.sub(r"[^a-z0-9]+", "-", facts.title.lower()).strip("-"),
+        extremes=_extremes(facts),
+    )
+    return f"---\n{card_metadata(facts).to_yaml()}\n---\n\n{text}"
+
+
+def _extremes(facts: CardFacts) -> dict[str, Any]:
+    """Languages of monolingual text with the largest gains, and those that lost clearly."""
+    rows = [row for row in facts.gains["languages"] if row["kind"] == "monolingual"] if facts.gains else []
+    rows.sort(key=lambda row: row["difference"])
+    return {"best": rows[:10], "lost": [row for row in rows[::-1] if row["verdict"] == "loss"]}
+
+
+def read_card(folder: Path) -> tuple[dict[str, Any], str]:
+    """Metadata and text of a folder's README.md.
+
+    Raises:
+        UserError: there is none, or its metadata is not readable.
+    """
+    from huggingface_hub import ModelCard
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    path = folder / "README.md"
+    if not path.is_file():
+        raise UserError(f"{path}: missing; a release needs a model card")
+    content = path.read_text(encoding="utf-8")
+    metadata = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
+    try:
+        # Parsed twice, since the second parser's own errors are not the Hub client's.
+        YAML(typ="safe").load(metadata[1] if metadata else "")
+        card = ModelCard(content, ignore_metadata_errors=False)
+    except (ValueError, TypeError, KeyError, YAMLError) as error:
+        raise UserError(f"{path}: its metadata is not valid: {error}") from None
+    return card.data.to_dict(), card.text
+
+
+def card_faults(folder: Path) -> list[str]:
+    """What the Hub would refuse in a card, or what it lacks.
+
+    Raises:
+        UserError: there is no card, or its metadata is not readable.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    data, text = read_card(folder)
+    faults = [
+        f"README.md: metadata `{key}` is missing"
+        for key in ("license", "library_name", "pipeline_tag")
+        if not data.get(key)
+    ]
+    for code in data.get("language") or []:
+        if not isinstance(code, str) or not _LANGUAGE.fullmatch(code):
+            faults.append(f"README.md: metadata `language` holds {code!r}, which is no ISO 639 code")
+    bases = data.get("base_model") or []
+    for base in [bases] if isinstance(bases, str) else bases:
+        try:
+            validate_repo_id(base)
+        except HFValidationError:
+            faults.append(
+                f"README.md: metadata `base_model` is {base!r}, which is no name of a model on the Hub"
+            )
+    for entry in data.get("model-index") or []:
+        for result in entry["results"]:
+            for metric in result["metrics"]:
+                if not isinstance(metric.get("value"), int | float):
+                    faults.append(f"README.md: a result of {result['dataset']['name']} is no number")
+    if not re.search(r"^# .+", text, re.MULTILINE):
+        faults.append("README.md: has no heading with the model's name")
+    return faults

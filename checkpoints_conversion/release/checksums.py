@@ -1,0 +1,63 @@
+"""`SHA256SUMS`: every file of a folder with its SHA-256, in the format of `sha256sum --check`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from recipes.errors import UserError
+from recipes.files import sha256_file, write_text
+
+__all__ = ["CHECKSUMS_NAME", "checksum_faults", "listed_files", "write_checksums"]
+
+CHECKSUMS_NAME = "SHA256SUMS"
+_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+
+
+def listed_files(folder: Path) -> list[str]:
+    """Names of a folder's files relative to it, without the list itself and without git's and the Hub client's own."""
+    return sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path.name != CHECKSUMS_NAME
+        and not path.relative_to(folder).parts[0].startswith(".")
+    )
+
+
+def write_checksums(folder: Path, known: dict[str, str] | None = None) -> None:
+    """Writes `SHA256SUMS`.
+
+    Args:
+        folder: the folder.
+        known: checksums (hex) of files that need not be read again.
+    """
+    known = known or {}
+    lines = [f"{known.get(name) or sha256_file(folder / name)}  {name}\n" for name in listed_files(folder)]
+    write_text(folder / CHECKSUMS_NAME, "".join(lines))
+
+
+def checksum_faults(folder: Path) -> list[str]:
+    """Differences between a folder and its `SHA256SUMS`: changed, missing and unlisted files.
+
+    Raises:
+        UserError: there is no such list, or a line of it is none.
+    """
+    path = folder / CHECKSUMS_NAME
+    if not path.is_file():
+        raise UserError(f"{path}: missing; {folder} is no release folder (`emma release model` writes one)")
+    listed: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise UserError(f"{path}:{number}: not a line of checksum and file name; write the release again")
+        listed[match[2]] = match[1]
+    there = set(listed_files(folder))
+    faults = [f"{folder / name}: missing, {CHECKSUMS_NAME} lists it" for name in sorted(set(listed) - there)]
+    faults += [f"{folder / name}: not listed in {CHECKSUMS_NAME}" for name in sorted(there - set(listed))]
+    faults += [
+        f"{folder / name}: its SHA-256 is not that of {CHECKSUMS_NAME}; the file changed"
+        for name in sorted(there & set(listed))
+        if sha256_file(folder / name) != listed[name]
+    ]
+    return faults

@@ -1,0 +1,156 @@
+"""What a model card says, taken from the run's own records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from checkpoints_conversion.release.licenses import License, fitting_name, license_of
+from recipes.errors import UserError
+
+if TYPE_CHECKING:
+    from tools.report.mix import MixView
+    from tools.report.records import RunRecord
+
+__all__ = ["CardFacts", "Compute", "card_facts", "hub_languages"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What the released step took.
+
+    `device_hours` is measured over the logged steps; `megawatt_hours` and `co2_tonnes` follow from it with the boards at
+    their maximum power and the assumptions named (None where the table of devices says no power).
+    """
+
+    tokens: int
+    device_hours: float | None
+    device: str
+    devices: int
+    exaflop: float
+    megawatt_hours: float | None
+    co2_tonnes: float | None
+    watts: float | None
+    pue: float
+    grid_g_per_kwh: float
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Everything the card's template prints."""
+
+    title: str
+    record: RunRecord
+    step: int
+    parameters: int
+    license: License
+    mix: MixView | None
+    languages: list[tuple[str, str, str]]
+    """Code, English name, category of every natural language in the mix."""
+    pairs: list[str]
+    sources: list[tuple[str, str, str, str]]
+    """Name, kind, licence, address of every source of text."""
+    compute: Compute
+    gains: dict[str, Any] | None
+    """Content of gains.json, if it is about this step."""
+    parity: dict[str, Any]
+
+
+def card_facts(record: RunRecord, step: int, parity: dict[str, Any], name: str | None = None) -> CardFacts:
+    """Collects the facts.
+
+    Args:
+        record: the run.
+        step: exported step.
+        parity: the export's parity report.
+        name: name of the model; default the run's, with the prefix that the licence asks for.
+
+    Raises:
+        UserError: the given name is not one that the licence allows.
+    """
+    from tools.plan.parameters import total_parameters
+    from tools.report.mix import mix_view
+
+    recipe = record.recipe
+    licence = license_of(recipe.model.license)
+    if name is not None and fitting_name(name, licence) != name:
+        raise UserError(
+            f"--name {name}: the {licence.name} asks for a name that begins with “{licence.name_prefix}”"
+        )
+    about_step = record.gains is not None and record.gains["trained"] == f"{recipe.name}/step-{step}"
+    return CardFacts(
+        name or fitting_name(recipe.name, licence),
+        record,
+        step,
+        total_parameters(recipe.model),
+        licence,
+        mix_view(record),
+        _languages(record),
+        sorted({p.language for p in record.mix if p.tokens and "-" in p.language and "_" in p.language}),
+        _sources(record),
+        _compute(record, step),
+        record.gains if about_step else None,
+        parity,
+    )
+
+
+def _languages(record: RunRecord) -> list[tuple[str, str, str]]:
+    from tools.corpus.languages import language_name
+
+    found: dict[str, str] = {}
+    for part in record.mix:
+        if part.tokens and "_" in part.language and "-" not in part.language:
+            found[part.language] = found.get(part.language) or part.category or ""
+    return [(code, language_name(code), category) for code, category in sorted(found.items())]
+
+
+def _sources(record: RunRecord) -> list[tuple[str, str, str, str]]:
+    corpus = record.recipe.data.corpus
+    if corpus is None:
+        return []
+    return [
+        (name, source.kind, source.license + (", by document" if source.license_column else ""), source.url)
+        for name, source in corpus.sources.items()
+    ]
+
+
+def _compute(record: RunRecord, step: int) -> Compute:
+    from recipes.devices import device
+    from tools.plan.cost import Assumptions
+    from tools.plan.flops import flops_per_token
+    from tools.report.provenance import device_hours
+
+    recipe, assumptions = record.recipe, Assumptions()
+    kind = device(recipe.cluster.device)
+    hours = device_hours(record, step)
+    tokens = step * recipe.tokens_per_step
+    watts = None
+    if kind.power_w is not None and kind.host_power_w is not None:
+        watts = kind.power_w + kind.host_power_w
+    energy = hours * watts * assumptions.pue / 1e6 if hours and watts else None
+    return Compute(
+        tokens,
+        hours,
+        kind.description,
+        recipe.cluster.world_size,
+        tokens * flops_per_token(recipe.model, recipe.batch.sequence_length) / 1e18,
+        energy,
+        energy * assumptions.grid_g_per_kwh / 1000 if energy else None,
+        watts,
+        assumptions.pue,
+        assumptions.grid_g_per_kwh,
+    )
+
+
+def hub_languages(codes: list[str]) -> list[str]:
+    """Language codes as the Hub's metadata wants them: ISO 639-1 where there is one, else ISO 639-3, without script."""
+    import iso639
+
+    found = []
+    for code in codes:
+        part3 = code.partition("_")[0]
+        try:
+            found.append(iso639.Language.from_part3(part3).part1 or part3)
+        except iso639.LanguageNotFoundError:
+            continue  # a code of one corpus alone; the Hub would refuse it
+    return sorted(set(found))

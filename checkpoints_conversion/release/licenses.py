@@ -1,0 +1,116 @@
+"""What the licence of a base model asks of a release, and whether a release does it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from pydantic import Field
+from ruamel.yaml import YAML
+
+from recipes.errors import UserError
+from recipes.files import write_text
+from recipes.schema.section import Section
+
+__all__ = ["License", "copy_licence_files", "fitting_name", "license_of", "licence_faults"]
+
+_ENDINGS = ("", ".md", ".txt")
+
+
+class License(Section):
+    """Rules of one licence; the fields are explained in `licenses.yaml`."""
+
+    id: str
+    name: str
+    link: str | None = None
+    notice: str | None = None
+    built_with: str | None = None
+    name_prefix: str | None = None
+    copies: list[str] = Field(default_factory=list)
+    rules: list[str] = Field(default_factory=list)
+
+
+@cache
+def _table() -> dict[str, License]:
+    rows = YAML(typ="safe").load(Path(__file__).with_name("licenses.yaml").read_text(encoding="utf-8"))
+    return {name: License.model_validate({"id": name, **row}) for name, row in rows.items()}
+
+
+def license_of(identifier: str) -> License:
+    """Rules of a licence by its identifier on the Hub; a licence without rules here is named by its identifier."""
+    return _table().get(identifier, License(id=identifier, name=identifier))
+
+
+def fitting_name(name: str, license_: License) -> str:
+    """The name under which a model may be released: with the licence's prefix where it asks for one."""
+    if license_.name_prefix is None or _plain(name).startswith(_plain(license_.name_prefix)):
+        return name
+    return f"{license_.name_prefix} {name}"
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", " ").replace("_", " ")
+
+
+def copy_licence_files(license_: License, sources: Sequence[Path], destination: Path) -> list[Path]:
+    """Copies the files that have to travel with the release and writes NOTICE.
+
+    Args:
+        license_: the rules.
+        sources: folders to look in, in this order: the export, the base model, ...
+        destination: existing folder.
+
+    Raises:
+        UserError: a file is in none of the folders.
+    """
+    copied = []
+    for name in license_.copies:
+        found = _find(name, sources)
+        if found is None:
+            places = ", ".join(str(folder) for folder in sources)
+            raise UserError(
+                f"the {license_.name} asks for a copy of the base model's {name} file in the release, and it is not in "
+                f"{places}; give the base model's folder with --license-from"
+            )
+        copied.append(Path(shutil.copyfile(found, destination / found.name)))
+    if not license_.copies and (found := _find("LICENSE", sources)):
+        copied.append(Path(shutil.copyfile(found, destination / found.name)))
+    if license_.notice:
+        write_text(destination / "NOTICE", license_.notice + "\n")
+        copied.append(destination / "NOTICE")
+    return copied
+
+
+def _find(name: str, folders: Sequence[Path]) -> Path | None:
+    candidates = (folder / f"{name}{ending}" for folder in folders for ending in _ENDINGS)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def licence_faults(license_: License, folder: Path, model_name: str, card: str) -> list[str]:
+    """What a release folder lacks of the licence's rules.
+
+    Args:
+        license_: the rules.
+        folder: the release.
+        model_name: the name in its card.
+        card: text of its card.
+    """
+    faults = [
+        f"{folder}: no {name} file, which the {license_.name} asks for"
+        for name in license_.copies
+        if _find(name, [folder]) is None
+    ]
+    notice = folder / "NOTICE"
+    if license_.notice and (
+        not notice.is_file() or license_.notice not in notice.read_text(encoding="utf-8")
+    ):
+        faults.append(f"{notice}: lacks the sentence “{license_.notice}”")
+    if license_.built_with and license_.built_with not in card:
+        faults.append(f"README.md: does not display “{license_.built_with}”")
+    if fitting_name(model_name, license_) != model_name:
+        faults.append(
+            f"README.md: the model's name “{model_name}” does not begin with “{license_.name_prefix}”"
+        )
+    return faults

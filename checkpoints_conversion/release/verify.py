@@ -1,0 +1,132 @@
+"""Re-checks a release folder: nothing of the run is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from checkpoints_conversion.config import model_from_hf, token_ids_from_hf
+from checkpoints_conversion.parameters import parameter_shapes
+from checkpoints_conversion.release.card import card_faults, read_card
+from checkpoints_conversion.release.checksums import checksum_faults
+from checkpoints_conversion.release.licenses import licence_faults, license_of
+from checkpoints_conversion.release.weights import check_parity, tensor_hashes
+from checkpoints_conversion.safetensors_files import INDEX_NAME, SafetensorsReader
+from recipes.errors import UserError
+from recipes.files import read_json
+
+__all__ = ["generate_faults", "release_faults"]
+
+
+def release_faults(folder: Path, *, read_weights: bool = True) -> list[str]:
+    """Everything that is wrong with a release folder; empty if nothing is.
+
+    Args:
+        folder: the release.
+        read_weights: hash all files and tensors; off where they were hashed while being written.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    faults: list[str] = []
+    checks = [_tensor_faults, _token_faults, card_faults, _licence_faults]
+    checks.append(_parity_faults if read_weights else _parity_passes)
+    if read_weights:
+        checks.insert(0, checksum_faults)
+    for check in checks:
+        try:
+            faults += check(folder)
+        except UserError as error:
+            faults.append(str(error))
+    return list(dict.fromkeys(faults))
+
+
+def _tensor_faults(folder: Path) -> list[str]:
+    """Index, shards and config describe one model."""
+    faults = []
+    reader = SafetensorsReader(folder)
+    expected = parameter_shapes(model_from_hf(folder))
+    found = {name: record.shape for name, record in reader.records.items()}
+    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if wrong:
+        faults.append(f"{folder}: {len(wrong)} tensors do not fit config.json, the first is {wrong[0]}")
+    index = folder / INDEX_NAME
+    if not index.is_file():
+        faults.append(f"{index}: missing")
+        return faults
+    total = sum(record.size for record in reader.records.values())
+    if (claimed := read_json(index).get("metadata", {}).get("total_size")) != total:
+        faults.append(f"{index}: total_size is {claimed}, the tensors have {total} bytes")
+    return faults
+
+
+def _token_faults(folder: Path) -> list[str]:
+    """Tokenizer, config and generation config agree on the tokens that begin and end a document."""
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return [f"{path}: missing"]
+    engine = Tokenizer.from_file(str(path))
+    generation_file = folder / "generation_config.json"
+    if not generation_file.is_file():
+        return [f"{generation_file}: missing"]
+    config, generation = read_json(folder / "config.json"), read_json(generation_file)
+    faults = [
+        f"{generation_file}: {key} is {generation.get(key)}, config.json says {config.get(key)}"
+        for key in ("bos_token_id", "eos_token_id")
+        if generation.get(key) != config.get(key)
+    ]
+    ids = token_ids_from_hf(folder)
+    settings_file = folder / "tokenizer_config.json"
+    settings = read_json(settings_file) if settings_file.is_file() else {}
+    for key, known in (("bos_token", (ids.begin,)), ("eos_token", ids.end)):
+        token = settings.get(key)
+        token = token.get("content") if isinstance(token, dict) else token
+        if token is not None and engine.token_to_id(token) not in known:
+            faults.append(
+                f"{generation_file}: {key}_id is {generation.get(f'{key}_id')}, the tokenizer's {key} {token} is "
+                f"{engine.token_to_id(token)}"
+            )
+    if not ids.end:
+        faults.append(f"{generation_file}: no eos_token_id, so generation would not end")
+    if (count := engine.get_vocab_size()) > config["vocab_size"]:
+        faults.append(f"{path}: {count} tokens, the model has {config['vocab_size']}")
+    return faults
+
+
+def _licence_faults(folder: Path) -> list[str]:
+    data, text = read_card(folder)
+    heading = next((line[2:].strip() for line in text.splitlines() if line.startswith("# ")), "")
+    return licence_faults(license_of(str(data.get("license"))), folder, heading, text)
+
+
+def _parity_passes(folder: Path) -> list[str]:
+    check_parity(read_json(folder / "parity.json"), folder / "parity.json")
+    return []
+
+
+def _parity_faults(folder: Path) -> list[str]:
+    """The parity report passes and is about these very tensors."""
+    check_parity(read_json(folder / "parity.json"), folder / "parity.json", tensor_hashes(folder))
+    return []
+
+
+def generate_faults(folder: Path, tokens: int = 8) -> list[str]:
+    """Loads the folder with `transformers` and continues a text; what goes wrong is returned as one fault.
+
+    Args:
+        folder: the release.
+        tokens: most tokens to generate.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        inputs = tokenizer("All human beings are born", return_tensors="pt", return_token_type_ids=False)
+        made = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        return [f"{folder}: transformers cannot use it: {error}"]
+    if made.shape[1] <= inputs["input_ids"].shape[1]:
+        return [f"{folder}: generate gave no token"]
+    return []

@@ -1,0 +1,107 @@
+"""`emma release`: folders that the Hub takes as they are, and their verification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["group"]
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.group()
+def group() -> None:
+    """Release folders, cards, checksums."""
+
+
+@group.command()
+@click.argument("run", metavar="RUN")
+@click.argument("destination", metavar="DST", type=_PATH)
+@click.option(
+    "--step", type=click.IntRange(min=0), help="Export to release, RUN/hf/step-N; default the latest."
+)
+@click.option(
+    "--name",
+    help="Name of the model in its card; default the run's, with the prefix that the licence asks for.",
+)
+@click.option("--license-from", type=_PATH, help="Folder with the base model's LICENSE and USE_POLICY files.")
+@click.option(
+    "--shard-size",
+    "shard_gb",
+    type=float,
+    default=5.0,
+    show_default=True,
+    help="Largest safetensors file in GB.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
+@click.option("--dry-run", is_flag=True, help="Check everything that needs no reading of weights, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def model(
+    run: str,
+    destination: Path,
+    step: int | None,
+    name: str | None,
+    license_from: Path | None,
+    shard_gb: float,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Write the release folder of a run's export.
+
+    DST gets safetensors with their index, config.json, generation_config.json, the tokenizer, a model card made of the
+    run's own records, the licence's files, recipe, evaluation, parity report and SHA256SUMS. An export without a
+    passing parity report is refused. The folder appears whole or not at all.
+    """
+    from checkpoints_conversion.release.build import plan_release, write_release
+
+    plan = plan_release(run, step, name=name, license_from=license_from)
+    if dry_run:
+        _print({"destination": str(destination), **plan.as_dict()}, as_json)
+        return
+    manifest = write_release(plan, destination, shard_bytes=int(shard_gb * 1e9), overwrite=overwrite)
+    size = sum(record.bytes for record in manifest.outputs)
+    facts = {"destination": str(destination), **plan.as_dict(), "files": len(manifest.outputs), "bytes": size}
+    if as_json:
+        _print(facts, True)
+    else:
+        click.echo(f"{destination}: {plan.facts.title}, {len(manifest.outputs)} files, {size / 1e9:.3f} GB")
+
+
+@group.command()
+@click.argument("folder", metavar="FOLDER", type=_PATH)
+@click.option("--generate", is_flag=True, help="Also load it with transformers and generate a few tokens.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def verify(folder: Path, generate: bool, as_json: bool) -> None:
+    """Re-check a release folder.
+
+    Checksums of all files, index and shards against config.json, begin and end tokens, the card's metadata, what the
+    licence asks for, and that the parity report passes and is about these very weights. Exit code 1 on a fault.
+    """
+    from checkpoints_conversion.release.verify import generate_faults, release_faults
+    from recipes.errors import CheckFailedError
+
+    faults = release_faults(folder)
+    if generate and not faults:
+        faults = generate_faults(folder)
+    if as_json:
+        _print({"folder": str(folder), "passed": not faults, "faults": faults}, True)
+    if faults:
+        raise CheckFailedError(
+            f"{folder} is not a sound release:\n" + "\n".join(f"- {fault}" for fault in faults)
+        )
+    if not as_json:
+        click.echo(f"{folder}: sound")
+
+
+def _print(value: dict[str, Any], as_json: bool) -> None:
+    import orjson
+
+    if as_json:
+        click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+        return
+    for key, item in value.items():
+        click.echo(f"{key.replace('_', ' ')}: {item}")

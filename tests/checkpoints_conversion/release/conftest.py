@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes.schema import Recipe
+from tests.checkpoints_conversion.release.released_run import write_released_run
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Matrices this small lose more to waiting for other threads than they win."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """A run that no test changes."""
+    return write_released_run(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture(scope="session")
+def released(made: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its release, which no test changes."""
+    from checkpoints_conversion.release.build import plan_release, write_release
+
+    folder = tmp_path_factory.mktemp("released") / "release"
+    write_release(plan_release(str(made.run_folder)), folder, shard_bytes=60_000)
+    return folder
+
+
+@pytest.fixture
+def run(made: Recipe, tmp_path: Path) -> Path:
+    """A copy of the run to spoil."""
+    return Path(shutil.copytree(made.run_folder, tmp_path / "run"))
+
+
+@pytest.fixture
+def release(released: Path, tmp_path: Path) -> Path:
+    """A copy of the release to spoil."""
+    return Path(shutil.copytree(released, tmp_path / "release"))

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+
+from checkpoints_conversion.release.build import plan_release, write_release
+from checkpoints_conversion.release_commands import group
+from recipes.errors import CheckFailedError, UserError
+from recipes.files import read_json, write_json
+from recipes.manifest import Manifest
+from recipes.schema import Recipe
+from tests.checkpoints_conversion.release.released_run import STEPS
+
+_FOREIGN = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")
+inputs = tokenizer("All human beings", return_tensors="pt")
+assert inputs["input_ids"][0, 0] == model.generation_config.bos_token_id == tokenizer.bos_token_id
+out = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+assert not {"recipes", "tools", "checkpoints_conversion"} & {name.split(".")[0] for name in sys.modules}
+print(out.shape[1] - inputs["input_ids"].shape[1])
+"""
+
+
+def test_folder_loads_and_generates_without_this_project(released: Path) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _FOREIGN],
+        cwd=released,
+        env=environment,
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    assert 0 < int(done.stdout) <= 5
+
+
+def test_weights_are_those_of_the_export(made: Recipe, released: Path) -> None:
+    index = read_json(released / "model.safetensors.index.json")
+    shards = sorted(path.name for path in released.glob("*.safetensors"))
+    assert len(shards) > 2
+    assert set(index["weight_map"].values()) == set(shards)
+    export = made.run_folder / "hf" / f"step-{STEPS}" / "model.safetensors"
+    with safe_open(export, "pt") as before:
+        assert set(index["weight_map"]) == set(before.keys())
+        for name, shard in index["weight_map"].items():
+            with safe_open(released / shard, "pt") as after:
+                assert after.get_tensor(name).equal(before.get_tensor(name))
+
+
+def test_a_single_shard_has_its_index_too(made: Recipe, tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        group, ["model", str(made.run_folder), str(tmp_path / "one"), "--json"], catch_exceptions=False
+    )
+    assert json.loads(result.stdout)["step"] == STEPS
+    assert [path.name for path in (tmp_path / "one").glob("*.safetensors")] == [
+        "model-00001-of-00001.safetensors"
+    ]
+    assert (tmp_path / "one" / "model.safetensors.index.json").is_file()
+    verified = CliRunner().invoke(
+        group, ["verify", str(tmp_path / "one"), "--generate"], catch_exceptions=False
+    )
+    assert verified.stdout.endswith("sound\n")
+
+
+def test_checksums_are_those_of_sha256sum(released: Path) -> None:
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"],
+        cwd=released,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    checked = {line.split(":")[0] for line in done.stdout.splitlines()}
+    there = {str(p.relative_to(released)) for p in released.rglob("*") if p.is_file()} - {"SHA256SUMS"}
+    assert checked == there
+    assert {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "parity.json",
+        "recipe.yaml",
+    } <= there
+    assert {"evaluation/results.csv", "evaluation/gains.json", "manifest.json"} <= there
+    assert Manifest.read(released).check_outputs(released, contents=True) == []
+
+
+def test_card_metadata(made: Recipe, released: Path) -> None:
+    card = ModelCard.load(released / "README.md")
+    data = card.data
+    assert data.license == "apache-2.0"
+    assert data.library_name == "transformers"
+    assert data.pipeline_tag == "text-generation"
+    assert {"en", "de", "ru", "cmn", "hi", "swh", "yo", "ka", "am"} <= set(data.language)
+    gains = read_json(made.run_folder / "evaluation" / "gains.json")
+    found = {(r.dataset_type, r.dataset_config): r.metric_value for r in data.eval_results}
+    assert found == {
+        (f"heldout-{row['kind']}", row["group"]): round(row["trained"], 6) for row in gains["groups"]
+    }
+
+
+def test_card_text_is_made_of_the_records(made: Recipe, released: Path) -> None:
+    text = (released / "README.md").read_text(encoding="utf-8")
+    gains = read_json(made.run_folder / "evaluation" / "gains.json")
+    for row in gains["groups"]:
+        assert f"| {row['group']} | {row['languages']} | {row['base']:.4f} | {row['trained']:.4f} |" in text
+    assert "| **monolingual** | 12 |" in text
+    assert "| yor_Latn | Yoruba |" in text
+    assert f"| Released step | {STEPS} of {STEPS} |" in text
+    assert made.sha256 in text
+    assert "device-hours" in text
+    assert "It is clearly worse than its base in 1 of the evaluated languages: eng_Latn" in text
+    assert "demonstration" in text
+    assert "{{" not in text
+    assert not re.search(r"\n\n\n\n", text)
+
+
+def test_tokens_of_generation(released: Path) -> None:
+    assert read_json(released / "generation_config.json") == {"bos_token_id": 0, "eos_token_id": 1}
+    config = read_json(released / "config.json")
+    assert (config["bos_token_id"], config["eos_token_id"]) == (0, 1)
+
+
+def test_wrong_tokens_of_an_export_are_put_right(run: Path, tmp_path: Path) -> None:
+    """The published first generation of the papers' models ends with token 0; a recipe names the real one."""
+    export = run / "hf" / f"step-{STEPS}"
+    write_json(export / "generation_config.json", {"bos_token_id": 5, "eos_token_id": 7})
+    write_release(plan_release(str(run)), tmp_path / "release")
+    assert read_json(tmp_path / "release" / "generation_config.json") == {
+        "bos_token_id": 0,
+        "eos_token_id": [1, 7],
+    }
+
+
+def test_dry_run_writes_nothing(made: Recipe, tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        group, ["model", str(made.run_folder), str(tmp_path / "x"), "--dry-run"], catch_exceptions=False
+    )
+    assert "languages: 12" in result.stdout
+    assert not (tmp_path / "x").exists()
+
+
+def test_licence_of_llama_3(run: Path, made: Recipe, tmp_path: Path) -> None:
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("license: apache-2.0", "license: llama3"))
+    with pytest.raises(UserError, match="copy of the base model's LICENSE file"):
+        write_release(plan_release(str(run)), tmp_path / "release")
+    assert list(tmp_path.glob("*release*")) == []
+    with pytest.raises(UserError, match="begins with “Llama 3”"):
+        plan_release(str(run), name="Emma")
+    base = tmp_path / "llama"
+    base.mkdir()
+    (base / "LICENSE").write_text("agreement")
+    (base / "USE_POLICY.md").write_text("policy")
+    write_release(plan_release(str(run), license_from=base), tmp_path / "release")
+    card = ModelCard.load(tmp_path / "release" / "README.md")
+    assert card.data.license == "llama3"
+    assert "# Llama 3 sample" in card.text
+    assert "**Built with Meta Llama 3**" in card.text
+    assert "Copyright © Meta Platforms" in (tmp_path / "release" / "NOTICE").read_text(encoding="utf-8")
+    assert (tmp_path / "release" / "USE_POLICY.md").read_text() == "policy"
+
+
+def _without_parity(export: Path) -> None:
+    (export / "parity.json").unlink()
+
+
+def _failing_parity(export: Path) -> None:
+    write_json(
+        export / "parity.json", {**read_json(export / "parity.json"), "passed": False, "faults": ["logits"]}
+    )
+
+
+def _parity_without_logits(export: Path) -> None:
+    write_json(export / "parity.json", {**read_json(export / "parity.json"), "logits": None})
+
+
+def _other_weights(export: Path) -> None:
+    path = export / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+def _cut_weights(export: Path) -> None:
+    path = export / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def _other_shape(export: Path) -> None:
+    write_json(export / "config.json", {**read_json(export / "config.json"), "intermediate_size": 65})
+
+
+def _no_tokenizer(export: Path) -> None:
+    (export / "tokenizer.json").unlink()
+
+
+def _no_export(export: Path) -> None:
+    shutil.rmtree(export)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_without_parity, "not released without proof"),
+        (_failing_parity, "parity failed"),
+        (_parity_without_logits, "compares no logits"),
+        (_other_weights, "about other weights: 1 tensors differ"),
+        (_cut_weights, "the file is truncated"),
+        (_other_shape, "do not belong together"),
+        (_no_tokenizer, "holds no tokenizer.json"),
+        (_no_export, "no export of step"),
+    ],
+)
+def test_refusals_leave_nothing_behind(run: Path, tmp_path: Path, spoil: object, message: str) -> None:
+    spoil(run / "hf" / f"step-{STEPS}")  # type: ignore[operator]
+    with pytest.raises(UserError, match=message):
+        write_release(plan_release(str(run)), tmp_path / "release")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_existing_folder_is_kept(run: Path, release: Path, tmp_path: Path) -> None:
+    before = (release / "README.md").read_bytes()
+    plan = plan_release(str(run))
+    with pytest.raises(UserError, match="--overwrite"):
+        write_release(plan, release)
+    assert (release / "README.md").read_bytes() == before
+    write_release(plan, release, overwrite=True)
+    assert len(list(release.glob("*.safetensors"))) == 1
+
+
+def test_scores_of_another_step_are_not_this_ones(run: Path, tmp_path: Path) -> None:
+    (run / "hf" / f"step-{STEPS}").rename(run / "hf" / "step-20")
+    write_release(plan_release(str(run)), tmp_path / "release")
+    text = (tmp_path / "release" / "README.md").read_text(encoding="utf-8")
+    assert "This step was not evaluated against its base." in text
+    assert "model-index" not in text
+    assert not (tmp_path / "release" / "evaluation").exists()
+
+
+def test_unknown_step(run: Path) -> None:
+    with pytest.raises(UserError, match=f"no export of step 3 .*there are {STEPS}"):
+        plan_release(str(run), 3)
+
+
+def test_failing_verification_ends_the_release(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("checkpoints_conversion.release.build.render_card", lambda facts: "no card")
+    with pytest.raises(CheckFailedError, match="metadata `license` is missing"):
+        write_release(plan_release(str(run)), tmp_path / "release")
+    assert not (tmp_path / "release").exists()
