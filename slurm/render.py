@@ -53,6 +53,7 @@ class _Job:
     commands: list[str] = field(default_factory=list)
     rank_options: list[str] = field(default_factory=list)
     pruning: bool = False
+    mark: str | None = None
 
 
 def render_stage(recipe: Recipe, stage: StageName, *, finish: bool = False) -> Script:
@@ -88,6 +89,7 @@ def render_stage(recipe: Recipe, stage: StageName, *, finish: bool = False) -> S
         run=str(run),
         environment={**recipe.cluster.environment, **recipe.environment},
         commands=[shell_line(command) for command in commands],
+        mark=str(definition.mark(recipe)) if definition.mark else None,
     )
     hours = job.gpus * job.tasks * _hours(job.time_limit)
     return Script(f"{stage}-finish" if finish else stage, name, _render(recipe, described), hours)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from recipes.errors import UserError
 from recipes.manifest import MANIFEST_NAME
 from recipes.schema import Recipe
 from recipes.schema.slurm import StageJob, StageName
@@ -29,6 +30,7 @@ class Stage:
         place: the folder that it writes; two runs that share it share the stage's job.
         done: whether a recipe's stage has nothing left to do.
         missing: first input that is not on disk, with the fix, or None.
+        mark: file that says that the stage is done, where its command refuses to run twice.
         commands: command lines of `emma` (without `emma`), for a run folder; `TASK` stands for the array task.
         after: command lines that follow when all array tasks are done, in a job of their own.
     """
@@ -39,6 +41,7 @@ class Stage:
     missing: Callable[[Recipe], str | None]
     commands: Callable[[Recipe, StageJob], list[list[str]]]
     after: Callable[[Recipe, StageJob], list[list[str]]] | None = None
+    mark: Callable[[Recipe], Path] | None = None
 
 
 def stage_job(recipe: Recipe, stage: StageName) -> StageJob:
@@ -72,26 +75,20 @@ def _packed(recipe: Recipe) -> bool:
 
 
 def _pack_missing(recipe: Recipe) -> str | None:
-    for name, component in recipe.data.pack.components.items():
-        if component.inputs is None:
-            folder = Path(recipe.paths.corpus) / "split" / name
-            if not folder.is_dir():
-                return f"{folder}: no clean text of component `{name}`. Fix: `emma corpus build {recipe.name}`, or set data.pack.components.{name}.inputs"
-        else:
-            for pattern in component.inputs:
-                if not _matches(pattern):
-                    return f"data.pack.components.{name}.inputs: nothing matches {pattern}. Fix: correct the path"
+    from tools.pack.plan import PackSettings
+
+    try:
+        settings = PackSettings.of_recipe(recipe)
+        for name in recipe.data.pack.components:
+            settings.inputs(name)
+    except UserError as error:
+        return str(error)
     tokenizer = Path(recipe.model.tokenizer.path)
     return (
         None
         if tokenizer.exists()
         else f"model.tokenizer.path: {tokenizer} does not exist. Fix: correct the path"
     )
-
-
-def _matches(pattern: str) -> bool:
-    path = Path(pattern).absolute()
-    return any(True for _ in Path(path.anchor).glob(str(path.relative_to(path.anchor))))
 
 
 def _train_missing(recipe: Recipe) -> str | None:
@@ -119,11 +116,15 @@ def _pack_commands(recipe: Recipe, job: StageJob) -> list[list[str]]:
 
 
 def _convert_commands(recipe: Recipe, job: StageJob) -> list[list[str]]:
-    run, export = str(recipe.run_folder), str(_export(recipe))
     step = f"--step={recipe.schedule.steps}"
+    return [["convert", "megatron-to-hf", str(recipe.run_folder), str(_export(recipe)), step, *job.arguments]]
+
+
+def _release_commands(recipe: Recipe, job: StageJob) -> list[list[str]]:
+    step, release = f"--step={recipe.schedule.steps}", str(_release(recipe))
     return [
-        ["convert", "megatron-to-hf", run, export, step, *job.arguments],
-        ["convert", "verify", run, export, step],
+        ["release", "model", str(recipe.run_folder), release, step, *job.arguments],
+        ["release", "verify", release],
     ]
 
 
@@ -157,13 +158,14 @@ _STAGES = (
     Stage(
         name="convert",
         place=lambda recipe: recipe.run_folder,
-        done=lambda recipe: (_export(recipe) / "parity.json").is_file(),
+        done=lambda recipe: (_export(recipe) / MANIFEST_NAME).is_file(),
         missing=lambda recipe: _folder(
             RunFolder(recipe.run_folder).checkpoints / f"iter_{recipe.schedule.steps:07d}",
             "the last checkpoint",
             "submit --from train",
         ),
         commands=_convert_commands,
+        mark=lambda recipe: _export(recipe) / MANIFEST_NAME,
     ),
     Stage(
         name="evaluate",
@@ -177,17 +179,8 @@ _STAGES = (
         place=lambda recipe: recipe.run_folder,
         done=lambda recipe: (_release(recipe) / MANIFEST_NAME).is_file(),
         missing=lambda recipe: _folder(_export(recipe), "the exported model", "submit --from convert"),
-        commands=lambda recipe, job: [
-            [
-                "release",
-                "model",
-                str(recipe.run_folder),
-                str(_release(recipe)),
-                f"--step={recipe.schedule.steps}",
-                *job.arguments,
-            ],
-            ["release", "verify", str(_release(recipe))],
-        ],
+        commands=_release_commands,
+        mark=lambda recipe: _release(recipe) / MANIFEST_NAME,
     ),
 )
 

@@ -47,7 +47,10 @@ def make_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRecipe:
     def make(*overrides: str, ready: bool = True) -> Recipe:
         recipe = load_recipe(str(file), overrides)
         if ready:
-            for folder in ("corpus/split/monolingual", "store", "mix/small", "tokenizer"):
+            text = Path("corpus/split/monolingual/eng_Latn/part-00000.parquet")
+            text.parent.mkdir(parents=True, exist_ok=True)
+            text.touch()
+            for folder in ("store", "mix/small", "tokenizer"):
                 os.makedirs(folder, exist_ok=True)  # noqa: PTH103
         return recipe
 

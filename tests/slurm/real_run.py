@@ -47,14 +47,21 @@ class RealRun:
     def folder(self) -> Path:
         return self.work / "runs" / self.name
 
-    def submit(self, *arguments: str) -> str:
-        """`emma slurm submit` with the limits of a small machine."""
+    def submit(self, cluster: str, *arguments: str, code: int = 0) -> str:
+        """`emma slurm submit` on a cluster section, with the limits of the test cluster."""
+        limits = "cluster.slurm={exclusive: false, time_limit: '00:40:00', signal_seconds: 60}"
+        name = f"name={self.name}"
         return emma(
             self.slurm,
             self.work,
-            *("slurm", "submit", "small.yaml", f"name={self.name}", "cluster.slurm={}"),
+            "slurm",
+            "submit",
+            "small.yaml",
+            name,
+            cluster,
+            limits,
             *arguments,
-            "cluster.slurm.exclusive=false",
+            code=code,
         )
 
     def events(self) -> list[dict[str, Any]]:
@@ -74,13 +81,19 @@ class RealRun:
         """Node of the latest launch."""
         return self.node_of_launch(self.launches()[-1])
 
-    def job(self) -> int:
-        return int([event["job"] for event in self.events() if event["event"] == "submitted"][-1])
+    def jobs(self, link: str | None = None) -> list[int]:
+        """Jobs that were submitted, or those of one link."""
+        submitted = [event for event in self.events() if event["event"] == "submitted"]
+        return [event["job"] for event in submitted if link in (None, event["link"])]
 
-    def state(self) -> str:
-        """Slurm's state of the job."""
-        shown = self.slurm.command("scontrol", "--oneliner", "show", "job", str(self.job()))
+    def state(self, job: int | None = None) -> str:
+        """Slurm's state of a job, by default of the last one submitted."""
+        shown = self.slurm.command("scontrol", "--oneliner", "show", "job", str(job or self.jobs()[-1]))
         return shown.split("JobState=")[1].split()[0]
+
+    def failed(self) -> list[int]:
+        """Jobs that went wrong."""
+        return [job for job in self.jobs() if self.state(job) in ("FAILED", "CANCELLED", "TIMEOUT")]
 
     def step(self) -> int:
         rows = read_metrics(RunFolder(self.folder).metrics_file)[0]
@@ -102,7 +115,7 @@ class RealRun:
         self._wait(lambda: run.finished(recipe) and self.state() == "COMPLETED", "the end", seconds)
 
     def cancel(self) -> None:
-        self.slurm.command("scancel", str(self.job()))
+        self.slurm.command("scancel", str(self.jobs()[-1]))
 
     def _wait(self, condition: Any, what: str, seconds: float) -> None:
         def ended() -> bool:
@@ -117,7 +130,10 @@ class RealRun:
 
     def logs(self) -> str:
         """Ends of the job's and the ranks' logs."""
-        paths = [*self.folder.glob("logs/slurm/*.log"), *sorted(self.folder.glob("logs/launch-*/*.log"))[-6:]]
+        paths = [
+            *sorted(self.folder.glob("logs/slurm/*.log")),
+            *sorted(self.folder.glob("logs/launch-*/*.log"))[-6:],
+        ]
         return "\n".join(f"== {path}\n" + path.read_text(errors="replace")[-1500:] for path in paths)
 
 

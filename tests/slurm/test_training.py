@@ -17,9 +17,9 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2400)]
 
 TWO_NODES = "cluster={nodes: 2, gpus_per_node: 2, device: cpu, launcher: srun}"
 ONE_NODE = "cluster={nodes: 1, gpus_per_node: 2, device: cpu}"
-LAYOUT = "parallelism={tensor: 2, sequence: true}"
+LAYOUT = "batch.micro=4"
 # Long enough for the time limits below, short enough to wait for.
-LONG, SHORT = 2400, 300
+LONG, SHORT = 2000, 120
 
 MakeRun = Callable[..., RealRun]
 
@@ -33,9 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(folder: Path, slurm: TwoNodes) -> Iterator[MakeRun]:
     """Submits a run of some steps under a name."""
 
-    def submit(name: str, steps: int, *overrides: str) -> RealRun:
+    def submit(name: str, steps: int, cluster: str, *overrides: str) -> RealRun:
         run = make_run(folder / f"steps-{steps}", name, steps, slurm)
-        run.submit("--only", "train", LAYOUT, *overrides)
+        run.submit(cluster, "--only", "train", LAYOUT, *overrides)
         return run
 
     yield submit
@@ -45,7 +45,7 @@ def make(folder: Path, slurm: TwoNodes) -> Iterator[MakeRun]:
 @pytest.fixture(scope="module")
 def whole(make: MakeRun) -> RealRun:
     """The short run on two nodes, not interrupted."""
-    run = make("whole", SHORT, TWO_NODES, "checkpoint.interval=50")
+    run = make("whole", SHORT, TWO_NODES, "checkpoint.interval=30")
     run.wait_until_finished(600)
     assert run.restarts() == [0]
     return run
@@ -53,19 +53,19 @@ def whole(make: MakeRun) -> RealRun:
 
 @pytest.fixture(scope="module")
 def whole_on_one_node(make: MakeRun) -> RealRun:
-    run = make("whole-one", SHORT, ONE_NODE, "checkpoint.interval=50")
+    run = make("whole-one", SHORT, ONE_NODE, "checkpoint.interval=30")
     run.wait_until_finished(600)
     return run
 
 
 def test_the_signal_before_the_time_limit_saves_and_the_requeued_job_finishes(make: MakeRun) -> None:
-    limits = "cluster.slurm.time_limit=00:04:00", "cluster.slurm.signal_seconds=60"
-    cut = make("cut", LONG, TWO_NODES, "checkpoint.interval=100000", *limits)
+    limits = "cluster.slurm.time_limit=00:03:00", "cluster.slurm.signal_seconds=45"
+    cut = make("cut", LONG, TWO_NODES, "batch.micro=1", "checkpoint.interval=100000", *limits)
     cut.wait_until_finished(1500)
     events = [event for event in History(cut.folder).events() if event["event"] == "ended"]
     assert len(events) > 1 and all(event["exit_code"] == 0 for event in events), "it was saved, not killed"
     assert 0 < events[0]["step"] < LONG and cut.restarts()[:2] == [0, 1]
-    reference = make("uncut", LONG, TWO_NODES, "checkpoint.interval=100000")
+    reference = make("uncut", LONG, TWO_NODES, "batch.micro=1", "checkpoint.interval=100000")
     reference.wait_until_finished(1200)
     assert reference.restarts() == [0]
     assert cut.losses() == reference.losses() and len(cut.losses()) == LONG
@@ -76,21 +76,21 @@ def test_the_signal_before_the_time_limit_saves_and_the_requeued_job_finishes(ma
 def test_a_killed_rank_ends_the_step_at_once_and_the_run_goes_on(
     make: MakeRun, whole: RealRun, slurm: TwoNodes
 ) -> None:
-    run = make("killed", SHORT, TWO_NODES, "checkpoint.interval=50")
-    run.wait_for_step(80, 400)
+    run = make("killed", SHORT, TWO_NODES, "checkpoint.interval=30")
+    run.wait_for_step(40, 400)
     ranks = slurm.processes("n2", "tools.training.worker", str(run.folder))
     assert len(ranks) == 2
     os.kill(ranks[0], signal.SIGKILL)
     slurm.wait(lambda: any(event["event"] == "ended" for event in run.events()), "the link ended", 60)
     run.wait_until_finished(600)
     ended = [event for event in run.events() if event["event"] == "ended"]
-    assert ended[0]["exit_code"] != 0 and ended[0]["step"] >= 50 and ended[-1]["exit_code"] == 0
+    assert ended[0]["exit_code"] != 0 and ended[0]["step"] >= 30 and ended[-1]["exit_code"] == 0
     assert run.losses() == whole.losses()
 
 
 def test_a_lost_node_requeues_the_run(make: MakeRun, whole: RealRun, slurm: TwoNodes) -> None:
-    run = make("lost", SHORT, TWO_NODES, "checkpoint.interval=50")
-    run.wait_for_step(80, 400)
+    run = make("lost", SHORT, TWO_NODES, "checkpoint.interval=30")
+    run.wait_for_step(40, 400)
     slurm.lose_node("n2", ranks=True)
     slurm.wait(lambda: run.state() == "PENDING", "Slurm noticed that the node is gone", 90)
     slurm.start_node("n2")
@@ -101,8 +101,8 @@ def test_a_lost_node_requeues_the_run(make: MakeRun, whole: RealRun, slurm: TwoN
 def test_ranks_of_a_lost_node_that_live_on_write_no_more(
     make: MakeRun, whole_on_one_node: RealRun, slurm: TwoNodes
 ) -> None:
-    run = make("zombie", SHORT, ONE_NODE, "checkpoint.interval=50")
-    run.wait_for_step(60, 400)
+    run = make("zombie", SHORT, ONE_NODE, "checkpoint.interval=30")
+    run.wait_for_step(30, 400)
     node = run.node()
     slurm.lose_node(node, ranks=False)
     alive = slurm.processes(node, "tools.training.worker", str(run.folder))
@@ -124,7 +124,7 @@ def test_ranks_of_a_lost_node_that_live_on_write_no_more(
 
 
 def test_two_submissions_start_one_writer(make: MakeRun, slurm: TwoNodes) -> None:
-    run = make("twice", SHORT, ONE_NODE, "schedule.steps=300")
-    again = run.submit("--only", "train", LAYOUT, ONE_NODE)
+    run = make("twice", SHORT, ONE_NODE)
+    again = run.submit(ONE_NODE, "--only", "train", LAYOUT)
     assert "in the queue" in again and "submitted" not in again
     run.cancel()
