@@ -146,13 +146,14 @@ def stats(
     last = stage or table.column("stage")[-1].as_py()
     rows = [r for r in table.to_pylist() if r["stage"] == last and kind in (None, r["kind"])]
     if tokens:
+        from recipes.load import load_recipe
         from tools.corpus.fertility import add_tokens
 
-        rows = add_tokens(work, last, rows)
+        rows = add_tokens(work, load_recipe(run, overrides), last, rows)
     if plots:
         from tools.corpus.plots import draw
 
-        for path in draw(work.root, last):
+        for path in draw(work, last):
             click.echo(f"wrote {path}", err=as_json)
     if against is not None:
         other = published(against)

@@ -46,7 +46,6 @@ class Build:
         root: folder of the corpus.
         recipe_sha256: of the run's recipe, for the manifests.
         workers: processes on this machine.
-        tokenizer: folder of the tokenizer, for statistics of true tokens.
     """
 
     corpus: Corpus
@@ -54,7 +53,6 @@ class Build:
     root: Path
     recipe_sha256: str
     workers: int = 1
-    tokenizer: str | None = None
 
 
 @dataclass

@@ -1,0 +1,81 @@
+"""Tokens of the run's tokenizer per language, and tokens a byte: what a language costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recipes.errors import UserError
+from recipes.files import atomic_write
+from recipes.schema import Recipe
+from recipes.schema.model import Tokenizer
+from tools.corpus.layout import Part, part_path, read_row_groups, text_columns
+from tools.corpus.passes import count_parts
+from tools.corpus.stage import Build
+
+__all__ = ["add_tokens", "count_tokens"]
+
+
+def count_tokens(
+    root: str, stage: str, parts: Sequence[Part], tokenizer: Tokenizer, vocab_size: int, engine: str
+) -> list[list[Any]]:
+    """Tokens (without those that bound documents) and bytes of parts: rows of kind, language, tokens, bytes."""
+    from tools.pack.engine import Encoder, TokenizerFile, choose_engine
+
+    encoder = Encoder(TokenizerFile(tokenizer, vocab_size), choose_engine(engine))
+    found = []
+    for part in parts:
+        tokens = size = 0
+        for table in read_row_groups(part_path(Path(root), stage, part), text_columns(part.kind)):
+            for column in table.columns:
+                texts = column.combine_chunks().cast(pa.large_string())
+                languages = pa.array([part.language] * len(texts), pa.large_string())
+                tokens += int(encoder.encode(texts, languages).lengths.sum())
+                size += sum(len(text) for text in texts.cast(pa.large_binary()).to_pylist())
+        found.append([part.kind, part.language, tokens, size])
+    return found
+
+
+def add_tokens(
+    build: Build, recipe: Recipe, stage: str, rows: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Rows of a statistics table with `tokenizer_tokens` and `tokens_per_byte`; written to
+    `statistics/tokens-STAGE.parquet` too. An interrupted count goes on where it stopped.
+
+    Args:
+        build: the corpus.
+        recipe: for the tokenizer (`model.tokenizer`) and its engine (`data.pack.engine`).
+        stage: stage to count.
+        rows: rows of `statistics.statistics` of that stage.
+
+    Raises:
+        UserError: the model has no tokenizer, or it cannot be read.
+    """
+    from tools.pack.engine import TokenizerFile
+
+    tokenizer = recipe.model.tokenizer
+    if tokenizer is None:
+        raise UserError(
+            f"model {recipe.model.name} names no tokenizer; give model.tokenizer, or leave --tokens out"
+        )
+    checksum = TokenizerFile(tokenizer, recipe.model.vocab_size).sha256
+    settings = (tokenizer, recipe.model.vocab_size, recipe.data.pack.engine)
+    results = count_parts(build, stage, "tokens", count_tokens, *settings, key=checksum)
+    sums: dict[tuple[str, str], list[int]] = {}
+    for result in results:
+        for kind, language, tokens, size in result:
+            total = sums.setdefault((kind, language), [0, 0])
+            total[0] += tokens
+            total[1] += size
+    found = []
+    for row in rows:
+        tokens, size = sums.get((row["kind"], row["language"]), (0, 0))
+        found.append({**row, "tokenizer_tokens": tokens, "tokens_per_byte": tokens / size if size else 0.0})
+    table = pa.Table.from_pylist(found).append_column("tokenizer", pa.array([checksum] * len(found)))
+    with atomic_write(build.root / "statistics" / f"tokens-{stage}.parquet") as handle:
+        pq.write_table(table, handle, compression="zstd")
+    return found

@@ -1,0 +1,45 @@
+"""A pass over the parts of a finished stage that only counts: in parallel, resumable, without traces."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+from recipes.manifest import Manifest
+from tools.corpus.layout import parts_of
+from tools.corpus.runner import Task, results_of, run_tasks
+from tools.corpus.stage import Build, chunks_of_parts, fingerprint
+
+__all__ = ["count_parts"]
+
+_CHUNK_MEGABYTES = 16
+
+
+def count_parts(
+    build: Build, stage: str, name: str, function: Callable[..., Any], *arguments: Any, key: str = ""
+) -> list[Any]:
+    """Results of `function(root, stage, parts, *arguments)` for consecutive chunks of parts.
+
+    Args:
+        build: the corpus.
+        stage: a finished stage.
+        name: what is counted, for the progress bar.
+        function: importable; returns JSON values.
+        arguments: picklable.
+        key: what the result depends on besides the stage: an interrupted pass goes on only where it is the same.
+
+    Raises:
+        UserError: the stage is not finished.
+    """
+    built = Manifest.read(build.root / stage).extra["fingerprint"]
+    work = build.root / ".work" / f"count-{fingerprint(name, stage, built, key)[:16]}"
+    chunks = chunks_of_parts(build.root, stage, parts_of(build.root, stage), _CHUNK_MEGABYTES)
+    tasks = [
+        Task(f"chunk-{number:06d}", function, (str(build.root), stage, chunk, *arguments))
+        for number, chunk in enumerate(chunks)
+    ]
+    run_tasks(work, tasks, workers=build.workers, label=name)
+    results = results_of(work, tasks)
+    shutil.rmtree(work)
+    return results
