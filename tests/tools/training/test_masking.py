@@ -60,8 +60,8 @@ def differences(flags: list[str], mix: str, eos: int, mask_documents: bool) -> d
         )
     before = logits(tokens)
     other = tokens.clone()
-    other[:end] = (tokens[:end] + 7) % eos + eos + 1  # other ids, none of them the end of text
-    assert not (other[:end] == eos).any() and other.max() < args.padded_vocab_size
+    other[:end] = (tokens[:end] + 7) % args.vocab_size
+    other[:end][other[:end] == eos] = (eos + 1) % args.vocab_size
     content = (logits(other)[end + 1 :] - before[end + 1 :]).abs().max().item()
     cut = end // 2 + 1
     shorter = torch.cat([tokens[cut:], tokens.new_full((cut,), eos)])
