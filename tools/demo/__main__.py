@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 
@@ -12,32 +13,51 @@ from tools.demo.commands import run_command
 from tools.demo.driver import Record, exclusive, run_steps
 from tools.demo.steps import compare_steps, demo_steps
 
-FOLDER = Path("demo")
-"""Everything the demo writes lies below it."""
+
+def overrides_for(folder: Path) -> list[str]:
+    """Overrides that put everything below `folder`; none for the recipes' own, `demo`."""
+    if folder == Path("demo"):
+        return []
+    paths = [f"paths.{name}={folder / name}" for name in ("corpus", "store", "mix", "runs")]
+    return [*paths, f"model.tokenizer.path={folder}/tokenizer", f"start.checkpoint={folder}/base-megatron"]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 @click.option(
     "--compare", is_flag=True, help="Afterwards also train with and without translations, and compare."
 )
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Everything is written below it.",
+)
+@click.option("--base-steps", type=click.IntRange(min=1), help="Steps of the base model's own training.")
 @click.option("--list", "only_list", is_flag=True, help="Print the commands and stop.")
-def command(compare: bool, only_list: bool) -> None:
+def command(
+    overrides: tuple[str, ...], compare: bool, folder: Path, base_steps: int | None, only_list: bool
+) -> None:
     """Run every stage of the project on this machine: no GPU, no download, about ten minutes on two cores.
 
-    Everything is written below demo/. Called again, it goes on where it stopped, or says that it is done.
+    Called again, it goes on where it stopped, or says that it is done. SECTION.KEY=VALUE overrides the recipe `demo`,
+    e.g. schedule.steps=30 for a shorter look.
     """
-    recipe = load_recipe("demo")
-    base = FOLDER / "base"
-    steps = demo_steps(recipe, base)
+    changes = [*overrides_for(folder), *overrides]
+    recipe = load_recipe("demo", changes)
+    base = folder / "base"
+    steps = demo_steps(recipe, base, changes, ("--steps", str(base_steps)) if base_steps else ())
     if compare:
-        steps += compare_steps(load_recipe("demo_mono"), load_recipe("demo_bi"), base)
+        pair = [load_recipe(name, changes) for name in ("demo_mono", "demo_bi")]
+        steps += compare_steps(pair[0], pair[1], base, changes)
     if only_list:
         for step in steps:
-            click.echo(f"{' '.join(step.command)}    # {step.title}")
+            click.echo(f"# {step.title}\n{shlex.join(step.command)}")
         return
     started = time.monotonic()
-    with exclusive(FOLDER) as lock:
-        ran = run_steps(steps, Record(FOLDER), lock)
+    with exclusive(folder) as lock:
+        ran = run_steps(steps, Record(folder), lock)
     run = recipe.run_folder
     click.secho("\nThe demo is done" + (f" ({time.monotonic() - started:.0f} s)." if ran else "."), bold=True)
     click.echo(f"  page     {run / 'report' / 'index.html'}\n  release  {run / 'release'}")

@@ -73,8 +73,8 @@ def exclusive(folder: Path, patience: float = 180.0) -> Iterator[IO[Any]]:
 
 
 def run_steps(steps: Sequence[Step], record: Record, lock: IO[Any]) -> bool:
-    """Runs what is not done yet. After the first step that runs, all later ones run too: each `emma` command knows
-    by itself what of its work is still valid.
+    """Runs what is not done yet, in order. A step that was cut short runs again: every command of the road starts anew
+    or goes on by itself.
 
     Returns:
         Whether anything had to be run.
@@ -85,7 +85,7 @@ def run_steps(steps: Sequence[Step], record: Record, lock: IO[Any]) -> bool:
     ran = False
     for number, step in enumerate(steps, 1):
         head = f"[{number}/{len(steps)}] {step.title}"
-        if not ran and record.done(step):
+        if record.done(step):
             click.echo(f"{head}: done")
             continue
         ran = True

@@ -38,13 +38,17 @@ class Step:
     stop: Stop | None = None
 
 
-def demo_steps(recipe: Recipe, base: Path) -> list[Step]:
+def demo_steps(
+    recipe: Recipe, base: Path, overrides: Sequence[str] = (), base_options: Sequence[str] = ()
+) -> list[Step]:
     """Steps of `make demo`.
 
     Args:
         recipe: the run `demo`.
         base: folder of the base model in Hugging Face format; the tokenizer's and the imported checkpoint's folders
             are the recipe's.
+        overrides: `section.key=value` that the recipe was loaded with, repeated in the commands.
+        base_options: options of the base model's command.
     """
     corpus, tokenizer = Path(recipe.paths.corpus), Path(recipe.model.tokenizer.path)
     imported = Path(str(recipe.start.checkpoint))
@@ -55,7 +59,7 @@ def demo_steps(recipe: Recipe, base: Path) -> list[Step]:
         Step(
             "corpus",
             "raw text → clean, deduplicated, split text",
-            ("emma", "corpus", "build", name),
+            ("emma", "corpus", "build", name, *overrides),
             (corpus / "split",),
         ),
         Step(
@@ -67,52 +71,52 @@ def demo_steps(recipe: Recipe, base: Path) -> list[Step]:
         Step(
             "pack",
             "clean text → token store",
-            ("emma", "pack", "run", name),
+            ("emma", "pack", "run", name, *overrides),
             (Path(recipe.paths.store),),
         ),
         Step(
             "mix",
             "token store → training and validation datasets",
-            ("emma", "mix", "build", name),
+            ("emma", "mix", "build", name, *overrides),
             (recipe.mix_folder / "mix.json",),
         ),
         Step(
             "base",
             "a base model that knows five languages (the stand-in for Llama)",
-            ("python", "-m", "tools.demo.base_model", str(corpus), str(tokenizer), str(base)),
+            ("python", "-m", "tools.demo.base_model", str(corpus), str(tokenizer), str(base), *base_options),
             (base / "model.safetensors",),
         ),
         Step(
             "import",
             "Hugging Face → Megatron checkpoint",
-            ("emma", "convert", "hf-to-megatron", str(base), str(imported)),
+            ("emma", "convert", "hf-to-megatron", str(base), str(imported), "--overwrite"),
             (imported,),
         ),
         Step(
             "train",
             "train with tensor 2 × pipeline 2; SIGTERM comes half-way",
-            ("emma", "train", name),
+            ("emma", "train", name, *overrides),
             (run / "checkpoints",),
             stop=Stop(run, round(last * 0.4)),
         ),
         Step(
             "resume",
             "go on where it stopped, until the next SIGTERM",
-            ("emma", "train", name),
+            ("emma", "train", name, *overrides),
             (run / "checkpoints",),
             stop=Stop(run, round(last * 0.6)),
         ),
         Step(
             "reshard",
             "go on with another layout: tensor 1 × pipeline 2 × data 2",
-            ("emma", "train", name, "parallelism.tensor=1", "parallelism.sequence=false"),
+            ("emma", "train", name, *overrides, "parallelism.tensor=1", "parallelism.sequence=false"),
             (run / "checkpoints",),
         ),
         Step(
             "export",
             "Megatron → Hugging Face",
             # The proof of parity is a step of its own here, so that it is printed.
-            ("emma", "convert", "megatron-to-hf", str(run), str(export), "--no-parity"),
+            ("emma", "convert", "megatron-to-hf", str(run), str(export), "--no-parity", "--overwrite"),
             (export / "config.json",),
         ),
         Step(
@@ -124,20 +128,25 @@ def demo_steps(recipe: Recipe, base: Path) -> list[Step]:
         Step(
             "evaluate",
             "bits per byte of every language, before and after",
-            ("emma", "evaluate", "run", name, "--base", str(base)),
+            ("emma", "evaluate", "run", str(run), "--base", str(base)),
             (run / "evaluation",),
         ),
         Step(
             "report",
             "one page on the run",
-            ("emma", "report", "run", name),
+            ("emma", "report", "run", str(run)),
             (run / "report" / "index.html",),
         ),
-        Step("release", "release folder", ("emma", "release", "model", name), (run / "release",)),
+        Step(
+            "release",
+            "release folder",
+            ("emma", "release", "model", str(run), str(run / "release"), "--overwrite"),
+            (run / "release",),
+        ),
     ]
 
 
-def compare_steps(mono: Recipe, bilingual: Recipe, base: Path) -> list[Step]:
+def compare_steps(mono: Recipe, bilingual: Recipe, base: Path, overrides: Sequence[str] = ()) -> list[Step]:
     """Steps of the comparison: with and without translations, at the same budget, from the demo's token store."""
     steps = []
     for recipe in (mono, bilingual):
@@ -147,24 +156,29 @@ def compare_steps(mono: Recipe, bilingual: Recipe, base: Path) -> list[Step]:
             Step(
                 f"{name}-mix",
                 "token store → datasets",
-                ("emma", "mix", "build", name),
+                ("emma", "mix", "build", name, *overrides),
                 (recipe.mix_folder / "mix.json",),
             ),
-            Step(f"{name}-train", recipe.description, ("emma", "train", name), (run / "checkpoints",)),
+            Step(
+                f"{name}-train",
+                recipe.description,
+                ("emma", "train", name, *overrides),
+                (run / "checkpoints",),
+            ),
             Step(
                 f"{name}-export",
                 "Megatron → Hugging Face",
-                ("emma", "convert", "megatron-to-hf", str(run), str(export)),
+                ("emma", "convert", "megatron-to-hf", str(run), str(export), "--no-parity", "--overwrite"),
                 (export / "config.json",),
             ),
             Step(
                 f"{name}-evaluate",
                 "bits per byte of every language",
-                ("emma", "evaluate", "run", name, "--base", str(base)),
+                ("emma", "evaluate", "run", str(run), "--base", str(base)),
                 (run / "evaluation",),
             ),
         ]
-    runs = (mono.name, bilingual.name)
+    runs = (str(mono.run_folder), str(bilingual.run_folder))
     page = base.parent / "mono-bi.html"
     steps.append(
         Step(
