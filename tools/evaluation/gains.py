@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from recipes.errors import UserError
 from tools.evaluation.bootstrap import error_of, mean_over_languages, ratio_draws
-from tools.evaluation.groups import ENGLISH, LanguageFacts
+from tools.evaluation.groups import ENGLISH, LANGUAGE_KINDS, LanguageFacts
 from tools.evaluation.journal import LanguageScores
 from tools.evaluation.results import BENCHMARK
 
@@ -162,6 +162,9 @@ def _groups(
     ]
     groups = []
     for kind in dict.fromkeys(gain.kind for gain in gains):
+        if kind not in LANGUAGE_KINDS:
+            groups.append(_group(kind, "all", [gain for gain in gains if gain.kind == kind], draws))
+            continue
         apart = [gain for gain in gains if gain.kind == kind and gain.language != ENGLISH]
         selections = [(name, [gain for gain in apart if test(gain)]) for name, test in tests]
         selections.append(

@@ -13,10 +13,22 @@ from recipes.files import read_json
 if TYPE_CHECKING:
     from recipes.schema.data import Mix
 
-__all__ = ["ENGLISH", "SEEN_FILE", "LanguageFacts", "language_facts", "order_categories", "read_seen"]
+__all__ = [
+    "ENGLISH",
+    "LANGUAGE_KINDS",
+    "SEEN_FILE",
+    "LanguageFacts",
+    "language_facts",
+    "order_categories",
+    "read_seen",
+]
 
 ENGLISH = "eng_Latn"
 """English is the language that continual pre-training may forget, so it is reported apart and never averaged in."""
+
+LANGUAGE_KINDS = ("monolingual", "parallel", "bilingual")
+"""Kinds of text whose folders are languages of the world or pairs of them. The others (code, papers, books,
+instruction) are reported as a whole."""
 
 SEEN_FILE = "languages.json"
 """File in a base model's folder that names the languages it was pre-trained on."""

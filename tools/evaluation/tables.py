@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tools.evaluation.gains import Gains, GroupGain, LanguageGain
+from tools.evaluation.groups import LANGUAGE_KINDS
 from tools.evaluation.results import Result
 
 __all__ = ["gains_table", "scores_table", "text_table"]
@@ -57,8 +58,8 @@ def gains_table(gains: Gains, most: int) -> str:
     """
     parts = [f"{gains.base} → {gains.trained}: bits per byte on held-out text (lower is better)"]
     header = ["", "languages", "base", "trained", "change", "±", "lower", "clear gains", "clear losses"]
-    for kind in dict.fromkeys(group.kind for group in gains.groups):
-        groups = [_group_cells(group) for group in gains.groups if group.kind == kind]
+    for kind in dict.fromkeys(group.kind for group in gains.groups if group.kind in LANGUAGE_KINDS):
+        groups = [_group_cells(group.group, group) for group in gains.groups if group.kind == kind]
         parts.append(text_table([kind, *header[1:]], groups))
         languages = sorted(
             (row for row in gains.languages if row.kind == kind), key=lambda row: row.difference
@@ -67,6 +68,9 @@ def gains_table(gains: Gains, most: int) -> str:
         parts.append(text_table(["language", "category", "base", "trained", "change", "±"], body))
         if most and len(languages) > most:
             parts[-1] += f"\n({len(languages) - most} between them; all are in results.csv and gains.json)"
+    others = [_group_cells(group.kind, group) for group in gains.groups if group.kind not in LANGUAGE_KINDS]
+    if others:
+        parts.append(text_table(["other text", *header[1:]], others))
     return "\n\n".join(parts)
 
 
@@ -83,9 +87,9 @@ def _error(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _group_cells(group: GroupGain) -> list[str]:
+def _group_cells(name: str, group: GroupGain) -> list[str]:
     return [
-        group.group,
+        name,
         str(group.languages),
         f"{group.base:.4f}",
         f"{group.trained:.4f}",

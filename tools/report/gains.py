@@ -8,16 +8,24 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tools.evaluation.groups import ENGLISH, order_categories
+from tools.evaluation.groups import ENGLISH, LANGUAGE_KINDS, order_categories
 from tools.evaluation.results import Result
 from tools.evaluation.stored import EvaluatedModel
 from tools.report.charts import Point, Series, difference_bars, line_chart, scatter
 from tools.report.records import RunRecord
 from tools.report.training import category_colors
 
-__all__ = ["FEW", "Bar", "KindGains", "gain_sections", "headline", "progress_chart", "score_rows"]
+__all__ = [
+    "FEW",
+    "Bar",
+    "KindGains",
+    "gain_sections",
+    "headline",
+    "other_rows",
+    "progress_chart",
+    "score_rows",
+]
 
-_KINDS = ("monolingual", "parallel", "bilingual")
 _OTHER = "o7"
 
 FEW = 12
@@ -61,15 +69,22 @@ def _bars(values: Sequence[float]) -> list[Bar]:
 
 
 def gain_sections(gains: dict[str, Any], run: RunRecord) -> list[KindGains]:
-    """Sections of the page, one a kind of text, monolingual text first.
+    """Sections of the page, one a kind of text in languages of the world, monolingual text first.
 
     Args:
         gains: content of `gains.json`.
         run: for the order of the resource categories.
     """
-    kinds = list(dict.fromkeys(row["kind"] for row in gains["languages"]))
-    kinds.sort(key=lambda kind: (_KINDS.index(kind) if kind in _KINDS else len(_KINDS), kind))
+    kinds = [kind for kind in LANGUAGE_KINDS if any(row["kind"] == kind for row in gains["languages"])]
     return [_section(kind, gains, run) for kind in kinds]
+
+
+def other_rows(gains: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for every kind of text that is not divided by languages (code, papers, ...), with its bar."""
+    rows = [row for row in gains["groups"] if row["kind"] not in LANGUAGE_KINDS]
+    return [
+        {**row, "bar": bar} for row, bar in zip(rows, _bars([r["difference"] for r in rows]), strict=True)
+    ]
 
 
 def _section(kind: str, gains: dict[str, Any], run: RunRecord) -> KindGains:
@@ -139,7 +154,7 @@ def headline(gains: dict[str, Any]) -> dict[str, Any]:
         `all` and `english` (rows of `groups`, or None), `kind`.
     """
     kinds = [row["kind"] for row in gains["groups"]]
-    kind = next((kind for kind in _KINDS if kind in kinds), kinds[0] if kinds else "")
+    kind = next((kind for kind in LANGUAGE_KINDS if kind in kinds), kinds[0] if kinds else "")
     rows = {row["group"]: row for row in gains["groups"] if row["kind"] == kind}
     return {"kind": kind, "all": rows.get("all but English"), "english": rows.get("English")}
 

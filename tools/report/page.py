@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from recipes.manifest import now
-from tools.report.gains import gain_sections, headline, progress_chart, score_rows
+from tools.report.gains import gain_sections, headline, other_rows, progress_chart, score_rows
 from tools.report.mix import mix_view
 from tools.report.provenance import (
     environment_facts,
@@ -63,6 +63,7 @@ def run_page(run: RunRecord) -> str:
         figures=_figures(run),
         gains=run.gains,
         sections=gain_sections(run.gains, run) if run.gains else [],
+        others=other_rows(run.gains) if run.gains else [],
         progress=progress_chart(run),
         scores=score_rows(run),
         training=training_charts(run),

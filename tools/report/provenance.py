@@ -20,13 +20,19 @@ __all__ = [
 ]
 
 
-def device_hours(run: RunRecord) -> float | None:
+def device_hours(run: RunRecord, step: int | None = None) -> float | None:
     """Device-hours of the logged steps: tokens over tokens a second, step by step; None without logged speed.
+
+    Args:
+        run: the run.
+        step: count up to this step; default all.
 
     Steps that a killed launch lost, start-up, validation and saving are not in it.
     """
     total, before = 0.0, 0
     for row in run.steps:
+        if step is not None and row["step"] > step:
+            break
         speed = row.get("tokens_per_second_per_gpu")
         tokens = (row["step"] - before) * run.recipe.tokens_per_step
         before = row["step"]

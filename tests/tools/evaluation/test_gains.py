@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -80,3 +81,13 @@ def test_other_documents_are_refused() -> None:
 def test_nothing_in_common_is_refused() -> None:
     with pytest.raises(UserError, match="no language in common"):
         compare("a", "b", scores({"deu_Latn": 1.0}), scores({"yor_Latn": 1.0}), FACTS)
+
+
+def test_other_text_is_one_group_a_kind() -> None:
+    def of_code(values: dict[str, float]) -> dict[tuple[str, str], LanguageScores]:
+        return {("code", name): replace(row, kind="code") for (_, name), row in scores(values).items()}
+
+    gains = compare("a", "b", of_code({"python": 2.0, "go": 1.0}), of_code({"python": 1.0, "go": 1.5}), FACTS)
+    (group,) = gains.groups
+    assert (group.kind, group.group, group.languages) == ("code", "all", 2)
+    assert group.difference == pytest.approx(-0.25)

@@ -172,6 +172,7 @@ def _scores(languages: list[str], level: float, seed: int) -> dict[tuple[str, st
     scores = {}
     kinds = [("monolingual", language) for language in languages]
     kinds += [("parallel", f"eng_Latn-{language}") for language in languages[1:9]]
+    kinds += [("code", "python"), ("code", "go"), ("books", "eng_Latn")]
     for place, (kind, language) in enumerate(kinds):
         generator = np.random.default_rng([seed, place])
         own = np.random.default_rng([99, place]).uniform(0, 1.4)

@@ -86,7 +86,7 @@ def test_page_of_a_finished_run(tmp_path: Path) -> None:
     facts = json.loads(result.stdout)
     assert facts["page"] == str(recipe.run_folder / "report" / "index.html")
     assert facts["steps"] == 120
-    assert facts["languages"] == 48
+    assert facts["languages"] == 51
     assert facts["parity"] is True
     page = read_page(Path(facts["page"]))
     assert page.sections == {"gains", "training", "mix", "parity", "recipe", "environment"}
@@ -95,7 +95,8 @@ def test_page_of_a_finished_run(tmp_path: Path) -> None:
     assert f"{everyone['base']:.4f}" in page.text
     assert f"{everyone['difference']:+.4f}".replace("-", "−") in page.text
     for row in gains["languages"]:
-        assert row["language"] in page.text
+        assert row["kind"] == "code" or row["language"] in page.text
+    assert "Other text" in page.text
     for group_name in ("high", "medium", "low", "seen by the base", "unseen by the base", "English"):
         assert group_name in page.text
     assert "Training loss" in page.text
