@@ -174,18 +174,21 @@ class SweepFolder:
         """Writes a trial's `trial.json` and recipe; returns its run folder."""
         folder, recipe = self.folder(number), self.recipe(number, parameters)
         write_recipe(recipe, folder / "recipe.yaml")
-        write_json(folder / "trial.json", {"number": number, "parameters": dict(parameters), **facts})
+        # What tells a trial's state, so that a table of hundreds need not read their recipes.
+        limits = {"steps": recipe.schedule.steps, "attempts": recipe.cluster.slurm.attempts}
+        write_json(
+            folder / "trial.json", {"number": number, "parameters": dict(parameters), **limits, **facts}
+        )
         return folder
 
 
 def _state(folder: Path, facts: Mapping[str, Any]) -> str:
     if facts.get("pruned") is not None:
         return "pruned"
-    recipe, run = load_recipe(folder), RunFolder(folder)
-    if run.finished(recipe):
+    step = RunFolder(folder).latest_step()
+    if step >= facts["steps"]:
         return "finished"
-    failed = History(folder).attempts_without_progress(run.latest_step()) >= recipe.cluster.slurm.attempts
-    return "failed" if failed else "begun"
+    return "failed" if History(folder).attempts_without_progress(step) >= facts["attempts"] else "begun"
 
 
 def _essence(sweep: Sweep) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from tests.slurm.two_nodes import TwoNodes
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2400)]
 
+RANKS = 2  # a node
 TWO_NODES = "cluster={nodes: 2, gpus_per_node: 2, device: cpu, launcher: srun}"
 ONE_NODE = "cluster={nodes: 1, gpus_per_node: 2, device: cpu}"
 LAYOUT = "batch.micro=4"
@@ -46,7 +47,7 @@ def make(folder: Path, slurm: TwoNodes) -> Iterator[MakeRun]:
 def whole(make: MakeRun) -> RealRun:
     """The short run on two nodes, not interrupted."""
     run = make("whole", SHORT, TWO_NODES, "checkpoint.interval=30")
-    run.wait_until_finished(600)
+    run.wait_until_finished(900)
     assert run.restarts() == [0]
     return run
 
@@ -54,7 +55,7 @@ def whole(make: MakeRun) -> RealRun:
 @pytest.fixture(scope="module")
 def whole_on_one_node(make: MakeRun) -> RealRun:
     run = make("whole-one", SHORT, ONE_NODE, "checkpoint.interval=30")
-    run.wait_until_finished(600)
+    run.wait_until_finished(900)
     return run
 
 
@@ -77,12 +78,12 @@ def test_a_killed_rank_ends_the_step_at_once_and_the_run_goes_on(
     make: MakeRun, whole: RealRun, slurm: TwoNodes
 ) -> None:
     run = make("killed", SHORT, TWO_NODES, "checkpoint.interval=30")
-    run.wait_for_step(40, 400)
+    run.wait_for_step(40, 600)
     ranks = slurm.processes("n2", "tools.training.worker", str(run.folder))
-    assert len(ranks) == 2
+    assert len(ranks) == RANKS
     os.kill(ranks[0], signal.SIGKILL)
     slurm.wait(lambda: any(event["event"] == "ended" for event in run.events()), "the link ended", 60)
-    run.wait_until_finished(600)
+    run.wait_until_finished(900)
     ended = [event for event in run.events() if event["event"] == "ended"]
     assert ended[0]["exit_code"] != 0 and ended[0]["step"] >= 30 and ended[-1]["exit_code"] == 0
     assert run.losses() == whole.losses()
@@ -90,11 +91,11 @@ def test_a_killed_rank_ends_the_step_at_once_and_the_run_goes_on(
 
 def test_a_lost_node_requeues_the_run(make: MakeRun, whole: RealRun, slurm: TwoNodes) -> None:
     run = make("lost", SHORT, TWO_NODES, "checkpoint.interval=30")
-    run.wait_for_step(40, 400)
+    run.wait_for_step(40, 600)
     slurm.lose_node("n2", ranks=True)
     slurm.wait(lambda: run.state() == "PENDING", "Slurm noticed that the node is gone", 90)
     slurm.start_node("n2")
-    run.wait_until_finished(600)
+    run.wait_until_finished(900)
     assert run.losses() == whole.losses()
 
 
@@ -102,11 +103,11 @@ def test_ranks_of_a_lost_node_that_live_on_write_no_more(
     make: MakeRun, whole_on_one_node: RealRun, slurm: TwoNodes
 ) -> None:
     run = make("zombie", SHORT, ONE_NODE, "checkpoint.interval=30")
-    run.wait_for_step(30, 400)
+    run.wait_for_step(30, 600)
     node = run.node()
     slurm.lose_node(node, ranks=False)
     alive = slurm.processes(node, "tools.training.worker", str(run.folder))
-    assert len(alive) == 2, "the ranks live on without their slurmd"
+    assert len(alive) == RANKS, "the ranks live on without their slurmd"
     # While nobody watches them they go on training: hold them, so that they are still at it when the run moves.
     for pid in alive:
         os.kill(pid, signal.SIGSTOP)
@@ -116,7 +117,7 @@ def test_ranks_of_a_lost_node_that_live_on_write_no_more(
         os.kill(pid, signal.SIGCONT)
     slurm.wait(lambda: not any(Path(f"/proc/{pid}").is_dir() for pid in alive), "the old ranks stopped", 120)
     assert "it took this run over" in run.rank_log(1)
-    run.wait_until_finished(600)
+    run.wait_until_finished(900)
     assert run.launches() == [1, 2] and run.node_of_launch(2) != node
     assert written <= run.metrics_of_launch(2)
     assert run.losses() == whole_on_one_node.losses()

@@ -1,0 +1,94 @@
+"""Sweeps that learn from their trials, on Optuna's real samplers and a shared journal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.files import read_json
+from slurm.link import begin as begin_link
+from slurm.results import best, results
+from slurm.submit_sweep import open_sweep
+from slurm.sweep import SweepFolder
+from slurm.trial import begin, watch
+from tests.slurm.conftest import MakeRecipe
+from tests.slurm.test_sweep import write
+from tests.tools.training.test_checkpoints import save
+from tools.training.metrics import append_metrics
+from tools.training.run_folder import RunFolder
+
+optuna = pytest.importorskip("optuna")
+
+ADAPTIVE: dict[str, Any] = {
+    "parameters": {"schedule.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}},
+    "search": "tpe",
+    "trials": 12,
+    "constraints": [],
+    "objective": {"metric": "validation"},
+    "pruning": True,
+}
+
+
+@pytest.fixture
+def folder(make_recipe: MakeRecipe, tmp_path: Path) -> SweepFolder:
+    make_recipe()
+    opened = open_sweep(write(tmp_path, **ADAPTIVE))
+    opened.write()
+    return opened
+
+
+def validate(run: RunFolder, step: int, loss: float) -> None:
+    append_metrics(run.metrics_file, {"step": step, "validation": {"all": loss}})
+
+
+def test_the_sampler_learns_from_finished_trials(folder: SweepFolder) -> None:
+    import math
+
+    for number in range(12):
+        run = RunFolder(begin(folder.path, number))
+        rate = read_json(run.path / "trial.json")["parameters"]["schedule.learning_rate"]
+        assert 1e-4 <= rate <= 1e-2
+        validate(run, 10, (math.log10(rate) + 3) ** 2)
+        save(run.checkpoints, 10)
+    found = results(folder)
+    winner = best(folder.sweep, found)
+    assert winner is not None and (winner.objective or 1) < 0.1
+    begin(folder.path, 11)
+    study = optuna.load_study(
+        study_name=folder.sweep.name,
+        storage=optuna.storages.JournalStorage(
+            optuna.storages.journal.JournalFileBackend(str(folder.path / "optuna.journal"))
+        ),
+    )
+    told = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    assert len(study.trials) == 12 and len(told) == 11, "the last one is told when the next one asks"
+
+
+def test_a_trial_that_is_begun_again_keeps_its_parameters(folder: SweepFolder) -> None:
+    first = read_json(begin(folder.path, 0) / "trial.json")
+    assert read_json(begin(folder.path, 0) / "trial.json") == first
+    assert begin(folder.path, 1) != begin(folder.path, 0)
+
+
+def test_a_trial_that_falls_behind_is_stopped_and_counts_as_done(folder: SweepFolder) -> None:
+    for number in range(5):
+        run = RunFolder(begin(folder.path, number))
+        for step in (2, 4, 6, 8, 10):
+            validate(run, step, 1.0)
+        watch_once(folder, number)
+        save(run.checkpoints, 10)
+    run = RunFolder(begin(folder.path, 5))
+    for step in (2, 4, 6):
+        validate(run, step, 9.0)
+    watch(folder.path, 5, seconds=0.1)
+    assert run.stop_request.exists()
+    trial = folder.trial(5)
+    assert trial.state == "pruned" and trial.done and begin_link(trial.folder, []) is None
+
+
+def watch_once(folder: SweepFolder, number: int) -> None:
+    from slurm.adaptive import prune
+
+    assert not prune(folder, folder.trial(number))
