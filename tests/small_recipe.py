@@ -44,11 +44,11 @@ def write_small_run(folder: Path, data: dict[str, Any] | None = None, tokenizer:
         "data": data or DATA,
         "precision": {"name": "fp32", "compute": "fp32"},
         "cluster": {"name": "cpu", "gpus_per_node": 1, "device": "cpu"},
-        "batch": {"micro": 1, "global": 8, "sequence_length": 32},
+        "batch": {"micro": 2, "global": 8, "sequence_length": 32},
         "schedule": {"steps": 10, "learning_rate": 3e-3, "min_learning_rate": 1e-4, "warmup_steps": 2},
         "start": {"mode": "scratch"},
         "checkpoint": {"interval": 5},
-        "validation": {"interval": 5},
+        "validation": {"interval": 10, "samples": 5},
         "logging": {"tensorboard": False},
         "paths": {name: str(folder / name) for name in ("corpus", "store", "mix", "runs")},
     }

@@ -291,7 +291,9 @@ class NearDuplicates(Section):
     """Characters a shingle in scripts without spaces between words."""
     min_characters: int = Field(100, ge=0)
     """Shorter texts are compared exactly only."""
-    kinds: list[Kind] = ["monolingual", "code", "papers", "books", "instruction"]
+    kinds: list[Kind] = Field(
+        default_factory=lambda: ["monolingual", "code", "papers", "books", "instruction"]
+    )
     """Kinds that are searched."""
 
 

@@ -62,7 +62,7 @@ def test_megatron_reads_every_value(tmp_path: Path) -> None:
         "pipeline_model_parallel_size": 2,
         "virtual_pipeline_model_parallel_size": 2,
         "sequence_parallel": True,
-        "micro_batch_size": 1,
+        "micro_batch_size": 2,
         "global_batch_size": 8,
         "bf16": True,
         "accumulate_allreduce_grads_in_fp32": True,

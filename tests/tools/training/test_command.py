@@ -30,7 +30,7 @@ def overrides(small: Small, name: str) -> list[str]:
 
 def test_stop_and_go_on(make_small: Callable[[int], Small]) -> None:
     """Two ranks over torchrun; SIGTERM to `emma train` saves and exits 0, and the same command goes on."""
-    small = make_small(30)
+    small = make_small(20)
     command = ["train", *overrides(small, "command"), "cluster.gpus_per_node=2", "parallelism.tensor=2"]
     run = RunFolder(small.folder / "runs" / "command")
     log = small.folder / "first.log"
@@ -45,12 +45,12 @@ def test_stop_and_go_on(make_small: Callable[[int], Small]) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 0, log.read_text()
     reached = run.latest_step()
-    assert 5 <= reached < 30
-    assert f"stopped at step {reached} of 30" in log.read_text()
+    assert 5 <= reached < 20
+    assert f"stopped at step {reached} of 20" in log.read_text()
     assert not run.writer_file.exists()
     second = emma(*command, cwd=small.folder)
     assert second.returncode == 0, second.stderr
-    assert "finished at step 30" in second.stdout and sorted(losses(run)) == list(range(1, 31))
+    assert "finished at step 20" in second.stdout and sorted(losses(run)) == list(range(1, 21))
     third = emma(*command, cwd=small.folder)
     assert third.returncode == 0 and "nothing to do" in third.stdout
 

@@ -17,7 +17,7 @@ from tools.training.checkpoints import checkpoint_folder, complete_steps
 from tools.training.metrics import read_metrics
 from tools.training.run_folder import RunFolder
 
-STEPS = 30
+STEPS = 20
 TWO = ("cluster.gpus_per_node=2", "parallelism={tensor: 2}")
 
 
@@ -56,7 +56,7 @@ def test_sigkill_loses_only_the_steps_since_the_last_checkpoint(
     at_step(job, 13, 2)
     job.signal(signal.SIGKILL, rank=0)
     assert any(outcome.exit_code == -signal.SIGKILL for outcome in job.outcomes(timeout=120))
-    assert not run.state_file.exists() and complete_steps(run.checkpoints)[-1] in (10, 15, 20)
+    assert not run.state_file.exists() and complete_steps(run.checkpoints)[-1] in (10, 15)
     train_run(recipe)
     assert losses(run) == losses(whole)
 
@@ -66,7 +66,7 @@ def test_another_layout_goes_on_within_tolerance(
 ) -> None:
     """TP2·PP1·DP2 → TP1·PP2·DP1 → TP1·PP1·DP1, each from the checkpoint that the one before left."""
     small = make_small(STEPS)
-    layouts = [(4, "{tensor: 2}", 7), (2, "{pipeline: 2}", 15), (1, "{}", None)]
+    layouts = [(4, "{tensor: 2}", 7), (2, "{pipeline: 2}", 13), (1, "{}", None)]
     for ranks, parallelism, stop in layouts:
         recipe = small.recipe("moved", f"cluster.gpus_per_node={ranks}", f"parallelism={parallelism}")
         if stop is None:
@@ -85,7 +85,7 @@ def test_a_phase_takes_learning_rate_and_schedule_from_its_recipe(
     recipe = make_small(STEPS).recipe(
         "phase",
         *TWO,
-        f"start={{mode: phase, checkpoint: '{whole.path}', step: 20}}",
+        f"start={{mode: phase, checkpoint: '{whole.path}', step: 10}}",
         "schedule.learning_rate=7e-4",
         "schedule.min_learning_rate=2e-5",
         "schedule.warmup_steps=0",
@@ -97,14 +97,14 @@ def test_a_phase_takes_learning_rate_and_schedule_from_its_recipe(
     assert max(row["learning_rate"] for row in rows) == pytest.approx(7e-4)
     assert rows[0]["consumed_samples"] == 8
     # The weights came along: the first loss is far below the base model's.
-    assert rows[0]["loss"] < losses(whole)[1] - 0.3
+    assert rows[0]["loss"] < losses(whole)[1] - 0.1
 
 
 def test_a_phase_keeps_the_moments(whole: RunFolder, make_small: Callable[[int], Small]) -> None:
     """With fresh moments the first update would be another one, so the second loss tells them apart."""
     common = (*TWO, "schedule.learning_rate=3e-3", "schedule.warmup_steps=0")
     small = make_small(STEPS)
-    start = f"checkpoint: '{whole.path}', step: 20"
+    start = f"checkpoint: '{whole.path}', step: 10"
     phase = train_run(small.recipe("moments-kept", *common, f"start={{mode: phase, {start}}}"))
     fresh = train_run(small.recipe("moments-fresh", *common, f"start={{mode: weights, {start}}}"))
     assert losses(phase)[1] == pytest.approx(losses(fresh)[1], abs=1e-6)
@@ -115,7 +115,7 @@ def test_weights_starts_the_schedule_at_step_zero(
     whole: RunFolder, make_small: Callable[[int], Small]
 ) -> None:
     recipe = make_small(STEPS).recipe(
-        "again", *TWO, f"start={{mode: weights, checkpoint: '{whole.path}', step: 20}}"
+        "again", *TWO, f"start={{mode: weights, checkpoint: '{whole.path}', step: 10}}"
     )
     rows = read_metrics(train_run(recipe).metrics_file)[0]
     assert rows[0]["step"] == 1 and rows[0]["learning_rate"] == 0 and rows[0]["consumed_samples"] == 8
@@ -171,6 +171,6 @@ def test_a_team_mate_can_save_and_stop_a_run(make_small: Callable[[int], Small],
 
 
 def test_retention_keeps_what_the_recipe_says(make_small: Callable[[int], Small]) -> None:
-    recipe = make_small(STEPS).recipe("kept", "checkpoint={interval: 5, keep: 2, keep_every: 15}")
+    recipe = make_small(STEPS).recipe("kept", "checkpoint={interval: 5, keep: 1, keep_every: 10}")
     run = train_run(recipe)
-    assert complete_steps(run.checkpoints) == [15, 25, 30]
+    assert complete_steps(run.checkpoints) == [10, 20]
