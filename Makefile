@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow demo clean
+.PHONY: help setup check format test test-slow test-slurm demo clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,11 @@ test: $(READY)  ## the tests of every commit (under 15 minutes on two cores)
 
 test-slow: $(READY)  ## tests that take minutes each
 	$(BIN)/pytest -m slow --durations=0
+
+test-slurm: $(READY)  ## jobs on a real Slurm of two nodes on this machine (root; installs slurm-wlm and munge)
+	@command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null || \
+		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes slurm-wlm munge; }
+	$(BIN)/pytest -m slurm tests/slurm --durations=0
 
 demo: $(READY)  ## the whole road on this machine, with real text in 100+ languages
 	$(BIN)/python -m tools.demo
