@@ -4,7 +4,9 @@ Run with the `language-data` package installed (its wheel carries CLDR's `supple
 
     python -m tools.corpus.cldr_scripts CODES.csv...
 
-Each CODES file has `xxx_Ssss` codes (or pairs of them) in its first column, e.g. the published MaLA statistics.
+Each CODES file has `xxx_Ssss` codes (or pairs of them) in its first column: scripts in which a language is found in
+practice, such as those of the Universal Declaration of Human Rights. Files named `only-new*.csv` count only for
+languages that CLDR doesn't know (the published MaLA statistics, whose scripts are measured from noisy text).
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def _part3(tag: str) -> str | None:
 def scripts_from_cldr() -> dict[str, list[str]]:
     """ISO 639-3 code → scripts in customary use, the usual one first, from CLDR's `languageData` and likely subtags.
 
-    CLDR's secondary scripts (historical, or transliterations) count only for languages that have no others.
+    CLDR's secondary scripts are historical, or transliterations: Latin ones count only for languages without others.
     """
     import language_data
     from langcodes import Language
@@ -53,7 +55,10 @@ def scripts_from_cldr() -> dict[str, list[str]]:
         if likely in scripts:
             known.insert(0, str(likely))
         known.extend(scripts)
-    return secondary | {code: scripts for code, scripts in found.items() if scripts}
+    for code, scripts in secondary.items():
+        known = found.setdefault(code, [])
+        known.extend(scripts if not known else [script for script in scripts if script != "Latn"])
+    return {code: scripts for code, scripts in found.items() if scripts}
 
 
 def main(arguments: list[str]) -> None:
@@ -65,7 +70,8 @@ def main(arguments: list[str]) -> None:
             for row in csv.reader(handle):
                 for code in row[0].split("-"):
                     language, _, script = code.partition("_")
-                    if script not in ("", "Zyyy") and language not in from_cldr and _part3(language):
+                    trusted = not Path(name).name.startswith("only-new") or language not in from_cldr
+                    if script not in ("", "Zyyy") and trusted and _part3(language):
                         scripts.setdefault(language, []).append(script)
     spelled = {"Hans": "Hani", "Hant": "Hani", "Japn": "Jpan", "Kore": "Hang", "Hrkt": "Jpan", "Aran": "Arab"}
     keep = ("Hans", "Hant")

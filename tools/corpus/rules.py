@@ -17,6 +17,8 @@ from tools.corpus.tables import table
 __all__ = ["Finding", "text_rules"]
 
 _NEWLINE = 10
+_ETHIOPIC_SPACE = 0x1361
+"""A mark between words, where text in Ethiopic script has no spaces."""
 _CHARACTER_GRAM, _WORD_GRAM = 20, 5
 _MIN_FOR_REPEATS = 200
 """Characters below which repeated n-grams are not looked for: a refrain of two lines is no fault."""
@@ -62,10 +64,10 @@ class _Measured:
 
     @property
     def words(self) -> NDArray[np.int64]:
-        """White-space separated words."""
+        """Words: what white space separates."""
 
         def begins() -> NDArray[np.bool_]:
-            space = self.points.class_of == SPACE
+            space = (self.points.class_of == SPACE) | (self.points.values == _ETHIOPIC_SPACE)
             begin = ~space
             begin[1:] &= space[:-1]
             first = self.points.offsets[:-1][self.characters > 0]
@@ -148,10 +150,11 @@ def _script_share(measured: _Measured) -> tuple[NDArray[np.float64], NDArray[np.
     return measured.share(own, letters), letters
 
 
-# Characters that Windows-1252 shows for the continuation bytes of UTF-8, as in tools/corpus/normalise.py.
-_CP1252 = (
-    0x152, 0x153, 0x160, 0x161, 0x178, 0x17D, 0x17E, 0x192, 0x2C6, 0x2DC, 0x2013, 0x2014, 0x2018, 0x2019, 0x201A,
-    0x201C, 0x201D, 0x201E, 0x2020, 0x2021, 0x2022, 0x2026, 0x2030, 0x2039, 0x203A, 0x20AC, 0x2122,
+# Characters that Latin-1 and Windows-1252 show for the continuation bytes of UTF-8, without those that follow a letter in
+# sound text: letters (š, ž, œ, ª, º), closing quotation marks, dashes, the ellipsis, primes, dots inside Catalan words.
+_CONTINUATION = (
+    *(code for code in range(0xA1, 0xC0) if chr(code) not in "ª«´µ·º»"),
+    0x20AC, 0x201A, 0x201E, 0x2020, 0x2021, 0x2C6, 0x2030, 0x2022, 0x2DC, 0x2122,
 )  # fmt: skip
 
 
@@ -162,12 +165,9 @@ def _broken(points: CodePoints) -> NDArray[np.bool_]:
     lead = np.flatnonzero((values >= 0xC2) & (values <= 0xF4))
     lead = lead[lead + 1 < len(values)]
     if len(lead):
-        following = values[lead + 1]
-        continues = ((following >= 0x80) & (following <= 0xBF)) | np.isin(following, _CP1252)
-        # "à »" and "É»": a French or Portuguese letter before a quotation mark is sound text.
-        continues &= (following != 0xBB) & (following != 0xA0) & (following != 0x2019) & (following != 0x201D)
-        broken[lead[continues]] = True
-        broken[lead[continues] + 1] = True
+        lead = lead[np.isin(values[lead + 1], _CONTINUATION)]
+        broken[lead] = True
+        broken[lead + 1] = True
     return broken
 
 

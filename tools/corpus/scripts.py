@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from tools.corpus.codepoints import CodePoints, script_names
 
-__all__ = ["ABJADS", "MIN_LETTERS", "SPACELESS", "compatible", "family", "measure"]
+__all__ = ["ABJADS", "MIN_LETTERS", "SPACELESS", "SYLLABARIES", "compatible", "family", "measure"]
 
 MIN_LETTERS = 3
-"""Texts with fewer letters have no measured script."""
+"""Texts with fewer letters have no measured script, but for Han, kana and Hangul, of which one letter says enough."""
 
 MIN_SHARE = 0.5
 """Share of the letters that the first script must have to be called the text's."""
@@ -45,10 +45,16 @@ _PARTS: dict[str, frozenset[str]] = {
 }
 
 
+SYLLABARIES = frozenset(["Ethi", "Cans", "Cher", "Vaii", "Bamu", "Mend", "Hang"])
+"""Scripts whose characters are syllables: words have few of them."""
+
+
 def family(script: str) -> str:
-    """Family of a script for filter thresholds: `spaceless`, `abjad` or `spaced`."""
+    """Family of a script for filter thresholds: `spaceless`, `abjad`, `syllabary` or `spaced`."""
     if script in SPACELESS:
         return "spaceless"
+    if script in SYLLABARIES:
+        return "syllabary"
     return "abjad" if script in ABJADS else "spaced"
 
 
@@ -117,7 +123,8 @@ def _measure(points: CodePoints) -> list[tuple[str | None, float]]:
     kana_first = japanese & (kana + han >= most)
     most = np.where(kana_first, kana + han, most)
     share = most / np.maximum(total, 1)
-    known = (total >= MIN_LETTERS) & (share >= MIN_SHARE)
+    hangul = counts[:, column["Hang"]] if "Hang" in column else none
+    known = (total + MIN_LETTERS * (han + kana + hangul) >= MIN_LETTERS) & (share >= MIN_SHARE)
     result: list[tuple[str | None, float]] = []
     for row, (is_known, is_kana, index, part) in enumerate(
         zip(known.tolist(), kana_first.tolist(), best.tolist(), share.tolist(), strict=True)

@@ -116,3 +116,28 @@ def test_similarity_and_numbers() -> None:
     assert similarity("abcdefghij", "abcdefghij!", 0.5) == pytest.approx(7 / 8)
     assert similarity("abc", "a much longer text", 0.5) == 0
     assert numbers("007 and 12.5") == {"7": 1, "12": 1, "5": 1}
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (
+            "sme_Latn",
+            "daid vuoigatvuođaid ja friddjavuođaid oktasaš áddejupmi lea erenoamáš dehálaš vai dát olahuvvo",
+        ),
+        (
+            "ces_Latn",
+            "že zneuznání lidských práv a pohrdání jimi vedlo k barbarským činům, urážejícím svědomí lidstva",
+        ),
+        (
+            "gag_Latn",
+            "Aylä— cümlenin bir natural hem ana kısımı hem onun var hakı cümlä hem devlet tarafından",
+        ),
+        ("amh_Ethi", "የሰው፡ልጅ፡ሁሉ፡ሲወለድ፡ነጻና፡በክብርና፡በመብትም፡እኩልነት፡ያለው፡ነው።"),
+        ("vai_Vaii", "ꕪꘋ ꖷ ꗞꔧ ꕀꔤ ꔻꔤ ꔤ ꗃꗡ ꖸꕊ ꗪꗡ ꔻꔤꘂ ꕮ ꘃꖷ ꕉ ꗋꘋ ꕉꕜꕮ ꔔꘋ"),
+        ("fra_Latn", "Il a dit « oui »… puis «À Paris», rien d’été—«été»."),
+    ],
+)
+def test_default_limits_keep_what_looks_odd(code: str, text: str) -> None:
+    removed = [f.rule for f in findings(Corpus(), "monolingual", code, [[text]]) if f.removed[0]]
+    assert removed == []
