@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
-from collections.abc import Mapping, Sequence
-from io import StringIO
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, SequenceNode
 
 from recipes.errors import RecipeError, UserError
 
@@ -35,6 +34,9 @@ FOLDERS = {"model": "models", "data": "data", "precision": "precision", "cluster
 
 # Folder of layouts: partial recipes (cluster, precision, parallelism, ...) that a run names by `layout`.
 LAYOUTS = "layouts"
+
+# Deeper nesting than any recipe has: an anchor that holds itself.
+_DEEPEST = 32
 
 # Origin of what was given as an override.
 COMMAND_LINE = "command line"
@@ -118,8 +120,16 @@ def read_yaml(path: Path) -> Composed:
 @functools.lru_cache(maxsize=256)
 def _parse(path: Path, text: str) -> Composed:
     """Parsing takes 20 times as long as reading, and a sweep composes hundreds of recipes from the same few files."""
+    composed = Composed()
+    composed.origins[()] = str(path)
+    yaml = YAML(typ="safe", pure=True)
     try:
-        loaded = YAML(typ="rt").load(StringIO(text))
+        node = yaml.compose(text)
+        if node is None:
+            return composed
+        if not isinstance(node, MappingNode):
+            raise UserError(f"{path}: a recipe is a mapping of keys to values, this is a {node.id}")
+        composed.values = _Reader(path, yaml.constructor.construct_object, composed.origins).mapping(node, ())
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark is not None else ""
@@ -127,37 +137,46 @@ def _parse(path: Path, text: str) -> Composed:
         raise UserError(f"{path}{line}: not valid YAML: {problem}") from None
     except YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
-    if loaded is None:
-        loaded = CommentedMap()
-    if not isinstance(loaded, CommentedMap):
-        raise UserError(f"{path}: a recipe is a mapping of keys to values, this is a {type(loaded).__name__}")
-    composed = Composed()
-    composed.origins[()] = str(path)
-    composed.values = _plain(loaded, path, (), composed.origins)
     return composed
 
 
-def _plain(node: Any, path: Path, key: Key, origins: dict[Key, str]) -> Any:
-    if isinstance(node, CommentedMap):
-        result = {}
-        for name, value in node.items():
-            here = (*key, str(name))
-            place = (node.lc.data or {}).get(name)  # None for keys that a YAML merge (<<) brought in
-            origins[here] = f"{path}:{place[0] + 1}" if place is not None else str(path)
-            result[str(name)] = _plain(value, path, here, origins)
+class _Reader:
+    """Turns YAML nodes into plain values and notes the line of each."""
+
+    def __init__(self, path: Path, construct: Callable[[Any], Any], origins: dict[Key, str]) -> None:
+        self.path, self.construct, self.origins = path, construct, origins
+
+    def mapping(self, node: MappingNode, at: Key) -> dict[str, Any]:
+        """A mapping; keys that a merge (<<) brings in have no line of their own."""
+        if len(at) > _DEEPEST:
+            raise UserError(f"{self._place(node)}: nested more than {_DEEPEST} deep, or in itself")
+        result: dict[str, Any] = {}
+        own: set[str] = set()
+        for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                for source in value.value if isinstance(value, SequenceNode) else [value]:
+                    result = {**_Reader(self.path, self.construct, {}).value(source, at), **result}
+                continue
+            name = str(self.construct(key))
+            if name in own:
+                raise UserError(f'{self._place(key)}: not valid YAML: found duplicate key "{name}"')
+            own.add(name)
+            self.origins[(*at, name)] = self._place(key)
+            result[name] = self.value(value, (*at, name))
         return result
-    if isinstance(node, CommentedSeq):
-        result_list = []
-        for index, value in enumerate(node):
-            here = (*key, str(index))
-            origins[here] = f"{path}:{node.lc.item(index)[0] + 1}"
-            result_list.append(_plain(value, path, here, origins))
-        return result_list
-    # ruamel's round-trip scalars are subclasses that remember their spelling; recipes want the plain types.
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
+
+    def value(self, node: Any, at: Key) -> Any:
+        """Any node."""
+        if isinstance(node, MappingNode):
+            return self.mapping(node, at)
+        if isinstance(node, SequenceNode):
+            for index, item in enumerate(node.value):
+                self.origins[(*at, str(index))] = self._place(item)
+            return [self.value(item, (*at, str(index))) for index, item in enumerate(node.value)]
+        return self.construct(node)
+
+    def _place(self, node: Any) -> str:
+        return f"{self.path}:{node.start_mark.line + 1}"
 
 
 def _is_path(value: Any) -> TypeGuard[str]:

@@ -88,6 +88,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         HEAD + "seed: 1\nschedule: {steps: 5000}\nseed: 2\n",
         ["wrong.yaml:4", "not valid YAML", "duplicate key", '"seed"'],
     ),
+    "nested in itself": (HEAD + "environment: &a {b: *a}\n", ["wrong.yaml:2", "nested more than 32 deep"]),
     "no YAML": (HEAD + "schedule: {steps: 5000\nseed: 1\n", ["wrong.yaml:", "not valid YAML"]),
     "tab for indentation": (HEAD + "schedule:\n\tsteps: 5\n", ["wrong.yaml:3", "not valid YAML"]),
     "no mapping": ("- a\n- b\n", ["wrong.yaml", "a mapping of keys to values"]),
