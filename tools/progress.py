@@ -22,4 +22,5 @@ def progress[T](iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
     if not sys.stderr.isatty():
         options.setdefault("mininterval", 30)
     options.setdefault("disable", os.environ.get("EMMA_PROGRESS") == "0")
-    return tqdm(iterable, **options)
+    bar: tqdm[T] = tqdm(iterable, **options)
+    return bar

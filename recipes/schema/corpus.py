@@ -25,6 +25,8 @@ __all__ = [
 ]
 
 Kind = Literal["monolingual", "parallel", "code", "papers", "books", "instruction"]
+
+_NEAR_KINDS: tuple[Kind, ...] = ("monolingual", "code", "papers", "books", "instruction")
 KINDS: tuple[Kind, ...] = ("monolingual", "parallel", "code", "papers", "books", "instruction")
 
 _FORMATS = {
@@ -291,9 +293,7 @@ class NearDuplicates(Section):
     """Characters a shingle in scripts without spaces between words."""
     min_characters: int = Field(100, ge=0)
     """Shorter texts are compared exactly only."""
-    kinds: list[Kind] = Field(
-        default_factory=lambda: ["monolingual", "code", "papers", "books", "instruction"]
-    )
+    kinds: list[Kind] = Field(default_factory=lambda: [*_NEAR_KINDS])
     """Kinds that are searched."""
 
 

@@ -126,12 +126,14 @@ def _load(path: Path, length: int) -> np.ndarray:
 class MixDataset(GPTDataset):
     """A mix's training data or one of its validation groups; open it with `open_dataset`."""
 
+    cached_loss_mask: torch.Tensor | None
+
     def __init__(self, rows: MixRows, config: GPTDatasetConfig, index_split: Split) -> None:
         info = rows.info
         self.info: DatasetInfo = info
         self.samples = _load(rows.folder / "samples.npy", info.samples + 1)
         super().__init__(
-            rows,  # type: ignore[arg-type]
+            rows,
             str(rows.folder),
             np.zeros(0, np.int32),
             info.samples,

@@ -38,11 +38,8 @@ def reference_losses(recipe: Recipe) -> dict[str, float]:
 
     mix = read_mix(recipe.mix_folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = (
-        AutoModelForCausalLM.from_pretrained(str(recipe.start.reference), dtype=torch.float32)
-        .to(device)
-        .eval()
-    )
+    model: Any = AutoModelForCausalLM.from_pretrained(str(recipe.start.reference), dtype=torch.float32)
+    model.to(device).eval()
     config = GPTDatasetConfig(
         random_seed=recipe.seed,
         sequence_length=mix.sequence_length,
