@@ -111,7 +111,7 @@ def order_categories(names: Iterable[str], mix: Mix | None = None) -> tuple[str,
 def language_facts(
     mix: Path | None, corpus: Path | None, seen: frozenset[str] | None, settings: Mix | None = None
 ) -> LanguageFacts:
-    """Facts from a mix's plan (which wins) and a corpus's statistics, where they exist.
+    """Facts from a mix's plan and, for kinds of text that it has no categories of, a corpus's statistics.
 
     Args:
         mix: folder of the mix, with `plan.parquet`.
@@ -119,19 +119,21 @@ def language_facts(
         seen: languages of the base, from `read_seen`.
         settings: the recipe's `data.mix`, whose thresholds order the categories.
     """
-    category: dict[tuple[str, str], str] = {}
-    trained: frozenset[tuple[str, str]] | None = None
-    for row in _rows(
-        corpus / "statistics" / "statistics.parquet" if corpus else None, ["kind", "language", "category"]
-    ):
-        if row["category"]:
-            category[kind_of(row["kind"]), row["language"]] = row["category"]
     plan = _rows(mix / "plan.parquet" if mix else None, ["component", "language", "category", "tokens"])
-    for row in plan:
-        if row["category"]:
-            category[kind_of(row["component"]), row["language"]] = row["category"]
-    if plan:
-        trained = frozenset((kind_of(row["component"]), row["language"]) for row in plan if row["tokens"])
+    category = {
+        (kind_of(row["component"]), row["language"]): row["category"] for row in plan if row["category"]
+    }
+    # The two have thresholds of their own, so within one kind of text only one of them counts.
+    planned = {kind for kind, _ in category}
+    statistics = corpus / "statistics" / "statistics.parquet" if corpus else None
+    for row in _rows(statistics, ["stage", "kind", "language", "category"]):
+        if row["stage"] == "split" and row["category"] and kind_of(row["kind"]) not in planned:
+            category[kind_of(row["kind"]), row["language"]] = row["category"]
+    trained = (
+        frozenset((kind_of(row["component"]), row["language"]) for row in plan if row["tokens"])
+        if plan
+        else None
+    )
     return LanguageFacts(category, order_categories(category.values(), settings), trained, seen)
 
 

@@ -16,11 +16,16 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
-def test_plan_wins_over_statistics(tmp_path: Path) -> None:
+def test_plan_counts_before_statistics(tmp_path: Path) -> None:
     statistics = [
-        {"kind": "monolingual", "language": "deu_Latn", "category": "high"},
-        {"kind": "monolingual", "language": "yor_Latn", "category": "low"},
-        {"kind": "parallel", "language": "deu_Latn-yor_Latn", "category": "medium"},
+        {"stage": stage, "kind": kind, "language": language, "category": category}
+        for stage, kind, language, category in (
+            ("split", "monolingual", "deu_Latn", "high"),
+            ("split", "monolingual", "yor_Latn", "low"),
+            ("integrated", "parallel", "deu_Latn-yor_Latn", "high"),
+            ("split", "parallel", "deu_Latn-yor_Latn", "medium"),
+            ("split", "code", "python", ""),
+        )
     ]
     write_rows(tmp_path / "corpus" / "statistics" / "statistics.parquet", statistics)
     plan = [
@@ -30,14 +35,24 @@ def test_plan_wins_over_statistics(tmp_path: Path) -> None:
     write_rows(tmp_path / "mix" / "plan.parquet", plan)
     facts = language_facts(tmp_path / "mix", tmp_path / "corpus", frozenset({"deu_Latn"}))
     assert facts.category_of("monolingual", "deu_Latn") == "medium-high"
-    assert facts.category_of("monolingual", "yor_Latn") == "low"
+    # Not planned, and the statistics' categories have other thresholds than the plan's.
+    assert facts.category_of("monolingual", "yor_Latn") is None
     assert facts.category_of("bilingual", "deu_Latn-yor_Latn") == "medium"
-    assert facts.categories == ("medium-high", "medium", "low")
+    assert facts.category_of("code", "python") is None
+    assert facts.categories == ("medium-high", "medium")
     assert facts.is_trained("monolingual", "deu_Latn") is True
     assert facts.is_trained("monolingual", "yor_Latn") is False
     assert facts.is_trained("parallel", "deu_Latn-yor_Latn") is False
     assert facts.is_seen("deu_Latn") is True
     assert facts.is_seen("deu_Latn-yor_Latn") is False
+
+
+def test_statistics_alone(tmp_path: Path) -> None:
+    row = {"stage": "split", "kind": "monolingual", "language": "yor_Latn", "category": "low"}
+    write_rows(tmp_path / "statistics" / "statistics.parquet", [row])
+    facts = language_facts(None, tmp_path, None)
+    assert facts.category_of("monolingual", "yor_Latn") == "low"
+    assert facts.is_trained("monolingual", "yor_Latn") is None
 
 
 def test_nothing_known(tmp_path: Path) -> None:
