@@ -216,10 +216,12 @@ def make_plan(
         planned += rows
         notes += _notes(name, rows, part, weights)
         share = 100 * part / tokens
-        if abs(share - 100 * wanted[name]) > mix.share_tolerance:
+        asked = wanted[name] * tokens
+        # (Of a tiny budget, one token is more than the tolerance.)
+        if abs(share - 100 * wanted[name]) > mix.share_tolerance and abs(part - asked) > 1:
             message = (
                 f"component {name} gets {share:.2f} % of the mix, its share is {100 * wanted[name]:.2f} %: at its caps it "
-                f"holds {sum(caps[name]):,} tokens, the share asks for {round(wanted[name] * tokens):,}"
+                f"holds {sum(caps[name]):,} tokens, the share asks for {round(asked):,}"
             )
             if mix.allow_short:
                 notes.append(message)

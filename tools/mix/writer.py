@@ -282,18 +282,18 @@ def _bin_order(bins: np.ndarray, tokens: np.ndarray, made: int, keep: int) -> np
 
 
 def _cut_last(buckets: Iterable[np.ndarray], surplus: Callable[[], int]) -> Iterator[np.ndarray]:
-    """Rows as they come; the last one is shortened by `surplus` tokens (one of the last bucket that is long enough is
-    made the last one)."""
-    held: np.ndarray | None = None
+    """Rows as they come; the first one that is longer than `surplus` is kept back, to close the stream without its last
+    `surplus` tokens. (`surplus` is less than some row's length, and known when the first bucket came.)"""
+    last: np.ndarray | None = None
+    cut = 0
     for bucket in buckets:
-        if held is not None:
-            yield held
-        held = bucket if len(bucket) else held
-    if held is not None:
-        if cut := surplus():
-            long = np.flatnonzero(held["tokens"] > cut)
-            if not len(long):
-                raise ValueError(f"no row of the last bucket is longer than the {cut} tokens to cut")
-            held[[long[-1], -1]] = held[[-1, long[-1]]]
-            held["tokens"][-1] -= cut
-        yield held
+        cut = cut or surplus()
+        if cut and last is None:
+            long = np.flatnonzero(bucket["tokens"] > cut)[:1]
+            if len(long):
+                last = bucket[long]
+                bucket = np.delete(bucket, long)
+        yield bucket
+    if last is not None:
+        last["tokens"] -= cut
+        yield last

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -53,11 +54,30 @@ class Encoded:
         return np.diff(self.offsets)
 
 
+class EngineError(Exception):
+    """A fast engine failed on a text."""
+
+
 class Engine(Protocol):
     """Encodes texts without adding any token of its own."""
 
     def encode(self, texts: pa.Array) -> Encoded:
-        """Encodes a large-string array without nulls."""
+        """Encodes a large-string array without nulls.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+
+
+@contextmanager
+def _engine_errors() -> Iterator[None]:
+    """Turns whatever a fast engine raises into EngineError; a Rust panic isn't even an Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise EngineError(f"{type(error).__name__}: {error}") from error
+        raise
 
 
 @dataclass(frozen=True)
@@ -207,7 +227,8 @@ class _Gigatoken:
             awkward.contents.NumpyArray(characters, parameters={"__array__": "char"}),
             parameters={"__array__": "string"},
         )
-        result = self._tokenizer.encode_batch(awkward.Array(layout), parallel=False).layout
+        with _engine_errors():
+            result = self._tokenizer.encode_batch(awkward.Array(layout), parallel=False).layout
         starts = np.asarray(result.offsets.data, dtype=np.int64)
         ids = np.asarray(result.content.data, dtype=np.uint32)
         return Encoded(ids[starts[0] : starts[-1]], starts - starts[0])
@@ -220,7 +241,8 @@ class _Fastokens:
         self._tokenizer = Native.from_json_str(content)
 
     def encode(self, texts: pa.Array) -> Encoded:
-        ids, offsets = self._tokenizer.encode_batch_flat(texts.to_pylist())
+        with _engine_errors():
+            ids, offsets = self._tokenizer.encode_batch_flat(texts.to_pylist())
         return Encoded(np.frombuffer(ids, np.uint32), np.frombuffer(offsets, np.uint64).astype(np.int64))
 
 
@@ -270,8 +292,9 @@ def load_engine(name: EngineName, tokenizer: TokenizerFile) -> Engine:
         UserError: the engine cannot read this tokenizer.
     """
     try:
-        return _CLASSES[name](tokenizer.plain)
-    except Exception as error:  # three libraries, each with exceptions of its own
+        with _engine_errors():
+            return _CLASSES[name](tokenizer.plain)
+    except EngineError as error:
         raise UserError(f"{tokenizer.path}: {name} cannot load it ({error})") from error
 
 
@@ -313,28 +336,42 @@ class Encoder:
         for language in present:
             if language not in self.refused and language not in self.trusted:
                 self.gate(texts.filter(pc.equal(languages, language)), language)
+        try:
+            return self._checked(self._encode_by_language(texts, languages, present), texts)
+        except EngineError:
+            self._refuse_failing(texts, languages, present)
+            return self._checked(self._encode_by_language(texts, languages, present), texts)
+
+    def _encode_by_language(self, texts: pa.Array, languages: pa.Array, present: Sequence[str]) -> Encoded:
         refused = [language for language in present if language in self.refused]
         if not refused:
-            return self._checked(self._fast.encode(texts), texts)
+            return self._fast.encode(texts)
         slow = pc.is_in(languages, pa.array(refused, pa.large_string()))
         parts = {
             True: self._reference.encode(texts.filter(slow)),
             False: self._fast.encode(texts.filter(pc.invert(slow))),
         }
-        return self._checked(_interleave(parts, slow.to_numpy(zero_copy_only=False)), texts)
+        return _interleave(parts, slow.to_numpy(zero_copy_only=False))
+
+    def _refuse_failing(self, texts: pa.Array, languages: pa.Array, present: Sequence[str]) -> None:
+        """Refuses the languages whose texts the fast engine cannot encode, though the gate's sample went well."""
+        for language in present:
+            try:
+                self._fast.encode(texts.filter(pc.equal(languages, language)))
+            except EngineError:
+                self.trusted.discard(language)
+                self.refused.add(language)
 
     def gate(self, texts: pa.Array, language: str) -> bool:
         """Compares both engines on the first texts of a language; the language is trusted or refused from then on."""
         sample = gate_sample(texts, self.gate_documents)
+        reference = self._reference.encode(sample)
         try:
             fast = self._fast.encode(sample)
-            reference = self._reference.encode(sample)
             equal = np.array_equal(fast.offsets, reference.offsets) and np.array_equal(
                 fast.ids, reference.ids
             )
-        except UserError:
-            raise
-        except Exception:  # noqa: BLE001 - an engine that fails on a text is refused that text's language
+        except EngineError:
             equal = False
         (self.trusted if equal else self.refused).add(language)
         return equal

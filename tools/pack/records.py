@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -12,6 +12,7 @@ from typing import IO, Any
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zstandard
 
 from recipes.errors import UserError
 from tools.pack.inputs import Segment
@@ -142,27 +143,55 @@ def _line_blocks(segment: Segment, size: int) -> Iterator[tuple[bytes, int]]:
                     # The line that the byte before belongs to is the previous segment's.
                     raw.seek(position - 1)
                     position += len(raw.readline()) - 1
-                yield from _blocks(raw, position, segment.stop, size)
+                yield from _blocks(raw.read, size, position, segment.stop, raw.readline)
             elif kind == "jsonl.gz":
                 with gzip.open(raw) as stream:
-                    yield from _blocks(stream, 0, None, size)  # type: ignore[arg-type]
+                    yield from _blocks(stream.read, size)
             else:
-                import zstandard
-
-                with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream:
-                    yield from _blocks(stream, 0, None, size)
-    except (OSError, EOFError, zlib.error) as error:
+                yield from _blocks(_ZstdStream(raw).read, size)
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); it was cut or is damaged: write it anew"
         ) from None
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":
-            raise
-        raise UserError(f"{path}: not whole zstandard data ({error}); write it anew") from None
+
+
+class _ZstdStream:
+    """Reads zstandard data of one or several frames. (The library's own reader takes a cut file for a whole one.)"""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw, self._frame, self._inside = raw, zstandard.ZstdDecompressor().decompressobj(), False
+
+    def read(self, size: int) -> bytes:
+        """About `size` bytes; none at the end.
+
+        Raises:
+            EOFError: the file ends inside a frame.
+        """
+        parts, length, rest = [], 0, b""
+        while length < size:
+            chunk = rest or self._raw.read(1 << 17)
+            if not chunk:
+                if self._inside:
+                    raise EOFError("it ends inside a zstandard frame")
+                break
+            part = self._frame.decompress(chunk)
+            parts.append(part)
+            length += len(part)
+            self._inside, rest = not self._frame.eof, b""
+            if self._frame.eof:
+                rest = self._frame.unused_data
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+        if rest:
+            self._raw.seek(-len(rest), 1)
+        return b"".join(parts)
 
 
 def _blocks(
-    stream: IO[bytes], position: int, stop: int | None, batch_bytes: int
+    read: Callable[[int], bytes],
+    batch_bytes: int,
+    position: int = 0,
+    stop: int | None = None,
+    rest_of_line: Callable[[], bytes] = bytes,
 ) -> Iterator[tuple[bytes, int]]:
     """Blocks of the lines that begin in [position, stop) of a stream that stands at `position`."""
     rest = b""
@@ -171,12 +200,12 @@ def _blocks(
         if stop is not None and start >= stop:
             return
         size = batch_bytes if stop is None else min(batch_bytes, stop - start - len(rest))
-        block = stream.read(size) if size > 0 else b""
+        block = read(size) if size > 0 else b""
         content = rest + block
         at_stop = stop is not None and start + len(content) >= stop
         if at_stop and not content.endswith(b"\n"):
             # The last line begins before `stop` and ends behind it.
-            content += stream.readline()
+            content += rest_of_line()
         if at_stop or not block:
             if content:
                 yield content, start

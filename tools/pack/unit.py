@@ -126,6 +126,11 @@ class _UnitWriter:
         self.dtype = token_dtype(tokenizer.vocab_size)
         self.begin_id, self.end_id = tokenizer.begin_id, tokenizer.end_id
 
+    @property
+    def shard_bytes(self) -> int:
+        """Largest shard."""
+        return self.pack.shard_mib << 20
+
     def add(self, documents: pa.Table) -> None:
         """Encodes and writes a table of documents."""
         documents = documents.combine_chunks()
@@ -201,7 +206,7 @@ class _UnitWriter:
 
     def _write(self, tokens: np.ndarray, ends: np.ndarray, table: pa.Table, sizes: np.ndarray) -> None:
         """Appends documents, opening the next shard where one would exceed its size."""
-        limit = (self.pack.shard_mib << 20) // self.dtype.itemsize
+        limit = self.shard_bytes // self.dtype.itemsize
         done, position = 0, 0
         while done < len(ends):
             if self._shard is None:

@@ -1,0 +1,43 @@
+"""A tokenizer and settings for packing small inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.schema.data import Pack
+from recipes.schema.model import Tokenizer
+from tests.tiny_text import BEGIN, END, train_tokenizer
+from tools.pack.engine import TokenizerFile
+from tools.pack.plan import PackSettings
+
+MakeSettings = Callable[..., PackSettings]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def tokenizer(tokenizer_folder: Path) -> TokenizerFile:
+    return TokenizerFile(Tokenizer(path=str(tokenizer_folder), begin_of_text=BEGIN, end_of_text=END), 512)
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path, tokenizer: TokenizerFile) -> MakeSettings:
+    """Settings for one component `web`, with inputs and options as given."""
+
+    def make(
+        inputs: list[Path] | None, store: str = "store", kind: str = "text", **pack: Any
+    ) -> PackSettings:
+        component: dict[str, Any] = {"kind": kind}
+        if inputs is not None:
+            component["inputs"] = [str(path) for path in inputs]
+        section = Pack.model_validate({"components": {"web": component}, "engine": "tokenizers", **pack})
+        return PackSettings(section, tokenizer, tmp_path / "corpus", tmp_path / store, "0" * 64)
+
+    return make

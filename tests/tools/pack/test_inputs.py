@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from recipes.errors import UserError
+from tools.pack import inputs
+from tools.pack.inputs import InputFile, Unit, cut_units, list_inputs
+
+
+def test_folders_patterns_and_files_are_listed_once_and_sorted(tmp_path: Path) -> None:
+    for name in (
+        "b/x.jsonl",
+        "a/y.jsonl.gz",
+        "a/z.parquet",
+        "a/notes.txt",
+        "a/.hidden.jsonl",
+        "c/w.jsonl.zst",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = list_inputs([tmp_path, f"{tmp_path}/*/x.jsonl", tmp_path / "b" / "x.jsonl"])
+    assert [Path(file.path).name for file in found] == ["y.jsonl.gz", "z.parquet", "x.jsonl", "w.jsonl.zst"]
+    assert [file.kind for file in found] == ["jsonl.gz", "parquet", "jsonl", "jsonl.zst"]
+    assert found[0].folder == "a"
+
+
+def test_what_is_not_there_or_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no input there"):
+        list_inputs([tmp_path / "*.jsonl"])
+    (tmp_path / "text.csv").write_text("a")
+    with pytest.raises(UserError, match=r"text\.csv: cannot read this format; known are \.parquet"):
+        list_inputs([tmp_path / "text.csv"])
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1 not whole")
+    with pytest.raises(UserError, match=r"cut\.parquet: not a whole parquet file"):
+        cut_units(list_inputs([tmp_path / "cut.parquet"]), 1 << 30)
+
+
+def test_split_comes_from_the_file_name() -> None:
+    assert InputFile("eng_Latn/validation.jsonl", 1, 0).split == "validation"
+    assert InputFile("eng_Latn/train.jsonl", 1, 0).split == "train"
+
+
+def test_units_cover_every_byte_once_whatever_their_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "_SMALLEST_UNIT", 100)
+    sizes = [250, 7, 1, 990, 100]
+    files = [InputFile(f"f{index}.jsonl", size, 0) for index, size in enumerate(sizes)]
+    units = cut_units(files, largest=100)
+    for file in files:
+        pieces = [(s.start, s.stop) for unit in units for s in unit.segments if s.file == file]
+        assert pieces[0][0] == 0 and pieces[-1][1] == file.bytes
+        assert all(before[1] == after[0] for before, after in itertools.pairwise(pieces))
+    assert all(unit.bytes <= 100 for unit in units)
+    assert [unit.index for unit in units] == list(range(len(units)))
+    assert [Unit.from_dict(unit.to_dict()) for unit in units] == units
+
+
+def test_parquet_is_cut_between_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "_SMALLEST_UNIT", 1)
+    table = pa.table({"text": [os.urandom(50).hex() for _ in range(100)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=10, compression="none")
+    units = cut_units(list_inputs([tmp_path / "a.parquet"]), largest=3000)
+    groups = [(s.start, s.stop) for unit in units for s in unit.segments]
+    assert groups[0][0] == 0 and groups[-1][1] == 10 and len(groups) > 2
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(groups))
+
+
+def test_small_inputs_make_several_units_and_large_ones_no_more_than_needed() -> None:
+    mib = 1 << 20
+    assert len(cut_units([InputFile("a.jsonl", 300 * mib, 0)], 4096 * mib)) == 10
+    assert len(cut_units([InputFile("a.jsonl", 64 * 1024 * mib, 0)], 4096 * mib)) == 64
+    assert len(cut_units([InputFile("a.jsonl", 1024 * 1024 * mib, 0)], 4096 * mib)) == 256
+    assert cut_units([InputFile("empty.jsonl", 0, 0)], mib) == []
