@@ -82,8 +82,8 @@ def check_network(rank: int, world_size: int, on_gpu: bool) -> list[str]:
         distributed.all_reduce(numbers)
         right = bool((numbers == world_size * (world_size + 1) / 2).all())
         distributed.destroy_process_group()
-    except RuntimeError as error:
-        # torch's distributed errors all derive from RuntimeError; the report names the node either way.
+    except (RuntimeError, ValueError) as error:
+        # torch's distributed errors are RuntimeErrors; NCCL without a device is a ValueError.
         return [f"all-reduce over {world_size} ranks: {str(error).splitlines()[0]}"]
     return [] if right else [f"all-reduce over {world_size} ranks gave a wrong sum"]
 
