@@ -165,8 +165,11 @@ def command(
     """
     import torch
     from transformers import AutoTokenizer, GenerationConfig
+    from transformers.utils.logging import disable_progress_bar
 
     from recipes.load import load_section
+
+    disable_progress_bar()  # of writing one small file
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     shape: Model = load_section("model", model_name)

@@ -99,7 +99,9 @@ def run_steps(steps: Sequence[Step], record: Record, lock: IO[Any]) -> bool:
                 f"`{shlex.join(step.command)}` ended with exit code {code}. What was finished before it is kept: "
                 "call `make demo` again to go on"
             )
-        record.finish(step, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        record.finish(step, seconds)
+        click.secho(f"{seconds:.0f} s", dim=True)
     return ran
 
 

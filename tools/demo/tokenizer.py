@@ -83,7 +83,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, model_max_length: int) -> None:
+def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Writes `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`, for `AutoTokenizer`."""
     write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
     names = {"bos_token": BEGIN_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD}
@@ -94,7 +94,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, model_max_length: int
             **names,
             "clean_up_tokenization_spaces": False,
             "model_input_names": ["input_ids", "attention_mask"],
-            "model_max_length": model_max_length,
             "tokenizer_class": "PreTrainedTokenizerFast",
         },
     )
@@ -140,7 +139,7 @@ def command(corpus: Path, out: Path, vocab_size: int, characters: int) -> None:
             f"{corpus}: its text gives {tokenizer.get_vocab_size()} tokens, fewer than --vocab-size {vocab_size}; "
             "add text or ask for fewer"
         )
-    write_tokenizer(tokenizer, out, model_max_length=512)
+    write_tokenizer(tokenizer, out)
     click.echo(f"{out}: {vocab_size:,} tokens, trained on {len(sources)} languages, pairs and kinds")
 
 
