@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,7 +50,7 @@ def make_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRecipe:
             text.parent.mkdir(parents=True, exist_ok=True)
             text.touch()
             for folder in ("store", "mix/small", "tokenizer"):
-                os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+                Path(folder).mkdir(parents=True, exist_ok=True)
         return recipe
 
     return make
