@@ -18,7 +18,15 @@ from recipes.files import write_text
 from recipes.schema import Recipe
 from recipes.schema.sweep import Sweep
 
-__all__ = ["dump_yaml", "load_recipe", "load_section", "load_sweep", "load_with_origins", "run_file", "write_recipe"]
+__all__ = [
+    "dump_yaml",
+    "load_recipe",
+    "load_section",
+    "load_sweep",
+    "load_with_origins",
+    "run_file",
+    "write_recipe",
+]
 
 
 def run_file(run: str) -> Path:

@@ -19,7 +19,13 @@ from tools.plan import simulate as module
 from tools.plan.simulate import Simulation, simulate
 
 SMALL_512 = [
-    *("cluster.nodes=64", "cluster.gpus_per_node=8", "cluster.launcher=srun", "batch.global=256"),
+    *(
+        "cluster.nodes=64",
+        "cluster.gpus_per_node=8",
+        "cluster.launcher=srun",
+        "batch.global=256",
+        "batch.micro=1",
+    ),
     *(
         "parallelism.tensor=2",
         "parallelism.sequence=true",
