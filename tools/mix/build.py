@@ -101,7 +101,7 @@ def plan_mix(settings: MixSettings, statistics: Sequence[Path] = ()) -> MixPlan:
 
 
 def _prepare(settings: MixSettings, statistics: Sequence[Path] = ()) -> _Prepared:
-    components = open_store(settings.store, list(settings.mix.components))
+    components = open_store(settings.store, sorted(settings.mix.components))
     if settings.tokenizer_sha256 not in (None, components[0].settings["tokenizer_sha256"]):
         raise UserError(
             f"{settings.store}: was packed with another tokenizer than the run's; pack it again with this recipe, or give "

@@ -190,7 +190,8 @@ def make_plan(
     Raises:
         UserError: a component has no source at all.
     """
-    by_component: dict[str, list[Source]] = {name: [] for name in mix.components}
+    # By name, so that the order of keys in a recipe changes nothing.
+    by_component: dict[str, list[Source]] = {name: [] for name in sorted(mix.components)}
     for source in sources:
         by_component[source.component].append(source)
     caps: dict[str, list[int]] = {}

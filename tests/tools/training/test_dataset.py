@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import warnings
 from collections import Counter
@@ -164,6 +165,28 @@ def tokens_read(samples: Iterable[tuple[int, object, int]]) -> Counter[tuple[int
 
 def abs_difference(read: Mapping[tuple[int, int], int], wanted: Mapping[tuple[int, int], int]) -> int:
     return sum(abs(read.get(row, 0) - wanted.get(row, 0)) for row in {*read, *wanted})
+
+
+def test_megatron_reads_every_index(tiny: TinyMix, packed: TinyMix) -> None:
+    """`IndexedDataset` finds in each `.idx` the rows of its shard, in the order of training, with the store's tokens."""
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    for mix in (tiny, packed):
+        known = store_documents(mix)
+        for path in sorted(mix.mix.rglob("*.idx")):
+            dataset = IndexedDataset(str(path.with_suffix("")))
+            rows = np.load(path.parent / "rows.npy")
+            info = json.loads((path.parent / "dataset.json").read_text())
+            number = [shard["name"] for shard in info["shards"]].index(path.stem)
+            mine = rows[rows["shard"] == number]
+            assert len(dataset) == len(mine) == dataset.document_indices[-1]
+            assert dataset.index.dtype is np.uint16
+            whole = 0
+            for index in range(len(mine)):
+                tokens = tuple(dataset[index].tolist())
+                assert len(tokens) == mine["tokens"][index]
+                whole += tokens in known
+            assert whole >= 0.9 * len(mine) - 1
 
 
 def test_masks_positions_and_boundaries_are_megatrons(tiny: TinyMix, tmp_path: Path) -> None:
