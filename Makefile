@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-slurm demo clean
+.PHONY: help setup check format test test-slow test-slurm demo demo-compare clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ test-slurm: $(READY)  ## jobs on a real Slurm of two nodes on this machine (root
 
 demo: $(READY)  ## the whole road on this machine, with real text in 100+ languages
 	$(BIN)/python -m tools.demo
+
+demo-compare: $(READY)  ## the demo, and at equal budget the same with and without translations, compared on one page
+	$(BIN)/python -m tools.demo --compare
 
 clean:  ## remove the virtual environment and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from tqdm import tqdm
 
@@ -22,5 +22,4 @@ def progress[T](iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
     if not sys.stderr.isatty():
         options.setdefault("mininterval", 30)
     options.setdefault("disable", os.environ.get("EMMA_PROGRESS") == "0")
-    bar: tqdm[T] = tqdm(iterable, **options)
-    return bar
+    return cast("tqdm[T]", tqdm(iterable, **options))

@@ -37,6 +37,7 @@ def command(
       emma train demo schedule.steps=100 parallelism.tensor=2
     """
     from recipes.load import load_recipe
+    from tools.plan.alternatives import check_fits
     from tools.training.launch import compute_reference, launch_command, rank_environment, train_here
     from tools.training.plan_start import check_mix, describe
     from tools.training.run_folder import RunFolder
@@ -52,6 +53,7 @@ def command(
         click.echo("\n# arguments of megatron.training that each rank gets from the recipe")
         click.echo(" \\\n  ".join(preview_arguments(recipe, folder)))
         return 0
+    check_fits(recipe)
     mix = check_mix(recipe)
     if folder.finished(recipe):
         click.echo(f"{folder.path}: step {recipe.schedule.steps} is reached; nothing to do")

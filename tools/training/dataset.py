@@ -23,6 +23,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,7 +127,7 @@ def _load(path: Path, length: int) -> np.ndarray:
 class MixDataset(GPTDataset):
     """A mix's training data or one of its validation groups; open it with `open_dataset`."""
 
-    cached_loss_mask: torch.Tensor | None
+    cached_loss_mask: Any
 
     def __init__(self, rows: MixRows, config: GPTDatasetConfig, index_split: Split) -> None:
         info = rows.info
