@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,10 @@ from tools.corpus.integrate import integrate
 from tools.corpus.layout import STAGES
 from tools.corpus.source_files import source_files
 from tools.corpus.split import split_corpus
-from tools.corpus.stage import Build
+from tools.corpus.stage import Build, Stage
 from tools.corpus.statistics import statistics, write_table
 
-__all__ = ["build_corpus", "build_of", "plan_build", "totals"]
+__all__ = ["build_corpus", "build_of", "finish_build", "plan_build", "stages_of", "totals"]
 
 
 def build_of(recipe: Recipe, workers: int | None = None) -> Build:
@@ -45,11 +48,50 @@ def build_corpus(build: Build, until: str = STAGES[-1]) -> None:
     Raises:
         UserError: bad input, with file, line, field and fix.
     """
-    steps = (filter_corpus, deduplicate, split_corpus)
+    build.root.mkdir(parents=True, exist_ok=True)
+    with exclusive(build.root):
+        for stage in stages_of(build, until):
+            stage.run()
+        finish_build(build)
+
+
+def stages_of(build: Build, until: str = STAGES[-1]) -> Iterator[Stage]:
+    """The stages in order; each is made when the one before it is done, or at least can be told from its settings.
+
+    Raises:
+        UserError: a source, model or benchmark that is not there.
+    """
     stage = integrate(build)
-    for step in steps[: STAGES.index(until)]:
-        stage = step(build, stage)
+    yield stage
+    for make in (filter_corpus, deduplicate, split_corpus)[: STAGES.index(until)]:
+        stage = make(build, stage.fingerprint)
+        yield stage
+
+
+def finish_build(build: Build) -> None:
+    """Writes the tables over all stages."""
     write_table(statistics(build.root), build.root / "statistics" / "statistics")
+
+
+@contextlib.contextmanager
+def exclusive(root: Path) -> Iterator[None]:
+    """Holds a lock on the corpus; a folder that is empty in the end is removed.
+
+    Raises:
+        UserError: another process of this machine has it.
+    """
+    handle = os.open(root, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{root}: another build is at work there; wait for it, or give this run another folder "
+                            "(paths.corpus)") from None  # fmt: skip
+        yield
+    finally:
+        os.close(handle)
+        with contextlib.suppress(OSError):
+            root.rmdir()
 
 
 def totals(build: Build) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from tools.corpus.scripts import SPACELESS, measure
 from tools.corpus.shingles import Shingles, character_shingles, mix, word_shingles
 from tools.corpus.streams import open_bytes
 
-__all__ = ["BenchmarkIndex", "benchmark_files", "benchmark_texts"]
+__all__ = ["BenchmarkIndex", "benchmark_files", "benchmark_texts", "build_index"]
 
 _SALT_WORDS, _SALT_CHARACTERS = np.uint64(0x5851F42D4C957F2D), np.uint64(0x14057B7EF767814F)
 _ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
@@ -136,6 +136,11 @@ class BenchmarkIndex:
             np.cumsum(hits, out=total[1:])
             counts[rows] = total[shingles.offsets[1:]] - total[shingles.offsets[:-1]]
         return counts
+
+
+def build_index(settings: Decontamination, path: str) -> int:
+    """Writes the index to `path`; its number of n-grams."""
+    return len(BenchmarkIndex.build(settings, Path(path)).hashes)
 
 
 def _grams(

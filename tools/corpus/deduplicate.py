@@ -14,14 +14,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from recipes.errors import UserError
 from recipes.schema.corpus import Corpus
 from tools.corpus.accounts import KEPT, Accounts, Samples, measures_of
 from tools.corpus.groups import RULES, Group, find_copies
 from tools.corpus.hashing import ChunkHashes, Slice, hash_parts, paragraphs
 from tools.corpus.layout import Part, PartWriter, part_path, read_row_groups, schema_of, text_columns
 from tools.corpus.runner import Task
-from tools.corpus.stage import Build, Stage, chunks_of_parts
+from tools.corpus.stage import Build, Phase, Results, Stage, chunks_of_parts
 
 __all__ = ["deduplicate"]
 
@@ -30,71 +29,65 @@ _GROUP_ROWS = 100_000
 """Documents of small groups that make a task together."""
 
 
-def deduplicate(build: Build, previous: Stage) -> Stage:
-    """Builds the stage unless it is there."""
-    corpus = build.corpus
+def deduplicate(build: Build, previous: str) -> Stage:
+    """The stage, after the one with the fingerprint `previous`."""
+    corpus, root = build.corpus, str(build.root)
     settings = corpus.model_dump(
         mode="json", include={"deduplication", "filters", "language_filters", "memory_gib", "samples"}
     )
-    stage = Stage(build, "deduplicated", settings, previous.fingerprint)
-    if stage.is_done():
-        return stage
-    stage.begin()
-    try:
-        _deduplicate(stage)
-    except UserError:
-        stage.give_up()
-        raise
-    return stage
+
+    def folder(stage: Stage) -> str:
+        return str(stage.work / "hashes")
+
+    def chunks(stage: Stage) -> list[list[Part]]:
+        return chunks_of_parts(build.root, "filtered", stage.previous_parts(), _CHUNK_MEGABYTES)
+
+    def plan_hash(stage: Stage, _: Results) -> list[Task]:
+        return [
+            Task(f"chunk-{number:06d}", hash_parts, (corpus, root, folder(stage), number, chunk))
+            for number, chunk in enumerate(chunks(stage))
+        ]
+
+    def plan_compare(stage: Stage, results: Results) -> list[Task]:
+        return [
+            Task(f"groups-{number:06d}", find_copies, (corpus, root, folder(stage), number, bundle))
+            for number, bundle in enumerate(_bundles(_slices(chunks(stage), results["hash"])))
+        ]
+
+    def plan_write(stage: Stage, results: Results) -> list[Task]:
+        slices = _slices(chunks(stage), results["hash"])
+        members: dict[int, list[Slice]] = {}
+        for piece in slices:
+            members.setdefault(piece.chunk, []).append(piece)
+        touched: dict[int, list[int]] = {number: [] for number in members}
+        for number, bundle in enumerate(_bundles(slices)):
+            for chunk in sorted({piece.chunk for group in bundle for piece in group.slices}):
+                touched[chunk].append(number)
+        return [
+            Task(f"chunk-{number:06d}", write_parts, (corpus, root, folder(stage), pieces, touched[number]))
+            for number, pieces in members.items()
+        ]
+
+    def close(stage: Stage, results: Results) -> None:
+        written = results["write"]
+        stage.finish(
+            Accounts.merged(result["accounts"] for result in written),
+            Samples.merged(corpus.samples, (result["samples"] for result in written)),
+            sum(result["rows"] for result in written),
+            [record for result in (*written, *results["compare"]) for record in result["parts"]],
+            [stage.previous_manifest()],
+        )
+
+    phases = [Phase("hash", plan_hash), Phase("compare", plan_compare), Phase("write", plan_write)]
+    return Stage(build, "deduplicated", settings, previous, phases, close)
 
 
-def _deduplicate(stage: Stage) -> None:
-    build, root = stage.build, str(stage.build.root)
-    corpus = build.corpus
-    folder = stage.work / "hashes"
-    chunks = chunks_of_parts(build.root, "filtered", stage.previous_parts(), _CHUNK_MEGABYTES)
-    hashed = stage.run(
-        "hash",
-        [
-            Task(f"chunk-{number:06d}", hash_parts, (corpus, root, str(folder), number, chunk))
-            for number, chunk in enumerate(chunks)
-        ],
-    )
-    slices = [
+def _slices(chunks: Sequence[Sequence[Part]], hashed: Sequence[Any]) -> list[Slice]:
+    return [
         Slice(part, number, start, stop)
         for number, (chunk, result) in enumerate(zip(chunks, hashed, strict=True))
         for part, (start, stop) in zip(chunk, result["slices"], strict=True)
     ]
-    bundles = _bundles(slices)
-    found = stage.run(
-        "compare",
-        [
-            Task(f"groups-{number:06d}", find_copies, (corpus, root, str(folder), number, bundle))
-            for number, bundle in enumerate(bundles)
-        ],
-    )
-    touched: list[list[int]] = [[] for _ in chunks]
-    for number, bundle in enumerate(bundles):
-        for chunk in sorted({piece.chunk for group in bundle for piece in group.slices}):
-            touched[chunk].append(number)
-    written = stage.run(
-        "write",
-        [
-            Task(
-                f"chunk-{number:06d}",
-                write_parts,
-                (corpus, root, str(folder), [s for s in slices if s.chunk == number], touched[number]),
-            )
-            for number in range(len(chunks))
-        ],
-    )
-    stage.finish(
-        Accounts.merged(result["accounts"] for result in written),
-        Samples.merged(corpus.samples, (result["samples"] for result in written)),
-        sum(result["rows"] for result in written),
-        [record for result in (*written, *found) for record in result["parts"]],
-        [stage.previous_manifest()],
-    )
 
 
 def _bundles(slices: Sequence[Slice]) -> list[list[Group]]:

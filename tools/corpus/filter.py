@@ -10,16 +10,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from recipes.errors import UserError
 from recipes.schema.corpus import Corpus
 from tools.corpus.accounts import KEPT, Accounts, Samples, measures_of
-from tools.corpus.contamination import BenchmarkIndex, benchmark_files
+from tools.corpus.contamination import BenchmarkIndex, benchmark_files, build_index
 from tools.corpus.identification import Identifier, identifier
 from tools.corpus.layout import Part, PartWriter, part_path, read_row_groups, schema_of, text_columns
 from tools.corpus.pair_rules import pair_rules
 from tools.corpus.rules import Finding, text_rules
 from tools.corpus.runner import Task
-from tools.corpus.stage import Build, Stage, chunks_of_parts
+from tools.corpus.stage import Build, Phase, Results, Stage, chunks_of_parts, close_with
 from tools.corpus.thresholds import script_of, thresholds_for
 
 __all__ = ["batches", "filter_corpus", "findings"]
@@ -31,9 +30,14 @@ _CHUNK_MEGABYTES = 16
 """Bytes of part files that make a task."""
 
 
-def filter_corpus(build: Build, previous: Stage) -> Stage:
-    """Builds the stage unless it is there."""
+def filter_corpus(build: Build, previous: str) -> Stage:
+    """The stage, after the one with the fingerprint `previous`.
+
+    Raises:
+        UserError: the recipe names a model or benchmarks that are not there.
+    """
     corpus = build.corpus
+    identifier(corpus.identification)
     settings = {
         "corpus": corpus.model_dump(
             mode="json",
@@ -41,32 +45,22 @@ def filter_corpus(build: Build, previous: Stage) -> Stage:
         ),
         "benchmarks": benchmark_files(corpus.decontamination) if corpus.decontamination else None,
     }
-    stage = Stage(build, "filtered", settings, previous.fingerprint)
-    if stage.is_done():
-        return stage
-    stage.begin()
-    try:
-        identifier(corpus.identification)
-        index_path = stage.work / "benchmarks.npy"
-        if corpus.decontamination and not index_path.is_file():
-            BenchmarkIndex.build(corpus.decontamination, index_path)
+
+    def plan_index(stage: Stage, _: Results) -> list[Task]:
+        if corpus.decontamination is None:
+            return []
+        return [Task("benchmarks", build_index, (corpus.decontamination, str(stage.work / "benchmarks.npy")))]
+
+    def plan_filter(stage: Stage, _: Results) -> list[Task]:
         chunks = chunks_of_parts(build.root, "integrated", stage.previous_parts(), _CHUNK_MEGABYTES)
-        tasks = [
-            Task(f"chunk-{number:06d}", filter_parts, (corpus, str(build.root), chunk, str(index_path)))
+        index = str(stage.work / "benchmarks.npy")
+        return [
+            Task(f"chunk-{number:06d}", filter_parts, (corpus, str(build.root), chunk, index))
             for number, chunk in enumerate(chunks)
         ]
-        results = stage.run("filter", tasks)
-        stage.finish(
-            Accounts.merged(result["accounts"] for result in results),
-            Samples.merged(corpus.samples, (result["samples"] for result in results)),
-            sum(result["rows"] for result in results),
-            [record for result in results for record in result["parts"]],
-            [stage.previous_manifest()],
-        )
-    except UserError:
-        stage.give_up()
-        raise
-    return stage
+
+    phases = [Phase("index", plan_index), Phase("filter", plan_filter)]
+    return Stage(build, "filtered", settings, previous, phases, close_with("filter"))
 
 
 def filter_parts(corpus: Corpus, root: str, parts: Sequence[Part], index_path: str) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from recipes.errors import UserError
 from recipes.files import atomic_write, sha256_file
 from recipes.manifest import FileRecord
 from recipes.schema.corpus import Corpus, Source
@@ -26,37 +25,13 @@ from tools.corpus.quarantine import Quarantine, check_bad_lines, write_quarantin
 from tools.corpus.reading import Fault, Row, read_rows
 from tools.corpus.runner import Task
 from tools.corpus.source_files import SourceFile, source_files
-from tools.corpus.stage import Build, Stage
+from tools.corpus.stage import Build, Phase, Results, Stage
 
 __all__ = ["integrate"]
 
 _BATCH_ROWS = 2048
 _BATCH_BYTES = 8 << 20
 _SPILL_BATCH = 16 << 20
-
-
-def integrate(build: Build) -> Stage:
-    """Builds the stage unless it is there.
-
-    Raises:
-        UserError: bad input: file, line, field and fix in the message.
-    """
-    files = source_files(build.corpus)
-    corpus = build.corpus
-    settings = {
-        "files": [file.stamp() for file in files],
-        "corpus": corpus.model_dump(mode="json", include=_SETTINGS),
-    }
-    stage = Stage(build, "integrated", settings)
-    if stage.is_done():
-        return stage
-    stage.begin()
-    try:
-        _integrate(stage, files)
-    except UserError:
-        stage.give_up()
-        raise
-    return stage
 
 
 _SETTINGS = {
@@ -70,34 +45,53 @@ _SETTINGS = {
 }
 
 
-def _integrate(stage: Stage, files: Sequence[SourceFile]) -> None:
-    build = stage.build
-    spills = stage.work / "spills"
-    tasks = [
-        Task(f"file-{i:06d}", read_file, (build.corpus, file, str(spills / f"{i:06d}.arrow")))
-        for i, file in enumerate(files)
-    ]
-    read = stage.run("read", tasks)
-    check_bad_lines(build.corpus, files, read)
-    plan = plan_parts(read, build.corpus.part_megabytes)
-    paths = [str(spills / f"{i:06d}.arrow") for i in range(len(files))]
-    groups = _group_parts(plan, build.corpus.part_megabytes)
-    written = stage.run(
-        "write",
-        [
+def integrate(build: Build) -> Stage:
+    """The stage.
+
+    Raises:
+        UserError: a source without files.
+    """
+    files = source_files(build.corpus)
+    settings = {
+        "files": [file.stamp() for file in files],
+        "corpus": build.corpus.model_dump(mode="json", include=_SETTINGS),
+    }
+
+    def plan_read(stage: Stage, _: Results) -> list[Task]:
+        return [
+            Task(f"file-{i:06d}", read_file, (build.corpus, file, _spill(stage, i)))
+            for i, file in enumerate(files)
+        ]
+
+    def plan_write(stage: Stage, results: Results) -> list[Task]:
+        read = results["read"]
+        check_bad_lines(build.corpus, files, read)
+        paths = [_spill(stage, i) for i in range(len(files))]
+        groups = _group_parts(plan_parts(read, build.corpus.part_megabytes), build.corpus.part_megabytes)
+        return [
             Task(f"parts-{i:06d}", write_parts, (str(build.root), paths, group))
             for i, group in enumerate(groups)
-        ],
+        ]
+
+    def close(stage: Stage, results: Results) -> None:
+        read = results["read"]
+        write_quarantine(build.root, files, read)
+        stage.finish(
+            Accounts.merged(result["accounts"] for result in read),
+            Samples.merged(build.corpus.samples, (result["samples"] for result in read)),
+            sum(result["rows"] for result in read),
+            [record for result in results["write"] for record in result["parts"]],
+            [FileRecord(**record) for result in read for record in result["inputs"]],
+            {"labels": _labels(read)},
+        )
+
+    return Stage(
+        build, "integrated", settings, "", [Phase("read", plan_read), Phase("write", plan_write)], close
     )
-    write_quarantine(build.root, files, read)
-    stage.finish(
-        Accounts.merged(result["accounts"] for result in read),
-        Samples.merged(build.corpus.samples, (result["samples"] for result in read)),
-        sum(result["rows"] for result in read),
-        [record for result in written for record in result["parts"]],
-        [FileRecord(**record) for result in read for record in result["inputs"]],
-        {"labels": _labels(read)},
-    )
+
+
+def _spill(stage: Stage, number: int) -> str:
+    return str(stage.work / "spills" / f"{number:06d}.arrow")
 
 
 def _labels(read: Sequence[Any]) -> list[dict[str, Any]]:

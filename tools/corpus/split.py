@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from recipes.errors import UserError
 from recipes.files import atomic_write
 from recipes.schema.corpus import Corpus, Split
 from tools.corpus.accounts import KEPT, Accounts, Samples, measures_of
@@ -23,7 +22,7 @@ from tools.corpus.filter import batches
 from tools.corpus.keys import text_keys
 from tools.corpus.layout import Part, PartWriter, part_path, read_row_groups, schema_of, text_columns
 from tools.corpus.runner import Task
-from tools.corpus.stage import Build, Stage, chunks_of_parts
+from tools.corpus.stage import Build, Phase, Results, Stage, chunks_of_parts
 
 __all__ = ["Choices", "Cut", "decide", "document_hashes", "split_corpus"]
 
@@ -33,56 +32,51 @@ _BITS = np.uint64(11)
 """Hashes have 53 bits, which are exact in JSON and in floating point."""
 
 
-def split_corpus(build: Build, previous: Stage) -> Stage:
-    """Builds the stage unless it is there."""
-    corpus = build.corpus
+def split_corpus(build: Build, previous: str) -> Stage:
+    """The stage, after the one with the fingerprint `previous`."""
+    corpus, root = build.corpus, str(build.root)
     settings = corpus.model_dump(mode="json", include={"split", "samples"})
-    stage = Stage(build, "split", settings, previous.fingerprint)
-    if stage.is_done():
-        return stage
-    stage.begin()
-    try:
-        _split(stage)
-    except UserError:
-        stage.give_up()
-        raise
-    return stage
+    path = build.root / _CHOICES
 
+    def chunks(stage: Stage) -> list[list[Part]]:
+        return chunks_of_parts(build.root, "deduplicated", stage.previous_parts(), _CHUNK_MEGABYTES)
 
-def _split(stage: Stage) -> None:
-    build, root = stage.build, str(stage.build.root)
-    corpus = build.corpus
-    chunks = chunks_of_parts(build.root, "deduplicated", stage.previous_parts(), _CHUNK_MEGABYTES)
-    choices = Choices.read(build.root / _CHOICES)
-    earlier = sorted(choices.validation)
-    collected = stage.run(
-        "hash",
-        [
+    def plan_hash(stage: Stage, _: Results) -> list[Task]:
+        earlier = sorted(Choices.read(path).validation)
+        return [
             Task(f"chunk-{number:06d}", collect_hashes, (corpus, root, chunk, earlier))
-            for number, chunk in enumerate(chunks)
-        ],
-    )
-    cuts = decide(corpus.split, collected, choices)
-    choices.write(build.root / _CHOICES)
-    pinned = sorted(choices.validation)
-    written = stage.run(
-        "write",
-        [
+            for number, chunk in enumerate(chunks(stage))
+        ]
+
+    def plan_write(stage: Stage, results: Results) -> list[Task]:
+        choices = Choices.read(path)
+        cuts = decide(corpus.split, results["hash"], choices)
+        pinned = sorted(choices.validation)
+        return [
             Task(
                 f"chunk-{number:06d}",
                 write_parts,
                 (corpus, root, chunk, [cuts[part.kind, part.language] for part in chunk], pinned),
             )
-            for number, chunk in enumerate(chunks)
-        ],
-    )
-    stage.finish(
-        Accounts.merged(result["accounts"] for result in written),
-        Samples.merged(corpus.samples, (result["samples"] for result in written)),
-        sum(result["rows"] for result in written),
-        [record for result in written for record in result["parts"]],
-        [stage.previous_manifest()],
-        {"validation": _validation_counts(written)},
+            for number, chunk in enumerate(chunks(stage))
+        ]
+
+    def close(stage: Stage, results: Results) -> None:
+        choices = Choices.read(path)
+        decide(corpus.split, results["hash"], choices)
+        choices.write(path)
+        written = results["write"]
+        stage.finish(
+            Accounts.merged(result["accounts"] for result in written),
+            Samples.merged(corpus.samples, (result["samples"] for result in written)),
+            sum(result["rows"] for result in written),
+            [record for result in written for record in result["parts"]],
+            [stage.previous_manifest()],
+            {"validation": _validation_counts(written)},
+        )
+
+    return Stage(
+        build, "split", settings, previous, [Phase("hash", plan_hash), Phase("write", plan_write)], close
     )
 
 

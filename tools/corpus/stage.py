@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ from tools.corpus.layout import STAGES, Part, part_path, parts_of
 from tools.corpus.runner import Task, results_of, run_tasks
 from tools.corpus.tables import tables_sha256
 
-__all__ = ["FORMAT", "Build", "Stage", "chunks_of_parts", "fingerprint"]
+__all__ = ["FORMAT", "Build", "Phase", "Results", "Stage", "chunks_of_parts", "close_with", "fingerprint"]
+
+Results = dict[str, list[Any]]
+"""Results of the tasks of finished phases, by the phase's name."""
 
 FORMAT = 1
 """Number of the way in which stages compute their outputs; raised when the same input gives another output."""
@@ -55,6 +58,20 @@ class Build:
     workers: int = 1
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A set of tasks that don't depend on each other.
+
+    Attributes:
+        name: names the folder of the tasks' marks.
+        plan: tasks of the phase, from the stage and the results of the phases before; it writes nothing, since every
+            process that takes part calls it.
+    """
+
+    name: str
+    plan: Callable[[Stage, Results], list[Task]]
+
+
 @dataclass
 class Stage:
     """One stage of a build.
@@ -64,12 +81,16 @@ class Stage:
         name: one of `STAGES`.
         settings: what its output depends on besides the stage before it.
         previous: fingerprint of the stage before it; "" for the first.
+        phases: its work, in order.
+        close: ends the stage with the results of all phases, by `finish`.
     """
 
     build: Build
     name: str
     settings: Any
-    previous: str = ""
+    previous: str
+    phases: Sequence[Phase]
+    close: Callable[[Stage, Results], None]
     started: str = field(default_factory=now)
 
     @property
@@ -134,19 +155,62 @@ class Stage:
                     mark.unlink()
                     break
 
-    def run(self, phase: str, tasks: Sequence[Task]) -> list[Any]:
-        """Runs the tasks of a phase that have not run yet; results of all."""
-        label = f"{self.name}: {phase}"
-        run_tasks(self.work / phase, tasks, workers=self.build.workers, label=label)
-        return results_of(self.work / phase, tasks)
+    def run(self) -> None:
+        """Builds the stage on this machine, unless it is there.
+
+        Raises:
+            UserError: bad input; where nothing was finished, nothing is left.
+        """
+        if self.is_done():
+            shutil.rmtree(self.work, ignore_errors=True)
+            return
+        self.begin()
+        try:
+            results: Results = {}
+            for phase in self.phases:
+                tasks = phase.plan(self, results)
+                run_tasks(
+                    self.work / phase.name,
+                    tasks,
+                    workers=self.build.workers,
+                    label=f"{self.name}: {phase.name}",
+                )
+                results[phase.name] = results_of(self.work / phase.name, tasks)
+            self.close(self, results)
+        except UserError:
+            self.give_up()
+            raise
+
+    def run_share(self, number: int, rank: int, world: int) -> None:
+        """Runs the tasks of phase `number` that are this rank's; all phases before must be finished everywhere."""
+        results = self.results(number)
+        phase = self.phases[number]
+        run_tasks(
+            self.work / phase.name,
+            phase.plan(self, results),
+            workers=1,
+            label=f"{self.name}: {phase.name}",
+            rank=rank,
+            world=world,
+        )
+
+    def results(self, phases: int) -> Results:
+        """Results of the first phases, which must be finished.
+
+        Raises:
+            UserError: some of their tasks are not.
+        """
+        results: Results = {}
+        for phase in self.phases[:phases]:
+            results[phase.name] = results_of(self.work / phase.name, phase.plan(self, results))
+        return results
 
     def give_up(self) -> None:
         """After an error: leaves nothing behind where nothing was finished."""
         inner = sorted(self.work.glob("**/"), reverse=True)
         for folder in (*inner, self.work.parent, self.build.root):
-            with contextlib.suppress(
-                OSError
-            ):  # not empty: something was finished, which the next build goes on from
+            # A folder that is not empty stays: something was finished, and the next build goes on from it.
+            with contextlib.suppress(OSError):
                 folder.rmdir()
 
     def finish(
@@ -210,6 +274,23 @@ class Stage:
     def previous_parts(self) -> list[Part]:
         """Parts of the stage before."""
         return parts_of(self.build.root, STAGES[STAGES.index(self.name) - 1])
+
+
+def close_with(phase: str) -> Callable[[Stage, Results], None]:
+    """A `Stage.close` for stages whose phase `phase` wrote the parts: its results have `accounts`, `samples`, `rows`
+    (read) and `parts`."""
+
+    def close(stage: Stage, results: Results) -> None:
+        written = results[phase]
+        stage.finish(
+            Accounts.merged(result["accounts"] for result in written),
+            Samples.merged(stage.build.corpus.samples, (result["samples"] for result in written)),
+            sum(result["rows"] for result in written),
+            [record for result in written for record in result["parts"]],
+            [stage.previous_manifest()],
+        )
+
+    return close
 
 
 def _is_whole(folder: Path, record: dict[str, Any]) -> bool:
