@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
     Metadata,
     MetadataIndex,
     TensorStorageMetadata,
@@ -142,9 +141,6 @@ class TorchDistReader:
             for key, entry in metadata.state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata)
         }
-        self.objects = {
-            k for k, v in metadata.state_dict_metadata.items() if isinstance(v, BytesStorageMetadata)
-        }
         self._storage: dict[MetadataIndex, Any] = metadata.storage_data
         self._stored: dict[MetadataIndex, _Stored] = {}
         self._files: OrderedDict[str, MappedFile] = OrderedDict()
@@ -171,11 +167,6 @@ class TorchDistReader:
         dtype: torch.dtype = self._tensors[key].properties.dtype
         return dtype
 
-    def object(self, key: str) -> Any:
-        """A stored object, read with torch's restricted unpickler; plain containers, numbers and tensors only."""
-        info = self._storage[MetadataIndex(key)]
-        return torch.load(self._stream(info), map_location="cpu", weights_only=True)
-
     @contextmanager
     def open(self, key: str, offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[torch.Tensor]:
         """Lends a slice of a global tensor: a view of the file where one block holds all of it, else a new tensor.
@@ -195,22 +186,18 @@ class TorchDistReader:
                 f"{self.folder}: {covered} of the {math.prod(sizes)} numbers of {key} at {list(offsets)} are stored; "
                 "the checkpoint is not whole, take another step"
             )
-        used = []
+        stored = [self._stored_block(overlap.index) for overlap in overlaps]
         try:
             if len(overlaps) == 1:
-                view, stored = self._block(overlaps[0].index)
-                used.append(stored)
-                yield view[overlaps[0].inside]
+                yield self._part(stored[0], overlaps[0].inside)
                 return
             whole = torch.empty(tuple(sizes), dtype=self.dtype(key))
-            for overlap in overlaps:
-                view, stored = self._block(overlap.index)
-                used.append(stored)
-                whole[overlap.wanted] = view[overlap.inside]
+            for overlap, block in zip(overlaps, stored, strict=True):
+                whole[overlap.wanted] = self._part(block, overlap.inside)
             yield whole
         finally:
-            for stored in used:
-                self._map(stored.file).release(stored.offset, stored.size)
+            for block in stored:
+                self._map(block.file).release(block.offset, block.size)
 
     def _overlaps(self, key: str, offsets: Sequence[int], sizes: Sequence[int]) -> list[_Overlap]:
         result = []
@@ -246,14 +233,24 @@ class TorchDistReader:
             )
         return io.BufferedReader(_Window(mapped, info.offset, info.length))
 
-    def _block(self, index: MetadataIndex) -> tuple[torch.Tensor, _Stored]:
+    def _stored_block(self, index: MetadataIndex) -> _Stored:
         if index not in self._stored:
             self._stored[index] = self._locate(index)
-        stored = self._stored[index]
-        flat = self._map(stored.file).tensor(
-            stored.offset, stored.dtype, (stored.size // stored.dtype.itemsize,)
+        return self._stored[index]
+
+    def _part(self, block: _Stored, inside: tuple[slice, ...]) -> torch.Tensor:
+        """A part of a block: a view of the file, or a copy of that part where its numbers do not lie at multiples of
+        their size, as in the files that Megatron writes (archives follow each other without a gap)."""
+        width = block.dtype.itemsize
+        mapped = self._map(block.file)
+        if block.offset % width == 0:
+            flat = mapped.tensor(block.offset, block.dtype, (block.size // width,))
+            return flat.as_strided(block.shape, block.stride, block.storage_offset)[inside]
+        flat = mapped.tensor(block.offset, torch.uint8, (block.size,))
+        numbers = flat.as_strided(
+            (*block.shape, width), (*(step * width for step in block.stride), 1), block.storage_offset * width
         )
-        return flat.as_strided(stored.shape, stored.stride, stored.storage_offset), stored
+        return numbers[inside].clone(memory_format=torch.contiguous_format).view(block.dtype).squeeze(-1)
 
     def _locate(self, index: MetadataIndex) -> _Stored:
         """Finds a block's numbers in the zip archive that torch wrote."""

@@ -20,6 +20,7 @@ from typing import IO, Any, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
@@ -42,6 +43,8 @@ from checkpoints_conversion.parallel import Advance, run_jobs
 from recipes.manifest import FileRecord
 
 __all__ = ["Block", "write_torch_dist"]
+
+_ALIGNMENT = 64  # bytes; also that of the numbers within torch's archives
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,8 @@ class _HashingWriter(dcp.FileSystemWriter):
         results = []
         with _HashingStream(self._folder / name, advance) as stream:
             for item in items:
+                # Readers can use numbers in place only where they lie at multiples of their size.
+                stream.write(bytes(-stream.tell() % _ALIGNMENT))
                 start = stream.tell()
                 if block := planner.blocks.get(item.index):
                     with block.open() as tensor:
@@ -228,5 +233,10 @@ def write_torch_dist(
     with warnings.catch_warnings():
         # That this is a single process is what `no_dist` says.
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
-        dcp.save({}, storage_writer=writer, planner=_LazyPlanner(blocks, packed), no_dist=True)
+        try:
+            dcp.save({}, storage_writer=writer, planner=_LazyPlanner(blocks, packed), no_dist=True)
+        except CheckpointException as wrapped:
+            # Torch gathers the failures of all ranks; here there is one, which says by itself what is wrong.
+            failure, _ = wrapped.failures[0]
+            raise failure from None
     return writer.records
