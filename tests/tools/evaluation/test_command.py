@@ -6,6 +6,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -14,9 +15,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from recipes.errors import UserError
+from recipes.load import write_recipe
 from tests.tools.evaluation.tiny_model import TEXTS, write_corpus
+from tests.tools.report.sample_run import sample_recipe
 from tools.commands.evaluate import group
 from tools.evaluation.journal import Journal, LanguageScores
+from tools.evaluation.results import read_results
+from tools.evaluation.stored import evaluated_models, stored_scores
 
 
 def evaluate(*arguments: str | Path) -> Result:
@@ -162,3 +167,31 @@ def test_damaged_corpus_is_named(model: Path, tmp_path: Path) -> None:
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(UserError, match=r"eng_Latn/part-00000\.parquet: cannot be read"):
         CliRunner().invoke(group, ["run", str(model), "--text", str(corpus)], catch_exceptions=False)
+
+
+def test_run_resolves_to_its_latest_export(model: Path, base: Path, tmp_path: Path) -> None:
+    recipe = sample_recipe(tmp_path)
+    write_recipe(recipe, recipe.run_folder / "recipe.yaml")
+    write_corpus(tmp_path / "corpus", ("eng_Latn", "spa_Latn"))
+    with pytest.raises(UserError, match="no export in"):
+        CliRunner().invoke(group, ["run", str(recipe.run_folder)], catch_exceptions=False)
+    for step, source in ((9, base), (10, model)):
+        shutil.copytree(source, recipe.run_folder / "hf" / f"step-{step}")
+    evaluate(recipe.run_folder, "--base", base)
+    evaluate(recipe.run_folder, "--step", "9", "--base", base)
+    folder = recipe.run_folder / "evaluation"
+    models = {m.name: (m.role, m.step) for m in evaluated_models(folder)}
+    assert models == {
+        "base": ("base", None),
+        "sample/step-9": ("trained", 9),
+        "sample/step-10": ("trained", 10),
+    }
+    assert {row.model for row in read_results(folder)} == set(models)
+    for one in evaluated_models(folder):
+        assert set(stored_scores(folder, one)) == {("monolingual", "eng_Latn"), ("monolingual", "spa_Latn")}
+    # Step 9 is the base itself.
+    gains = json.loads((folder / "gains.json").read_text())
+    assert gains["trained"] == "sample/step-9"
+    assert all(row["difference"] == 0 for row in gains["languages"])
+    with pytest.raises(UserError, match="step 11 is not exported; there are 9, 10"):
+        CliRunner().invoke(group, ["run", str(recipe.run_folder), "--step", "11"], catch_exceptions=False)
