@@ -56,11 +56,32 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
     "--workers", type=click.IntRange(min=1), help="Processes. [default: one a core]  The result is the same."
 )
 @click.option(
+    "--slurm", is_flag=True, help="Submit the build to Slurm as job arrays, one after the other. Same result."
+)
+@click.option(
+    "--tasks", type=click.IntRange(min=1), default=16, show_default=True, help="With --slurm: tasks an array."
+)
+@click.option(
+    "--concurrent", type=click.IntRange(min=1), help="With --slurm: tasks at the same time. [default: all]"
+)
+@click.option(
+    "--time", "time_limit", default="24:00:00", show_default=True, help="With --slurm: time limit of a task."
+)
+@click.option(
     "--dry-run", is_flag=True, help="Say which files would be read and what is built already; write nothing."
 )
 @json_option
 def build(
-    run: str, overrides: tuple[str, ...], until: str, workers: int | None, dry_run: bool, as_json: bool
+    run: str,
+    overrides: tuple[str, ...],
+    until: str,
+    workers: int | None,
+    slurm: bool,
+    tasks: int,
+    concurrent: int | None,
+    time_limit: str,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Build the corpus of RUN's data recipe.
 
@@ -72,6 +93,7 @@ def build(
       emma corpus build demo
       emma corpus build demo --until filtered --workers 4
       emma corpus build demo data.corpus.split.share=0.05
+      emma corpus build emma_llama3_8b_bi --slurm --tasks 500 --concurrent 100
     """
     from tools.corpus.build import build_corpus, plan_build, totals
 
@@ -87,6 +109,19 @@ def build(
             )
         for stage, state in plan["stages"].items():
             click.echo(f"{stage:24} {state}")
+        return
+    if slurm:
+        from recipes.load import load_recipe
+        from tools.corpus.slurm import SlurmBuild, submit
+
+        cluster = load_recipe(run, overrides).cluster.slurm
+        jobs = submit(work, SlurmBuild(tasks, concurrent, time_limit, cluster), until)
+        if as_json:
+            _echo_json(jobs)
+            return
+        for job in jobs:
+            click.echo(f"{job['job']:>10}  {job['stage']:13} {job['phase']:8} {job['tasks']:6} tasks")
+        click.echo(f"logs: {work.root}/logs" if jobs else "everything is there")
         return
     build_corpus(work, until)
     found = totals(work)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from recipes.errors import UserError
+from recipes.schema.slurm import Slurm
+from tests.slurm.two_nodes import TwoNodes, missing_programs
+from tests.tools.corpus.raw_text import contents
+from tests.tools.corpus.test_build import mixed_build
+from tools.corpus.build import build_corpus
+from tools.corpus.slurm import SlurmBuild, submit
+from tools.corpus.verify import verify_corpus
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
+    """A Slurm of two nodes."""
+    if missing := missing_programs():
+        pytest.fail(f"Slurm is not installed ({', '.join(missing)}); run `make test-slurm`")
+    cluster = TwoNodes(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def wait_for(job: str, seconds: float) -> None:
+    """Until a job has left the queue."""
+    end = time.monotonic() + seconds
+    while subprocess.run(
+        ["squeue", "-h", "-j", job, "-t", "PD,R,CG,CF"], capture_output=True, text=True
+    ).stdout.strip():
+        if time.monotonic() > end:
+            pytest.fail(subprocess.run(["squeue", "-a"], capture_output=True, text=True).stdout)
+        time.sleep(0.5)
+
+
+@pytest.mark.slurm
+def test_two_nodes_write_what_one_machine_writes(
+    nodes: TwoNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datatrove")
+    monkeypatch.setenv("SLURM_CONF", str(nodes.configuration))
+    here = mixed_build(tmp_path, tmp_path / "here")
+    here = dataclasses.replace(here, corpus=here.corpus.model_copy(update={"memory_gib": 0.5}))
+    build_corpus(here)
+    there = dataclasses.replace(here, root=tmp_path / "there")
+    settings = SlurmBuild(tasks=3, concurrent=None, time="00:30:00", cluster=Slurm(partition="main"))
+    jobs = submit(there, settings)
+    assert [(job["stage"], job["phase"]) for job in jobs] == [
+        ("integrated", "read"),
+        ("integrated", "write"),
+        ("integrated", "close"),
+        ("filtered", "index"),
+        ("filtered", "filter"),
+        ("filtered", "close"),
+        ("deduplicated", "hash"),
+        ("deduplicated", "compare"),
+        ("deduplicated", "write"),
+        ("deduplicated", "close"),
+        ("split", "hash"),
+        ("split", "write"),
+        ("split", "close"),
+    ]
+    wait_for(jobs[-1]["job"], 900)
+    logs = "\n".join(path.read_text() for path in sorted((there.root / "logs").rglob("*.out")))
+    assert verify_corpus(there, contents=True) == [], logs[-4000:]
+    written = {name: value for name, value in contents(there.root).items() if not name.startswith("logs/")}
+    assert written == contents(here.root)
+    assert submit(there, settings) == []
+
+
+def test_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    build = mixed_build(tmp_path, tmp_path / "corpus")
+    with pytest.raises(UserError, match="no Slurm here"):
+        submit(build, SlurmBuild(1, None, "00:10:00", Slurm()))
+    assert not build.root.exists()

@@ -1,0 +1,140 @@
+"""The build as Slurm job arrays, through datatrove's executor: one array a phase, each task a share of the phase's work.
+
+The jobs call the functions that a build on one machine calls, on the same folder; what is finished is not run again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from recipes.errors import UserError
+from recipes.schema.slurm import Slurm
+from tools.corpus.build import finish_build, stages_of
+from tools.corpus.layout import STAGES
+from tools.corpus.stage import Build, Stage
+
+__all__ = ["Close", "Share", "SlurmBuild", "submit"]
+
+
+@dataclass(frozen=True)
+class SlurmBuild:
+    """How the arrays are sized.
+
+    Attributes:
+        tasks: array tasks of each phase.
+        concurrent: array tasks that run at the same time, at most; None for no limit.
+        time: time limit of a task, `[days-]hours:minutes:seconds`.
+        cluster: partition, account, quality of service, constraint, reservation.
+    """
+
+    tasks: int
+    concurrent: int | None
+    time: str
+    cluster: Slurm
+
+
+def _stage(build: Build, name: str) -> Stage:
+    return list(stages_of(build, name))[-1]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A step of datatrove's pipeline: this rank's tasks of a phase."""
+
+    build: Build
+    stage: str
+    phase: int
+
+    def __call__(self, data: Any, rank: int, world_size: int) -> None:
+        """Runs the share."""
+        _stage(self.build, self.stage).run_share(self.phase, rank, world_size)
+
+
+@dataclass(frozen=True)
+class Close:
+    """A step of datatrove's pipeline: ends a stage; after the last one, writes the tables."""
+
+    build: Build
+    stage: str
+    last: bool
+
+    def __call__(self, data: Any, rank: int, world_size: int) -> None:
+        """Ends the stage, unless a job that was requeued did so before."""
+        stage = _stage(self.build, self.stage)
+        if not stage.is_done():
+            stage.close(stage, stage.results(len(stage.phases)))
+        if self.last:
+            finish_build(self.build)
+
+
+def submit(build: Build, settings: SlurmBuild, until: str = STAGES[-1]) -> list[dict[str, Any]]:
+    """Submits the phases of all stages that are not done, each after the one before it.
+
+    Returns:
+        For each job array `stage`, `phase`, `tasks` and `job`; nothing where everything is there.
+
+    Raises:
+        UserError: no Slurm here, datatrove is not installed, bad settings, or Slurm refuses.
+    """
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        raise UserError("--slurm inside a Slurm array task: submit from a login node")
+    if shutil.which("sbatch") is None:
+        raise UserError("no Slurm here: sbatch is not in PATH; leave --slurm out to build on this machine")
+    try:
+        from tools.corpus.slurm_executor import ArrayExecutor
+    except ImportError as error:
+        raise UserError(f"--slurm needs datatrove ({error}); install emma-recipes[corpus]") from None
+    # Jobs run in this working folder, but logs are found from anywhere.
+    build = replace(build, root=build.root.absolute(), workers=1)
+    common: dict[str, Any] = {
+        "time": settings.time,
+        "partition": settings.cluster.partition,
+        "qos": settings.cluster.qos,
+        "mem_per_cpu_gb": math.ceil(build.corpus.memory_gib),
+        "workers": settings.concurrent or -1,
+        "env_command": f"export PATH={Path(sys.executable).parent}:$PATH",
+        "skip_completed": False,  # the marks of the tasks say so more finely
+        "sbatch_args": {
+            "account": settings.cluster.account,
+            "constraint": settings.cluster.constraint,
+            "reservation": settings.cluster.reservation,
+            "kill-on-invalid-dep": "yes",
+        },
+    }
+    jobs: list[dict[str, Any]] = []
+    before = None
+    for stage in stages_of(build, until):
+        if stage.is_done():
+            continue
+        stage.begin()
+        steps: list[tuple[str, int, Any]] = [
+            (phase.name, settings.tasks, Share(build, stage.name, number))
+            for number, phase in enumerate(stage.phases)
+        ]
+        steps.append(("close", 1, Close(build, stage.name, stage.name == until)))
+        for name, tasks, step in steps:
+            logs = build.root / "logs" / f"{stage.name}-{name}"
+            executor = ArrayExecutor(
+                pipeline=[step],
+                tasks=tasks,
+                job_name=f"corpus-{build.data}-{stage.name}-{name}",
+                logging_dir=str(logs),
+                depends=before,
+                **common,
+            )
+            try:
+                executor.run()
+            except subprocess.CalledProcessError as error:
+                raise UserError(
+                    f"Slurm refused {logs / 'launch_script.slurm'} (exit code {error.returncode})"
+                ) from None
+            jobs.append({"stage": stage.name, "phase": name, "tasks": tasks, "job": str(executor.job_id)})
+            before = executor
+    return jobs
