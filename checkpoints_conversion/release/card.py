@@ -47,7 +47,7 @@ def _eval_results(facts: CardFacts) -> list[EvalResult] | None:
             task_type="text-generation",
             task_name="Language modelling",
             dataset_type=f"heldout-{row['kind']}",
-            dataset_name=f"Held-out text, {row['kind']}, {row['group']} ({row['languages']} languages)",
+            dataset_name=f"Held-out text, {row['kind']}, {row['group']}, languages: {row['languages']}",
             dataset_split="validation",
             dataset_config=row["group"],
             metric_type=_METRIC,
@@ -64,15 +64,16 @@ def render_card(facts: CardFacts) -> str:
 
     from recipes.manifest import now
     from tools.report.provenance import recipe_facts
-    from tools.report.scales import number
+    from tools.report.scales import duration, number
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "duration": duration, "power_of_ten": _power_of_ten}
     text = environment.get_template("card.md.j2").render(
         f=facts,
         recipe=facts.record.recipe,
@@ -83,6 +84,12 @@ def render_card(facts: CardFacts) -> str:
         extremes=_extremes(facts),
     )
     return f"---\n{card_metadata(facts).to_yaml()}\n---\n\n{text}"
+
+
+def _power_of_ten(value: float) -> str:
+    """`2.3 × 10¹⁰`."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa} × 10" + str(int(exponent)).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
 
 
 def _extremes(facts: CardFacts) -> dict[str, Any]:

@@ -19,15 +19,14 @@ __all__ = ["CardFacts", "Compute", "card_facts", "hub_languages"]
 class Compute:
     """What the released step took.
 
-    `device_hours` is measured over the logged steps; `megawatt_hours` and `co2_tonnes` follow from it with the boards at
+    `hardware` is the number and kind of devices, `device_hours` is measured over the logged steps; `megawatt_hours` and `co2_tonnes` follow from it with the boards at
     their maximum power and the assumptions named (None where the table of devices says no power).
     """
 
     tokens: int
     device_hours: float | None
-    device: str
-    devices: int
-    exaflop: float
+    hardware: str
+    flop: float
     megawatt_hours: float | None
     co2_tonnes: float | None
     watts: float | None
@@ -131,9 +130,8 @@ def _compute(record: RunRecord, step: int) -> Compute:
     return Compute(
         tokens,
         hours,
-        kind.description,
-        recipe.cluster.world_size,
-        tokens * flops_per_token(recipe.model, recipe.batch.sequence_length) / 1e18,
+        f"{recipe.cluster.world_size} {'' if kind.name == 'cpu' else '× '}{kind.description}",
+        tokens * flops_per_token(recipe.model, recipe.batch.sequence_length),
         energy,
         energy * assumptions.grid_g_per_kwh / 1000 if energy else None,
         watts,

@@ -161,7 +161,8 @@ def _groups(
         ("not in the mix", lambda gain: gain.trained_on is False),
     ]
     groups = []
-    for kind in dict.fromkeys(gain.kind for gain in gains):
+    kinds = dict.fromkeys(gain.kind for gain in gains)
+    for kind in sorted(kinds, key=lambda kind: (kind not in LANGUAGE_KINDS, kind)):
         if kind not in LANGUAGE_KINDS:
             groups.append(_group(kind, "all", [gain for gain in gains if gain.kind == kind], draws))
             continue

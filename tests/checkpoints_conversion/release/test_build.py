@@ -20,6 +20,7 @@ from recipes.files import read_json, write_json
 from recipes.manifest import Manifest
 from recipes.schema import Recipe
 from tests.checkpoints_conversion.release.released_run import STEPS
+from tools.plan.flops import flops_per_token
 
 _FOREIGN = """
 import sys
@@ -121,7 +122,13 @@ def test_card_text_is_made_of_the_records(made: Recipe, released: Path) -> None:
     assert "| yor_Latn | Yoruba |" in text
     assert f"| Released step | {STEPS} of {STEPS} |" in text
     assert made.sha256 in text
-    assert "device-hours" in text
+    assert "of device time" in text
+    flop = STEPS * made.tokens_per_step * flops_per_token(made.model, made.batch.sequence_length)
+    mantissa, exponent = f"{flop:.1e}".split("e+")
+    assert (
+        f"{mantissa} × 10{str(int(exponent)).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))} FLOPs"
+        in text
+    )
     assert "It is clearly worse than its base in 1 of the evaluated languages: eng_Latn" in text
     assert "demonstration" in text
     assert "{{" not in text
