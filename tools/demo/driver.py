@@ -114,10 +114,12 @@ def _start(step: Step, lock: IO[Any]) -> subprocess.Popen[bytes]:
     def follow_parent() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
+    # Threads that wait give their core away: a busy machine then slows down and doesn't crawl.
+    environment = {"PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     sys.stdout.flush()
     return subprocess.Popen(
         [sys.executable, *module, *arguments],
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env=environment,
         pass_fds=(lock.fileno(),),
         preexec_fn=follow_parent,
     )
