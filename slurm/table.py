@@ -84,6 +84,7 @@ def collect(runs: Sequence[Path], queue: Sequence[query.Job] | None = None) -> l
     """
     queue = query.jobs() if queue is None else queue
     ours = [(job, *_stage_and_folder(job)) for job in queue if job.comment.startswith(f"{_COMMENT} ")]
+    ours.sort(key=lambda each: (each[2], each[0].array, each[0].state == "PENDING", each[0].id))
     rows = []
     for job, stage, folder in ours:
         facts = _training_facts(folder) if stage == "train" else {}
@@ -113,15 +114,21 @@ def _stage_and_folder(job: query.Job) -> tuple[str, Path]:
 def _state(job: query.Job) -> str:
     if job.state != "PENDING":
         return job.state.lower()
-    waits = f"after {job.dependency}" if job.dependency and job.reason == "Dependency" else job.reason
+    conditions = ", ".join(part for part in _conditions(job) if part != "singleton")
+    waits = f"after {conditions}" if conditions and job.reason == "Dependency" else job.reason
     return f"pending ({waits})" if waits and waits != "None" else "pending"
+
+
+def _conditions(job: query.Job) -> list[str]:
+    """What a job waits for; Slurm writes an array as `12_*`."""
+    return [part.removesuffix("_*") for part in job.dependency.split(",") if part]
 
 
 def _next(job: query.Job, queue: Sequence[query.Job]) -> str | None:
     """Jobs that wait for this one, or that share its name and wait their turn."""
     waiting = []
     for other in queue:
-        conditions = other.dependency.replace(",", ":").split(":")
+        conditions = [number for part in _conditions(other) for number in part.split(":")]
         if other.id != job.id and (str(job.array) in conditions or str(job.id) in conditions):
             waiting.append(other.array)
     return ", ".join(str(number) for number in sorted(set(waiting))) or None

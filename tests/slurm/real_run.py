@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.files import write_json
 from recipes.load import load_recipe
 from slurm.history import History
 from tests.slurm.two_nodes import TwoNodes
 from tests.small_recipe import write_small_run
 from tests.tiny_mix import make_tiny_mix
+from tests.tiny_text import BEGIN, END
 from tools.training.metrics import read_metrics
 from tools.training.run_folder import RunFolder
 
@@ -141,6 +143,9 @@ def make_run(folder: Path, name: str, steps: int, slurm: TwoNodes) -> RealRun:
     """A run of `steps` steps over a mix of its own below `folder`; runs in one folder share it."""
     if not (folder / "small.yaml").is_file():
         mix = make_tiny_mix(folder, samples=steps * GLOBAL_BATCH, sequence_length=LENGTH, vocab_size=512)
+        # What `transformers` has to know to open documents, in an export's evaluation.
+        special = {"bos_token": BEGIN, "eos_token": END, "tokenizer_class": "PreTrainedTokenizerFast"}
+        write_json(mix.tokenizer / "tokenizer_config.json", special)
         path = write_small_run(folder, mix.data.model_dump(mode="json"), mix.tokenizer)
         text = path.read_text().replace("steps: 10", f"steps: {steps}")
         path.write_text(text.replace("interval: 5\n", f"interval: {max(5, steps // 4)}\n"))

@@ -63,7 +63,7 @@ def test_a_stage_that_fails_ends_the_chain(slurm: TwoNodes, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("cluster.slurm.partition=gpu",), "there is no partition `gpu`; known are `main`, `short`"),
+        (("cluster.slurm.partition=gpu",), "there is no partition `gpu`. Fix: known are `main`, `short`"),
         (("cluster.slurm.partition=short",), "is above the 0.0833333 h of partition `short`"),
         (
             ("cluster={nodes: 3, gpus_per_node: 1, device: cpu, launcher: srun}",),

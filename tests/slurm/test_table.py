@@ -49,7 +49,7 @@ def test_a_running_job_shows_its_progress_and_what_follows(run: RunFolder) -> No
     assert (first.job, first.state, first.step, first.steps, first.tokens) == ("7", "running", 6, 10, 1536)
     assert (first.loss, first.tokens_per_second, first.checkpoint, first.next) == (2.5, 64.0, 5, "8")
     assert first.seconds_left == 4 * 8 * 32 / 64
-    assert second.state == "pending (after afterany:7,singleton)" and second.next == "9"
+    assert second.state == "pending (after afterany:7)" and second.next == "9"
     assert third.stage == "convert" and third.step is None
     text = table_text([first, second, third])
     assert (

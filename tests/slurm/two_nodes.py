@@ -57,7 +57,7 @@ JobRequeue=1
 MpiDefault=none
 MailProg=/bin/true
 NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{node_ports}] CPUs={cpus} RealMemory=4000 State=UNKNOWN
-PartitionName=main Nodes=n[1-2] Default=YES MaxTime=02:00:00 State=UP
+PartitionName=main Nodes=n[1-2] Default=YES MaxTime=06:00:00 State=UP
 PartitionName=short Nodes=n1 MaxTime=00:05:00 State=UP
 """
 
