@@ -71,6 +71,7 @@ def test_training_asks_for_what_the_recipe_says(make_recipe: MakeRecipe, tmp_pat
         "signal_seconds: 300, gpu_option: '--gres=gpu:h100:{gpus}', srun: ['--cpu-bind=none'], sbatch: ['--licenses=scratch'], "
         "network_interface: ib0}",
         "environment={NCCL_DEBUG: 'WARN INFO'}",
+        "batch.micro=1",
     )
     script = render_train(recipe)
     asked = options(script.text)

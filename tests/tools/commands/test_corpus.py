@@ -100,7 +100,7 @@ def test_verify_and_decontaminate(run: str, tmp_path: Path) -> None:
 
 def test_languages() -> None:
     rows = orjson.loads(emma("corpus", "languages", "zh", "sr_latin", "--json").out)
-    assert rows[0]["codes"] == ["cmn_Hans", "cmn_Hant"]
+    assert {"cmn_Hans", "cmn_Hant"} <= set(rows[0]["codes"])
     assert rows[1]["codes"] == ["srp_Latn"]
     assert "zho_Hani" in emma("corpus", "languages", "zho_Hans", "--spelling", "mala").out
     wrong = emma("corpus", "languages", "engl")

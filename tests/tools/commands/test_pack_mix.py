@@ -27,7 +27,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = str(write_small_run(folder, tiny_data().model_dump(mode="json"), tokenizer))
     dry = emma("pack", "run", path, "--dry-run", "--json")
     assert dry.code == 0 and not (folder / "store").exists()
-    assert {row["component"]: row["files"] for row in json.loads(dry.out)} == {"monolingual": 6, "bilingual": 2}
+    assert {row["component"]: row["files"] for row in json.loads(dry.out)} == {
+        "monolingual": 6,
+        "bilingual": 2,
+    }
     packed = emma("pack", "run", path, "--workers", "1")
     assert packed.code == 0, packed.err
     assert (
@@ -121,7 +124,11 @@ def test_bad_calls(run: str) -> None:
         (("pack", "run", run, "--component", "x"), 2, "no component 'x'"),
         (("mix", "plan"), 2, "name a RUN"),
         (("mix", "plan", "--data", "mala_bilingual"), 2, "give --stats CSV"),
-        (("mix", "plan", "--data", "nothing", "--stats", "x.csv"), 2, "there is no recipe `nothing` in recipes/data"),
+        (
+            ("mix", "plan", "--data", "nothing", "--stats", "x.csv"),
+            2,
+            "there is no recipe `nothing` in recipes/data",
+        ),
         (("mix", "build", run, "paths.store=nowhere"), 2, "run `emma pack run` first"),
     ):
         answer = emma(*arguments)

@@ -192,7 +192,7 @@ def test_consumed_documents_of_another_store_cannot_be_told(
 ) -> None:
     other = make_tiny_mix(tmp_path / "other", samples=10, sequence_length=64, begin=False)
     settings = make_settings(exclude_consumed=[{"mix": str(other.mix)}])
-    with pytest.raises(UserError, match="was built from another 'monolingual' than"):
+    with pytest.raises(UserError, match="was built from another 'bilingual' than"):
         build_mix(settings)
     with pytest.raises(UserError, match="has 40 samples, 50 cannot be consumed"):
         build_mix(make_settings(exclude_consumed=[{"mix": str(_tiny_mix(make_settings)), "samples": 50}]))
@@ -229,7 +229,7 @@ def test_components_of_two_tokenizers_are_no_mix(
     other = make_tiny_mix(tmp_path / "other", samples=10, sequence_length=64, begin=False)
     shutil.rmtree(own_store / "bilingual")
     shutil.copytree(other.store / "bilingual", own_store / "bilingual")
-    with pytest.raises(UserError, match=r"bilingual: begin_id is None, but 510 in .*monolingual"):
+    with pytest.raises(UserError, match=r"monolingual: begin_id is 510, but None in .*bilingual"):
         build_mix(make_settings(store=own_store))
 
 

@@ -193,7 +193,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         edit_json("train/dataset.json", lambda v: v["sources"][0].update(tokens=5)),
         r"rows and \d+ tokens, dataset\.json says \d+ and 5",
     ),
-    "plan counts": (plan_counts, r"plan\.parquet: monolingual/eng_Latn was planned with"),
+    "plan counts": (plan_counts, r"plan\.parquet: \S+ was planned with"),
     "stale manifest": (
         edit_json("manifest.json", lambda v: v["outputs"].pop()),
         "not in the manifest",

@@ -172,7 +172,7 @@ def test_megatron_reads_every_index(tiny: TinyMix, packed: TinyMix) -> None:
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     for mix in (tiny, packed):
-        known = store_documents(mix)
+        known = [np.array(document, np.uint16).tobytes() for document in store_documents(mix)]
         for path in sorted(mix.mix.rglob("*.idx")):
             dataset = IndexedDataset(str(path.with_suffix("")))
             rows = np.load(path.parent / "rows.npy")
@@ -181,12 +181,11 @@ def test_megatron_reads_every_index(tiny: TinyMix, packed: TinyMix) -> None:
             mine = rows[rows["shard"] == number]
             assert len(dataset) == len(mine) == dataset.document_indices[-1]
             assert dataset.index.dtype is np.uint16
-            whole = 0
             for index in range(len(mine)):
-                tokens = tuple(dataset[index].tolist())
+                tokens = dataset[index]
                 assert len(tokens) == mine["tokens"][index]
-                whole += tokens in known
-            assert whole >= 0.9 * len(mine) - 1
+                # Best-fit packing cuts documents that are longer than a sample: a row is a document or a part of one.
+                assert any(tokens.tobytes() in document for document in known)
 
 
 def test_masks_positions_and_boundaries_are_megatrons(tiny: TinyMix, tmp_path: Path) -> None:

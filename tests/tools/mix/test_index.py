@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recipes.errors import UserError
+from tools.mix.index import IndexWriter, read_index
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+@pytest.mark.parametrize("pieces", [[5], [1, 3, 1], [0, 5, 0]])
+def test_an_index_reads_back(tmp_path: Path, dtype: type, pieces: list[int]) -> None:
+    rng = np.random.default_rng(0)
+    lengths, offsets = rng.integers(1, 100, 5).astype(np.int32), rng.integers(0, 1 << 40, 5)
+    path = tmp_path / "a.idx"
+    writer = IndexWriter(path, np.dtype(dtype), 5)
+    at = 0
+    for count in pieces:
+        writer.append(lengths[at : at + count], offsets[at : at + count])
+        at += count
+    writer.close()
+    kind, read_lengths, read_offsets, bounds = read_index(path)
+    assert kind == np.dtype(dtype)
+    assert np.array_equal(read_lengths, lengths) and np.array_equal(read_offsets, offsets)
+    assert bounds.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_is_no_whole_index_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.idx"
+    writer = IndexWriter(path, np.dtype(np.int32), 2)
+    writer.append(np.array([1]), np.array([0]))
+    with pytest.raises(ValueError, match="1 rows written, 2 announced"):
+        writer.close()
+    with pytest.raises(UserError, match="its header and its size don't fit together"):
+        read_index(path)
+    (tmp_path / "b.idx").write_bytes(b"MMIDIDX")
+    with pytest.raises(UserError, match="not a Megatron index"):
+        read_index(tmp_path / "b.idx")
