@@ -127,7 +127,7 @@ def pretrain(
             schedule.step()
             optimizer.zero_grad()
             losses.append(float(loss.detach()))
-            bar.set_postfix(loss=f"{losses[-1]:.3f}")
+            bar.set_postfix_str(f"loss {losses[-1]:.3f}", refresh=False)
     model.eval()
     return losses
 
