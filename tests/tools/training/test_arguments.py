@@ -16,9 +16,7 @@ from tools.training.arguments import LoadPlan, megatron_arguments
 
 
 def arguments(recipe: Recipe, load: LoadPlan | None = None) -> list[str]:
-    return megatron_arguments(
-        recipe, load or LoadPlan("scratch"), 2, Path("checkpoints"), Path("tensorboard")
-    )
+    return megatron_arguments(recipe, load or LoadPlan("scratch"), 2, Path("checkpoints"), None)
 
 
 def parsed(flags: list[str], names: list[str]) -> dict[str, Any]:
