@@ -19,6 +19,12 @@ STEPS = 20
 CLUSTER = "cluster={nodes: 2, gpus_per_node: 1, device: cpu, launcher: srun}"
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose mix several tests use."""
+    return tmp_path_factory.mktemp("shared")
+
+
 def test_the_chain_from_text_to_release(slurm: TwoNodes, tmp_path: Path) -> None:
     run = make_run(tmp_path, "chained", STEPS, slurm)
     # Only text and tokenizer are there; store and mix are the chain's to make.
@@ -66,22 +72,22 @@ def test_a_stage_that_fails_ends_the_chain(slurm: TwoNodes, tmp_path: Path) -> N
         (("cluster.slurm.partition=gpu",), "there is no partition `gpu`. Fix: known are `main`, `short`"),
         (("cluster.slurm.partition=short",), "is above the 0.0833333 h of partition `short`"),
         (
-            ("cluster={nodes: 3, gpus_per_node: 1, device: cpu, launcher: srun}",),
+            ("cluster.nodes=3", "batch.global=24"),
             "3, but partition `main` has 2",
         ),
         (
-            ("cluster={nodes: 2, gpus_per_node: 64, device: cpu, launcher: srun}", "batch.global=128"),
+            ("cluster.gpus_per_node=64", "batch.global=256"),
             "Slurm would refuse this job",
         ),
         (("cluster.slurm.requires=[account]",), "cluster.slurm.account: is not set"),
-        (("parallelism.tensor=3",), "does not divide"),
+        (("parallelism.pipeline=3",), "does not divide"),
         (("start={mode: weights, checkpoint: nowhere}",), "nowhere does not exist"),
     ],
 )
 def test_a_job_that_cannot_start_is_refused(
-    overrides: tuple[str, ...], message: str, slurm: TwoNodes, tmp_path: Path
+    overrides: tuple[str, ...], message: str, slurm: TwoNodes, shared: Path
 ) -> None:
-    run = make_run(tmp_path, "refused", STEPS, slurm)
+    run = make_run(shared, "refused", STEPS, slurm)
     said = run.submit(CLUSTER, "--only", "train", *overrides, code=2)
     assert message in said and "Fix: " in said
     assert not slurm.command("squeue", "--noheader").strip()

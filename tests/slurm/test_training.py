@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2400)]
 RANKS = 2  # a node
 TWO_NODES = "cluster={nodes: 2, gpus_per_node: 2, device: cpu, launcher: srun}"
 ONE_NODE = "cluster={nodes: 1, gpus_per_node: 2, device: cpu}"
-LAYOUT = "batch.micro=4"
+LAYOUT = "batch.micro=2"
 # Long enough for the time limits below, short enough to wait for.
 LONG, SHORT = 2000, 120
 
