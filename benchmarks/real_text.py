@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import html
 import re
 import subprocess
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 
 import orjson
@@ -22,7 +22,6 @@ from recipes.files import atomic_write
 __all__ = ["fetch", "write_jsonl"]
 
 _PACKAGES = r"^(libreoffice-help-[a-z][a-z](-[a-z]+)?|manpages-[a-z][a-z](-br|-tw)?(-dev)?|gnome-user-docs)$"
-_DROPPED = {"script", "style", "head", "nav"}
 
 
 def fetch(folder: Path) -> Path:
@@ -44,31 +43,12 @@ def fetch(folder: Path) -> Path:
     return unpacked
 
 
-class _Text(HTMLParser):
-    """Text of a page, a line a block."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-        self.dropped = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.dropped += tag in _DROPPED
-        if tag in ("p", "div", "li", "tr", "h1", "h2", "h3", "h4", "br"):
-            self.parts.append("\n")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.dropped -= tag in _DROPPED and self.dropped > 0
-
-    def handle_data(self, data: str) -> None:
-        if not self.dropped:
-            self.parts.append(data)
-
-
 def _page_text(content: str) -> str:
-    parser = _Text()
-    parser.feed(content)
-    lines = (" ".join(line.split()) for line in "".join(parser.parts).splitlines())
+    """Text of a page, a line a block."""
+    content = re.sub(r"<(script|style|head|nav)\b.*?</\1>", " ", content, flags=re.S | re.I)
+    content = re.sub(r"</?(p|div|li|tr|h[1-6]|br|title|item)\b[^>]*>", "\n", content, flags=re.I)
+    text = html.unescape(re.sub(r"<[^>]*>", "", content))
+    lines = (" ".join(line.split()) for line in text.splitlines())
     return "\n".join(line for line in lines if line)
 
 
@@ -109,29 +89,28 @@ def _documents(unpacked: Path) -> Iterator[tuple[str, str, str]]:
         )
 
 
-def write_jsonl(unpacked: Path, target: Path, megabytes: int) -> None:
-    """Writes documents round the languages, as evenly as their sizes allow, until `megabytes` MB of text are reached;
-    a corpus that is smaller is written again under other ids (with a mark in the text, so that no document repeats)."""
+def write_jsonl(unpacked: Path, target: Path, megabytes: int) -> int:
+    """Writes documents, sixteen of each language in turn, until `megabytes` MB of text are reached or all is written.
+
+    Returns:
+        Number of languages.
+    """
     by_language: dict[str, list[tuple[str, str]]] = {}
     for language, id_, text in _documents(unpacked):
         if text:
             by_language.setdefault(language, []).append((id_, text))
+    left, written = sorted(by_language), 0
     with atomic_write(target) as handle:
-        written, turn = 0, 0
-        while written < megabytes * 1_000_000:
-            round_ = 0
-            for language, documents in sorted(by_language.items()):
-                part = documents[turn * 16 % len(documents) :][:16]
-                if turn * 16 >= len(documents):
-                    continue
-                round_ += 1
-                for id_, text in part:
-                    line = orjson.dumps({"id": id_, "text": text, "language": language, "source": "debian"})
-                    handle.write(line + b"\n")
+        turn = 0
+        while left and written < megabytes * 1_000_000:
+            for language in left:
+                for id_, text in by_language[language][turn * 16 :][:16]:
+                    record = {"id": id_, "text": text, "language": language, "source": "debian"}
+                    handle.write(orjson.dumps(record) + b"\n")
                     written += len(text.encode())
             turn += 1
-            if not round_:
-                break
+            left = [language for language in left if turn * 16 < len(by_language[language])]
+    return len(by_language)
 
 
 def main() -> None:
@@ -142,8 +121,8 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=300)
     options = parser.parse_args()
     target = options.folder / f"text-{options.megabytes}.jsonl"
-    write_jsonl(fetch(options.folder), target, options.megabytes)
-    print(target, target.stat().st_size)
+    languages = write_jsonl(fetch(options.folder), target, options.megabytes)
+    print(f"{target}: {target.stat().st_size:,} bytes, {languages} languages")
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ class Pack(Section):
     """Tokenizer engine. `tokenizers` is the reference; any other is used for a language only while its ids equal
     the reference's on `gate_documents` sampled documents of it. `fastest` takes the fastest that is installed."""
     gate_documents: int = Field(32, gt=0)
-    """Documents of every language that are encoded with the reference too, as far as 16 KiB of text go."""
+    """Documents of every language that are encoded with the reference too, as far as 8 KiB of text go."""
 
     @field_validator("components")
     @classmethod

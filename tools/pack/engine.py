@@ -400,12 +400,12 @@ class Encoder:
         return encoded
 
 
-GATE_BYTES = 16 << 10
+GATE_BYTES = 8 << 10
 """Text of a language that the gate compares, at most (one document at least)."""
 
 
 def gate_sample(texts: pa.Array, documents: int) -> pa.Array:
-    """The first documents, at most `documents` of them and 16 KiB."""
+    """The first documents, at most `documents` of them and 8 KiB."""
     sample = texts[:documents]
     sizes = np.cumsum(pc.binary_length(sample).to_numpy(zero_copy_only=False))
     return sample[: max(1, int(np.searchsorted(sizes, GATE_BYTES, side="right")))]
