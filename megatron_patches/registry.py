@@ -21,6 +21,7 @@ MODULES = (
     "dataset_helpers",
     "sequence_parallel_norm",
     "torch_adam_resume",
+    "writer_signals",
     "rope_scaling",
 )
 

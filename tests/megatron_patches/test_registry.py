@@ -45,7 +45,12 @@ def test_every_patch_declares_what_it_is() -> None:
 
 
 def test_the_machine_decides_which_patches_are_on() -> None:
-    everywhere = {"prebuilt-dataset-helpers", "sequence-parallel-norm", "rope-scaling"}
+    everywhere = {
+        "prebuilt-dataset-helpers",
+        "sequence-parallel-norm",
+        "writer-survives-stop-signals",
+        "rope-scaling",
+    }
     without_gpu = {"cpu-backend", "initialize-without-cuda", "torch-adam-resume"}
     assert on(CPU) == everywhere | without_gpu
     assert on(GPU) == everywhere

@@ -1,0 +1,57 @@
+"""A helper process of the checkpoint writer dies of the signal that asks its rank to save and stop."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from multiprocessing import resource_tracker
+from typing import Any
+
+from megatron_patches.machine import Machine
+from megatron_patches.registry import Decision, Patch, Target
+
+__all__ = ["PATCH", "shielded"]
+
+QUEUE = Target(
+    "megatron.core.dist_checkpointing.strategies.filesystem_async:get_write_results_queue", "mp_mode"
+)
+
+# What launchers send to all processes of a rank when the run is to stop: torchrun to the rank's process group, Slurm
+# to everything in the step.
+_STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+
+
+def condition(machine: Machine) -> Decision:
+    """On everywhere."""
+    return Decision(True, "a stopped run has to save, also after it has saved before")
+
+
+def shielded(get_queue: Callable[..., Any]) -> Callable[..., Any]:
+    """`get_write_results_queue` whose server process starts with the stop signals blocked.
+
+    The first save starts a server that holds the writers' queue for as long as the rank lives. Blocked signals are
+    inherited, so that the server never sees them; the rank gets those that came meanwhile as soon as it is started.
+    The end of the rank ends the server all the same.
+    """
+
+    def get_write_results_queue(mp_mode: str = "spawn") -> Any:
+        # Python's resource tracker unblocks SIGTERM as it starts, so it has to be there before.
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        try:
+            return get_queue(mp_mode)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    return get_write_results_queue
+
+
+PATCH = Patch(
+    name="writer-survives-stop-signals",
+    targets=(QUEUE,),
+    versions={"megatron-core": ("0.19.2",)},
+    reason="SIGTERM to a rank's process group kills the server of the writers' queue, and the save at the stop fails",
+    upstream="https://github.com/NVIDIA/Megatron-LM/blob/core_v0.19.2/megatron/core/dist_checkpointing/strategies/filesystem_async.py",
+    condition=condition,
+    install=lambda: QUEUE.replace(shielded(QUEUE.get())),
+)

@@ -1,0 +1,43 @@
+"""The checkpoint writer's queue after a stop signal to the whole process group."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+from tests.ranks import run_ranks, start_ranks
+
+
+def stop_and_put(when: str) -> tuple[int, list[int]]:
+    """Starts the queue, sends SIGTERM to the rank's process group, as torchrun does, and puts and gets a value.
+
+    Returns:
+        The value, and the signals that the rank itself got.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    received: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    if when == "meanwhile":
+        threading.Timer(0.1, os.killpg, (0, signal.SIGTERM)).start()
+    queue = filesystem_async.get_write_results_queue()
+    if when == "after":
+        os.killpg(0, signal.SIGTERM)
+    time.sleep(0.5)
+    queue.put(7)
+    return queue.get(timeout=10), received
+
+
+def test_without_the_patch_the_queue_is_gone() -> None:
+    (outcome,) = start_ranks(stop_and_put, 1, "after", patched=False).outcomes(timeout=60)
+    assert outcome.exit_code != 0
+    # Which of them depends on how far the server had come as it died.
+    lost = ("BrokenPipeError", "ConnectionResetError", "ConnectionRefusedError", "EOFError")
+    assert any(error in outcome.output for error in lost), outcome.output
+
+
+def test_the_queue_survives_and_the_rank_gets_the_signal() -> None:
+    assert run_ranks(stop_and_put, 1, "after") == [(7, [signal.SIGTERM])]
+    assert run_ranks(stop_and_put, 1, "meanwhile") == [(7, [signal.SIGTERM])]
