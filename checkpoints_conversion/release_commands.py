@@ -1,4 +1,4 @@
-"""`emma release`: folders that the Hub takes as they are, and their verification."""
+"""`emma release`: folders that the Hub takes as they are, their verification and upload."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PATH = click.Path(path_type=Path)
 
 @click.group()
 def group() -> None:
-    """Release folders, cards, checksums."""
+    """Release folders, cards, checksums, upload."""
 
 
 @group.command()
@@ -95,6 +95,65 @@ def verify(folder: Path, generate: bool, as_json: bool) -> None:
         )
     if not as_json:
         click.echo(f"{folder}: sound")
+
+
+@group.command()
+@click.argument("folder", metavar="FOLDER", type=_PATH)
+@click.argument("repository", metavar="OWNER/NAME")
+@click.option("--branch", help="Branch to upload to, e.g. step25000; made if it is not there. Default main.")
+@click.option(
+    "--private/--public", default=True, show_default=True, help="Visibility of a repository that is made."
+)
+@click.option(
+    "--attempts",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Times an interrupted upload goes on.",
+)
+@click.option(
+    "--delete-others", is_flag=True, help="Delete files of the branch that the release does not have."
+)
+@click.option("--check-only", is_flag=True, help="Only compare what the server holds with the folder.")
+@click.option("--dry-run", is_flag=True, help="Verify the folder, say what would be uploaded, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def upload(
+    folder: Path,
+    repository: str,
+    branch: str | None,
+    private: bool,
+    attempts: int,
+    delete_others: bool,
+    check_only: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Upload a release folder to the Hub, and check by hash that it arrived.
+
+    The folder is verified first. An interrupted upload goes on with what is missing; so does the same command later.
+    The Hub's client takes the token from HF_TOKEN or from `hf auth login`; it is never printed.
+
+    \b
+    emma release upload release/my-model my-team/my-model --branch step25000
+    """
+    from checkpoints_conversion.release.upload import plan_upload, server_faults, upload_release
+    from recipes.errors import CheckFailedError
+
+    plan = plan_upload(folder, repository, branch, private=private)
+    if dry_run:
+        _print(plan.as_dict(), as_json)
+        return
+    if check_only:
+        if faults := server_faults(plan, delete_others=delete_others):
+            raise CheckFailedError(f"{repository} does not hold the release: " + "; ".join(faults))
+    else:
+        upload_release(plan, attempts=attempts, delete_others=delete_others)
+    if as_json:
+        _print(plan.as_dict(), True)
+    else:
+        click.echo(
+            f"{repository}@{plan.branch} holds {len(plan.files)} files, {plan.bytes / 1e9:.3f} GB, equal to {folder}"
+        )
 
 
 def _print(value: dict[str, Any], as_json: bool) -> None:

@@ -1,0 +1,147 @@
+"""Uploads against a local server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from click.testing import CliRunner
+
+from checkpoints_conversion.release.checksums import CHECKSUMS_NAME, listed_files
+from checkpoints_conversion.release_commands import group
+from recipes.errors import UserError
+from tests.checkpoints_conversion.release.hub_server import TOKEN, Hub, serve
+
+
+@pytest.fixture
+def hub() -> Hub:
+    return Hub()
+
+
+@pytest.fixture
+def address(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A running server that this process's client talks to."""
+    server, url = serve(hub)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # the server speaks git LFS
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("EMMA_PROGRESS", "0")
+    yield url
+    server.shutdown()
+    server.server_close()
+
+
+def upload(folder: Path, *options: str, repository: str = "team/model") -> tuple[int, str]:
+    """Exit code and everything that was printed."""
+    runner = CliRunner()
+    result = runner.invoke(group, ["upload", str(folder), repository, *options])
+    text = result.output
+    if isinstance(result.exception, UserError):
+        return result.exception.exit_code, text + str(result.exception)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert TOKEN not in text
+    return result.exit_code, text
+
+
+def held(hub: Hub, branch: str = "main") -> dict[str, bytes]:
+    files = dict(hub.repositories["team/model"].branches[branch])
+    files.pop(".gitattributes", None)
+    return files
+
+
+def local(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in (*listed_files(folder), CHECKSUMS_NAME)}
+
+
+def test_interrupted_five_times_the_server_holds_every_byte(
+    released: Path, hub: Hub, address: str, tmp_path: Path
+) -> None:
+    hub.drops, hub.refusals = 5, 1
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "EMMA_PROGRESS": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "tools.cli", "release", "upload", str(released), "team/model", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    assert hub.drops == hub.refusals == 0
+    assert held(hub) == local(released)
+    assert hub.repositories["team/model"].private
+    assert json.loads(done.stdout)["files"] == len(local(released))
+    # Nothing large was received twice.
+    assert hub.received == sum(path.stat().st_size for path in released.glob("*.safetensors"))
+
+    requests = len(hub.requests)
+    assert upload(released)[0] == 0
+    assert not any(request.startswith("PUT") for request in hub.requests[requests:])
+
+
+def test_lasting_interruption_ends_with_what_to_do(
+    released: Path, hub: Hub, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise RuntimeError("Error while uploading")
+
+    monkeypatch.setattr("checkpoints_conversion.release.upload._WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", broken)
+    code, text = upload(released, "--attempts", "3")
+    assert code == 2
+    assert text.count("interrupted (RuntimeError), going on") == 2
+    assert "the same command goes on from it" in text
+
+
+def test_branch_for_a_checkpoint(released: Path, hub: Hub, address: str) -> None:
+    assert upload(released, "--branch", "step40", "--public")[0] == 0
+    assert held(hub, "step40") == local(released)
+    assert held(hub, "main") == {}
+    assert not hub.repositories["team/model"].private
+
+
+def test_wrong_byte_on_the_server_is_found(released: Path, hub: Hub, address: str) -> None:
+    assert upload(released)[0] == 0
+    files = hub.repositories["team/model"].branches["main"]
+    for name in ("README.md", next(name for name in files if name.endswith(".safetensors"))):
+        before = files[name]
+        files[name] = before[:-1] + bytes([before[-1] ^ 1])
+        code, text = upload(released, "--check-only")
+        assert code == 1
+        assert f"{name} has another content there" in text
+        files[name] = before
+    files["model-00009-of-00009.safetensors"] = b"left over"
+    assert "does not belong to the release" in upload(released, "--check-only")[1]
+    assert upload(released, "--delete-others")[0] == 0
+    assert held(hub) == local(released)
+
+
+def test_dry_run_asks_the_server_nothing(released: Path, hub: Hub, address: str) -> None:
+    assert json.loads(upload(released, "--dry-run", "--json")[1])["repository"] == "team/model"
+    assert hub.requests == []
+
+
+def test_wrong_token_and_wrong_names(released: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    code, text = upload(released)
+    assert code == 2
+    assert "set HF_TOKEN or log in" in text
+    assert "hf_wrong" not in text
+    assert "name the owner too" in upload(released, repository="model")[1]
+
+
+def test_unsound_release_stays_here(release: Path, hub: Hub, address: str) -> None:
+    (release / "README.md").write_text("no card")
+    code, text = upload(release)
+    assert code == 1
+    assert "not a sound release" in text
+    assert hub.requests == []
