@@ -91,25 +91,34 @@ def test_training_is_stopped_by_sigterm_and_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "stopped").read_text() == "1 1 "
 
 
+# The step itself looks whether it has saved: the driver is built before it waits for an earlier one's step.
+SLOW = """
+def save(*_):
+    time.sleep(1)
+    (folder / "saved").touch()
+    sys.exit(0)
+if not (folder / "saved").exists():
+    signal.signal(signal.SIGTERM, save)
+    (folder / "ready").touch()
+    time.sleep(60)
+"""
 DEMO = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.tools.demo.test_driver import run, script
 folder = Path({folder!r})
-slow = "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), (folder / 'saved').touch(), sys.exit(0)));time.sleep(60)"
-run(folder, script("a", folder, ""), script("slow", folder, slow if not (folder / "saved").exists() else ""))
+run(folder, script("a", folder, ""), script("slow", folder, {slow!r}))
 """
 
 
 def test_a_killed_driver_ends_its_step_and_the_next_waits_for_it(tmp_path: Path) -> None:
-    program = [sys.executable, "-c", DEMO.format(root=str(ROOT), folder=str(tmp_path))]
+    program = [sys.executable, "-c", DEMO.format(root=str(ROOT), folder=str(tmp_path), slow=SLOW)]
     child = subprocess.Popen(program)
     end = time.monotonic() + 30
-    while not ((tmp_path / "log").exists() and len(log(tmp_path)) == 2):
+    while not (tmp_path / "ready").exists():
         assert time.monotonic() < end
         time.sleep(0.1)
-    time.sleep(0.3)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     assert not (tmp_path / "saved").exists()
