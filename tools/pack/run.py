@@ -20,7 +20,7 @@ from tqdm import tqdm
 from recipes.errors import UserError
 from recipes.files import atomic_write, fsync_directory, read_json, write_json
 from recipes.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
-from tools.pack.engine import ENGINES, Encoder, EngineName
+from tools.pack.engine import ENGINES, Encoder, EngineName, choose_engine, load_engine
 from tools.pack.inputs import InputFile, Unit
 from tools.pack.plan import (
     ComponentPlan,
@@ -66,10 +66,14 @@ def pack_store(
         if name not in settings.pack.components:
             known = ", ".join(settings.pack.components)
             raise UserError(f"no component {name!r} in data.pack.components; there are {known}")
-    settings.tokenizer.check()
     workers = workers or available_cores()
     report: PackReport = {}
     with process_pool(workers) as pool:
+        if workers > 1 and not finish_only:
+            # Processes start and load the tokenizer while this one looks at the inputs.
+            for _ in range(workers):
+                pool.submit(load_engine, choose_engine(settings.pack.engine), settings.tokenizer)
+        settings.tokenizer.check()
         plans = {}
         for name in names:
             if _is_finished(settings, name):
