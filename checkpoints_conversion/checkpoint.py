@@ -16,16 +16,24 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from checkpoints_conversion.config import TokenIds
+from checkpoints_conversion.config import TokenIds, check_same_shape
 from checkpoints_conversion.tokenizer_files import special_tokens
 from recipes.compose import read_yaml
 from recipes.errors import UserError
 from recipes.files import atomic_write
 from recipes.manifest import FileRecord
+from recipes.schema import Recipe
 from recipes.schema.model import Model, Shape
-from tools.training.checkpoints import checkpoint_folder, complete_steps, incomplete_steps
+from tools.training.checkpoints import checkpoint_folder, complete_steps, incomplete_steps, resolve_start
 
-__all__ = ["SIDECAR_NAME", "Checkpoint", "find_checkpoint", "is_checkpoint", "write_sidecar"]
+__all__ = [
+    "SIDECAR_NAME",
+    "Checkpoint",
+    "check_start",
+    "find_checkpoint",
+    "is_checkpoint",
+    "write_sidecar",
+]
 
 SIDECAR_NAME = "model.yaml"
 TOKENIZER_FOLDER = "tokenizer"
@@ -129,6 +137,24 @@ def find_checkpoint(source: Path, step: int | None = None, *, tokenizer: Path | 
         f"{folder}: neither {SIDECAR_NAME} in it nor {recipe}; without one of them the shape of the model is unknown. "
         "Put the run's resolved recipe there (`emma recipe show RUN`)"
     )
+
+
+def check_start(recipe: Recipe) -> None:
+    """Refuses a checkpoint to start from that is missing, incomplete, or of another model than the recipe's.
+
+    A checkpoint that nothing describes (Megatron's own, of another project) is left to Megatron, which compares the
+    tensors' shapes as it loads them.
+
+    Raises:
+        UserError: with what is wrong and what to do.
+    """
+    if recipe.start.checkpoint is None:
+        return
+    start = resolve_start(recipe.start.checkpoint, recipe.start.step)
+    folder = checkpoint_folder(start.folder, start.step)
+    if (folder / SIDECAR_NAME).is_file() or (folder.absolute().parent.parent / "recipe.yaml").is_file():
+        found = find_checkpoint(folder)
+        check_same_shape(found.shape, recipe.model, f"start.checkpoint: {folder}", recipe.name)
 
 
 def _from_sidecar(folder: Path, step: int, sidecar: Path, tokenizer: Path | None) -> Checkpoint:

@@ -36,6 +36,7 @@ def command(
     Example:
       emma train demo schedule.steps=100 parallelism.tensor=2
     """
+    from checkpoints_conversion.checkpoint import check_start
     from recipes.load import load_recipe
     from tools.plan.alternatives import check_fits
     from tools.training.launch import compute_reference, launch_command, rank_environment, train_here
@@ -58,6 +59,8 @@ def command(
     if folder.finished(recipe):
         click.echo(f"{folder.path}: step {recipe.schedule.steps} is reached; nothing to do")
         return 0
+    if not folder.latest_step():
+        check_start(recipe)
     if dry_run:
         click.echo(describe(recipe, folder, mix))
         return 0

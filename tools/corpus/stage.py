@@ -237,9 +237,10 @@ class Stage:
         if not records:
             shutil.rmtree(self.work)
             self.give_up()
+            files = ", ".join(record.path for record in inputs[:3]) + (", ..." if len(inputs) > 3 else "")
             raise UserError(
-                f"{self.folder}: no document left ({counts['in']} came in, removed: {counts['removed_by'] or 'none'}); "
-                "the corpus is empty: mend the sources or the filters"
+                f"{self.folder}: no document left ({counts['in']} came in from {files}, removed: "
+                f"{counts['removed_by'] or 'none'}); the corpus is empty: mend the sources or the filters"
             )
         tables = self.build.root / "statistics"
         accounts.write(tables / f"accounts-{self.name}.parquet", self.name)

@@ -29,6 +29,7 @@ __all__ = [
     "MixInfo",
     "ShardInfo",
     "SourceInfo",
+    "check_shards",
     "read_dataset_info",
     "read_mix",
 ]
@@ -50,6 +51,15 @@ class ShardInfo:
     number: int
     bytes: int
     rows: int
+
+    def fault(self, folder: Path) -> str | None:
+        """What is wrong with the dataset's link to it, by its size; None if nothing."""
+        link = folder / f"{self.name}.bin"
+        if not link.is_file():
+            return f"{link}: leads nowhere ({link.resolve()}); the store has moved"
+        if (size := link.stat().st_size) != self.bytes:
+            return f"{link} → {link.resolve()}: {size} bytes, the shard had {self.bytes}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,20 @@ def read_mix(folder: Path) -> MixInfo:
         raise UserError(f"{path}: no such mix; run `emma mix build` first")
     value = _checked(path)
     return MixInfo(folder=Path(folder), **value)
+
+
+def check_shards(mix: MixInfo) -> None:
+    """Compares the sizes of all shards that the mix reads with those it was built from.
+
+    Raises:
+        UserError: one is gone, or was cut or written anew.
+    """
+    for folder in (mix.train, *(mix.validation(group) for group in mix.groups)):
+        for shard in read_dataset_info(folder).shards:
+            if (fault := shard.fault(folder)) is not None:
+                raise UserError(
+                    f"{fault}. Fix: `emma pack verify`, put the store's file back or pack it anew, then `emma mix verify`"
+                )
 
 
 def read_dataset_info(folder: Path) -> DatasetInfo:

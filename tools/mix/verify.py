@@ -286,9 +286,7 @@ class _DatasetCheck:
         link = self.folder / f"{shard.name}.bin"
         catalogue = self.catalogues.get(shard.component)
         component: Component | None = catalogue.component if catalogue is not None else None
-        if not link.is_file():
-            yield f"{link}: leads nowhere ({link.resolve()}); the store has moved"
-        elif link.stat().st_size != shard.bytes:
-            yield f"{link}: {link.stat().st_size} bytes, the shard had {shard.bytes}"
+        if (fault := shard.fault(self.folder)) is not None:
+            yield fault
         elif component is not None and link.resolve() != component.shards[shard.number].bin_path.resolve():
             yield f"{link}: leads to {link.resolve()}, not to the store's {component.shards[shard.number].bin_path}"

@@ -189,12 +189,21 @@ def open_component(folder: Path) -> Component:
 
 
 def open_store(folder: Path, names: Sequence[str]) -> list[Component]:
-    """Opens components of a store and checks that they were made with one tokenizer and one convention.
+    """Opens components of a store and checks that they were made with one tokenizer and one convention, and that
+    their shards have the sizes they were written with.
 
     Raises:
-        UserError: a component is missing, or two differ in tokenizer, vocabulary or document boundaries.
+        UserError: a component is missing, a shard was cut, or two components differ in tokenizer, vocabulary or
+            document boundaries.
     """
     components = [open_component(folder / name) for name in names]
+    for shard in (shard for component in components for shard in component.shards):
+        size = shard.bin_path.stat().st_size if shard.bin_path.is_file() else 0
+        if size != shard.bytes:
+            raise UserError(
+                f"{shard.bin_path}: {size} bytes, {shard.bytes} were written; put the file back, or pack this component "
+                "again"
+            )
     first = components[0]
     for other in components[1:]:
         for key in ("tokenizer_sha256", "vocab_size", "begin_id", "end_id"):

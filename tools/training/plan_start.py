@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from recipes.errors import RecipeError, UserError
 from recipes.schema import Recipe
-from tools.mix.layout import MixInfo, read_mix
+from tools.mix.layout import MixInfo, check_shards, read_mix
 from tools.training.arguments import LoadPlan, megatron_arguments
 from tools.training.checkpoints import complete_steps
 from tools.training.run_folder import RunFolder
@@ -17,7 +17,8 @@ def check_mix(recipe: Recipe) -> MixInfo:
     """The mix of the recipe, checked against what the run will ask of it.
 
     Raises:
-        UserError: the mix is missing, or holds another number of samples, another sequence length or vocabulary.
+        UserError: the mix is missing, holds another number of samples, another sequence length or vocabulary, or its
+            token store is not what it was.
     """
     folder = recipe.mix_folder
     if not folder.is_dir():
@@ -53,6 +54,7 @@ def check_mix(recipe: Recipe) -> MixInfo:
                 f"`{unknown[0]}` is no group of {folder}",
                 f"use some of {', '.join(sorted(mix.groups))}",
             )
+    check_shards(mix)
     return mix
 
 
