@@ -1,8 +1,9 @@
-"""Real text in some 45 languages from Debian packages, as jsonl, for benchmarks: help pages and manual pages.
+"""Real text in some 45 languages from Debian packages, as jsonl, for benchmarks: help, manuals and manual pages.
 
     python -m benchmarks.real_text FOLDER [--megabytes 300]
 
-needs `apt-get` with package lists; it installs nothing.
+needs `apt-get` and the distribution's package registry; it installs nothing, needs no root, and fetches package lists of
+its own below FOLDER.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from recipes.files import atomic_write
 
 __all__ = ["fetch", "write_jsonl"]
 
-_PACKAGES = r"^(libreoffice-help-[a-z][a-z](-[a-z]+)?|manpages-[a-z][a-z](-br|-tw)?(-dev)?|gnome-user-docs)$"
+_PACKAGES = (
+    r"^(libreoffice-help-[a-z][a-z](-[a-z]+)?|manpages-[a-z][a-z](-br|-tw)?(-dev)?|gnome-user-docs"
+    r"|debian-handbook|installation-guide-amd64)$"
+)
+_MANUALS = ("usr/share/doc/debian-handbook/html", "usr/share/doc/installation-guide-amd64")
 
 
 def fetch(folder: Path) -> Path:
@@ -31,16 +36,29 @@ def fetch(folder: Path) -> Path:
         return unpacked
     archives = folder / "packages"
     archives.mkdir(parents=True, exist_ok=True)
-    found = subprocess.run(
-        ["apt-cache", "pkgnames"], check=True, capture_output=True, text=True
-    ).stdout.split()
-    names = sorted(name for name in found if re.match(_PACKAGES, name))
-    subprocess.run(["apt-get", "download", "-qq", *names], cwd=archives, check=True)
+    options = _own_lists((folder / "apt").resolve())
+    subprocess.run(["apt-get", *options, "-qq", "update"], check=True)
+    found = subprocess.run(["apt-cache", *options, "pkgnames"], check=True, capture_output=True, text=True)
+    names = sorted(name for name in found.stdout.split() if re.match(_PACKAGES, name))
+    subprocess.run(["apt-get", *options, "-qq", "download", *names], cwd=archives, check=True)
     temporary = folder / "unpacked.partial"
     for archive in sorted(archives.glob("*.deb")):
         subprocess.run(["dpkg-deb", "-x", str(archive), str(temporary)], check=True)
     temporary.rename(unpacked)
     return unpacked
+
+
+def _own_lists(folder: Path) -> list[str]:
+    """Options that make apt keep its lists below `folder`: a fresh machine has none, and a user may not fetch them."""
+    for name in ("lists/partial", "cache/archives/partial"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    settings = {
+        "Dir::State::lists": folder / "lists",
+        "Dir::Cache": folder / "cache",
+        "Acquire::Languages": "none",
+        "APT::Sandbox::User": "",
+    }
+    return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
 
 
 def _page_text(content: str) -> str:
@@ -80,6 +98,10 @@ def _documents(unpacked: Path) -> Iterator[tuple[str, str, str]]:
                 str(path.relative_to(unpacked)),
                 _manual_text(gzip.decompress(path.read_bytes()).decode()),
             )
+    for manual in (unpacked / name for name in _MANUALS):
+        for path in sorted(manual.rglob("*.html")):
+            language = path.relative_to(manual).parts[0]
+            yield language, str(path.relative_to(unpacked)), _page_text(path.read_text("utf-8"))
     pages = unpacked / "usr/share/help"
     for path in sorted(pages.rglob("*.page")):
         yield (
@@ -93,7 +115,10 @@ def write_jsonl(unpacked: Path, target: Path, megabytes: int) -> int:
     """Writes documents, sixteen of each language in turn, until `megabytes` MB of text are reached or all is written.
 
     Returns:
-        Number of languages.
+        Number of languages; variants of one (`pt`, `pt-BR`) count once.
+
+    Raises:
+        ValueError: the packages hold less text.
     """
     by_language: dict[str, list[tuple[str, str]]] = {}
     for language, id_, text in _documents(unpacked):
@@ -110,7 +135,9 @@ def write_jsonl(unpacked: Path, target: Path, megabytes: int) -> int:
                     written += len(text.encode())
             turn += 1
             left = [language for language in left if turn * 16 < len(by_language[language])]
-    return len(by_language)
+        if written < megabytes * 1_000_000:
+            raise ValueError(f"the packages hold {written / 1e6:.0f} MB of text, {megabytes} were asked for")
+    return len({re.split("[-_@]", language)[0] for language in by_language})
 
 
 def main() -> None:
