@@ -72,18 +72,91 @@ def model(
 
 
 @group.command()
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST", type=_PATH)
+@click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+@click.option("--name", help="Name of the corpus in its card; default that of its data recipe.")
+@click.option(
+    "--shard-size",
+    "shard_gb",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="Largest training file in GB, about.",
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes. [default: one a core]  The result is the same."
+)
+@click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
+@click.option("--dry-run", is_flag=True, help="Check the corpus, say what would be written, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def corpus(
+    source: str,
+    destination: Path,
+    overrides: tuple[str, ...],
+    name: str | None,
+    shard_gb: float,
+    workers: int | None,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Write the release folder of a corpus.
+
+    SRC is a RUN whose corpus is built (`emma corpus build`), or the corpus folder itself. DST gets parquet files by kind
+    and language or pair, training and validation apart, a dataset card with a configuration for each, statistics,
+    licences by source, and SHA256SUMS. The folder appears whole or not at all; interrupted, the same command goes on.
+
+    
+    Examples:
+      emma release corpus demo release/demo-corpus
+      emma release corpus /data/emma/corpus release/corpus --name "EMMA corpus" --workers 16
+    """
+    import os
+
+    from checkpoints_conversion.release.corpus.build import plan_corpus, write_corpus_release
+    from checkpoints_conversion.release.corpus.source import open_corpus
+
+    opened = open_corpus(source, overrides)
+    shard_bytes = int(shard_gb * 1e9)
+    plan = {"destination": str(destination), **plan_corpus(opened, shard_bytes)}
+    if dry_run:
+        _print(plan, as_json)
+        return
+    manifest = write_corpus_release(
+        opened,
+        destination,
+        name=name,
+        shard_bytes=shard_bytes,
+        workers=workers or len(os.sched_getaffinity(0)),
+        overwrite=overwrite,
+    )
+    size = sum(record.bytes for record in manifest.outputs)
+    if as_json:
+        _print({**plan, "files": len(manifest.outputs), "bytes": size}, True)
+    else:
+        click.echo(
+            f"{destination}: {plan['documents']:,} documents, {len(manifest.outputs)} files, {size / 1e9:.3f} GB"
+        )
+
+
+@group.command()
 @click.argument("folder", metavar="FOLDER", type=_PATH)
 @click.option("--generate", is_flag=True, help="Also load it with transformers and generate a few tokens.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def verify(folder: Path, generate: bool, as_json: bool) -> None:
-    """Re-check a release folder.
+    """Re-check the release folder of a model or a corpus.
 
-    Checksums of all files, index and shards against config.json, begin and end tokens, the card's metadata, what the
-    licence asks for, and that the parity report passes and is about these very weights. Exit code 1 on a fault.
+    Of a model: checksums of all files, index and shards against config.json, begin and end tokens, the card's metadata,
+    what the licence asks for, and that the parity report passes and is about these very weights. Of a corpus: checksums,
+    columns, rows, languages and licences of all files, the card's metadata and configurations, and that nothing that
+    validates also trains. Exit code 1 on a fault.
     """
-    from checkpoints_conversion.release.verify import generate_faults, release_faults
-    from recipes.errors import CheckFailedError
+    from checkpoints_conversion.release.verify import generate_faults, release_faults, release_kind
+    from recipes.errors import CheckFailedError, UserError
 
+    if generate and release_kind(folder) == "dataset":
+        raise UserError(f"{folder}: holds a corpus; --generate is for models")
     faults = release_faults(folder)
     if generate and not faults:
         faults = generate_faults(folder)
@@ -130,7 +203,7 @@ def upload(
 ) -> None:
     """Upload a release folder to the Hub, and check by hash that it arrived.
 
-    The folder is verified first. An interrupted upload goes on with what is missing; so does the same command later.
+    A corpus becomes a dataset repository, a model a model repository. The folder is verified first. An interrupted upload goes on with what is missing; so does the same command later.
     The Hub's client takes the token from HF_TOKEN or from `hf auth login`; it is never printed.
 
     \b

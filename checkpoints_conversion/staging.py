@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -13,9 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import UserError
-from recipes.files import fsync_directory
+from recipes.files import fsync_directory, write_text
 
-__all__ = ["check_free_space", "staged_folder"]
+__all__ = ["WORK_NAME", "check_free_space", "resumable_folder", "staged_folder"]
+
+WORK_NAME = ".work"
+"""Folder in a resumable one for the marks of finished work; it goes when the folder gets its name."""
+
+_FINGERPRINT = "fingerprint"
 
 
 def _partial_name(destination: Path, process: int | str) -> str:
@@ -71,29 +77,84 @@ def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Pat
     Raises:
         UserError: `destination` exists and `overwrite` is off.
     """
-    destination = destination.absolute()
-    if destination.exists() and not overwrite and (destination.is_file() or any(destination.iterdir())):
-        raise UserError(f"{destination}: exists; name another folder, or pass --overwrite to replace it")
-    destination.parent.mkdir(parents=True, exist_ok=True)
+    destination = _vacant(destination, overwrite)
     _remove_leftovers(destination)
     partial = destination.parent / _partial_name(destination, os.getpid())
     partial.mkdir()
     with _termination_as_exit():
         try:
             yield partial
-            for folder in sorted({path.parent for path in partial.rglob("*")} | {partial}):
-                fsync_directory(folder)
-            if destination.exists():
-                # Nobody can swap two folders in one step everywhere, so the old one steps aside for an instant.
-                old = destination.parent / _partial_name(destination, f"{os.getpid()}-old")
-                destination.rename(old)
-                partial.rename(destination)
-                shutil.rmtree(old)
-            else:
-                partial.rename(destination)
-            fsync_directory(destination.parent)
+            _give_name(partial, destination)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def resumable_folder(destination: Path, fingerprint: str, *, overwrite: bool = False) -> Iterator[Path]:
+    """Lends a temporary folder beside `destination`, which takes its name when the block ends without error.
+
+    Unlike `staged_folder`, a block that fails leaves what it finished: the next call with the same fingerprint gets the
+    same folder again. The block keeps its marks of finished work (`*.json`) in the folder's subfolder `WORK_NAME`;
+    where there are none, nothing is left.
+
+    Args:
+        destination: final name.
+        fingerprint: what the content is a function of; what another one left is removed.
+        overwrite: replace a folder that stands there.
+
+    Raises:
+        UserError: `destination` exists and `overwrite` is off, or another process is writing it.
+    """
+    destination = _vacant(destination, overwrite)
+    partial = destination.parent / f".{destination.name}.partial"
+    partial.mkdir(exist_ok=True)
+    handle = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{destination}: another process is writing it; wait for that one") from None
+        work = partial / WORK_NAME
+        mark = work / _FINGERPRINT
+        if not mark.is_file() or mark.read_text(encoding="utf-8") != fingerprint:
+            for path in partial.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            write_text(mark, fingerprint)
+        with _termination_as_exit():
+            try:
+                yield partial
+                shutil.rmtree(work)
+                _give_name(partial, destination)
+            except BaseException:
+                if not any(work.rglob("*.json")):
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise
+    finally:
+        os.close(handle)
+
+
+def _vacant(destination: Path, overwrite: bool) -> Path:
+    """The absolute name of a folder that may be written; its parent is made."""
+    destination = destination.absolute()
+    if destination.exists() and not overwrite and (destination.is_file() or any(destination.iterdir())):
+        raise UserError(f"{destination}: exists; name another folder, or pass --overwrite to replace it")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    return destination
+
+
+def _give_name(partial: Path, destination: Path) -> None:
+    """Makes a finished folder durable and renames it."""
+    for folder in sorted({path.parent for path in partial.rglob("*")} | {partial}):
+        fsync_directory(folder)
+    if destination.exists():
+        # Nobody can swap two folders in one step everywhere, so the old one steps aside for an instant.
+        old = destination.parent / _partial_name(destination, f"{os.getpid()}-old")
+        destination.rename(old)
+        partial.rename(destination)
+        shutil.rmtree(old)
+    else:
+        partial.rename(destination)
+    fsync_directory(destination.parent)
 
 
 def check_free_space(folder: Path, needed: int) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from checkpoints_conversion.release.facts import CardFacts, hub_languages
+from checkpoints_conversion.release.hub_licenses import known_licenses
 from recipes.errors import UserError
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
-__all__ = ["card_faults", "card_metadata", "read_card", "render_card"]
+__all__ = ["card_faults", "card_metadata", "language_faults", "read_card", "render_card"]
 
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
 _METRIC = "bits_per_byte"
@@ -99,28 +100,39 @@ def _extremes(facts: CardFacts) -> dict[str, Any]:
     return {"best": rows[:10], "lost": [row for row in rows[::-1] if row["verdict"] == "loss"]}
 
 
-def read_card(folder: Path) -> tuple[dict[str, Any], str]:
+def read_card(folder: Path, kind: Literal["model", "dataset"] = "model") -> tuple[dict[str, Any], str]:
     """Metadata and text of a folder's README.md.
 
     Raises:
         UserError: there is none, or its metadata is not readable.
     """
-    from huggingface_hub import ModelCard
+    from huggingface_hub import DatasetCard, ModelCard
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     path = folder / "README.md"
     if not path.is_file():
-        raise UserError(f"{path}: missing; a release needs a model card")
+        raise UserError(f"{path}: missing; a release needs a card")
     content = path.read_text(encoding="utf-8")
     metadata = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
     try:
         # Parsed twice, since the second parser's own errors are not the Hub client's.
         YAML(typ="safe").load(metadata[1] if metadata else "")
-        card = ModelCard(content, ignore_metadata_errors=False)
+        reader = ModelCard if kind == "model" else DatasetCard
+        card = reader(content, ignore_metadata_errors=False)
     except (ValueError, TypeError, KeyError, YAMLError) as error:
         raise UserError(f"{path}: its metadata is not valid: {error}") from None
     return card.data.to_dict(), card.text
+
+
+def language_faults(data: dict[str, Any]) -> list[str]:
+    """Languages of a card's metadata that are no codes of ISO 639."""
+    codes = data.get("language") or []
+    return [
+        f"README.md: metadata `language` holds {code!r}, which is no ISO 639 code"
+        for code in ([codes] if isinstance(codes, str) else codes)
+        if not isinstance(code, str) or not _LANGUAGE.fullmatch(code)
+    ]
 
 
 def card_faults(folder: Path) -> list[str]:
@@ -138,9 +150,9 @@ def card_faults(folder: Path) -> list[str]:
         for key in ("license", "library_name", "pipeline_tag")
         if not data.get(key)
     ]
-    for code in data.get("language") or []:
-        if not isinstance(code, str) or not _LANGUAGE.fullmatch(code):
-            faults.append(f"README.md: metadata `language` holds {code!r}, which is no ISO 639 code")
+    if data.get("license") and data["license"] not in known_licenses():
+        faults.append(f"README.md: metadata `license` is {data['license']!r}, which the Hub does not know")
+    faults += language_faults(data)
     bases = data.get("base_model") or []
     for base in [bases] if isinstance(bases, str) else bases:
         try:

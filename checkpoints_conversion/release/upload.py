@@ -1,6 +1,7 @@
 """Uploads a release folder to the Hub, goes on after interruptions, and compares what the server holds.
 
-The transfer is `huggingface_hub`'s `upload_folder`, which skips what the server already has. The token is its business
+The transfer is `huggingface_hub`'s `upload_folder`, its way for large folders too: it skips what the server already has,
+and commits many or large files in batches where the server takes them so. The token is its business
 alone: it takes it from `HF_TOKEN` or from `hf auth login`; it is never read, printed or stored here.
 """
 
@@ -12,12 +13,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from checkpoints_conversion.release.checksums import CHECKSUMS_NAME, listed_files
-from checkpoints_conversion.release.verify import release_faults
+from checkpoints_conversion.release.verify import release_faults, release_kind
 from recipes.errors import CheckFailedError, UserError
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ _LONGEST_WAIT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Upload:
-    """What goes where: `files` are names relative to `folder`, `bytes` their sum."""
+    """What goes where: `kind` is that of the repository, `files` are names relative to `folder`, `bytes` their sum."""
 
     folder: Path
+    kind: Literal["model", "dataset"]
     repository: str
     branch: str
     private: bool
@@ -46,6 +48,7 @@ class Upload:
         """For people and scripts."""
         return {
             "folder": str(self.folder),
+            "kind": self.kind,
             "repository": self.repository,
             "branch": self.branch,
             "private": self.private,
@@ -74,7 +77,7 @@ def plan_upload(folder: Path, repository: str, branch: str | None = None, *, pri
         raise CheckFailedError(f"{folder} is not a sound release: " + "; ".join(faults))
     files = (*listed_files(folder), CHECKSUMS_NAME)
     size = sum((folder / name).stat().st_size for name in files)
-    return Upload(folder, repository, branch or _MAIN, private, files, size)
+    return Upload(folder, release_kind(folder), repository, branch or _MAIN, private, files, size)
 
 
 def upload_release(plan: Upload, *, attempts: int = 10, delete_others: bool = False) -> None:
@@ -124,15 +127,17 @@ def _lost_connection() -> type[Exception]:
 
 
 def _transfer(api: HfApi, plan: Upload, delete_others: bool) -> None:
-    api.create_repo(plan.repository, private=plan.private, exist_ok=True)
+    api.create_repo(plan.repository, repo_type=plan.kind, private=plan.private, exist_ok=True)
     if plan.branch != _MAIN:
-        api.create_branch(plan.repository, branch=plan.branch, exist_ok=True)
+        api.create_branch(plan.repository, repo_type=plan.kind, branch=plan.branch, exist_ok=True)
     api.upload_folder(
         repo_id=plan.repository,
+        repo_type=plan.kind,
         folder_path=plan.folder,
         revision=plan.branch,
         commit_message=f"Release {plan.folder.resolve().name}",
-        allow_patterns=list(plan.files),
+        # What `listed_files` leaves out. Thousands of names as patterns would each be tried on each file.
+        ignore_patterns=[".*"],
         delete_patterns="*" if delete_others else None,
     )
 
@@ -162,12 +167,12 @@ def _wait(plan: Upload, attempt: int, attempts: int, error: Exception) -> None:
 def server_faults(plan: Upload, *, delete_others: bool = False) -> list[str]:
     """Differences between the folder and what the server says it holds, by hash.
 
-    Files that the release does not have are a fault where they would be taken for its weights.
+    Files that the release does not have are a fault where they would be taken for its weights or its text.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    tree = HfApi().list_repo_tree(plan.repository, recursive=True, revision=plan.branch)
+    tree = HfApi().list_repo_tree(plan.repository, repo_type=plan.kind, recursive=True, revision=plan.branch)
     held = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     faults = []
     for name in plan.files:
@@ -179,7 +184,7 @@ def server_faults(plan: Upload, *, delete_others: bool = False) -> list[str]:
     faults += [
         f"{name} is there and does not belong to the release; delete it with --delete-others"
         for name in others
-        if delete_others or name.endswith((".safetensors", ".index.json", ".bin"))
+        if delete_others or name.endswith((".safetensors", ".index.json", ".bin", ".parquet"))
     ]
     return faults
 

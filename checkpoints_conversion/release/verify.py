@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from checkpoints_conversion.config import model_from_hf, token_ids_from_hf
 from checkpoints_conversion.parameters import parameter_shapes
 from checkpoints_conversion.release.card import card_faults, read_card
 from checkpoints_conversion.release.checksums import checksum_faults
+from checkpoints_conversion.release.corpus.verify import MANIFEST_STAGE, corpus_faults
 from checkpoints_conversion.release.licenses import licence_faults, license_of
 from checkpoints_conversion.release.weights import check_parity, tensor_hashes
 from checkpoints_conversion.safetensors_files import INDEX_NAME, SafetensorsReader
 from recipes.errors import UserError
 from recipes.files import read_json
+from recipes.manifest import MANIFEST_NAME
 
-__all__ = ["generate_faults", "release_faults"]
+__all__ = ["generate_faults", "release_faults", "release_kind"]
+
+
+def release_kind(folder: Path) -> Literal["model", "dataset"]:
+    """What a release folder holds, in the Hub's words.
+
+    Raises:
+        UserError: no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    manifest = folder / MANIFEST_NAME
+    corpus = manifest.is_file() and read_json(manifest).get("stage") == MANIFEST_STAGE
+    return "dataset" if corpus else "model"
 
 
 def release_faults(folder: Path, *, read_weights: bool = True) -> list[str]:
-    """Everything that is wrong with a release folder; empty if nothing is.
+    """Everything that is wrong with the release folder of a model or a corpus; empty if nothing is.
 
     Args:
         folder: the release.
         read_weights: hash all files and tensors; off where they were hashed while being written.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+    if release_kind(folder) == "dataset":
+        return corpus_faults(folder, read_data=read_weights)
     faults: list[str] = []
     checks = [_tensor_faults, _token_faults, card_faults, _licence_faults]
     checks.append(_parity_faults if read_weights else _parity_passes)

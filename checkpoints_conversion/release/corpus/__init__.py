@@ -1,0 +1,1 @@
+"""Release of a corpus: parquet by language or pair with training and validation files, statistics, card, checksums."""
