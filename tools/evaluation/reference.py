@@ -65,6 +65,7 @@ class ReferenceAverage:
         value: their mean.
         won: languages in which no other model of the published table is better.
         field: models in the published table.
+        published: the authors' own average of the group `all`, else None.
     """
 
     model: str
@@ -75,6 +76,7 @@ class ReferenceAverage:
     value: float
     won: int
     field: int
+    published: float | None = None
 
 
 @functools.cache
@@ -176,6 +178,7 @@ def reference_averages(
                             row.value,
                             won[model].get(row.group, 0),
                             len(table.values),
+                            table.published[model] if row.group == ALL else None,
                         )
                     )
     return rows
@@ -224,6 +227,7 @@ def read_reference(path: Path = REFERENCE_TABLE) -> list[ReferenceAverage]:
                     float(row["value"]),
                     int(row["won"]),
                     int(row["field"]),
+                    float(row["published"]) if row["published"] else None,
                 )
                 for row in rows
             ]

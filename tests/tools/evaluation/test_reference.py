@@ -54,8 +54,8 @@ mgsm_cot exact_match 28.13 27.31 25.33 26.29 27.35 25.76 18.09 19.96 41.45 44.69
 nll_glot500 nll 156.36 154.59 - - - - 112.20 - - 320.81 - -
 nll_pbc nll 102.55 101.43 - - - - 68.11 - - 197.41 - -
 """
-# The released average of this cell is not the mean of its own columns.
-NOT_THE_MEAN = {("mgsm_cot", "Aya Expanse 8B")}
+# The averages that the release gives for this benchmark are not the means of its columns.
+NOT_THE_MEAN = {"mgsm_cot": 0.0135}
 
 # Digits a language in these tables: the mean of rounded values may round to a neighbour of the released average.
 ROUNDED = {
@@ -91,23 +91,24 @@ def means(rows: list[ReferenceAverage], group: str = "all") -> dict[tuple[str, s
     return {(row.benchmark, row.metric, row.model): row.value for row in rows if row.group == group}
 
 
-def assert_known(found: dict[tuple[str, str, str], float]) -> None:
+def assert_known(rows: list[ReferenceAverage]) -> None:
+    """Both the authors' average and the mean of the columns are the known ones."""
     assert len(known()) == 12 * 19 + 2 * 4
+    found = {(row.benchmark, row.metric, row.model): row for row in rows if row.group == "all"}
     for benchmark, metric, model, value, half in known():
-        slack = half + ROUNDED.get(benchmark, 0.0) + 1e-9
-        if (benchmark, model) not in NOT_THE_MEAN:
-            assert found[benchmark, metric, model] == pytest.approx(value, abs=slack), (benchmark, model)
+        row = found[benchmark, metric, model]
+        assert row.published == pytest.approx(value, abs=half + 1e-9), row
+        slack = ROUNDED.get(benchmark, 0.0) + NOT_THE_MEAN.get(benchmark, 0.0)
+        assert row.value == pytest.approx(value, abs=half + slack + 1e-9), row
 
 
 def test_every_average_is_reproduced(tables: list[ReferenceScores]) -> None:
-    assert_known(means(reference_averages(tables)))
-    cot = next(table for table in tables if table.benchmark == "mgsm_cot")
-    assert cot.published["Aya Expanse 8B"] == pytest.approx(0.4145, abs=5e-5)
+    assert_known(reference_averages(tables))
 
 
 def test_the_shipped_table_has_every_average() -> None:
     rows = read_reference()
-    assert_known(means(rows))
+    assert_known(rows)
     assert {row.model for row in rows} >= set(shipped_models())
     best = {
         row.benchmark: row.model for row in rows if row.group == "all" and row.metric in ("acc", "chrf++")
