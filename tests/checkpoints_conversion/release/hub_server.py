@@ -17,7 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from huggingface_hub import ModelCard
+import yaml
+
+from checkpoints_conversion.release.hub_licenses import known_licenses
 
 TOKEN = "hf_" + "testtoken" * 3
 
@@ -25,6 +27,7 @@ TOKEN = "hf_" + "testtoken" * 3
 @dataclass
 class Repository:
     private: bool
+    kind: str = "model"
     branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {".gitattributes": b"*"}})
     large: set[str] = field(default_factory=set)
     commits: int = 0
@@ -54,6 +57,68 @@ def git_blob(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+def metadata_errors(content: str, kind: str) -> list[str]:
+    """What the Hub's documentation of card metadata does not allow."""
+    block = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
+    try:
+        data = yaml.safe_load(block[1]) if block else None
+    except yaml.YAMLError as error:
+        return [f"not YAML: {error}"]
+    if not isinstance(data, dict):
+        return ["no metadata"]
+
+    def listed(key: str) -> list[Any]:
+        found = data.get(key) or []
+        return found if isinstance(found, list) else [found]
+
+    errors = [f'"{key}" is required' for key in ("license",) if not data.get(key)]
+    errors += [
+        f'"license" must not be {name!r}' for name in listed("license") if name not in known_licenses()
+    ]
+    errors += [
+        f'"language" must be ISO 639, not {code!r}'
+        for code in listed("language")
+        if not isinstance(code, str) or not re.fullmatch("[a-z]{2,3}", code)
+    ]
+    strings = (
+        "tags",
+        "base_model",
+        "datasets",
+        "library_name",
+        "pipeline_tag",
+        "pretty_name",
+        "size_categories",
+    )
+    for key in (*strings, "task_categories", "multilinguality", "license_name", "license_link"):
+        if not all(isinstance(item, str) and item for item in listed(key)):
+            errors.append(f'"{key}" must be text')
+    if "license_name" in data and not re.fullmatch("[a-z0-9.-]+", str(data["license_name"])):
+        errors.append('"license_name" must be lower-case letters, digits, dots and dashes')
+    for base in listed("base_model"):
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(base)):
+            errors.append(f'"base_model" must be a name on the Hub, not {base!r}')
+    for model in data.get("model-index") or []:
+        if not isinstance(model, dict) or not model.get("name") or not model.get("results"):
+            errors.append('"model-index" needs "name" and "results"')
+            continue
+        for result in model["results"]:
+            if not result.get("task", {}).get("type"):
+                errors.append('a result needs "task.type"')
+            dataset = result.get("dataset", {})
+            errors += [f'a result needs "dataset.{key}"' for key in ("type", "name") if not dataset.get(key)]
+            for metric in result.get("metrics") or [{}]:
+                if not metric.get("type") or not isinstance(metric.get("value"), int | float):
+                    errors.append('a result needs "metrics" with "type" and a number as "value"')
+    names = [entry.get("config_name") for entry in data.get("configs") or []]
+    if kind == "dataset" and (len(set(names)) != len(names) or not all(names)):
+        errors.append('"configs" needs a "config_name" of its own for each')
+    if any(re.search(r"[<>:/\\|?*]", str(name)) for name in names):
+        errors.append('"config_name" holds a character that no file name may')
+    if sum(bool(entry.get("default")) for entry in data.get("configs") or []) > 1:
+        errors.append('"configs" has two defaults')
+    return errors
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
@@ -75,7 +140,8 @@ class Handler(BaseHTTPRequestHandler):
     def _handle(self, method: str) -> None:
         path = urlsplit(self.path).path
         self.hub.requests.append(f"{method} {path}")
-        if not path.startswith("/lfs/") and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        open_to_all = path.startswith("/lfs/") or path == "/api/validate-yaml"
+        if not open_to_all and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._body()
             self._answer({"error": "Invalid username or password."}, 401)
             return
@@ -99,18 +165,18 @@ class Handler(BaseHTTPRequestHandler):
     def create(self) -> None:
         value = json.loads(self._body())
         name = f"{value['organization']}/{value['name']}" if value.get("organization") else value["name"]
+        kind = value.get("type", "model")
         url = {"url": f"http://{self.headers['Host']}/{name}", "name": name}
         if name in self.hub.repositories:
-            self._answer({"error": "You already created this model repo", **url}, 409)
+            self._answer({"error": f"You already created this {kind} repo", **url}, 409)
             return
         private = value.get("visibility", "private" if value.get("private") else "public") == "private"
-        self.hub.repositories[name] = Repository(private)
+        self.hub.repositories[name] = Repository(private, kind)
         self._answer(url)
 
     def validate(self) -> None:
         value = json.loads(self._body())
-        metadata = ModelCard(value["content"]).data
-        errors = [{"message": f'"{key}" is required'} for key in ("license",) if not metadata.get(key)]
+        errors = [{"message": message} for message in metadata_errors(value["content"], value["repoType"])]
         self._answer({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     def branch(self, repo: str, branch: str) -> None:
@@ -132,7 +198,7 @@ class Handler(BaseHTTPRequestHandler):
         files = []
         for file in value["files"]:
             name = file["path"]
-            as_lfs = name.endswith(".safetensors")
+            as_lfs = name.endswith((".safetensors", ".parquet"))
             row = {"path": name, "uploadMode": "lfs" if as_lfs else "regular", "shouldIgnore": False}
             if name in held:
                 content = held[name]
@@ -212,18 +278,19 @@ class Handler(BaseHTTPRequestHandler):
         self._answer({"id": repo, "sha": f"{self.hub.repositories[repo].commits:040x}", "siblings": names})
 
 
+_KIND = "(?:models|datasets)"
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
 ROUTES: list[tuple[str, Callable[..., None]]] = [
     (r"POST /api/validate-yaml", Handler.validate),
     (r"POST /api/repos/create", Handler.create),
-    (rf"POST /api/models/{_REPO}/branch/(?P<branch>[^/]+)", Handler.branch),
-    (rf"POST /api/models/{_REPO}/preupload/(?P<branch>[^/]+)", Handler.preupload),
-    (rf"POST /{_REPO}\.git/info/lfs/objects/batch", Handler.batch),
+    (rf"POST /api/{_KIND}/{_REPO}/branch/(?P<branch>[^/]+)", Handler.branch),
+    (rf"POST /api/{_KIND}/{_REPO}/preupload/(?P<branch>[^/]+)", Handler.preupload),
+    (rf"POST /(?:datasets/)?{_REPO}\.git/info/lfs/objects/batch", Handler.batch),
     (r"PUT /lfs/(?P<oid>[0-9a-f]+)", Handler.store),
-    (rf"POST /api/models/{_REPO}/commit/(?P<branch>[^/]+)", Handler.commit),
-    (rf"GET /api/models/{_REPO}/tree/(?P<branch>[^/]+)", Handler.tree),
-    (rf"GET /api/models/{_REPO}/revision/(?P<branch>[^/]+)", Handler.info),
-    (rf"GET /api/models/{_REPO}", Handler.info),
+    (rf"POST /api/{_KIND}/{_REPO}/commit/(?P<branch>[^/]+)", Handler.commit),
+    (rf"GET /api/{_KIND}/{_REPO}/tree/(?P<branch>[^/]+)", Handler.tree),
+    (rf"GET /api/{_KIND}/{_REPO}/revision/(?P<branch>[^/]+)", Handler.info),
+    (rf"GET /api/{_KIND}/{_REPO}", Handler.info),
 ]
 
 

@@ -113,6 +113,27 @@ def test_card_metadata(made: Recipe, released: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("license: apache-2.0\n", "license: apache2\n", "license"),
+        ("- de\n", "- german\n", "language"),
+        ("type: bits_per_byte", "type: ''", "metrics"),
+    ],
+)
+def test_card_passes_the_clients_validation(
+    release: Path, address: str, old: str, new: str, message: str
+) -> None:
+    """`huggingface_hub` sends a card to the Hub to be validated; here the local server applies the documented rules."""
+    path = release / "README.md"
+    ModelCard.load(path).validate()
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        ModelCard.load(path).validate()
+
+
 def test_card_text_is_made_of_the_records(made: Recipe, released: Path) -> None:
     text = (released / "README.md").read_text(encoding="utf-8")
     gains = read_json(made.run_folder / "evaluation" / "gains.json")

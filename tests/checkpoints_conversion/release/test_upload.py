@@ -6,35 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 from click.testing import CliRunner
 
 from checkpoints_conversion.release.checksums import CHECKSUMS_NAME, listed_files
 from checkpoints_conversion.release_commands import group
 from recipes.errors import UserError
-from tests.checkpoints_conversion.release.hub_server import TOKEN, Hub, serve
-
-
-@pytest.fixture
-def hub() -> Hub:
-    return Hub()
-
-
-@pytest.fixture
-def address(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A running server that this process's client talks to."""
-    server, url = serve(hub)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # the server speaks git LFS
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("EMMA_PROGRESS", "0")
-    yield url
-    server.shutdown()
-    server.server_close()
+from tests.checkpoints_conversion.release.hub_server import TOKEN, Hub
 
 
 def upload(folder: Path, *options: str, repository: str = "team/model") -> tuple[int, str]:
@@ -123,6 +103,13 @@ def test_wrong_byte_on_the_server_is_found(released: Path, hub: Hub, address: st
     assert "does not belong to the release" in upload(released, "--check-only")[1]
     assert upload(released, "--delete-others")[0] == 0
     assert held(hub) == local(released)
+
+
+def test_files_that_the_list_leaves_out_stay_here(release: Path, hub: Hub, address: str) -> None:
+    (release / ".cache").mkdir()
+    (release / ".cache" / "state").write_text("the Hub client's own")
+    assert upload(release)[0] == 0
+    assert held(hub) == local(release)
 
 
 def test_dry_run_asks_the_server_nothing(released: Path, hub: Hub, address: str) -> None:
