@@ -1,14 +1,24 @@
-"""Bootstrap errors of ratios over documents and of averages over languages."""
+"""Bootstrap errors of ratios over documents, and errors and intervals of averages over languages.
+
+Languages are a sample of those that a model may meet, and the items of a parallel benchmark are one sample that all
+languages share: a lucky choice of items lifts every language at once. So an average has three sources of chance,
+languages, items and what is left of each cell, as in a crossed random-effects model. Resampling rows and columns of the
+table counts the last one three times (Owen 2007, The pigeonhole bootstrap); here the effects are scaled to their estimated
+variances before they are resampled (Carpenter, Goldstein and Rasbash 2003, Applied Statistics 52), which is
+unbiased, and the draws are spread as Student's t, with Satterthwaite's degrees of freedom, for averages of few languages.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DRAWS", "error_of", "mean_over_languages", "ratio_draws"]
+__all__ = ["DRAWS", "Estimate", "average", "average_of_items", "error_of", "ratio_draws"]
 
 DRAWS = 1000
 """Bootstrap resamples; the error of the error is about 2 %."""
@@ -51,17 +61,132 @@ def error_of(draws: NDArray[np.float64], count: int) -> float | None:
     return float(np.std(draws, ddof=1)) if count > 1 else None
 
 
-def mean_over_languages(draws: NDArray[np.float64], name: str) -> NDArray[np.float64]:
-    """Draws of an average over languages that resample languages, and documents inside each.
+@dataclass(frozen=True)
+class Estimate:
+    """An average over languages.
+
+    Attributes:
+        value: the mean, each language counted once.
+        error: its standard error, None where nothing varies that could tell it.
+        low: lower end of the interval, None without an error.
+        high: upper end.
+        languages: number of languages.
+        items: items that all languages share, None where the average knows of none.
+    """
+
+    value: float
+    error: float | None
+    low: float | None
+    high: float | None
+    languages: int
+    items: int | None = None
+
+
+def average(
+    values: Sequence[float], name: str, *, level: float = 0.95, errors: Sequence[float | None] = ()
+) -> Estimate:
+    """Average of one value a language, with the interval of a resampling of languages.
+
+    The values vary between languages by what the languages are and by the items that each was measured on, so both are
+    in the error; nothing is known about items that languages share.
 
     Args:
-        draws: [languages, draws], document-level draws of each language.
-        name: seeds the choice of languages.
-
-    Returns:
-        float64 array [draws].
+        values: one a language.
+        name: seeds the draws.
+        level: of the interval.
+        errors: standard errors of the values; used for a single language, which has no spread between languages.
     """
-    languages, count = draws.shape
-    chosen = _generator(name).integers(0, languages, size=(languages, count))
-    resampled: NDArray[np.float64] = np.take_along_axis(draws, chosen, axis=0).mean(axis=0)
-    return resampled
+    rows = np.asarray(values, np.float64)
+    count, mean = len(rows), float(np.mean(values))
+    if count == 1:
+        error = errors[0] if errors else None
+        if error is None:
+            return Estimate(mean, None, None, None, 1)
+        draws = mean + error * _generator(name).standard_normal(_INTERVAL_DRAWS)
+        return _estimate(mean, error, draws, level, 1, None)
+    error = float(np.std(rows, ddof=1)) / count**0.5
+    generator = _generator(name)
+    deviations = _resampled(rows - mean, np.var(rows, ddof=1), generator)
+    return _estimate(mean, error, mean + deviations * _t_spread(generator, count - 1), level, count, None)
+
+
+def average_of_items(items: Mapping[str, Mapping[str, float]], name: str, *, level: float = 0.95) -> Estimate:
+    """Average over languages of the mean over each language's items.
+
+    Languages that were measured on the same items are resampled with the items kept together; else `average` is taken.
+
+    Args:
+        items: language → item → score (or difference of two models' scores).
+        name: seeds the draws.
+        level: of the interval.
+    """
+    languages = list(items)
+    first = list(items[languages[0]])
+    if all(items[language].keys() == items[languages[0]].keys() for language in languages[1:]):
+        table = np.array([[items[language][item] for item in first] for language in languages], np.float64)
+        return _crossed(table, name, level)
+    means = [float(np.mean(list(items[language].values()))) for language in languages]
+    return average(means, name, level=level)
+
+
+_INTERVAL_DRAWS = 2000
+"""Resamples behind an interval: its ends are known to about 3 % of its width."""
+
+
+def _crossed(table: NDArray[np.float64], name: str, level: float) -> Estimate:
+    """Average of a table [languages, items] whose rows and columns are both samples."""
+    rows, columns = table.shape
+    cells = rows * columns
+    mean = float(table.mean())
+    by_row, by_column = table.mean(axis=1) - mean, table.mean(axis=0) - mean
+    rest = table - mean - by_row[:, None] - by_column[None, :]
+    freedom = (rows - 1, columns - 1, (rows - 1) * (columns - 1))
+    squares = (columns * np.sum(by_row**2), rows * np.sum(by_column**2), np.sum(rest**2))
+    row_square, column_square, rest_square = (
+        float(square) / df if df else 0.0 for square, df in zip(squares, freedom, strict=True)
+    )
+    if not any(freedom):
+        return Estimate(mean, None, None, None, rows, columns)
+    of_rows = max(0.0, (row_square - rest_square) / columns)
+    of_columns = max(0.0, (column_square - rest_square) / rows)
+    variance = of_rows / rows + of_columns / columns + rest_square / cells
+    parts = (row_square / cells, column_square / cells, rest_square / cells)
+    spread = sum(part**2 / df for part, df in zip(parts, freedom, strict=True) if df)
+    generator = _generator(name)
+    draws = (
+        _resampled(by_row, of_rows, generator)
+        + _resampled(by_column, of_columns, generator)
+        + generator.normal(0.0, (rest_square / cells) ** 0.5, _INTERVAL_DRAWS)
+    )
+    if spread:
+        draws *= _t_spread(generator, max(1.0, variance**2 / spread))
+    return _estimate(mean, variance**0.5, mean + draws, level, rows, columns)
+
+
+def _resampled(
+    effects: NDArray[np.float64], variance: float | np.floating[Any], generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """Means of resamples of `effects`, which are first scaled to `variance`."""
+    own = float(np.mean(effects**2))
+    if own == 0 or variance == 0:
+        return np.zeros(_INTERVAL_DRAWS)
+    scaled = effects * (float(variance) / own) ** 0.5
+    step = max(1, _CELLS_AT_ONCE // len(scaled))
+    parts = []
+    for begin in range(0, _INTERVAL_DRAWS, step):
+        size = (min(step, _INTERVAL_DRAWS - begin), len(scaled))
+        parts.append(scaled[generator.integers(0, len(scaled), size)].mean(axis=1))
+    return np.concatenate(parts)
+
+
+def _t_spread(generator: np.random.Generator, freedom: float) -> NDArray[np.float64]:
+    """Factors that turn normal draws into Student's t."""
+    spread: NDArray[np.float64] = (freedom / generator.chisquare(freedom, _INTERVAL_DRAWS)) ** 0.5
+    return spread
+
+
+def _estimate(
+    value: float, error: float, draws: NDArray[np.float64], level: float, languages: int, items: int | None
+) -> Estimate:
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, error, float(low), float(high), languages, items)

@@ -7,11 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from recipes.errors import UserError
-from tools.evaluation.bootstrap import error_of, mean_over_languages, ratio_draws
+from tools.evaluation.bootstrap import average, error_of, ratio_draws
 from tools.evaluation.groups import ENGLISH, LANGUAGE_KINDS, LanguageFacts
 from tools.evaluation.journal import LanguageScores
 from tools.evaluation.results import BENCHMARK
@@ -50,7 +47,8 @@ class LanguageGain:
 
 @dataclass(frozen=True)
 class GroupGain:
-    """Averages over the languages of a group, each counted once; `error` by a bootstrap over languages and documents."""
+    """Averages over the languages of a group, each counted once; `error` is that of a sample of
+    languages, each measured on a sample of documents."""
 
     kind: str
     group: str
@@ -104,19 +102,12 @@ def compare(
     common = sorted(set(scores_of_base) & set(scores_of_trained))
     if not common:
         raise UserError(f"{base} and {trained} have no language in common; evaluate both on the same text")
-    gains: list[LanguageGain] = []
-    draws: dict[tuple[str, str], NDArray[np.float64]] = {}
-    for key in common:
-        gain, language_draws = _language_gain(scores_of_base[key], scores_of_trained[key], facts)
-        gains.append(gain)
-        draws[key] = language_draws
+    gains = [_language_gain(scores_of_base[key], scores_of_trained[key], facts) for key in common]
     signature = scores_of_trained[common[0]].signature
-    return Gains(base, trained, signature, tuple(gains), tuple(_groups(gains, draws, facts)))
+    return Gains(base, trained, signature, tuple(gains), tuple(_groups(gains, facts)))
 
 
-def _language_gain(
-    base: LanguageScores, trained: LanguageScores, facts: LanguageFacts
-) -> tuple[LanguageGain, NDArray[np.float64]]:
+def _language_gain(base: LanguageScores, trained: LanguageScores, facts: LanguageFacts) -> LanguageGain:
     kind, language = base.kind, base.language
     if base.text_sha256 != trained.text_sha256:
         raise UserError(
@@ -128,7 +119,7 @@ def _language_gain(
     change = [after - before for before, after in zip(of_base, of_trained, strict=True)]
     draws = ratio_draws(change, sizes, f"{BENCHMARK}/{kind}/{language}")
     total = sum(sizes)
-    gain = LanguageGain(
+    return LanguageGain(
         kind,
         language,
         facts.category_of(kind, language),
@@ -141,12 +132,9 @@ def _language_gain(
         sum(change) / total,
         error_of(draws, len(sizes)),
     )
-    return gain, draws
 
 
-def _groups(
-    gains: list[LanguageGain], draws: Mapping[tuple[str, str], NDArray[np.float64]], facts: LanguageFacts
-) -> list[GroupGain]:
+def _groups(gains: list[LanguageGain], facts: LanguageFacts) -> list[GroupGain]:
     def in_category(name: str) -> Callable[[LanguageGain], bool]:
         return lambda gain: gain.category == name
 
@@ -164,36 +152,32 @@ def _groups(
     kinds = dict.fromkeys(gain.kind for gain in gains)
     for kind in sorted(kinds, key=lambda kind: (kind not in LANGUAGE_KINDS, kind)):
         if kind not in LANGUAGE_KINDS:
-            groups.append(_group(kind, "all", [gain for gain in gains if gain.kind == kind], draws))
+            groups.append(_group(kind, "all", [gain for gain in gains if gain.kind == kind]))
             continue
         apart = [gain for gain in gains if gain.kind == kind and gain.language != ENGLISH]
         selections = [(name, [gain for gain in apart if test(gain)]) for name, test in tests]
         selections.append(
             ("English", [gain for gain in gains if gain.kind == kind and gain.language == ENGLISH])
         )
-        groups += [_group(kind, name, members, draws) for name, members in selections if members]
+        groups += [_group(kind, name, members) for name, members in selections if members]
     return groups
 
 
-def _group(
-    kind: str, name: str, members: list[LanguageGain], draws: Mapping[tuple[str, str], NDArray[np.float64]]
-) -> GroupGain:
+def _group(kind: str, name: str, members: list[LanguageGain]) -> GroupGain:
     def mean(values: list[float]) -> float:
         return sum(values) / len(values)
 
-    if len(members) == 1:
-        error = members[0].error
-    else:
-        stacked = np.stack([draws[kind, gain.language] for gain in members])
-        error = error_of(mean_over_languages(stacked, f"{kind}/{name}"), len(members))
+    change = average(
+        [gain.difference for gain in members], f"{kind}/{name}", errors=[gain.error for gain in members]
+    )
     return GroupGain(
         kind,
         name,
         len(members),
         mean([gain.base for gain in members]),
         mean([gain.trained for gain in members]),
-        mean([gain.difference for gain in members]),
-        error,
+        change.value,
+        change.error,
         sum(gain.difference < 0 for gain in members),
         sum(gain.verdict == "gain" for gain in members),
         sum(gain.verdict == "loss" for gain in members),

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from tools.evaluation.bootstrap import error_of, mean_over_languages, ratio_draws
+from tools.evaluation.bootstrap import Estimate, average, average_of_items, error_of, ratio_draws
 
 
 def test_error_of_a_mean_is_its_standard_error() -> None:
@@ -20,20 +22,92 @@ def test_equal_names_resample_equal_documents() -> None:
     assert not np.array_equal(one, ratio_draws(values, np.ones(50), "b"))
 
 
-def test_interval_of_an_average_covers_the_truth() -> None:
-    """Languages with means of their own, documents within: two standard errors cover about 95 % of the time."""
+def coverage(trials: int, level: float, draw: Callable[[np.random.Generator, str], Estimate]) -> float:
+    """Share of simulated worlds, all with the true average 0, whose interval holds it."""
     generator = np.random.default_rng(1)
-    covered = 0
-    for trial in range(100):
-        means = generator.normal(0, 1, size=25)
-        draws = []
-        for language, mean in enumerate(means):
-            documents = generator.normal(mean, 2, size=30)
-            draws.append(ratio_draws(documents, np.ones(30), f"{trial}/{language}", draws=200))
-        resampled = mean_over_languages(np.stack(draws), str(trial))
-        low, high = np.quantile(resampled, [0.025, 0.975])
-        covered += bool(low <= 0 <= high)
-    assert 0.90 <= covered / 100 <= 0.99
+    held = 0
+    for trial in range(trials):
+        found = draw(generator, str(trial))
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= 0 <= found.high
+    return held / trials
+
+
+@pytest.mark.parametrize(
+    ("languages", "items", "of_languages", "of_items", "rest"),
+    [
+        (25, 60, 0.10, 0.15, 0.40),  # like a multiple-choice benchmark: most of a cell is chance
+        (12, 40, 0.20, 0.20, 0.20),
+        (40, 30, 0.05, 0.40, 0.30),  # items decide
+        (6, 200, 0.30, 0.02, 0.40),  # few languages
+        (30, 50, 0.0, 0.0, 0.5),  # nothing but noise
+    ],
+)
+@pytest.mark.parametrize("level", [0.95, 0.80])
+@pytest.mark.slow
+def test_interval_of_parallel_items_covers_the_truth(
+    languages: int, items: int, of_languages: float, of_items: float, rest: float, level: float
+) -> None:
+    def draw(generator: np.random.Generator, name: str) -> Estimate:
+        table = (
+            generator.normal(0, of_languages, (languages, 1))
+            + generator.normal(0, of_items, (1, items))
+            + generator.normal(0, rest, (languages, items))
+        )
+        scores = {str(i): {str(j): value for j, value in enumerate(row)} for i, row in enumerate(table)}
+        found = average_of_items(scores, name, level=level)
+        assert found.items == items
+        return found
+
+    # Noise alone leaves the two variances at zero half of the time, which can only widen the interval.
+    slack = 0.05 if of_languages == of_items == 0 else 0.02
+    assert level - 0.02 <= coverage(1000, level, draw) <= level + slack
+
+
+@pytest.mark.parametrize("languages", [4, 12, 40])
+@pytest.mark.slow
+def test_interval_of_languages_with_items_of_their_own_covers_the_truth(languages: int) -> None:
+    def draw(generator: np.random.Generator, name: str) -> Estimate:
+        means = generator.normal(0, 0.1, languages)
+        scores = {
+            str(place): {f"{place}/{j}": value for j, value in enumerate(generator.normal(mean, 0.4, 30))}
+            for place, mean in enumerate(means)
+        }
+        return average_of_items(scores, name)
+
+    assert 0.93 <= coverage(1000, 0.95, draw) <= 0.97
+
+
+def test_coverage_of_right_and_wrong_answers() -> None:
+    """Accuracies: items differ in difficulty, languages in skill, answers are 0 or 1."""
+
+    def draw(generator: np.random.Generator, name: str) -> Estimate:
+        skill, ease = generator.normal(0, 0.08, (20, 1)), generator.normal(0, 0.15, (1, 50))
+        right = generator.random((20, 50)) < np.clip(0.5 + skill + ease, 0, 1)
+        scores = {str(i): {str(j): float(x) - 0.5 for j, x in enumerate(row)} for i, row in enumerate(right)}
+        return average_of_items(scores, name)
+
+    assert 0.93 <= coverage(1500, 0.95, draw) <= 0.97
+
+
+def test_parallel_items_are_kept_together() -> None:
+    """The same scores have a larger error where languages share their items and the items decide."""
+    ease = np.random.default_rng(0).normal(0, 1, 40)
+    together = {str(i): {str(j): value for j, value in enumerate(ease)} for i in range(30)}
+    apart = {i: {f"{i}/{j}": value for j, value in row.items()} for i, row in together.items()}
+    shared, own = average_of_items(together, "a"), average_of_items(apart, "a")
+    assert shared.value == pytest.approx(own.value)
+    assert shared.error == pytest.approx(ease.std(ddof=1) / np.sqrt(40), rel=0.05)
+    assert own.error == pytest.approx(0, abs=1e-9)
+
+
+def test_one_language_has_the_error_of_its_items() -> None:
+    scores = np.random.default_rng(0).normal(0, 1, 50)
+    found = average_of_items({"a": {str(j): value for j, value in enumerate(scores)}}, "a")
+    assert found.error == pytest.approx(scores.std(ddof=1) / np.sqrt(50))
+    assert average([0.3], "a").error is None
+    assert average([0.3], "a", errors=[0.1]).error == 0.1
 
 
 def test_one_document_has_no_error() -> None:

@@ -1,0 +1,186 @@
+"""Models beside each other on the benchmarks they share: averages with intervals, wins and losses, groups, health."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tools.evaluation.averages import ENGLISH_GROUP, OTHERS, Average, averages, groups_of
+from tools.evaluation.bootstrap import Estimate, average, average_of_items
+from tools.evaluation.languages import language
+from tools.evaluation.measures import Benchmark, Metric, benchmark, metric
+from tools.evaluation.results import Result
+from tools.evaluation.significance import Correction, Score, Verdicts, compare_languages, verdict_counts
+
+__all__ = [
+    "BenchmarkScores",
+    "Change",
+    "Items",
+    "benchmark_scores",
+    "benchmarks_of",
+    "change",
+    "estimate",
+    "health",
+    "main_metric",
+]
+
+Items = Callable[[str, str, str], Mapping[str, float] | None]
+"""(benchmark, language, metric) → scores of single items by id, None where they were not kept."""
+
+_PREFERRED = ("acc", "exact_match", "chrf++", "spbleu", "rougeL_uni", "bits_per_byte", "nll")
+
+
+@dataclass(frozen=True)
+class BenchmarkScores:
+    """One model on one benchmark: `scores` by language in the stored unit, `health` rates by metric and language."""
+
+    benchmark: Benchmark
+    metric: Metric
+    scores: dict[str, Score]
+    health: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Value by language."""
+        return {name: score.value for name, score in self.scores.items()}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A trained model against its base on one benchmark.
+
+    Attributes:
+        languages: tests of every language, English too.
+        average: mean difference over languages without English, None where there is only English.
+        groups: mean differences by dimension and group.
+        group_counts: wins, ties and losses by (dimension, group).
+        counts: wins, ties and losses over all languages but English.
+        english: the test of English, None where it was not evaluated.
+    """
+
+    languages: list[Verdicts]
+    average: Estimate | None
+    groups: list[Average]
+    group_counts: dict[tuple[str, str], dict[str, int]]
+    counts: dict[str, int]
+    english: Verdicts | None
+
+
+def benchmarks_of(rows: Iterable[Result], prefix: str = "heldout") -> list[str]:
+    """Benchmarks in results, in their order there, without those on held-out text (named `prefix/...`)."""
+    return list(dict.fromkeys(row.benchmark for row in rows if row.benchmark.split("/")[0] != prefix))
+
+
+def main_metric(name: str, metrics: Iterable[str]) -> str | None:
+    """The metric that stands for a benchmark among those in its results; None where all of them are health rates."""
+    found = [key for key in dict.fromkeys(metrics) if not metric(key).health]
+    wanted = (benchmark(name).metric, *_PREFERRED, *sorted(found))
+    return next((key for key in wanted if key in found), None)
+
+
+def benchmark_scores(
+    rows: Sequence[Result], model: str, name: str, *, key: str | None = None, items: Items | None = None
+) -> BenchmarkScores | None:
+    """Scores of a model on a benchmark; None where it has none.
+
+    Args:
+        rows: results, of any models and benchmarks.
+        model: name in them.
+        name: benchmark in them.
+        key: metric; default the one that stands for the benchmark.
+        items: scores of single items, where they were kept.
+    """
+    mine = [row for row in rows if row.model == model and row.benchmark == name]
+    key = key or main_metric(name, (row.metric for row in mine))
+    chosen = [row for row in mine if row.metric == key]
+    if key is None or not chosen:
+        return None
+    rates: dict[str, dict[str, float]] = {}
+    for row in mine:
+        if metric(row.metric).health:
+            rates.setdefault(row.metric, {})[row.language] = row.value
+    scores = {
+        row.language: Score(row.value, row.error, items(name, row.language, key) if items else None)
+        for row in chosen
+    }
+    return BenchmarkScores(benchmark(name), metric(key), scores, rates)
+
+
+def estimate(scores: BenchmarkScores) -> Estimate | None:
+    """Average over languages without English, with its 95 % interval; None where there is only English."""
+    others = {name: score for name, score in scores.scores.items() if not language(name).is_english}
+    return (
+        _estimate(others, scores.benchmark, f"{scores.benchmark.key}/{scores.metric.key}") if others else None
+    )
+
+
+def _estimate(scores: Mapping[str, Score], of: Benchmark, name: str) -> Estimate:
+    items = {key: score.items for key, score in scores.items() if score.items}
+    # A corpus-level metric (BLEU, chrF++) is no mean of its items: the values themselves are averaged then.
+    faithful = len(items) == len(scores) and all(
+        abs(sum(row.values()) / len(row) - scores[key].value) < 1e-6 for key, row in items.items()
+    )
+    if of.parallel and faithful:
+        return average_of_items(items, name)
+    return average(
+        [score.value for score in scores.values()], name, errors=[score.error for score in scores.values()]
+    )
+
+
+def change(
+    base: BenchmarkScores,
+    trained: BenchmarkScores,
+    *,
+    trained_on: frozenset[str] | None = None,
+    seen: frozenset[str] | None = None,
+    correction: Correction = "bh",
+) -> Change | None:
+    """What training changed on a benchmark; None where the two models have no language in common.
+
+    Args:
+        base: scores of the base.
+        trained: scores of the trained model, by the same metric.
+        trained_on: languages of the run's mix.
+        seen: languages that the base was pre-trained on.
+        correction: for many languages, see `significance.adjust`.
+
+    Raises:
+        UserError: a language was scored on different items.
+    """
+    rows = compare_languages(base.scores, trained.scores, better=trained.metric.better, correction=correction)
+    if not rows:
+        return None
+    by_language = {row.language: row for row in rows}
+    differences = {row.language: row.difference for row in rows}
+    groups = groups_of(differences, trained=trained_on, seen=seen)
+    others = groups.get(("overall", OTHERS), [])
+    english = groups.get(("overall", ENGLISH_GROUP), [])
+    paired = {
+        name: _difference(base.scores[name], trained.scores[name], by_language[name]) for name in others
+    }
+    return Change(
+        rows,
+        _estimate(paired, trained.benchmark, f"{trained.benchmark.key}/{trained.metric.key}/change")
+        if paired
+        else None,
+        averages(differences, trained=trained_on, seen=seen),
+        {key: verdict_counts([by_language[name] for name in members]) for key, members in groups.items()},
+        verdict_counts([by_language[name] for name in others]),
+        by_language[english[0]] if english else None,
+    )
+
+
+def _difference(base: Score, trained: Score, row: Verdicts) -> Score:
+    items = None
+    if base.items and trained.items:
+        items = {item: trained.items[item] - base.items[item] for item in base.items}
+    return Score(row.difference, row.error, items)
+
+
+def health(scores: BenchmarkScores) -> list[tuple[Metric, float, str]]:
+    """Signs of broken outputs: metric, its mean over languages, and the language where it is worst."""
+    rows = []
+    for key, rates in scores.health.items():
+        worst = max(rates, key=lambda name: rates[name])
+        rows.append((metric(key), sum(rates.values()) / len(rates), worst))
+    return rows
