@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from typing import Any
 
 from recipes.errors import UserError
@@ -32,6 +34,19 @@ class _ThisProcess(Executor):
         return future
 
 
+def _end_with_parent() -> None:
+    """Ends a worker when its parent is gone: after a SIGKILL it would wait for work for ever."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextmanager
 def process_pool(workers: int) -> Iterator[Executor]:
     """Processes that start afresh (tokenizer engines hold thread pools, which don't survive a fork)."""
@@ -41,7 +56,7 @@ def process_pool(workers: int) -> Iterator[Executor]:
     previous = os.environ.get("RAYON_NUM_THREADS")
     # One thread a process: the processes share the cores already.
     os.environ["RAYON_NUM_THREADS"] = "1"
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
     try:
         yield pool
     finally:

@@ -285,7 +285,8 @@ def finish_component(settings: PackSettings, plan: ComponentPlan) -> None:
         pq.write_table(sources, handle, compression="zstd")
     outputs.append(FileRecord.of(folder / "sources.parquet", folder))
     _manifest(settings, plan, reports, shards, outputs).write(folder)
-    shutil.rmtree(work)
+    # A worker whose parent was killed may still be writing there; the next call removes what is left.
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _move(source: Path, target: Path) -> None:
