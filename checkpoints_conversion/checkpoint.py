@@ -24,7 +24,14 @@ from recipes.files import atomic_write
 from recipes.manifest import FileRecord
 from recipes.schema import Recipe
 from recipes.schema.model import Model, Shape
-from tools.training.checkpoints import checkpoint_folder, complete_steps, incomplete_steps, resolve_start
+from tools.training.checkpoints import (
+    COMPLETE_MARK,
+    checkpoint_folder,
+    complete_steps,
+    incomplete_steps,
+    resolve_start,
+    tracked_step,
+)
 
 __all__ = [
     "SIDECAR_NAME",
@@ -46,7 +53,7 @@ class Checkpoint:
     """A complete checkpoint on disk.
 
     Attributes:
-        folder: holds the `.distcp` files.
+        folder: holds the `.distcp` files, or the `mp_rank_…` folders of the format `torch`.
         step: optimizer step; 0 for an imported one.
         shape: the model; a `Model` for the checkpoint of a run.
         tokenizer: folder with the tokenizer's files; None if the checkpoint knows of none.
@@ -83,6 +90,7 @@ def is_checkpoint(folder: Path) -> bool:
     """Whether a folder is a run's, a folder of Megatron checkpoints, or one such checkpoint."""
     return (
         (folder / ".metadata").is_file()
+        or any(folder.glob("mp_rank_*"))
         or (folder / "checkpoints").is_dir()
         or any(_STEP_NAME.fullmatch(path.name) for path in folder.glob("iter_*"))
     )
@@ -100,7 +108,7 @@ def _step_folder(source: Path, step: int | None) -> tuple[Path, int]:
         root, step = source.absolute().parent, here
     else:
         root = source / "checkpoints" if (source / "checkpoints").is_dir() else source
-    complete, broken = complete_steps(root), incomplete_steps(root)
+    complete, broken = _complete(root)
     if step is not None and step in complete:
         return checkpoint_folder(root, step), step
     if step is not None:
@@ -110,6 +118,19 @@ def _step_folder(source: Path, step: int | None) -> tuple[Path, int]:
         faults = "; ".join(f"step {number}: {why}" for number, why in broken.items())
         raise UserError(f"{root}: no complete checkpoint ({faults or 'no folder iter_NNNNNNN in it'})")
     return checkpoint_folder(root, complete[-1]), complete[-1]
+
+
+def _complete(root: Path) -> tuple[list[int], dict[int, str]]:
+    """Complete steps, and why others are not.
+
+    Stock Megatron leaves no completion marks. Where no checkpoint of a folder has one, the step that Megatron's tracker
+    file names counts as complete: it is written when all ranks have saved.
+    """
+    complete, broken = complete_steps(root), incomplete_steps(root)
+    step = tracked_step(root)
+    if step in broken and not any(root.glob(f"iter_*/{COMPLETE_MARK}")):
+        return [step], {number: reason for number, reason in broken.items() if number != step}
+    return complete, broken
 
 
 def _listed(steps: Sequence[int]) -> str:

@@ -90,13 +90,13 @@ class _Export:
 
 
 def _inputs(checkpoint: Checkpoint) -> list[FileRecord]:
-    """Records of what was read. The hashes of `.distcp` files are those that the checkpoint carries, if it does:
-    most of their bytes are optimizer state, which an export has no reason to read."""
+    """Records of what was read. The hashes of `.distcp` files are those that the checkpoint carries, if it does: most of
+    their bytes (and of the `.pt` files of the format `torch`) are optimizer state, which an export does not read."""
     integrity = checkpoint.folder / "integrity.json"
     known = read_json(integrity)["files"] if integrity.is_file() else {}
     records = []
-    for path in sorted(checkpoint.folder.iterdir()):
-        if path.suffix == ".distcp":
+    for path in sorted(checkpoint.folder.rglob("*")):
+        if path.suffix in (".distcp", ".pt"):
             checksum = f"sha256:{known[path.name]}" if path.name in known else "not taken"
             records.append(FileRecord(str(path), path.stat().st_size, checksum))
         elif path.is_file():

@@ -17,7 +17,9 @@ from recipes.schema.model import Shape
 
 __all__ = [
     "EMBEDDING",
+    "FUSED_FC1",
     "FUSED_QKV",
+    "NORM_KEYS",
     "OUTPUT",
     "Chunk",
     "Location",
@@ -32,7 +34,7 @@ __all__ = [
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
 FUSED_QKV = "decoder.layers.self_attention.linear_qkv.weight"
-_FC1 = "decoder.layers.mlp.linear_fc1.weight"
+FUSED_FC1 = "decoder.layers.mlp.linear_fc1.weight"
 _FINAL_NORM = "decoder.final_layernorm.weight"
 
 # Within a layer: transformers' name → Megatron's key, for the weights that both store alike.
@@ -41,6 +43,12 @@ _ALIKE = {
     "self_attn.o_proj": "decoder.layers.self_attention.linear_proj.weight",
     "post_attention_layernorm": "decoder.layers.mlp.linear_fc1.layer_norm_weight",
     "mlp.down_proj": "decoder.layers.mlp.linear_fc2.weight",
+}
+# The local implementation's name of a norm ahead of a projection → its name in checkpoints, which follow Transformer
+# Engine.
+NORM_KEYS = {
+    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
 }
 _QKV_PARTS = ("q_proj", "k_proj", "v_proj")
 _FC1_PARTS = ("gate_proj", "up_proj")
@@ -131,7 +139,7 @@ def global_sizes(shape: Shape, vocabulary_rows: int | None = None) -> dict[str, 
         FUSED_QKV: (layers, _fused_rows(shape), hidden),
         _ALIKE["self_attn.o_proj"]: (layers, hidden, shape.attention_heads * shape.channels),
         _ALIKE["post_attention_layernorm"]: (layers, hidden),
-        _FC1: (layers, 2 * ffn, hidden),
+        FUSED_FC1: (layers, 2 * ffn, hidden),
         _ALIKE["mlp.down_proj"]: (layers, hidden, ffn),
         _FINAL_NORM: (hidden,),
     }
@@ -157,7 +165,7 @@ def locations(shape: Shape) -> dict[str, Location]:
                 result[name] = Location(FUSED_QKV, (index, 0, 0), fused, _QKV_PARTS.index(leaf))
             elif leaf in _FC1_PARTS:
                 first = _FC1_PARTS.index(leaf) * shape.ffn_hidden_size
-                result[name] = Location(_FC1, (index, first, 0), (1, *sizes))
+                result[name] = Location(FUSED_FC1, (index, first, 0), (1, *sizes))
             else:
                 result[name] = Location(_ALIKE[inner], (index, *zeros), (1, *sizes))
     return result

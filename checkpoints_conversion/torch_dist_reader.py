@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from checkpoints_conversion.mapped_file import MappedFile
+from checkpoints_conversion.slicing import covered, overlaps
 from recipes.errors import UserError
 from recipes.files import read_json
 
@@ -102,15 +103,6 @@ class _Stored:
     storage_offset: int
 
 
-@dataclass(frozen=True)
-class _Overlap:
-    """The part of a block that a request wants: its place in the block and in the request, one slice an axis."""
-
-    index: MetadataIndex
-    inside: tuple[slice, ...]
-    wanted: tuple[slice, ...]
-
-
 class TorchDistReader:
     """The global tensors of one checkpoint folder.
 
@@ -130,7 +122,7 @@ class TorchDistReader:
             )
         backend = read_json(folder / "metadata.json").get("sharded_backend")
         if backend != "torch_dist":
-            raise UserError(f"{folder}: its format is {backend!r}; only torch_dist can be read")
+            raise UserError(f"{folder}: its format is {backend!r}; torch_dist and torch can be read")
         try:
             with (folder / ".metadata").open("rb") as handle:
                 metadata: Metadata = _MetadataUnpickler(handle).load()
@@ -179,37 +171,25 @@ class TorchDistReader:
         Raises:
             UserError: blocks of the slice are not in the checkpoint, or their file is cut.
         """
-        overlaps = self._overlaps(key, offsets, sizes)
-        covered = sum(math.prod(part.stop - part.start for part in o.wanted) for o in overlaps)
-        if covered != math.prod(sizes):
+        chunks = self._tensors[key].chunks
+        parts = overlaps(((chunk.offsets, chunk.sizes) for chunk in chunks), offsets, sizes)
+        if (found := covered(parts)) != math.prod(sizes):
             raise UserError(
-                f"{self.folder}: {covered} of the {math.prod(sizes)} numbers of {key} at {list(offsets)} are stored; "
+                f"{self.folder}: {found} of the {math.prod(sizes)} numbers of {key} at {list(offsets)} are stored; "
                 "the checkpoint is not whole, take another step"
             )
-        stored = [self._stored_block(overlap.index) for overlap in overlaps]
+        stored = [self._stored_block(MetadataIndex(key, chunks[part.block].offsets)) for part in parts]
         try:
-            if len(overlaps) == 1:
-                yield self._part(stored[0], overlaps[0].inside)
+            if len(parts) == 1:
+                yield self._part(stored[0], parts[0].inside)
                 return
             whole = torch.empty(tuple(sizes), dtype=self.dtype(key))
-            for overlap, block in zip(overlaps, stored, strict=True):
-                whole[overlap.wanted] = self._part(block, overlap.inside)
+            for part, block in zip(parts, stored, strict=True):
+                whole[part.wanted] = self._part(block, part.inside)
             yield whole
         finally:
             for block in stored:
                 self._map(block.file).release(block.offset, block.size)
-
-    def _overlaps(self, key: str, offsets: Sequence[int], sizes: Sequence[int]) -> list[_Overlap]:
-        result = []
-        for chunk in self._tensors[key].chunks:
-            inside, wanted = [], []
-            for start, size, first, extent in zip(chunk.offsets, chunk.sizes, offsets, sizes, strict=True):
-                low, high = max(start, first), min(start + size, first + extent)
-                inside.append(slice(low - start, high - start))
-                wanted.append(slice(low - first, high - first))
-            if all(part.stop > part.start for part in inside):
-                result.append(_Overlap(MetadataIndex(key, chunk.offsets), tuple(inside), tuple(wanted)))
-        return result
 
     def _map(self, name: str) -> MappedFile:
         with self._lock:

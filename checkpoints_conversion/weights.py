@@ -22,6 +22,7 @@ from checkpoints_conversion.parameters import (
 )
 from checkpoints_conversion.safetensors_files import SafetensorsReader
 from checkpoints_conversion.torch_dist_reader import TorchDistReader
+from checkpoints_conversion.torch_ranks_reader import TorchRanksReader, holds_ranks
 from recipes.errors import UserError
 from recipes.schema.model import Shape
 
@@ -137,7 +138,11 @@ class MegatronWeights:
     def __init__(self, checkpoint: Checkpoint, kind: WeightsKind = "model") -> None:
         self.folder = checkpoint.folder
         self.shape = checkpoint.shape
-        self.reader = TorchDistReader(checkpoint.folder)
+        self.reader: TorchDistReader | TorchRanksReader = (
+            TorchRanksReader(checkpoint.folder, checkpoint.shape)
+            if holds_ranks(checkpoint.folder)
+            else TorchDistReader(checkpoint.folder)
+        )
         self._prefix = "" if kind == "model" else _MAIN_PARAMETERS
         self._locations = locations(self.shape)
         if kind == "optimizer":
@@ -158,6 +163,11 @@ class MegatronWeights:
             raise UserError(
                 f"{self.folder}: the optimizer's state is not in the fully reshardable layout, so its FP32 weights "
                 "cannot be told apart; train with checkpoint.reshardable: true, or export --weights model"
+            )
+        if isinstance(self.reader, TorchRanksReader):
+            raise UserError(
+                f"{self.folder}: the format `torch` does not say which of the optimizer's numbers are of which weight; "
+                "export --weights model"
             )
         raise UserError(f"{self.folder}: holds no optimizer state; export --weights model")
 

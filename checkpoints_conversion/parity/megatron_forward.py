@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 import megatron_patches
-from checkpoints_conversion.parameters import EMBEDDING, OUTPUT, global_sizes
+from checkpoints_conversion.parameters import EMBEDDING, NORM_KEYS, OUTPUT, global_sizes
 from checkpoints_conversion.parity.forward import device
 from recipes.schema.model import Shape
 
@@ -21,12 +21,6 @@ __all__ = ["MegatronForward", "StoredWeights", "parallel_state_of_one"]
 
 _LAYERS = "decoder.layers."
 _FINAL_NORM = "decoder.final_layernorm.weight"
-
-# A stage's name for a norm ahead of a projection → the key in checkpoints, which follows Transformer Engine.
-_NORM_KEYS = {
-    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
-    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
-}
 
 
 class StoredWeights(Protocol):
@@ -167,7 +161,7 @@ class MegatronForward:
         prefix = "decoder.layers.0."
         for name, parameter in self._stage.named_parameters():
             inner = name.removeprefix(prefix)
-            key = _LAYERS + _NORM_KEYS.get(inner, inner)
+            key = _LAYERS + NORM_KEYS.get(inner, inner)
             extent = sizes[key][1:]
             stored = self._stored(key, (index, *[0] * len(extent)), (1, *extent))
             state[name] = stored.view(parameter.shape)

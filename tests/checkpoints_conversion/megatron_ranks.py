@@ -110,14 +110,16 @@ def logits(shape: Shape, checkpoint: Path, tokens: list[list[int]], *flags: str)
     return whole[..., : shape.vocab_size].float().numpy()
 
 
-def train(shape: Shape, start: Path, save: Path, *flags: str) -> None:
-    """Two steps of Megatron's `pretrain` on the synthetic tokens of the patches' tests, from an imported checkpoint."""
+def train(shape: Shape, start: Path | None, save: Path, *flags: str) -> None:
+    """Two steps of Megatron's `pretrain` on the synthetic tokens of the patches' tests, from an imported checkpoint or
+    from fresh weights."""
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
 
     from tests.megatron_patches.small_run import forward_step, provider
 
-    config = _configure(shape, ("--load", str(start), "--save", str(save), *flags))
+    load = () if start is None else ("--load", str(start))
+    config = _configure(shape, (*load, "--save", str(save), *flags))
     pretrain(config, provider, ModelType.encoder_or_decoder, forward_step)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 from checkpoints_conversion import hf_to_megatron, megatron_to_hf
 from checkpoints_conversion.checkpoint import find_checkpoint
@@ -19,6 +18,7 @@ from recipes.schema.model import Shape
 from tests.checkpoints_conversion import megatron_ranks
 from tests.checkpoints_conversion.tiny_models import (
     LLAMA31_SCALING,
+    describe_run,
     read_tensors,
     same_bits,
     save_llama,
@@ -42,19 +42,8 @@ def _run(folder: Path, ranks: int, *flags: str, **changes: Any) -> Path:
     )
     for step in (1, 2):
         mark_complete(checkpoint_folder(run / "checkpoints", step), step=step)
-    _describe(run, shape, save_tokenizer(folder / "tokenizer"))
+    describe_run(run, shape, save_tokenizer(folder / "tokenizer"))
     return run
-
-
-def _describe(run: Path, shape: Shape, tokenizer: Path, **section: Any) -> None:
-    model = shape.model_dump() | {
-        "name": "tiny",
-        "tokenizer": {"path": str(tokenizer), "begin_of_text": "<|begin|>", "end_of_text": "<|end|>"}
-        | section,
-    }
-    with (run / "recipe.yaml").open("w") as handle:
-        handle.write(f"# Resolved recipe of test; sha256 {'ab' * 32}\n")
-        YAML(typ="safe").dump({"model": model}, handle)
 
 
 LAYOUTS = {
@@ -174,7 +163,7 @@ def test_optimizer_state_that_cannot_be_told_apart(tmp_path: Path) -> None:
     shape = find_checkpoint(tmp_path / "base").shape
     run_ranks(megatron_ranks.train, 1, shape, tmp_path / "base", tmp_path / "run" / "checkpoints")
     mark_complete(checkpoint_folder(tmp_path / "run" / "checkpoints", 2), step=2)
-    _describe(tmp_path / "run", shape, save_tokenizer(tmp_path / "tokenizer"))
+    describe_run(tmp_path / "run", shape, save_tokenizer(tmp_path / "tokenizer"))
     megatron_to_hf.convert(tmp_path / "run", tmp_path / "out")
     with pytest.raises(UserError, match=r"not in the fully reshardable layout.*checkpoint\.reshardable"):
         megatron_to_hf.convert(tmp_path / "run", tmp_path / "optimizer", weights="optimizer")
@@ -189,14 +178,14 @@ def test_the_recipes_tokenizer_is_checked(trained: Path, tmp_path: Path) -> None
     tokenizer = save_tokenizer(tmp_path / "tokenizer")
 
     def fails(message: str, **section: Any) -> None:
-        _describe(run, plain, tokenizer, **section)
+        describe_run(run, plain, tokenizer, **section)
         with pytest.raises(UserError, match=message):
             _ = find_checkpoint(run).tokens
 
     fails("has no token '</s>'", end_of_text="</s>")
     fails(r"is not the recipe's 0000", sha256="0" * 64)
     fails(r"elsewhere/tokenizer\.json: no such file.*--tokenizer", path="elsewhere")
-    _describe(run, plain, tokenizer, path="elsewhere")
+    describe_run(run, plain, tokenizer, path="elsewhere")
     assert find_checkpoint(run, tokenizer=tokenizer).tokens.end == (498,)
     save_tokenizer(tokenizer, vocab_size=600)
     fails("600 tokens, the model has 517")

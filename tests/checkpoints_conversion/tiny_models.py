@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from recipes.schema.model import Shape
+
 LLAMA31_SCALING = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -80,6 +82,20 @@ def save_tokenizer(folder: Path, *, vocab_size: int = 500) -> Path:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def describe_run(run: Path, shape: Shape, tokenizer: Path, **section: Any) -> None:
+    """Writes the `recipe.yaml` of a run folder: its section `model`; `section` changes that of the tokenizer."""
+    from ruamel.yaml import YAML
+
+    tokens = {"path": str(tokenizer), "begin_of_text": "<|begin|>", "end_of_text": "<|end|>"}
+    model = shape.model_dump(include=set(Shape.model_fields)) | {
+        "name": "tiny",
+        "tokenizer": tokens | section,
+    }
+    with (run / "recipe.yaml").open("w") as handle:
+        handle.write(f"# Resolved recipe of test; sha256 {'ab' * 32}\n")
+        YAML(typ="safe").dump({"model": model}, handle)
 
 
 def read_tensors(folder: Path) -> dict[str, Any]:

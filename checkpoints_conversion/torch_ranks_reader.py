@@ -1,0 +1,261 @@
+"""Reading Megatron's older `torch` checkpoints, one pickled file a rank, as the global tensors that `torch_dist` has.
+
+A checkpoint is a folder with `mp_rank_TT[_PPP]/model_optim_rng.pt` for each tensor-parallel (TT) and pipeline-parallel
+(PPP) rank: zip archives of a pickle and of the tensors' bytes. Unpickling runs no code of the file's choosing: what is
+not needed to make a tensor becomes an inert object. Tensors are views of the mapped files.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+import types
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoints_conversion.parameters import FUSED_FC1, NORM_KEYS, OUTPUT
+from checkpoints_conversion.slicing import covered, overlaps
+from recipes.errors import UserError
+from recipes.schema.model import Shape
+
+__all__ = ["TorchRanksReader", "holds_ranks"]
+
+_FOLDER = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?")
+_FILE = "model_optim_rng.pt"
+_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
+_MODEL = re.compile(r"model(\d*)")
+
+# Axis that tensor parallelism cuts; what is not listed is the same on all its ranks. The rows of linear_fc1 are a
+# rank's share of the gate, then its share of the up projection.
+_AXES = {
+    "embedding.word_embeddings.weight": 0,
+    "output_layer.weight": 0,
+    "self_attention.linear_qkv.weight": 0,
+    "self_attention.linear_proj.weight": 1,
+    "mlp.linear_fc1.weight": 0,
+    "mlp.linear_fc2.weight": 1,
+}
+_MAKERS = {
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("collections", "OrderedDict"),
+    ("argparse", "Namespace"),
+}
+
+
+class _Inert:
+    """Stands for whatever a pickle asks for that is no part of a tensor; it takes everything and does nothing."""
+
+    def __new__(cls, *arguments: Any, **named: Any) -> _Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """Whatever it is made from is forgotten."""
+
+    def __setstate__(self, state: Any) -> None:
+        """As is what it is filled with,"""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """or is said to hold,"""
+
+    def append(self, item: Any) -> None:
+        """one thing"""
+
+    def extend(self, items: Any) -> None:
+        """or many."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes tensors and plain containers; everything else becomes inert."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _MAKERS:
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        return _Inert
+
+
+def _load(file: Any, **options: Any) -> Any:
+    return _Unpickler(file, **options).load()
+
+
+# What `torch.load` uses of a module for unpickling.
+_PICKLE = types.ModuleType("inert_pickle")
+_PICKLE.Unpickler, _PICKLE.load = _Unpickler, _load  # type: ignore[attr-defined]
+
+
+def holds_ranks(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of the `torch` format."""
+    return folder.is_dir() and any(_FOLDER.fullmatch(path.name) for path in folder.iterdir())
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Numbers of a global tensor: where they lie in it, and themselves."""
+
+    offsets: tuple[int, ...]
+    numbers: torch.Tensor
+
+
+class TorchRanksReader:
+    """The global tensors of one checkpoint folder, under the names and with the sizes of `torch_dist`.
+
+    Args:
+        folder: holds `mp_rank_…` folders.
+        shape: the model; it says whether the last stage's output layer is the embedding once more.
+
+    Raises:
+        UserError: ranks are missing, damaged, or of a model that this project does not train.
+    """
+
+    def __init__(self, folder: Path, shape: Shape) -> None:
+        self.folder = folder
+        self._blocks: dict[str, list[_Block]] = {}
+        ranks = self._ranks()
+        pipeline, tensor = 1 + max(p for p, _ in ranks), 1 + max(t for _, t in ranks)
+        if missing := sorted({(p, t) for p in range(pipeline) for t in range(tensor)} - ranks.keys()):
+            raise UserError(
+                f"{folder}: the file of pipeline rank {missing[0][0]}, tensor rank {missing[0][1]} is missing "
+                f"({len(missing)} of {pipeline * tensor}); copy it too, or take another step"
+            )
+        self.files = [ranks[key] for key in sorted(ranks)]
+        stages = {key: self._read(path) for key, path in ranks.items()}
+        chunks = {len(stage) for stage in stages.values()}
+        if len(chunks) != 1:
+            raise UserError(f"{folder}: its ranks hold different numbers of model chunks; take another step")
+        layer = 0
+        for number in range(
+            chunks.pop()
+        ):  # virtual pipeline stages run through all ranks, one after the other
+            for p in range(pipeline):
+                parts = [stages[p, t][number] for t in range(tensor)]
+                layer += self._add(parts, layer, shape, last=p == pipeline - 1)
+
+    def _ranks(self) -> dict[tuple[int, int], Path]:
+        found = {}
+        for path in self.folder.iterdir():
+            if not path.name.startswith("mp_rank_"):
+                continue
+            name = _FOLDER.fullmatch(path.name)
+            if name is None:
+                raise UserError(f"{path}: expert parallelism; only dense models can be converted")
+            if (path / _FILE).is_file():
+                found[int(name[2] or 0), int(name[1])] = path / _FILE
+        if not found:
+            raise UserError(f"{self.folder}: no {_FILE} in its mp_rank folders; copy the checkpoint again")
+        return found
+
+    def _read(self, path: Path) -> list[dict[str, torch.Tensor]]:
+        """Tensors of each of a rank's model chunks."""
+        try:
+            state = torch.load(path, map_location="cpu", mmap=True, weights_only=False, pickle_module=_PICKLE)
+        except (
+            RuntimeError,
+            pickle.UnpicklingError,
+            zipfile.BadZipFile,
+            EOFError,
+            OSError,
+            ValueError,
+        ) as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"{path}: cannot be read ({first}); copy it again, or take another step"
+            ) from None
+        models = {}
+        for key, value in state.items() if isinstance(state, dict) else ():
+            if (name := _MODEL.fullmatch(str(key))) and isinstance(value, Mapping):
+                models[int(name[1] or 0)] = value
+        if not models:
+            raise UserError(f"{path}: holds no model; is it a checkpoint of megatron-core?")
+        if any(key.startswith("language_model") for model in models.values() for key in model):
+            raise UserError(
+                f"{path}: written by Megatron's legacy models (`language_model`); only megatron-core's can be read"
+            )
+        return [
+            {key: value for key, value in models[number].items() if isinstance(value, torch.Tensor)}
+            for number in sorted(models)
+        ]
+
+    def _add(self, parts: Sequence[dict[str, torch.Tensor]], first: int, shape: Shape, *, last: bool) -> int:
+        """Adds the tensors of one stage, as its tensor-parallel ranks hold them; returns its number of layers."""
+        if any(part.keys() != parts[0].keys() for part in parts):
+            raise UserError(f"{self.folder}: tensor-parallel ranks hold different tensors; take another step")
+        layers = 0
+        for name in parts[0]:
+            tensors = [part[name].detach() for part in parts]
+            match = _LAYER.fullmatch(name)
+            if match is None:
+                if not (last and shape.tie_embeddings and name == OUTPUT):
+                    self._place(name, name, tensors, ())
+                continue
+            layers = max(layers, int(match[1]) + 1)
+            inner = NORM_KEYS.get(match[2], match[2])
+            self._place(f"decoder.layers.{inner}", inner, tensors, (first + int(match[1]),))
+        return layers
+
+    def _place(self, key: str, inner: str, tensors: Sequence[torch.Tensor], layer: tuple[int, ...]) -> None:
+        """Adds a weight's blocks, one a rank (or two), to the global tensor `key`."""
+        blocks = self._blocks.setdefault(key, [])
+        axis = _AXES.get(inner)
+        if axis is None:
+            tensors = tensors[:1]
+        halves = 2 if key == FUSED_FC1 else 1
+        whole = sum(tensor.shape[axis] for tensor in tensors) if axis is not None else 0
+        for half in range(halves):
+            start = half * whole // halves
+            for tensor in tensors:
+                numbers = tensor.chunk(halves)[half] if halves > 1 else tensor
+                offsets = [0] * tensor.dim()
+                if axis is not None:
+                    offsets[axis] = start
+                    start += numbers.shape[axis]
+                blocks.append(_Block((*layer, *offsets), numbers.view(*(1,) * len(layer), *numbers.shape)))
+
+    @property
+    def keys(self) -> set[str]:
+        """Names of the global tensors."""
+        return set(self._blocks)
+
+    def size(self, key: str) -> tuple[int, ...]:
+        """Sizes of a global tensor."""
+        ends = [
+            [start + size for start, size in zip(block.offsets, block.numbers.shape, strict=True)]
+            for block in self._blocks[key]
+        ]
+        return tuple(map(max, zip(*ends, strict=True)))
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Type of a global tensor."""
+        return self._blocks[key][0].numbers.dtype
+
+    @contextmanager
+    def open(self, key: str, offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[torch.Tensor]:
+        """Lends a slice of a global tensor; see `TorchDistReader.open`.
+
+        Raises:
+            UserError: blocks of the slice are not in the checkpoint.
+        """
+        blocks = self._blocks[key]
+        parts = overlaps(((block.offsets, block.numbers.shape) for block in blocks), offsets, sizes)
+        if (found := covered(parts)) != math.prod(sizes):
+            raise UserError(
+                f"{self.folder}: {found} of the {math.prod(sizes)} numbers of {key} at {list(offsets)} are stored; "
+                "the checkpoint is not whole, take another step"
+            )
+        if len(parts) == 1:
+            yield blocks[parts[0].block].numbers[parts[0].inside]
+            return
+        whole = torch.empty(tuple(sizes), dtype=self.dtype(key))
+        for part in parts:
+            whole[part.wanted] = blocks[part.block].numbers[part.inside]
+        yield whole
