@@ -277,7 +277,8 @@ def peek(
 def decontaminate(
     run: str, overrides: tuple[str, ...], benchmarks: Path | None, stage: str, as_json: bool
 ) -> None:
-    """Report documents of a stage that share n-grams with evaluation texts; changes nothing.
+    """Report documents of a stage that share n-grams with evaluation texts, and the items of each benchmark and
+    language that were found; changes nothing.
 
     `emma corpus build` removes them where the recipe has a section data.corpus.decontamination. Exit code 1 where
     some are found, so that a script can stop.
@@ -296,8 +297,16 @@ def decontaminate(
             click.echo(
                 f"{row['kind']:12} {row['language']:24} {row['contaminated']:10,} of {row['documents']:12,} documents"
             )
+        for row in found["benchmarks"]:
+            if row["found"]:
+                name = " ".join(part for part in (row["benchmark"], row["split"]) if part)
+                click.echo(
+                    f"{name:36} {row['language']:24} {row['found']:8,} of {row['searched']:8,} items "
+                    f"({row['found'] / row['searched']:.1%})"
+                )
         click.echo(
-            f"{found['contaminated']:,} of {found['documents']:,} documents overlap; examples in {found['examples']}"
+            f"{found['contaminated']:,} of {found['documents']:,} documents overlap; examples in {found['examples']}, "
+            f"every benchmark and language in {found['items']}"
         )
     raise SystemExit(1 if found["contaminated"] else 0)
 

@@ -18,10 +18,19 @@ from tools.corpus.scripts import SPACELESS, measure
 from tools.corpus.shingles import Shingles, character_shingles, mix, word_shingles
 from tools.corpus.streams import open_bytes
 
-__all__ = ["BenchmarkIndex", "benchmark_files", "benchmark_texts", "build_index"]
+__all__ = [
+    "BenchmarkIndex",
+    "benchmark_files",
+    "benchmark_records",
+    "benchmark_texts",
+    "build_index",
+    "index_hashes",
+    "record_texts",
+]
 
 _SALT_WORDS, _SALT_CHARACTERS = np.uint64(0x5851F42D4C957F2D), np.uint64(0x14057B7EF767814F)
-_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
+_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".dev", ".devtest")
+"""`.dev` and `.devtest` are the plain text files of FLORES-200's release."""
 
 
 def benchmark_files(settings: Decontamination) -> list[tuple[str, str]]:
@@ -43,7 +52,24 @@ def benchmark_files(settings: Decontamination) -> list[tuple[str, str]]:
 
 
 def benchmark_texts(path: Path) -> Iterator[str]:
-    """All texts in a benchmark's file: every string field of every record.
+    """All texts in a benchmark's file: every string of every record, and the record's strings one after the other,
+    since a text that was copied with its question or its choices is found by what spans two of them.
+
+    Raises:
+        UserError: the file cannot be read as what its ending says.
+    """
+    for record in benchmark_records(path):
+        yield from record_texts(record)
+
+
+def record_texts(record: Any) -> list[str]:
+    """Strings of a record, and all of them joined where there are several."""
+    found = list(_strings(record))
+    return [*found, "\n".join(found)] if len(found) > 1 else found
+
+
+def benchmark_records(path: Path) -> Iterator[Any]:
+    """Records of a benchmark's file: a line, a row, or an element of a JSON list.
 
     Raises:
         UserError: the file cannot be read as what its ending says.
@@ -56,7 +82,7 @@ def benchmark_texts(path: Path) -> Iterator[str]:
 
         try:
             for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
-                yield from _strings(batch.to_pylist())
+                yield from batch.to_pylist()
         except OSError as error:
             raise UserError(f"{path}: no readable parquet file ({error})") from None
         return
@@ -64,20 +90,26 @@ def benchmark_texts(path: Path) -> Iterator[str]:
         try:
             content = stream.read().decode("utf-8-sig")
             if name.endswith(".jsonl"):
-                for line in content.splitlines():
-                    if line.strip():
-                        yield from _strings(json.loads(line))
+                yield from (json.loads(line) for line in content.splitlines() if line.strip())
             elif name.endswith(".json"):
-                yield from _strings(json.loads(content))
+                yield from _elements(json.loads(content))
             elif name.endswith((".csv", ".tsv")):
                 delimiter = "\t" if name.endswith(".tsv") else ","
-                yield from _strings(list(csv.reader(content.splitlines(), delimiter=delimiter)))
+                yield from csv.reader(content.splitlines(), delimiter=delimiter)
             else:
                 yield from content.splitlines()
         except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
             raise UserError(
                 f"{path}: cannot be read as {Path(name).suffix} ({error}); mend or remove it"
             ) from None
+
+
+def _elements(value: Any) -> Iterator[Any]:
+    """Records of a JSON file: the elements of its list, also where the list is the only one in an object."""
+    if isinstance(value, dict):
+        lists = [item for item in value.values() if isinstance(item, list)]
+        value = lists[0] if len(lists) == 1 else [value]
+    yield from value if isinstance(value, list) else [value]
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -118,11 +150,7 @@ class BenchmarkIndex:
     def of(cls, settings: Decontamination, texts: Sequence[str]) -> BenchmarkIndex:
         """Index of texts. One shorter than an n-gram is looked for as a whole document; one shorter than half of it is
         left out: it would be found by chance."""
-        found = [np.zeros(0, np.uint64)]
-        for _, shingles, n in _grams(settings, texts):
-            long = np.repeat(2 * shingles.units >= n, np.diff(shingles.offsets))
-            found.append(shingles.hashes[long])
-        return cls(settings, np.unique(np.concatenate(found)))
+        return cls(settings, np.unique(index_hashes(settings, texts)[0]))
 
     def overlaps(self, texts: Sequence[str], script: str) -> NDArray[np.int64]:
         """n-grams of each text that occur in the index; `script` of the texts' language ("" for unknown)."""
@@ -130,12 +158,29 @@ class BenchmarkIndex:
         if not len(self.hashes):
             return counts
         for rows, shingles, _ in _grams(self.settings, texts, script or None):
-            at = np.searchsorted(self.hashes, shingles.hashes)
-            hits = self.hashes[np.minimum(at, len(self.hashes) - 1)] == shingles.hashes
+            at = np.minimum(np.searchsorted(self.hashes, shingles.hashes), len(self.hashes) - 1)
+            hits = self.hashes[at] == shingles.hashes
+            self._met(at[hits])
             total = np.zeros(len(hits) + 1, np.int64)
             np.cumsum(hits, out=total[1:])
             counts[rows] = total[shingles.offsets[1:]] - total[shingles.offsets[:-1]]
         return counts
+
+    def _met(self, places: NDArray[np.int64]) -> None:
+        """Called with the places of the hashes that were found; for those who keep account."""
+
+
+def index_hashes(
+    settings: Decontamination, texts: Sequence[str]
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Hashes of the n-grams of evaluation texts that are looked for, and for each the place of its text."""
+    hashes, places = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    for rows, shingles, n in _grams(settings, texts):
+        counts = np.diff(shingles.offsets)
+        long = np.repeat(2 * shingles.units >= n, counts)
+        hashes.append(shingles.hashes[long])
+        places.append(np.repeat(rows, counts)[long])
+    return np.concatenate(hashes), np.concatenate(places)
 
 
 def build_index(settings: Decontamination, path: str) -> int:

@@ -1,8 +1,9 @@
-"""Which documents of a corpus share n-grams with evaluation texts."""
+"""Which documents of a corpus share n-grams with evaluation texts, and which items of which benchmark they hold."""
 
 from __future__ import annotations
 
-import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 from recipes.errors import UserError
 from recipes.files import atomic_write
 from recipes.schema.corpus import Decontamination
-from tools.corpus.contamination import BenchmarkIndex
+from tools.corpus.benchmark_items import Found, ItemIndex
 from tools.corpus.layout import part_path, parts_of, read_row_groups, text_columns
 from tools.corpus.stage import Build
 from tools.corpus.thresholds import script_of
@@ -32,10 +33,12 @@ _SCHEMA = pa.schema(
 
 
 def report_overlap(build: Build, benchmarks: Path | None, stage: str) -> dict[str, Any]:
-    """Searches a stage; writes `statistics/contaminated-STAGE.parquet`.
+    """Searches a stage; writes `statistics/contaminated-STAGE.parquet` (documents) and
+    `statistics/contaminated-items-STAGE.parquet` (items by benchmark, language and split).
 
     Returns:
-        `documents`, `contaminated`, `languages` (those with any), `examples` (the file).
+        `documents`, `contaminated`, `languages` (those with any), `examples` (the file of documents), `benchmarks` (a row a
+        benchmark, language and split: `items`, those long enough to be `searched`, those `found`), `items` (their file).
 
     Raises:
         UserError: no benchmarks are named, or the stage is not there.
@@ -52,8 +55,7 @@ def report_overlap(build: Build, benchmarks: Path | None, stage: str) -> dict[st
     parts = parts_of(build.root, stage)
     if not parts:
         raise UserError(f"{build.root / stage}: no corpus there; build it first (emma corpus build)")
-    with tempfile.TemporaryDirectory() as folder:
-        index = BenchmarkIndex.build(settings, Path(folder) / "index.npy")
+    index = ItemIndex.of_folder(settings)
     rows: list[dict[str, Any]] = []
     totals: dict[tuple[str, str], list[int]] = {}
     for part in progress(parts, desc="overlap", unit="part"):
@@ -84,6 +86,9 @@ def report_overlap(build: Build, benchmarks: Path | None, stage: str) -> dict[st
     path = build.root / "statistics" / f"contaminated-{stage}.parquet"
     with atomic_write(path) as handle:
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), handle, compression="zstd")
+    found = index.found()
+    items = build.root / "statistics" / f"contaminated-items-{stage}.parquet"
+    _write_items(items, found)
     return {
         "documents": sum(total[0] for total in totals.values()),
         "contaminated": len(rows),
@@ -93,4 +98,16 @@ def report_overlap(build: Build, benchmarks: Path | None, stage: str) -> dict[st
             if contaminated
         ],
         "examples": str(path),
+        "benchmarks": [asdict(row) for row in found],
+        "items": str(items),
     }
+
+
+def _write_items(path: Path, rows: Sequence[Found]) -> None:
+    names = [field.name for field in fields(Found)]
+    types = [pa.string()] * 3 + [pa.int64()] * 3
+    table = pa.Table.from_pylist(
+        [asdict(row) for row in rows], schema=pa.schema(list(zip(names, types, strict=True)))
+    )
+    with atomic_write(path) as handle:
+        pq.write_table(table, handle, compression="zstd")
