@@ -11,6 +11,7 @@ from checkpoints_conversion.config import TokenIds, generation_config, model_fro
 from checkpoints_conversion.parameters import parameter_shapes
 from checkpoints_conversion.release.card import render_card
 from checkpoints_conversion.release.checksums import write_checksums
+from checkpoints_conversion.release.evaluation import copy_evaluation
 from checkpoints_conversion.release.facts import CardFacts, card_facts
 from checkpoints_conversion.release.licenses import copy_licence_files
 from checkpoints_conversion.release.verify import release_faults
@@ -53,6 +54,7 @@ class ReleasePlan:
             "license": self.facts.license.id,
             "languages": len(self.facts.languages),
             "evaluated": self.facts.gains is not None,
+            "sample_files": self.facts.samples,
         }
 
 
@@ -149,10 +151,13 @@ def write_release(
             if (export / name).is_file():
                 shutil.copyfile(export / name, staging / name)
         write_recipe(record.recipe, staging / "recipe.yaml")
-        _copy_evaluation(plan, staging)
+        evaluation = copy_evaluation(
+            *(record.folder / "evaluation", staging / "evaluation", plan.step),
+            tables=plan.facts.gains is not None,
+        )
         copy_licence_files(plan.facts.license, plan.licence_folders, staging)
         write_text(staging / "README.md", render_card(plan.facts))
-        manifest.inputs = [FileRecord.of(path, record.folder) for path in _inputs(plan)]
+        manifest.inputs = [FileRecord.of(path, record.folder) for path in _inputs(plan, evaluation)]
         manifest.outputs = [
             FileRecord(name, (staging / name).stat().st_size, f"sha256:{checksum}")
             for name, checksum in files.items()
@@ -171,10 +176,9 @@ def write_release(
     return manifest
 
 
-def _inputs(plan: ReleasePlan) -> list[Path]:
+def _inputs(plan: ReleasePlan, evaluation: list[Path]) -> list[Path]:
     small = [plan.export / name for name in ("manifest.json", "parity.json", "config.json")]
     records = [plan.record.folder / name for name in ("recipe.yaml", "metrics.jsonl", "environment.json")]
-    evaluation = [plan.record.folder / "evaluation" / name for name in ("results.parquet", "gains.json")]
     return [path for path in (*small, *records, *evaluation) if path.is_file()]
 
 
@@ -190,13 +194,3 @@ def _write_configs(plan: ReleasePlan, staging: Path) -> None:
     values = generation_config(tokens)
     write_json(staging / "config.json", {**config, **values})
     write_json(staging / "generation_config.json", values)
-
-
-def _copy_evaluation(plan: ReleasePlan, staging: Path) -> None:
-    source, target = plan.record.folder / "evaluation", staging / "evaluation"
-    names = [name for name in ("results.csv", "gains.json") if (source / name).is_file()]
-    if plan.facts.gains is None:
-        return
-    target.mkdir()
-    for name in names:
-        shutil.copyfile(source / name, target / name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from checkpoints_conversion.release.evaluation import step_files
 from checkpoints_conversion.release.licenses import License, fitting_name, license_of
 from recipes.errors import UserError
 
@@ -53,6 +54,8 @@ class CardFacts:
     gains: dict[str, Any] | None
     """Content of gains.json, if it is about this step."""
     parity: dict[str, Any]
+    samples: int
+    """Files with outputs of this step, document by document."""
 
 
 def card_facts(record: RunRecord, step: int, parity: dict[str, Any], name: str | None = None) -> CardFacts:
@@ -90,6 +93,7 @@ def card_facts(record: RunRecord, step: int, parity: dict[str, Any], name: str |
         _compute(record, step),
         record.gains if about_step else None,
         parity,
+        len(step_files(record.folder / "evaluation", step)),
     )
 
 

@@ -279,6 +279,37 @@ def test_scores_of_another_step_are_not_this_ones(run: Path, tmp_path: Path) -> 
     assert not (tmp_path / "release" / "evaluation").exists()
 
 
+def test_generations_travel_with_the_release(run: Path, tmp_path: Path) -> None:
+    evaluation = run / "evaluation"
+    ours = {
+        f"samples/sample_step-{STEPS}/flores/deu_Latn.jsonl": "Guten Tag",
+        f"lm_eval/runs__sample__hf__step-{STEPS}/samples_xnli_2026-01-01.jsonl": "entailment",
+        f"heldout/sample_step-{STEPS}.jsonl": None,  # written by the evaluation
+    }
+    others = (
+        f"samples/sample_step-1{STEPS}/x.jsonl",
+        "samples/base/x.jsonl",
+        f"samples/misstep-{STEPS}/x.jsonl",
+    )
+    for name in (*ours, *others):
+        path = evaluation / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if ours.get(name, "") is not None:
+            path.write_text(ours.get(name) or "another's")
+    manifest = write_release(plan_release(str(run)), tmp_path / "release")
+    released = tmp_path / "release" / "evaluation"
+    assert {str(p.relative_to(released)) for p in released.rglob("*") if p.is_file()} == {
+        "results.csv",
+        "gains.json",
+        *ours,
+    }
+    for name in ours:
+        assert (released / name).read_bytes() == (evaluation / name).read_bytes()
+        assert f"evaluation/{name}" in {record.path for record in manifest.inputs}
+        assert f"evaluation/{name}" in (tmp_path / "release" / "SHA256SUMS").read_text()
+    assert "sample by sample (3 files)" in (tmp_path / "release" / "README.md").read_text(encoding="utf-8")
+
+
 def test_unknown_step(run: Path) -> None:
     with pytest.raises(UserError, match=f"no export of step 3 .*there are {STEPS}"):
         plan_release(str(run), 3)
