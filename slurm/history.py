@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,16 +55,28 @@ class History:
 
     def attempts_without_progress(self, step: int) -> int:
         """Training jobs in a row, the latest backwards, that began at `step` or later: where the run still stands
-        there, they brought nothing. A new submission starts the count anew."""
-        count = 0
-        for event in reversed(self.events()):
-            if event["event"] == "submitted" and event["stage"] == "train":
-                break
-            if event["event"] == "began":
+        there, they brought nothing. A launch that went back to skip a step does not count."""
+        count, rewound = 0, set[int]()
+        for event in self._since_submission():
+            if event["event"] == "ended" and event.get("rewinds"):
+                rewound.add(event["launch"])
+            if event["event"] == "began" and event["launch"] not in rewound:
                 if event["step"] < step:
                     break
                 count += 1
         return count
+
+    def nodes_that_failed(self) -> set[str]:
+        """Nodes that failed a preflight since the run was submitted."""
+        failed = (event for event in self._since_submission() if event["event"] == "preflight failed")
+        return {node for event in failed for node in event["nodes"]}
+
+    def _since_submission(self) -> Iterator[dict[str, Any]]:
+        """Events after the last submission of training, the latest first: a new submission starts counts anew."""
+        for event in reversed(self.events()):
+            if event["event"] == "submitted" and event["stage"] == "train":
+                return
+            yield event
 
     def submitted(self) -> list[dict[str, Any]]:
         """Events of submission."""

@@ -5,7 +5,8 @@
     python -m slurm.link end RUN --exit-code N
 
 Job scripts call these on the first node; the run folder is all that links share. Exit codes: `begin` 0 (start the
-ranks), 10 (finished); `end` 0 (finished), 20 (goes on in another job or a restart); 1 and 2 otherwise.
+ranks), 10 (finished); `end` 0 (finished), 20 (goes on in another job or a restart), 30 (the same job starts the ranks
+again); 1 and 2 otherwise.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from recipes.schema import Recipe
 from slurm.history import History
 from tools.training.run_folder import RunFolder
 
-__all__ = ["FINISHED", "GOES_ON", "begin", "end", "failed_nodes"]
+__all__ = ["AGAIN", "FINISHED", "GOES_ON", "begin", "end", "failed_nodes"]
 
-FINISHED, GOES_ON = 10, 20
+FINISHED, GOES_ON, AGAIN = 10, 20, 30
 """Exit codes of `begin` and of `end`."""
 
 
@@ -41,9 +42,12 @@ def begin(folder: Path, running: Iterable[int]) -> str | None:
         Folder of the ranks' logs, or None if the run is finished.
 
     Raises:
-        CheckFailedError: the last jobs brought no progress.
-        UserError: the mix does not fit, a team mate asked the run to stop, or another job or process writes it.
+        CheckFailedError: the last jobs brought no progress, or the base model's loss cannot be computed.
+        UserError: the mix or the checkpoint to start from does not fit, a team mate asked the run to stop, or another
+            job or process writes it.
     """
+    from checkpoints_conversion.checkpoint import check_start
+    from tools.training.launch import compute_reference
     from tools.training.plan_start import check_mix, describe
 
     recipe, run, history = load_recipe(folder), RunFolder(folder), History(folder)
@@ -52,9 +56,12 @@ def begin(folder: Path, running: Iterable[int]) -> str | None:
     step = run.latest_step()
     _check_progress(recipe, history, step)
     mix = check_mix(recipe)
+    if not step:
+        check_start(recipe)
     launch = run.prepare(recipe, take_over=_writer_is_gone(run, set(running)))
     history.add("began", job=_job(), restart=_restart(), launch=launch.number, step=step, nodes=_nodes())
     print(describe(recipe, run, mix), file=sys.stderr)
+    compute_reference(recipe, run, launch)
     return launch.logs
 
 
@@ -83,11 +90,12 @@ def _check_progress(recipe: Recipe, history: History, step: int) -> None:
         )
 
 
-def end(folder: Path, exit_code: int) -> bool:
+def end(folder: Path, exit_code: int) -> int:
     """Records how the ranks ended and releases the claim.
 
     Returns:
-        Whether the run is finished; if not, it goes on.
+        0 if the run is finished, `GOES_ON` if another job or a restart is to go on, `AGAIN` if the ranks went back to
+        skip a step and this job starts them again.
 
     Raises:
         CheckFailedError: the run is not to go on: no progress, or a team mate asked it to stop.
@@ -95,6 +103,8 @@ def end(folder: Path, exit_code: int) -> bool:
     recipe, run, history = load_recipe(folder), RunFolder(folder), History(folder)
     launch, step = run.read_launch(), run.latest_step()
     held = run.holds_claim(launch)
+    state = read_json(run.state_file) if run.state_file.is_file() else {}
+    rewinds = exit_code == 0 and state.get("writer") == launch.writer and state["state"] == "rewind"
     run.release_claim(launch)
     history.add(
         "ended",
@@ -104,25 +114,31 @@ def end(folder: Path, exit_code: int) -> bool:
         step=step,
         exit_code=exit_code,
         held=held,
+        rewinds=rewinds,
     )
     print(f"ranks ended with {exit_code} at step {step} of {recipe.schedule.steps}", file=sys.stderr)
     if run.finished(recipe) or _pruned(folder):
-        return True
+        return 0
     if not held:
         raise CheckFailedError(
             f"{run.writer_file}: another launch took this run over; this job leaves it alone"
         )
     if run.stop_request.exists():
         raise CheckFailedError(f"{run.stop_request}: stopped. Fix: remove the file and submit again to go on")
+    if rewinds:
+        # `safety.rewinds` limits how often.
+        print(f"step {state['step']}: {state['reason']}; going back to skip its batch", file=sys.stderr)
+        return AGAIN
     _check_progress(recipe, history, step)
-    return False
+    return GOES_ON
 
 
 def failed_nodes(folder: Path, nodes: Sequence[str]) -> list[str]:
-    """Nodes that failed the preflight of the current launch, and releases the claim.
+    """Nodes to exclude after a preflight that failed, and releases the claim.
 
     A node failed if one of its ranks reported a fault, or if none of its ranks reported anything. Where only the
-    network between them failed, none can be named.
+    network between them failed, or none of several nodes reported (then their common environment is at fault), none
+    can be named. Nodes that failed in earlier jobs of this submission stay excluded.
 
     Args:
         folder: run folder.
@@ -135,15 +151,21 @@ def failed_nodes(folder: Path, nodes: Sequence[str]) -> list[str]:
     for report in reports:
         faults.setdefault(report["node"], []).extend(report["faults"])
     faulty = {node: found for node, found in faults.items() if found}
-    faulty |= {node: ["left no report"] for node in nodes if node not in faults}
+    silent = [node for node in nodes if node not in faults]
+    if len(silent) == len(nodes) > 1:
+        print(f"none of the {len(nodes)} nodes left a report: {launch.logs}/preflight-*.log", file=sys.stderr)
+    else:
+        faulty |= {node: ["left no report"] for node in silent}
     for node, found in sorted(faulty.items()):
         print(f"{node}: {'; '.join(found)}", file=sys.stderr)
     for report in reports:
         for problem in report["network"]:
             print(f"{report['node']}: {problem}", file=sys.stderr)
     run.release_claim(launch)
-    History(folder).add("preflight failed", job=_job(), nodes=faulty)
-    return sorted(faulty)
+    history = History(folder)
+    excluded = sorted({*faulty, *history.nodes_that_failed()}) if faulty else []
+    history.add("preflight failed", job=_job(), nodes=faulty)
+    return excluded
 
 
 def _job() -> str | None:
@@ -188,8 +210,8 @@ def preflight_command(run: Path, nodes: str) -> int:
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--exit-code", type=int, required=True, help="Exit code of the ranks.")
 def end_command(run: Path, exit_code: int) -> int:
-    """Record how the ranks of RUN ended; 0 if it is finished, 20 if it goes on."""
-    return 0 if end(run, exit_code) else GOES_ON
+    """Record how the ranks of RUN ended; 0 if it is finished, 20 if it goes on, 30 if this job starts them again."""
+    return end(run, exit_code)
 
 
 def main() -> None:

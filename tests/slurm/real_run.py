@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from recipes.files import write_json
 from recipes.load import load_recipe
 from slurm.history import History
@@ -66,18 +68,19 @@ class RealRun:
             code=code,
         )
 
-    def events(self) -> list[dict[str, Any]]:
-        return History(self.folder).events()
+    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Events of the run, or those of one kind."""
+        return [event for event in History(self.folder).events() if kind in (None, event["event"])]
 
     def launches(self) -> list[int]:
         """Numbers of the launches that began."""
-        return [event["launch"] for event in self.events() if event["event"] == "began"]
+        return [event["launch"] for event in self.events("began")]
 
     def restarts(self) -> list[int]:
-        return [event["restart"] for event in self.events() if event["event"] == "began"]
+        return [event["restart"] for event in self.events("began")]
 
     def node_of_launch(self, launch: int) -> str:
-        return str(next(e["nodes"] for e in self.events() if e["event"] == "began" and e["launch"] == launch))
+        return str(next(event["nodes"] for event in self.events("began") if event["launch"] == launch))
 
     def node(self) -> str:
         """Node of the latest launch."""
@@ -85,13 +88,24 @@ class RealRun:
 
     def jobs(self, link: str | None = None) -> list[int]:
         """Jobs that were submitted, or those of one link."""
-        submitted = [event for event in self.events() if event["event"] == "submitted"]
-        return [event["job"] for event in submitted if link in (None, event["link"])]
+        return [event["job"] for event in self.events("submitted") if link in (None, event["link"])]
 
     def state(self, job: int | None = None) -> str:
         """Slurm's state of a job, by default of the last one submitted."""
+        return self._shown("JobState", job)
+
+    def limit_time(self, seconds: int) -> None:
+        """Moves the time limit of the job that runs close: to between `seconds` and a minute more from now. Slurm's
+        limits are whole minutes."""
+        hours, minutes, rest = map(int, self._shown("RunTime").split(":"))
+        self.set_time_limit((hours * 3600 + minutes * 60 + rest + seconds) // 60 + 1)
+
+    def set_time_limit(self, minutes: int) -> None:
+        self.slurm.command("scontrol", "update", f"JobId={self.jobs()[-1]}", f"TimeLimit={minutes}")
+
+    def _shown(self, field: str, job: int | None = None) -> str:
         shown = self.slurm.command("scontrol", "--oneliner", "show", "job", str(job or self.jobs()[-1]))
-        return shown.split("JobState=")[1].split()[0]
+        return shown.split(f" {field}=")[1].split()[0]
 
     def failed(self) -> list[int]:
         """Jobs that went wrong."""
@@ -110,6 +124,14 @@ class RealRun:
 
     def wait_for_step(self, step: int, seconds: float) -> None:
         self._wait(lambda: self.step() >= step, f"step {step}", seconds)
+
+    def logged(self) -> list[int]:
+        """Steps in the order in which they were logged, repeated ones too."""
+        return _logged(RunFolder(self.folder).metrics_file.read_bytes())
+
+    def wait_until_logged(self, step: int, after: int, seconds: float) -> None:
+        """Waits until `step` is logged among the lines that follow the first `after`: a launch may repeat steps."""
+        self._wait(lambda: step in self.logged()[after:], f"step {step} again", seconds)
 
     def wait_until_finished(self, seconds: float) -> None:
         recipe = load_recipe(self.folder)
@@ -137,6 +159,11 @@ class RealRun:
             *sorted(self.folder.glob("logs/launch-*/*.log"))[-6:],
         ]
         return "\n".join(f"== {path}\n" + path.read_text(errors="replace")[-1500:] for path in paths)
+
+
+def _logged(text: bytes) -> list[int]:
+    lines = [line for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
+    return [row["step"] for row in map(orjson.loads, lines) if "loss" in row]
 
 
 def make_run(folder: Path, name: str, steps: int, slurm: TwoNodes) -> RealRun:

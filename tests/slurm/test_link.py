@@ -10,7 +10,7 @@ from recipes.errors import CheckFailedError, UserError
 from recipes.files import read_json, write_json
 from recipes.load import write_recipe
 from slurm.history import History
-from slurm.link import begin, end, failed_nodes
+from slurm.link import AGAIN, GOES_ON, begin, end, failed_nodes
 from tests.slurm.conftest import MakeRecipe
 from tests.tools.training.test_checkpoints import save
 from tools.training.run_folder import RunFolder
@@ -35,7 +35,7 @@ def test_a_finished_run_starts_no_ranks(run: RunFolder) -> None:
 
 def test_each_launch_has_logs_of_its_own(run: RunFolder) -> None:
     first = begin(run.path, [7])
-    assert not end(run.path, 0)
+    assert end(run.path, 0) == GOES_ON
     second = begin(run.path, [7])
     assert first is not None and second is not None and first != second
     assert [event["event"] for event in History(run.path).events()] == ["began", "ended", "began"]
@@ -44,7 +44,7 @@ def test_each_launch_has_logs_of_its_own(run: RunFolder) -> None:
 def test_a_run_without_progress_is_given_up_and_a_new_submission_counts_anew(run: RunFolder) -> None:
     for _ in range(2):
         begin(run.path, [7])
-        assert not end(run.path, 1)
+        assert end(run.path, 1) == GOES_ON
     begin(run.path, [7])
     with pytest.raises(CheckFailedError, match="3 jobs in a row ended at step 0 without a new checkpoint"):
         end(run.path, 1)
@@ -66,7 +66,28 @@ def test_progress_starts_the_count_anew(run: RunFolder) -> None:
     for step in (1, 2, 3, 4, 5):
         begin(run.path, [7])
         save(run.checkpoints, step)
-        assert not end(run.path, 1)
+        assert end(run.path, 1) == GOES_ON
+
+
+def test_a_launch_that_went_back_is_started_again_and_is_no_failed_attempt(run: RunFolder) -> None:
+    for step in (3, 4, 5):
+        begin(run.path, [7])
+        state = {"writer": run.read_launch().writer, "state": "rewind", "step": step, "reason": "spoilt"}
+        write_json(run.state_file, state)
+        assert end(run.path, 0) == AGAIN
+    begin(run.path, [7])
+    assert end(run.path, 1) == GOES_ON, "what an earlier launch said does not count"
+
+
+def test_the_base_models_own_loss_is_there_before_the_ranks_start(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(
+        "tools.training.launch.compute_reference", lambda recipe, run, launch: asked.append(launch.number)
+    )
+    begin(run.path, [7])
+    assert asked == [1]
 
 
 def test_a_job_that_is_gone_gives_its_claim_up(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +133,7 @@ def test_a_stop_of_a_team_mate_ends_the_chain(run: RunFolder) -> None:
 def test_a_pruned_trial_is_finished(run: RunFolder) -> None:
     begin(run.path, [7])
     write_json(run.path / "trial.json", {"number": 0, "parameters": {}, "pruned": 5})
-    assert end(run.path, 0)
+    assert end(run.path, 0) == 0
     assert begin(run.path, [7]) is None
 
 
@@ -128,6 +149,23 @@ def test_nodes_are_named_by_their_faults_and_their_silence(
     said = capsys.readouterr().err
     assert "n2: 7 GPUs are visible" in said and "n3: left no report" in said
     assert not run.writer_file.exists(), "the next job must not wait for this one's claim"
+
+
+def test_nodes_that_failed_before_stay_excluded_until_the_next_submission(run: RunFolder) -> None:
+    def fail(node: str) -> list[str]:
+        logs = Path(begin(run.path, [7]) or "")
+        report = {"node": node, "rank": 0, "faults": ["ill"], "network": []}
+        write_json(logs / "preflight-0.json", report)
+        return failed_nodes(run.path, [node])
+
+    assert fail("n1") == ["n1"] and fail("n2") == ["n1", "n2"]
+    History(run.path).add("submitted", stage="train", link="train", job=8, after="")
+    assert fail("n3") == ["n3"]
+
+
+def test_no_node_is_named_where_none_of_several_reported(run: RunFolder) -> None:
+    begin(run.path, [7])
+    assert failed_nodes(run.path, ["n1", "n2"]) == [], "their environment is at fault"
 
 
 def test_no_node_is_named_where_only_the_network_failed(run: RunFolder) -> None:

@@ -9,34 +9,31 @@ from pathlib import Path
 
 import pytest
 
-from slurm.history import History
 from tests.slurm.real_run import RealRun, make_run
-from tests.slurm.two_nodes import TwoNodes
+from tests.slurm.two_nodes import NODES, TwoNodes
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2400)]
 
-RANKS = 2  # a node
+RANKS = 4
 TWO_NODES = "cluster={nodes: 2, gpus_per_node: 2, device: cpu, launcher: srun}"
-ONE_NODE = "cluster={nodes: 1, gpus_per_node: 2, device: cpu}"
-LAYOUT = "batch.micro=2"
-# Long enough for the time limits below, short enough to wait for.
-LONG, SHORT = 2000, 120
+ONE_NODE = "cluster={nodes: 1, gpus_per_node: 4, device: cpu}"
+# Four ranks either way, so that one uninterrupted run tells what all others must end with.
+LAYOUT = ("batch.micro=2", "checkpoint.interval=50", "validation.interval=100000")
+# Long enough for a signal that Slurm sends up to half a minute late to find the run at work.
+STEPS = 400
+NO_PREFLIGHT = "cluster.slurm.preflight=false"
 
 MakeRun = Callable[..., RealRun]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("training")
+def make(tmp_path_factory: pytest.TempPathFactory, slurm: TwoNodes) -> Iterator[MakeRun]:
+    """Submits a run under a name; all share a mix."""
+    folder = tmp_path_factory.mktemp("training")
 
-
-@pytest.fixture(scope="module")
-def make(folder: Path, slurm: TwoNodes) -> Iterator[MakeRun]:
-    """Submits a run of some steps under a name."""
-
-    def submit(name: str, steps: int, cluster: str, *overrides: str) -> RealRun:
-        run = make_run(folder / f"steps-{steps}", name, steps, slurm)
-        run.submit(cluster, "--only", "train", LAYOUT, *overrides)
+    def submit(name: str, cluster: str, *arguments: str) -> RealRun:
+        run = make_run(folder, name, STEPS, slurm)
+        run.submit(cluster, "--only", "train", *LAYOUT, *arguments)
         return run
 
     yield submit
@@ -45,65 +42,57 @@ def make(folder: Path, slurm: TwoNodes) -> Iterator[MakeRun]:
 
 @pytest.fixture(scope="module")
 def whole(make: MakeRun) -> RealRun:
-    """The short run on two nodes, not interrupted."""
-    run = make("whole", SHORT, TWO_NODES, "checkpoint.interval=30")
+    """A run on two nodes that nothing interrupts."""
+    run = make("whole", TWO_NODES)
     run.wait_until_finished(900)
-    assert run.restarts() == [0]
+    assert run.restarts() == [0] and sorted(run.losses()) == list(range(1, STEPS + 1))
     return run
 
 
-@pytest.fixture(scope="module")
-def whole_on_one_node(make: MakeRun) -> RealRun:
-    run = make("whole-one", SHORT, ONE_NODE, "checkpoint.interval=30")
-    run.wait_until_finished(900)
-    return run
-
-
-def test_the_signal_before_the_time_limit_saves_and_the_requeued_job_finishes(make: MakeRun) -> None:
-    limits = "cluster.slurm.time_limit=00:03:00", "cluster.slurm.signal_seconds=45"
-    cut = make("cut", LONG, TWO_NODES, "batch.micro=1", "checkpoint.interval=100000", *limits)
-    cut.wait_until_finished(1500)
-    events = [event for event in History(cut.folder).events() if event["event"] == "ended"]
-    assert len(events) > 1 and all(event["exit_code"] == 0 for event in events), "it was saved, not killed"
-    assert 0 < events[0]["step"] < LONG and cut.restarts()[:2] == [0, 1]
-    reference = make("uncut", LONG, TWO_NODES, "batch.micro=1", "checkpoint.interval=100000")
-    reference.wait_until_finished(1200)
-    assert reference.restarts() == [0]
-    assert cut.losses() == reference.losses() and len(cut.losses()) == LONG
-    logs = sorted((cut.folder / "logs" / "slurm").glob("train-*.log"))
-    assert len(logs) == 1 and logs[0].read_text().count("(restart ") == len(events), "logs are appended to"
-
-
-def test_a_killed_rank_ends_the_step_at_once_and_the_run_goes_on(
+def test_a_run_survives_the_signal_a_killed_rank_and_a_lost_node(
     make: MakeRun, whole: RealRun, slurm: TwoNodes
 ) -> None:
-    run = make("killed", SHORT, TWO_NODES, "checkpoint.interval=30")
-    run.wait_for_step(40, 600)
+    run = make("struck", TWO_NODES, NO_PREFLIGHT, "cluster.slurm.signal_seconds=90")
+
+    # Slurm's own signal ahead of the time limit, which is moved close once the run is at work.
+    run.wait_for_step(10, 600)
+    run.limit_time(seconds=60)
+    slurm.wait(lambda: run.state() == "PENDING", "the job saved and requeued itself", 120)
+    run.set_time_limit(minutes=40)
+    (saved,) = run.events("ended")
+    assert saved["exit_code"] == 0, "it saved and left by itself"
+    assert 10 <= saved["step"] == run.step() < STEPS, "no step was lost"
+
+    # One rank of four is killed: the others end at once, and the run goes on from its checkpoint.
+    run.wait_for_step(saved["step"] + 10, 600)
+    assert len(run.events("began")) == 2 and run.events("began")[1]["step"] == saved["step"]
     ranks = slurm.processes("n2", "tools.training.worker", str(run.folder))
-    assert len(ranks) == RANKS
+    assert len(ranks) == RANKS // len(NODES)
     os.kill(ranks[0], signal.SIGKILL)
-    slurm.wait(lambda: any(event["event"] == "ended" for event in run.events()), "the link ended", 60)
-    run.wait_until_finished(900)
-    ended = [event for event in run.events() if event["event"] == "ended"]
-    assert ended[0]["exit_code"] != 0 and ended[0]["step"] >= 30 and ended[-1]["exit_code"] == 0
-    assert run.losses() == whole.losses()
+    slurm.wait(lambda: len(run.events("ended")) == 2, "the others ended", 45)
+    assert run.events("ended")[1]["exit_code"] != 0
 
-
-def test_a_lost_node_requeues_the_run(make: MakeRun, whole: RealRun, slurm: TwoNodes) -> None:
-    run = make("lost", SHORT, TWO_NODES, "checkpoint.interval=30")
-    run.wait_for_step(40, 600)
+    # A node is lost with its ranks.
+    slurm.wait(lambda: len(run.events("began")) == 3, "the job began again", 120)
+    resumed, before = run.events("began")[2]["step"], len(run.logged())
+    assert resumed >= saved["step"]
+    run.wait_until_logged(resumed + 10, before, 600)
     slurm.lose_node("n2", ranks=True)
     slurm.wait(lambda: run.state() == "PENDING", "Slurm noticed that the node is gone", 90)
     slurm.start_node("n2")
+
     run.wait_until_finished(900)
+    assert run.restarts() == [0, 1, 2, 3] and run.launches() == [1, 2, 3, 4]
     assert run.losses() == whole.losses()
+    logs = sorted((run.folder / "logs" / "slurm").glob("train-*.log"))
+    assert len(logs) == 1 and logs[0].read_text().count("(restart ") == 4, "logs are appended to"
 
 
 def test_ranks_of_a_lost_node_that_live_on_write_no_more(
-    make: MakeRun, whole_on_one_node: RealRun, slurm: TwoNodes
+    make: MakeRun, whole: RealRun, slurm: TwoNodes
 ) -> None:
-    run = make("zombie", SHORT, ONE_NODE, "checkpoint.interval=30")
-    run.wait_for_step(30, 600)
+    run = make("zombie", ONE_NODE, NO_PREFLIGHT)
+    run.wait_for_step(10, 600)
     node = run.node()
     slurm.lose_node(node, ranks=False)
     alive = slurm.processes(node, "tools.training.worker", str(run.folder))
@@ -112,20 +101,52 @@ def test_ranks_of_a_lost_node_that_live_on_write_no_more(
     for pid in alive:
         os.kill(pid, signal.SIGSTOP)
     slurm.wait(lambda: len(run.launches()) == 2, "the run began on the other node", 120)
-    written = run.metrics_of_launch(2)
+    before, resumed = run.logged(), run.events("began")[1]["step"]
     for pid in alive:
         os.kill(pid, signal.SIGCONT)
     slurm.wait(lambda: not any(Path(f"/proc/{pid}").is_dir() for pid in alive), "the old ranks stopped", 120)
     assert "it took this run over" in run.rank_log(1)
+    written = run.logged()[len(before) :]
+    assert written == list(range(resumed + 1, resumed + 1 + len(written))), "only the new ranks wrote"
+    slurm.start_node(node)
     run.wait_until_finished(900)
     assert run.launches() == [1, 2] and run.node_of_launch(2) != node
-    assert written <= run.metrics_of_launch(2)
-    assert run.losses() == whole_on_one_node.losses()
-    slurm.start_node(node)
+    assert run.losses() == whole.losses()
+
+
+def test_a_node_that_fails_the_preflight_is_named_and_training_goes_on_elsewhere(
+    make: MakeRun, slurm: TwoNodes, tmp_path: Path
+) -> None:
+    # The node that comes first shows its tasks a temporary folder that does not exist.
+    prolog, ill = tmp_path / "prolog.sh", tmp_path / "ill"
+    prolog.write_text(
+        f'#!/bin/bash\n[[ -s {ill} ]] || echo "$SLURMD_NODENAME" >{ill}\n'
+        f'[[ $(cat {ill}) != "$SLURMD_NODENAME" ]] || echo "export TMPDIR={tmp_path}/nowhere"\n'
+    )
+    prolog.chmod(0o755)
+    one_rank = "cluster={nodes: 1, gpus_per_node: 1, device: cpu}"
+    run = make("ill", one_rank, f"cluster.slurm.srun=['--task-prolog={prolog}']")
+    slurm.wait(lambda: len(run.launches()) == 2, "another job began", 180)
+    (failed,) = run.events("preflight failed")
+    bad = ill.read_text().strip()
+    assert failed["nodes"] == {bad: [f"{tmp_path}/nowhere: cannot be written: No such file or directory"]}
+    first, second = run.events("began")
+    assert first["nodes"] == bad != second["nodes"] and first["job"] != second["job"]
+    slurm.command("scancel", second["job"])
+    log = run.folder / "logs" / "slurm" / f"train-{first['job']}.log"
+    assert f"preflight failed on {bad}" in log.read_text()
+
+
+def test_a_run_that_only_crashes_is_given_up(make: MakeRun, slurm: TwoNodes) -> None:
+    srun = "cluster.slurm.srun=['--no-such-option']"
+    run = make("crashing", ONE_NODE, NO_PREFLIGHT, srun, "cluster.slurm.attempts=2")
+    slurm.wait(lambda: run.state() == "FAILED", "it is given up", 180)
+    assert run.restarts() == [0, 1]
+    assert "given up: 2 jobs in a row ended at step 0 without a new checkpoint" in run.logs()
 
 
 def test_two_submissions_start_one_writer(make: MakeRun, slurm: TwoNodes) -> None:
-    run = make("twice", SHORT, ONE_NODE)
-    again = run.submit(ONE_NODE, "--only", "train", LAYOUT)
+    run = make("twice", ONE_NODE)
+    again = run.submit(ONE_NODE, "--only", "train", *LAYOUT)
     assert "in the queue" in again and "submitted" not in again
     run.cancel()
