@@ -1,0 +1,72 @@
+"""What of a generated answer is scored, and signs that it is no answer."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+
+from tools.evaluation.benchmarks.definitions import Benchmark
+from tools.evaluation.benchmarks.scores import Score, mean_score
+
+__all__ = ["empty_rate", "exact_match", "is_empty", "numbers", "off_target_rate", "processed"]
+
+_DOTS = re.compile(r"\.*")
+_NUMBER = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+_INVALID = "[invalid]"
+
+
+def processed(benchmark: Benchmark, text: str) -> str:
+    """The part of a generated text that is scored."""
+    if benchmark.output == "raw":
+        return text
+    if benchmark.output == "stripped":
+        return text.strip()
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def is_empty(text: str) -> bool:
+    """Whether an output is empty or nothing but dots."""
+    return _DOTS.fullmatch(text.strip()) is not None
+
+
+def empty_rate(texts: Sequence[str]) -> Score:
+    """Share of outputs that are empty or nothing but dots."""
+    return mean_score([float(is_empty(text)) for text in texts])
+
+
+def off_target_rate(texts: Sequence[str], language: str) -> Score | None:
+    """Share of outputs in another script than the language's, of those that have letters enough to tell.
+
+    A language in the right script but another language is not found by it. None where the code names no script, or no
+    output has letters.
+    """
+    from tools.corpus.scripts import compatible, measure
+
+    _, _, script = language.partition("_")
+    if not script or not texts:
+        return None
+    items = [
+        None if found is None else float(not compatible(found, script)) for found, _ in measure(list(texts))
+    ]
+    score = mean_score(items)
+    return score if score.n else None
+
+
+def numbers(text: str, pattern: str | None = None) -> str:
+    """The number that an answer gives: the first after `pattern`, or the last one at all; `[invalid]` for none."""
+    if pattern is not None:
+        found = re.findall(pattern, text)
+        return found[0].strip() if found else _INVALID
+    found = _NUMBER.findall(text)
+    return next(part for part in found[-1] if part).strip() if found else _INVALID
+
+
+def exact_match(answers: Sequence[str], references: Sequence[str]) -> Score:
+    """Share of answers equal to their references, without case and ASCII punctuation."""
+    remove = str.maketrans("", "", string.punctuation)
+
+    def plain(text: str) -> str:
+        return text.lower().translate(remove)
+
+    return mean_score([float(plain(a) == plain(b)) for a, b in zip(answers, references, strict=True)])

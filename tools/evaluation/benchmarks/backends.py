@@ -1,0 +1,199 @@
+"""Models behind lm-eval's interface: `transformers` or vLLM, with two kinds of request that lm-eval gets wrong or lacks.
+
+`loglikelihood_rolling` scores a text after exactly one begin-of-text token: lm-eval puts a tokenizer's own one after
+its prefix and scores it (lm-evaluation-harness #3333). `last_token` compares the last tokens of labels at one position.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.errors import UserError
+from tools.evaluation.likelihood import cut_windows
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+__all__ = ["BACKENDS", "LAST_TOKEN", "ROLLING", "ModelSettings", "load_backend"]
+
+BACKENDS = ("hf", "vllm")
+LAST_TOKEN = "last_token"
+ROLLING = "loglikelihood_rolling"
+
+_LONGEST = 4096
+"""Most tokens of a window for likelihoods, so that models with longer contexts can be compared."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How a model is run.
+
+    Attributes:
+        backend: `hf` or `vllm`.
+        device: torch device (hf); default the GPU if there is one, else the CPU.
+        dtype: number format; default the checkpoint's on a GPU, float32 on a CPU.
+        batch_size: requests at once (hf).
+        tensor_parallel: GPUs that share the model (vllm).
+        max_length: tokens of context; default what the model takes, at most 8192.
+        seed: of sampled answers.
+    """
+
+    backend: str = "hf"
+    device: str | None = None
+    dtype: str | None = None
+    batch_size: int = 8
+    tensor_parallel: int = 1
+    max_length: int | None = None
+    seed: int = 42
+
+
+class Exact:
+    """Requests on top of a `TemplateLM` of lm-eval: the methods below use its tokenizer and token-level scoring."""
+
+    # Given by lm-eval's class.
+    tokenizer: Any
+    max_length: int
+    prefix_token_id: int
+    tok_encode: Callable[..., list[int]]
+    _loglikelihood_tokens: Callable[..., list[tuple[float, bool]]]
+
+    @property
+    def window(self) -> int:
+        """Tokens of a window of rolling likelihoods."""
+        return min(self.max_length, _LONGEST)
+
+    def plain_ids(self, text: str) -> list[int]:
+        """Tokens of a text without any that the tokenizer adds; text that spells a control token stays text."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+        return ids
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
+        """(negative log-likelihood in nats, scored tokens) of each text, every token scored once, the prefix never.
+
+        Windows begin half a window apart, so that each token has at least half a window before it.
+        """
+        pieces: list[Any] = []
+        owners: list[int] = []
+        tokens = []
+        for number, request in enumerate(requests):
+            ids = [self.prefix_token_id, *self.plain_ids(request.args[0])]
+            tokens.append(len(ids) - 1)
+            for window in cut_windows(number, len(ids), self.window, max(1, self.window // 2)):
+                pieces.append((None, ids[window.start : window.first], ids[window.first : window.end + 1]))
+                owners.append(number)
+        nll = [0.0] * len(requests)
+        for owner, (value, _) in zip(
+            owners, self._loglikelihood_tokens(pieces, disable_tqdm=True) if pieces else (), strict=True
+        ):
+            nll[owner] -= value
+        return list(zip(nll, tokens, strict=True))
+
+    def last_token(self, requests: list[Instance]) -> list[float]:
+        """Log-likelihood, right after the prompt, of the last token of each request's label.
+
+        A request's arguments are prompt, label (with what stands before it) and the most tokens of the prompt, which
+        is cut at its end (None: uncut).
+        """
+        pieces = []
+        for request in requests:
+            prompt, label, longest = request.args
+            ids = self.tok_encode(prompt)[:longest]
+            pieces.append(((prompt, label), ids, [self.tokenizer(label)["input_ids"][-1]]))
+        return [value for value, _ in self._loglikelihood_tokens(pieces, disable_tqdm=True)]
+
+
+def load_backend(folder: Path, settings: ModelSettings, longest: int) -> Any:
+    """An lm-eval language model of a folder, never from the network.
+
+    Args:
+        folder: config, weights and tokenizer.
+        settings: how to run it.
+        longest: tokens of context that the model takes.
+
+    Raises:
+        UserError: the backend is not installed, or the model cannot be loaded by it.
+    """
+    window = settings.max_length or min(longest, 8192)
+    if window > longest:
+        raise UserError(f"--max-length {window}: this model takes at most {longest} tokens")
+    try:
+        if settings.backend == "vllm":
+            return _vllm(folder, settings, window)
+        return _hf(folder, settings, window)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{folder}: {settings.backend} cannot load it: {error}") from None
+
+
+def _hf(folder: Path, settings: ModelSettings, window: int) -> Any:
+    import torch
+
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = settings.dtype or ("float32" if device == "cpu" else "auto")
+    return _hf_class()(
+        pretrained=str(folder.resolve()),
+        device=device,
+        dtype=dtype,
+        # Log-likelihoods in FP32 whatever the weights are in.
+        softmax_dtype="float32",
+        batch_size=settings.batch_size,
+        max_length=window,
+    )
+
+
+@functools.cache
+def _hf_class() -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    class HuggingFace(Exact, HFLM):
+        """`transformers` on this machine."""
+
+    return HuggingFace
+
+
+def _vllm(folder: Path, settings: ModelSettings, window: int) -> Any:
+    from importlib.util import find_spec
+
+    if find_spec("vllm") is None:
+        raise UserError("vllm is not installed: install it in this environment, or use --backend hf")
+    from lm_eval.models.vllm_causallms import VLLM
+
+    class Vllm(Exact, VLLM):
+        """vLLM. Sampled answers get a seed, so that none depends on the batch that it is in."""
+
+        @property
+        def window(self) -> int:
+            # It keeps a position for the token that it generates, and the last input is no context of anything.
+            return min(self.max_length - 2, _LONGEST)
+
+        @staticmethod
+        def modify_gen_kwargs(*args: Any, **kwargs: Any) -> Any:
+            values, until, longest = VLLM.modify_gen_kwargs(*args, **kwargs)
+            if values.get("temperature"):
+                values["seed"] = settings.seed
+            return values, until, longest
+
+    return Vllm(
+        pretrained=str(folder.resolve()),
+        dtype=settings.dtype or "auto",
+        tensor_parallel_size=settings.tensor_parallel,
+        max_model_len=window,
+        seed=settings.seed,
+        batch_size="auto",
+    )
+
+
+def shorten(lm: Any, texts: Sequence[str], longest: Sequence[int]) -> list[str]:
+    """Beginnings of texts, of at most so many tokens each."""
+    cut = []
+    for text, most in zip(texts, longest, strict=True):
+        ids = lm.plain_ids(text)
+        cut.append(
+            text if len(ids) <= most else lm.tokenizer.decode(ids[: max(0, most)], skip_special_tokens=False)
+        )
+    return cut

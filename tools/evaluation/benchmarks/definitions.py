@@ -1,0 +1,329 @@
+"""The benchmarks of recipes/evaluation: typed, with the language codes and words that belong to each."""
+
+from __future__ import annotations
+
+import csv
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from recipes.compose import ROOT, nearest, read_yaml
+from recipes.errors import UserError
+
+__all__ = [
+    "ENGLISH",
+    "Benchmark",
+    "Sampling",
+    "Source",
+    "SpBleu",
+    "Tier",
+    "benchmark_names",
+    "get_benchmark",
+    "get_source",
+    "get_tier",
+    "language_order",
+    "language_words",
+    "resolve_names",
+    "sources",
+    "spbleu_model",
+    "speeds",
+]
+
+ENGLISH = "eng_Latn"
+_FOLDER = ROOT / "evaluation"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(_Strict):
+    """Where a benchmark's items come from.
+
+    Either `repository` (a dataset repository of the Hugging Face hub; in a mirror the folder of that name) or `folder`
+    (in a mirror; from `archive`, or to be put there by hand as `obtain` says).
+    """
+
+    name: str
+    repository: str | None = None
+    revision: str = "main"
+    """Branch, tag or commit of the repository."""
+    gated: bool = False
+    """Whether the hub asks for an agreement (and a token) first."""
+    folder: str | None = None
+    archive: str | None = None
+    """Address of a tar archive that holds `folder`."""
+    obtain: str | None = None
+    """How to get the files by hand."""
+    files: tuple[str, ...] = ()
+    """Patterns of paths with {code} and {split}; empty: the layouts that dataset repositories have."""
+    header: tuple[str, ...] = ()
+    """Column names of files that have no header line."""
+    configs: tuple[str, ...] = ()
+    """Configurations that hold all languages together; empty: one a language."""
+    whole: bool = False
+    """Whether files hold all languages, which `key` tells apart."""
+    key: str | None = None
+    """Template of a row's language code."""
+    pair: bool = False
+    """Whether a row is made of line n of the English file and of the language's file (`source`, `target`)."""
+    splits: Mapping[str, str]
+    """Split of the repository for `test` and `examples`."""
+    columns: tuple[str, ...]
+    """Fields that every row must have."""
+
+    @model_validator(mode="after")
+    def _has_a_place(self) -> Source:
+        if (self.repository is None) == (self.folder is None):
+            raise ValueError("give either repository or folder")
+        if self.whole != (self.key is not None):
+            raise ValueError("whole and key belong together")
+        return self
+
+    @property
+    def root(self) -> str:
+        """Folder in a mirror."""
+        return self.repository or self.folder or ""
+
+    @functools.cached_property
+    def codes(self) -> Mapping[str, str]:
+        """Language code → name of the configuration that holds it, in the order of codes."""
+        return _codes()[self.name]
+
+
+class Sampling(_Strict):
+    """How new tokens are drawn; a benchmark without it is decoded greedily."""
+
+    temperature: float = Field(gt=0)
+    top_p: float = Field(gt=0, le=1)
+
+
+class Benchmark(_Strict):
+    """One benchmark: prompts, answers, metrics."""
+
+    name: str
+    title: str
+    source: str
+    kind: Literal["choice", "generation", "likelihood"]
+    """`choice`: the likeliest of `choices`; `generation`: text; `likelihood`: the text's own likelihood."""
+    prompt: str
+    shots: int = Field(0, ge=0)
+    """Worked examples before the question."""
+    draw: Literal["pandas", "integers", "harness"] = "harness"
+    """How examples are drawn for each item (see `items.draws`)."""
+    shot: str = ""
+    """Template of one example."""
+    shot_separator: str = ""
+    words: str | None = None
+    """Table in words.yaml; default the source's name."""
+    choices: tuple[str, ...] = ()
+    answer: str | None = None
+    """Template of the right choice's text."""
+    answer_index: str | None = None
+    """Template of the right choice's number, from 0."""
+    scoring: Literal["full", "last_token"] = "full"
+    """`full`: likelihood of a whole choice; `last_token`: of its last token, right after the prompt."""
+    delimiter: str = " "
+    """What stands between the prompt and a choice."""
+    prompt_tokens: int | None = None
+    """Longer prompts are cut at their end."""
+    reference: str | None = None
+    """Template of the text that an answer is compared with."""
+    stop: tuple[str, ...] = ()
+    max_new_tokens: int = Field(256, ge=1)
+    sampling: Sampling | None = None
+    output: Literal["raw", "stripped", "first_line"] = "stripped"
+    """What of the generated text is scored."""
+    shorten: str | None = None
+    """Field whose end is cut until the prompt fits the model's window: instructions at either end stay."""
+    final: str | None = None
+    """Template of the pattern after which a worked answer gives its result."""
+    drop_empty: bool = False
+    """Leave outputs that are empty or only dots out of the averages."""
+    from_english: bool | None = None
+    """Direction of a translation."""
+    metrics: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Benchmark:
+        if self.kind == "choice" and (
+            not self.choices or (self.answer is None) == (self.answer_index is None)
+        ):
+            raise ValueError("a choice needs choices and one of answer, answer_index")
+        if self.shots and not self.shot:
+            raise ValueError("shots need a template `shot`")
+        return self
+
+    @property
+    def data(self) -> Source:
+        """Where its items come from."""
+        return get_source(self.source)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes as they stand in results: languages, or pairs for translation."""
+        return tuple(self.label(code) for code in self.data.codes)
+
+    def label(self, code: str) -> str:
+        """Code of the source → language of results (`eng_Latn-xxx_Yyyy` for a translation)."""
+        if self.from_english is None:
+            return code
+        return f"{ENGLISH}-{code}" if self.from_english else f"{code}-{ENGLISH}"
+
+    def code(self, label: str) -> str:
+        """Language of results → code of the source."""
+        if self.from_english is None:
+            return label
+        return label.removeprefix(f"{ENGLISH}-") if self.from_english else label.removesuffix(f"-{ENGLISH}")
+
+    def output_language(self, label: str) -> str:
+        """Language that answers are expected in."""
+        if self.from_english is None:
+            return label
+        return self.code(label) if self.from_english else ENGLISH
+
+
+class SpBleu(_Strict):
+    """The sentencepiece model of spBLEU: file name in a mirror, address, expected SHA-256."""
+
+    file: str
+    address: str
+    sha256: str
+
+
+class Tier(_Strict):
+    """How much is run; see recipes/evaluation/tiers.yaml."""
+
+    name: str
+    languages: int | None = None
+    only: bool = False
+    limit: int | None = None
+    max_new_tokens: int | None = None
+    missing: Literal["refuse", "skip"] = "refuse"
+
+
+@functools.cache
+def _file(name: str) -> dict[str, Any]:
+    return read_yaml(_FOLDER / name).values
+
+
+@functools.cache
+def _codes() -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    with (_FOLDER / "codes.csv").open(encoding="utf-8", newline="") as handle:
+        for row in csv.DictReader(handle):
+            found.setdefault(row["languages"], {})[row["code"]] = row["config"] or row["code"]
+    return found
+
+
+def _read[T: BaseModel](model: type[T], place: str, values: Mapping[str, Any]) -> T:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join([place, *map(str, first["loc"])])
+        raise UserError(f"{_FOLDER / 'benchmarks.yaml'}: {key}: {first['msg']}") from None
+
+
+@functools.cache
+def get_source(name: str) -> Source:
+    """A source by its name.
+
+    Raises:
+        UserError: there is none, or its entry is wrong.
+    """
+    known = _file("benchmarks.yaml")["sources"]
+    if name not in known:
+        raise UserError(f"no source {name}; {nearest(name, list(known))}")
+    return _read(Source, f"sources.{name}", {"name": name, **known[name]})
+
+
+def sources() -> list[Source]:
+    """All sources."""
+    return [get_source(name) for name in _file("benchmarks.yaml")["sources"]]
+
+
+def benchmark_names() -> list[str]:
+    """All benchmarks, variants included."""
+    return list(_file("benchmarks.yaml")["benchmarks"])
+
+
+@functools.cache
+def _values(name: str) -> dict[str, Any]:
+    known = _file("benchmarks.yaml")["benchmarks"]
+    values = dict(known[name])
+    parent = values.pop("like", None)
+    return {**_values(parent), **values} if parent else values
+
+
+@functools.cache
+def get_benchmark(name: str) -> Benchmark:
+    """A benchmark by its name.
+
+    Raises:
+        UserError: there is none, or its entry is wrong.
+    """
+    names = benchmark_names()
+    if name not in names:
+        raise UserError(f"no benchmark {name}; {nearest(name, names)} (`emma evaluate list` shows all)")
+    return _read(Benchmark, f"benchmarks.{name}", {"name": name, **_values(name)})
+
+
+def resolve_names(names: Sequence[str]) -> list[str]:
+    """Benchmarks that a user means, each once: a name, or a name without the `_emma` of its only variant.
+
+    Raises:
+        UserError: a name is unknown.
+    """
+    known = benchmark_names()
+    found = [name if name in known or f"{name}_emma" not in known else f"{name}_emma" for name in names]
+    return list(dict.fromkeys(get_benchmark(name).name for name in found))
+
+
+def language_words(benchmark: Benchmark, code: str) -> Any:
+    """Words of a language that the benchmark's prompts are made of; empty where it needs none."""
+    return _file("words.yaml").get(benchmark.words or benchmark.source, {}).get(code, {})
+
+
+@functools.cache
+def language_names() -> Mapping[str, str]:
+    """English names of the FLORES-200 codes."""
+    with (_FOLDER / "flores_names.csv").open(encoding="utf-8", newline="") as handle:
+        return {row["code"]: row["name"] for row in csv.DictReader(handle)}
+
+
+def spbleu_model() -> SpBleu:
+    """What is known about the sentencepiece model of spBLEU."""
+    return _read(SpBleu, "spbleu", _file("benchmarks.yaml")["spbleu"])
+
+
+def get_tier(name: str) -> Tier:
+    """A tier by its name.
+
+    Raises:
+        UserError: there is none.
+    """
+    known = _file("tiers.yaml")["tiers"]
+    if name not in known:
+        raise UserError(f"no tier {name}; there are {', '.join(known)}")
+    return _read(Tier, f"tiers.{name}", {"name": name, **known[name]})
+
+
+def language_order() -> Sequence[str]:
+    """Codes that a part of the languages is taken from first."""
+    order: Sequence[str] = _file("tiers.yaml")["order"]
+    return order
+
+
+def speeds() -> Mapping[str, Mapping[str, float]]:
+    """Assumed speeds by backend; see tiers.yaml."""
+    values: Mapping[str, Mapping[str, float]] = _file("tiers.yaml")["speeds"]
+    return values
+
+
+def files_of_definitions() -> list[Path]:
+    """The files that decide what a benchmark is."""
+    return [_FOLDER / name for name in ("benchmarks.yaml", "words.yaml", "codes.csv", "flores_names.csv")]

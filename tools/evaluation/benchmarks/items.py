@@ -1,0 +1,204 @@
+"""Items of a benchmark in a language: prompts with their worked examples, choices and references, as text."""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from recipes.errors import UserError
+from tools.evaluation.benchmarks.definitions import Benchmark, language_names, language_words
+from tools.evaluation.benchmarks.rows import Row, read_rows
+from tools.evaluation.benchmarks.stores import Store
+
+__all__ = ["Item", "build_items", "draws", "render"]
+
+_SEED = 42
+"""Seed of the authors' draws of examples."""
+
+_HARNESS_SEED = 1234
+"""lm-eval's default `fewshot_random_seed`."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question.
+
+    Attributes:
+        index: its number in the split, from 0.
+        prompt: what the model reads.
+        choices: continuations to choose from (without what stands between prompt and choice).
+        gold: number of the right choice.
+        reference: text that an answer is compared with.
+        row: the fields it was made of.
+        examples: the rows of its worked examples.
+    """
+
+    index: int
+    prompt: str
+    choices: tuple[str, ...] = ()
+    gold: int | None = None
+    reference: str | None = None
+    row: Mapping[str, Any] | None = None
+    examples: tuple[Mapping[str, Any], ...] = ()
+
+
+def build_items(
+    benchmark: Benchmark, language: str, store: Store, *, limit: int | None = None, shots: int | None = None
+) -> list[Item]:
+    """Items of a language, in the order of the data.
+
+    Args:
+        benchmark: the benchmark.
+        language: its code in results.
+        store: where the data are.
+        limit: most items; the first ones.
+        shots: worked examples; default the benchmark's.
+
+    Raises:
+        UserError: data are missing or of another schema, or there are fewer examples than shots.
+    """
+    code = benchmark.code(language)
+    count = benchmark.shots if shots is None else shots
+    rows = read_rows(store, benchmark.data, code, "test")[:limit]
+    examples: list[Row] = []
+    chosen: Iterator[Sequence[int]] = iter([()] * len(rows))
+    if count:
+        if "examples" not in benchmark.data.splits:
+            raise UserError(
+                f"{benchmark.name}: its data have no split for examples, so {count} shots cannot be given"
+            )
+        examples = read_rows(store, benchmark.data, code, "examples")
+        if len(examples) < count:
+            raise UserError(
+                f"{benchmark.name}/{language}: {count} shots wanted, the examples are {len(examples)}"
+            )
+        chosen = draws(benchmark.draw, len(examples), count, len(rows))
+    return [
+        render(benchmark, code, row, [examples[number] for number in numbers], index)
+        for index, (row, numbers) in enumerate(zip(rows, chosen, strict=True))
+    ]
+
+
+def draws(kind: str, examples: int, shots: int, items: int) -> Iterator[Sequence[int]]:
+    """Which examples each item gets.
+
+    Args:
+        kind: `pandas`: `DataFrame.sample(shots, random_state=s)`, and `integers`: `random.randint` after
+            `random.seed(s)`, so that one example may come twice, both with a seed s of each item's own, from 0 to 1000,
+            drawn after `random.seed(42)`: as the authors' code draws. `harness`: `random.sample` of one generator over
+            all items, as lm-eval draws.
+        examples: number of examples to draw from.
+        shots: number to draw.
+        items: number of items.
+    """
+    if kind == "harness":
+        generator = random.Random(_HARNESS_SEED)
+        for _ in range(items):
+            yield generator.sample(range(examples), shots)
+        return
+    seeds = random.Random(_SEED)
+    for seed in [seeds.randint(0, 1000) for _ in range(items)]:
+        if kind == "pandas":
+            yield np.random.RandomState(seed).choice(examples, size=shots, replace=False).tolist()
+        else:
+            generator = random.Random(seed)
+            yield [generator.randint(0, examples - 1) for _ in range(shots)]
+
+
+def render(benchmark: Benchmark, code: str, row: Row, examples: Sequence[Row] = (), index: int = 0) -> Item:
+    """The item that a row of data becomes.
+
+    Args:
+        benchmark: the benchmark.
+        code: language code of the source.
+        row: fields of the question.
+        examples: fields of the worked examples.
+        index: number of the item.
+
+    Raises:
+        UserError: a field is missing or has a value that the templates cannot use.
+    """
+    fields = _fields(benchmark, code, row)
+
+    def text(template: str, values: Mapping[str, Any] = fields) -> str:
+        try:
+            return _template(template).render(values)
+        except (jinja2.UndefinedError, TypeError, ValueError, IndexError) as error:
+            raise UserError(
+                f"{benchmark.name}/{code}, item {index}: {error}; its fields are {', '.join(map(str, row))}"
+            ) from None
+
+    shots = [text(benchmark.shot, _fields(benchmark, code, example)) for example in examples]
+    prompt = text(benchmark.prompt, {**fields, "shots": benchmark.shot_separator.join(shots)})
+    reference = text(benchmark.reference) if benchmark.reference is not None else None
+    choices: tuple[str, ...] = ()
+    gold = None
+    if benchmark.kind == "choice":
+        choices = tuple(choice for choice in (text(template) for template in benchmark.choices) if choice)
+        gold = _gold(benchmark, code, index, text, choices)
+    return Item(index, prompt, choices, gold, reference, fields, tuple(examples))
+
+
+def _gold(benchmark: Benchmark, code: str, index: int, text: Any, choices: Sequence[str]) -> int:
+    place = f"{benchmark.name}/{code}, item {index}"
+    if benchmark.answer is not None:
+        answer = text(benchmark.answer)
+        if answer not in choices:
+            raise UserError(f"{place}: the answer `{answer}` is none of {', '.join(choices)}")
+        return choices.index(answer)
+    number = text(benchmark.answer_index or "")
+    if not re.fullmatch(r"\d+", number) or int(number) >= len(choices):
+        raise UserError(f"{place}: the answer has the number {number}, there are {len(choices)} choices")
+    return int(number)
+
+
+def stops(benchmark: Benchmark, code: str) -> tuple[str, ...]:
+    """Texts that end a generated answer."""
+    return tuple(_template(stop).render(words=language_words(benchmark, code)) for stop in benchmark.stop)
+
+
+def final_pattern(benchmark: Benchmark, code: str) -> str | None:
+    """Pattern of a worked answer's result, None where the benchmark has none."""
+    if benchmark.final is None:
+        return None
+    return _template(benchmark.final).render(words=language_words(benchmark, code))
+
+
+def _fields(benchmark: Benchmark, code: str, row: Row) -> dict[str, Any]:
+    fields = {"language": code, "words": language_words(benchmark, code), **row}
+    if benchmark.from_english is not None:
+        names = language_names()
+        english, other = names["eng_Latn"], names.get(code, code)
+        if benchmark.from_english:
+            fields |= {"source_name": english, "target_name": other}
+        else:
+            fields |= {"source_name": other, "target_name": english}
+            fields |= {"source": row["target"], "target": row["source"]}
+    return fields
+
+
+def _harness_clean(text: str | None) -> str:
+    """What lm-eval does to the texts of multilingual ARC: no brackets, no double spaces; nothing stays nothing."""
+    cleaned = re.sub(r"\[.*?\]", "", (text or "").strip().replace(" [title]", ". "))
+    return cleaned.replace("  ", " ")
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True
+    )
+    environment.filters["harness_clean"] = _harness_clean
+    return environment
+
+
+@functools.lru_cache(maxsize=512)
+def _template(text: str) -> jinja2.Template:
+    return _environment().from_string(text)

@@ -1,0 +1,134 @@
+"""From items and a model's responses to the scores of a language."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recipes.errors import UserError
+from tools.evaluation.benchmarks import answers, choices, diversity
+from tools.evaluation.benchmarks.definitions import Benchmark
+from tools.evaluation.benchmarks.items import Item, final_pattern
+from tools.evaluation.benchmarks.scores import Response, Score
+
+if TYPE_CHECKING:
+    from tools.evaluation.benchmarks.similarity import BertScore
+    from tools.evaluation.benchmarks.translation import SentencePiece
+
+__all__ = ["NEEDS_SPBLEU", "Resources", "measure"]
+
+NEEDS_SPBLEU = "spbleu"
+"""The metric that needs the FLORES-200 sentencepiece model."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What metrics need from outside: the tokenizer of spBLEU, the encoder of BERTScore (None: it is left out)."""
+
+    spbleu: SentencePiece | None = None
+    bertscore: BertScore | None = None
+
+
+def measure(
+    benchmark: Benchmark,
+    language: str,
+    items: Sequence[Item],
+    responses: Sequence[Response],
+    resources: Resources,
+) -> dict[str, Score]:
+    """Scores of a language by each of the benchmark's metrics, and of guessing where there are choices.
+
+    Args:
+        benchmark: the benchmark.
+        language: its code in results.
+        items: what was asked.
+        responses: what came, in the order of the items.
+        resources: models that metrics need.
+
+    Raises:
+        UserError: a metric is unknown, or what it needs is not there.
+    """
+    if benchmark.kind == "generation":
+        return _generation(benchmark, language, items, responses, resources)
+    table: dict[str, Callable[[], Score]] = {
+        "acc": lambda: choices.accuracy(items, responses),
+        "acc_norm": lambda: choices.accuracy(items, responses, by_length=True),
+        "macro_f1": lambda: choices.macro_f1(items, responses),
+        "label_collapse": lambda: choices.label_collapse(items, responses),
+        "bits_per_byte": lambda: choices.bits_per_byte(items, responses),
+        "nll_per_token": lambda: choices.nll_per_token(items, responses),
+        "nll_per_document": lambda: choices.nll_per_document(items, responses),
+    }
+    scores = {name: _lookup(benchmark, table, name)() for name in benchmark.metrics}
+    return scores | (choices.baselines(items) if benchmark.kind == "choice" else {})
+
+
+def _generation(
+    benchmark: Benchmark,
+    language: str,
+    items: Sequence[Item],
+    responses: Sequence[Response],
+    resources: Resources,
+) -> dict[str, Score]:
+    from tools.evaluation.benchmarks import summaries, translation
+
+    raw = [response.text or "" for response in responses]
+    texts = [answers.processed(benchmark, text) for text in raw]
+    references = [item.reference or "" for item in items]
+    empty = [answers.is_empty(text) for text in texts]
+    # Outputs without content score 0, or are left out where the authors left them out.
+    if benchmark.drop_empty:
+        scored: list[str | None] = [None if none else text for none, text in zip(empty, texts, strict=True)]
+    else:
+        scored = list(texts)
+    kept = [(text, reference) for text, reference in zip(scored, references, strict=True) if text is not None]
+    corpus, corpus_references = [text for text, _ in kept], [reference for _, reference in kept]
+    pattern = final_pattern(benchmark, benchmark.code(language))
+
+    def spbleu() -> Score:
+        if resources.spbleu is None:
+            raise UserError(f"{benchmark.name}: spBLEU needs its sentencepiece model (--spbleu-model)")
+        return translation.spbleu(resources.spbleu, corpus, corpus_references)
+
+    table: dict[str, Callable[[], Score | None]] = {
+        "spbleu": spbleu,
+        "bleu": lambda: translation.bleu(corpus, corpus_references),
+        "chrf++": lambda: translation.chrf(corpus, corpus_references),
+        "rougeL_ws": lambda: summaries.rouge_whitespace(scored, references),
+        "rougeL_uni": lambda: summaries.rouge_unicode(scored, references),
+        "rougeL_ascii": lambda: summaries.rouge_ascii(scored, references),
+        "bertscore": lambda: resources.bertscore.score(scored, references) if resources.bertscore else None,
+        "self_bleu": lambda: diversity.self_bleu(corpus),
+        "self_bleu_first": lambda: diversity.self_bleu_first(corpus),
+        "distinct_2": lambda: diversity.distinct(corpus, 2),
+        "exact_match": lambda: answers.exact_match([answers.numbers(text) for text in raw], references),
+        "exact_match_strict": lambda: answers.exact_match(
+            [answers.numbers(text, pattern) for text in raw], references
+        ),
+        "exact_match_whole": lambda: answers.exact_match([text.lstrip() for text in raw], references),
+        "empty_rate": lambda: answers.empty_rate(texts),
+        "off_target_rate": lambda: answers.off_target_rate(texts, benchmark.output_language(language)),
+    }
+    found = {name: _lookup(benchmark, table, name)() for name in benchmark.metrics}
+    return {name: score for name, score in found.items() if score is not None}
+
+
+def _lookup[F](benchmark: Benchmark, table: dict[str, F], name: str) -> F:
+    if name not in table:
+        raise UserError(
+            f"{benchmark.name}: no metric {name} for a {benchmark.kind}; there are {', '.join(table)}"
+        )
+    return table[name]
+
+
+def bertscore_folder(path: Path | None) -> Path | None:
+    """Folder of BERTScore's encoder, checked.
+
+    Raises:
+        UserError: it is no model folder.
+    """
+    if path is not None and not (path / "config.json").is_file():
+        raise UserError(f"{path}: no config.json in it; give a folder with bert-base-multilingual-cased")
+    return path

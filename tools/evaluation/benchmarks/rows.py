@@ -1,0 +1,193 @@
+"""Rows of a benchmark's source: files of a language and split, read and checked."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import orjson
+
+from recipes.errors import UserError
+from tools.evaluation.benchmarks.definitions import ENGLISH, Source
+from tools.evaluation.benchmarks.layout import configured_files, find_files
+from tools.evaluation.benchmarks.stores import Store
+
+__all__ = ["Row", "available", "files_of", "read_file", "read_rows"]
+
+type Row = dict[str, Any]
+
+_README = "README.md"
+
+
+def files_of(store: Store, source: Source, code: str, split: str) -> list[str]:
+    """Paths, in the source, of the files that hold a language's split; empty where there are none.
+
+    Args:
+        store: where files are.
+        source: the source.
+        code: language code of the source.
+        split: `test` or `examples`.
+    """
+    split = source.splits[split]
+    names = store.names(source)
+    if source.files:
+        known = set(names)
+        for pattern in source.files:
+            wanted = pattern.format(code=code, split=split)
+            if wanted in known:
+                return [wanted]
+        return []
+    configs: Sequence[str | None] = source.configs or (
+        (None,) if source.whole else (source.codes.get(code, code),)
+    )
+    found: list[str] = []
+    for config in configs:
+        listed = None
+        if _README in names:
+            readme = store.path(source, _README).read_text(encoding="utf-8", errors="replace")
+            listed = configured_files(readme, names, config, split)
+        found += listed or find_files(names, config, split)
+    return found
+
+
+def available(store: Store, source: Source) -> dict[str, str]:
+    """Language codes whose files are there → what is missing, for those that are not, is left out.
+
+    Returns:
+        code → first file of its test split.
+    """
+    found = {}
+    if source.whole:
+        files = files_of(store, source, "", "test")
+        if not files:
+            return {}
+        groups = _groups(tuple(store.path(source, name) for name in files), source)
+        return {code: files[0] for code in source.codes if code in groups}
+    for code in source.codes:
+        complete = [files_of(store, source, code, split) for split in source.splits]
+        if source.pair:
+            complete += [files_of(store, source, ENGLISH, split) for split in source.splits]
+        if all(complete):
+            found[code] = complete[0][0]
+    return found
+
+
+def read_rows(store: Store, source: Source, code: str, split: str) -> list[Row]:
+    """Rows of a language's split in the order of the files.
+
+    Raises:
+        UserError: the files are missing, unreadable, or lack a field.
+    """
+    if source.pair:
+        return _parallel(store, source, code, split)
+    names = files_of(store, source, code, split)
+    if not names:
+        raise UserError(
+            f"{source.name}: no file for language {code}, split {source.splits[split]} in {store.describe(source)}; "
+            + (source.obtain or "fetch it with `emma evaluate fetch`")
+        )
+    paths = tuple(store.path(source, name) for name in names)
+    if source.whole:
+        rows = _groups(paths, source).get(code, [])
+        if not rows:
+            raise UserError(f"{paths[0]}: no row of language {code} (by {source.key})")
+        return rows
+    return [row for path in paths for row in _checked(path, source)]
+
+
+def _checked(path: Path, source: Source) -> list[Row]:
+    rows = read_file(path, source.header)
+    if not rows:
+        raise UserError(f"{path}: no rows in it; fetch it again")
+    lacking = [name for name in source.columns if name not in rows[0]]
+    if lacking:
+        raise UserError(
+            f"{path}: no field {', '.join(lacking)}; it has {', '.join(map(str, rows[0]))}. "
+            f"This is another schema of {source.root} than the benchmark reads"
+        )
+    return rows
+
+
+def _parallel(store: Store, source: Source, code: str, split: str) -> list[Row]:
+    sides = []
+    for side in (ENGLISH, code):
+        names = files_of(store, source, side, split)
+        if not names:
+            raise UserError(
+                f"{source.name}: no file {source.files[0].format(code=side, split=source.splits[split])} in "
+                f"{store.describe(source)}; fetch it with `emma evaluate fetch`"
+            )
+        path = store.path(source, names[0])
+        sides.append((path, [line.strip() for line in _text(path).rstrip("\n").split("\n")]))
+    (english_path, english), (path, other) = sides
+    if len(english) != len(other):
+        raise UserError(
+            f"{path}: {len(other)} lines, {english_path} has {len(english)}; parallel files need equal lines: fetch both again"
+        )
+    return [{"source": left, "target": right} for left, right in zip(english, other, strict=True)]
+
+
+@functools.lru_cache(maxsize=4)
+def _groups(paths: tuple[Path, ...], source: Source) -> dict[str, list[Row]]:
+    """Rows of files that hold all languages, by language."""
+    key = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False).from_string(source.key or "")
+    groups: dict[str, list[Row]] = {}
+    for path in paths:
+        for row in _checked(path, source):
+            groups.setdefault(key.render(row), []).append(row)
+    return groups
+
+
+def read_file(path: Path, header: Sequence[str] = ()) -> list[Row]:
+    """Rows of a parquet, jsonl, json, tsv, csv or text file (text: one row a line, field `text`).
+
+    Args:
+        path: the file.
+        header: names of the columns of a file without a header line.
+
+    Raises:
+        UserError: it cannot be read as what its ending says.
+    """
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            rows: list[Row] = pq.read_table(path).to_pylist()
+            return rows
+        if path.suffix == ".jsonl":
+            return [orjson.loads(line) for line in _text(path).split("\n") if line.strip()]
+        if path.suffix == ".json":
+            value = orjson.loads(path.read_bytes())
+            return list(value.values()) if isinstance(value, dict) else list(value)
+        if path.suffix in (".tsv", ".csv"):
+            return _table(_text(path), "\t" if path.suffix == ".tsv" else ",", header)
+    except (ValueError, OSError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as {path.suffix} ({error}); fetch it again") from None
+    return [{"text": line} for line in _text(path).split("\n") if line.strip()]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); fetch it again") from None
+
+
+def _table(text: str, delimiter: str, header: Sequence[str]) -> list[Row]:
+    """Rows of a delimited text. Quotes are quotes unless that breaks lines apart or joins them: then they are text."""
+    csv.field_size_limit(1 << 28)
+    lines = [line for line in text.split("\n") if line.strip()]
+    records = [record for record in csv.reader(io.StringIO(text), delimiter=delimiter) if record]
+    width = len(header or records[0]) if records else 0
+    if len(records) != len(lines) or any(len(record) != width for record in records):
+        records = [
+            record for record in csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE) if record
+        ]
+    names = list(header) or records.pop(0)
+    # Lines with another number of fields are left out, as the authors' reader leaves them out.
+    return [dict(zip(names, record, strict=True)) for record in records if len(record) == len(names)]

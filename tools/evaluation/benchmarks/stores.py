@@ -1,0 +1,113 @@
+"""Where the files of benchmarks are: a mirror folder, or the hub through its cache."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Protocol
+
+from recipes.errors import UserError
+from tools.evaluation.benchmarks.definitions import Source
+
+__all__ = ["HubStore", "Mirror", "Store", "open_store"]
+
+
+class Store(Protocol):
+    """Files of sources by their paths in the source's folder or repository."""
+
+    def names(self, source: Source) -> list[str]:
+        """Paths of all files of a source, sorted; empty where there are none."""
+
+    def path(self, source: Source, name: str) -> Path:
+        """A file on this machine."""
+
+    def extra(self, name: str) -> Path | None:
+        """A file that belongs to no source (the model of spBLEU), None if it is not there."""
+
+    def describe(self, source: Source) -> str:
+        """Where a source is looked for, for messages."""
+
+
+class Mirror:
+    """A folder with a folder for each source: `<organisation>/<repository>` or the source's own.
+
+    Args:
+        root: the folder; `emma evaluate fetch` fills it, or anything that has the same layout.
+
+    Raises:
+        UserError: no such folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        if not root.is_dir():
+            raise UserError(
+                f"{root}: no such folder; fill one with `emma evaluate fetch {root}` where there is a network"
+            )
+        self._names: dict[str, list[str]] = {}
+
+    def names(self, source: Source) -> list[str]:
+        if source.root not in self._names:
+            folder = self.root / source.root
+            paths = folder.rglob("*") if folder.is_dir() else ()
+            self._names[source.root] = sorted(
+                str(path.relative_to(folder))
+                for path in paths
+                if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            )
+        return self._names[source.root]
+
+    def path(self, source: Source, name: str) -> Path:
+        return self.root / source.root / name
+
+    def extra(self, name: str) -> Path | None:
+        path = self.root / name
+        return path if path.is_file() else None
+
+    def describe(self, source: Source) -> str:
+        return str(self.root / source.root)
+
+
+class HubStore:
+    """The Hugging Face hub, through huggingface_hub's own cache. Sources that are on no hub are not in it."""
+
+    def names(self, source: Source) -> list[str]:
+        return self._listing(source.repository, source.revision) if source.repository else []
+
+    @functools.cache  # noqa: B019 - one store a process
+    def _listing(self, repository: str, revision: str) -> list[str]:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+        try:
+            return sorted(HfApi().list_repo_files(repository, repo_type="dataset", revision=revision))
+        except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+            raise UserError(
+                f"{repository}: the hub cannot be asked ({error}); give a mirror folder with --mirror"
+            ) from None
+
+    def path(self, source: Source, name: str) -> Path:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            return Path(
+                hf_hub_download(source.repository or "", name, repo_type="dataset", revision=source.revision)
+            )
+        except (HfHubHTTPError, OSError) as error:
+            raise UserError(f"{source.repository}/{name}: cannot be downloaded ({error})") from None
+
+    def extra(self, name: str) -> Path | None:
+        return None
+
+    def describe(self, source: Source) -> str:
+        return (
+            f"huggingface.co/datasets/{source.repository}"
+            if source.repository
+            else "a mirror folder (--mirror)"
+        )
+
+
+def open_store(mirror: Path | None) -> Store:
+    """The mirror if one is given, else the hub."""
+    return Mirror(mirror) if mirror is not None else HubStore()
