@@ -1,7 +1,9 @@
-"""Wall time and peak memory of a command with all its processes."""
+"""Wall time and peak memory of a command with all its processes, and how much slower one of two is."""
 
 from __future__ import annotations
 
+import random
+import statistics
 import subprocess
 import threading
 import time
@@ -9,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Measured", "measure"]
+__all__ = ["Measured", "measure", "overhead"]
 
 
 @dataclass(frozen=True)
@@ -69,3 +71,19 @@ def measure(
     if code:
         raise subprocess.CalledProcessError(code, command)
     return Measured(seconds, peak / 2**30)
+
+
+def overhead(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """How much more time ours takes than the peer, over pairs measured in turn.
+
+    Args:
+        pairs: seconds of ours and of the peer.
+
+    Returns:
+        `overhead_percent`, the median over pairs, with the 95 % interval `low` to `high` (bootstrap over pairs).
+    """
+    ratios = [own / peer for own, peer in pairs]
+    generator = random.Random(0)
+    medians = sorted(statistics.median(generator.choices(ratios, k=len(ratios))) for _ in range(10_000))
+    found = {"overhead_percent": statistics.median(ratios), "low": medians[250], "high": medians[9750]}
+    return {name: (ratio - 1) * 100 for name, ratio in found.items()}

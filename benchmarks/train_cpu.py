@@ -3,23 +3,20 @@
     python -m benchmarks.train_cpu [--pairs 8] [--steps 30]
 
 Both sides train the same model on the same documents in one forked rank each, in turn: ours is the trainer as `emma
-train` starts it; Megatron's is `pretrain` with the flags of the recipe, its stock `GPTDataset` over the same mix, and
-the shortest forward step. Each pair gives the ratio of their times a step (from the third step on, saving and
-validation off); the interval is a bootstrap over pairs.
+train` starts it; Megatron's is `pretrain` with the flags of the recipe and nothing of ours (benchmarks/megatron_loop.py).
+Each pair gives the ratio of their times a step (from the third step on, saving and validation off); the interval is a
+bootstrap over pairs. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
-import statistics
-import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
+from benchmarks.measure import overhead
+from benchmarks.megatron_loop import Course, timed, train_megatron
 from recipes.load import load_recipe
 from recipes.schema import Recipe
 from tests.ranks import run_ranks
@@ -32,91 +29,17 @@ from tools.training.run_folder import RunFolder
 LENGTH, BATCH, WARM = 256, 4, 2
 
 
-def timed() -> list[float]:
-    """Wraps Megatron's step so that the returned list holds the time at the start of each."""
-    from megatron.training import training
-
-    starts: list[float] = []
-    step = training.train_step
-
-    def marked(*args: Any, **named: Any) -> Any:
-        starts.append(time.perf_counter())
-        return step(*args, **named)
-
-    training.train_step = marked
-    return starts
-
-
-def ours(folder: str) -> list[float]:
-    """The trainer of this project."""
+def ours(folder: str) -> Course:
+    """The trainer of this project, in a rank."""
     from tools.training.worker import train
 
-    starts = timed()
+    course = timed()
     train(Path(folder))
-    return starts
+    return course
 
 
-def megatrons(flags: list[str], prefix: str) -> list[float]:
-    """Megatron's loop with its own dataset."""
-    import functools
-
-    import numpy
-    import torch
-    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-    from megatron.core.datasets.utils import Split
-    from megatron.core.enums import ModelType
-    from megatron.training import get_args, get_tokenizer, pretrain
-    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
-    from megatron.training.arguments import parse_and_validate_args
-
-    def provider(samples: list[int], vp_stage: int | None = None) -> tuple[Any, None, None]:
-        args = get_args()
-        config = GPTDatasetConfig(
-            random_seed=args.seed,
-            sequence_length=args.seq_length,
-            blend=([prefix], None),
-            split="1,0,0",
-            tokenizer=get_tokenizer(),
-            reset_position_ids=args.reset_position_ids,
-            reset_attention_mask=args.reset_attention_mask,
-            eod_mask_loss=False,
-        )
-        documents = GPTDataset.build_low_level_dataset(prefix, config)
-        indices = numpy.arange(GPTDataset.numel_low_level_dataset(documents), dtype=numpy.int32)
-        return GPTDataset(documents, prefix, indices, samples[0], Split.train, config), None, None
-
-    provider.is_distributed = True  # type: ignore[attr-defined]
-
-    def loss(
-        mask: torch.Tensor, output: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        losses, weights = output.view(-1).float(), mask.view(-1).float()
-        total, count = torch.sum(losses * weights), weights.sum()
-        return total, count.to(torch.int), {"lm loss": torch.stack([total.detach(), count])}
-
-    def forward_step(iterator: Any, model: Any) -> Any:
-        batch = next(iterator)
-        output = model(
-            batch["tokens"], batch["position_ids"], batch["attention_mask"], labels=batch["labels"]
-        )
-        return output, functools.partial(loss, batch["loss_mask"])
-
-    starts = timed()
-    sys.argv = ["pretrain", *flags]
-    args = parse_and_validate_args()
-    config = pretrain_cfg_container_from_args(args, gpt_config_from_args(args))
-    pretrain(config, provider, ModelType.encoder_or_decoder, forward_step)
-    return starts
-
-
-def seconds_per_step(starts: list[float]) -> float:
-    """Median time between the starts of steps, without the first ones."""
-    gaps = [after - before for before, after in zip(starts[WARM:], starts[WARM + 1 :], strict=False)]
-    return statistics.median(gaps)
-
-
-def measure(recipe: Recipe, folder: Path, pair: int, eos: int) -> tuple[float, float]:
-    """One pair: seconds a step of ours and of Megatron's, in alternating order."""
+def measure_pair(recipe: Recipe, folder: Path, pair: int, eos: int) -> tuple[float, float]:
+    """Seconds a step of ours and of Megatron's, in an order that alternates with the pair."""
     environment = rank_environment(recipe)
     run = RunFolder(recipe.run_folder)
     flags = megatron_arguments(recipe, LoadPlan("scratch"), eos, folder / f"peer-{pair}", None)
@@ -124,10 +47,12 @@ def measure(recipe: Recipe, folder: Path, pair: int, eos: int) -> tuple[float, f
 
     def run_ours() -> float:
         run.prepare(recipe, take_over=True)
-        return seconds_per_step(run_ranks(ours, 1, str(run.path), env=environment, timeout=600)[0])
+        (course,) = run_ranks(ours, 1, str(run.path), env=environment, timeout=600)
+        return float(course.seconds_per_step(WARM))
 
     def run_peer() -> float:
-        return seconds_per_step(run_ranks(megatrons, 1, flags, prefix, env=environment, timeout=600)[0])
+        (course,) = run_ranks(train_megatron, 1, flags, prefix, env=environment, timeout=600)
+        return float(course.seconds_per_step(WARM))
 
     if pair % 2:
         peer = run_peer()
@@ -158,23 +83,16 @@ def main() -> None:
             "checkpoint.interval=100000",
             "validation={groups: [], at_start: false}",
         ]
-        ratios = []
-        for pair in range(options.pairs):
-            recipe = load_recipe(str(path), [*overrides, f"name=ours-{pair}"])
-            own, peer = measure(recipe, folder, pair, mix.end_id)
-            ratios.append(own / peer)
+        pairs = []
+        for number in range(options.pairs):
+            recipe = load_recipe(str(path), [*overrides, f"name=ours-{number}"])
+            own, peer = measure_pair(recipe, folder, number, mix.end_id)
+            pairs.append((own, peer))
             print(
-                f"pair {pair + 1}: ours {own * 1e3:.1f} ms a step, Megatron's {peer * 1e3:.1f} ms, ratio {ratios[-1]:.4f}"
+                f"pair {number + 1}: ours {own * 1e3:.1f} ms a step, Megatron's {peer * 1e3:.1f} ms, ratio {own / peer:.4f}",
+                flush=True,
             )
-    generator = random.Random(0)
-    medians = sorted(statistics.median(generator.choices(ratios, k=len(ratios))) for _ in range(10000))
-    result = {
-        "overhead_percent": (statistics.median(ratios) - 1) * 100,
-        "low": (medians[250] - 1) * 100,
-        "high": (medians[9750] - 1) * 100,
-        "pairs": options.pairs,
-        "steps": options.steps,
-    }
+    result = {**overhead(pairs), "pairs": options.pairs, "steps": options.steps}
     print(json.dumps({key: round(value, 3) for key, value in result.items()}))
 
 

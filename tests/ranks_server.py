@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import importlib
 import os
 import pickle
@@ -14,11 +15,21 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
+from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
+
+# What a rank of the trainer would import by itself, seconds each time.
+_IMPORTED_ONCE = (
+    "megatron.training",
+    "megatron.core.models.gpt",
+    "megatron.core.datasets.gpt_dataset",
+    "megatron.core.tokenizers.text",
+)
 
 
 class Server:
@@ -26,6 +37,8 @@ class Server:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        # Holds the queues of the ranks' checkpoint writers. A rank by itself starts a process for that, which imports torch.
+        self._queues = get_context("spawn").Manager()
         self._running: dict[int, tuple[int, int]] = {}  # pid → (job, rank)
 
     def serve(self) -> None:
@@ -89,7 +102,8 @@ class Server:
             pid = os.fork()
             if pid == 0:
                 self._connection.close()
-                _be_rank(rank, folder, call, {key: str(value) for key, value in place.items()} | env, patched)
+                environment = {key: str(value) for key, value in place.items()} | env
+                _be_rank(rank, folder, call, environment, patched, self._queues)
             self._running[pid] = (job, rank)
             pids.append(pid)
         self._connection.send(("started", job, pids))
@@ -129,7 +143,12 @@ def _free_port() -> int:
 
 
 def _be_rank(
-    rank: int, folder: Path, call: tuple[str, str, bytes], env: Mapping[str, str], patched: bool
+    rank: int,
+    folder: Path,
+    call: tuple[str, str, bytes],
+    env: Mapping[str, str],
+    patched: bool,
+    queues: SyncManager,
 ) -> None:
     """Runs the function in this forked process; never returns."""
     code = 1
@@ -144,6 +163,9 @@ def _be_rank(
         os.dup2(log, 2)
         faulthandler.enable()
         os.environ.update(env)
+        from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+        filesystem_async._results_queue = queues.Queue()
         result = _call(call, patched)
         temporary = folder / f"rank-{rank}.partial"
         temporary.write_bytes(pickle.dumps(result))
@@ -188,9 +210,13 @@ def main() -> None:
     from megatron_patches.cpu_backend import hide_gpu_libraries
 
     hide_gpu_libraries()
-    for module in ("megatron.training", "megatron.core.models.gpt", "megatron.core.datasets.gpt_dataset"):
+    for module in _IMPORTED_ONCE:
         importlib.import_module(module)
-    Server(connection).serve()
+    server = Server(connection)
+    # Megatron collects garbage around each save; a million objects of imported modules would be gone through each time.
+    gc.collect()
+    gc.freeze()
+    server.serve()
 
 
 if __name__ == "__main__":

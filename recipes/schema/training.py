@@ -210,7 +210,16 @@ class Logging(Section):
     tensorboard: bool = True
     """Write `tensorboard/` too."""
     wandb_project: str | None = None
-    """Also log to this project of Weights & Biases (needs the package; `environment.WANDB_MODE: offline` works)."""
+    """Also log to this project of Weights & Biases, into `wandb/` of the run folder (extra `wandb`)."""
+    wandb_offline: bool = False
+    """Keep Weights & Biases' files on this machine, for nodes without a network; `wandb sync RUN/wandb/offline-*`
+    uploads them later."""
+
+    @model_validator(mode="after")
+    def _offline(self) -> Self:
+        if self.wandb_offline and self.wandb_project is None:
+            raise ValueError("wandb_offline does nothing without wandb_project; name one or remove it")
+        return self
 
 
 class Paths(Section):

@@ -18,6 +18,8 @@ def stop_and_put(when: str) -> tuple[int, list[int]]:
     """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
+    # The queue of a rank of its own, not of the server that ranks of tests share.
+    filesystem_async._results_queue = None
     received: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     if when == "meanwhile":

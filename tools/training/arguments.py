@@ -268,6 +268,7 @@ def _output(recipe: Recipe, checkpoints: Path, tensorboard: Path | None) -> list
         arguments += ["--async-save", "--async-strategy", "mcore", "--use-persistent-ckpt-worker"]
     if recipe.logging.wandb_project is not None:
         arguments += ["--wandb-project", recipe.logging.wandb_project, "--wandb-exp-name", recipe.name]
+        arguments += ["--wandb-save-dir", checkpoints.parent / "wandb"]
     if tensorboard is not None:
         arguments += ["--tensorboard-dir", tensorboard, "--tensorboard-log-interval", recipe.logging.interval]
     return [str(argument) for argument in arguments]

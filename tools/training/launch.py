@@ -59,6 +59,8 @@ def rank_environment(recipe: Recipe) -> dict[str, str]:
     defaults = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONUNBUFFERED": "1"}
     if recipe.cluster.device == "cpu":
         defaults["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // recipe.cluster.world_size))
+    if recipe.logging.wandb_offline:
+        defaults["WANDB_MODE"] = "offline"
     return {**defaults, **recipe.cluster.environment, **recipe.environment}
 
 

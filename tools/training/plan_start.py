@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from recipes.errors import RecipeError, UserError
 from recipes.schema import Recipe
 from tools.mix.layout import MixInfo, check_shards, read_mix
@@ -55,6 +57,12 @@ def check_mix(recipe: Recipe) -> MixInfo:
                 f"use some of {', '.join(sorted(mix.groups))}",
             )
     check_shards(mix)
+    if recipe.logging.wandb_project is not None and find_spec("wandb") is None:
+        raise RecipeError(
+            "logging.wandb_project",
+            f"`{recipe.logging.wandb_project}` needs the package wandb, which is not installed",
+            "pip install 'emma-recipes[wandb]', or remove it: metrics.jsonl and TensorBoard are written always",
+        )
     return mix
 
 

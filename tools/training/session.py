@@ -3,7 +3,8 @@
 The loop itself stays Megatron's. A seam is a module-level function that the loop calls; it is wrapped, so that the
 original runs unchanged and ours before or after it: metrics at `training_log`, validation at
 `post_training_step_callbacks`, requests of team mates at `checkpoint_and_decide_exit`, completion marks and retention
-at `save_checkpoint_and_time`, the reset of a phase at `load_checkpoint`, the state before the first step at `train`.
+at `save_checkpoint_and_time`, the reset of a phase at `load_checkpoint`, the state before the first step at `train`,
+the batch of a skipped step at `dummy_train_step`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import inspect
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
+from megatron.core.num_microbatches_calculator import get_num_microbatches
+from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.training import get_args, get_timers, get_tokenizer, training
 
 from recipes.devices import device
@@ -45,6 +48,7 @@ _SEAMS = {
     "checkpoint_and_decide_exit": ("model", "optimizer", "opt_param_scheduler", "iteration"),
     "save_checkpoint_and_time": ("iteration", "model"),
     "maybe_finalize_async_save": ("blocking",),
+    "dummy_train_step": ("data_iterator",),
 }
 
 
@@ -169,6 +173,18 @@ class Session:
                 iteration, model, optimizer, scheduler, flops, context, train_data_iterator=data
             )
         return iteration, flops
+
+    def _dummy_train_step(self, original: Callable[..., Any], data_iterator: Any) -> None:
+        """Passes over the batch of a skipped step on every rank, in place of Megatron's way.
+
+        Megatron reads it on the first tensor-parallel rank and sends it to the others. Here each rank reads by itself, so
+        the others would stay one batch behind from then on, and train on other samples than the first.
+        """
+        rerun = get_rerun_state_machine()
+        while rerun.should_run_forward_backward(data_iterator):
+            for iterator in data_iterator if isinstance(data_iterator, list) else [data_iterator]:
+                for _ in range(get_num_microbatches()):
+                    next(iterator)
 
     def _training_log(
         self,
@@ -333,6 +349,7 @@ class Session:
             for name, loss in losses.items():
                 if writer:
                     writer.add_scalar(f"validation/{name}", loss, iteration)
+            _log_to_wandb({f"validation/{name}": loss for name, loss in losses.items()}, iteration)
             mean = sum(losses.values()) / len(losses)
             print(f"validation at step {iteration}: mean over {len(losses)} groups {mean:.4f}", flush=True)
         self._paused += time.perf_counter() - begun
@@ -415,6 +432,7 @@ class Session:
                 "skipped": self._skipped,
             }
             append_metrics(self.run.metrics_file, row)
+            _log_to_wandb(row, iteration)
         self._losses.clear()
         self._steps = self._skipped = 0
         self.forward_step.data_wait_seconds = 0.0
@@ -444,6 +462,13 @@ class Session:
             reached = max(complete_steps(self.run.checkpoints), default=0)
             state = "finished" if reached >= self.recipe.schedule.steps else "stopped"
             write_json(self.run.state_file, {"writer": self.launch.writer, "state": state, "step": reached})
+
+
+def _log_to_wandb(row: Mapping[str, float | None], iteration: int) -> None:
+    """Logs to Weights & Biases where the recipe names a project: Megatron has started it on the last rank."""
+    writer = training.get_wandb_writer()
+    if writer:
+        writer.log({name: value for name, value in row.items() if value is not None}, iteration)
 
 
 def _with_rates(state: Any, peak: float, minimum: float) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import orjson
 import pytest
 
 from recipes.files import read_json
@@ -24,7 +25,9 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def reference(make_small: Callable[[int], Small]) -> RunFolder:
-    return train_run(make_small(10).recipe("tp1-pp1"))
+    """One rank, with TensorBoard, and two groups that are watched: one must not get worse, one gain five nats."""
+    watched = "validation.alert_above={component-monolingual: 0.1, component-bilingual: -5.0}"
+    return train_run(make_small(10).recipe("tp1-pp1", "logging.tensorboard=true", watched))
 
 
 def test_the_loss_falls(reference: RunFolder) -> None:
@@ -43,16 +46,20 @@ def test_layouts_agree(name: str, reference: RunFolder, make_small: Callable[[in
         assert validation(run)[step] == pytest.approx(groups, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "padding"), [pytest.param(1, 80, marks=pytest.mark.slow), pytest.param(2, 448)]
+)
 def test_a_padded_vocabulary_has_no_part_in_the_loss(
-    reference: RunFolder, make_small: Callable[[int], Small]
+    ranks: int, padding: int, reference: RunFolder, make_small: Callable[[int], Small]
 ) -> None:
     """512 tokens in 560 and 896 rows: without the mask each padded row would add exp(0) to the softmax."""
-    padded = train_run(make_small(10).recipe("padded", "model.vocab_padding=80", "schedule.steps=10"))
-    split = make_small(10).recipe(
-        "padded-tp2", "model.vocab_padding=448", "cluster.gpus_per_node=2", "parallelism.tensor=2"
+    layout = (
+        f"cluster.gpus_per_node={ranks}",
+        f"parallelism.tensor={ranks}",
+        f"model.vocab_padding={padding}",
     )
-    assert losses(padded) == pytest.approx(losses(reference), abs=1e-4)
-    assert losses(train_run(split)) == pytest.approx(losses(reference), abs=1e-4)
+    run = train_run(make_small(10).recipe(f"padded-{ranks}", *layout, "validation.groups=[]"))
+    assert losses(run) == pytest.approx(losses(reference), abs=1e-4)
 
 
 def test_bf16_trains(make_small: Callable[[int], Small]) -> None:
@@ -82,6 +89,39 @@ def test_the_run_folder_holds_what_others_read(reference: RunFolder) -> None:
     mark = read_json(reference.checkpoints / "iter_0000010" / "complete.json")
     assert mark["step"] == 10 and mark["consumed_tokens"] == 80 * 32 and mark["files"]
     assert read_json(reference.state_file)["state"] == "finished"
+
+
+def test_groups_that_break_their_bound_mark_the_run(reference: RunFolder) -> None:
+    (alert,) = [orjson.loads(line) for line in reference.alerts_file.read_bytes().splitlines()]
+    checks = validation(reference)
+    rise = checks[10]["component-bilingual"] - checks[0]["component-bilingual"]
+    assert alert == {"step": 10, "group": "component-bilingual", "rise": rise, "above": -5.0, "since": 0}
+
+
+def test_tensorboard_has_losses_and_every_validation_group(reference: RunFolder) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(reference.tensorboard)).Reload()
+    logged = {event.step: event.value for event in events.Scalars("lm loss")}
+    assert logged == pytest.approx(losses(reference), rel=1e-6)
+    for group in validation(reference)[10]:
+        assert [event.step for event in events.Scalars(f"validation/{group}")] == [0, 10]
+
+
+def test_weights_and_biases_offline(make_small: Callable[[int], Small]) -> None:
+    """The real package, without a network."""
+    pytest.importorskip("wandb")
+    given = (
+        "logging.wandb_project=test",
+        "logging.wandb_offline=true",
+        "schedule={steps: 3, learning_rate: 1e-3}",
+    )
+    run = train_run(make_small(10).recipe("wandb", *given))
+    (folder,) = (run.path / "wandb").rglob("offline-run-*")
+    (record,) = folder.glob("run-*.wandb")
+    content = record.read_bytes()
+    for name in ("tokens_per_second_per_gpu", "validation/component-monolingual", "lm loss"):
+        assert name.encode() in content
 
 
 def test_warmup_starts_the_learning_rate_at_zero_and_decay_ends_at_the_minimum(reference: RunFolder) -> None:

@@ -1,7 +1,12 @@
-"""Stopping, killing and going on, with Megatron's real loop on CPU."""
+"""Stopping, killing and going on, with Megatron's real loop on CPU.
+
+Launches are what costs time here, so each of them serves several assertions: one run is stopped, killed and damaged in
+turn, and compared with the uninterrupted one after every launch.
+"""
 
 from __future__ import annotations
 
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -10,21 +15,24 @@ import pytest
 
 from recipes.errors import UserError
 from recipes.files import read_json, write_json
+from recipes.schema import Recipe
 from tests.ranks import Job
 from tests.tools.training.conftest import Small
 from tests.training_run import losses, start_run, train_run, validation
-from tools.training.checkpoints import checkpoint_folder, complete_steps
+from tools.training.checkpoints import COMPLETE_MARK, checkpoint_folder, complete_steps
 from tools.training.metrics import read_metrics
 from tools.training.run_folder import RunFolder
 
 STEPS = 20
 TWO = ("cluster.gpus_per_node=2", "parallelism={tensor: 2}")
+NO_SAVES = "checkpoint.interval=1000"
 
 
 @pytest.fixture(scope="module")
 def whole(make_small: Callable[[int], Small]) -> RunFolder:
     """The uninterrupted run, tensor-parallel over two ranks."""
-    return train_run(make_small(STEPS).recipe("whole", *TWO))
+    keep = "checkpoint={interval: 5, keep: 1, keep_every: 10}"
+    return train_run(make_small(STEPS).recipe("whole", *TWO, keep))
 
 
 def at_step(job: Job, step: int, ranks: int) -> None:
@@ -32,126 +40,99 @@ def at_step(job: Job, step: int, ranks: int) -> None:
     job.wait_for(f"iteration {step:8d}/", rank=ranks - 1, timeout=120)
 
 
-def test_sigterm_saves_and_the_resumed_run_repeats_every_loss(
-    whole: RunFolder, make_small: Callable[[int], Small]
+def kill_during_the_save_of(step: int, job: Job, run: RunFolder) -> None:
+    """SIGKILL to all ranks after the first byte of a checkpoint and before its mark."""
+    folder = checkpoint_folder(run.checkpoints, step)
+    deadline = time.monotonic() + 120
+    while not folder.is_dir():
+        assert not job.exit_codes and time.monotonic() < deadline, job.output(0)
+        time.sleep(0.001)
+    job.signal(signal.SIGKILL)
+    assert all(outcome.exit_code == -signal.SIGKILL for outcome in job.outcomes(timeout=60))
+    assert not (folder / COMPLETE_MARK).exists(), "the save was over before the kill"
+
+
+def same_so_far(run: RunFolder, whole: RunFolder) -> int:
+    """Asserts that every logged loss is the uninterrupted run's to the last digit; returns how many there are."""
+    ours, theirs = losses(run), losses(whole)
+    assert ours == {step: theirs[step] for step in ours}
+    return len(ours)
+
+
+def test_retention_keeps_what_the_recipe_says(whole: RunFolder) -> None:
+    assert complete_steps(whole.checkpoints) == [10, 20]
+
+
+def test_sigterm_sigkill_and_damage_change_no_loss(
+    whole: RunFolder, make_small: Callable[[int], Small], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = make_small(STEPS).recipe("terminated", *TWO)
+    """SIGTERM saves; SIGKILL in a save loses the steps since the one before; a checkpoint cut in half is passed over."""
+    recipe = make_small(STEPS).recipe("broken", *TWO)
     job, run = start_run(recipe), RunFolder(recipe.run_folder)
-    at_step(job, 7, 2)
+    at_step(job, 6, 2)
     job.signal(signal.SIGTERM)
     assert [outcome.exit_code for outcome in job.outcomes(timeout=120)] == [0, 0]
     state = read_json(run.state_file)
-    assert state["state"] == "stopped" and 7 <= state["step"] < STEPS
-    assert complete_steps(run.checkpoints)[-1] == state["step"]
+    stopped = state["step"]
+    assert state["state"] == "stopped" and 6 <= stopped < 10
+    assert complete_steps(run.checkpoints) == [5, stopped]
+
+    job = start_run(recipe)
+    assert run.read_launch().load.step == stopped
+    kill_during_the_save_of(10, job, run)
+    assert not run.state_file.exists() and complete_steps(run.checkpoints) == [5, stopped]
+    assert same_so_far(run, whole) == 10
+
+    shard = next(checkpoint_folder(run.checkpoints, stopped).glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    capsys.readouterr()
     train_run(recipe)
-    assert losses(run) == losses(whole)
+    assert run.read_launch().load.step == 5
+    said = capsys.readouterr().err
+    assert f"passing over checkpoint iter_{stopped:07d}: {shard.name} has" in said
+    assert f"passing over checkpoint iter_0000010: {COMPLETE_MARK} is missing" in said
+    assert same_so_far(run, whole) == STEPS
     assert validation(run)[STEPS] == validation(whole)[STEPS]
 
 
-def test_sigkill_loses_only_the_steps_since_the_last_checkpoint(
+def killed_and_resumed(recipe: Recipe, kill: Callable[[Job, RunFolder], None]) -> RunFolder:
+    run = RunFolder(recipe.run_folder)
+    kill(start_run(recipe), run)
+    return train_run(recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_sigkill_at_a_random_moment(seed: int, whole: RunFolder, make_small: Callable[[int], Small]) -> None:
+    """Between two steps, or wherever in a step, a validation or a save the moment falls."""
+    generator = random.Random(seed)
+    step, wait = generator.randrange(1, STEPS - 1), generator.uniform(0, 1)
+
+    def kill(job: Job, run: RunFolder) -> None:
+        at_step(job, step, 2)
+        time.sleep(wait)
+        job.signal(signal.SIGKILL, rank=seed % 2)
+        assert any(outcome.exit_code == -signal.SIGKILL for outcome in job.outcomes(timeout=120))
+
+    run = killed_and_resumed(make_small(STEPS).recipe(f"killed-{seed}", *TWO), kill)
+    assert same_so_far(run, whole) == STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [5, 20])
+def test_sigkill_during_the_first_and_the_last_save(
+    step: int, whole: RunFolder, make_small: Callable[[int], Small]
+) -> None:
+    recipe = make_small(STEPS).recipe(f"killed-in-save-{step}", *TWO)
+    run = killed_and_resumed(recipe, lambda job, run: kill_during_the_save_of(step, job, run))
+    assert same_so_far(run, whole) == STEPS and complete_steps(run.checkpoints) == [5, 10, 15, 20]
+
+
+def test_another_layout_goes_on_within_tolerance_after_a_team_mate_stopped_the_run(
     whole: RunFolder, make_small: Callable[[int], Small]
 ) -> None:
-    recipe = make_small(STEPS).recipe("killed", *TWO)
-    job, run = start_run(recipe), RunFolder(recipe.run_folder)
-    at_step(job, 13, 2)
-    job.signal(signal.SIGKILL, rank=0)
-    assert any(outcome.exit_code == -signal.SIGKILL for outcome in job.outcomes(timeout=120))
-    assert not run.state_file.exists() and complete_steps(run.checkpoints)[-1] in (10, 15)
-    train_run(recipe)
-    assert losses(run) == losses(whole)
-
-
-def test_another_layout_goes_on_within_tolerance(
-    whole: RunFolder, make_small: Callable[[int], Small]
-) -> None:
-    """TP2·PP1·DP2 → TP1·PP2·DP1 → TP1·PP1·DP1, each from the checkpoint that the one before left."""
-    small = make_small(STEPS)
-    layouts = [(4, "{tensor: 2}", 7), (2, "{pipeline: 2}", 13), (1, "{}", None)]
-    for ranks, parallelism, stop in layouts:
-        recipe = small.recipe("moved", f"cluster.gpus_per_node={ranks}", f"parallelism={parallelism}")
-        if stop is None:
-            train_run(recipe)
-            continue
-        job = start_run(recipe)
-        at_step(job, stop, ranks)
-        job.signal(signal.SIGTERM)
-        assert all(outcome.exit_code == 0 for outcome in job.outcomes(timeout=120))
-    assert losses(RunFolder(recipe.run_folder)) == pytest.approx(losses(whole), abs=1e-4)
-
-
-def test_a_phase_takes_learning_rate_and_schedule_from_its_recipe(
-    whole: RunFolder, make_small: Callable[[int], Small]
-) -> None:
-    recipe = make_small(STEPS).recipe(
-        "phase",
-        *TWO,
-        f"start={{mode: phase, checkpoint: '{whole.path}', step: 10}}",
-        "schedule.learning_rate=7e-4",
-        "schedule.min_learning_rate=2e-5",
-        "schedule.warmup_steps=0",
-    )
-    run = train_run(recipe)
-    rows = read_metrics(run.metrics_file)[0]
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    assert rows[0]["learning_rate"] == pytest.approx(7e-4)
-    assert max(row["learning_rate"] for row in rows) == pytest.approx(7e-4)
-    assert rows[0]["consumed_samples"] == 8
-    # The weights came along: the first loss is far below the base model's.
-    assert rows[0]["loss"] < losses(whole)[1] - 0.1
-
-
-def test_a_phase_keeps_the_moments(whole: RunFolder, make_small: Callable[[int], Small]) -> None:
-    """With fresh moments the first update would be another one, so the second loss tells them apart."""
-    common = (*TWO, "schedule.learning_rate=3e-3", "schedule.warmup_steps=0")
-    small = make_small(STEPS)
-    start = f"checkpoint: '{whole.path}', step: 10"
-    phase = train_run(small.recipe("moments-kept", *common, f"start={{mode: phase, {start}}}"))
-    fresh = train_run(small.recipe("moments-fresh", *common, f"start={{mode: weights, {start}}}"))
-    assert losses(phase)[1] == pytest.approx(losses(fresh)[1], abs=1e-6)
-    assert abs(losses(phase)[2] - losses(fresh)[2]) > 1e-3
-
-
-def test_weights_starts_the_schedule_at_step_zero(
-    whole: RunFolder, make_small: Callable[[int], Small]
-) -> None:
-    recipe = make_small(STEPS).recipe(
-        "again", *TWO, f"start={{mode: weights, checkpoint: '{whole.path}', step: 10}}"
-    )
-    rows = read_metrics(train_run(recipe).metrics_file)[0]
-    assert rows[0]["step"] == 1 and rows[0]["learning_rate"] == 0 and rows[0]["consumed_samples"] == 8
-    assert rows[1]["learning_rate"] == pytest.approx(1.5e-3)
-
-
-def test_a_half_written_checkpoint_is_passed_over(
-    whole: RunFolder, make_small: Callable[[int], Small]
-) -> None:
-    recipe = make_small(STEPS).recipe("cut", *TWO)
-    job, run = start_run(recipe), RunFolder(recipe.run_folder)
-    at_step(job, 12, 2)
-    job.signal(signal.SIGTERM)
-    job.outcomes(timeout=120)
-    last = complete_steps(run.checkpoints)[-1]
-    shard = next(checkpoint_folder(run.checkpoints, last).glob("*.distcp"))
-    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    launch = run.prepare(recipe, take_over=True)
-    assert launch.load.step is not None and launch.load.step < last
-    train_run(recipe)
-    assert losses(run) == losses(whole)
-
-
-def test_a_run_that_was_taken_over_writes_nothing_more(make_small: Callable[[int], Small]) -> None:
-    recipe = make_small(STEPS).recipe("taken", *TWO, "checkpoint.interval=10")
-    job, run = start_run(recipe), RunFolder(recipe.run_folder)
-    at_step(job, 2, 2)
-    write_json(run.writer_file, {"writer": "another", "host": "elsewhere", "pid": 1, "started": "now"})
-    outcomes = job.outcomes(timeout=120)
-    assert all(outcome.exit_code != 0 for outcome in outcomes)
-    assert "it took this run over" in outcomes[0].output
-    assert complete_steps(run.checkpoints) == []
-
-
-def test_a_team_mate_can_save_and_stop_a_run(make_small: Callable[[int], Small], whole: RunFolder) -> None:
-    recipe = make_small(STEPS).recipe("asked", *TWO, "checkpoint.interval=1000")
+    """TP2 → PP2. The files `save` and `stop` in the run folder ask for one more checkpoint, and for the end."""
+    recipe = make_small(STEPS).recipe("moved", *TWO, NO_SAVES)
     job, run = start_run(recipe), RunFolder(recipe.run_folder)
     at_step(job, 2, 2)
     run.save_request.touch()
@@ -162,15 +143,71 @@ def test_a_team_mate_can_save_and_stop_a_run(make_small: Callable[[int], Small],
     assert not run.save_request.exists() and len(saved) == 1
     run.stop_request.touch()
     assert [outcome.exit_code for outcome in job.outcomes(timeout=120)] == [0, 0]
-    assert complete_steps(run.checkpoints)[-1] > saved[0]
+    reached = complete_steps(run.checkpoints)[-1]
+    assert saved[0] < reached < STEPS
     with pytest.raises(UserError, match="stop asks this run to stop"):
         run.prepare(recipe, take_over=True)
     run.stop_request.unlink()
-    train_run(recipe)
-    assert losses(run) == losses(whole)
+    layout = ("cluster.gpus_per_node=2", "parallelism={pipeline: 2}")
+    train_run(make_small(STEPS).recipe("moved", *layout, NO_SAVES))
+    assert losses(run) == pytest.approx(losses(whole), abs=1e-4)
 
 
-def test_retention_keeps_what_the_recipe_says(make_small: Callable[[int], Small]) -> None:
-    recipe = make_small(STEPS).recipe("kept", "checkpoint={interval: 5, keep: 1, keep_every: 10}")
-    run = train_run(recipe)
-    assert complete_steps(run.checkpoints) == [10, 20]
+@pytest.mark.slow
+def test_three_layouts_of_four_ranks_follow_one_course(
+    whole: RunFolder, make_small: Callable[[int], Small]
+) -> None:
+    """TP2·PP2 → TP1·PP1·DP4 → TP2·PP1·DP2, each from the checkpoint that the one before left, the second by SIGKILL."""
+    small = make_small(STEPS)
+    layouts = [
+        ("{tensor: 2, pipeline: 2, sequence: true}", 7, signal.SIGTERM),
+        ("{}", 13, signal.SIGKILL),
+        ("{tensor: 2}", None, None),
+    ]
+    for parallelism, stop, kind in layouts:
+        recipe = small.recipe("four", "cluster.gpus_per_node=4", f"parallelism={parallelism}")
+        if stop is None or kind is None:
+            train_run(recipe)
+            continue
+        job = start_run(recipe)
+        at_step(job, stop, 4)
+        job.signal(kind)
+        expected = 0 if kind == signal.SIGTERM else -kind
+        assert all(outcome.exit_code == expected for outcome in job.outcomes(timeout=120))
+    run = RunFolder(recipe.run_folder)
+    assert len(losses(run)) == STEPS
+    assert losses(run) == pytest.approx(losses(whole), abs=1e-4)
+
+
+def test_phase_and_weights_take_the_schedule_from_the_recipe_and_a_phase_keeps_the_moments(
+    whole: RunFolder, make_small: Callable[[int], Small]
+) -> None:
+    """Both from step 10 of another run. With fresh moments the first update is another one, so the second loss tells."""
+    changed = (*TWO, NO_SAVES, "validation.groups=[]", "schedule.steps=6", "schedule.warmup_steps=0")
+    rates = ("schedule.learning_rate=3.5e-3", "schedule.min_learning_rate=2e-5")
+    start = f"checkpoint: '{whole.path}', step: 10"
+    small = make_small(STEPS)
+    phase = train_run(small.recipe("phase", *changed, *rates, f"start={{mode: phase, {start}}}"))
+    weights = train_run(small.recipe("again", *changed, *rates, f"start={{mode: weights, {start}}}"))
+    for run in (phase, weights):
+        rows = read_metrics(run.metrics_file)[0]
+        assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+        # The checkpoint's own schedule stood in the middle of its decay from 3e-3 to 1e-4.
+        assert rows[0]["learning_rate"] == pytest.approx(3.5e-3) == max(row["learning_rate"] for row in rows)
+        assert rows[-1]["learning_rate"] < 1e-3
+        assert rows[0]["consumed_samples"] == 8
+        # The weights came along: the first loss is far below the base model's.
+        assert rows[0]["loss"] < losses(whole)[1] - 0.1
+    assert losses(phase)[1] == pytest.approx(losses(weights)[1], abs=1e-6)
+    assert abs(losses(phase)[2] - losses(weights)[2]) > 1e-3
+
+
+def test_a_run_that_was_taken_over_writes_nothing_more(make_small: Callable[[int], Small]) -> None:
+    recipe = make_small(STEPS).recipe("taken", *TWO, NO_SAVES, "validation.groups=[]")
+    job, run = start_run(recipe), RunFolder(recipe.run_folder)
+    at_step(job, 2, 2)
+    write_json(run.writer_file, {"writer": "another", "host": "elsewhere", "pid": 1, "started": "now"})
+    outcomes = job.outcomes(timeout=120)
+    assert all(outcome.exit_code != 0 for outcome in outcomes)
+    assert "it took this run over" in outcomes[0].output
+    assert complete_steps(run.checkpoints) == []
