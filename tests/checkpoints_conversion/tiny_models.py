@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def save_llama(
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    model = LlamaForCausalLM(LlamaConfig(**(settings | changes)))
+    # A copy, since the configuration writes into what it is given.
+    model = LlamaForCausalLM(LlamaConfig(**copy.deepcopy(settings | changes)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:  # transformers begins with ones, which would hide a lost or swapped norm
