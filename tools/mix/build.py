@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tools.mix.shuffle import shuffled
 from tools.mix.sources import Source, read_statistics, sources_of_store
 from tools.mix.writer import DatasetWriter, ShardTable
 from tools.pack.engine import TokenizerFile
+from tools.pack.pool import available_cores
 from tools.pack.store import Component, open_store
 from tools.progress import progress
 
@@ -358,6 +360,8 @@ def _manifest(
         for path in folder.rglob("*")
         if path.is_file() and not path.is_symlink() and path.suffix != ".partial"
     )
+    with ThreadPoolExecutor(available_cores()) as threads:
+        records = list(threads.map(lambda path: FileRecord.of(path, folder), files))
     inputs = [FileRecord.of(component.folder / MANIFEST_NAME, None) for component in prepared.components]
     counts: dict[str, Any] = {
         "samples": train.samples,
@@ -372,7 +376,7 @@ def _manifest(
         "mix",
         settings.recipe_sha256,
         inputs=inputs,
-        outputs=[FileRecord.of(path, folder) for path in files],
+        outputs=records,
         counts=counts,
         versions=package_versions(("emma-recipes", "numpy", "pyarrow")),
         started=started,

@@ -8,6 +8,7 @@ from typing import IO
 
 import numpy as np
 
+from tools.mix.ahead import ahead
 from tools.mix.layout import ROW
 
 __all__ = ["BUCKET_ROWS", "shuffled"]
@@ -33,18 +34,22 @@ def shuffled(
     buckets = max(1, -(-expected // BUCKET_ROWS))
     files = [(scratch / f"bucket-{index:05d}").open("w+b") for index in range(buckets)]
     try:
-        for part in rows:
+        for part in ahead(rows):
             for start in range(0, len(part), BUCKET_ROWS):
                 _scatter(part[start : start + BUCKET_ROWS], files, rng)
-        for file in files:
-            file.seek(0)
-            bucket = np.fromfile(file, ROW)
-            file.close()
-            Path(file.name).unlink()
-            yield bucket[rng.permutation(len(bucket))]
+        yield from ahead(_permuted(files, rng))
     finally:
         for file in files:
             file.close()
+
+
+def _permuted(files: Sequence[IO[bytes]], rng: np.random.Generator) -> Iterator[np.ndarray]:
+    for file in files:
+        file.seek(0)
+        bucket = np.fromfile(file, ROW)
+        file.close()
+        Path(file.name).unlink()
+        yield bucket[rng.permutation(len(bucket))]
 
 
 def _scatter(part: np.ndarray, files: Sequence[IO[bytes]], rng: np.random.Generator) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from recipes.files import write_json
+from tools.mix.ahead import ahead
 from tools.mix.index import IndexWriter
 from tools.mix.layout import ROW, DatasetInfo, Packing, ShardInfo, SourceInfo
 from tools.mix.packing import best_fit, cut_to_samples
@@ -186,12 +187,13 @@ class DatasetWriter:
                     continue
                 rows_file.append(rows)
                 self._count(rows)
-                ends = before + np.cumsum(rows["tokens"], dtype=np.int64)
-                in_sample = (ends - rows["tokens"]) // length
+                tokens = rows["tokens"].astype(np.int64)
+                ends = before + np.cumsum(tokens)
+                in_sample = (ends - tokens) // length
                 self._cut_documents += int(np.count_nonzero(in_sample != (ends - 1) // length))
                 begins = np.arange(-(-before // length) * length, int(ends[-1]), length)
                 index = np.searchsorted(ends, begins, side="right")
-                into = begins - (ends[index] - rows["tokens"][index])
+                into = begins - (ends[index] - tokens[index])
                 samples_file.append(np.stack([index + rows_before, into], axis=1))
                 before, rows_before = int(ends[-1]), rows_before + len(rows)
                 end = (rows_before - 1, int(rows["tokens"][-1]) - 1)
@@ -252,19 +254,24 @@ class DatasetWriter:
                 writers[number] = IndexWriter(self.folder / f"{name}.idx", component.dtype, int(rows))
                 target = component.shards[shard].bin_path.resolve()
                 (self.folder / f"{name}.bin").symlink_to(os.path.relpath(target, self.folder.resolve()))
-        rows_file = np.load(self.folder / "rows.npy", mmap_mode="r")
-        for start in range(0, len(rows_file), BUCKET_ROWS):
-            rows = np.array(rows_file[start : start + BUCKET_ROWS])
-            order = np.argsort(rows["shard"], kind="stable")
-            counts = np.bincount(rows["shard"], minlength=len(self._shard_rows))
-            bounds = np.concatenate([[0], np.cumsum(counts)])
-            lengths, offsets = rows["tokens"][order], rows["offset"][order]
+        for bounds, lengths, offsets in ahead(self._by_shard()):
             for number, writer in writers.items():
                 mine = slice(bounds[number], bounds[number + 1])
                 if mine.stop > mine.start:
                     writer.append(lengths[mine], offsets[mine])
         for writer in writers.values():
             writer.close()
+
+    def _by_shard(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Rows in pieces: where each shard's begin, then lengths and offsets of all, grouped by shard."""
+        rows_file = np.load(self.folder / "rows.npy", mmap_mode="r")
+        for start in range(0, len(rows_file), BUCKET_ROWS):
+            rows = rows_file[start : start + BUCKET_ROWS]
+            shard = np.array(rows["shard"])
+            order = np.argsort(shard, kind="stable")
+            counts = np.bincount(shard, minlength=len(self._shard_rows))
+            bounds = np.concatenate([[0], np.cumsum(counts)])
+            yield bounds, np.array(rows["tokens"])[order], np.array(rows["offset"])[order]
 
 
 def _bin_order(bins: np.ndarray, tokens: np.ndarray, made: int, keep: int) -> np.ndarray:

@@ -1,0 +1,26 @@
+"""Making the next item while the last one is used."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+__all__ = ["ahead"]
+
+_END: Any = object()
+
+
+def ahead[T](items: Iterable[T]) -> Iterator[T]:
+    """Yields the items of an iterable, which a thread makes one ahead.
+
+    Numpy lets go of the interpreter while it sorts, gathers and writes, so both threads get a core. What the iterable
+    raises is raised here.
+    """
+    iterator = iter(items)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque([thread.submit(next, iterator, _END)])
+        while (item := waiting.popleft().result()) is not _END:
+            waiting.append(thread.submit(next, iterator, _END))
+            yield item
