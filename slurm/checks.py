@@ -3,41 +3,74 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 
 from recipes.compose import nearest
 from recipes.errors import RecipeError, UserError
 from recipes.schema import Recipe
 from recipes.schema.slurm import seconds
 from slurm import query
-from slurm.stages import STAGES, Stage, stage_job
+from slurm.stages import Stage, stage_job
+from tools.training.run_folder import RunFolder
 
-__all__ = ["check_account", "check_inputs", "check_partitions", "check_paths"]
+__all__ = ["Problems", "check_account", "check_base", "check_inputs", "check_partitions", "check_paths"]
+
+
+class Problems:
+    """Around each check: a dry run collects what is wrong, so that the scripts can be shown all the same; otherwise the
+    first problem is raised."""
+
+    def __init__(self, dry_run: bool) -> None:
+        self.dry_run, self.found = dry_run, list[UserError]()
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if self.dry_run and isinstance(error, UserError):
+            self.found.append(error)
+            return True
+        return False
 
 
 def check_inputs(recipe: Recipe, stages: Sequence[Stage]) -> None:
-    """The inputs of the first stage must be there, and the base model if the chain trains: what stages between write
-    can't be checked yet.
+    """The inputs of the first stage must be there: what stages between write can't be checked yet.
 
     Raises:
         UserError: an input is missing.
     """
-    for index, stage in enumerate(stages):
-        if index == 0 and (problem := stage.missing(recipe)) is not None:
-            raise UserError(problem)
-    if any(stage.name == "train" for stage in stages[1:]):
-        checkpoint = recipe.start.checkpoint
-        if checkpoint is not None and not Path(checkpoint).is_dir():
-            raise UserError(STAGES["train"].missing(recipe) or f"{checkpoint}: no such folder")
+    if (problem := stages[0].missing(recipe)) is not None:
+        raise UserError(problem)
+
+
+def check_base(recipe: Recipe, stages: Sequence[Stage]) -> None:
+    """The base model must be there, and of the recipe's shape, if training is to begin from it.
+
+    Raises:
+        UserError: it is missing or another model.
+    """
+    from checkpoints_conversion.checkpoint import check_start
+
+    if all(stage.name != "train" for stage in stages) or RunFolder(recipe.run_folder).latest_step():
+        return
+    checkpoint = recipe.start.checkpoint
+    if checkpoint is not None and not Path(checkpoint).is_dir():
+        raise UserError(
+            f"start.checkpoint: {checkpoint} does not exist. Fix: import the base model with `emma convert "
+            f"hf-to-megatron <folder of the Hugging Face model> {checkpoint}`, or name another folder"
+        )
+    check_start(recipe)
 
 
 def check_paths(recipe: Recipe) -> None:
     """Environment and output folders must be usable.
 
     Raises:
-        UserError: a folder cannot be written, is full, or the environment of the jobs is not there.
+        UserError: a folder cannot be written, or the environment of the jobs is not there.
     """
     slurm = recipe.cluster.slurm
     if (
@@ -67,10 +100,6 @@ def check_paths(recipe: Recipe) -> None:
             folder = folder.parent
         if not os.access(folder, os.W_OK | os.X_OK):
             raise RecipeError(f"paths.{key}", f"{folder} cannot be written", "choose a folder of yours")
-        if shutil.disk_usage(folder).free == 0:
-            raise RecipeError(
-                f"paths.{key}", f"{folder} has no space left", "free some, or choose another file system"
-            )
 
 
 def check_partitions(recipe: Recipe, stages: Sequence[Stage]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from recipes.errors import UserError
     from slurm.submit import Chain
 
 __all__ = ["group"]
@@ -31,7 +33,9 @@ def group() -> None:
     "--links", type=click.IntRange(min=1), help="Training jobs in a row; default as many as the time needs."
 )
 @click.option(
-    "--dry-run", is_flag=True, help="Print the scripts that would be submitted, and what waits for what."
+    "--dry-run",
+    is_flag=True,
+    help="Print the scripts that would be submitted, what waits for what, and what would be refused.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask, whatever the GPU-hours.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -45,7 +49,7 @@ def submit(
     dry_run: bool,
     yes: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Submit what is left of RUN as a chain of jobs: pack → mix → train → convert → evaluate → release.
 
     Stages that are done or in the queue are not submitted again. The resolved recipe is written into the run folder;
@@ -61,21 +65,22 @@ def submit(
     from slurm.submit import plan_chain, submit
 
     begin, end = (only, only) if only else (first, last)
-    chain = plan_chain(load_recipe(run, overrides), begin, end, links)  # type: ignore[arg-type]
+    chain = plan_chain(load_recipe(run, overrides), begin, end, links, dry_run=dry_run)  # type: ignore[arg-type]
     if dry_run:
         _print_dry_run(chain, as_json)
-        return
+        return _say_problems(chain.problems)
     if not as_json:
         click.echo(_summary(chain), err=True)
     _confirm(chain.gpu_hours, chain.recipe.cluster.slurm.confirm_gpu_hours, yes)
     done = submit(chain)
     if as_json:
         _print_json({"settled": chain.settled, "submitted": [vars(job) for job in done]})
-        return
+        return 0
     for job in done:
         click.echo(f"submitted {job.key:<12} job {job.job}, after {job.dependency}")
     if done:
         click.echo("`emma slurm jobs --watch` shows them")
+    return 0
 
 
 @group.command()
@@ -88,7 +93,7 @@ def submit(
 )
 @click.option("--retry-failed", is_flag=True, help="Also submit trials that were given up.")
 @click.option("--concurrent", type=click.IntRange(min=1), help="Trials at a time; default the sweep's.")
-@click.option("--dry-run", is_flag=True, help="Print the trials and the script; submit nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the trials, the script, and what would be refused.")
 @click.option("--yes", is_flag=True, help="Do not ask, whatever the GPU-hours.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def sweep(
@@ -100,7 +105,7 @@ def sweep(
     dry_run: bool,
     yes: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Try a run with several values of its keys: the trials of SWEEP as an array of jobs.
 
     SWEEP is a name in recipes/sweeps, a path of a YAML file, or the folder of a sweep. Trials that have a result or are
@@ -126,20 +131,21 @@ def sweep(
             )
         else:
             click.echo(results_text(folder, found))
-        return
-    plan = plan_sweep(folder, retry_failed=retry_failed, concurrent=concurrent)
+        return 0
+    plan = plan_sweep(folder, retry_failed=retry_failed, concurrent=concurrent, dry_run=dry_run)
     if dry_run:
         _print_json(plan.to_dict()) if as_json else click.echo(plan.text())
-        return
+        return _say_problems(plan.problems)
     if not as_json:
         click.echo(plan.summary(), err=True)
     _confirm(plan.gpu_hours, plan.limit, yes)
     done = submit_sweep(plan)
     if as_json:
         _print_json({"trials": plan.numbers, "submitted": [vars(job) for job in done]})
-        return
+        return 0
     for job in done:
         click.echo(f"submitted {job.key:<12} job {job.job}")
+    return 0
 
 
 @group.command()
@@ -232,6 +238,21 @@ def _print_dry_run(chain: Chain, as_json: bool) -> None:
                 f"# {link.key} starts {'after the ' + ' and the '.join(waits) if waits else 'at once'}"
             )
         click.echo(script.text)
+
+
+def _say_problems(problems: Sequence[UserError]) -> int:
+    """Says after a dry run why a submission would be refused; returns the exit code."""
+    from slurm.query import SlurmError
+
+    refusals = [problem for problem in problems if not isinstance(problem, SlurmError)]
+    for problem in refusals:
+        click.echo(f"error: {problem}", err=True)
+    if len(refusals) < len(problems):
+        reason = next(str(problem) for problem in problems if isinstance(problem, SlurmError)).splitlines()[0]
+        click.echo(
+            f"note: Slurm does not answer here ({reason}): what it would refuse is not known", err=True
+        )
+    return refusals[0].exit_code if refusals else 0
 
 
 def _print_json(value: object) -> None:

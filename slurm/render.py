@@ -91,7 +91,7 @@ def render_stage(recipe: Recipe, stage: StageName, *, finish: bool = False) -> S
         commands=[shell_line(command) for command in commands],
         mark=str(definition.mark(recipe)) if definition.mark else None,
     )
-    hours = job.gpus * job.tasks * _hours(job.time_limit)
+    hours = (job.gpus or 0) * job.tasks * _hours(job.time_limit)
     return Script(f"{stage}-finish" if finish else stage, name, _render(recipe, described), hours)
 
 

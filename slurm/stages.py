@@ -46,7 +46,10 @@ class Stage:
 
 def stage_job(recipe: Recipe, stage: StageName) -> StageJob:
     """Resources of a stage's job."""
-    return recipe.cluster.slurm.stages.get(stage, StageJob())
+    job = recipe.cluster.slurm.stages.get(stage, StageJob())
+    if job.gpus is not None:
+        return job
+    return job.model_copy(update={"gpus": int(stage == "evaluate" and recipe.cluster.device != "cpu")})
 
 
 def place(recipe: Recipe, stage: StageName) -> Path:
@@ -89,20 +92,6 @@ def _pack_missing(recipe: Recipe) -> str | None:
         if tokenizer.exists()
         else f"model.tokenizer.path: {tokenizer} does not exist. Fix: correct the path"
     )
-
-
-def _train_missing(recipe: Recipe) -> str | None:
-    checkpoint = recipe.start.checkpoint
-    if (
-        checkpoint is not None
-        and not Path(checkpoint).is_dir()
-        and not RunFolder(recipe.run_folder).latest_step()
-    ):
-        return (
-            f"start.checkpoint: {checkpoint} does not exist. Fix: import the base model with `emma convert "
-            f"hf-to-megatron <folder of the Hugging Face model> {checkpoint}`, or name another folder"
-        )
-    return None
 
 
 def _folder(path: Path, what: str, fix: str) -> str | None:
@@ -150,9 +139,7 @@ _STAGES = (
         name="train",
         place=lambda recipe: recipe.run_folder,
         done=lambda recipe: RunFolder(recipe.run_folder).finished(recipe),
-        missing=lambda recipe: (
-            _folder(recipe.mix_folder, "the mix", "submit --from mix, or from pack") or _train_missing(recipe)
-        ),
+        missing=lambda recipe: _folder(recipe.mix_folder, "the mix", "submit --from mix, or from pack"),
         commands=lambda recipe, job: [],
     ),
     Stage(

@@ -16,9 +16,10 @@ from recipes.load import write_recipe
 from recipes.schema import Recipe
 from recipes.schema.slurm import StageName, seconds
 from slurm import query
-from slurm.checks import check_account, check_inputs, check_partitions, check_paths
+from slurm.checks import Problems, check_account, check_base, check_inputs, check_partitions, check_paths
 from slurm.history import FOLDER, History
 from slurm.render import Script, render_stage, render_train
+from slurm.space import check_room
 from slurm.stages import Stage, job_name, place, stage_job, stages_between
 from tools.plan.plan import Plan, make_plan
 from tools.training.run_folder import RunFolder
@@ -62,17 +63,23 @@ class Chain:
         links: jobs to submit, in order.
         settled: stages that need none, with the reason.
         plan: estimate of the training, where training is among the links.
+        problems: why a submission would be refused (dry runs only; else the first one is raised).
     """
 
     recipe: Recipe
     links: tuple[Link, ...]
     settled: dict[str, str]
     plan: Plan | None
+    problems: tuple[UserError, ...] = ()
 
     @property
     def gpu_hours(self) -> float:
-        """Most that the jobs can use: GPUs × time limit, all links."""
-        return sum(link.script.gpu_hours for link in self.links)
+        """Most that the jobs can use: GPUs × time limit, all links; or what training should take, where fewer links are
+        queued than that, since the last one requeues itself."""
+        training = sum(link.script.gpu_hours for link in self.links if link.script.stage == "train")
+        others = sum(link.script.gpu_hours for link in self.links) - training
+        expected = self.plan.time.gpu_hours if self.plan and self.plan.time and training else 0.0
+        return others + max(training, expected)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON of `--dry-run --json`."""
@@ -82,6 +89,7 @@ class Chain:
             "gpu_hours_at_most": self.gpu_hours,
             "gpu_hours_expected": time.gpu_hours if time else None,
             "settled": self.settled,
+            "problems": [str(problem) for problem in self.problems],
             "jobs": [{**asdict(link), "key": link.key} for link in self.links],
         }
 
@@ -97,7 +105,12 @@ class Submitted:
 
 
 def plan_chain(
-    recipe: Recipe, first: StageName = "pack", last: StageName = "release", links: int | None = None
+    recipe: Recipe,
+    first: StageName = "pack",
+    last: StageName = "release",
+    links: int | None = None,
+    *,
+    dry_run: bool = False,
 ) -> Chain:
     """Decides what a chain still needs.
 
@@ -106,27 +119,42 @@ def plan_chain(
 
     Raises:
         UserError: an input is missing, the model does not fit its devices, the environment is unusable, or Slurm would
-            refuse a partition or account.
+            refuse a partition or account. A dry run keeps these in the chain's `problems`.
     """
+    problems = Problems(dry_run)
     stages = stages_between(first, last)
     settled = _finished(recipe, stages)
     names = {stage.name: job_name(place(recipe, stage.name), stage.name) for stage in stages}
-    queue = _queue([name for base in names.values() for name in (base, f"{base}-finish")])
+    queue: list[query.Job] = []
+    with problems:
+        queue = _queue([name for base in names.values() for name in (base, f"{base}-finish")])
     waiting = {
         stage.name: [job for job in queue if job.name in (names[stage.name], f"{names[stage.name]}-finish")]
         for stage in stages
     }
     left = [stage for stage in stages if stage.name not in settled and not waiting[stage.name]]
     first_left = [stage for stage in stages if stage.name not in settled][:1]
-    plan = make_plan(recipe) if any(stage.name == "train" for stage in left) else None
+    plan = None
+    if any(stage.name == "train" for stage in left):
+        with problems:
+            plan = make_plan(recipe)
     if left:
         if first_left == left[:1]:
-            check_inputs(recipe, left)
-        check_paths(recipe)
-        if _has_slurm():
-            check_account(recipe)
-            check_partitions(recipe, left)
-        RunFolder(recipe.run_folder).check_recipe(recipe)
+            with problems:
+                check_inputs(recipe, left)
+        with problems:
+            check_base(recipe, left)
+        with problems:
+            check_paths(recipe)
+        with problems:
+            check_room(recipe, left)
+        if _has_slurm() and not any(isinstance(problem, query.SlurmError) for problem in problems.found):
+            with problems:
+                check_account(recipe)
+            with problems:
+                check_partitions(recipe, left)
+        with problems:
+            RunFolder(recipe.run_folder).check_recipe(recipe)
     made: list[Link] = []
     before: tuple[str, ...] = ()
     jobs: tuple[int, ...] = ()
@@ -141,7 +169,7 @@ def plan_chain(
         new = _links(recipe, stage, before, jobs, links or _link_count(recipe, plan))
         made += new
         before, jobs = (new[-1].key,), ()
-    return Chain(recipe, tuple(made), settled, plan)
+    return Chain(recipe, tuple(made), settled, plan, tuple(problems.found))
 
 
 def _finished(recipe: Recipe, stages: Sequence[Stage]) -> dict[str, str]:

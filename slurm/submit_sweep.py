@@ -12,9 +12,10 @@ from recipes.errors import UserError
 from recipes.load import load_sweep
 from recipes.schema import Recipe
 from slurm import query
-from slurm.checks import check_account, check_inputs, check_partitions, check_paths
+from slurm.checks import Problems, check_account, check_base, check_inputs, check_partitions, check_paths
 from slurm.history import History
 from slurm.render import Script, render_results, render_trials
+from slurm.space import check_room
 from slurm.stages import job_name, stages_between
 from slurm.submit import Submitted, refuse_if_slurm_would, sbatch, write_script
 from slurm.sweep import SweepFolder, Trial, base_recipe, design, with_overrides
@@ -33,6 +34,7 @@ class SweepPlan:
         queued: trials in the queue already.
         concurrent: trials that may run at the same time.
         limit: GPU-hours that need no confirmation.
+        problems: why a submission would be refused (dry runs only; else the first one is raised).
     """
 
     folder: SweepFolder
@@ -43,6 +45,7 @@ class SweepPlan:
     script: Script
     results: Script
     limit: float
+    problems: tuple[UserError, ...] = ()
 
     @property
     def gpu_hours(self) -> float:
@@ -91,6 +94,7 @@ class SweepPlan:
             ],
             "array": self.array,
             "gpu_hours_at_most": self.gpu_hours,
+            "problems": [str(problem) for problem in self.problems],
             "script": self.script.text,
         }
 
@@ -108,23 +112,45 @@ def open_sweep(sweep: str, overrides: Sequence[str] = ()) -> SweepFolder:
 
 
 def plan_sweep(
-    folder: SweepFolder, *, retry_failed: bool = False, concurrent: int | None = None
+    folder: SweepFolder,
+    *,
+    retry_failed: bool = False,
+    concurrent: int | None = None,
+    dry_run: bool = False,
 ) -> SweepPlan:
     """Decides which trials are left.
 
     Raises:
-        UserError: a trial's recipe cannot work, its inputs are missing, or Slurm would refuse the jobs.
+        UserError: a trial's recipe cannot work, its inputs are missing, or Slurm would refuse the jobs. A dry run keeps
+            what is missing or refused in the plan's `problems`.
     """
+    problems = Problems(dry_run)
     trials = folder.trials()
-    queued = _queued(folder)
+    queued: list[int] = []
+    with problems:
+        queued = _queued(folder)
     wanted = {"waiting", "begun", *(["failed"] if retry_failed else [])}
     numbers = [trial.number for trial in trials if trial.state in wanted and trial.number not in queued]
-    recipe = _check_recipes(folder)
-    check_inputs(recipe, stages_between("mix", "train"))
-    check_paths(recipe)
-    if shutil.which("sbatch") is not None:
-        check_account(recipe)
-        check_partitions(recipe, stages_between("train", "train"))
+    recipes = _recipes(folder)
+    with problems:
+        for each in recipes:
+            check_fits(each)
+    recipe = recipes[0]
+    with problems:
+        check_inputs(recipe, stages_between("mix", "train"))
+    with problems:
+        check_base(recipe, stages_between("train", "train"))
+    with problems:
+        check_paths(recipe)
+    with problems:
+        check_room(recipe, stages_between("train", "train"), runs=len(numbers))
+    if shutil.which("sbatch") is not None and not any(
+        isinstance(problem, query.SlurmError) for problem in problems.found
+    ):
+        with problems:
+            check_account(recipe)
+        with problems:
+            check_partitions(recipe, stages_between("train", "train"))
     return SweepPlan(
         folder=folder,
         trials=trials,
@@ -134,6 +160,7 @@ def plan_sweep(
         script=render_trials(recipe, folder.sweep, folder.path, len(numbers)),
         results=render_results(recipe, folder.sweep, folder.path),
         limit=recipe.cluster.slurm.confirm_gpu_hours,
+        problems=tuple(problems.found),
     )
 
 
@@ -144,17 +171,15 @@ def _queued(folder: SweepFolder) -> list[int]:
     return sorted({number for job in jobs if job.task is not None for number in query.array_tasks(job.task)})
 
 
-def _check_recipes(folder: SweepFolder) -> Recipe:
-    """Loads every trial's recipe that is known; returns one of them.
+def _recipes(folder: SweepFolder) -> list[Recipe]:
+    """Recipes of the trials that are known; before an adaptive search has chosen, the run that it varies.
 
     Raises:
         UserError: one cannot work, or they ask for different nodes or ranks.
     """
     points = design(folder.sweep)
     if points is None:
-        recipe = base_recipe(folder.sweep)
-        check_fits(recipe, None)
-        return recipe
+        return [base_recipe(folder.sweep)]
     recipes = [folder.recipe(number, parameters) for number, parameters in enumerate(points)]
     layouts = {(recipe.cluster.nodes, recipe.cluster.gpus_per_node) for recipe in recipes}
     if len(layouts) > 1:
@@ -167,9 +192,7 @@ def _check_recipes(folder: SweepFolder) -> Recipe:
             f"{folder.sweep.name}: trials of one sweep share a job script, so `environment` cannot vary between them. "
             "Fix: make a sweep of each"
         )
-    for recipe in recipes:
-        check_fits(recipe, None)
-    return recipes[0]
+    return recipes
 
 
 def submit_sweep(plan: SweepPlan) -> list[Submitted]:

@@ -42,8 +42,8 @@ class StageJob(Section):
     """Cores of the job (of each array task)."""
     memory: str | None = None
     """Memory a node as `sbatch --mem` takes it, e.g. `64G`; default the partition's."""
-    gpus: int = Field(0, ge=0)
-    """GPUs of the job."""
+    gpus: int | None = Field(None, ge=0)
+    """GPUs of the job; default one for `evaluate` where the cluster has GPUs, else none."""
     tasks: int = Field(1, gt=0)
     """Array tasks that share the work (only `pack` can be shared)."""
     concurrent: int | None = Field(None, gt=0)

@@ -59,7 +59,10 @@ def test_a_finished_run_needs_no_text_and_no_tokens(make_recipe: MakeRecipe) -> 
     assert plan_chain(recipe).links == ()
 
 
-def test_more_links_where_the_time_needs_them(make_recipe: MakeRecipe) -> None:
+def test_more_links_where_the_time_needs_them(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slurm.submit.check_room", lambda recipe, stages: None)
     big = [
         "cluster={nodes: 1, gpus_per_node: 8, device: h100}",
         "precision.compute=bf16",
@@ -72,6 +75,8 @@ def test_more_links_where_the_time_needs_them(make_recipe: MakeRecipe) -> None:
     hours = chain.plan.time.days * 24
     assert len(chain.links) == -(-hours // ((24 - 1 / 6) * 0.9)) > 1
     assert chain.gpu_hours == len(chain.links) * 24 * 8
+    fewer = plan_chain(make_recipe(*big), "train", "train", links=1)
+    assert fewer.gpu_hours == pytest.approx(hours * 8), "the last link requeues itself"
 
 
 @pytest.mark.parametrize(
@@ -141,3 +146,19 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(make_recipe: MakeRecipe,
     ):
         assert text in answer.output
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_shows_the_scripts_although_they_would_be_refused(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    make_recipe(ready=False)
+    arguments = [
+        "submit",
+        str(tmp_path / "small.yaml"),
+        "--dry-run",
+        "start={mode: weights, checkpoint: nowhere}",
+    ]
+    answer = CliRunner().invoke(group, arguments, standalone_mode=False)
+    assert answer.return_value == 2 and "tools.training.worker" in answer.stdout
+    assert "corpus/split/monolingual: no such folder" in answer.stderr
+    assert "nowhere does not exist. Fix: import" in answer.stderr
