@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tools.commands.evaluate_benchmarks import benchmark_options, check, fetch, list_benchmarks, prompts
+
 if TYPE_CHECKING:
+    from tools.evaluation.benchmarks.command import Request
     from tools.evaluation.gains import Gains
     from tools.evaluation.results import Result
     from tools.evaluation.targets import Target
@@ -18,6 +21,10 @@ __all__ = ["group"]
 @click.group()
 def group() -> None:
     """Evaluate a model per language."""
+
+
+for _command in (fetch, check, list_benchmarks, prompts):
+    group.add_command(_command)
 
 
 @group.command()
@@ -39,8 +46,10 @@ def group() -> None:
     help="Languages that the base was pre-trained on, one code a line; default `languages.json` in its folder.",
 )
 @click.option("--kinds", help="Kinds of text, comma separated, e.g. monolingual,parallel; default all.")
-@click.option("--languages", help="Languages or pairs, comma separated; default all.")
-@click.option("--limit", type=click.IntRange(min=1), help="Documents a language, at most; default all.")
+@click.option("--languages", help="Languages or pairs, comma separated; default all, or the tier's.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Documents or items a language, at most; default all."
+)
 @click.option(
     "--window",
     type=click.IntRange(min=1),
@@ -58,6 +67,7 @@ def group() -> None:
     type=click.Path(path_type=Path),
     help="Folder of the results; default RUN/evaluation, or evaluation/<name> here for a model folder.",
 )
+@benchmark_options
 @click.option(
     "--rows",
     type=click.IntRange(min=0),
@@ -86,34 +96,129 @@ def run(
     rows: int,
     dry_run: bool,
     as_json: bool,
+    **benchmark: Any,
 ) -> None:
-    """Bits per byte on held-out text, per language.
+    """Bits per byte on held-out text, or benchmarks, per language.
 
     RUN_OR_FOLDER is a run with an export in `hf/`, or a folder with a Hugging Face model. Finished languages are kept:
     a run that died goes on where it stopped. Writes results.parquet and results.csv (long format), and with --base
     gains.json; prints a table.
 
+    With --tier or --benchmarks the benchmarks are run instead of the held-out text; name `heldout` among them to have
+    both. Their data come from --mirror (see `emma evaluate fetch`), else from the hub.
+
     \b
     emma evaluate run demo --base demo/base
     emma evaluate run exports/llama --text corpus --languages swh_Latn,yor_Latn
+    emma evaluate run exports/llama --tier core --mirror benchmarks --base models/llama3
+    emma evaluate run exports/llama --benchmarks belebele,flores200_eng_x --mirror benchmarks --shard 3/64
     """
-    from recipes.errors import UserError
-    from tools.evaluation.heldout import find_heldout
-    from tools.evaluation.targets import default_window, resolve_target
+    from tools.commands.evaluate_benchmarks import make_request
+    from tools.evaluation.targets import resolve_target
 
     target = resolve_target(run_or_folder, step)
+    base_target = resolve_target(str(base)) if base else None
+    if output is None:
+        output = target.run / "evaluation" if target.run else Path("evaluation") / target.model
+    request = make_request(_names(languages), limit, device, dtype, **benchmark)
+    if request is not None:
+        _run_benchmarks(request, target, base_target, output, rows, dry_run, as_json)
+        if "heldout" not in request.benchmarks:
+            return
+    _run_heldout(
+        target,
+        base_target,
+        output,
+        text=text,
+        seen=seen,
+        kinds=_names(kinds),
+        languages=_names(languages),
+        window=window,
+        rows=rows,
+        dry_run=dry_run,
+        as_json=as_json,
+        stride=stride,
+        score_end_of_text=end_of_text,
+        batch_tokens=batch_tokens,
+        device=device,
+        dtype=dtype,
+        limit=limit,
+    )
+
+
+def _run_benchmarks(
+    request: Request,
+    target: Target,
+    base: Target | None,
+    output: Path,
+    rows: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    from dataclasses import asdict
+
+    from tools.evaluation.benchmarks import cost
+    from tools.evaluation.benchmarks.command import notes, prepare, run_models
+    from tools.evaluation.benchmarks.tables import averages_table
+
+    prepared = prepare(request)
+    for note in notes(prepared):
+        click.echo(f"note: {note}", err=True)
+    targets = [(target, "trained"), *([(base, "base")] if base else [])]
+    costs = cost.estimate(prepared.runner(target, output), prepared.plan.share(request.shard))
+    if dry_run:
+        click.echo(
+            _json([asdict(row) for row in costs]) if as_json else cost.table(costs, request.model.backend)
+        )
+        return
+    hours = sum(row.hours for row in costs) * len(targets)
+    click.echo(
+        f"{sum(row.languages for row in costs):,} languages of {len(costs)} benchmarks, "
+        f"{sum(row.requests for row in costs):,} requests a model; at most {hours:.2f} hours of one H100 if nothing is "
+        "finished yet (--dry-run shows the parts)",
+        err=True,
+    )
+    outcome = run_models(prepared, targets, output)
+    if as_json:
+        click.echo(_json([asdict(row) for row in outcome.rows]))
+    elif outcome.rows:
+        names = [model.model for model, _ in targets]
+        click.echo(averages_table(outcome.rows, names, rows))
+    else:
+        click.echo(
+            f"{len(outcome.finished)} languages of this shard are finished; run the same without --shard to join them"
+        )
+
+
+def _run_heldout(
+    target: Target,
+    base_target: Target | None,
+    output: Path,
+    *,
+    text: Path | None,
+    seen: Path | None,
+    kinds: set[str] | None,
+    languages: set[str] | None,
+    window: int | None,
+    rows: int,
+    dry_run: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    from recipes.errors import UserError
+    from tools.evaluation.heldout import find_heldout
+    from tools.evaluation.targets import default_window
+
     if text is None:
         if target.recipe is None:
             raise UserError("--text is needed: a model folder does not name a corpus")
         text = Path(target.recipe.paths.corpus)
-    heldout = find_heldout(text, _names(kinds), _names(languages))
-    if output is None:
-        output = target.run / "evaluation" if target.run else Path("evaluation") / target.model
+    heldout = find_heldout(text, kinds, languages)
     if dry_run:
         plan = {
             "model": target.model,
             "folder": str(target.folder),
-            "base": str(base) if base else None,
+            "base": str(base_target.folder) if base_target else None,
             "text": str(text),
             "languages": len(heldout),
             "output": str(output),
@@ -122,24 +227,18 @@ def run(
         return
     from tools.evaluation.intrinsic import Settings, evaluate_model, publish
 
-    base_target = resolve_target(str(base)) if base else None
     folders = [target.folder, *([base_target.folder] if base_target else [])]
-    settings = Settings(
+    scoring = Settings(
         window or default_window(folders),
-        stride,
-        end_of_text,
-        batch_tokens,
-        device,
-        dtype,
-        limit,
-        target.recipe.data.pack if target.recipe else None,
+        pack=target.recipe.data.pack if target.recipe else None,
+        **settings,
     )
-    models = [(target, "trained", evaluate_model(target, heldout, output, settings))]
+    models = [(target, "trained", evaluate_model(target, heldout, output, scoring))]
     if base_target is None:
         table = publish(output, models)
         _print_scores(target, [row for row in table if row.model == target.model], rows, as_json)
         return
-    models.append((base_target, "base", evaluate_model(base_target, heldout, output, settings)))
+    models.append((base_target, "base", evaluate_model(base_target, heldout, output, scoring)))
     publish(output, models)
     gains = _gains(models, target, base_target, text, seen, output)
     _print_gains(gains, rows, as_json)

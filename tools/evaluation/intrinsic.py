@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.errors import UserError
-from recipes.files import read_json, write_json
 from tools.evaluation.heldout import Document, HeldOut, read_documents
 from tools.evaluation.journal import Journal, LanguageScores, text_sha256
-from tools.evaluation.results import Result, heldout_results, merge_results, read_results, write_results
+from tools.evaluation.publish import publish_rows
+from tools.evaluation.results import Result, heldout_results
 from tools.evaluation.stored import journal_of
 from tools.evaluation.targets import Target, fingerprint
 from tools.progress import progress
@@ -156,16 +155,8 @@ def publish(
     Returns:
         All rows of the tables, older ones of other models included.
     """
-    new = [row for target, _, scores in models for row in heldout_results(target.model, scores.values())]
-    rows = merge_results(read_results(output), new)
-    known = read_json(output / "models.json") if (output / "models.json").is_file() else {}
-    for target, role, scores in models:
-        known[target.model] = {
-            "role": role,
-            "folder": os.path.relpath(target.folder, output),
-            "step": target.step,
-            "sha256": next(iter(scores.values())).model_sha256,
-        }
-    write_results(output, rows)
-    write_json(output / "models.json", known)
-    return rows
+    return publish_rows(
+        output,
+        [row for target, _, scores in models for row in heldout_results(target.model, scores.values())],
+        [(target, role, next(iter(scores.values())).model_sha256) for target, role, scores in models],
+    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from io import StringIO
 from typing import Any
 
-__all__ = ["ENDINGS", "configured_files", "find_files"]
+__all__ = ["ENDINGS", "Listing", "configured_files", "find_files"]
 
 ENDINGS = (".parquet", ".jsonl", ".json", ".tsv", ".csv")
 """Endings of files that rows are read from."""
@@ -46,10 +48,36 @@ _WHOLE = (
 _ALIASES = {"validation": ("validation", "dev"), "dev": ("dev", "validation")}
 
 
-def find_files(names: Sequence[str], config: str | None, split: str) -> list[str]:
+class Listing:
+    """Paths in a folder, sorted, that patterns are matched with quickly however many there are."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = sorted(names)
+        self._known = frozenset(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._known
+
+    def match(self, pattern: str) -> list[str]:
+        """Paths that fit a pattern of `fnmatch`; `*` spans folders too."""
+        literal = next((n for n, letter in enumerate(pattern) if letter in "*?["), len(pattern))
+        if literal == len(pattern):
+            return [pattern] if pattern in self else []
+        begin = bisect.bisect_left(self.names, pattern[:literal])
+        end = bisect.bisect_right(self.names, pattern[:literal] + "\U0010ffff")
+        return [name for name in self.names[begin:end] if fnmatch.fnmatchcase(name, pattern)]
+
+
+def find_files(names: Listing, config: str | None, split: str) -> list[str]:
     """Files of `config` (None: of all) and `split` among a repository's paths, by the first layout that fits; sorted."""
     for pattern in _patterns(config, split):
-        if found := sorted(name for name in names if fnmatch.fnmatchcase(name, pattern)):
+        if found := names.match(pattern):
             return found
     return []
 
@@ -65,7 +93,7 @@ def _escape(layout: str, config: str, split: str) -> str:
     return layout.format(config=config.replace("[", "[[]"), split=split)
 
 
-def configured_files(readme: str, names: Sequence[str], config: str | None, split: str) -> list[str] | None:
+def configured_files(readme: str, names: Listing, config: str | None, split: str) -> list[str] | None:
     """Files that the front matter of a dataset's README gives for a configuration and split; None if it gives none.
 
     Args:
@@ -86,14 +114,13 @@ def configured_files(readme: str, names: Sequence[str], config: str | None, spli
             if wanted not in _ALIASES.get(split, (split,)) or paths is None:
                 continue
             patterns = [paths] if isinstance(paths, str) else list(paths)
-            found = sorted(
-                {name for name in names for pattern in patterns if fnmatch.fnmatchcase(name, pattern)}
-            )
+            found = sorted({name for pattern in patterns for name in names.match(pattern)})
             if found:
                 return found
     return None
 
 
+@functools.lru_cache(maxsize=32)
 def _front_matter(readme: str) -> dict[str, Any]:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError

@@ -13,15 +13,13 @@ import jinja2
 import orjson
 
 from recipes.errors import UserError
-from tools.evaluation.benchmarks.definitions import ENGLISH, Source
+from tools.evaluation.benchmarks.definitions import ENGLISH, Source, get_source
 from tools.evaluation.benchmarks.layout import configured_files, find_files
 from tools.evaluation.benchmarks.stores import Store
 
 __all__ = ["Row", "available", "files_of", "read_file", "read_rows"]
 
 type Row = dict[str, Any]
-
-_README = "README.md"
 
 
 def files_of(store: Store, source: Source, code: str, split: str) -> list[str]:
@@ -36,10 +34,9 @@ def files_of(store: Store, source: Source, code: str, split: str) -> list[str]:
     split = source.splits[split]
     names = store.names(source)
     if source.files:
-        known = set(names)
         for pattern in source.files:
             wanted = pattern.format(code=code, split=split)
-            if wanted in known:
+            if wanted in names:
                 return [wanted]
         return []
     configs: Sequence[str | None] = source.configs or (
@@ -47,10 +44,7 @@ def files_of(store: Store, source: Source, code: str, split: str) -> list[str]:
     )
     found: list[str] = []
     for config in configs:
-        listed = None
-        if _README in names:
-            readme = store.path(source, _README).read_text(encoding="utf-8", errors="replace")
-            listed = configured_files(readme, names, config, split)
+        listed = configured_files(store.readme(source), names, config, split)
         found += listed or find_files(names, config, split)
     return found
 
@@ -66,7 +60,7 @@ def available(store: Store, source: Source) -> dict[str, str]:
         files = files_of(store, source, "", "test")
         if not files:
             return {}
-        groups = _groups(tuple(store.path(source, name) for name in files), source)
+        groups = _groups(tuple(store.path(source, name) for name in files), source.name)
         return {code: files[0] for code in source.codes if code in groups}
     for code in source.codes:
         complete = [files_of(store, source, code, split) for split in source.splits]
@@ -93,7 +87,7 @@ def read_rows(store: Store, source: Source, code: str, split: str) -> list[Row]:
         )
     paths = tuple(store.path(source, name) for name in names)
     if source.whole:
-        rows = _groups(paths, source).get(code, [])
+        rows = _groups(paths, source.name).get(code, [])
         if not rows:
             raise UserError(f"{paths[0]}: no row of language {code} (by {source.key})")
         return rows
@@ -133,8 +127,9 @@ def _parallel(store: Store, source: Source, code: str, split: str) -> list[Row]:
 
 
 @functools.lru_cache(maxsize=4)
-def _groups(paths: tuple[Path, ...], source: Source) -> dict[str, list[Row]]:
-    """Rows of files that hold all languages, by language."""
+def _groups(paths: tuple[Path, ...], name: str) -> dict[str, list[Row]]:
+    """Rows of files that hold all languages of a source, by language."""
+    source = get_source(name)
     key = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False).from_string(source.key or "")
     groups: dict[str, list[Row]] = {}
     for path in paths:

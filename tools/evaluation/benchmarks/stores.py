@@ -8,6 +8,9 @@ from typing import Protocol
 
 from recipes.errors import UserError
 from tools.evaluation.benchmarks.definitions import Source
+from tools.evaluation.benchmarks.layout import Listing
+
+_README = "README.md"
 
 __all__ = ["HubStore", "Mirror", "Store", "open_store"]
 
@@ -15,8 +18,11 @@ __all__ = ["HubStore", "Mirror", "Store", "open_store"]
 class Store(Protocol):
     """Files of sources by their paths in the source's folder or repository."""
 
-    def names(self, source: Source) -> list[str]:
-        """Paths of all files of a source, sorted; empty where there are none."""
+    def names(self, source: Source) -> Listing:
+        """Paths of all files of a source; empty where there are none."""
+
+    def readme(self, source: Source) -> str:
+        """Text of a source's README.md; empty where there is none."""
 
     def path(self, source: Source, name: str) -> Path:
         """A file on this machine."""
@@ -44,18 +50,26 @@ class Mirror:
             raise UserError(
                 f"{root}: no such folder; fill one with `emma evaluate fetch {root}` where there is a network"
             )
-        self._names: dict[str, list[str]] = {}
+        self._names: dict[str, Listing] = {}
+        self._readmes: dict[str, str] = {}
 
-    def names(self, source: Source) -> list[str]:
+    def names(self, source: Source) -> Listing:
         if source.root not in self._names:
             folder = self.root / source.root
             paths = folder.rglob("*") if folder.is_dir() else ()
-            self._names[source.root] = sorted(
+            self._names[source.root] = Listing(
                 str(path.relative_to(folder))
                 for path in paths
                 if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
             )
         return self._names[source.root]
+
+    def readme(self, source: Source) -> str:
+        if source.root not in self._readmes:
+            path = self.path(source, _README)
+            text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+            self._readmes[source.root] = text
+        return self._readmes[source.root]
 
     def path(self, source: Source, name: str) -> Path:
         return self.root / source.root / name
@@ -71,20 +85,13 @@ class Mirror:
 class HubStore:
     """The Hugging Face hub, through huggingface_hub's own cache. Sources that are on no hub are not in it."""
 
-    def names(self, source: Source) -> list[str]:
-        return self._listing(source.repository, source.revision) if source.repository else []
+    def names(self, source: Source) -> Listing:
+        return _listing(source.repository, source.revision) if source.repository else Listing(())
 
-    @functools.cache  # noqa: B019 - one store a process
-    def _listing(self, repository: str, revision: str) -> list[str]:
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-        try:
-            return sorted(HfApi().list_repo_files(repository, repo_type="dataset", revision=revision))
-        except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-            raise UserError(
-                f"{repository}: the hub cannot be asked ({error}); give a mirror folder with --mirror"
-            ) from None
+    def readme(self, source: Source) -> str:
+        if _README not in self.names(source):
+            return ""
+        return self.path(source, _README).read_text(encoding="utf-8", errors="replace")
 
     def path(self, source: Source, name: str) -> Path:
         from huggingface_hub import hf_hub_download
@@ -106,6 +113,19 @@ class HubStore:
             if source.repository
             else "a mirror folder (--mirror)"
         )
+
+
+@functools.cache
+def _listing(repository: str, revision: str) -> Listing:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return Listing(HfApi().list_repo_files(repository, repo_type="dataset", revision=revision))
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise UserError(
+            f"{repository}: the hub cannot be asked ({error}); give a mirror folder with --mirror"
+        ) from None
 
 
 def open_store(mirror: Path | None) -> Store:

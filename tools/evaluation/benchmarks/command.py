@@ -1,0 +1,162 @@
+"""What `emma evaluate run --tier ...` does, from options to tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from recipes.errors import UserError
+from tools.evaluation.benchmarks.backends import ModelSettings
+from tools.evaluation.benchmarks.definitions import (
+    Tier,
+    benchmark_names,
+    get_benchmark,
+    get_tier,
+    resolve_names,
+    spbleu_model,
+)
+from tools.evaluation.benchmarks.metrics import NEEDS_SPBLEU, Resources, bertscore_folder
+from tools.evaluation.benchmarks.records import Finished
+from tools.evaluation.benchmarks.run import Runner, RunSettings
+from tools.evaluation.benchmarks.stores import Store, open_store
+from tools.evaluation.benchmarks.units import Plan, plan_units
+from tools.evaluation.publish import publish_rows
+from tools.evaluation.results import Result
+from tools.evaluation.targets import Target
+
+__all__ = ["HELDOUT", "Outcome", "Prepared", "Request", "notes", "parse_shots", "prepare", "run_models"]
+
+HELDOUT = "heldout"
+"""Name that stands for the held-out text among benchmarks."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for; see `emma evaluate run --help`."""
+
+    tier: str | None = None
+    benchmarks: tuple[str, ...] = ()
+    languages: frozenset[str] | None = None
+    mirror: Path | None = None
+    limit: int | None = None
+    shots: tuple[str, ...] = ()
+    skip_missing: bool = False
+    shard: tuple[int, int] | None = None
+    spbleu_path: Path | None = None
+    spbleu_other: bool = False
+    bertscore: Path | None = None
+    model: ModelSettings = field(default_factory=ModelSettings)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked request: data, units, settings, resources."""
+
+    request: Request
+    store: Store
+    plan: Plan
+    settings: RunSettings
+    resources: Resources
+
+    def runner(self, target: Target, output: Path) -> Runner:
+        """A runner of one model."""
+        return Runner(target, self.store, output, self.request.model, self.settings, self.resources)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Finished units and all rows of the table (none where a shard leaves that to a later run)."""
+
+    finished: list[Finished]
+    rows: list[Result]
+
+
+def prepare(request: Request) -> Prepared:
+    """Checks a request against the data.
+
+    Raises:
+        UserError: a name, an option or the data are wrong, or spBLEU's model is missing.
+    """
+    names = resolve_names([name for name in request.benchmarks if name != HELDOUT]) or benchmark_names()
+    tier = get_tier(request.tier) if request.tier else Tier(name="given")
+    store = open_store(request.mirror)
+    plan = plan_units(names, store, tier, request.languages, skip_missing=request.skip_missing)
+    settings = RunSettings(
+        limit=request.limit or tier.limit,
+        max_new_tokens=tier.max_new_tokens,
+        shots=parse_shots(request.shots),
+    )
+    return Prepared(request, store, plan, settings, _resources(request, store, plan))
+
+
+def parse_shots(values: Sequence[str]) -> dict[str, int]:
+    """`NAME=N` of --shots.
+
+    Raises:
+        UserError: another form, an unknown benchmark, or one without examples.
+    """
+    shots = {}
+    for value in values:
+        name, _, number = value.partition("=")
+        if not number.isdigit():
+            raise UserError(f"--shots {value}: wants BENCHMARK=N, e.g. mgsm_direct_emma=0")
+        for resolved in resolve_names([name]):
+            if int(number) and not get_benchmark(resolved).shot:
+                raise UserError(f"--shots {value}: {resolved} has no form of an example")
+            shots[resolved] = int(number)
+    return shots
+
+
+def _resources(request: Request, store: Store, plan: Plan) -> Resources:
+    metrics = {metric for unit in plan.units for metric in unit.benchmark.metrics}
+    tokenizer = None
+    if NEEDS_SPBLEU in metrics:
+        from tools.evaluation.benchmarks.translation import find_spbleu_model
+
+        known = spbleu_model()
+        mirrored = store.extra(known.file)
+        tokenizer = find_spbleu_model(known, request.spbleu_path, mirrored, allow_other=request.spbleu_other)
+    encoder = None
+    folder = bertscore_folder(request.bertscore)
+    if folder is not None and "bertscore" in metrics:
+        from tools.evaluation.benchmarks.similarity import BertScore
+
+        encoder = BertScore(folder, device=request.model.device or "cpu")
+    return Resources(tokenizer, encoder)
+
+
+def notes(prepared: Prepared) -> list[str]:
+    """What a user should know before a start."""
+    plan, resources = prepared.plan, prepared.resources
+    metrics = {metric for unit in plan.units for metric in unit.benchmark.metrics}
+    found = [f"no data for {line}" for line in plan.missing]
+    if resources.spbleu and not resources.spbleu.is_flores200:
+        found.append(
+            f"spbleu is computed with another sentencepiece model ({resources.spbleu.signature()}): it is not spBLEU"
+        )
+    if "bertscore" in metrics and resources.bertscore is None:
+        found.append("bertscore is left out: give its encoder's folder with --bertscore")
+    return found
+
+
+def run_models(prepared: Prepared, targets: Sequence[tuple[Target, str]], output: Path) -> Outcome:
+    """Runs the units (of a shard) for each model, and writes the tables unless only a shard was run.
+
+    Args:
+        prepared: the checked request.
+        targets: models and their roles.
+        output: evaluation folder.
+    """
+    finished: list[Finished] = []
+    rows: list[Result] = []
+    models = []
+    for target, role in targets:
+        runner = prepared.runner(target, output)
+        done = runner.run(prepared.plan.share(prepared.request.shard))
+        finished += done
+        rows += [row for unit in done for row in unit.results(target.model)]
+        models.append((target, role, runner.model_sha256))
+    if prepared.request.shard is not None:
+        return Outcome(finished, [])
+    return Outcome(finished, publish_rows(output, rows, models))

@@ -1,0 +1,328 @@
+"""A mirror folder of the benchmarks' data: filled where there is a network, checked where there is none."""
+
+from __future__ import annotations
+
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recipes.errors import UserError
+from recipes.files import atomic_write
+from recipes.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
+from tools.evaluation.benchmarks.definitions import Benchmark, Source, get_benchmark, spbleu_model
+from tools.evaluation.benchmarks.items import build_items
+from tools.evaluation.benchmarks.metrics import NEEDS_SPBLEU
+from tools.evaluation.benchmarks.rows import available, files_of
+from tools.evaluation.benchmarks.stores import HubStore, Mirror
+from tools.progress import progress
+
+__all__ = ["Checked", "Fetched", "check_mirror", "fetch_sources"]
+
+_README = "README.md"
+_STAGE = "evaluate-fetch"
+_CHUNK = 1 << 20
+_TIMEOUT = 60
+_FEW = 8
+
+
+@dataclass
+class Fetched:
+    """What was fetched (or would be), what has to be put there by hand, and what failed."""
+
+    folder: Path
+    files: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    by_hand: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    revisions: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "folder": str(self.folder),
+            "files": self.files,
+            "kept": self.kept,
+            "by_hand": self.by_hand,
+            "failed": self.failed,
+            "revisions": self.revisions,
+        }
+
+    def text(self) -> str:
+        """For people."""
+        lines = [f"{len(self.files):,} files fetched, {len(self.kept):,} were there"]
+        lines += [f"by hand: {line}" for line in self.by_hand]
+        lines += [f"failed: {line}" for line in self.failed]
+        return "\n".join(lines)
+
+
+@dataclass
+class Checked:
+    """What a mirror holds and what is wrong with it."""
+
+    folder: Path
+    languages: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "folder": str(self.folder),
+            "languages": self.languages,
+            "missing": self.missing,
+            "faults": self.faults,
+        }
+
+    def text(self) -> str:
+        """For people."""
+        lines = [f"{'benchmark':<26}{'languages':>10}{'missing':>9}"]
+        for name, count in self.languages.items():
+            lines.append(f"{name:<26}{count:>10,}{len(self.missing.get(name, ())):>9,}")
+        lines += [f"fault: {fault}" for fault in self.faults]
+        return "\n".join(lines)
+
+
+def _sources(names: Sequence[str]) -> list[Source]:
+    return list({get_benchmark(name).source: get_benchmark(name).data for name in names}.values())
+
+
+def fetch_sources(
+    folder: Path, names: Sequence[str], languages: Collection[str] | None, *, dry_run: bool = False
+) -> Fetched:
+    """Downloads the data of benchmarks into a mirror.
+
+    Args:
+        folder: the mirror; it is created.
+        names: benchmarks.
+        languages: codes of the sources; default all.
+        dry_run: download nothing.
+    """
+    report = Fetched(folder)
+    hub = HubStore()
+    known = _recorded(folder)
+    for source in _sources(names):
+        try:
+            if source.repository:
+                _fetch_repository(source, hub, folder, languages, known, report, dry_run)
+            elif source.archive:
+                _fetch_archive(source, folder, report, dry_run)
+            else:
+                report.by_hand.append(f"{source.name}: {source.obtain}")
+        except UserError as error:
+            hint = "; its terms have to be accepted on the hub first, and a token given (hf auth login)"
+            report.failed.append(f"{source.name}: {error}{hint if source.gated else ''}")
+    if any(NEEDS_SPBLEU in get_benchmark(name).metrics for name in names):
+        _fetch_spbleu(folder, report, dry_run)
+    if not dry_run:
+        _write_manifest(folder, report)
+    return report
+
+
+def _fetch_repository(
+    source: Source,
+    hub: HubStore,
+    folder: Path,
+    languages: Collection[str] | None,
+    known: dict[str, FileRecord],
+    report: Fetched,
+    dry_run: bool,
+) -> None:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    names = hub.names(source)
+    codes = (
+        [code for code in source.codes if languages is None or code in languages]
+        if not source.whole
+        else [""]
+    )
+    wanted = {
+        name for code in codes for split in source.splits for name in files_of(hub, source, code, split)
+    }
+    if not wanted:
+        raise UserError(
+            f"{source.repository}@{source.revision}: none of its {len(names)} files is in a known layout "
+            f"({', '.join(names[:_FEW])}, ...)"
+        )
+    if _README in names:
+        wanted.add(_README)
+    try:
+        commit = (
+            HfApi().dataset_info(source.repository or "", revision=source.revision).sha or source.revision
+        )
+        report.revisions[source.root] = commit
+        for name in progress(sorted(wanted), desc=source.root, unit="file"):
+            place = f"{source.root}/{name}"
+            if place in known and _unchanged(folder, known[place]):
+                report.kept.append(place)
+                continue
+            report.files.append(place)
+            if not dry_run:
+                hf_hub_download(
+                    source.repository or "",
+                    name,
+                    repo_type="dataset",
+                    revision=commit,
+                    local_dir=folder / source.root,
+                )
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(f"{source.repository}: {error}") from None
+
+
+def _fetch_archive(source: Source, folder: Path, report: Fetched, dry_run: bool) -> None:
+    if available(Mirror(folder), source) if folder.is_dir() else False:
+        report.kept.append(source.root)
+        return
+    report.files.append(source.root)
+    if dry_run:
+        return
+    archive = folder / f".{source.name}.tar.gz"
+    try:
+        _download(source.archive or "", archive)
+        with tarfile.open(archive) as tar:
+            members = [m for m in tar.getmembers() if m.name.removeprefix("./").startswith(f"{source.root}/")]
+            if not members:
+                raise UserError(f"{source.archive}: no folder {source.root} in it")
+            tar.extractall(folder, members=members, filter="data")
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(f"{source.archive}: {error}") from None
+    finally:
+        archive.unlink(missing_ok=True)
+
+
+def _fetch_spbleu(folder: Path, report: Fetched, dry_run: bool) -> None:
+    from recipes.files import sha256_file
+
+    model = spbleu_model()
+    path = folder / model.file
+    if path.is_file() and sha256_file(path) == model.sha256:
+        report.kept.append(model.file)
+        return
+    report.files.append(model.file)
+    if dry_run:
+        return
+    try:
+        _download(model.address, path)
+    except OSError as error:
+        report.failed.append(f"{model.file}: {model.address}: {error}")
+        return
+    if (found := sha256_file(path)) != model.sha256:
+        path.unlink()
+        report.failed.append(
+            f"{model.file}: {model.address} gave SHA-256 {found}, expected {model.sha256}; removed"
+        )
+
+
+def _download(address: str, path: Path) -> None:
+    """Streams an address into a file, atomically.
+
+    Raises:
+        OSError: it cannot be reached or read.
+    """
+    try:
+        with urllib.request.urlopen(address, timeout=_TIMEOUT) as stream, atomic_write(path) as handle:
+            while chunk := stream.read(_CHUNK):
+                handle.write(chunk)
+    except urllib.error.URLError as error:
+        raise OSError(f"cannot be downloaded ({error.reason})") from None
+
+
+def _recorded(folder: Path) -> dict[str, FileRecord]:
+    if not (folder / MANIFEST_NAME).is_file():
+        return {}
+    return {record.path: record for record in Manifest.read(folder).outputs}
+
+
+def _unchanged(folder: Path, record: FileRecord) -> bool:
+    path = folder / record.path
+    return path.is_file() and FileRecord.of(path, folder) == record
+
+
+def _write_manifest(folder: Path, report: Fetched) -> None:
+    """Records every file of the mirror, also those put there by hand."""
+    paths = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.name != MANIFEST_NAME
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    old = Manifest.read(folder).extra.get("revisions", {}) if (folder / MANIFEST_NAME).is_file() else {}
+    Manifest(
+        stage=_STAGE,
+        recipe_sha256="",
+        outputs=[FileRecord.of(path, folder) for path in progress(paths, desc="checksums", unit="file")],
+        counts={"files": len(paths), "fetched": len(report.files), "failed": len(report.failed)},
+        versions=package_versions(("emma-recipes", "huggingface_hub")),
+        started=now(),
+        extra={"revisions": {**old, **report.revisions}},
+    ).write(folder)
+
+
+def check_mirror(
+    folder: Path, names: Sequence[str], languages: Collection[str] | None, *, checksums: bool = False
+) -> Checked:
+    """Reads everything that a run would read, and makes its prompts.
+
+    Args:
+        folder: the mirror.
+        names: benchmarks.
+        languages: codes of the sources; default all.
+        checksums: compare files with the manifest.
+
+    Raises:
+        UserError: no such folder, or a checksum check without a manifest.
+    """
+    mirror = Mirror(folder)
+    report = Checked(folder)
+    for name in progress(list(names), desc="check", unit="benchmark"):
+        benchmark = get_benchmark(name)
+        wanted = [
+            label for label in benchmark.languages if languages is None or _asked(benchmark, label, languages)
+        ]
+        present = available(mirror, benchmark.data)
+        found = [label for label in wanted if benchmark.code(label) in present]
+        report.languages[name] = len(found)
+        if absent := [label for label in wanted if label not in set(found)]:
+            report.missing[name] = absent
+            report.faults.append(_absence(benchmark, absent, len(wanted), mirror))
+        report.faults += _schema_faults(benchmark, found, mirror)
+    if any(NEEDS_SPBLEU in get_benchmark(name).metrics for name in names):
+        report.faults += _spbleu_faults(mirror)
+    if checksums:
+        report.faults += Manifest.read(folder).check_outputs(folder, contents=True)
+    report.faults = list(dict.fromkeys(report.faults))
+    return report
+
+
+def _asked(benchmark: Benchmark, label: str, languages: Collection[str]) -> bool:
+    return label in languages or benchmark.code(label) in languages
+
+
+def _absence(benchmark: Benchmark, absent: Sequence[str], wanted: int, mirror: Mirror) -> str:
+    shown = ", ".join(absent[:_FEW]) + (", ..." if len(absent) > _FEW else "")
+    fix = benchmark.data.obtain or f"emma evaluate fetch {mirror.root} --benchmarks {benchmark.name}"
+    return f"{benchmark.name}: {len(absent)} of {wanted} languages are missing ({shown}); {fix}"
+
+
+def _schema_faults(benchmark: Benchmark, languages: Sequence[str], mirror: Mirror) -> Iterator[str]:
+    for language in languages:
+        try:
+            build_items(benchmark, language, mirror)
+        except UserError as error:
+            yield str(error)
+
+
+def _spbleu_faults(mirror: Mirror) -> Iterator[str]:
+    from recipes.files import sha256_file
+
+    model = spbleu_model()
+    path = mirror.extra(model.file)
+    if path is None:
+        yield f"{mirror.root / model.file}: missing, so spBLEU cannot be computed; get it from {model.address}"
+    elif (found := sha256_file(path)) != model.sha256:
+        yield f"{path}: SHA-256 {found}, expected {model.sha256}: not the FLORES-200 sentencepiece model"

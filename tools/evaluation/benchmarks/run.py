@@ -1,0 +1,316 @@
+"""Running units: items, model, scores, files; a finished unit is never run again."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from recipes.errors import UserError
+from recipes.files import read_json
+from recipes.manifest import now, package_versions
+from tools.evaluation.benchmarks.backends import ModelSettings, load_backend, shorten
+from tools.evaluation.benchmarks.definitions import Benchmark
+from tools.evaluation.benchmarks.items import Item, build_items, render
+from tools.evaluation.benchmarks.metrics import Resources
+from tools.evaluation.benchmarks.records import Finished, read_unit, unit_file, write_unit
+from tools.evaluation.benchmarks.scores import Response, Score
+from tools.evaluation.benchmarks.stores import Store
+from tools.evaluation.benchmarks.units import Unit
+from tools.evaluation.targets import Target, fingerprint
+from tools.progress import progress
+
+__all__ = ["RunSettings", "Runner"]
+
+_PACKAGES = (
+    "emma-recipes",
+    "lm-eval",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "vllm",
+    "sacrebleu",
+    "rouge-score",
+    "sentencepiece",
+    "nltk",
+)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What decides scores besides model, data and benchmark.
+
+    `limit` is items a language, `max_new_tokens` the most tokens of an answer (None: the benchmark's), `shots` worked
+    examples by benchmark where they are not the benchmark's.
+    """
+
+    limit: int | None = None
+    max_new_tokens: int | None = None
+    shots: Mapping[str, int] | None = None
+
+    def shots_of(self, benchmark: Benchmark) -> int:
+        """Worked examples of a benchmark."""
+        return (self.shots or {}).get(benchmark.name, benchmark.shots)
+
+
+class Runner:
+    """Runs units of one model.
+
+    Args:
+        target: the model.
+        store: where data are.
+        output: evaluation folder.
+        model_settings: backend and its settings.
+        settings: limits.
+        resources: models that metrics need.
+
+    Raises:
+        UserError: the model's config names no context length.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        store: Store,
+        output: Path,
+        model_settings: ModelSettings,
+        settings: RunSettings,
+        resources: Resources,
+    ) -> None:
+        self.target, self.store, self.output = target, store, output
+        self.model_settings, self.settings, self.resources = model_settings, settings, resources
+        longest = read_json(target.folder / "config.json").get("max_position_embeddings")
+        if not longest:
+            raise UserError(
+                f"{target.folder / 'config.json'}: no max_position_embeddings, so the window is unknown"
+            )
+        self.longest = int(longest)
+        self.window = model_settings.max_length or min(self.longest, 8192)
+        self.model_sha256 = fingerprint(target.folder)
+        self._model: Any = None
+
+    @property
+    def model(self) -> Any:
+        """The language model, loaded when the first unit needs it."""
+        if self._model is None:
+            self._model = load_backend(self.target.folder, self.model_settings, self.longest)
+        return self._model
+
+    def run(self, units: Sequence[Unit]) -> list[Finished]:
+        """Runs what is not finished, and returns all units asked for.
+
+        Raises:
+            UserError: data are missing or of another schema.
+        """
+        finished = []
+        with progress(total=len(units), desc=f"benchmarks {self.target.model}", unit="language") as bar:
+            for unit in units:
+                bar.set_postfix_str(unit.name)
+                finished.append(self.run_unit(unit))
+                bar.update()
+        return finished
+
+    def run_unit(self, unit: Unit) -> Finished:
+        """The finished unit: as it was found, or as it is run now."""
+        items = self.items(unit)
+        decided = self._decided(unit, items)
+        key = hashlib.sha256(orjson.dumps(decided, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        path = unit_file(self.output, self.target.model, unit.benchmark.name, unit.language)
+        found = read_unit(path)
+        if found is not None and found.key == key:
+            return found
+        started, clock = now(), time.monotonic()
+        fitted, shortened, cut = self._fit(unit, items)
+        responses, scores = self._evaluate(unit, fitted, int(decided["max_new_tokens"]))
+        details = {
+            "model": self.target.model,
+            "settings": decided,
+            "items": len(items),
+            "shortened": shortened,
+            "prompts_cut": cut,
+            "versions": package_versions(_PACKAGES),
+            "started": started,
+            "seconds": round(time.monotonic() - clock, 3),
+        }
+        unit_scores = {
+            name: {"value": score.value, "error": score.error, "n": score.n, "signature": score.signature}
+            for name, score in scores.items()
+        }
+        done = Finished(
+            unit.benchmark.name,
+            unit.language,
+            key,
+            self.model_sha256,
+            self._signature(unit, decided),
+            unit_scores,
+            details,
+        )
+        write_unit(path, done, _samples(fitted, responses, scores))
+        return done
+
+    def finished(self, units: Sequence[Unit]) -> list[Finished]:
+        """Units that are finished under any settings, without running anything."""
+        paths = [
+            unit_file(self.output, self.target.model, unit.benchmark.name, unit.language) for unit in units
+        ]
+        return [found for path in paths if (found := read_unit(path)) is not None]
+
+    def items(self, unit: Unit) -> list[Item]:
+        """Items of a unit."""
+        return build_items(
+            unit.benchmark,
+            unit.language,
+            self.store,
+            limit=self.settings.limit,
+            shots=self.settings.shots_of(unit.benchmark),
+        )
+
+    def new_tokens(self, benchmark: Benchmark) -> int:
+        """Most tokens of an answer: never more than half the window, so that a prompt has room."""
+        wanted = min(benchmark.max_new_tokens, self.settings.max_new_tokens or benchmark.max_new_tokens)
+        return max(1, min(wanted, self.window // 2))
+
+    def _decided(self, unit: Unit, items: Sequence[Item]) -> dict[str, Any]:
+        benchmark = unit.benchmark
+        prompts = hashlib.sha256()
+        for item in items:
+            prompts.update(orjson.dumps([item.prompt, item.choices, item.gold, item.reference]))
+        settings = self.model_settings
+        return {
+            "model_sha256": self.model_sha256,
+            "benchmark": benchmark.model_dump(mode="json"),
+            "language": unit.language,
+            "prompts_sha256": prompts.hexdigest(),
+            "shots": self.settings.shots_of(benchmark),
+            "limit": self.settings.limit,
+            "max_new_tokens": self.new_tokens(benchmark),
+            "window": self.window,
+            "backend": settings.backend,
+            "dtype": settings.dtype or self._default_dtype(),
+            "seed": settings.seed,
+            "spbleu_sha256": self.resources.spbleu.sha256
+            if self.resources.spbleu and "spbleu" in benchmark.metrics
+            else None,
+            "bertscore": self.resources.bertscore.signature
+            if self.resources.bertscore and "bertscore" in benchmark.metrics
+            else None,
+        }
+
+    def _default_dtype(self) -> str:
+        if self.model_settings.backend == "hf":
+            import torch
+
+            if (self.model_settings.device or "").startswith("cpu") or not torch.cuda.is_available():
+                return "float32"
+        return "auto"
+
+    def _signature(self, unit: Unit, decided: Mapping[str, Any]) -> str:
+        benchmark = unit.benchmark
+        parts = [f"shots:{decided['shots']}"]
+        if decided["limit"]:
+            parts.append(f"limit:{decided['limit']}")
+        if benchmark.kind == "choice":
+            parts.append(f"scoring:{benchmark.scoring}")
+        if benchmark.kind == "generation":
+            sampling = benchmark.sampling
+            how = f"t{sampling.temperature},p{sampling.top_p},seed{decided['seed']}" if sampling else "greedy"
+            parts += [f"decoding:{how}", f"max_new:{decided['max_new_tokens']}"]
+        versions = package_versions(("lm-eval",))
+        parts += [
+            f"window:{decided['window']}",
+            f"backend:{decided['backend']}",
+            f"dtype:{decided['dtype']}",
+            f"prompts:{decided['prompts_sha256'][:12]}",
+            f"lm-eval:{versions.get('lm-eval', '?')}",
+        ]
+        return "|".join(parts)
+
+    def _fit(self, unit: Unit, items: Sequence[Item]) -> tuple[list[Item], int, int]:
+        """Items whose prompts fit the window, where a benchmark names a field to shorten; and how many were shortened,
+        and how many prompts are longer than the window (lm-eval cuts those at their beginning)."""
+        benchmark = unit.benchmark
+        if benchmark.kind == "likelihood":
+            return list(items), 0, 0
+        room = self.window - (self.new_tokens(benchmark) if benchmark.kind == "generation" else 0) - 1
+        fitted, shortened, cut = [], 0, 0
+        for item in items:
+            over = len(self.model.tok_encode(item.prompt)) - room
+            shortened += over > 0 and benchmark.shorten is not None
+            # Joined pieces may have other tokens than the pieces had, so it is cut until it fits.
+            for _ in range(8):
+                if over <= 0 or benchmark.shorten is None:
+                    break
+                row = dict(item.row or {})
+                text = str(row[benchmark.shorten])
+                row[benchmark.shorten] = shorten(
+                    self.model, [text], [len(self.model.plain_ids(text)) - over]
+                )[0]
+                item = replace(
+                    render(benchmark, benchmark.code(unit.language), row, item.examples, item.index), row=row
+                )
+                over = len(self.model.tok_encode(item.prompt)) - room
+            cut += over > 0
+            fitted.append(item)
+        return fitted, shortened, cut
+
+    def _evaluate(
+        self, unit: Unit, items: Sequence[Item], max_new_tokens: int
+    ) -> tuple[list[Response], dict[str, Score]]:
+        import torch
+        from lm_eval.evaluator import evaluate
+
+        from tools.evaluation.benchmarks.tasks import BenchmarkTask
+
+        task = BenchmarkTask(unit.benchmark, unit.language, items, max_new_tokens, self.resources)
+        # Sampled answers of a unit are the same whatever ran before it.
+        seed = hashlib.sha256(f"{self.model_settings.seed}/{unit.name}".encode()).digest()
+        torch.manual_seed(int.from_bytes(seed[:7], "little"))
+        model = self.model
+        with _quiet():
+            evaluate(lm=model, task_dict={unit.name: task}, log_samples=False, bootstrap_iters=0)
+        return task.responses, task.scores
+
+
+def _quiet() -> Any:
+    """lm-eval's bars and notes of each unit would hide the run's own."""
+    import contextlib
+    import os
+    import sys
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+    @contextlib.contextmanager
+    def silenced() -> Iterator[None]:
+        # Its bars go to standard error, whatever they are told; errors still raise.
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
+            yield
+        sys.stderr.flush()
+
+    return silenced()
+
+
+def _samples(
+    items: Sequence[Item], responses: Sequence[Response], scores: Mapping[str, Score]
+) -> Iterator[dict[str, Any]]:
+    for number, (item, response) in enumerate(zip(items, responses, strict=True)):
+        given = {key: value for key, value in asdict(response).items() if value not in (None, (), 0)}
+        sample = {
+            "index": item.index,
+            "prompt": item.prompt,
+            "prompt_sha256": hashlib.sha256(item.prompt.encode()).hexdigest(),
+        }
+        if item.choices:
+            sample |= {"choices": item.choices, "gold": item.gold}
+        if item.reference is not None:
+            sample["reference"] = item.reference
+        sample |= {"output" if key == "text" else key: value for key, value in given.items()}
+        sample["scores"] = {
+            name: score.items[number] for name, score in scores.items() if len(score.items) == len(items)
+        }
+        yield sample

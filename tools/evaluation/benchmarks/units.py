@@ -1,0 +1,119 @@
+"""Which benchmarks are run in which languages: a unit is one benchmark in one language."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from recipes.errors import UserError
+from tools.evaluation.benchmarks.definitions import Benchmark, Tier, get_benchmark, language_order
+from tools.evaluation.benchmarks.rows import available
+from tools.evaluation.benchmarks.stores import HubStore, Store
+
+__all__ = ["Plan", "Unit", "plan_units"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One benchmark in one language (its code in results)."""
+
+    benchmark: Benchmark
+    language: str
+
+    @property
+    def name(self) -> str:
+        """`<benchmark>/<language>`."""
+        return f"{self.benchmark.name}/{self.language}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Units to run, in order; `missing` lists what was asked for and has no data."""
+
+    units: tuple[Unit, ...]
+    missing: tuple[str, ...] = ()
+
+    def share(self, shard: tuple[int, int] | None) -> tuple[Unit, ...]:
+        """Every n-th unit, beginning with i, of `shard` (i, n); all without one."""
+        return self.units if shard is None else self.units[shard[0] :: shard[1]]
+
+
+def plan_units(
+    names: Sequence[str],
+    store: Store,
+    tier: Tier,
+    languages: Collection[str] | None = None,
+    *,
+    skip_missing: bool = False,
+) -> Plan:
+    """Units of benchmarks, by a tier or for given languages.
+
+    Args:
+        names: benchmarks.
+        store: where the data are.
+        tier: how many languages.
+        languages: codes (or pairs) to take; default the tier's.
+        skip_missing: leave out languages without data instead of refusing, whatever the tier says.
+
+    Raises:
+        UserError: a language that no benchmark has; data are missing and may not be skipped; nothing is left.
+    """
+    skip = skip_missing or tier.missing == "skip"
+    benchmarks = [get_benchmark(name) for name in names]
+    if languages is not None:
+        known = {code for b in benchmarks for label in b.languages for code in (label, b.code(label))}
+        if unknown := sorted(set(languages) - known):
+            raise UserError(f"no language {', '.join(unknown)} in {', '.join(names)}")
+    units: list[Unit] = []
+    missing: list[str] = []
+    for benchmark in benchmarks:
+        present = _present(benchmark, store)
+        wanted = _wanted(benchmark, tier, languages, present if skip else None)
+        units += [Unit(benchmark, language) for language in wanted if language in present]
+        absent = [language for language in wanted if language not in present]
+        if not present and not wanted and languages is None:
+            absent = list(benchmark.languages)
+        if absent:
+            missing.append(_describe(benchmark, absent, store))
+    if missing and not skip:
+        raise UserError(
+            "data are missing:\n  "
+            + "\n  ".join(missing)
+            + "\nfetch them, or leave them out with --skip-missing"
+        )
+    if not units:
+        raise UserError("nothing to run: " + ("; ".join(missing) if missing else "no language was chosen"))
+    return Plan(tuple(units), tuple(missing))
+
+
+def _present(benchmark: Benchmark, store: Store) -> Collection[str]:
+    if isinstance(store, HubStore) and benchmark.data.repository:
+        # The hub has them all; asking for each would take an hour.
+        return benchmark.languages
+    return {benchmark.label(code): None for code in available(store, benchmark.data)}
+
+
+def _wanted(
+    benchmark: Benchmark, tier: Tier, languages: Collection[str] | None, present: Collection[str] | None
+) -> list[str]:
+    """Languages to run; with `present`, only those count when some are chosen."""
+    if languages is not None:
+        return [
+            label for label in benchmark.languages if label in languages or benchmark.code(label) in languages
+        ]
+    candidates = benchmark.languages if present is None else [n for n in benchmark.languages if n in present]
+    place = {code: number for number, code in enumerate(language_order())}
+    if tier.only:
+        return [label for label in candidates if benchmark.code(label) in place]
+    if tier.languages is None:
+        return list(benchmark.languages)
+    return sorted(candidates, key=lambda label: (place.get(benchmark.code(label), len(place)), label))[
+        : tier.languages
+    ]
+
+
+def _describe(benchmark: Benchmark, absent: Sequence[str], store: Store) -> str:
+    source = benchmark.data
+    shown = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+    how = f"; {source.obtain}" if source.obtain else ""
+    return f"{benchmark.name}: {shown} (looked in {store.describe(source)}{how})"
