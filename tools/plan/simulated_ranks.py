@@ -28,7 +28,9 @@ def main(folder: Path) -> int:
     import megatron_patches
 
     megatron_patches.apply()
-    import megatron.training  # noqa: F401  imported before the forks, which then need not
+    # Imported before the forks, which then need not.
+    import megatron.core.tokenizers.text
+    import megatron.training  # noqa: F401
 
     # The recipe was checked for its real cluster; here it stands for shapes on a machine that could not run it.
     recipe = Recipe.model_validate(compose_file(folder / "recipe.yaml").values)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from recipes.errors import CheckFailedError
 from recipes.load import load_recipe
 from recipes.schema import Recipe
 from tests.command_line import emma
+from tests.ranks import run_ranks
 from tests.small_recipe import write_small_run
 from tools.plan import simulate as module
+from tools.plan import simulated_ranks
 from tools.plan.simulate import Simulation, simulate
 
 SMALL_512 = [
@@ -41,9 +44,22 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return load_recipe(write_small_run(tmp_path_factory.mktemp("small")), SMALL_512)
 
 
+def simulate_in_a_rank(folder: str) -> None:
+    """In a forked rank: what the command starts as a process of its own."""
+    sys.exit(simulated_ranks.main(Path(folder)))
+
+
 @pytest.fixture(scope="module")
-def simulation(small: Recipe) -> Iterator[Simulation]:
-    yield simulate(small)
+def simulation(small: Recipe) -> Simulation:
+    """Without the seconds of importing Megatron; the slow test of 8B takes the command's own way."""
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        run_ranks(simulate_in_a_rank, 1, command[-1], patched=False)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.subprocess, "run", run)
+        return simulate(small)
 
 
 def test_megatron_builds_what_was_planned(simulation: Simulation) -> None:

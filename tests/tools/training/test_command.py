@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,15 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import emma
 from tests.tools.training.conftest import Small
 from tests.training_run import losses
+from tools.training.launch import _failure
 from tools.training.run_folder import RunFolder
 
 EMMA = [sys.executable, "-m", "tools.cli"]
-
-
-def emma(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*EMMA, *arguments], capture_output=True, text=True, cwd=cwd, timeout=600)
 
 
 def overrides(small: Small, name: str) -> list[str]:
@@ -28,33 +27,51 @@ def overrides(small: Small, name: str) -> list[str]:
     return [str(small.folder / "small.yaml"), f"name={name}", start]
 
 
+@pytest.mark.slow
 def test_stop_and_go_on(make_small: Callable[[int], Small]) -> None:
     """Two ranks over torchrun; SIGTERM to `emma train` saves and exits 0, and the same command goes on."""
     small = make_small(20)
     command = ["train", *overrides(small, "command"), "cluster.gpus_per_node=2", "parallelism.tensor=2"]
     run = RunFolder(small.folder / "runs" / "command")
-    log = small.folder / "first.log"
+    reached = stopped_by_sigterm(command, small.folder, run, 5)
+    assert 5 <= reached < 20
+    second = subprocess.run([*EMMA, *command], capture_output=True, text=True, cwd=small.folder, timeout=600)
+    assert second.returncode == 0, second.stderr
+    assert "finished at step 20" in second.stdout and sorted(losses(run)) == list(range(1, 21))
+
+
+def test_sigterm_to_the_command_saves_and_ends_well(make_small: Callable[[int], Small]) -> None:
+    """One rank over torchrun; the same command would go on, and where all steps are done there is nothing to do."""
+    small = make_small(10)
+    command = ["train", *overrides(small, "stopped"), "checkpoint.interval=1000"]
+    run = RunFolder(small.folder / "runs" / "stopped")
+    reached = stopped_by_sigterm(command, small.folder, run, 2)
+    again = emma(*command, "--dry-run")
+    if reached < 10:
+        assert again.code == 0 and f"goes on from step {reached}, to step 10" in again.out
+    else:
+        assert again.code == 0 and "nothing to do" in again.out
+
+
+def stopped_by_sigterm(command: list[str], folder: Path, run: RunFolder, step: int) -> int:
+    """Starts `emma` as a process, sends it SIGTERM at a step, and returns the step of the checkpoint it left."""
+    log = folder / f"{run.path.name}.log"
     with log.open("w") as output:
-        process = subprocess.Popen(
-            [*EMMA, *command], stdout=output, stderr=subprocess.STDOUT, cwd=small.folder
-        )
+        process = subprocess.Popen([*EMMA, *command], stdout=output, stderr=subprocess.STDOUT, cwd=folder)
         deadline = time.monotonic() + 240
-        while max(losses(run), default=0) < 5:
+        while max(losses(run), default=0) < step:
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 0, log.read_text()
     reached = run.latest_step()
-    assert 5 <= reached < 20
-    assert f"stopped at step {reached} of 20" in log.read_text()
+    assert "SIGTERM: the ranks save after this step and stop" in log.read_text()
+    assert f"stopped at step {reached} of " in log.read_text() or reached == 10
     assert not run.writer_file.exists()
-    second = emma(*command, cwd=small.folder)
-    assert second.returncode == 0, second.stderr
-    assert "finished at step 20" in second.stdout and sorted(losses(run)) == list(range(1, 21))
-    third = emma(*command, cwd=small.folder)
-    assert third.returncode == 0 and "nothing to do" in third.stdout
+    return reached
 
 
+@pytest.mark.slow
 def test_a_failing_rank_is_one_message(make_small: Callable[[int], Small]) -> None:
     """A damaged base fails in the ranks; the user sees why and where the logs are."""
     small = make_small(10)
@@ -65,25 +82,33 @@ def test_a_failing_rank_is_one_message(make_small: Callable[[int], Small]) -> No
     content[:4096] = os.urandom(4096)
     shard.write_bytes(content)
     name, run_file = "damaged", str(small.folder / "small.yaml")
-    result = emma(
-        "train",
-        run_file,
-        f"name={name}",
-        f"start={{mode: weights, checkpoint: '{damaged}'}}",
-        cwd=small.folder,
-    )
-    assert result.returncode == 1
-    assert "error: training failed" in result.stderr and "End of" in result.stderr
+    result = emma("train", run_file, f"name={name}", f"start={{mode: weights, checkpoint: '{damaged}'}}")
+    assert result.code == 1
+    assert "error: training failed" in result.err and "End of" in result.err
     assert not (small.folder / "runs" / name / "writer.json").exists()
+
+
+def test_the_end_of_the_log_that_tells_most_is_shown(tmp_path: Path) -> None:
+    """A rank that lost its peer only reports the connection; the one that failed says why."""
+    for rank, text in enumerate(
+        ["RuntimeError: Connection closed by peer\n", "loading\nValueError: shard 3 is damaged\n", "fine\n"]
+    ):
+        (tmp_path / str(rank)).mkdir()
+        (tmp_path / str(rank) / "stderr.log").write_text(text)
+    said = _failure(tmp_path)
+    assert said.startswith(f"End of {tmp_path}/1/stderr.log:") and "ValueError: shard 3 is damaged" in said
+    for rank in range(3):
+        (tmp_path / str(rank) / "stderr.log").write_text("")
+    assert _failure(tmp_path) == f"The ranks left no error message; their output is in {tmp_path}"
 
 
 def test_print_command_and_dry_run_start_nothing(make_small: Callable[[int], Small]) -> None:
     small = make_small(10)
-    shown = emma("train", *overrides(small, "shown"), "--print-command", cwd=small.folder)
-    assert shown.returncode == 0, shown.stderr
-    assert "torch.distributed.run" in shown.stdout and "--num-layers" in shown.stdout
-    dry = emma("train", *overrides(small, "shown"), "--dry-run", cwd=small.folder)
-    assert dry.returncode == 0 and "80 samples of 32 tokens" in dry.stdout
+    shown = emma("train", *overrides(small, "shown"), "--print-command")
+    assert shown.code == 0, shown.err
+    assert "torch.distributed.run" in shown.out and "--num-layers" in shown.out
+    dry = emma("train", *overrides(small, "shown"), "--dry-run")
+    assert dry.code == 0 and "80 samples of 32 tokens" in dry.out
     assert not (small.folder / "runs" / "shown").exists()
 
 
@@ -94,17 +119,16 @@ def test_print_command_and_dry_run_start_nothing(make_small: Callable[[int], Sma
         ("batch.sequence_length=64", "64, but .* was built for 32"),
         ("validation.groups=[nowhere]", "`nowhere` is no group"),
         ("data.name=other", "the mix does not exist. Fix: `emma mix build"),
+        ("logging.wandb_offline=true", "wandb_offline does nothing without wandb_project"),
         ("start={mode: weights, checkpoint: nowhere}", "start.checkpoint: nowhere does not exist"),
     ],
 )
 def test_a_run_that_cannot_work_is_refused_before_ranks_start(
     override: str, message: str, make_small: Callable[[int], Small]
 ) -> None:
-    import re
-
     small = make_small(10)
-    result = emma("train", *overrides(small, "refused"), override, cwd=small.folder)
-    assert result.returncode == 2 and result.stderr.startswith("error: ")
-    assert re.search(message, result.stderr), result.stderr
-    assert "Traceback" not in result.stderr
+    result = emma("train", *overrides(small, "refused"), override)
+    assert result.code == 2 and result.err.startswith("error: ")
+    assert re.search(message, result.err), result.err
+    assert "Traceback" not in result.err
     assert not (small.folder / "runs" / "refused" / "checkpoints").exists()
