@@ -117,11 +117,11 @@ def test_ranks_of_a_lost_node_that_live_on_write_no_more(
 def test_a_node_that_fails_the_preflight_is_named_and_training_goes_on_elsewhere(
     make: MakeRun, slurm: TwoNodes, tmp_path: Path
 ) -> None:
-    # The node that comes first shows its tasks a temporary folder that does not exist.
+    # The node that comes first shows its tasks a temporary folder in which nobody can write.
     prolog, ill = tmp_path / "prolog.sh", tmp_path / "ill"
     prolog.write_text(
         f'#!/bin/bash\n[[ -s {ill} ]] || echo "$SLURMD_NODENAME" >{ill}\n'
-        f'[[ $(cat {ill}) != "$SLURMD_NODENAME" ]] || echo "export TMPDIR={tmp_path}/nowhere"\n'
+        f'[[ $(cat {ill}) != "$SLURMD_NODENAME" ]] || echo "export TMPDIR=/proc"\n'
     )
     prolog.chmod(0o755)
     one_rank = "cluster={nodes: 1, gpus_per_node: 1, device: cpu}"
@@ -129,7 +129,7 @@ def test_a_node_that_fails_the_preflight_is_named_and_training_goes_on_elsewhere
     slurm.wait(lambda: len(run.launches()) == 2, "another job began", 180)
     (failed,) = run.events("preflight failed")
     bad = ill.read_text().strip()
-    assert failed["nodes"] == {bad: [f"{tmp_path}/nowhere: cannot be written: No such file or directory"]}
+    assert failed["nodes"] == {bad: ["/proc: cannot be written: No such file or directory"]}
     first, second = run.events("began")
     assert first["nodes"] == bad != second["nodes"] and first["job"] != second["job"]
     slurm.command("scancel", second["job"])
