@@ -216,22 +216,9 @@ class _Gigatoken:
         self._tokenizer = gigatoken.Tokenizer.from_json(content)
 
     def encode(self, texts: pa.Array) -> Encoded:
-        import awkward
-
-        # The Arrow buffers are handed over as they are; no Python string is made.
-        _, offsets, data = texts.buffers()
-        bounds = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-        characters = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
-        layout = awkward.contents.ListOffsetArray(
-            awkward.index.Index64(bounds),
-            awkward.contents.NumpyArray(characters, parameters={"__array__": "char"}),
-            parameters={"__array__": "string"},
-        )
+        # A call a text costs a microsecond; its call for batches would load `awkward`, which takes two seconds.
         with _engine_errors():
-            result = self._tokenizer.encode_batch(awkward.Array(layout), parallel=False).layout
-        starts = np.asarray(result.offsets.data, dtype=np.int64)
-        ids = np.asarray(result.content.data, dtype=np.uint32)
-        return Encoded(ids[starts[0] : starts[-1]], starts - starts[0])
+            return _joined([self._tokenizer.encode(text) for text in texts.to_pylist()])
 
 
 class _Fastokens:
@@ -254,9 +241,14 @@ class _Reference:
 
     def encode(self, texts: pa.Array) -> Encoded:
         encodings = self._tokenizer.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
-        arrays = [np.array(encoding.ids, np.uint32) for encoding in encodings]
-        offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in arrays])]).astype(np.int64)
-        return Encoded(np.concatenate(arrays) if arrays else np.empty(0, np.uint32), offsets)
+        return _joined([np.array(encoding.ids, np.uint32) for encoding in encodings])
+
+
+def _joined(documents: Sequence[np.ndarray]) -> Encoded:
+    """One batch of the ids of its documents."""
+    offsets = np.zeros(len(documents) + 1, np.int64)
+    np.cumsum([len(ids) for ids in documents], out=offsets[1:])
+    return Encoded(np.concatenate(documents) if documents else np.empty(0, np.uint32), offsets)
 
 
 _CLASSES: Mapping[EngineName, type[_Gigatoken] | type[_Fastokens] | type[_Reference]] = {
@@ -401,14 +393,18 @@ class Encoder:
 
 
 GATE_BYTES = 8 << 10
-"""Text of a language that the gate compares, at most (one document at least)."""
+"""UTF-8 text of a language that the gate compares, at most."""
 
 
 def gate_sample(texts: pa.Array, documents: int) -> pa.Array:
-    """The first documents, at most `documents` of them and 8 KiB."""
+    """The first documents, at most `documents` of them and 8 KiB; of a longer first one its beginning."""
     sample = texts[:documents]
     sizes = np.cumsum(pc.binary_length(sample).to_numpy(zero_copy_only=False))
-    return sample[: max(1, int(np.searchsorted(sizes, GATE_BYTES, side="right")))]
+    count = int(np.searchsorted(sizes, GATE_BYTES, side="right"))
+    if count == 0 and len(sample):
+        beginning = sample[0].as_py().encode()[:GATE_BYTES].decode(errors="ignore")
+        return pa.array([beginning], sample.type)
+    return sample[:count]
 
 
 def _interleave(parts: Mapping[bool, Encoded], which: Sequence[bool] | np.ndarray) -> Encoded:

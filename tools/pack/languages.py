@@ -6,7 +6,6 @@ import functools
 import re
 
 from recipes.errors import UserError
-from tools.corpus.languages import language_name
 
 __all__ = ["pair_labels", "split_pair"]
 
@@ -18,6 +17,9 @@ def pair_labels(source: str, target: str) -> tuple[str, str]:
     Names lose ISO 639-3's remarks in brackets; where both sides would be called the same, scripts are appended
     (`Serbian (Cyrl)`, `Serbian (Latn)`). Codes without a name in ISO 639-3 stay codes.
     """
+    # The tables take a second to load, and only pairs need them.
+    from tools.corpus.languages import language_name
+
     names = [re.sub(r" \([^)]*\)$", "", language_name(code)) for code in (source, target)]
     if names[0] == names[1]:
         scripts = [code.partition("_")[2] for code in (source, target)]

@@ -49,14 +49,17 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def process_pool(workers: int) -> Iterator[Executor]:
-    """Processes that start afresh (tokenizer engines hold thread pools, which don't survive a fork)."""
+    """Processes forked from one that has imported what packing needs and done nothing yet (tokenizer engines hold thread
+    pools, which don't survive a fork)."""
     if workers == 1:
         yield _ThisProcess()
         return
     previous = os.environ.get("RAYON_NUM_THREADS")
     # One thread a process: the processes share the cores already.
     os.environ["RAYON_NUM_THREADS"] = "1"
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["tools.pack.run", "tools.pack.verify"])
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
         yield pool
     finally:
