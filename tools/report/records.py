@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from recipes.errors import UserError
 from recipes.files import read_json
 from tools.evaluation.results import Result, read_results
 from tools.evaluation.stored import EvaluatedModel, evaluated_models
 from tools.evaluation.targets import exported_steps, resolve_run
 from tools.training.metrics import read_metrics
+from tools.training.safety import recorded_skips
 
 if TYPE_CHECKING:
     from recipes.schema import Recipe
@@ -53,6 +56,8 @@ class RunRecord:
     gains: dict[str, Any] | None = None
     exports: list[int] = field(default_factory=list)
     parity: dict[str, Any] | None = None
+    alerts: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -110,11 +115,22 @@ def read_run(run: str | Path) -> RunRecord:
         _json(evaluation / "gains.json"),
         exports,
         _json(parity_file(folder, with_parity[-1])) if with_parity else None,
+        _lines(folder / "alerts.jsonl"),
+        recorded_skips(folder / "skipped.json"),
     )
 
 
 def _json(path: Path) -> Any:
     return read_json(path) if path.is_file() else None
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a jsonl file that is only appended to; a last line without its end is still being written."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    try:
+        return [orjson.loads(line) for line in lines if line.endswith(b"\n")]
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"{path}: a line is not valid JSON ({error}). Fix: remove the line") from None
 
 
 def read_mix_parts(path: Path) -> list[MixPart]:

@@ -112,6 +112,19 @@ def test_page_of_a_finished_run(tmp_path: Path) -> None:
     assert "not yet" not in page.text.lower()
 
 
+def test_alerts_and_skipped_steps_mark_the_page(tmp_path: Path) -> None:
+    recipe = write_run(tmp_path)
+    alert = {"step": 80, "group": "language-eng_Latn", "rise": 0.0712, "above": 0.05, "since": 0}
+    (recipe.run_folder / "alerts.jsonl").write_text(json.dumps(alert) + "\n{half")
+    skipped = {
+        "steps": [{"step": 41, "reason": "the gradient norm is nan", "launch": 1, "time": "2026-01-01"}]
+    }
+    (recipe.run_folder / "skipped.json").write_text(json.dumps(skipped))
+    page = read_page(Path(json.loads(report("run", recipe.run_folder, "--json").stdout)["page"]))
+    assert "Step 80: language-eng_Latn is 0.0712 nats a token worse than at step 0" in page.text
+    assert "Step 41 was undone and its batch skipped: the gradient norm is nan." in page.text
+
+
 def test_parts_that_are_not_there_are_said_to_be_absent(tmp_path: Path) -> None:
     recipe = sample_recipe(tmp_path)
     write_start(recipe)
