@@ -94,6 +94,11 @@ class RealRun:
         """Slurm's state of a job, by default of the last one submitted."""
         return self._shown("JobState", job)
 
+    def waits_for(self, job: int) -> str:
+        """What a job waits for besides its turn, as Slurm writes it."""
+        conditions = self._shown("Dependency", job).replace("(unfulfilled)", "").split(",")
+        return ",".join(sorted(set(conditions) - {"singleton"}))
+
     def limit_time(self, seconds: int) -> None:
         """Moves the time limit of the job that runs close: to between `seconds` and a minute more from now. Slurm's
         limits are whole minutes."""

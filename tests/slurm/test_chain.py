@@ -16,6 +16,7 @@ from tests.slurm.two_nodes import TwoNodes
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2400)]
 
 STEPS = 20
+TRIAL_STEPS = 8
 CLUSTER = "cluster={nodes: 2, gpus_per_node: 1, device: cpu, launcher: srun}"
 
 
@@ -105,7 +106,8 @@ def test_a_sweep_is_killed_resumed_and_names_the_best(slurm: TwoNodes, tmp_path:
                 "signal_seconds": 60,
                 "preflight": False,
             },
-            "checkpoint.interval": 5,
+            "schedule.steps": TRIAL_STEPS,
+            "checkpoint.interval": 4,
             "batch.global": GLOBAL_BATCH,
         },
         "parameters": {
@@ -122,7 +124,7 @@ def test_a_sweep_is_killed_resumed_and_names_the_best(slurm: TwoNodes, tmp_path:
     said = emma(slurm, tmp_path, "slurm", "sweep", "search.yaml")
     assert "6 to submit, 2 at a time" in said
     folder = tmp_path / "runs" / "search"
-    trials = [RealRun(slurm, folder.parent, f"search/trial-{number:04d}") for number in range(6)]
+    trials = [RealRun(slurm, tmp_path, f"search/trial-{number:04d}") for number in range(6)]
     most = 0
 
     def running() -> int:
@@ -131,7 +133,7 @@ def test_a_sweep_is_killed_resumed_and_names_the_best(slurm: TwoNodes, tmp_path:
     def finished() -> int:
         nonlocal most
         most = max(most, running())
-        return sum(len(trial.losses()) == STEPS for trial in trials)
+        return sum(len(trial.losses()) == TRIAL_STEPS for trial in trials)
 
     slurm.wait(lambda: finished() >= 2, "two trials are done", 1200)
     slurm.cancel_all()
@@ -139,7 +141,7 @@ def test_a_sweep_is_killed_resumed_and_names_the_best(slurm: TwoNodes, tmp_path:
     done = {
         n: (folder / f"trial-{n:04d}" / "metrics.jsonl").stat().st_mtime
         for n in range(6)
-        if len(trials[n].losses()) == STEPS
+        if len(trials[n].losses()) == TRIAL_STEPS
     }
     said = emma(slurm, tmp_path, "slurm", "sweep", "search.yaml")
     assert "in the queue" in said

@@ -31,9 +31,9 @@ def make(tmp_path_factory: pytest.TempPathFactory, slurm: TwoNodes) -> Iterator[
     """Submits a run under a name; all share a mix."""
     folder = tmp_path_factory.mktemp("training")
 
-    def submit(name: str, cluster: str, *arguments: str) -> RealRun:
+    def submit(name: str, cluster: str, *arguments: str, last: str = "train") -> RealRun:
         run = make_run(folder, name, STEPS, slurm)
-        run.submit(cluster, "--only", "train", *LAYOUT, *arguments)
+        run.submit(cluster, "--from", "train", "--to", last, *LAYOUT, *arguments)
         return run
 
     yield submit
@@ -125,14 +125,17 @@ def test_a_node_that_fails_the_preflight_is_named_and_training_goes_on_elsewhere
     )
     prolog.chmod(0o755)
     one_rank = "cluster={nodes: 1, gpus_per_node: 1, device: cpu}"
-    run = make("ill", one_rank, f"cluster.slurm.srun=['--task-prolog={prolog}']")
+    run = make("ill", one_rank, f"cluster.slurm.srun=['--task-prolog={prolog}']", last="convert")
     slurm.wait(lambda: len(run.launches()) == 2, "another job began", 180)
     (failed,) = run.events("preflight failed")
     bad = ill.read_text().strip()
     assert failed["nodes"] == {bad: ["/proc: cannot be written: No such file or directory"]}
     first, second = run.events("began")
     assert first["nodes"] == bad != second["nodes"] and first["job"] != second["job"]
-    slurm.command("scancel", second["job"])
+    assert run.waits_for(run.jobs("convert")[0]) == f"afterok:{second['job']}", (
+        "convert waits for the new job"
+    )
+    slurm.cancel_all()
     log = run.folder / "logs" / "slurm" / f"train-{first['job']}.log"
     assert f"preflight failed on {bad}" in log.read_text()
 
