@@ -137,8 +137,13 @@ def _lm_eval_tasks(root: Path, items: int) -> None:
             for n in range(items)
         ]
         write_jsonl(root / "facebook" / "belebele" / "data" / f"{code}.jsonl", rows)
-        configs.append(f"- config_name: {code}\n  data_files:\n  - split: test\n    path: data/{code}.jsonl\n")
-    _write(root / "facebook" / "belebele" / "README.md", "---\nconfigs:\n" + "".join(configs) + "---\n# Belebele\n")
+        configs.append(
+            f"- config_name: {code}\n  data_files:\n  - split: test\n    path: data/{code}.jsonl\n"
+        )
+    _write(
+        root / "facebook" / "belebele" / "README.md",
+        "---\nconfigs:\n" + "".join(configs) + "---\n# Belebele\n",
+    )
     for code in ("hi", "zh", "vi"):
         shown = code if code in SHORT else "en"
         rows = [
@@ -182,7 +187,11 @@ def _flores(root: Path, items: int) -> None:
 
 
 def _summaries(root: Path, items: int) -> None:
-    for code, config in (("eng_Latn", "english"), ("swh_Latn", "swahili"), ("zho_Hans", "chinese_simplified")):
+    for code, config in (
+        ("eng_Latn", "english"),
+        ("swh_Latn", "swahili"),
+        ("zho_Hans", "chinese_simplified"),
+    ):
         rows = [
             {
                 "id": str(n),
@@ -211,7 +220,10 @@ def _summaries(root: Path, items: int) -> None:
 
 
 def _open_ended(root: Path, items: int) -> None:
-    for config, codes in (("aya_human_annotated", ("tur", "yor")), ("dolly_machine_translated", ("tur", "fra", "hin"))):
+    for config, codes in (
+        ("aya_human_annotated", ("tur", "yor")),
+        ("dolly_machine_translated", ("tur", "fra", "hin")),
+    ):
         rows = [
             {
                 "id": n,
