@@ -28,6 +28,8 @@ class Course:
 
     starts: list[float] = field(default_factory=list)
     """Time at the start of each step in s."""
+    processor: list[float] = field(default_factory=list)
+    """Processor time of the rank, all its threads, at the start of each step in s."""
     losses: list[float] = field(default_factory=list)
     """Loss of each step in nats a token."""
     memory_gib: float = 0.0
@@ -35,7 +37,15 @@ class Course:
 
     def seconds_per_step(self, warm: int) -> float:
         """Median time between the starts of steps, without the first `warm`."""
-        return statistics.median(after - before for before, after in itertools.pairwise(self.starts[warm:]))
+        return _median_gap(self.starts[warm:])
+
+    def processor_seconds_per_step(self, warm: int) -> float:
+        """The same in processor time, which other programs on the machine hardly change."""
+        return _median_gap(self.processor[warm:])
+
+
+def _median_gap(times: Sequence[float]) -> float:
+    return statistics.median(after - before for before, after in itertools.pairwise(times))
 
 
 def timed() -> Course:
@@ -47,6 +57,7 @@ def timed() -> Course:
 
     def marked(*args: Any, **named: Any) -> Any:
         course.starts.append(time.perf_counter())
+        course.processor.append(time.process_time())
         result = step(*args, **named)
         for value in result[0].values():
             # Reading the value waits for the step, as Megatron's log does right after.

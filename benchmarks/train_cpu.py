@@ -5,7 +5,8 @@
 Both sides train the same model on the same documents in one forked rank each, in turn: ours is the trainer as `emma
 train` starts it; Megatron's is `pretrain` with the flags of the recipe and nothing of ours (benchmarks/megatron_loop.py).
 Each pair gives the ratio of their times a step (from the third step on, saving and validation off); the interval is a
-bootstrap over pairs. The last line is JSON.
+bootstrap over pairs. The same in processor time tells what of it is work, on a machine that does other things too. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -38,21 +39,21 @@ def ours(folder: str) -> Course:
     return course
 
 
-def measure_pair(recipe: Recipe, folder: Path, pair: int, eos: int) -> tuple[float, float]:
-    """Seconds a step of ours and of Megatron's, in an order that alternates with the pair."""
+def measure_pair(recipe: Recipe, folder: Path, pair: int, eos: int) -> tuple[Course, Course]:
+    """A run of ours and one of Megatron's, in an order that alternates with the pair."""
     environment = rank_environment(recipe)
     run = RunFolder(recipe.run_folder)
     flags = megatron_arguments(recipe, LoadPlan("scratch"), eos, folder / f"peer-{pair}", None)
     prefix = str(next((recipe.mix_folder / "train").glob("*.idx")).with_suffix(""))
 
-    def run_ours() -> float:
+    def run_ours() -> Course:
         run.prepare(recipe, take_over=True)
         (course,) = run_ranks(ours, 1, str(run.path), env=environment, timeout=600)
-        return float(course.seconds_per_step(WARM))
+        return course  # type: ignore[no-any-return]
 
-    def run_peer() -> float:
+    def run_peer() -> Course:
         (course,) = run_ranks(train_megatron, 1, flags, prefix, env=environment, timeout=600)
-        return float(course.seconds_per_step(WARM))
+        return course  # type: ignore[no-any-return]
 
     if pair % 2:
         peer = run_peer()
@@ -83,16 +84,22 @@ def main() -> None:
             "checkpoint.interval=100000",
             "validation={groups: [], at_start: false}",
         ]
-        pairs = []
+        pairs: list[tuple[float, float]] = []
+        processor: list[tuple[float, float]] = []
         for number in range(options.pairs):
             recipe = load_recipe(str(path), [*overrides, f"name=ours-{number}"])
-            own, peer = measure_pair(recipe, folder, number, mix.end_id)
+            courses = measure_pair(recipe, folder, number, mix.end_id)
+            own, peer = (course.seconds_per_step(WARM) for course in courses)
+            own_cpu, peer_cpu = (course.processor_seconds_per_step(WARM) for course in courses)
             pairs.append((own, peer))
+            processor.append((own_cpu, peer_cpu))
             print(
-                f"pair {number + 1}: ours {own * 1e3:.1f} ms a step, Megatron's {peer * 1e3:.1f} ms, ratio {own / peer:.4f}",
+                f"pair {number + 1}: ours {own * 1e3:.1f} ms a step, Megatron's {peer * 1e3:.1f} ms, ratio {own / peer:.4f}; "
+                f"processor time {own_cpu * 1e3:.1f} and {peer_cpu * 1e3:.1f} ms, ratio {own_cpu / peer_cpu:.4f}",
                 flush=True,
             )
-    result = {**overhead(pairs), "pairs": options.pairs, "steps": options.steps}
+    cpu = {f"processor_{name}": value for name, value in overhead(processor).items()}
+    result = {**overhead(pairs), **cpu, "pairs": options.pairs, "steps": options.steps}
     print(json.dumps({key: round(value, 3) for key, value in result.items()}))
 
 

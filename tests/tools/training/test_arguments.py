@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from recipes.errors import RecipeError
+from recipes.load import load_recipe
 from recipes.schema import Recipe
 from tests.ranks import run_ranks
 from tests.small_recipe import small_recipe
@@ -87,8 +88,28 @@ def test_megatron_reads_every_value(tmp_path: Path) -> None:
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
     }
-    results = run_ranks(parsed, 4, arguments(recipe), list(want), timeout=120)
+    # One of four ranks is enough: they parse the same.
+    results = run_ranks(parsed, 1, arguments(recipe), list(want), timeout=120, env={"WORLD_SIZE": "4"})
     assert results[0] == want
+
+
+def test_16_bit_states_and_saving_in_the_background_reach_megatron() -> None:
+    recipe = load_recipe("emma_llama3_8b_bi", ["layout=h200_1_bf16", "checkpoint.asynchronous=true"])
+    want = {
+        "use_precision_aware_optimizer": True,
+        "exp_avg_dtype": "bf16",
+        "exp_avg_sq_dtype": "bf16",
+        "main_params_dtype": "fp32",
+        "async_save": True,
+        "async_strategy": "mcore",
+        "use_persistent_ckpt_worker": True,
+        "recompute_granularity": "full",
+        "recompute_num_layers": 16,
+    }
+    (found,) = run_ranks(parsed, 1, arguments(recipe), list(want), timeout=120)
+    names = ("exp_avg_dtype", "exp_avg_sq_dtype", "main_params_dtype")
+    formats = {"torch.bfloat16": "bf16", "torch.float32": "fp32"}
+    assert {**found, **{name: formats.get(str(found[name]), found[name]) for name in names}} == want
 
 
 def test_start_modes_choose_what_is_loaded(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes.files import read_json
 from tests.command_line import emma
 from tests.tools.training.conftest import Small
 from tests.training_run import losses
@@ -28,13 +29,17 @@ def overrides(small: Small, name: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_stop_and_go_on(make_small: Callable[[int], Small]) -> None:
-    """Two ranks over torchrun; SIGTERM to `emma train` saves and exits 0, and the same command goes on."""
+def test_stop_and_go_on(make_small: Callable[[int], Small], base_model: Path) -> None:
+    """Two ranks over torchrun, checked against the base model first; SIGTERM to `emma train` saves and exits 0, and the same
+    command goes on."""
     small = make_small(20)
-    command = ["train", *overrides(small, "command"), "cluster.gpus_per_node=2", "parallelism.tensor=2"]
+    start = f"start={{mode: weights, checkpoint: '{small.base}', reference: '{base_model}'}}"
+    layout = ("cluster.gpus_per_node=2", "parallelism.tensor=2")
+    command = ["train", *overrides(small, "command"), start, *layout]
     run = RunFolder(small.folder / "runs" / "command")
     reached = stopped_by_sigterm(command, small.folder, run, 5)
     assert 5 <= reached < 20
+    assert read_json(run.reference_file)["model"] == str(base_model)
     second = subprocess.run([*EMMA, *command], capture_output=True, text=True, cwd=small.folder, timeout=600)
     assert second.returncode == 0, second.stderr
     assert "finished at step 20" in second.stdout and sorted(losses(run)) == list(range(1, 21))

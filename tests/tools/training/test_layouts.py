@@ -114,7 +114,7 @@ def test_weights_and_biases_offline(make_small: Callable[[int], Small]) -> None:
     given = (
         "logging.wandb_project=test",
         "logging.wandb_offline=true",
-        "schedule={steps: 3, learning_rate: 1e-3}",
+        "schedule={steps: 3, learning_rate: 1e-3, warmup_steps: 0}",
     )
     run = train_run(make_small(10).recipe("wandb", *given))
     (folder,) = (run.path / "wandb").rglob("offline-run-*")
@@ -145,6 +145,7 @@ def test_validation_equals_a_direct_sum_with_transformers(
         "parallelism={tensor: 2, pipeline: 2}",
         "batch.document_masking=false",
         "validation.samples=null",
+        "schedule={steps: 1, learning_rate: 1e-3, warmup_steps: 0}",
     ]
     recipe = small.recipe("unmasked", *layout)
     ours = validation(train_run(recipe))[0]

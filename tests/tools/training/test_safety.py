@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,17 +15,23 @@ from recipes.schema import Recipe
 from tests.ranks import RanksError, run_ranks
 from tests.tools.training.conftest import Small
 from tests.training_run import losses, rank, train_run
+from tools.training import reference
 from tools.training.checkpoints import complete_steps
-from tools.training.launch import compute_reference, rank_environment
+from tools.training.launch import rank_environment
 from tools.training.run_folder import RunFolder
 from tools.training.safety import Rewind, record_skip, recorded_skips, spoilt
 
 TWO = ("cluster.gpus_per_node=2", "parallelism={tensor: 2}")
 
 
+def write_reference(folder: str) -> None:
+    """In a rank: what the launcher starts as a process of its own (the slow test of the command takes that way)."""
+    sys.exit(reference.main([folder]))
+
+
 @pytest.fixture(scope="module")
 def referenced(make_small: Callable[[int], Small], base_model: Path) -> Callable[..., Recipe]:
-    """Makes recipes whose first loss must be the base model's; its loss is computed once, by the launcher's own way."""
+    """Makes recipes whose first loss must be the base model's, which is computed once."""
     small, computed = make_small(10), None
 
     def make(name: str, checkpoint: Path, *overrides: str) -> Recipe:
@@ -32,9 +39,9 @@ def referenced(make_small: Callable[[int], Small], base_model: Path) -> Callable
         start = f"start={{mode: weights, checkpoint: '{checkpoint}', reference: '{base_model}', reference_tolerance: 1e-4}}"
         recipe = small.recipe(name, *TWO, start, *overrides)
         run = RunFolder(recipe.run_folder)
-        first = run.prepare(recipe)
+        run.prepare(recipe)
         if computed is None:
-            compute_reference(recipe, run, first)
+            run_ranks(write_reference, 1, str(run.path), patched=False)
             computed = read_json(run.reference_file)
             assert computed["model"] == str(base_model) and len(computed["losses"]) > 1
         write_json(run.reference_file, computed)
