@@ -109,6 +109,16 @@ def _convert_commands(recipe: Recipe, job: StageJob) -> list[list[str]]:
     return [["convert", "megatron-to-hf", str(recipe.run_folder), str(_export(recipe)), step, *job.arguments]]
 
 
+def _evaluate_commands(recipe: Recipe, job: StageJob) -> list[list[str]]:
+    share = [f"--shard={TASK}/{job.tasks}"] if job.tasks > 1 else []
+    return [["evaluate", "run", str(recipe.run_folder), *share, *job.arguments]]
+
+
+def _join_evaluation(recipe: Recipe, job: StageJob) -> list[list[str]]:
+    """The same without a share: it finds everything finished and writes the tables."""
+    return [["evaluate", "run", str(recipe.run_folder), *job.arguments]] if job.tasks > 1 else []
+
+
 def _release_commands(recipe: Recipe, job: StageJob) -> list[list[str]]:
     step, release = f"--step={recipe.schedule.steps}", str(_release(recipe))
     return [
@@ -132,7 +142,9 @@ _STAGES = (
         name="mix",
         place=lambda recipe: recipe.mix_folder,
         done=lambda recipe: (recipe.mix_folder / MANIFEST_NAME).is_file(),
-        missing=lambda recipe: _folder(Path(recipe.paths.store), "the token store", "submit --from pack"),
+        missing=lambda recipe: _folder(
+            Path(recipe.paths.store), "the token store", "submit --from pack, or `emma pack run` first"
+        ),
         commands=lambda recipe, job: [["mix", "build", str(recipe.run_folder), *job.arguments]],
     ),
     Stage(
@@ -159,7 +171,8 @@ _STAGES = (
         place=lambda recipe: recipe.run_folder,
         done=lambda recipe: (recipe.run_folder / "evaluation" / "results.parquet").is_file(),
         missing=lambda recipe: _folder(_export(recipe), "the exported model", "submit --from convert"),
-        commands=lambda recipe, job: [["evaluate", "run", str(recipe.run_folder), *job.arguments]],
+        commands=_evaluate_commands,
+        after=_join_evaluation,
     ),
     Stage(
         name="release",

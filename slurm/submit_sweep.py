@@ -19,7 +19,7 @@ from slurm.space import check_room
 from slurm.stages import job_name, stages_between
 from slurm.submit import Submitted, refuse_if_slurm_would, sbatch, write_script
 from slurm.sweep import SweepFolder, Trial, base_recipe, design, with_overrides
-from tools.plan.alternatives import check_fits
+from tools.plan.plan import make_plan
 from tools.training.launch import rank_environment
 
 __all__ = ["SweepPlan", "open_sweep", "plan_sweep", "submit_sweep"]
@@ -34,6 +34,7 @@ class SweepPlan:
         queued: trials in the queue already.
         concurrent: trials that may run at the same time.
         limit: GPU-hours that need no confirmation.
+        expected: GPU-hours that the trials should take; None without an estimate.
         problems: why a submission would be refused (dry runs only; else the first one is raised).
     """
 
@@ -45,6 +46,7 @@ class SweepPlan:
     script: Script
     results: Script
     limit: float
+    expected: float | None = None
     problems: tuple[UserError, ...] = ()
 
     @property
@@ -72,7 +74,8 @@ class SweepPlan:
         ]
         if failed:
             lines.append(f"failed    {', '.join(map(str, failed))} (--retry-failed submits them again)")
-        lines.append(f"GPU-hours at most {self.gpu_hours:,.0f}")
+        should = "" if self.expected is None else f"; the trials should take {self.expected:,.0f}"
+        lines.append(f"GPU-hours at most {self.gpu_hours:,.0f}{should}")
         return "\n".join(lines)
 
     def text(self) -> str:
@@ -94,6 +97,7 @@ class SweepPlan:
             ],
             "array": self.array,
             "gpu_hours_at_most": self.gpu_hours,
+            "gpu_hours_expected": self.expected,
             "problems": [str(problem) for problem in self.problems],
             "script": self.script.text,
         }
@@ -132,9 +136,10 @@ def plan_sweep(
     wanted = {"waiting", "begun", *(["failed"] if retry_failed else [])}
     numbers = [trial.number for trial in trials if trial.state in wanted and trial.number not in queued]
     recipes = _recipes(folder)
+    hours: list[float] = []
     with problems:
-        for each in recipes:
-            check_fits(each)
+        plans = [make_plan(each) for each in recipes]
+        hours = [plan.time.gpu_hours for plan in plans if plan.time is not None]
     recipe = recipes[0]
     with problems:
         check_inputs(recipe, stages_between("mix", "train"))
@@ -160,6 +165,7 @@ def plan_sweep(
         script=render_trials(recipe, folder.sweep, folder.path, len(numbers)),
         results=render_results(recipe, folder.sweep, folder.path),
         limit=recipe.cluster.slurm.confirm_gpu_hours,
+        expected=sum(hours) / len(hours) * len(numbers) if hours else None,
         problems=tuple(problems.found),
     )
 
