@@ -130,6 +130,10 @@ class RealRun:
     def wait_for_step(self, step: int, seconds: float) -> None:
         self._wait(lambda: self.step() >= step, f"step {step}", seconds)
 
+    def ranks(self, node: str) -> list[int]:
+        """Process ids of the ranks on a node."""
+        return self.slurm.processes(node, "tools.training.worker", str(self.folder))
+
     def logged(self) -> list[int]:
         """Steps in the order in which they were logged, repeated ones too."""
         return _logged(RunFolder(self.folder).metrics_file.read_bytes())

@@ -103,6 +103,14 @@ def test_array_tasks_share_a_pack_and_one_job_joins_them(make_recipe: MakeRecipe
     assert "--finish" in finish.text and not any("--array" in option for option in options(finish.text))
 
 
+def test_array_tasks_share_benchmarks_and_one_job_joins_them(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe("cluster.slurm.stages.evaluate={tasks: 8, gpus: 1, arguments: [--tier, core]}")
+    array, finish = render_stage(recipe, "evaluate"), render_stage(recipe, "evaluate", finish=True)
+    assert "--array=0-7" in options(array.text)
+    assert '"--shard=$SLURM_ARRAY_TASK_ID/8" --tier core' in array.text
+    assert "--tier core" in finish.text and "--shard" not in finish.text
+
+
 def test_a_template_of_ones_own_reuses_the_shipped_parts(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     own = tmp_path / "site.j2"
     own.write_text('{% extends "venv.sh.j2" %}{% block setup %}source /site/profile\n{% endblock %}')
@@ -125,7 +133,8 @@ def test_a_template_of_ones_own_reuses_the_shipped_parts(make_recipe: MakeRecipe
         ("cluster.slurm.time_limit=00:05:00", "leaves no time to train before the signal 600 s"),
         ("cluster.slurm.template=docker", "none of venv, apptainer, pyxis"),
         ("cluster.slurm.template=pyxis", "needs a container"),
-        ("cluster.slurm.stages={mix: {tasks: 2}}", "only pack can be shared"),
+        ("cluster.slurm.stages={mix: {tasks: 2}}", "only pack and evaluate can be shared"),
+        ("cluster.slurm.stages={evaluate: {tasks: 2}}", "held-out text is not shared by array tasks"),
         ("cluster.slurm.stages={train: {}}", "described by the keys of slurm itself"),
         ("cluster.slurm.stages={pakc: {}}", "pakc"),
     ],
