@@ -63,17 +63,17 @@ def whole(make: MakeRun) -> RealRun:
 def test_a_run_survives_the_signal_a_killed_rank_and_a_lost_node(
     make: MakeRun, whole: RealRun, slurm: TwoNodes
 ) -> None:
-    run = make("struck", TWO_NODES, NO_PREFLIGHT, "cluster.slurm.signal_seconds=90")
+    run = make("struck", TWO_NODES, NO_PREFLIGHT, "cluster.slurm.signal_seconds=130")
 
     # Slurm's own signal ahead of the time limit, which is moved close once the run is at work. Slurm looks at limits
     # twice a minute: the ranks are held until then, so that the fastest machine has steps left.
     run.wait_for_step(10, 600)
     ranks = [pid for node in NODES for pid in run.ranks(node)]
     send(ranks, signal.SIGSTOP)
-    run.limit_time(seconds=60)
+    run.limit_time(seconds=100)
     slurm.wait(lambda: all(map(terminates, ranks)), "every rank has Slurm's signal", 60)
     send(ranks, signal.SIGCONT)
-    slurm.wait(lambda: run.state() == "PENDING", "the job saved and requeued itself", 90)
+    slurm.wait(lambda: run.state() == "PENDING", "the job saved and requeued itself", 150)
     run.set_time_limit(minutes=40)
     (saved,) = run.events("ended")
     assert len(ranks) == RANKS and saved["exit_code"] == 0, "they saved and left by themselves"
@@ -83,7 +83,7 @@ def test_a_run_survives_the_signal_a_killed_rank_and_a_lost_node(
     run.wait_for_step(saved["step"] + 10, 600)
     assert len(run.events("began")) == 2 and run.events("began")[1]["step"] == saved["step"]
     os.kill(run.ranks("n2")[0], signal.SIGKILL)
-    slurm.wait(lambda: len(run.events("ended")) == 2, "the others ended", 45)
+    slurm.wait(lambda: len(run.events("ended")) == 2, "the others ended", 60)
     assert run.events("ended")[1]["exit_code"] != 0
 
     # A node is lost with its ranks.
