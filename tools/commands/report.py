@@ -1,4 +1,4 @@
-"""`emma report`: one HTML page of a run, and one that compares runs."""
+"""`emma report`: one HTML page of a run, one that compares runs, and the published scores."""
 
 from __future__ import annotations
 
@@ -53,20 +53,102 @@ def run(run_name: str, output: Path | None, as_json: bool) -> None:
     show_default=True,
     help="File to write.",
 )
+@click.option(
+    "--export",
+    "export_folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write every figure into as SVG and PNG, and every table as LaTeX.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the page's place as JSON.")
-def compare(runs: tuple[str, ...], output: Path, as_json: bool) -> None:
+def compare(runs: tuple[str, ...], output: Path, export_folder: Path | None, as_json: bool) -> None:
     """One self-contained page that compares runs; the others are set against RUN_A.
+
+    What each won on held-out text and on benchmarks and forgot, by resource category, script and family, with paired
+    tests a language; curves over checkpoints; the published scores of the EMMA-500 models and their bases.
 
     \b
     emma report compare demo/runs/demo_mono demo/runs/demo_bi --output demo/mono-bi.html
+    emma report compare runs/mono runs/bi --output mono-bi.html --export mono-bi-figures
     """
     from recipes.files import write_text
-    from tools.report.compare import compare_page
+    from tools.report.compare import compare_page, comparison
     from tools.report.records import read_run
 
     records = [read_run(name) for name in runs]
-    write_text(output, compare_page(records))
-    _say(output, {"page": str(output), "runs": [record.name for record in records]}, as_json)
+    compared = comparison(records)
+    write_text(output, compare_page(records, compared))
+    facts: dict[str, object] = {
+        "page": str(output),
+        "runs": [record.name for record in records],
+        "benchmarks": [view.key for view in compared.views],
+    }
+    if export_folder is not None:
+        from tools.report.export import export
+
+        names = [record.name for record in records]
+        written = export(
+            export_folder, names, compared.views, compared.forgetting, compared.figures, compared.reference
+        )
+        facts["exported"] = [str(path) for path in written]
+        if not as_json:
+            click.echo(f"wrote {len(written)} files into {export_folder}")
+    _say(output, facts, as_json)
+
+
+@group.command()
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Write the compact table of averages, as it ships."
+)
+@click.option(
+    "--published-codes",
+    is_flag=True,
+    help="Categories by the codes of the published list alone, without the table that maps a benchmark's to them.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print every average as JSON.")
+def reference(folder: Path | None, output: Path | None, published_codes: bool, as_json: bool) -> None:
+    """Averages of the EMMA-500 models and their peers, over languages and by resource category.
+
+    FOLDER holds the published result tables, one row a model and one column a language (evaluation_results of the
+    EMMA-500 release). Without it, the table that ships is shown.
+
+    \b
+    emma report reference
+    emma report reference evaluation_results --output recipes/evaluation/reference.csv
+    """
+    from dataclasses import asdict
+
+    import orjson
+
+    from recipes.errors import UserError
+    from tools.evaluation.averages import category_of, published_category
+    from tools.evaluation.reference import (
+        read_reference,
+        read_tables,
+        reference_averages,
+        shipped_models,
+        source,
+        write_reference,
+    )
+    from tools.report.reference import gains_text, reference_text
+
+    if folder is None:
+        if output is not None or published_codes:
+            raise UserError("--output and --published-codes want FOLDER with the published result tables")
+        rows = read_reference()
+    else:
+        category = published_category if published_codes else category_of
+        rows = reference_averages(read_tables(folder), category=category)
+    if output is not None:
+        write_reference(output, rows)
+    if as_json:
+        click.echo(orjson.dumps([asdict(row) for row in rows]).decode())
+        return
+    click.echo(source() + "\n")
+    click.echo(reference_text(rows, shipped_models()) + "\n")
+    click.echo(gains_text(rows, "flores200_eng_x", "chrf++"))
+    if output is not None:
+        click.echo(f"\nwrote {output}")
 
 
 def _say(output: Path, facts: dict[str, object], as_json: bool) -> None:

@@ -114,11 +114,14 @@ def _key(name: str) -> str:
 
 
 def _order(key: tuple[str, str], members: int) -> tuple[int, int, int, str]:
-    """Overall first, categories from rich to poor, scripts and families from the largest."""
+    """Overall first, categories from rich to poor, what is known before what is not, scripts and
+    families from the largest."""
     dimension, group = key
     place = ["overall", "category", "mix", "base", "script", "family"].index(dimension)
     if dimension == "overall":
         return place, [ALL, OTHERS, ENGLISH_GROUP].index(group), 0, group
     if dimension == "category":
         return place, CATEGORIES.index(group) if group in CATEGORIES else len(CATEGORIES), 0, group
+    if dimension in ("mix", "base"):
+        return place, int(group.startswith(("not", "unseen"))), 0, group
     return place, 0, -members, group

@@ -16,6 +16,7 @@ __all__ = [
     "BenchmarkScores",
     "Change",
     "Items",
+    "baseline",
     "benchmark_scores",
     "benchmarks_of",
     "change",
@@ -53,6 +54,7 @@ class Change:
         languages: tests of every language, English too.
         average: mean difference over languages without English, None where there is only English.
         groups: mean differences by dimension and group.
+        members: languages of every (dimension, group).
         group_counts: wins, ties and losses by (dimension, group).
         counts: wins, ties and losses over all languages but English.
         english: the test of English, None where it was not evaluated.
@@ -61,6 +63,7 @@ class Change:
     languages: list[Verdicts]
     average: Estimate | None
     groups: list[Average]
+    members: dict[tuple[str, str], list[str]]
     group_counts: dict[tuple[str, str], dict[str, int]]
     counts: dict[str, int]
     english: Verdicts | None
@@ -72,8 +75,8 @@ def benchmarks_of(rows: Iterable[Result], prefix: str = "heldout") -> list[str]:
 
 
 def main_metric(name: str, metrics: Iterable[str]) -> str | None:
-    """The metric that stands for a benchmark among those in its results; None where all of them are health rates."""
-    found = [key for key in dict.fromkeys(metrics) if not metric(key).health]
+    """The metric that stands for a benchmark among those in its results; None where none of them is a score."""
+    found = [key for key in dict.fromkeys(metrics) if metric(key).is_score]
     wanted = (benchmark(name).metric, *_PREFERRED, *sorted(found))
     return next((key for key in wanted if key in found), None)
 
@@ -97,7 +100,7 @@ def benchmark_scores(
         return None
     rates: dict[str, dict[str, float]] = {}
     for row in mine:
-        if metric(row.metric).health:
+        if metric(row.metric).kind == "health":
             rates.setdefault(row.metric, {})[row.language] = row.value
     scores = {
         row.language: Score(row.value, row.error, items(name, row.language, key) if items else None)
@@ -164,6 +167,7 @@ def change(
         if paired
         else None,
         averages(differences, trained=trained_on, seen=seen),
+        groups,
         {key: verdict_counts([by_language[name] for name in members]) for key, members in groups.items()},
         verdict_counts([by_language[name] for name in others]),
         by_language[english[0]] if english else None,
@@ -175,6 +179,20 @@ def _difference(base: Score, trained: Score, row: Verdicts) -> Score:
     if base.items and trained.items:
         items = {item: trained.items[item] - base.items[item] for item in base.items}
     return Score(row.difference, row.error, items)
+
+
+def baseline(rows: Sequence[Result], name: str, kind: str) -> float | None:
+    """Accuracy of guessing (`chance`) or of the most frequent answer (`majority`): the mean over languages without
+    English of what the results hold, else what is known of the benchmark; None where it has none."""
+    values = {
+        row.language: row.value
+        for row in rows
+        if row.benchmark == name and row.metric == kind and not language(row.language).is_english
+    }
+    if values:
+        return sum(values.values()) / len(values)
+    known = benchmark(name)
+    return known.chance if kind == "chance" else known.majority
 
 
 def health(scores: BenchmarkScores) -> list[tuple[Metric, float, str]]:

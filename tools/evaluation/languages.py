@@ -21,6 +21,7 @@ CATEGORIES = ("high", "medium-high", "medium", "medium-low", "low", UNSEEN)
 """The papers' resource categories of languages, the richest first."""
 
 _ENGLISH = "eng"
+_CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 _DIRECTION = re.compile(r"([a-z]{3}_[A-Z][a-z]{3})-([a-z]{3}_[A-Z][a-z]{3})")
 
 
@@ -96,12 +97,14 @@ def language(name: str) -> Language:
     A code that the table lacks is read as `emma corpus languages` reads labels; one that stands for nothing there is
     kept as it is, unseen and of unknown family.
     """
-    from tools.corpus.languages import LanguageResolver, UnknownLanguageError
+    from tools.corpus.languages import LanguageResolver, UnknownLanguageError, language_name
 
     code, table = subject(name), language_table()
     if code in table:
         return table[code]
-    found = None
+    found = code.partition("_")[2] or None if _CODE.fullmatch(code) else None
+    if found and language_name(code) == code:
+        return Language(code, None, UNSEEN, found, None)
     for spelling in ("mala", "iso"):
         resolver = LanguageResolver(spelling="mala" if spelling == "mala" else "iso")
         try:

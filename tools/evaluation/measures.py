@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Benchmark", "Metric", "base_name", "benchmark", "metric"]
+__all__ = ["Benchmark", "Metric", "base_name", "benchmark", "metric", "place"]
 
 _FILE = Path(__file__).parents[2] / "recipes" / "evaluation" / "measures.yaml"
 
@@ -22,7 +22,7 @@ class Metric:
         better: `higher` or `lower`.
         factor: from the stored value to the shown one.
         digits: digits shown after the point.
-        health: a sign of broken outputs rather than a score.
+        kind: `score`, `baseline` (chance, majority) or `health` (a sign of broken outputs).
     """
 
     key: str
@@ -30,7 +30,12 @@ class Metric:
     better: str = "higher"
     factor: float = 1.0
     digits: int = 3
-    health: bool = False
+    kind: str = "score"
+
+    @property
+    def is_score(self) -> bool:
+        """Whether it says how good a model is."""
+        return self.kind == "score"
 
     @property
     def sign(self) -> int:
@@ -85,19 +90,26 @@ def base_name(name: str) -> str:
 
 
 def benchmark(name: str) -> Benchmark:
-    """What is known about a benchmark by its name in results; the variant of the authors (`_emma`) is named as such."""
+    """What is known about a benchmark by its name in results; a variant has the title of its definition."""
     key = base_name(name)
     values = _tables()["benchmarks"].get(key)
+    title = _titles().get(name)
     if values is None:
-        return Benchmark(name, name, "")
-    known = Benchmark(key, **values)
-    if name.endswith("_emma"):
-        return Benchmark(
-            key,
-            f"{known.name}, authors' variant",
-            known.metric,
-            known.chance,
-            known.majority,
-            known.parallel,
-        )
-    return known
+        return Benchmark(name, title or name, "")
+    return Benchmark(key, **{**values, "name": title or values["name"]})
+
+
+def place(name: str) -> tuple[int, str]:
+    """Sorts benchmarks as the tables list them, unknown ones last."""
+    known = list(_tables()["benchmarks"])
+    key = base_name(name)
+    return known.index(key) if key in known else len(known), name
+
+
+@functools.cache
+def _titles() -> dict[str, str]:
+    """Titles of the benchmarks that this project runs."""
+    from recipes.compose import read_yaml
+
+    definitions = read_yaml(_FILE.with_name("benchmarks.yaml")).values["benchmarks"]
+    return {name: values["title"] for name, values in definitions.items()}

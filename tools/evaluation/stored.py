@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recipes.errors import UserError
 from recipes.files import read_json
 from tools.evaluation.journal import Journal, LanguageScores
 from tools.evaluation.results import BENCHMARK, Result, read_results
 
-__all__ = ["EvaluatedModel", "evaluated_models", "journal_of", "stored_scores"]
+__all__ = ["EvaluatedModel", "evaluated_models", "item_scores", "journal_of", "stored_scores"]
 
 
 @dataclass(frozen=True)
@@ -62,3 +65,32 @@ def stored_scores(
         found = journal_of(folder, model.name).read(signature, model.sha256)
         scores |= {key: found[key] for key in found if wanted.get(key) == signature}
     return scores
+
+
+def item_scores(folder: Path, model: str) -> Callable[[str, str, str], dict[str, float] | None]:
+    """Reader of a model's scores of single items, by benchmark, language and metric; None where none were kept.
+
+    A metric of the whole (BLEU, chrF++) has statistics an item instead of a score, so it has none either.
+
+    Args:
+        folder: evaluation folder.
+        model: name in the results.
+    """
+    from tools.evaluation.benchmarks.records import read_samples, samples_file, unit_file
+
+    @functools.cache
+    def samples(benchmark: str, language: str) -> list[tuple[str, dict[str, Any]]]:
+        path = unit_file(folder, model, benchmark, language)
+        if not samples_file(path).is_file():
+            return []
+        return [(str(sample["index"]), sample["scores"]) for sample in read_samples(path)]
+
+    def items(benchmark: str, language: str, metric: str) -> dict[str, float] | None:
+        found = {
+            index: float(scores[metric])
+            for index, scores in samples(benchmark, language)
+            if isinstance(scores.get(metric), int | float)
+        }
+        return found or None
+
+    return items

@@ -170,7 +170,12 @@ def line_chart(
 
 
 def difference_bars(
-    title: str, rows: Sequence[tuple[str, float, float | None, str]], *, unit: str, height: int = 220
+    title: str,
+    rows: Sequence[tuple[str, float, float | None, str]],
+    *,
+    unit: str,
+    height: int = 220,
+    legend: Sequence[tuple[str, str, str]] = (),
 ) -> Markup:
     """Sorted vertical bars from zero, one a language, with its error where it has one.
 
@@ -179,8 +184,10 @@ def difference_bars(
         rows: (title shown when pointed at, difference, error, colour), in the order drawn.
         unit: of the y axis.
         height: of the drawing in CSS pixels.
+        legend: (colour, name, note) rows.
     """
-    y_axis = axis([value for _, value, _, _ in rows], zero=True, ticks=4)
+    ends = [value + side * (error or 0.0) for _, value, error, _ in rows for side in (-1, 1)]
+    y_axis = axis(ends, zero=True, ticks=4)
     width = _SIZE / max(1, len(rows))
     parts = []
     for index, (label, value, error, color) in enumerate(rows):
@@ -204,7 +211,8 @@ def difference_bars(
                     f"{(index + 0.5) * width:.2f} {(1 - y_axis.share(high)) * _SIZE:.1f}",
                 )
             )
-    return _figure(title, unit, Markup("").join(parts), None, y_axis, height, "", Markup(""))
+    keys = _legend(legend) if legend else Markup("")
+    return _figure(title, unit, Markup("").join(parts), None, y_axis, height, "", keys)
 
 
 def scatter(
@@ -238,21 +246,26 @@ def scatter(
     return _figure(title, unit, diagonal + dots, both, both, height, x_label, keys)
 
 
-def share_bar(segments: Sequence[Segment], label: str) -> Markup:
-    """One horizontal bar cut into shares, with a legend that names each share in percent.
+def share_bar(segments: Sequence[Segment], label: str, *, counts: bool = False) -> Markup:
+    """One horizontal bar cut into shares, with a legend that names each share.
 
     Args:
         segments: parts with positive values.
         label: for screen readers.
+        counts: name the values themselves instead of percents.
     """
+
+    def note(segment: Segment) -> str:
+        return f"{segment.value:.0f}" if counts else f"{segment.value / total:.1%}"
+
     total = sum(segment.value for segment in segments)
     parts = Markup("").join(
         Markup('<i class="{}" style="flex-grow:{:.5f}" title="{}"></i>').format(
-            segment.color, segment.value / total, f"{segment.name} {segment.value / total:.1%}"
+            segment.color, segment.value / total, f"{segment.name} {note(segment)}"
         )
         for segment in segments
     )
-    keys = _legend([(s.color, s.name, f"{s.value / total:.1%}") for s in segments])
+    keys = _legend([(s.color, s.name, note(s)) for s in segments])
     return Markup('<div class="share" role="img" aria-label="{}">{}</div>{}').format(
         escape(label), parts, keys
     )

@@ -11,17 +11,21 @@ from markupsafe import Markup
 from recipes.errors import UserError
 from tools.evaluation.gains import Gains, compare
 from tools.evaluation.groups import ENGLISH, LanguageFacts, order_categories
-from tools.evaluation.stored import EvaluatedModel, stored_scores
+from tools.evaluation.stored import stored_scores
+from tools.report.benchmarks import BenchmarkView, benchmark_views, checkpoint_figures, field_views, latest
 from tools.report.charts import Point, scatter
-from tools.report.gains import KindGains, gain_sections
+from tools.report.figures import Curves, Figure
+from tools.report.forgetting import ForgettingRow, forgetting_rows
+from tools.report.gains import KindGains, gain_sections, heldout_figures
 from tools.report.mix import MixView, mix_view
 from tools.report.page import render
 from tools.report.provenance import device_hours, flat
 from tools.report.records import RunRecord
+from tools.report.reference import ReferenceView, reference_view
 from tools.report.scales import duration, number
 from tools.report.training import category_colors, overlaid_charts
 
-__all__ = ["compare_page", "paired_gains"]
+__all__ = ["Comparison", "compare_page", "comparison", "paired_gains"]
 
 # Keys that name a run or its place, not what it does.
 _NOT_A_DIFFERENCE = ("name", "description", "paths.", "data.name")
@@ -40,8 +44,24 @@ class GroupRow:
     best: int | None
 
 
-def compare_page(runs: Sequence[RunRecord]) -> str:
-    """HTML of the comparison.
+@dataclass(frozen=True)
+class Comparison:
+    """What the page shows of benchmarks: the runs, one view a benchmark, the panel of forgetting, curves."""
+
+    runs: Sequence[RunRecord]
+    views: list[BenchmarkView]
+    forgetting: list[ForgettingRow]
+    checkpoints: list[Curves]
+    reference: ReferenceView
+
+    @property
+    def figures(self) -> list[Figure]:
+        """Everything that can be drawn into files of its own."""
+        return [*(figure for view in self.views for figure in view.figures), *self.checkpoints]
+
+
+def comparison(runs: Sequence[RunRecord]) -> Comparison:
+    """Sets runs beside each other.
 
     Args:
         runs: two or more; the others are compared with the first one.
@@ -54,9 +74,35 @@ def compare_page(runs: Sequence[RunRecord]) -> str:
         raise UserError("give two runs or more to compare")
     if len(set(names)) < len(names):
         raise UserError(f"two of the runs have the same name ({', '.join(names)}); name each run once")
+    views = benchmark_views(runs)
+    return Comparison(
+        runs,
+        views,
+        forgetting_rows(runs, views),
+        [*heldout_figures(runs), *checkpoint_figures(runs, views)],
+        reference_view(),
+    )
+
+
+def compare_page(runs: Sequence[RunRecord], compared: Comparison | None = None) -> str:
+    """HTML of the comparison.
+
+    Args:
+        runs: two or more; the others are compared with the first one.
+        compared: what `comparison` gave for them, if it is at hand.
+
+    Raises:
+        UserError: fewer than two runs, or two of one name.
+    """
+    compared = compared or comparison(runs)
     return render(
         "compare.html.j2",
         runs=runs,
+        views=compared.views,
+        field=field_views(compared.views),
+        forgetting=compared.forgetting,
+        checkpoints=compared.checkpoints,
+        reference=compared.reference,
         summary=_summary(runs),
         budget=_budget(runs),
         rows=_group_rows(runs),
@@ -132,7 +178,7 @@ def _group_rows(runs: Sequence[RunRecord]) -> list[GroupRow]:
 
 def paired_gains(first: RunRecord, other: RunRecord) -> Gains | None:
     """The latest evaluated models of two runs against each other on the same documents; None if one has no scores."""
-    models = [_latest(run) for run in (first, other)]
+    models = [latest(run) for run in (first, other)]
     if models[0] is None or models[1] is None:
         return None
     scores = [
@@ -143,11 +189,6 @@ def paired_gains(first: RunRecord, other: RunRecord) -> Gains | None:
     if not set(scores[0]) & set(scores[1]):
         return None
     return compare(models[0].name, models[1].name, scores[0], scores[1], _facts(first, other))
-
-
-def _latest(run: RunRecord) -> EvaluatedModel | None:
-    trained = [model for model in run.models if model.role == "trained"]
-    return trained[-1] if trained else None
 
 
 def _facts(first: RunRecord, other: RunRecord) -> LanguageFacts:

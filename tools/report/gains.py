@@ -12,6 +12,7 @@ from tools.evaluation.groups import ENGLISH, LANGUAGE_KINDS, order_categories
 from tools.evaluation.results import Result
 from tools.evaluation.stored import EvaluatedModel
 from tools.report.charts import Point, Series, difference_bars, line_chart, scatter
+from tools.report.figures import Curves
 from tools.report.records import RunRecord
 from tools.report.training import category_colors
 
@@ -20,6 +21,7 @@ __all__ = [
     "Bar",
     "KindGains",
     "gain_sections",
+    "heldout_figures",
     "headline",
     "other_rows",
     "progress_chart",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 _OTHER = "o7"
+_UNIT = "mean bits a byte"
 
 FEW = 12
 """Below so many languages the table says more than charts do."""
@@ -164,11 +167,30 @@ def progress_chart(run: RunRecord) -> Markup | None:
 
     The base stands at step 0, if the run was started from its weights.
     """
+    series = _progress(run, "", ("s0", "s1"))
+    return line_chart("Held-out text over checkpoints", series, unit=_UNIT, height=200) if series else None
+
+
+def heldout_figures(runs: Sequence[RunRecord]) -> list[Curves]:
+    """The same of several runs in one figure; none where no run has two evaluated checkpoints."""
+    series = [
+        line
+        for place, run in enumerate(runs)
+        for line in _progress(run, f"{run.name}, ", (f"s{place % 8}", f"s{(place + 4) % 8}"))
+    ]
+    return (
+        [Curves("heldout-checkpoints", "Held-out text over checkpoints", _UNIT, tuple(series))]
+        if series
+        else []
+    )
+
+
+def _progress(run: RunRecord, prefix: str, colors: tuple[str, str]) -> list[Series]:
     at_step = [
         (model.step, model) for model in run.models if model.role == "trained" and model.step is not None
     ]
     if len(at_step) < 2:
-        return None
+        return []
     bases = [model for model in run.models if model.role == "base"]
     if run.recipe.start.mode == "weights" and len(bases) == 1:
         at_step.append((0, bases[0]))
@@ -178,12 +200,9 @@ def progress_chart(run: RunRecord) -> Markup | None:
         points = [(step, _mean(run.results, model, english)) for step, model in at_step]
         drawn = [(float(step), value) for step, value in points if value is not None]
         if drawn:
-            series.append(Series(name, [x for x, _ in drawn], [y for _, y in drawn], f"s{place}"))
-    return (
-        line_chart("Held-out text over checkpoints", series, unit="mean bits a byte", height=200)
-        if series
-        else None
-    )
+            xs, ys = [x for x, _ in drawn], [y for _, y in drawn]
+            series.append(Series(f"{prefix}{name}", xs, ys, colors[place]))
+    return series
 
 
 def _mean(results: Sequence[Result], model: EvaluatedModel, english: bool) -> float | None:

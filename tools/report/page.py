@@ -10,6 +10,9 @@ import jinja2
 from markupsafe import Markup
 
 from recipes.manifest import now
+from tools.report.benchmarks import benchmark_views, checkpoint_figures
+from tools.report.figures import markup
+from tools.report.forgetting import forgetting_rows
 from tools.report.gains import gain_sections, headline, other_rows, progress_chart, score_rows
 from tools.report.mix import mix_view
 from tools.report.provenance import (
@@ -46,6 +49,7 @@ def render(template: str, **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
+    environment.filters["markup"] = markup
     return environment.get_template(template).render(
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
         script=Markup((_HERE / "sort.js").read_text(encoding="utf-8")),
@@ -57,9 +61,15 @@ def render(template: str, **context: Any) -> str:
 
 def run_page(run: RunRecord) -> str:
     """HTML of a run's page."""
+    views = benchmark_views([run])
     return render(
         "run.html.j2",
         run=run,
+        runs=[run],
+        views=views,
+        field=[],
+        forgetting=forgetting_rows([run], views),
+        checkpoints=checkpoint_figures([run], views),
         figures=_figures(run),
         gains=run.gains,
         sections=gain_sections(run.gains, run) if run.gains else [],

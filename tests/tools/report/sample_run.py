@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from recipes.files import write_json
+from recipes.files import read_json, write_json
 from recipes.load import load_recipe, write_recipe
 from recipes.schema import Recipe
 from tools.evaluation.gains import compare
 from tools.evaluation.groups import LanguageFacts
 from tools.evaluation.journal import LanguageScores
 from tools.evaluation.likelihood import DocumentScore
-from tools.evaluation.results import heldout_results, write_results
+from tools.evaluation.results import Result, heldout_results, read_results, write_results
 from tools.evaluation.stored import journal_of
 from tools.mix.plan import MixPlan, PlannedSource
 from tools.mix.sources import Source
@@ -225,6 +225,94 @@ def write_evaluation(recipe: Recipe, languages: list[str], level: float = 0.5, s
         frozenset(languages[:6]),
     )
     write_json(folder / "gains.json", compare("base", name, base, trained, facts).to_dict())
+
+
+BENCHMARK_LANGUAGES = (
+    *(
+        "eng_Latn",
+        "deu_Latn",
+        "rus_Cyrl",
+        "zho_Hans",
+        "hin_Deva",
+        "swh_Latn",
+        "yor_Latn",
+        "kat_Geor",
+        "amh_Ethi",
+    ),
+    *(
+        "fra_Latn",
+        "spa_Latn",
+        "jpn_Jpan",
+        "tha_Thai",
+        "khk_Cyrl",
+        "uzn_Latn",
+        "quy_Latn",
+        "lua_Latn",
+        "kab_Latn",
+    ),
+    *(
+        "bod_Tibt",
+        "eus_Latn",
+        "hat_Latn",
+        "ibo_Latn",
+        "zul_Latn",
+        "pes_Arab",
+        "tat_Cyrl",
+        "wol_Latn",
+        "nus_Latn",
+    ),
+)
+
+
+def benchmark_rows(model: str, level: float, seed: int) -> list[Result]:
+    """Made-up scores of a model on three benchmarks; `level` lifts every language but English."""
+    rows = []
+    for place, language in enumerate(BENCHMARK_LANGUAGES):
+        own = np.random.default_rng([7, place]).uniform(-0.12, 0.12)
+        luck = np.random.default_rng([seed, place]).normal(0, 0.03)
+        lift = -0.06 * (level > 0) if language == "eng_Latn" else level * (0.5 - own)
+        right = min(0.95, max(0.05, 0.38 + own + luck + lift))
+        error = (right * (1 - right) / 204) ** 0.5
+        rows += [
+            Result(model, "sib200", language, "acc", 204, right, error, "made up"),
+            Result(model, "sib200", language, "macro_f1", 204, right * 0.93, error, "made up"),
+            Result(model, "sib200", language, "label_collapse", 204, 0.3, None, "made up"),
+            Result(model, "sib200", language, "chance", 204, 1 / 7, None, "made up"),
+            Result(model, "sib200", language, "majority", 204, 0.25, None, "made up"),
+        ]
+        if language != "eng_Latn":
+            value, pair = 20 + 60 * (own + lift + luck), f"eng_Latn-{language}"
+            rows += [
+                Result(model, "flores200_eng_x", pair, "chrf++", 1012, max(value, 1.0), 0.5, "made up"),
+                Result(model, "flores200_eng_x", pair, "spbleu", 1012, max(value / 2, 0.5), 0.3, "made up"),
+                Result(model, "flores200_eng_x", pair, "empty_rate", 1012, 0.02, None, "made up"),
+            ]
+        if place < 3:
+            rows.append(Result(model, "xnli_emma", language[:2], "acc", 2490, right, 0.01, "made up"))
+    return rows
+
+
+def write_benchmarks(
+    recipe: Recipe,
+    level: float = 0.3,
+    seed: int = 2,
+    benchmarks: tuple[str, ...] = ("sib200", "flores200_eng_x", "xnli_emma"),
+) -> None:
+    """Benchmarks of the base, of an earlier checkpoint and of the last one, into the evaluation's results."""
+    folder, last = recipe.run_folder / "evaluation", recipe.schedule.steps
+    rows = read_results(folder) + benchmark_rows("base", 0.0, 1)
+    known = read_json(folder / "models.json")
+    for step, share in ((last // 2, 0.7), (last, 1.0)):
+        name = f"{recipe.name}/step-{step}"
+        rows += benchmark_rows(name, level * share, seed)
+        known[name] = {
+            "role": "trained",
+            "folder": f"../hf/step-{step}",
+            "step": step,
+            "sha256": f"{seed}" * 64,
+        }
+    write_results(folder, [row for row in rows if row.benchmark.split("/")[0] in ("heldout", *benchmarks)])
+    write_json(folder / "models.json", known)
 
 
 def write_parity(recipe: Recipe, languages: list[str], *, passed: bool = True) -> None:

@@ -14,6 +14,7 @@ from recipes.errors import UserError
 from tests.tools.report.sample_run import (
     codes,
     sample_recipe,
+    write_benchmarks,
     write_evaluation,
     write_metrics,
     write_parity,
@@ -24,6 +25,8 @@ from tests.tools.report.sample_run import (
 from tools.commands.report import group
 from tools.evaluation.results import read_results
 from tools.report.compare import compare_page, paired_gains
+from tools.report.export import draw
+from tools.report.figures import Bar, Differences
 from tools.report.records import read_run
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -230,3 +233,109 @@ def test_comparison_wants_two_names(tmp_path: Path) -> None:
         compare_page([record])
     with pytest.raises(UserError, match="same name"):
         compare_page([record, record])
+
+
+def test_benchmarks_of_two_runs(tmp_path: Path) -> None:
+    mono = write_run(tmp_path, "mono", bilingual=False, level=0.3, seed=2)
+    bi = write_run(tmp_path, "bi", level=0.6, seed=3)
+    write_benchmarks(mono, 0.12, 2)
+    write_benchmarks(bi, 0.3, 3)
+    result = report("compare", mono.run_folder, bi.run_folder, "--output", tmp_path / "c.html", "--json")
+    assert json.loads(result.stdout)["benchmarks"] == ["sib200", "xnli_emma", "flores200_eng_x"]
+    page = read_page(tmp_path / "c.html")
+    assert page.sections >= {
+        "gains",
+        "benchmarks",
+        "field",
+        "forgetting",
+        "checkpoints",
+        "reference",
+        "training",
+    }
+    rows = read_results(mono.run_folder / "evaluation")
+    for name in ("base", "mono/step-120"):
+        values = {
+            row.language: row.value
+            for row in rows
+            if (row.model, row.benchmark, row.metric) == (name, "sib200", "acc")
+        }
+        others = [value for code, value in values.items() if code != "eng_Latn"]
+        assert f" {100 * sum(others) / len(others):.1f} " in page.text
+    # Baselines, health, groups, verdicts and every language stand in the page's own markup.
+    for text in (
+        "14.3",
+        "majority 25.0",
+        "most frequent answer 30 %",
+        "empty outputs 2.0 %",
+        "All 27 languages",
+    ):
+        assert text in page.text
+    for group_name in (
+        "medium-high",
+        "unseen",
+        "in the mix",
+        "not in the mix",
+        "Sino-Tibetan",
+        "Hani",
+        "isolate",
+    ):
+        assert group_name in page.text
+    assert "zho_Hans" in page.text
+    assert "eng_Latn-khk_Cyrl" in page.text
+    assert "SIB-200 over checkpoints" in page.text
+    html = (tmp_path / "c.html").read_text()
+    assert 'class="sortable main"' in html
+    # The published scores, with their source.
+    for text in ("EMMA-500 Llama 3 8B Bi", "42.1", "commit ed9a8f8", "artefact of the scoring"):
+        assert text in page.text
+
+
+def test_benchmarks_of_one_run_are_on_its_page(tmp_path: Path) -> None:
+    recipe = write_run(tmp_path, languages=10, steps=20)
+    write_benchmarks(recipe)
+    report("run", recipe.run_folder)
+    page = read_page(recipe.run_folder / "report" / "index.html")
+    assert {"benchmarks", "forgetting", "checkpoints"} <= page.sections
+    assert "field" not in page.sections
+
+
+@pytest.mark.slow
+def test_figures_and_tables_are_exported(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path, name, languages=10, steps=20, seed=seed) for name, seed in (("a_1", 2), ("b", 3))
+    ]
+    for recipe in runs:
+        write_benchmarks(recipe, benchmarks=("xnli_emma",))
+    folder = tmp_path / "figures"
+    report("compare", *(r.run_folder for r in runs), "--output", tmp_path / "c.html", "--export", folder)
+    names = {path.name for path in folder.iterdir()}
+    for stem in ("xnli_emma-a_1-differences", "xnli_emma-b-scatter", "heldout-checkpoints"):
+        assert (folder / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (folder / f"{stem}.svg").read_text()
+    assert {"benchmarks.tex", "categories.tex", "forgetting.tex", "published.tex"} <= names
+    table = (folder / "benchmarks.tex").read_text()
+    header = next(line for line in table.splitlines() if line.startswith("benchmark"))
+    assert r"a\_1 & change & W/T/L" in header
+    cells = {line.count("&") for line in table.splitlines() if line.endswith(r"\\")}
+    assert cells == {header.count("&")}
+    assert "XNLI & accuracy & 3 & 33.3 &" in table
+
+
+def test_equal_figures_are_equal_files(tmp_path: Path) -> None:
+    bars = (Bar("deu_Latn", 1.0, 0.2, "o0", "tip"), Bar("yor_Latn", -1.0, None, "o6", "tip"))
+    figure = Differences("x", "Title", "unit", bars, (("o0", "high"),))
+    drawn = [[path.read_bytes() for path in draw(figure, tmp_path / place)] for place in ("a", "b")]
+    assert drawn[0] == drawn[1]
+
+
+def test_published_scores_on_the_terminal(tmp_path: Path) -> None:
+    text = report("reference").stdout
+    assert "commit ed9a8f8" in text
+    line = next(line for line in text.splitlines() if line.startswith("flores200_eng_x chrf++"))
+    assert line.split()[2:8] == ["15.1", "24.1", "24.7", "33.3", "38.3", "42.1"]
+    rows = json.loads(report("reference", "--json").stdout)
+    assert {row["group"] for row in rows} >= {"all", "all but English", "English", "high", "unseen"}
+    with pytest.raises(UserError, match="want FOLDER"):
+        report("reference", "--published-codes")
+    with pytest.raises(UserError, match="result tables"):
+        report("reference", tmp_path)
