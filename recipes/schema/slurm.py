@@ -45,7 +45,7 @@ class StageJob(Section):
     gpus: int | None = Field(None, ge=0)
     """GPUs of the job; default one for `evaluate` where the cluster has GPUs, else none."""
     tasks: int = Field(1, gt=0)
-    """Array tasks that share the work (only `pack` can be shared)."""
+    """Array tasks that share the work (`pack`, and `evaluate` of benchmarks)."""
     concurrent: int | None = Field(None, gt=0)
     """Array tasks that may run at the same time; default all."""
     arguments: list[str] = Field(default_factory=list)
@@ -131,9 +131,15 @@ class Slurm(Section):
         if "train" in self.stages:
             raise ValueError("stages.train: training is described by the keys of slurm itself; remove it")
         for name, job in self.stages.items():
-            if name != "pack" and job.tasks > 1:
+            benchmarks = any(part.startswith(("--tier", "--benchmarks")) for part in job.arguments)
+            if name == "evaluate" and job.tasks > 1 and not benchmarks:
                 raise ValueError(
-                    f"stages.{name}.tasks: {job.tasks}, but only pack can be shared by array tasks"
+                    f"stages.evaluate.tasks: {job.tasks}, but held-out text is not shared by array tasks; name "
+                    "--tier or --benchmarks in stages.evaluate.arguments, or leave tasks out"
+                )
+            if name not in ("pack", "evaluate") and job.tasks > 1:
+                raise ValueError(
+                    f"stages.{name}.tasks: {job.tasks}, but only pack and evaluate can be shared by array tasks"
                 )
         if self.template in ("apptainer", "pyxis") and self.container is None:
             raise ValueError(f"template: {self.template} needs a container")

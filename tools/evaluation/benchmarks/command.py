@@ -115,7 +115,7 @@ def _resources(request: Request, store: Store, plan: Plan) -> Resources:
         from tools.evaluation.benchmarks.translation import find_spbleu_model
 
         known = spbleu_model()
-        mirrored = store.extra(known.file)
+        mirrored = next(filter(None, map(store.extra, (known.file, *known.also))), None)
         tokenizer = find_spbleu_model(known, request.spbleu_path, mirrored, allow_other=request.spbleu_other)
     encoder = None
     folder = bertscore_folder(request.bertscore)

@@ -187,9 +187,10 @@ class Benchmark(_Strict):
 
 
 class SpBleu(_Strict):
-    """The sentencepiece model of spBLEU: file name in a mirror, address, expected SHA-256."""
+    """The sentencepiece model of spBLEU: file name in a mirror, other names of it, address, expected SHA-256."""
 
     file: str
+    also: tuple[str, ...] = ()
     address: str
     sha256: str
 

@@ -140,13 +140,15 @@ def _fetch_repository(
         if not source.whole
         else [""]
     )
+    if not codes:
+        return
     wanted = {
         name for code in codes for split in source.splits for name in files_of(hub, source, code, split)
     }
     if not wanted:
         raise UserError(
             f"{source.repository}@{source.revision}: none of its {len(names)} files is in a known layout "
-            f"({', '.join(names[:_FEW])}, ...)"
+            f"({', '.join(names.names[:_FEW])}, ...)"
         )
     if _README in names:
         wanted.add(_README)
@@ -321,7 +323,7 @@ def _spbleu_faults(mirror: Mirror) -> Iterator[str]:
     from recipes.files import sha256_file
 
     model = spbleu_model()
-    path = mirror.extra(model.file)
+    path = next(filter(None, map(mirror.extra, (model.file, *model.also))), None)
     if path is None:
         yield f"{mirror.root / model.file}: missing, so spBLEU cannot be computed; get it from {model.address}"
     elif (found := sha256_file(path)) != model.sha256:
