@@ -24,7 +24,7 @@ from recipes.schema.sweep import Parameter, Sweep, Value
 from slurm.history import History
 from tools.training.run_folder import RunFolder
 
-__all__ = ["SweepFolder", "Trial", "base_recipe", "design", "with_overrides"]
+__all__ = ["SweepFolder", "Trial", "base_recipe", "design", "trial_name", "with_overrides"]
 
 Parameters = dict[str, Value]
 
@@ -68,6 +68,11 @@ def with_overrides(sweep: Sweep, overrides: Sequence[str]) -> Sweep:
 def base_recipe(sweep: Sweep) -> Recipe:
     """The run that is varied, with the overrides of all trials."""
     return load_recipe(sweep.run, _texts(sweep.overrides))
+
+
+def trial_name(number: int) -> str:
+    """Name of a trial's run folder within its sweep's."""
+    return f"trial-{number:04d}"
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ class SweepFolder:
 
     def folder(self, number: int) -> Path:
         """Run folder of a trial."""
-        return self.path / f"trial-{number:04d}"
+        return self.path / trial_name(number)
 
     def recipe(self, number: int, parameters: Mapping[str, Value]) -> Recipe:
         """Recipe of a trial. Its mix is named by what goes into it, so that trials with the same data share one."""

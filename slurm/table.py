@@ -12,6 +12,7 @@ from recipes.load import load_recipe
 from recipes.schema import Recipe
 from slurm import query
 from slurm.history import History
+from slurm.sweep import trial_name
 from tools.training.metrics import read_metrics
 from tools.training.run_folder import RunFolder
 
@@ -87,12 +88,13 @@ def collect(runs: Sequence[Path], queue: Sequence[query.Job] | None = None) -> l
     ours.sort(key=lambda each: (each[2], each[0].array, each[0].state == "PENDING", each[0].id))
     rows = []
     for job, stage, folder in ours:
-        facts = _training_facts(folder) if stage == "train" else {}
+        run = _trial(job, folder) if stage == "trials" else folder
+        facts = _training_facts(run) if stage == "train" or run != folder else {}
         number = f"{job.array}_{job.task}" if job.task is not None else str(job.id)
         rows.append(
             Row(
-                run=folder.name,
-                folder=str(folder),
+                run=str(run.relative_to(folder.parent)),
+                folder=str(run),
                 stage=stage,
                 job=number,
                 state=_state(job),
@@ -101,14 +103,19 @@ def collect(runs: Sequence[Path], queue: Sequence[query.Job] | None = None) -> l
                 **facts,
             )
         )
-    queued = {folder for _, _, folder in ours}
-    rows += [_without_job(folder) for folder in runs if folder not in queued]
+    queued = {row.folder for row in rows}
+    rows += [_without_job(folder) for folder in runs if str(folder) not in queued]
     return rows
 
 
 def _stage_and_folder(job: query.Job) -> tuple[str, Path]:
     _, stage, folder = job.comment.split(" ", 2)
     return stage, Path(folder)
+
+
+def _trial(job: query.Job, sweep: Path) -> Path:
+    """Run folder of the trial that an array task trains; the sweep's for tasks that wait together."""
+    return sweep / trial_name(int(job.task)) if job.task is not None and job.task.isdigit() else sweep
 
 
 def _state(job: query.Job) -> str:

@@ -66,6 +66,21 @@ def test_array_tasks_are_told_apart(run: RunFolder) -> None:
     assert [row.job for row in rows] == ["7_2", "7_3-5%2"]
 
 
+def test_each_trial_of_a_sweep_shows_its_progress(run: RunFolder, tmp_path: Path) -> None:
+    trial = tmp_path / "runs" / "search" / "trial-0002"
+    trial.parent.mkdir()
+    run.path.rename(trial)
+    queue = [
+        job(7, "trials", trial.parent, "RUNNING", task="2"),
+        job(7, "trials", trial.parent, task="3-5%2"),
+        job(9, "results", trial.parent, waits="afterany:7_*"),
+    ]
+    first, second, third = collect([], queue)
+    assert (first.run, first.step, first.steps, first.loss) == ("search/trial-0002", 6, 10, 2.5)
+    assert (second.run, second.step) == (third.run, third.step) == ("search", None)
+    assert first.next == second.next == "9"
+
+
 def test_runs_without_jobs_say_why(run: RunFolder) -> None:
     def state() -> str:
         return collect([run.path], [])[0].state
