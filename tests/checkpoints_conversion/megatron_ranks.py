@@ -58,15 +58,8 @@ def _configure(shape: Shape, flags: tuple[str, ...]) -> Any:
     return pretrain_cfg_container_from_args(args, model_config)
 
 
-def logits(shape: Shape, checkpoint: Path, tokens: list[list[int]], *flags: str) -> Any:
-    """Loads a checkpoint with Megatron's `load_checkpoint`, in its strictest mode.
-
-    Returns:
-        Logits [sequences, length, vocab_size] as a numpy array on the last pipeline stage, None on the others.
-    """
-    import torch
-    from megatron.core import tensor_parallel
-    from megatron.core.pipeline_parallel import get_forward_backward_func
+def _loaded(shape: Shape, checkpoint: Path, flags: tuple[str, ...]) -> list[Any]:
+    """Chunks of a model on this rank, loaded with Megatron's `load_checkpoint` in its strictest mode."""
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.training import initialize
     from megatron.training.checkpointing import load_checkpoint
@@ -76,13 +69,44 @@ def logits(shape: Shape, checkpoint: Path, tokens: list[list[int]], *flags: str)
     )
     initialize.initialize_megatron(allow_no_cuda=True)
     builder = config.model.get_builder_cls()(config.model)
-    model = builder.build_distributed_models(
+    model: list[Any] = builder.build_distributed_models(
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(), wrap_with_ddp=False
     )
     for chunk in model:
         for parameter in chunk.parameters():
             parameter.data.fill_(float("nan"))  # whatever the loader misses shows
     load_checkpoint(model, None, None, strict=True)
+    return model
+
+
+def save_asynchronously(shape: Shape, checkpoint: Path, save: Path, *flags: str) -> None:
+    """Loads a checkpoint and saves it as step 1 through Megatron's asynchronous writer.
+
+    On a CPU its arguments are refused, since its lasting worker asks CUDA for devices; the writer that forks does not.
+    """
+    from megatron.training import get_args
+    from megatron.training.async_utils import maybe_finalize_async_save
+    from megatron.training.checkpointing import save_checkpoint
+
+    model = _loaded(shape, checkpoint, flags)
+    args = get_args()
+    args.save, args.async_save, args.async_strategy = str(save), True, "mcore"
+    args.no_save_optim = args.no_save_rng = True
+    save_checkpoint(1, model, None, None, 0)
+    maybe_finalize_async_save(blocking=True, terminate=True)
+
+
+def logits(shape: Shape, checkpoint: Path, tokens: list[list[int]], *flags: str) -> Any:
+    """The logits of a checkpoint.
+
+    Returns:
+        Logits [sequences, length, vocab_size] as a numpy array on the last pipeline stage, None on the others.
+    """
+    import torch
+    from megatron.core import tensor_parallel
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+
+    model = _loaded(shape, checkpoint, flags)
     ids = torch.tensor(tokens)
     count, length = ids.shape
     mask = torch.ones(1, 1, length, length).tril() < 0.5

@@ -194,7 +194,7 @@ def test_what_the_training_loop_saves(tmp_path: Path, ranks: int, flags: tuple[s
     from transformers import AutoModelForCausalLM
 
     shape = model_from_hf(save_llama(tmp_path / "hf", num_hidden_layers=4))
-    run, tokens = tmp_path / "run", [[(position * 37) % 517 for position in range(100)]]
+    run, tokens = tmp_path / "run", [[(position * 37 + i) % 517 for position in range(100)] for i in range(2)]
     flags = (*flags, "--ckpt-format", "torch", "--init-method-std", "0.1")
     run_ranks(megatron_ranks.train, ranks, shape, None, run / "checkpoints", *flags)
     plain = Shape(**shape.model_dump(include=set(Shape.model_fields)))

@@ -11,19 +11,19 @@ import pytest
 
 from checkpoints_conversion import hf_to_megatron, megatron_to_hf
 from checkpoints_conversion.checkpoint import find_checkpoint
+from checkpoints_conversion.safetensors_files import tensor_bytes
 from tests.checkpoints_conversion import megatron_ranks
 from tests.checkpoints_conversion.tiny_models import describe_run, read_tensors, save_llama, save_tokenizer
 from tests.ranks import run_ranks
 from tools.training.checkpoints import checkpoint_folder, mark_complete
 
 STILL = ("--train-iters", "1", "--lr", "0", "--min-lr", "0", "--weight-decay", "0")
-ASYNC = ("--async-save", "--async-strategy", "mcore", "--use-persistent-ckpt-worker")
 
 
 def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of the bytes of every tensor, with its type and sizes."""
     return {
-        name: f"{tensor.dtype} {list(tensor.shape)} {hashlib.sha256(tensor.numpy().tobytes()).hexdigest()}"
+        name: f"{tensor.dtype} {list(tensor.shape)} {hashlib.sha256(tensor_bytes(tensor)).hexdigest()}"
         for name, tensor in read_tensors(folder).items()
     }
 
@@ -107,7 +107,16 @@ def test_bf16_and_its_optimizer(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_asynchronous_save(tmp_path: Path) -> None:
-    source, back = through_the_trainer(tmp_path, 2, 1, *ASYNC, num_key_value_heads=2)
-    log = (tmp_path / "run" / "checkpoints" / "latest_checkpointed_iteration.txt").read_text()
-    assert log.strip() == "1"
-    assert hashes(back) == hashes(source)
+    source = save_llama(tmp_path / "hf", num_hidden_layers=4, num_key_value_heads=2)
+    hf_to_megatron.convert(source, tmp_path / "base")
+    shape = find_checkpoint(tmp_path / "base").shape
+    checkpoints = tmp_path / "run" / "checkpoints"
+    layout = ("--tensor-model-parallel-size", "2", "--sequence-parallel")
+    run_ranks(
+        *(megatron_ranks.save_asynchronously, 2, shape, tmp_path / "base", checkpoints, *layout), timeout=400
+    )
+    describe_run(tmp_path / "run", shape, save_tokenizer(tmp_path / "tokenizer"))
+    # Nothing marked it complete, as nothing does after stock Megatron; its tracker says so.
+    manifest = megatron_to_hf.convert(tmp_path / "run", tmp_path / "back")
+    assert manifest.extra["steps"] == [1]
+    assert hashes(tmp_path / "back") == hashes(source)
