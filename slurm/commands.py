@@ -61,11 +61,11 @@ def submit(
       emma slurm submit emma_llama3_8b_bi --from train cluster.slurm.account=project_1
       emma slurm submit runs/emma_llama3_8b_bi --only evaluate
     """
-    from recipes.load import load_recipe
+    from slurm.own_template import load_run
     from slurm.submit import plan_chain, submit
 
     begin, end = (only, only) if only else (first, last)
-    chain = plan_chain(load_recipe(run, overrides), begin, end, links, dry_run=dry_run)  # type: ignore[arg-type]
+    chain = plan_chain(load_run(run, overrides), begin, end, links, dry_run=dry_run)  # type: ignore[arg-type]
     if dry_run:
         _print_dry_run(chain, as_json)
         return _say_problems(chain.problems)

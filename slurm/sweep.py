@@ -18,10 +18,11 @@ from ruamel.yaml import YAML
 
 from recipes.errors import UserError
 from recipes.files import atomic_write, read_json, write_json
-from recipes.load import load_recipe, load_sweep, write_recipe
+from recipes.load import load_sweep, write_recipe
 from recipes.schema import Recipe
 from recipes.schema.sweep import Parameter, Sweep, Value
 from slurm.history import History
+from slurm.own_template import load_run
 from tools.training.run_folder import RunFolder
 
 __all__ = ["SweepFolder", "Trial", "base_recipe", "design", "trial_name", "with_overrides"]
@@ -67,7 +68,7 @@ def with_overrides(sweep: Sweep, overrides: Sequence[str]) -> Sweep:
 
 def base_recipe(sweep: Sweep) -> Recipe:
     """The run that is varied, with the overrides of all trials."""
-    return load_recipe(sweep.run, _texts(sweep.overrides))
+    return load_run(sweep.run, _texts(sweep.overrides))
 
 
 def trial_name(number: int) -> str:
@@ -151,7 +152,7 @@ class SweepFolder:
             chosen |= {key: value} if settings is None else settings[str(value)]
         texts = _texts({**self.sweep.overrides, **chosen})
         own = [f"name={self.folder(number).name}", f"paths.runs={self.path}"]
-        recipe = load_recipe(self.sweep.run, [*texts, *own])
+        recipe = load_run(self.sweep.run, [*texts, *own])
         content = [
             recipe.data.mix.model_dump(mode="json"),
             recipe.total_samples,

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from recipes.errors import UserError
+from slurm.own_template import load_run
 from slurm.render import render_stage, render_train
 from tests.slurm.conftest import MakeRecipe
 
+CLUSTER_LINE = "cluster: {device: cpu, gpus_per_node: 1, name: cpu}\n"
 TEMPLATES = {
     "venv": [],
     "apptainer": [
@@ -124,6 +126,26 @@ def test_a_template_of_ones_own_reuses_the_shipped_parts(make_recipe: MakeRecipe
         render_train(make_recipe(f"cluster.slurm.template={own}"))
     with pytest.raises(UserError, match=r"gone\.j2 is not in"):
         render_train(make_recipe("cluster.slurm.template=gone.j2"))
+
+
+def test_a_template_is_found_beside_the_recipe_that_names_it(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_recipe()
+    (tmp_path / "site.j2").write_text('{% extends "venv.sh.j2" %}{% block setup %}beside{% endblock %}')
+    cluster = "cluster: {name: cpu, gpus_per_node: 1, device: cpu, slurm: {template: site.j2}}"
+    text = (tmp_path / "small.yaml").read_text()
+    (tmp_path / "own.yaml").write_text(
+        "".join(line for line in f"{text}{cluster}\n".splitlines(keepends=True) if line != CLUSTER_LINE)
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    recipe = load_run(tmp_path / "own.yaml")
+    assert "beside" in render_train(recipe).text
+    (elsewhere / "other.j2").write_text('{% extends "venv.sh.j2" %}{% block setup %}here{% endblock %}')
+    recipe = load_run(tmp_path / "own.yaml", ["cluster.slurm.template=other.j2"])
+    assert "here" in render_train(recipe).text
 
 
 @pytest.mark.parametrize(
