@@ -61,7 +61,8 @@ def run(run_name: str, output: Path | None, as_json: bool) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the page's place as JSON.")
 def compare(runs: tuple[str, ...], output: Path, export_folder: Path | None, as_json: bool) -> None:
-    """One self-contained page that compares runs; the others are set against RUN_A.
+    """One self-contained page that compares runs; the others are set against RUN_A. RUN@STEP is the run at one of its
+    evaluated checkpoints.
 
     What each won on held-out text and on benchmarks and forgot, by resource category, script and family, with paired
     tests a language; curves over checkpoints; the published scores of the EMMA-500 models and their bases.
@@ -69,12 +70,13 @@ def compare(runs: tuple[str, ...], output: Path, export_folder: Path | None, as_
     \b
     emma report compare demo/runs/demo_mono demo/runs/demo_bi --output demo/mono-bi.html
     emma report compare runs/mono runs/bi --output mono-bi.html --export mono-bi-figures
+    emma report compare demo@150 demo@300
     """
     from recipes.files import write_text
+    from tools.report.checkpoints import read_checkpoint
     from tools.report.compare import compare_page, comparison
-    from tools.report.records import read_run
 
-    records = [read_run(name) for name in runs]
+    records = [read_checkpoint(name) for name in runs]
     compared = comparison(records)
     write_text(output, compare_page(records, compared))
     facts: dict[str, object] = {

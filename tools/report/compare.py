@@ -10,10 +10,11 @@ from markupsafe import Markup
 
 from recipes.errors import UserError
 from tools.evaluation.gains import Gains, compare
-from tools.evaluation.groups import ENGLISH, LanguageFacts, order_categories
+from tools.evaluation.groups import ENGLISH, order_categories
 from tools.evaluation.stored import stored_scores
 from tools.report.benchmarks import BenchmarkView, benchmark_views, checkpoint_figures, field_views, latest
 from tools.report.charts import Point, scatter
+from tools.report.checkpoints import facts_of
 from tools.report.figures import Curves, Figure
 from tools.report.forgetting import ForgettingRow, forgetting_rows
 from tools.report.gains import KindGains, gain_sections, heldout_figures
@@ -188,24 +189,7 @@ def paired_gains(first: RunRecord, other: RunRecord) -> Gains | None:
     ]
     if not set(scores[0]) & set(scores[1]):
         return None
-    return compare(models[0].name, models[1].name, scores[0], scores[1], _facts(first, other))
-
-
-def _facts(first: RunRecord, other: RunRecord) -> LanguageFacts:
-    """Categories and what the base has seen, as either run's evaluation recorded them."""
-    category: dict[tuple[str, str], str] = {}
-    seen: set[str] = set()
-    known = False
-    for run in (other, first):
-        for row in run.gains["languages"] if run.gains else ():
-            if row["category"]:
-                category[row["kind"], row["language"]] = row["category"]
-            if row["seen_by_base"] is not None:
-                known = True
-                if row["seen_by_base"]:
-                    seen |= set(row["language"].split("-"))
-    order = order_categories(category.values(), first.recipe.data.mix)
-    return LanguageFacts(category, order, None, frozenset(seen) if known else None)
+    return compare(models[0].name, models[1].name, scores[0], scores[1], facts_of([first, other]))
 
 
 def _against_first(runs: Sequence[RunRecord]) -> list[tuple[RunRecord, list[KindGains]]]:

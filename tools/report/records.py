@@ -42,7 +42,8 @@ class MixPart:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything the report knows. `steps` and `validations` are rows of metrics.jsonl."""
+    """Everything the report knows. `steps` and `validations` are rows of metrics.jsonl; `checkpoint` is the step that
+    all of it was cut at, None for the whole run."""
 
     folder: Path
     recipe: Recipe
@@ -58,10 +59,11 @@ class RunRecord:
     parity: dict[str, Any] | None = None
     alerts: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[dict[str, Any]] = field(default_factory=list)
+    checkpoint: int | None = None
 
     @property
     def name(self) -> str:
-        return self.recipe.name
+        return self.recipe.name if self.checkpoint is None else f"{self.recipe.name}@{self.checkpoint}"
 
     @property
     def parity_step(self) -> int | None:

@@ -24,6 +24,7 @@ from tests.tools.report.sample_run import (
 )
 from tools.commands.report import group
 from tools.evaluation.results import read_results
+from tools.report.checkpoints import read_checkpoint
 from tools.report.compare import compare_page, paired_gains
 from tools.report.export import draw
 from tools.report.figures import Bar, Differences
@@ -263,7 +264,7 @@ def test_benchmarks_of_two_runs(tmp_path: Path) -> None:
         assert f" {100 * sum(others) / len(others):.1f} " in page.text
     # Baselines, health, groups, verdicts and every language stand in the page's own markup.
     for text in (
-        "14.3",
+        "chance 14.3",
         "majority 25.0",
         "most frequent answer 30 %",
         "empty outputs 2.0 %",
@@ -339,3 +340,18 @@ def test_published_scores_on_the_terminal(tmp_path: Path) -> None:
         report("reference", "--published-codes")
     with pytest.raises(UserError, match="result tables"):
         report("reference", tmp_path)
+
+
+def test_two_checkpoints_of_a_run(tmp_path: Path) -> None:
+    recipe = write_run(tmp_path, languages=10, steps=20)
+    write_benchmarks(recipe, benchmarks=("sib200",))
+    run = str(recipe.run_folder)
+    page = tmp_path / "c.html"
+    report("compare", f"{run}@10", f"{run}@20", "--output", page)
+    text = read_page(page).text
+    assert "sample@10 and sample@20" in text
+    assert "Not at equal budget: they were trained on 20.5 k and 41.0 k tokens" in text
+    assert read_checkpoint(f"{run}@20").gains == read_run(run).gains
+    assert read_checkpoint(f"{run}@10").steps[-1]["step"] == 10
+    with pytest.raises(UserError, match=r"sample@7: this step was not evaluated \(evaluated: 10, 20\)"):
+        read_checkpoint(f"{run}@7")
