@@ -389,7 +389,7 @@ class Session:
         first = next(iter(read_metrics(self.run.metrics_file)[1]))
         for group, bound in self.recipe.validation.alert_above.items():
             rise = losses[group] - first["validation"][group]
-            if rise > bound:
+            if rise > bound and iteration > first["step"]:
                 alert = {
                     "step": iteration,
                     "group": group,
