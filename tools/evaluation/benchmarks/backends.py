@@ -189,11 +189,11 @@ def _vllm(folder: Path, settings: ModelSettings, window: int) -> Any:
 
 
 def shorten(lm: Any, texts: Sequence[str], longest: Sequence[int]) -> list[str]:
-    """Beginnings of texts, of at most so many tokens each."""
+    """Beginnings of texts, of at most so many tokens each; a character that would be cut in two goes."""
     cut = []
     for text, most in zip(texts, longest, strict=True):
         ids = lm.plain_ids(text)
-        cut.append(
-            text if len(ids) <= most else lm.tokenizer.decode(ids[: max(0, most)], skip_special_tokens=False)
-        )
+        if len(ids) > most:
+            text = lm.tokenizer.decode(ids[: max(0, most)], skip_special_tokens=False).rstrip("\ufffd")
+        cut.append(text)
     return cut

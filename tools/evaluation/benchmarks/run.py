@@ -240,6 +240,7 @@ class Runner:
         room = self.window - (self.new_tokens(benchmark) if benchmark.kind == "generation" else 0) - 1
         fitted, shortened, cut = [], 0, 0
         for item in items:
+            self._check_choices(unit, item)
             over = len(self.model.tok_encode(item.prompt)) - room
             shortened += over > 0 and benchmark.shorten is not None
             # Joined pieces may have other tokens than the pieces had, so it is cut until it fits.
@@ -258,6 +259,14 @@ class Runner:
             cut += over > 0
             fitted.append(item)
         return fitted, shortened, cut
+
+    def _check_choices(self, unit: Unit, item: Item) -> None:
+        longest = max((len(self.model.plain_ids(choice)) for choice in item.choices), default=0)
+        if longest >= self.window:
+            raise UserError(
+                f"{unit.name}, item {item.index}: a choice has {longest} tokens, the model's window {self.window}; "
+                "this model cannot be asked, leave the benchmark out"
+            )
 
     def _evaluate(
         self, unit: Unit, items: Sequence[Item], max_new_tokens: int

@@ -52,7 +52,11 @@ class BenchmarkTask(Task):
             benchmark.kind, ROLLING
         )
         self._config = TaskConfig(
-            task=f"{benchmark.name}/{language}", num_fewshot=0, output_type=self.OUTPUT_TYPE, repeats=1
+            task=f"{benchmark.name}/{language}",
+            num_fewshot=0,
+            output_type=self.OUTPUT_TYPE,
+            generation_kwargs=self._options() if benchmark.kind == "generation" else None,
+            repeats=1,
         )
         self._filters = [build_filter_ensemble("none", [("take_first", None)])]
         self._instances: list[Instance] | None = None
@@ -101,18 +105,21 @@ class BenchmarkTask(Task):
         if benchmark.kind == "likelihood":
             return ROLLING, [(prompt,)]
         if benchmark.kind == "generation":
-            options: dict[str, Any] = {
-                "until": list(stops(benchmark, benchmark.code(self.language))),
-                "max_gen_toks": self.max_new_tokens,
-                "do_sample": benchmark.sampling is not None,
-            }
-            if benchmark.sampling is not None:
-                options |= {"temperature": benchmark.sampling.temperature, "top_p": benchmark.sampling.top_p}
-            return "generate_until", [(prompt, options)]
+            return "generate_until", [(prompt, self._options())]
         labels = [benchmark.delimiter + choice for choice in item.choices]
         if benchmark.scoring == "last_token":
             return LAST_TOKEN, [(prompt, label, benchmark.prompt_tokens) for label in labels]
         return "loglikelihood", [(prompt, label) for label in labels]
+
+    def _options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "until": list(stops(self.benchmark, self.benchmark.code(self.language))),
+            "max_gen_toks": self.max_new_tokens,
+            "do_sample": self.benchmark.sampling is not None,
+        }
+        if (sampling := self.benchmark.sampling) is not None:
+            options |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        return options
 
     def process_results(self, doc: dict[str, Any], results: Sequence[Any]) -> dict[str, Any]:
         """Keeps what the model gave; scores are of all items together."""
