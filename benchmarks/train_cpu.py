@@ -49,11 +49,11 @@ def measure_pair(recipe: Recipe, folder: Path, pair: int, eos: int) -> tuple[Cou
     def run_ours() -> Course:
         run.prepare(recipe, take_over=True)
         (course,) = run_ranks(ours, 1, str(run.path), env=environment, timeout=600)
-        return course  # type: ignore[no-any-return]
+        return course
 
     def run_peer() -> Course:
         (course,) = run_ranks(train_megatron, 1, flags, prefix, env=environment, timeout=600)
-        return course  # type: ignore[no-any-return]
+        return course
 
     if pair % 2:
         peer = run_peer()
