@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tools.evaluation.averages import ENGLISH_GROUP, OTHERS, Average, averages, groups_of
 from tools.evaluation.bootstrap import Estimate, average, average_of_items
@@ -25,8 +29,9 @@ __all__ = [
     "main_metric",
 ]
 
-Items = Callable[[str, str, str], Mapping[str, float] | None]
-"""(benchmark, language, metric) → scores of single items by id, None where they were not kept."""
+Items = Callable[[str, str, str], Mapping[str, Any] | None]
+"""(benchmark, language, metric) → scores of single items by id, or their statistics where the metric is a function of the
+sum of those; None where they were not kept."""
 
 _PREFERRED = ("acc", "exact_match", "chrf++", "spbleu", "rougeL_uni", "bits_per_byte", "nll")
 
@@ -102,11 +107,27 @@ def benchmark_scores(
     for row in mine:
         if metric(row.metric).kind == "health":
             rates.setdefault(row.metric, {})[row.language] = row.value
-    scores = {
-        row.language: Score(row.value, row.error, items(name, row.language, key) if items else None)
-        for row in chosen
-    }
+    scores = {row.language: _score(row, items(name, row.language, key) if items else None) for row in chosen}
     return BenchmarkScores(benchmark(name), metric(key), scores, rates)
+
+
+def _score(row: Result, items: Mapping[str, Any] | None) -> Score:
+    if items and all(isinstance(value, list) for value in items.values()):
+        return Score(row.value, row.error, statistics=items)
+    return Score(row.value, row.error, items)
+
+
+def _value_of(key: str) -> Callable[[NDArray[np.float64]], float] | None:
+    """Score of a sum of sacreBLEU's statistics; None for other metrics, and where sacreBLEU is not installed."""
+    if key not in ("chrf++", "spbleu", "bleu"):
+        return None
+    try:
+        from sacrebleu.metrics import BLEU, CHRF
+    except ImportError:
+        return None
+    # The statistics are counts already, so no tokenizer has a say any more.
+    scorer: Any = CHRF(word_order=2) if key == "chrf++" else BLEU(tokenize="none", force=True)
+    return lambda row: float(scorer._compute_score_from_stats([round(n) for n in row]).score)
 
 
 def estimate(scores: BenchmarkScores) -> Estimate | None:
@@ -150,7 +171,13 @@ def change(
     Raises:
         UserError: a language was scored on different items.
     """
-    rows = compare_languages(base.scores, trained.scores, better=trained.metric.better, correction=correction)
+    rows = compare_languages(
+        base.scores,
+        trained.scores,
+        better=trained.metric.better,
+        correction=correction,
+        value_of=_value_of(trained.metric.key),
+    )
     if not rows:
         return None
     by_language = {row.language: row for row in rows}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,6 +21,7 @@ __all__ = [
     "adjust",
     "compare_languages",
     "mcnemar",
+    "paired_statistics",
     "paired_t",
     "two_errors",
     "verdict_counts",
@@ -34,11 +35,13 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Score:
-    """One model on one language: `items` are the scores of single items by their id, where they were kept."""
+    """One model on one language: `items` are the scores of single items by their id, where they were kept; `statistics`
+    those of a metric that is a function of their sum (BLEU, chrF++)."""
 
     value: float
     error: float | None = None
     items: Mapping[str, float] | None = None
+    statistics: Mapping[str, Sequence[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Verdicts:
         error: standard error of the difference, None where nothing says it.
         p: two-sided; 1 where nothing can be told.
         adjusted: p corrected for all languages of the comparison.
-        test: `McNemar`, `paired t`, `two errors` or empty.
+        test: `McNemar`, `paired t`, `paired bootstrap`, `two errors` or empty.
         verdict: `win`, `loss` or `tie`.
     """
 
@@ -114,6 +117,36 @@ def two_errors(base: Score, trained: Score) -> tuple[float, float | None]:
     return math.erfc(abs(trained.value - base.value) / error / math.sqrt(2)), error
 
 
+def paired_statistics(
+    base: Mapping[str, Sequence[float]],
+    trained: Mapping[str, Sequence[float]],
+    value_of: Callable[[NDArray[np.float64]], float],
+    draws: int = 1000,
+) -> tuple[float, float | None]:
+    """Two-sided p and error of the difference of two scores that are functions of the sum of the items' statistics.
+
+    Both are resampled over the same items; the differences' spread is the error, and p is that of a normal deviate, so
+    that it isn't bounded by the number of draws.
+
+    Args:
+        base: item → statistics.
+        trained: the same items.
+        value_of: score of a sum of statistics.
+        draws: resamples.
+    """
+    tables = [np.array([found[item] for item in base], np.float64) for found in (base, trained)]
+    count = len(tables[0])
+    if count < 2:
+        return 1.0, None
+    weights = np.random.default_rng(count).multinomial(count, np.full(count, 1 / count), size=draws)
+    drawn = [np.array([value_of(row) for row in weights @ table]) for table in tables]
+    error = float(np.std(drawn[1] - drawn[0], ddof=1))
+    change = value_of(tables[1].sum(axis=0)) - value_of(tables[0].sum(axis=0))
+    if error == 0:
+        return (1.0 if change == 0 else 0.0), 0.0
+    return math.erfc(abs(change) / error / math.sqrt(2)), error
+
+
 def adjust(p: Sequence[float], correction: Correction = "bh") -> list[float]:
     """p-values corrected for their number.
 
@@ -148,6 +181,7 @@ def compare_languages(
     better: str,
     correction: Correction = "bh",
     alpha: float = ALPHA,
+    value_of: Callable[[NDArray[np.float64]], float] | None = None,
 ) -> list[Verdicts]:
     """Tests of every language that both models have.
 
@@ -160,11 +194,16 @@ def compare_languages(
         better: `higher` or `lower`.
         correction: see `adjust`.
         alpha: level under which a corrected p is a win or a loss.
+        value_of: score of a sum of statistics, for scores that have them.
 
     Raises:
         UserError: the items of a language differ between the models.
     """
-    rows = [_test(language, base[language], trained[language]) for language in base if language in trained]
+    rows = [
+        _test(language, base[language], trained[language], value_of)
+        for language in base
+        if language in trained
+    ]
     corrected = adjust([row.p for row in rows], correction)
     sign = 1 if better == "higher" else -1
     done = []
@@ -175,19 +214,25 @@ def compare_languages(
     return done
 
 
-def _test(language: str, base: Score, trained: Score) -> Verdicts:
+def _test(
+    language: str, base: Score, trained: Score, value_of: Callable[[NDArray[np.float64]], float] | None
+) -> Verdicts:
     difference = trained.value - base.value
-    if base.items and trained.items:
-        if base.items.keys() != trained.items.keys():
+    for before, after in ((base.items, trained.items), (base.statistics, trained.statistics)):
+        if before and after and before.keys() != after.keys():
             raise UserError(
                 f"{language}: the two models were scored on different items; evaluate both with the same --limit"
             )
+    if base.items and trained.items:
         pairs = np.array([(base.items[item], trained.items[item]) for item in base.items], np.float64)
         changes = pairs[:, 1] - pairs[:, 0]
         p, error = paired_t(changes)
         name = "paired t"
         if np.isin(pairs, (0.0, 1.0)).all():
             p, name = mcnemar(int((changes > 0).sum()), int((changes < 0).sum())), "McNemar"
+    elif base.statistics and trained.statistics and value_of is not None:
+        p, error = paired_statistics(base.statistics, trained.statistics, value_of)
+        name = "paired bootstrap"
     else:
         p, error = two_errors(base, trained)
         name = "two errors" if error is not None else ""

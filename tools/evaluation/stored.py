@@ -67,10 +67,10 @@ def stored_scores(
     return scores
 
 
-def item_scores(folder: Path, model: str) -> Callable[[str, str, str], dict[str, float] | None]:
+def item_scores(folder: Path, model: str) -> Callable[[str, str, str], dict[str, Any] | None]:
     """Reader of a model's scores of single items, by benchmark, language and metric; None where none were kept.
 
-    A metric of the whole (BLEU, chrF++) has statistics an item instead of a score, so it has none either.
+    A metric of the whole (BLEU, chrF++) has a list of statistics an item instead of a score.
 
     Args:
         folder: evaluation folder.
@@ -85,11 +85,11 @@ def item_scores(folder: Path, model: str) -> Callable[[str, str, str], dict[str,
             return []
         return [(str(sample["index"]), sample["scores"]) for sample in read_samples(path)]
 
-    def items(benchmark: str, language: str, metric: str) -> dict[str, float] | None:
+    def items(benchmark: str, language: str, metric: str) -> dict[str, Any] | None:
         found = {
-            index: float(scores[metric])
+            index: scores[metric]
             for index, scores in samples(benchmark, language)
-            if isinstance(scores.get(metric), int | float)
+            if scores.get(metric) is not None
         }
         return found or None
 

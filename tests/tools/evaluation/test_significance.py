@@ -11,6 +11,7 @@ from tools.evaluation.significance import (
     adjust,
     compare_languages,
     mcnemar,
+    paired_statistics,
     paired_t,
     two_errors,
     verdict_counts,
@@ -96,3 +97,25 @@ def test_other_items_are_refused() -> None:
             {"deu_Latn": Score(0.5, None, {"1": 1.0, "3": 0.0})},
             better="higher",
         )
+
+
+def test_statistics_are_resampled_over_the_same_items() -> None:
+    """Of a ratio of sums: the paired error is far below that of two independent values, and matches the paired t."""
+    generator = np.random.default_rng(0)
+    hard = generator.normal(50, 15, 300)
+    base = {str(i): [value, 1.0] for i, value in enumerate(hard)}
+    trained = {str(i): [value + generator.normal(1, 3), 1.0] for i, value in enumerate(hard)}
+    p, error = paired_statistics(base, trained, lambda row: float(row[0] / row[1]))
+    changes = [trained[key][0] - base[key][0] for key in base]
+    assert error == pytest.approx(np.std(changes, ddof=1) / math.sqrt(300), rel=0.1)
+    assert math.log(p) == pytest.approx(math.log(paired_t(changes)[0]), rel=0.2)
+    scores = [
+        Score(float(np.mean([row[0] for row in found.values()])), 0.9, statistics=found)
+        for found in (base, trained)
+    ]
+    for value_of, test, verdict in (
+        (lambda row: float(row[0] / row[1]), "paired bootstrap", "win"),
+        (None, "two errors", "tie"),
+    ):
+        (row,) = compare_languages({"a": scores[0]}, {"a": scores[1]}, better="higher", value_of=value_of)
+        assert (row.test, row.verdict) == (test, verdict)

@@ -16,7 +16,7 @@ def test_scores_of_items_are_read_back(tmp_path: Path) -> None:
     write_unit(unit_file(tmp_path, "demo/step-20", "sib200", "deu_Latn"), unit, samples)
     items = item_scores(tmp_path, "demo/step-20")
     assert items("sib200", "deu_Latn", "acc") == {"0": 1.0, "1": 0.0}
-    assert items("sib200", "deu_Latn", "chrf++") is None
+    assert items("sib200", "deu_Latn", "chrf++") == {"0": [1, 2, 3], "1": [1, 2, 3]}
     assert items("sib200", "deu_Latn", "macro_f1") is None
     assert items("sib200", "yor_Latn", "acc") is None
     assert item_scores(tmp_path, "other")("sib200", "deu_Latn", "acc") is None
