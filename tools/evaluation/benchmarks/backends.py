@@ -161,6 +161,18 @@ def _vllm(folder: Path, settings: ModelSettings, window: int) -> Any:
 
     if find_spec("vllm") is None:
         raise UserError("vllm is not installed: install it in this environment, or use --backend hf")
+    return _vllm_class(settings.seed)(
+        pretrained=str(folder.resolve()),
+        dtype=settings.dtype or "auto",
+        tensor_parallel_size=settings.tensor_parallel,
+        max_model_len=window,
+        seed=settings.seed,
+        batch_size="auto",
+    )
+
+
+@functools.cache
+def _vllm_class(sampling_seed: int) -> Any:
     from lm_eval.models.vllm_causallms import VLLM
 
     class Vllm(Exact, VLLM):
@@ -175,17 +187,10 @@ def _vllm(folder: Path, settings: ModelSettings, window: int) -> Any:
         def modify_gen_kwargs(*args: Any, **kwargs: Any) -> Any:
             values, until, longest = VLLM.modify_gen_kwargs(*args, **kwargs)
             if values.get("temperature"):
-                values["seed"] = settings.seed
+                values["seed"] = sampling_seed
             return values, until, longest
 
-    return Vllm(
-        pretrained=str(folder.resolve()),
-        dtype=settings.dtype or "auto",
-        tensor_parallel_size=settings.tensor_parallel,
-        max_model_len=window,
-        seed=settings.seed,
-        batch_size="auto",
-    )
+    return Vllm
 
 
 def shorten(lm: Any, texts: Sequence[str], longest: Sequence[int]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,6 +23,7 @@ __all__ = [
     "get_benchmark",
     "get_source",
     "get_tier",
+    "language_names",
     "language_order",
     "language_words",
     "resolve_names",
@@ -323,8 +323,3 @@ def speeds() -> Mapping[str, Mapping[str, float]]:
     """Assumed speeds by backend; see tiers.yaml."""
     values: Mapping[str, Mapping[str, float]] = _file("tiers.yaml")["speeds"]
     return values
-
-
-def files_of_definitions() -> list[Path]:
-    """The files that decide what a benchmark is."""
-    return [_FOLDER / name for name in ("benchmarks.yaml", "words.yaml", "codes.csv", "flores_names.csv")]

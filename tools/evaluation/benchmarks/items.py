@@ -17,7 +17,7 @@ from tools.evaluation.benchmarks.definitions import Benchmark, language_names, l
 from tools.evaluation.benchmarks.rows import Row, read_rows
 from tools.evaluation.benchmarks.stores import Store
 
-__all__ = ["Item", "build_items", "draws", "render"]
+__all__ = ["Item", "build_items", "draws", "final_pattern", "render", "stops"]
 
 _SEED = 42
 """Seed of the authors' draws of examples."""

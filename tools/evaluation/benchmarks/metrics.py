@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tools.evaluation.benchmarks.similarity import BertScore
     from tools.evaluation.benchmarks.translation import SentencePiece
 
-__all__ = ["NEEDS_SPBLEU", "Resources", "measure"]
+__all__ = ["NEEDS_SPBLEU", "Resources", "bertscore_folder", "measure"]
 
 NEEDS_SPBLEU = "spbleu"
 """The metric that needs the FLORES-200 sentencepiece model."""

@@ -18,7 +18,7 @@ from recipes.errors import UserError
 from recipes.files import atomic_write, read_json, write_json
 from tools.evaluation.results import Result
 
-__all__ = ["Finished", "read_samples", "unit_file", "write_unit"]
+__all__ = ["Finished", "read_samples", "read_unit", "samples_file", "unit_file", "write_unit"]
 
 _LEVEL = 9
 

@@ -50,7 +50,7 @@ def files_of(store: Store, source: Source, code: str, split: str) -> list[str]:
 
 
 def available(store: Store, source: Source) -> dict[str, str]:
-    """Language codes whose files are there → what is missing, for those that are not, is left out.
+    """Language codes whose files are all there (nothing is read but files that hold all languages).
 
     Returns:
         code → first file of its test split.

@@ -154,13 +154,6 @@ class Runner:
         write_unit(path, done, _samples(fitted, responses, scores))
         return done
 
-    def finished(self, units: Sequence[Unit]) -> list[Finished]:
-        """Units that are finished under any settings, without running anything."""
-        paths = [
-            unit_file(self.output, self.target.model, unit.benchmark.name, unit.language) for unit in units
-        ]
-        return [found for path in paths if (found := read_unit(path)) is not None]
-
     def items(self, unit: Unit) -> list[Item]:
         """Items of a unit."""
         return build_items(
