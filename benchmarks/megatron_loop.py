@@ -19,7 +19,7 @@ from typing import Any
 
 from recipes.files import read_json, write_json
 
-__all__ = ["Course", "timed", "train_megatron"]
+__all__ = ["Course", "timed", "train_megatron", "train_ours"]
 
 
 @dataclass
@@ -65,6 +65,15 @@ def timed() -> Course:
         return result
 
     training.train_step = marked
+    return course
+
+
+def train_ours(folder: str) -> Course:
+    """Trains one rank of this project's trainer from a prepared run folder, timed at the same place."""
+    from tools.training.worker import train
+
+    course = timed()
+    train(Path(folder))
     return course
 
 

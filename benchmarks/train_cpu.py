@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.measure import overhead
-from benchmarks.megatron_loop import Course, timed, train_megatron
+from benchmarks.megatron_loop import Course, train_megatron, train_ours
 from recipes.load import load_recipe
 from recipes.schema import Recipe
 from tests.ranks import run_ranks
@@ -30,15 +30,6 @@ from tools.training.run_folder import RunFolder
 LENGTH, BATCH, WARM = 256, 4, 2
 
 
-def ours(folder: str) -> Course:
-    """The trainer of this project, in a rank."""
-    from tools.training.worker import train
-
-    course = timed()
-    train(Path(folder))
-    return course
-
-
 def measure_pair(recipe: Recipe, folder: Path, pair: int, eos: int) -> tuple[Course, Course]:
     """A run of ours and one of Megatron's, in an order that alternates with the pair."""
     environment = rank_environment(recipe)
@@ -48,7 +39,7 @@ def measure_pair(recipe: Recipe, folder: Path, pair: int, eos: int) -> tuple[Cou
 
     def run_ours() -> Course:
         run.prepare(recipe, take_over=True)
-        (course,) = run_ranks(ours, 1, str(run.path), env=environment, timeout=600)
+        (course,) = run_ranks(train_ours, 1, str(run.path), env=environment, timeout=600)
         return course
 
     def run_peer() -> Course:
