@@ -34,9 +34,11 @@ test: $(READY)  ## the tests of every commit (under 15 minutes on two cores)
 test-slow: $(READY)  ## tests that take minutes each
 	$(BIN)/pytest -m slow --durations=0
 
-test-slurm: $(READY)  ## jobs on a real Slurm of two nodes on this machine (root; installs slurm-wlm and munge)
-	@command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null || \
-		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes slurm-wlm munge; }
+test-slurm: $(READY)  ## jobs on a real Slurm of two nodes on this machine (root; installs Slurm, munge and MariaDB)
+	@$(BIN)/python -m tests.slurm.two_nodes check || { apt-get update && \
+		DEBIAN_FRONTEND=noninteractive apt-get install --yes slurm-wlm munge && \
+		DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
+		slurmdbd mariadb-server-core mariadb-client-core; }
 	$(BIN)/pytest -m slurm tests/slurm --durations=0
 
 demo: $(READY)  ## the whole road on this machine, with real text in 100+ languages

@@ -2,8 +2,9 @@
 
     python -m tests.slurm.two_nodes start FOLDER      # prints `export SLURM_CONF=...`
     python -m tests.slurm.two_nodes stop FOLDER
+    python -m tests.slurm.two_nodes check             # exit code 1 where something is not installed
 
-Needs root, `slurm-wlm` and `munge`. Nothing outside FOLDER is written, daemons of the machine are left alone. Both
+Needs root, `slurm-wlm` and `munge`; with accounting, `slurmdbd` and MariaDB too. Nothing outside FOLDER is written, daemons of the machine are left alone. Both
 nodes are this machine, so they share its cores: the configuration claims more of them than there may be.
 """
 
@@ -19,6 +20,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from tests.slurm.accounting import ACCOUNT, PROGRAMS, configuration, start_accounting
 
 __all__ = ["CPUS", "NODES", "TwoNodes", "missing_programs"]
 
@@ -62,16 +65,17 @@ PartitionName=short Nodes=n1 MaxTime=00:05:00 State=UP
 """
 
 
-def missing_programs() -> list[str]:
+def missing_programs(*, accounting: bool = False) -> list[str]:
     """Programs of Slurm and munge that this machine lacks."""
-    return [name for name in _PROGRAMS if shutil.which(name) is None]
+    return [name for name in (*_PROGRAMS, *(PROGRAMS if accounting else ())) if shutil.which(name) is None]
 
 
 class TwoNodes:
     """The daemons of one test cluster, found again by their pid files in `folder`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.resolve()
+    def __init__(self, folder: Path, *, accounting: bool = False) -> None:
+        """`accounting`: with a database, in which jobs are kept and without whose accounts none runs."""
+        self.folder, self.accounting = folder.resolve(), accounting
         self.configuration = self.folder / "slurm.conf"
 
     @property
@@ -81,20 +85,22 @@ class TwoNodes:
 
     def start(self) -> None:
         """Writes the configuration, starts the daemons, waits until both nodes are idle."""
-        if missing := missing_programs():
-            raise RuntimeError(f"missing programs: {', '.join(missing)} (apt-get install slurm-wlm munge)")
+        if missing := missing_programs(accounting=self.accounting):
+            raise RuntimeError(f"missing programs: {', '.join(missing)} (`make test-slurm` installs them)")
         self.folder.mkdir(parents=True, exist_ok=True)
         # munged refuses a socket that other users cannot reach, and keys that they can read.
         self.folder.chmod(0o755)
-        ports = _free_ports(1 + len(NODES))
+        controller, database, daemon, *nodes = _free_ports(3 + len(NODES))
+        host = socket.gethostname().split(".")[0]
+        text = _CONFIGURATION.format(
+            folder=self.folder,
+            host=host,
+            controller_port=controller,
+            node_ports=",".join(map(str, nodes)),
+            cpus=CPUS,
+        )
         self.configuration.write_text(
-            _CONFIGURATION.format(
-                folder=self.folder,
-                host=socket.gethostname().split(".")[0],
-                controller_port=ports[0],
-                node_ports=",".join(map(str, ports[1:])),
-                cpus=CPUS,
-            )
+            text + (configuration(self.folder, host, daemon) if self.accounting else "")
         )
         key = self.folder / "munge.key"
         key.touch(mode=0o600)
@@ -103,6 +109,11 @@ class TwoNodes:
             ["munged", "--force", f"--socket={self.folder}/munge.socket", f"--key-file={key}"]
             + [f"--{name}-file={self.folder}/munged.{name}" for name in ("pid", "log", "seed")]
         )
+        if self.accounting:
+            start_accounting(self.folder, daemon, database)
+            # Jobs of a cluster that the database does not know are refused; the controller reads it as it starts.
+            for name in ("cluster test", f"account {ACCOUNT} cluster=test", f"user root account={ACCOUNT}"):
+                self.command("sacctmgr", "--immediate", "add", *name.split())
         _run(["slurmctld", "-c", "-f", str(self.configuration)], self.environment)
         for node in NODES:
             self.start_node(node)
@@ -181,7 +192,8 @@ class TwoNodes:
         if self._pids("slurmctld"):
             subprocess.run(["scancel", "--user=root"], env=self.environment, capture_output=True, check=False)
             time.sleep(1)
-        for name in (*(f"slurmd-{node}" for node in NODES), "slurmctld", "munged"):
+        names = [*(f"slurmd-{node}" for node in NODES), "slurmctld", "slurmdbd", "mariadbd", "munged"]
+        for name in names:
             for pid in self._pids(name):
                 os.kill(pid, signal.SIGTERM)
         for node in NODES:
@@ -189,7 +201,6 @@ class TwoNodes:
                 for child in [*_descendants(pid), pid]:
                     _kill(child)
         end = time.monotonic() + 20
-        names = [*(f"slurmd-{node}" for node in NODES), "slurmctld", "munged"]
         while any(self._pids(name) for name in names) and time.monotonic() < end:
             time.sleep(0.2)
         for name in names:
@@ -239,9 +250,13 @@ def _kill(pid: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """`start FOLDER` or `stop FOLDER`."""
+    """`start FOLDER`, `stop FOLDER`, or `check` whether everything is installed."""
+    if arguments == ["check"]:
+        missing = missing_programs(accounting=True)
+        print(f"not installed: {', '.join(missing)}" if missing else "Slurm and MariaDB are installed")
+        return 1 if missing else 0
     if len(arguments) != 2 or arguments[0] not in ("start", "stop"):
-        print("usage: python -m tests.slurm.two_nodes start|stop FOLDER", file=sys.stderr)
+        print("usage: python -m tests.slurm.two_nodes start|stop FOLDER, or check", file=sys.stderr)
         return 2
     nodes = TwoNodes(Path(arguments[1]))
     if arguments[0] == "start":
