@@ -122,7 +122,7 @@ def _resources(request: Request, store: Store, plan: Plan) -> Resources:
     if folder is not None and "bertscore" in metrics:
         from tools.evaluation.benchmarks.similarity import BertScore
 
-        encoder = BertScore(folder, device=request.model.device or "cpu")
+        encoder = BertScore(folder, device=request.model.device)
     return Resources(tokenizer, encoder)
 
 

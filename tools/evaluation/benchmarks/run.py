@@ -111,7 +111,7 @@ class Runner:
         finished = []
         with progress(total=len(units), desc=f"benchmarks {self.target.model}", unit="language") as bar:
             for unit in units:
-                bar.set_postfix_str(unit.name)
+                bar.set_postfix_str(unit.name, refresh=False)
                 finished.append(self.run_unit(unit))
                 bar.update()
         return finished

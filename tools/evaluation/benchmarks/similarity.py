@@ -24,13 +24,14 @@ class BertScore:
     Args:
         folder: an encoder in Hugging Face format, bert-base-multilingual-cased for comparable scores.
         layer: hidden layer to compare, at most the encoder's last.
-        device: torch device.
+        device: torch device; default the GPU if there is one, else the CPU.
 
     Raises:
         UserError: `transformers` cannot load it.
     """
 
-    def __init__(self, folder: Path, layer: int = LAYER, device: str = "cpu") -> None:
+    def __init__(self, folder: Path, layer: int = LAYER, device: str | None = None) -> None:
+        import torch
         from transformers import AutoModel, AutoTokenizer
 
         try:
@@ -39,7 +40,7 @@ class BertScore:
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{folder}: not an encoder that transformers can load ({error})") from None
         self.layer = min(layer, model.config.num_hidden_layers)
-        self.model = model.to(device).eval()
+        self.model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
         weights = sorted(folder.glob("*.safetensors"))
         digest = sha256_file(weights[0])[:12] if weights else "no-safetensors"
         self.signature = f"bertscore-f1|layer:{self.layer}|idf:no|baseline:no|encoder:{digest}"
