@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from slurm.history import History
 from tests.slurm.real_run import GLOBAL_BATCH, RealRun, emma, make_run
 from tests.slurm.two_nodes import TwoNodes
+from tools.training.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2400)]
 
@@ -133,15 +134,22 @@ def test_a_sweep_is_killed_resumed_and_names_the_best(slurm: TwoNodes, tmp_path:
     def finished() -> int:
         nonlocal most
         most = max(most, running())
-        return sum(len(trial.losses()) == TRIAL_STEPS for trial in trials)
+        return sum(map(complete, trials))
 
-    slurm.wait(lambda: finished() >= 2, "two trials are done", 1200)
+    def complete(trial: RealRun) -> bool:
+        return RunFolder(trial.folder).latest_step() == TRIAL_STEPS
+
+    def interrupted() -> list[RealRun]:
+        return [trial for trial in trials if trial.launches() and not complete(trial)]
+
+    slurm.wait(lambda: finished() >= 2 and bool(interrupted()), "two trials are done, another began", 1200)
     slurm.cancel_all()
+    cut = interrupted()
     assert most == 2
     done = {
-        n: (folder / f"trial-{n:04d}" / "metrics.jsonl").stat().st_mtime
-        for n in range(6)
-        if len(trials[n].losses()) == TRIAL_STEPS
+        number: (trial.folder / "metrics.jsonl").stat().st_mtime_ns
+        for number, trial in enumerate(trials)
+        if complete(trial)
     }
     said = emma(slurm, tmp_path, "slurm", "sweep", "search.yaml")
     assert "in the queue" in said
@@ -153,7 +161,10 @@ def test_a_sweep_is_killed_resumed_and_names_the_best(slurm: TwoNodes, tmp_path:
     assert pq.read_table(folder / "results.parquet").num_rows == 6
     assert (folder / "results.html").read_text().count("<polyline") == 6
     submitted = [e for e in History(folder).events() if e["event"] == "submitted" and e["stage"] == "trials"]
-    finished_before = {n for n in done if n not in submitted[-1]["trials"]}
-    assert len(submitted) == 2 and finished_before, "what was finished was not submitted again"
+    assert len(submitted) == 2 and sorted([*done, *submitted[-1]["trials"]]) == list(range(6))
+    assert done == {n: (trials[n].folder / "metrics.jsonl").stat().st_mtime_ns for n in done}, (
+        "none is repeated"
+    )
+    assert cut and all(trial.launches() == [1, 2] for trial in cut), "what was interrupted went on"
     assert len(list((tmp_path / "mix").glob("tiny-*/manifest.json"))) == 2, "one mix for each share"
     assert "0 to submit" in emma(slurm, tmp_path, "slurm", "sweep", "search.yaml")
