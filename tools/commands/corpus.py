@@ -272,7 +272,13 @@ def peek(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of evaluation texts. [default: data.corpus.decontamination.benchmarks]",
 )
-@click.option("--stage", type=_STAGES, default="split", show_default=True, help="Stage to search.")
+@click.option(
+    "--stage",
+    type=click.Choice([*_STAGES.choices, "store"]),
+    default="split",
+    show_default=True,
+    help="Stage to search; `store`: the packed token store, decoded.",
+)
 @json_option
 def decontaminate(
     run: str, overrides: tuple[str, ...], benchmarks: Path | None, stage: str, as_json: bool
@@ -289,7 +295,15 @@ def decontaminate(
     """
     from tools.corpus.overlap import report_overlap
 
-    found = report_overlap(_build(run, overrides), benchmarks, stage)
+    batches = None
+    if stage == "store":
+        from recipes.load import load_recipe
+        from tools.pack.plan import PackSettings
+        from tools.pack.texts import store_batches
+
+        packed = PackSettings.of_recipe(load_recipe(run, overrides))
+        batches = store_batches(packed.store, list(packed.pack.components), packed.tokenizer.path)
+    found = report_overlap(_build(run, overrides), benchmarks, stage, batches)
     if as_json:
         _echo_json(found)
     else:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,7 +20,7 @@ from tools.corpus.stage import Build
 from tools.corpus.thresholds import script_of
 from tools.progress import progress
 
-__all__ = ["report_overlap"]
+__all__ = ["Batch", "corpus_batches", "report_overlap"]
 
 _SCHEMA = pa.schema(
     [
@@ -32,8 +33,40 @@ _SCHEMA = pa.schema(
 )
 
 
-def report_overlap(build: Build, benchmarks: Path | None, stage: str) -> dict[str, Any]:
-    """Searches a stage; writes `statistics/contaminated-STAGE.parquet` (documents) and
+@dataclass(frozen=True)
+class Batch:
+    """Documents of one kind and language: `sides` holds their texts, for sentence pairs of a corpus once a side, and
+    `scripts` the scripts that each side's may be in."""
+
+    kind: str
+    language: str
+    ids: list[str]
+    sides: list[list[str]]
+    scripts: list[list[str]]
+
+
+def corpus_batches(build: Build, stage: str) -> Iterator[Batch]:
+    """Documents of a stage.
+
+    Raises:
+        UserError: the stage is not there.
+    """
+    parts = parts_of(build.root, stage)
+    if not parts:
+        raise UserError(f"{build.root / stage}: no corpus there; build it first (emma corpus build)")
+    for part in progress(parts, desc="overlap", unit="part"):
+        names = text_columns(part.kind)
+        sides = part.language.split("-") if part.kind == "parallel" else [part.language]
+        scripts = [["" if part.kind == "code" else script_of(side)] for side in sides]
+        for table in read_row_groups(part_path(build.root, stage, part), ["id", *names]):
+            texts = [table.column(name).to_pylist() for name in names]
+            yield Batch(part.kind, part.language, table.column("id").to_pylist(), texts, scripts)
+
+
+def report_overlap(
+    build: Build, benchmarks: Path | None, stage: str, batches: Iterator[Batch] | None = None
+) -> dict[str, Any]:
+    """Searches a stage, or `batches` under its name; writes `statistics/contaminated-STAGE.parquet` (documents) and
     `statistics/contaminated-items-STAGE.parquet` (items by benchmark, language and split).
 
     Returns:
@@ -52,37 +85,27 @@ def report_overlap(build: Build, benchmarks: Path | None, stage: str) -> dict[st
         raise UserError(
             "no evaluation texts: give --benchmarks, or data.corpus.decontamination.benchmarks in the recipe"
         )
-    parts = parts_of(build.root, stage)
-    if not parts:
-        raise UserError(f"{build.root / stage}: no corpus there; build it first (emma corpus build)")
     index = ItemIndex.of_folder(settings)
     rows: list[dict[str, Any]] = []
     totals: dict[tuple[str, str], list[int]] = {}
-    for part in progress(parts, desc="overlap", unit="part"):
-        total = totals.setdefault((part.kind, part.language), [0, 0])
-        names = text_columns(part.kind)
-        sides = part.language.split("-") if part.kind == "parallel" else [part.language]
-        for table in read_row_groups(part_path(build.root, stage, part), ["id", *names]):
-            texts = [table.column(name).to_pylist() for name in names]
-            counts = sum(
-                index.overlaps(values, "" if part.kind == "code" else script_of(side))
-                for side, values in zip(sides, texts, strict=True)
+    for batch in corpus_batches(build, stage) if batches is None else batches:
+        total = totals.setdefault((batch.kind, batch.language), [0, 0])
+        total[0] += len(batch.ids)
+        counts = np.zeros(len(batch.ids), np.int64)
+        for texts, scripts in zip(batch.sides, batch.scripts, strict=True):
+            for script in scripts:
+                counts += index.overlaps(texts, script)
+        for row in np.flatnonzero(counts).tolist():
+            total[1] += 1
+            rows.append(
+                {
+                    "kind": batch.kind,
+                    "language": batch.language,
+                    "id": batch.ids[row],
+                    "ngrams": int(counts[row]),
+                    "text": "\t".join(texts[row] for texts in batch.sides)[:1000],
+                }
             )
-            identifiers = table.column("id").to_pylist()
-            for row, count in enumerate(counts.tolist()):  # type: ignore[union-attr]
-                total[0] += 1
-                if count:
-                    total[1] += 1
-                    text = "\t".join(values[row] for values in texts)[:1000]
-                    rows.append(
-                        {
-                            "kind": part.kind,
-                            "language": part.language,
-                            "id": identifiers[row],
-                            "ngrams": count,
-                            "text": text,
-                        }
-                    )
     path = build.root / "statistics" / f"contaminated-{stage}.parquet"
     with atomic_write(path) as handle:
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), handle, compression="zstd")

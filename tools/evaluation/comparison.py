@@ -118,7 +118,10 @@ def _score(row: Result, items: Mapping[str, Any] | None) -> Score:
 
 
 def _value_of(key: str) -> Callable[[NDArray[np.float64]], float] | None:
-    """Score of a sum of sacreBLEU's statistics; None for other metrics, and where sacreBLEU is not installed."""
+    """Score of a sum of items' statistics: a ratio of two, or sacreBLEU's; None for other metrics, and where sacreBLEU is
+    not installed."""
+    if key in ("bits_per_byte", "nll_per_token"):
+        return lambda row: float(row[0] / row[1])
     if key not in ("chrf++", "spbleu", "bleu"):
         return None
     try:
