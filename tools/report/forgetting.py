@@ -78,9 +78,6 @@ def _benchmark_row(view: BenchmarkView, group: str) -> ForgettingRow | None:
         return None
     cells: list[_Cell | None] = []
     for cell in of.cells:
-        if cell is None or cell[1] is None:
-            cells.append(None)
-            continue
-        value, change, counts = cell
-        cells.append(_Cell(value, change, counts))
+        value, change, counts = cell or (0.0, None, {})
+        cells.append(None if change is None else _Cell(value, change, counts))
     return ForgettingRow(f"{view.title}, {view.metric.name}", group, view.metric, of.base, cells, True)
