@@ -30,11 +30,12 @@ def send(pids: list[int], number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def terminates(pid: int) -> bool:
-    """Whether SIGTERM waits to be handled by a process that is held."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    pending = int(status.split("ShdPnd:")[1].split()[0], 16)
-    return bool(pending >> (signal.SIGTERM - 1) & 1)
+def held(pid: int) -> bool:
+    """Whether a process is stopped."""
+    try:
+        return "State:\tT" in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +67,12 @@ def test_a_run_survives_the_signal_a_killed_rank_and_a_lost_node(
     run = make("struck", TWO_NODES, NO_PREFLIGHT, "cluster.slurm.signal_seconds=130")
 
     # Slurm's own signal ahead of the time limit, which is moved close once the run is at work. Slurm looks at limits
-    # twice a minute: the ranks are held until then, so that the fastest machine has steps left.
+    # twice a minute: the ranks are held until then, so that the fastest machine has steps left. Slurm wakes them.
     run.wait_for_step(10, 600)
     ranks = [pid for node in NODES for pid in run.ranks(node)]
     send(ranks, signal.SIGSTOP)
     run.limit_time(seconds=100)
-    slurm.wait(lambda: all(map(terminates, ranks)), "every rank has Slurm's signal", 60)
-    send(ranks, signal.SIGCONT)
+    slurm.wait(lambda: not any(map(held, ranks)), "Slurm's signal came", 90)
     slurm.wait(lambda: run.state() == "PENDING", "the job saved and requeued itself", 150)
     run.set_time_limit(minutes=40)
     (saved,) = run.events("ended")
