@@ -180,7 +180,8 @@ def _idle_state(recipe: Recipe, run: RunFolder) -> str:
     history = History(run.path)
     if history.attempts_without_progress(run.latest_step()) >= recipe.cluster.slurm.attempts:
         return "given up"
-    numbers = [event["job"] for event in history.submitted() if event["stage"] == "train"]
+    # A trial that is tried again has no job of its own: its array has.
+    numbers = [e["job"] for e in history.submitted() if e["stage"] == "train" and e["job"] is not None]
     if not numbers:
         return "not submitted"
     ended = query.ended_jobs(numbers[-1:]).get(str(numbers[-1]))
