@@ -94,7 +94,7 @@ def list_benchmarks(as_json: bool) -> None:
     """Benchmarks: languages, examples, metrics, where the data come from."""
     from tools.evaluation.benchmarks.definitions import benchmark_names, get_benchmark
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in benchmark_names():
         benchmark = get_benchmark(name)
         rows.append(
@@ -141,10 +141,10 @@ def prompts(
     store = open_store(mirror)
     tier = Tier(name="prompts", languages=1, missing="skip")
     plan = plan_units(resolve_names([benchmark]), store, tier, set(_split(languages)) or None)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for unit in plan.units:
         for item in build_items(unit.benchmark, unit.language, store, limit=items, shots=shots):
-            row = {
+            row: dict[str, Any] = {
                 "benchmark": unit.benchmark.name,
                 "language": unit.language,
                 "index": item.index,

@@ -46,7 +46,7 @@ class Item:
     gold: int | None = None
     reference: str | None = None
     row: Mapping[str, Any] | None = None
-    examples: tuple[Mapping[str, Any], ...] = ()
+    examples: tuple[dict[str, Any], ...] = ()
 
 
 def build_items(

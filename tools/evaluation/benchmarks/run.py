@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -25,6 +25,9 @@ from tools.evaluation.benchmarks.stores import Store
 from tools.evaluation.benchmarks.units import Unit
 from tools.evaluation.targets import Target, fingerprint
 from tools.progress import progress
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 __all__ = ["RunSettings", "Runner"]
 
@@ -109,7 +112,8 @@ class Runner:
             UserError: data are missing or of another schema.
         """
         finished = []
-        with progress(total=len(units), desc=f"benchmarks {self.target.model}", unit="language") as bar:
+        bar: tqdm[Any] = progress(total=len(units), desc=f"benchmarks {self.target.model}", unit="language")
+        with bar:
             for unit in units:
                 bar.set_postfix_str(unit.name, refresh=False)
                 finished.append(self.run_unit(unit))

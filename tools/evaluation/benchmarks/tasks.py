@@ -96,7 +96,7 @@ class BenchmarkTask(Task):
         """Requests of one item."""
         kind, arguments = self._arguments(self.items[doc["index"]], ctx)
         return [
-            Instance(request_type=kind, doc=doc, arguments=argument, idx=number, metadata=kwargs["metadata"])  # type: ignore[arg-type]
+            Instance(request_type=kind, doc=doc, arguments=argument, idx=number, metadata=kwargs["metadata"])
             for number, argument in enumerate(arguments)
         ]
 
