@@ -348,7 +348,10 @@ def data_section(text: Path | None) -> dict[str, Any]:
     return {
         "name": "bench",
         "pack": {"components": {"text": component}},
-        "mix": {"components": {"text": {"share": 1, "max_epochs": 100_000}}},
+        "mix": {
+            "components": {"text": {"share": 1, "max_epochs": 100_000}},
+            "validation": {"by_component": False, "by_category": False},
+        },
     }
 
 
