@@ -53,7 +53,8 @@ SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf_interval=2
 SlurmdParameters=config_overrides
 SlurmdTimeout=12
-KillWait=10
+KillWait=5
+MessageTimeout=30
 MinJobAge=3600
 ReturnToService=2
 JobRequeue=1
