@@ -45,7 +45,9 @@ def test_the_chain_from_text_to_release(slurm: TwoNodes, tmp_path: Path) -> None
     run.wait_for_step(3, 900)
     slurm.command("scancel", "--signal=TERM", str(run.jobs("train-1")[0]))
     last = run.jobs("release")[0]
-    slurm.wait(lambda: run.state(last) == "COMPLETED" or run.failed(), f"the release\n{run.logs()}", 1200)
+    slurm.wait(
+        lambda: run.state(last) == "COMPLETED" or bool(run.failed()), f"the release\n{run.logs()}", 1200
+    )
     assert not run.failed(), run.logs()
     release = run.folder / "release"
     assert (release / "model.safetensors").is_file() or list(release.glob("model-*.safetensors"))
