@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -209,26 +210,52 @@ def _tokenizer_of_process(settings: Tokenizer, vocab_size: int) -> TokenizerFile
     return TokenizerFile(settings, vocab_size)
 
 
-class _Gigatoken:
+# Both engines keep every word they have met, about 0.2 GiB a gigabyte of text: loading anew takes under a second.
+RENEW_BYTES = 256 << 20
+
+
+class _Renewed(ABC):
+    """An engine that is loaded anew after every `RENEW_BYTES` of text, so that its cache of words stays bounded."""
+
     def __init__(self, content: str) -> None:
+        self._content = content
+        self._encoded = 0
+        self._tokenizer = self._load()
+
+    @abstractmethod
+    def _load(self) -> Any:
+        """The engine's own tokenizer, with nothing in its cache."""
+
+    def _renew(self, texts: pa.Array) -> None:
+        if self._encoded > RENEW_BYTES:
+            self._tokenizer = None  # the old one goes before the new one comes
+            self._tokenizer = self._load()
+            self._encoded = 0
+        self._encoded += texts.nbytes
+
+
+class _Gigatoken(_Renewed):
+    def _load(self) -> Any:
         import gigatoken
 
-        self._tokenizer = gigatoken.Tokenizer.from_json(content)
+        return gigatoken.Tokenizer.from_json(self._content)
 
     def encode(self, texts: pa.Array) -> Encoded:
         # A call a text costs a microsecond; its call for batches would load `awkward`, which takes two seconds.
         with _engine_errors():
+            self._renew(texts)
             return _joined([self._tokenizer.encode(text) for text in texts.to_pylist()])
 
 
-class _Fastokens:
-    def __init__(self, content: str) -> None:
+class _Fastokens(_Renewed):
+    def _load(self) -> Any:
         from fastokens._native import Tokenizer as Native
 
-        self._tokenizer = Native.from_json_str(content)
+        return Native.from_json_str(self._content)
 
     def encode(self, texts: pa.Array) -> Encoded:
         with _engine_errors():
+            self._renew(texts)
             ids, offsets = self._tokenizer.encode_batch_flat(texts.to_pylist())
         return Encoded(np.frombuffer(ids, np.uint32), np.frombuffer(offsets, np.uint64).astype(np.int64))
 

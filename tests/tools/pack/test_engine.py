@@ -43,6 +43,20 @@ def test_engines_give_the_references_ids_and_no_control_token(name: str, tokeniz
     assert part.ids.tolist() == [id_ for ids in expected[5:9] for id_ in ids]
 
 
+@pytest.mark.parametrize("name", ["gigatoken", "fastokens"])
+def test_an_engine_forgets_its_words_from_time_to_time(
+    name: str, tokenizer: TokenizerFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(name)
+    fast = engine._CLASSES[name](tokenizer.plain)
+    assert isinstance(fast, engine._Renewed)
+    first, expected = fast._tokenizer, fast.encode(texts(TEXTS)).ids.tolist()
+    assert fast._tokenizer is first
+    monkeypatch.setattr(engine, "RENEW_BYTES", 100)
+    assert fast.encode(texts(TEXTS)).ids.tolist() == expected
+    assert fast._tokenizer is not first
+
+
 def test_text_that_spells_a_control_token_reads_back_as_text(tokenizer: TokenizerFile) -> None:
     whole = Reference.from_file(str(tokenizer.path))
     text = f"before {END} after"
