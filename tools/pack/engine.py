@@ -210,7 +210,8 @@ def _tokenizer_of_process(settings: Tokenizer, vocab_size: int) -> TokenizerFile
     return TokenizerFile(settings, vocab_size)
 
 
-# Both engines keep every word they have met, about 0.2 GiB a gigabyte of text: loading anew takes under a second.
+# gigatoken keeps the words it has met, about 0.2 GiB a gigabyte of text; loading anew takes under a second. fastokens,
+# which may do so too, is treated alike.
 RENEW_BYTES = 256 << 20
 
 
