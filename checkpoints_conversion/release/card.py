@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from checkpoints_conversion.release.facts import CardFacts, hub_languages
 from checkpoints_conversion.release.hub_licenses import known_licenses
+from checkpoints_conversion.release.markdown import render_markdown
 from recipes.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,21 +62,14 @@ def _eval_results(facts: CardFacts) -> list[EvalResult] | None:
 
 def render_card(facts: CardFacts) -> str:
     """README.md: metadata between lines of dashes, and the text."""
-    import jinja2
-
     from recipes.manifest import now
     from tools.report.provenance import recipe_facts
     from tools.report.scales import duration, number
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"number": number, "duration": duration, "power_of_ten": _power_of_ten}
-    text = environment.get_template("card.md.j2").render(
+    return render_markdown(
+        Path(__file__).with_name("card.md.j2"),
+        card_metadata(facts),
+        {"number": number, "duration": duration, "power_of_ten": _power_of_ten},
         f=facts,
         recipe=facts.record.recipe,
         recipe_facts=recipe_facts(facts.record),
@@ -84,7 +78,6 @@ def render_card(facts: CardFacts) -> str:
         key=re.sub(r"[^a-z0-9]+", "-", facts.title.lower()).strip("-"),
         extremes=_extremes(facts),
     )
-    return f"---\n{card_metadata(facts).to_yaml()}\n---\n\n{text}"
 
 
 def _power_of_ten(value: float) -> str:

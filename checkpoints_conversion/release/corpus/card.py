@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from checkpoints_conversion.release.corpus.facts import CorpusFacts, natural_languages
 from checkpoints_conversion.release.corpus.shards import DATA_NAME, SPLITS
 from checkpoints_conversion.release.hub_licenses import OTHER, hub_licenses
+from checkpoints_conversion.release.markdown import render_markdown
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetCardData
@@ -74,24 +75,16 @@ def card_metadata(facts: CorpusFacts) -> DatasetCardData:
 
 def render_card(facts: CorpusFacts) -> str:
     """README.md: metadata between lines of dashes, and the text."""
-    import jinja2
-
     from recipes.manifest import now
     from tools.report.scales import number
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["number"] = number
-    text = environment.get_template("dataset_card.md.j2").render(
+    return render_markdown(
+        Path(__file__).with_name("dataset_card.md.j2"),
+        card_metadata(facts),
+        {"number": number},
         f=facts,
         manifest=facts.source.manifest,
         longest=_LONGEST_TABLE,
         example=configuration_name(facts.rows[0]["kind"], facts.rows[0]["language"]),
         year=now()[:4],
     )
-    return f"---\n{card_metadata(facts).to_yaml()}\n---\n\n{text}"

@@ -11,7 +11,7 @@ import pytest
 from tests.gpu import require_gpus, run_on_gpus
 from tests.tools.training.conftest import Small
 from tests.tools.training.samples import dataset_config
-from tests.tools.training.test_masking import two_documents
+from tests.tools.training.test_masking import changes_behind, two_documents
 from tools.training.arguments import LoadPlan, megatron_arguments
 
 pytestmark = pytest.mark.gpu
@@ -56,16 +56,7 @@ def packed_differences(flags: list[str], mix: str, eos: int, mask_documents: boo
             output = model(flat["tokens"], flat["position_ids"], None, packed_seq_params=packed)
         return output.reshape(length, -1).float().cpu()
 
-    tokens = sample["tokens"]
-    before = logits(tokens)
-    other = tokens.clone()
-    other[:end] = (tokens[:end] + 7) % args.vocab_size
-    other[:end][other[:end] == eos] = (eos + 1) % args.vocab_size
-    content = (logits(other)[end + 1 :] - before[end + 1 :]).abs().max().item()
-    cut = end // 2 + 1
-    shorter = torch.cat([tokens[cut:], tokens.new_full((cut,), eos)])
-    moved = logits(shorter)[end + 1 - cut : len(tokens) - cut]
-    return {"content": content, "length": (moved - before[end + 1 :]).abs().max().item()}
+    return changes_behind(logits, sample["tokens"], end, eos, args.vocab_size)
 
 
 @pytest.mark.parametrize("masked", [True, False])

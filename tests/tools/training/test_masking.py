@@ -58,10 +58,22 @@ def differences(flags: list[str], mix: str, eos: int, mask_documents: bool) -> d
         assert torch.equal(sample["attention_mask"], _mask_of(tokens, eos)), (
             "the mask tested is the dataset's"
         )
+    return changes_behind(logits, tokens, end, eos, args.vocab_size)
+
+
+def changes_behind(
+    logits: Callable[[Any], Any], tokens: Any, end: int, eos: int, vocab_size: int
+) -> dict[str, float]:
+    """Largest change of the logits behind the first document's `end` when that document changes.
+
+    `content`: it keeps its length and gets other tokens; `length`: it is cut to half.
+    """
+    import torch
+
     before = logits(tokens)
     other = tokens.clone()
-    other[:end] = (tokens[:end] + 7) % args.vocab_size
-    other[:end][other[:end] == eos] = (eos + 1) % args.vocab_size
+    other[:end] = (tokens[:end] + 7) % vocab_size
+    other[:end][other[:end] == eos] = (eos + 1) % vocab_size
     content = (logits(other)[end + 1 :] - before[end + 1 :]).abs().max().item()
     cut = end // 2 + 1
     shorter = torch.cat([tokens[cut:], tokens.new_full((cut,), eos)])
