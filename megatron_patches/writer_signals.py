@@ -1,14 +1,19 @@
-"""A helper process of the checkpoint writer dies of the signal that asks its rank to save and stop."""
+"""A helper process of the checkpoint writer dies of the signal that asks its rank to save and stop, and does not die with
+a killed rank."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
+from multiprocessing.managers import SyncManager
 from typing import Any
 
 from megatron_patches.machine import Machine
 from megatron_patches.registry import Decision, Patch, Target
+from recipes.processes import end_with_parent
 
 __all__ = ["PATCH", "shielded"]
 
@@ -31,7 +36,7 @@ def shielded(get_queue: Callable[..., Any]) -> Callable[..., Any]:
 
     The first save starts a server that holds the writers' queue for as long as the rank lives. Blocked signals are
     inherited, so that the server never sees them; the rank gets those that came meanwhile as soon as it is started.
-    The end of the rank ends the server all the same.
+    The end of the rank ends the server all the same, also SIGKILL, after which it would wait for ever.
     """
 
     def get_write_results_queue(mp_mode: str = "spawn") -> Any:
@@ -39,18 +44,30 @@ def shielded(get_queue: Callable[..., Any]) -> Callable[..., Any]:
         resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
         try:
-            return get_queue(mp_mode)
+            with _servers_that_end_with_their_parent():
+                return get_queue(mp_mode)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     return get_write_results_queue
 
 
+@contextlib.contextmanager
+def _servers_that_end_with_their_parent() -> Iterator[None]:
+    start = SyncManager.start
+    SyncManager.start = functools.partialmethod(start, initializer=end_with_parent)  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        SyncManager.start = start  # type: ignore[method-assign]
+
+
 PATCH = Patch(
     name="writer-survives-stop-signals",
     targets=(QUEUE,),
     versions={"megatron-core": ("0.19.2",)},
-    reason="SIGTERM to a rank's process group kills the server of the writers' queue, and the save at the stop fails",
+    reason="SIGTERM to a rank's process group kills the server of the writers' queue, and the save at the stop fails; "
+    "after SIGKILL of a rank the server stays",
     upstream="https://github.com/NVIDIA/Megatron-LM/blob/core_v0.19.2/megatron/core/dist_checkpointing/strategies/filesystem_async.py",
     condition=condition,
     install=lambda: QUEUE.replace(shielded(QUEUE.get())),

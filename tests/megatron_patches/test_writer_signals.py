@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 from tests.ranks import run_ranks, start_ranks
 
@@ -30,6 +32,29 @@ def stop_and_put(when: str) -> tuple[int, list[int]]:
     time.sleep(0.5)
     queue.put(7)
     return queue.get(timeout=10), received
+
+
+def start_queue_and_die(file: str) -> None:
+    """Writes the queue's server's process id into a file and gets SIGKILL."""
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    filesystem_async._results_queue = None
+    before = {child.pid for child in multiprocessing.active_children()}
+    filesystem_async.get_write_results_queue()
+    (server,) = {child.pid for child in multiprocessing.active_children()} - before
+    Path(file).write_text(str(server))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_rank_leaves_no_server(tmp_path: Path) -> None:
+    file = tmp_path / "server"
+    (outcome,) = start_ranks(start_queue_and_die, 1, str(file)).outcomes(timeout=60)
+    assert outcome.exit_code == -signal.SIGKILL
+    server = Path(f"/proc/{file.read_text()}")
+    end = time.monotonic() + 20
+    while server.exists() and "State:\tZ" not in (server / "status").read_text():
+        assert time.monotonic() < end, "the server outlived its rank"
+        time.sleep(0.05)
 
 
 def test_without_the_patch_the_queue_is_gone() -> None:
