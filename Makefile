@@ -39,7 +39,7 @@ test-slurm: $(READY)  ## jobs on a real Slurm of two nodes on this machine (root
 		DEBIAN_FRONTEND=noninteractive apt-get install --yes slurm-wlm munge && \
 		DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
 		slurmdbd mariadb-server-core mariadb-client-core; }
-	$(BIN)/pytest -m slurm tests/slurm --durations=0
+	$(BIN)/pytest -m slurm --durations=0
 
 demo: $(READY)  ## the whole road on this machine, with real text in 100+ languages
 	$(BIN)/python -m tools.demo

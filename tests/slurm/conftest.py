@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from recipes.load import load_recipe
 from recipes.schema import Recipe
-from tests.slurm.two_nodes import TwoNodes, missing_programs
 from tests.small_recipe import write_small_run
 
 MakeRecipe = Callable[..., Recipe]
-
-
-@pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
-    """A real Slurm with two nodes on this machine; tests that use it carry the mark `slurm`."""
-    if missing := missing_programs():
-        pytest.fail(f"Slurm is not installed ({', '.join(missing)}); run `make test-slurm`")
-    nodes = TwoNodes(tmp_path_factory.mktemp("cluster"))
-    try:
-        nodes.start()
-        yield nodes
-    finally:
-        nodes.stop()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from tests.slurm.accounting import ACCOUNT
 from tests.slurm.real_run import emma, make_run
-from tests.slurm.two_nodes import TwoNodes, missing_programs
+from tests.slurm.two_nodes import TwoNodes, running_nodes
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
@@ -19,14 +19,8 @@ ONE_RANK = "cluster={nodes: 1, gpus_per_node: 1, device: cpu}"
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
     """A cluster of its own, with a database."""
-    if missing := missing_programs(accounting=True):
-        pytest.fail(f"not installed: {', '.join(missing)}; run `make test-slurm`")
-    nodes = TwoNodes(tmp_path_factory.mktemp("accounting"), accounting=True)
-    try:
-        nodes.start()
+    with running_nodes(tmp_path_factory.mktemp("accounting"), accounting=True) as nodes:
         yield nodes
-    finally:
-        nodes.stop()
 
 
 def test_accounts_are_checked_and_ended_jobs_are_known(cluster: TwoNodes, tmp_path: Path) -> None:

@@ -18,12 +18,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.slurm.accounting import ACCOUNT, PROGRAMS, configuration, start_accounting
 
-__all__ = ["CPUS", "NODES", "TwoNodes", "missing_programs"]
+__all__ = ["CPUS", "NODES", "TwoNodes", "running_nodes"]
 
 NODES = ("n1", "n2")
 CPUS = 4
@@ -216,6 +217,21 @@ class TwoNodes:
         program = name.partition("-")[0].encode()
         command = Path(f"/proc/{text}/cmdline").read_bytes()
         return [int(text)] if program in command else []
+
+
+@contextmanager
+def running_nodes(folder: Path, *, accounting: bool = False) -> Iterator[TwoNodes]:
+    """A cluster with its files in `folder`, stopped at the end whatever happens.
+
+    Raises:
+        RuntimeError: Slurm is not installed.
+    """
+    nodes = TwoNodes(folder, accounting=accounting)
+    try:
+        nodes.start()
+        yield nodes
+    finally:
+        nodes.stop()
 
 
 def _run(command: list[str], environment: Mapping[str, str] | None = None) -> None:

@@ -3,32 +3,18 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from recipes.errors import UserError
 from recipes.schema.slurm import Slurm
-from tests.slurm.two_nodes import TwoNodes, missing_programs
+from tests.slurm.two_nodes import TwoNodes
 from tests.tools.corpus.raw_text import contents
 from tests.tools.corpus.test_build import mixed_build
 from tools.corpus.build import build_corpus
 from tools.corpus.slurm import SlurmBuild, submit
 from tools.corpus.verify import verify_corpus
-
-
-@pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
-    """A Slurm of two nodes."""
-    if missing := missing_programs():
-        pytest.fail(f"Slurm is not installed ({', '.join(missing)}); run `make test-slurm`")
-    cluster = TwoNodes(tmp_path_factory.mktemp("cluster"))
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
 
 
 def wait_for(job: str, seconds: float) -> None:
@@ -44,10 +30,10 @@ def wait_for(job: str, seconds: float) -> None:
 
 @pytest.mark.slurm
 def test_two_nodes_write_what_one_machine_writes(
-    nodes: TwoNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slurm: TwoNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("datatrove")
-    monkeypatch.setenv("SLURM_CONF", str(nodes.configuration))
+    monkeypatch.setenv("SLURM_CONF", str(slurm.configuration))
     here = mixed_build(tmp_path, tmp_path / "here")
     here = dataclasses.replace(here, corpus=here.corpus.model_copy(update={"memory_gib": 0.5}))
     build_corpus(here)
