@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from recipes.errors import UserError
 from recipes.files import read_json, write_json
+from tools.processes import process_pool, result_of
 from tools.progress import progress
 
 __all__ = ["Task", "results_of", "run_tasks"]
@@ -70,10 +70,7 @@ def run_tasks(
                 _perform(task, str(_mark(folder, task)))
                 bar.update()
             return
-        # Forking a process that has threads (pyarrow's) can hang; a fork server starts clean and is quick.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tools.corpus.build"])
-        with ProcessPoolExecutor(min(workers, len(open_tasks)), mp_context=context) as pool:
+        with process_pool(min(workers, len(open_tasks)), preload=["tools.corpus.build"]) as pool:
             futures = {
                 pool.submit(_perform, task, str(_mark(folder, task))): index
                 for index, task in enumerate(open_tasks)
@@ -84,19 +81,20 @@ def run_tasks(
 def _collect(futures: dict[Future[None], int], bar: Any) -> None:
     """Waits for all; after a failure starts no new ones, lets the running ones end and raises the first failure."""
     pending: set[Future[None]] = set(futures)
-    failed: list[tuple[int, BaseException]] = []
+    failed: list[tuple[int, Exception]] = []
     while pending:
         done, pending = wait(pending, return_when=FIRST_COMPLETED)
         for future in done:
             if future.cancelled():
                 continue
-            error = future.exception()
-            if error is None:
+            try:
+                result_of(future)
+            except Exception as error:  # noqa: BLE001 - raised below, when the running ones have ended
+                failed.append((futures[future], error))
+                for other in pending:
+                    other.cancel()
+            else:
                 bar.update()
-                continue
-            failed.append((futures[future], error))
-            for other in pending:
-                other.cancel()
     if failed:
         raise min(failed, key=lambda failure: failure[0])[1]
 

@@ -28,9 +28,9 @@ from tools.mix.select import Selection, generator, select_documents, select_vali
 from tools.mix.shuffle import shuffled
 from tools.mix.sources import Source, read_statistics, sources_of_store
 from tools.mix.writer import DatasetWriter, ShardTable
-from tools.pack.engine import TokenizerFile
-from tools.pack.pool import available_cores
 from tools.pack.store import Component, open_store
+from tools.pack.tokenizer_file import TokenizerFile
+from tools.processes import available_cores
 from tools.progress import progress
 
 __all__ = ["MixSettings", "build_mix", "expected_fingerprint", "plan_mix"]

@@ -17,7 +17,6 @@ from recipes.errors import UserError
 from recipes.files import sha256_file
 from recipes.manifest import MANIFEST_NAME
 from tools.pack.documents import SPLITS
-from tools.pack.pool import available_cores, process_pool, result_of
 from tools.pack.store import (
     DOCUMENT_SCHEMA,
     Component,
@@ -27,6 +26,7 @@ from tools.pack.store import (
     open_component,
     token_dtype,
 )
+from tools.processes import available_cores, process_pool, result_of
 from tools.progress import progress
 
 __all__ = ["verify_component"]
@@ -63,7 +63,7 @@ def verify_component(
     workers = workers or available_cores()
     faults = _manifest_faults(component)
     totals: dict[tuple[str, str], np.ndarray] = {}
-    with process_pool(workers) as pool:
+    with process_pool(workers, preload=["tools.pack.run", "tools.pack.verify"]) as pool:
         if checksums:
             faults += _checksum_faults(component, pool)
         reports = [pool.submit(_verify_shard, component, shard) for shard in component.shards]

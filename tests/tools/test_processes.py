@@ -9,10 +9,10 @@ from pathlib import Path
 
 PARENT = """
 import os, time
-from tools.pack.pool import process_pool
+from tools.processes import process_pool
 
 if __name__ == "__main__":
-    with process_pool(2) as pool:
+    with process_pool(2, preload=[]) as pool:
         print(*{pool.submit(os.getpid).result() for _ in range(8)}, flush=True)
         time.sleep(60)
 """

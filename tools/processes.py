@@ -1,18 +1,17 @@
-"""Processes for packing and verifying."""
+"""Processes that share a stage's work on this machine."""
 
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
+from multiprocessing import get_context
 from typing import Any
 
 from recipes.errors import UserError
+from recipes.processes import end_with_parent
 
 __all__ = ["available_cores", "process_pool", "result_of"]
 
@@ -34,23 +33,15 @@ class _ThisProcess(Executor):
         return future
 
 
-def _end_with_parent() -> None:
-    """Ends a worker when its parent is gone: after a SIGKILL it would wait for work for ever."""
-    parent = parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 @contextmanager
-def process_pool(workers: int) -> Iterator[Executor]:
-    """Processes forked from one that has imported what packing needs and done nothing yet (tokenizer engines hold thread
-    pools, which don't survive a fork)."""
+def process_pool(workers: int, *, preload: Sequence[str]) -> Iterator[Executor]:
+    """Processes that end when their parent does, forked from one that has imported what they need and done nothing yet:
+    thread pools (of tokenizer engines, of pyarrow) don't survive a fork.
+
+    Args:
+        workers: processes; 1 works in this one.
+        preload: modules that the work needs.
+    """
     if workers == 1:
         yield _ThisProcess()
         return
@@ -58,8 +49,8 @@ def process_pool(workers: int) -> Iterator[Executor]:
     # One thread a process: the processes share the cores already.
     os.environ["RAYON_NUM_THREADS"] = "1"
     context = get_context("forkserver")
-    context.set_forkserver_preload(["tools.pack.run", "tools.pack.verify"])
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    context.set_forkserver_preload(list(preload))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
     try:
         yield pool
     finally:
