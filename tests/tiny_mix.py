@@ -13,9 +13,9 @@ from recipes.schema.data import Data
 from recipes.schema.model import Tokenizer
 from tests.tiny_text import BEGIN, END, SENTENCES, documents, pairs, train_tokenizer
 from tools.mix.build import MixSettings, build_mix
-from tools.pack.engine import TokenizerFile
 from tools.pack.plan import PackSettings
 from tools.pack.run import pack_store
+from tools.pack.tokenizer_file import TokenizerFile
 
 __all__ = ["TinyMix", "make_tiny_corpus", "make_tiny_mix", "tiny_data"]
 

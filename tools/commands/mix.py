@@ -266,8 +266,8 @@ def peek(
     """Show documents of the mix of RUN as training reads them, control tokens spelled out."""
     from tools.mix.layout import read_dataset_info, read_mix
     from tools.mix.peek import peek_rows, peek_sample
-    from tools.pack.engine import TokenizerFile
     from tools.pack.peek import Decoder
+    from tools.pack.tokenizer_file import TokenizerFile
 
     recipe = _recipe(run, overrides)
     mix = read_mix(recipe.mix_folder)

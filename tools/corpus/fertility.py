@@ -24,7 +24,8 @@ def count_tokens(
     root: str, stage: str, parts: Sequence[Part], tokenizer: Tokenizer, vocab_size: int, engine: str
 ) -> list[list[Any]]:
     """Tokens (without those that bound documents) and bytes of parts: rows of kind, language, tokens, bytes."""
-    from tools.pack.engine import Encoder, TokenizerFile, choose_engine
+    from tools.pack.engine import Encoder, choose_engine
+    from tools.pack.tokenizer_file import TokenizerFile
 
     encoder = Encoder(TokenizerFile(tokenizer, vocab_size), choose_engine(engine))
     found = []
@@ -55,7 +56,7 @@ def add_tokens(
     Raises:
         UserError: the model has no tokenizer, or it cannot be read.
     """
-    from tools.pack.engine import TokenizerFile
+    from tools.pack.tokenizer_file import TokenizerFile
 
     tokenizer = recipe.model.tokenizer
     if tokenizer is None:

@@ -7,23 +7,20 @@ the tokenizer's added tokens.
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from recipes.errors import UserError
-from recipes.schema.model import Tokenizer
+from tools.pack.tokenizer_file import TokenizerFile
 
 __all__ = [
     "ENGINES",
@@ -31,8 +28,8 @@ __all__ = [
     "Encoder",
     "Engine",
     "EngineName",
-    "TokenizerFile",
     "choose_engine",
+    "forget_engine",
     "load_engine",
 ]
 
@@ -81,135 +78,6 @@ def _engine_errors() -> Iterator[None]:
         raise
 
 
-@dataclass(frozen=True)
-class TokenizerFile:
-    """A `tokenizer.json` and the tokens that bound documents, checked against each other and the model.
-
-    Args:
-        settings: the recipe's `model.tokenizer`.
-        vocab_size: token ids of the model's embedding, without padding.
-    """
-
-    settings: Tokenizer
-    vocab_size: int
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # What was read stays with the process; another process reads the file once for all its work.
-        return _tokenizer_of_process, (self.settings, self.vocab_size)
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        folder = Path(self.settings.path)
-        return folder if folder.suffix == ".json" else folder / "tokenizer.json"
-
-    @cached_property
-    def content(self) -> bytes:
-        """Bytes of the file.
-
-        Raises:
-            UserError: it is missing, or isn't the one the recipe asks for.
-        """
-        try:
-            content = self.path.read_bytes()
-        except OSError:
-            raise UserError(
-                f"{self.path}: no such tokenizer; download the base model's tokenizer.json, or correct model.tokenizer.path"
-            ) from None
-        found = hashlib.sha256(content).hexdigest()
-        if self.settings.sha256 is not None and found != self.settings.sha256:
-            raise UserError(
-                f"{self.path}: its SHA-256 is {found}, model.tokenizer.sha256 asks for {self.settings.sha256}; "
-                "this is another tokenizer"
-            )
-        return content
-
-    @cached_property
-    def sha256(self) -> str:
-        """SHA-256 of the file."""
-        return hashlib.sha256(self.content).hexdigest()
-
-    @cached_property
-    def _json(self) -> dict[str, Any]:
-        try:
-            value = orjson.loads(self.content)
-            if not isinstance(value["model"]["vocab"], dict | list):
-                raise TypeError
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            raise UserError(f"{self.path}: not a Hugging Face tokenizer.json") from None
-        return dict(value)
-
-    @cached_property
-    def added(self) -> dict[str, int]:
-        """Ids of all added tokens by content."""
-        return {token["content"]: token["id"] for token in self._json.get("added_tokens") or []}
-
-    @cached_property
-    def control_ids(self) -> np.ndarray:
-        """Ids of control tokens (the special added ones), sorted; no text may become one of them."""
-        tokens = self._json.get("added_tokens") or []
-        return np.array(sorted(token["id"] for token in tokens if token["special"]), dtype=np.int64)
-
-    def id_of(self, token: str, key: str) -> int:
-        """Id of a control token named in the recipe.
-
-        Raises:
-            UserError: the tokenizer has no such token.
-        """
-        vocab = self._json["model"]["vocab"]
-        id_ = self.added.get(token, vocab.get(token) if isinstance(vocab, dict) else None)
-        if id_ is None:
-            near = [name for name in self.added if "text" in name or "s>" in name][:6]
-            raise UserError(
-                f"model.tokenizer.{key}: {self.path} has no token {token!r}"
-                + (f"; it has {', '.join(near)}" if near else "")
-            )
-        return int(id_)
-
-    @property
-    def end_id(self) -> int:
-        """Id of the token that closes every document."""
-        return self.id_of(self.settings.end_of_text, "end_of_text")
-
-    @property
-    def begin_id(self) -> int | None:
-        """Id of the token that opens every document, if the recipe has one."""
-        token = self.settings.begin_of_text
-        return None if token is None else self.id_of(token, "begin_of_text")
-
-    @cached_property
-    def plain(self) -> str:
-        """The tokenizer.json without special added tokens, post-processor, truncation and padding."""
-        value = dict(self._json)
-        value["added_tokens"] = [token for token in value.get("added_tokens") or [] if not token["special"]]
-        value.update(post_processor=None, truncation=None, padding=None)
-        return orjson.dumps(value).decode()
-
-    def check(self) -> None:
-        """Checks that the document boundaries exist and all ids fit the model.
-
-        Raises:
-            UserError: a token is missing, or the tokenizer has more ids than the model's embedding.
-        """
-        if self.begin_id == self.end_id:
-            raise UserError(
-                f"model.tokenizer: {self.settings.end_of_text!r} both opens and closes documents; leave begin_of_text out"
-            )
-        vocab = self._json["model"]["vocab"]
-        largest = max(vocab.values()) if isinstance(vocab, dict) else len(vocab) - 1
-        largest = max(largest, *self.added.values(), self.end_id, self.begin_id or 0)
-        if largest >= self.vocab_size:
-            raise UserError(
-                f"{self.path}: its largest id is {largest}, but model.vocab_size is {self.vocab_size}; "
-                "tokenizer and model don't belong together"
-            )
-
-
-@functools.lru_cache(maxsize=2)
-def _tokenizer_of_process(settings: Tokenizer, vocab_size: int) -> TokenizerFile:
-    return TokenizerFile(settings, vocab_size)
-
-
 # gigatoken keeps the words it has met, about 0.2 GiB a gigabyte of text; loading anew takes under a second. fastokens,
 # which may do so too, is treated alike.
 RENEW_BYTES = 256 << 20
@@ -218,8 +86,8 @@ RENEW_BYTES = 256 << 20
 class _Renewed(ABC):
     """An engine that is loaded anew after every `RENEW_BYTES` of text, so that its cache of words stays bounded."""
 
-    def __init__(self, content: str) -> None:
-        self._content = content
+    def __init__(self, tokenizer: TokenizerFile) -> None:
+        self._file = tokenizer
         self._encoded = 0
         self._tokenizer = self._load()
 
@@ -239,7 +107,7 @@ class _Gigatoken(_Renewed):
     def _load(self) -> Any:
         import gigatoken
 
-        return gigatoken.Tokenizer.from_json(self._content)
+        return gigatoken.Tokenizer.from_json(self._file.plain)
 
     def encode(self, texts: pa.Array) -> Encoded:
         # A call a text costs a microsecond; its call for batches would load `awkward`, which takes two seconds.
@@ -252,7 +120,7 @@ class _Fastokens(_Renewed):
     def _load(self) -> Any:
         from fastokens._native import Tokenizer as Native
 
-        return Native.from_json_str(self._content)
+        return Native.from_json_str(self._file.plain)
 
     def encode(self, texts: pa.Array) -> Encoded:
         with _engine_errors():
@@ -262,10 +130,10 @@ class _Fastokens(_Renewed):
 
 
 class _Reference:
-    def __init__(self, content: str) -> None:
+    def __init__(self, tokenizer: TokenizerFile) -> None:
         from tokenizers import Tokenizer as Reference
 
-        self._tokenizer = Reference.from_str(content)
+        self._tokenizer = Reference.from_str(tokenizer.plain)
 
     def encode(self, texts: pa.Array) -> Encoded:
         encodings = self._tokenizer.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
@@ -304,18 +172,30 @@ def choose_engine(wanted: str) -> EngineName:
     raise UserError(f"data.pack.engine: no engine {wanted!r}; known are {', '.join(ENGINES)}")
 
 
-@functools.lru_cache(maxsize=2)
 def load_engine(name: EngineName, tokenizer: TokenizerFile) -> Engine:
-    """Loads an engine with the control tokens taken out; a process keeps the two it loaded last.
+    """Loads an engine with the control tokens taken out; a process keeps the fast one and the reference it loaded last.
 
     Raises:
         UserError: the engine cannot read this tokenizer.
     """
+    return (_load_reference if name == REFERENCE else _load_fast)(name, tokenizer)
+
+
+def forget_engine(name: EngineName) -> None:
+    """Gives an engine's memory back; where it is needed once more it is loaded once more."""
+    (_load_reference if name == REFERENCE else _load_fast).cache_clear()
+
+
+def _load(name: EngineName, tokenizer: TokenizerFile) -> Engine:
     try:
         with _engine_errors():
-            return _CLASSES[name](tokenizer.plain)
+            return _CLASSES[name](tokenizer)
     except EngineError as error:
         raise UserError(f"{tokenizer.path}: {name} cannot load it ({error})") from error
+
+
+_load_fast = functools.lru_cache(maxsize=1)(_load)
+_load_reference = functools.lru_cache(maxsize=1)(_load)
 
 
 @dataclass
@@ -336,11 +216,11 @@ class Encoder:
     trusted: set[str] = field(default_factory=set)
     gate_documents: int = 32
 
-    @cached_property
+    @property
     def _fast(self) -> Engine:
         return load_engine(self.name, self.tokenizer)
 
-    @cached_property
+    @property
     def _reference(self) -> Engine:
         return load_engine(REFERENCE, self.tokenizer)
 

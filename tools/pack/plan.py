@@ -20,10 +20,11 @@ from recipes.schema import Recipe
 from recipes.schema.data import Pack
 from tools.pack.columns import as_array
 from tools.pack.documents import DocumentMaker
-from tools.pack.engine import Encoder, EngineName, TokenizerFile, choose_engine, gate_sample
+from tools.pack.engine import Encoder, EngineName, choose_engine, gate_sample
 from tools.pack.inputs import InputFile, Segment, Unit, cut_units, list_inputs
 from tools.pack.records import read_segment
 from tools.pack.store import FORMAT
+from tools.pack.tokenizer_file import TokenizerFile
 
 __all__ = ["ComponentPlan", "PackSettings", "gate_samples", "plan_component"]
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from recipes.errors import UserError
 from recipes.files import atomic_write, fsync_directory, read_json, write_json
 from recipes.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
-from tools.pack.engine import ENGINES, Encoder, EngineName, choose_engine, load_engine
+from tools.pack.engine import ENGINES, Encoder, EngineName, choose_engine, forget_engine, load_engine
 from tools.pack.inputs import InputFile, Unit
 from tools.pack.plan import (
     ComponentPlan,
@@ -30,9 +30,9 @@ from tools.pack.plan import (
     input_difference,
     plan_component,
 )
-from tools.pack.pool import available_cores, process_pool, result_of
 from tools.pack.store import FORMAT, SOURCE_SCHEMA, bin_name, documents_name, open_component, token_dtype
 from tools.pack.unit import UNIT_FILE, pack_unit, unit_name
+from tools.processes import available_cores, process_pool, result_of
 from tools.progress import progress
 
 __all__ = ["PackReport", "finish_component", "pack_store", "prepare_component"]
@@ -68,7 +68,7 @@ def pack_store(
             raise UserError(f"no component {name!r} in data.pack.components; there are {known}")
     workers = workers or available_cores()
     report: PackReport = {}
-    with process_pool(workers) as pool:
+    with process_pool(workers, preload=["tools.pack.run", "tools.pack.verify"]) as pool:
         if workers > 1 and not finish_only:
             # Processes start and load the tokenizer while this one looks at the inputs.
             for _ in range(workers):
@@ -183,7 +183,10 @@ def _parts(samples: dict[str, pa.Array], count: int) -> list[dict[str, pa.Array]
 def _gate(settings: PackSettings, engine: EngineName, samples: dict[str, pa.Array]) -> dict[str, bool]:
     """Runs in a worker: whether fast engine and reference agree, by language."""
     encoder = Encoder(settings.tokenizer, engine, gate_documents=settings.pack.gate_documents)
-    return {language: encoder.gate(texts, language) for language, texts in samples.items()}
+    equal = {language: encoder.gate(texts, language) for language, texts in samples.items()}
+    # Where a language was refused, packing loads it again.
+    forget_engine(ENGINES[-1])
+    return equal
 
 
 def _pack_one(settings: PackSettings, plan: ComponentPlan) -> int:

@@ -11,8 +11,8 @@ import pytest
 from recipes.schema.data import Pack
 from recipes.schema.model import Tokenizer
 from tests.tiny_text import BEGIN, END, train_tokenizer
-from tools.pack.engine import TokenizerFile
 from tools.pack.plan import PackSettings
+from tools.pack.tokenizer_file import TokenizerFile
 
 MakeSettings = Callable[..., PackSettings]
 

@@ -12,7 +12,8 @@ from recipes.errors import UserError
 from recipes.schema.model import Tokenizer
 from tests.tiny_text import BEGIN, END, SENTENCES
 from tools.pack import engine
-from tools.pack.engine import ENGINES, Encoded, Encoder, TokenizerFile, choose_engine, load_engine
+from tools.pack.engine import ENGINES, Encoded, Encoder, choose_engine, forget_engine, load_engine
+from tools.pack.tokenizer_file import TokenizerFile
 
 TEXTS = [
     *(sentence for sentences in SENTENCES.values() for sentence in sentences),
@@ -48,7 +49,7 @@ def test_an_engine_forgets_its_words_from_time_to_time(
     name: str, tokenizer: TokenizerFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip(name)
-    fast = engine._CLASSES[name](tokenizer.plain)
+    fast = engine._CLASSES[name](tokenizer)
     assert isinstance(fast, engine._Renewed)
     first, expected = fast._tokenizer, fast.encode(texts(TEXTS)).ids.tolist()
     assert fast._tokenizer is first
@@ -70,8 +71,8 @@ def test_text_that_spells_a_control_token_reads_back_as_text(tokenizer: Tokenize
 class Broken:
     """A fast engine that is wrong about texts with a `é`."""
 
-    def __init__(self, content: str) -> None:
-        self.inner = engine._Reference(content)
+    def __init__(self, tokenizer: TokenizerFile) -> None:
+        self.inner = engine._Reference(tokenizer)
 
     def encode(self, values: pa.Array) -> Encoded:
         changed = pa.array([value.replace("é", "e") for value in values.to_pylist()], pa.large_string())
@@ -82,12 +83,12 @@ def test_a_language_that_differs_falls_back_to_the_reference(
     tokenizer: TokenizerFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(engine._CLASSES, "fastokens", Broken)
-    load_engine.cache_clear()
+    forget_engine("fastokens")
     languages = ["fra_Latn", "eng_Latn", "fra_Latn", "swh_Latn", "eng_Latn"]
     values = ["a écrit", "wrote", "étoiles", "nyota", "stars"]
     encoder = Encoder(tokenizer, "fastokens")
     encoded = encoder.encode(texts(values), texts(languages))
-    load_engine.cache_clear()
+    forget_engine("fastokens")
     expected = load_engine("tokenizers", tokenizer).encode(texts(values))
     assert encoded.ids.tolist() == expected.ids.tolist()
     assert encoded.offsets.tolist() == expected.offsets.tolist()
@@ -105,11 +106,11 @@ def test_an_engine_that_fails_on_a_text_is_refused_its_language(
             return self.inner.encode(values)
 
     monkeypatch.setitem(engine._CLASSES, "fastokens", Failing)
-    load_engine.cache_clear()
+    forget_engine("fastokens")
     encoder = Encoder(tokenizer, "fastokens", gate_documents=1)
     values = ["世界" if at_the_gate else "川", "world", "世", "star"]
     encoded = encoder.encode(texts(values), texts(["jpn_Jpan", "eng_Latn"] * 2))
-    load_engine.cache_clear()
+    forget_engine("fastokens")
     assert (encoder.refused, encoder.trusted) == ({"jpn_Jpan"}, {"eng_Latn"})
     assert encoded.ids.tolist() == load_engine("tokenizers", tokenizer).encode(texts(values)).ids.tolist()
 

@@ -22,9 +22,10 @@ from recipes.errors import UserError
 from tests.tiny_text import SENTENCES, documents
 from tests.tools.pack.conftest import MakeSettings
 from tools.pack import engine, inputs, unit
-from tools.pack.engine import TokenizerFile, load_engine
+from tools.pack.engine import forget_engine
 from tools.pack.run import pack_store
 from tools.pack.store import open_component
+from tools.pack.tokenizer_file import TokenizerFile
 
 
 @pytest.fixture
@@ -230,10 +231,10 @@ def test_the_gates_fallback_is_recorded(
     from tests.tools.pack.test_engine import Broken
 
     monkeypatch.setitem(engine._CLASSES, "fastokens", Broken)
-    load_engine.cache_clear()
+    forget_engine("fastokens")
     settings = make_settings(corpus, "broken", engine="fastokens")
     report = pack_store(settings, workers=1)["web"]
-    load_engine.cache_clear()
+    forget_engine("fastokens")
     assert report["languages_encoded_by_the_reference"] == ["fra_Latn"]
     right = make_settings(corpus, "right")
     pack_store(right, workers=1)
@@ -249,7 +250,7 @@ def test_a_language_that_shows_up_late_is_gated_too(
     monkeypatch.setattr(plan, "_GATE_HEAD", 100)
     monkeypatch.setattr(plan, "_GATE_HEADS", 100)
     monkeypatch.setitem(engine._CLASSES, "fastokens", Broken)
-    load_engine.cache_clear()
+    forget_engine("fastokens")
     path = tmp_path / "mixed.jsonl"
     rows = [("eng_Latn", text) for text in documents("eng_Latn", 50)] + [
         ("fra_Latn", t) for t in documents("fra_Latn", 5)
@@ -258,7 +259,7 @@ def test_a_language_that_shows_up_late_is_gated_too(
         "".join(json.dumps({"text": text, "language": language}) + "\n" for language, text in rows)
     )
     report = pack_store(make_settings([path], engine="fastokens"), workers=1)["web"]
-    load_engine.cache_clear()
+    forget_engine("fastokens")
     assert report["languages_encoded_by_the_reference"] == ["fra_Latn"]
 
 
@@ -313,9 +314,9 @@ from recipes.schema.data import Pack
 from recipes.schema.model import Tokenizer
 from tests.tiny_text import BEGIN, END
 from tools.pack import inputs
-from tools.pack.engine import TokenizerFile
 from tools.pack.plan import PackSettings
 from tools.pack.run import pack_store
+from tools.pack.tokenizer_file import TokenizerFile
 
 if __name__ == "__main__":
     folder, store, tokenizer = sys.argv[1:]

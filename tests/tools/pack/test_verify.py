@@ -29,8 +29,8 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from recipes.schema.data import Pack
     from recipes.schema.model import Tokenizer
     from tests.tiny_text import BEGIN, END, train_tokenizer
-    from tools.pack.engine import TokenizerFile
     from tools.pack.plan import PackSettings
+    from tools.pack.tokenizer_file import TokenizerFile
 
     root = tmp_path_factory.mktemp("store")
     for language in ("eng_Latn", "hin_Deva"):
