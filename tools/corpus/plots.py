@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import UserError
 from recipes.files import atomic_write
 from tools.corpus.accounts import KEPT
 from tools.corpus.blocks import block_table
@@ -14,6 +13,7 @@ from tools.corpus.categories import categories
 from tools.corpus.layout import STAGES
 from tools.corpus.stage import Build
 from tools.corpus.statistics import accounts_table, statistics, write_table
+from tools.drawing import set_up_drawing
 
 __all__ = ["draw"]
 
@@ -27,13 +27,7 @@ def draw(build: Build, stage: str) -> list[Path]:
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("plots need matplotlib; install emma-recipes[corpus]") from None
-    matplotlib.use("Agg")
-    # Without this, SVG files differ from one drawing to the next.
-    matplotlib.rcParams["svg.hashsalt"] = "emma"
+    set_up_drawing()
     folder = build.root / "statistics"
     rows = [row for row in statistics(build.root).to_pylist() if row["stage"] == stage and row["documents"]]
     paths = []

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import UserError
 from recipes.files import atomic_write, write_text
+from tools.drawing import set_up_drawing
 from tools.report.benchmarks import BenchmarkView
 from tools.report.figures import Curves, Differences, Dots, Figure
 from tools.report.forgetting import ForgettingRow
@@ -72,13 +72,7 @@ def draw(figure: Figure, folder: Path) -> list[Path]:
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("exported figures need matplotlib; install emma-recipes[corpus]") from None
-    matplotlib.use("Agg")
-    # Without this, SVG files differ from one drawing to the next.
-    matplotlib.rcParams["svg.hashsalt"] = "emma"
+    set_up_drawing()
     import matplotlib.pyplot as plt
 
     palette = colors()

@@ -1,0 +1,22 @@
+"""Figures as files, drawn by matplotlib."""
+
+from __future__ import annotations
+
+from recipes.errors import UserError
+
+__all__ = ["set_up_drawing"]
+
+
+def set_up_drawing() -> None:
+    """Makes matplotlib draw without a display, and the same drawing into the same bytes.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("figures need matplotlib; install emma-recipes[corpus]") from None
+    matplotlib.use("Agg")
+    # Without this, SVG files differ from one drawing to the next.
+    matplotlib.rcParams["svg.hashsalt"] = "emma"
