@@ -335,6 +335,37 @@ def test_planted_faults(tmp_path: Path) -> None:
     assert "label says Cyrl" in changed[0]["decision"]
 
 
+def test_a_document_of_200_megabytes_and_a_line_without_an_end_stay_out_of_memory(tmp_path: Path) -> None:
+    """Peak memory is that of the same build without them, but for a few buffers."""
+    block = b"word " * 200_000
+
+    def peak(name: str, *huge: bytes) -> float:
+        raw = write_jsonl(tmp_path / f"{name}.jsonl", documents(4, ["en", "ru"]))
+        with raw.open("ab") as handle:
+            for end in huge:
+                handle.write(b'{"lang": "en", "text": "')
+                for _ in range(200):
+                    handle.write(block)
+                handle.write(end)
+        build = build_at(tmp_path / name, {"s": mono_source(raw)})
+        (tmp_path / "build.pickle").write_bytes(pickle.dumps(build))
+        command = [sys.executable, "-c", SCRIPT + MEASURE, str(tmp_path / "build.pickle"), str(build.root)]
+        done = subprocess.run(
+            command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True
+        )
+        removed = totals(build)["integrated"]["removed_by"]
+        assert removed == ({"oversized": len(huge)} if huge else {})
+        return int(done.stdout.split()[-1]) / 1024
+
+    assert peak("huge", b'"}\n', b"") < peak("small") + 100
+
+
+MEASURE = """
+import resource
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
 def test_the_papers_spelling(tmp_path: Path) -> None:
     raw = write_jsonl(tmp_path / "raw.jsonl", documents(2, ["zh", "ja", "en"]))
     build = build_at(tmp_path / "corpus", {"s": mono_source(raw)}, languages=Languages(spelling="mala"))

@@ -6,7 +6,15 @@ import pytest
 
 from recipes.errors import UserError
 from recipes.schema.corpus import Identification
-from tests.tools.corpus.raw_text import ARTICLE, LANGUAGES, build_at, mono_source, rows_of, write_jsonl
+from tests.tools.corpus.raw_text import (
+    ARTICLE,
+    LANGUAGES,
+    build_at,
+    mono_source,
+    pair_source,
+    rows_of,
+    write_jsonl,
+)
 from tools.corpus.build import build_corpus, totals
 from tools.corpus.identification import Identifier, identifier
 
@@ -55,6 +63,24 @@ def test_py3langid_judges_real_text(tmp_path: Path) -> None:
     assert {row["language"] for row in rows_of(build.root, "split")} == {
         LANGUAGES[x] for x in ("en", "de", "fr", "ru")
     }
+
+
+def test_sides_of_a_pair_that_were_swapped(tmp_path: Path) -> None:
+    """The script says nothing about English and German; the model does."""
+    pytest.importorskip("py3langid")
+    sides = {"src_lang": "en", "tgt_lang": "de"}
+    pairs = [
+        {**sides, "src_text": ARTICLE["en"], "tgt_text": ARTICLE["de"]},
+        {**sides, "src_text": ARTICLE["de"], "tgt_text": ARTICLE["en"]},
+    ]
+    build = build_at(
+        tmp_path / "corpus",
+        {"p": pair_source(write_jsonl(tmp_path / "pairs.jsonl", pairs))},
+        identification=Identification(backend="py3langid"),
+    )
+    build_corpus(build)
+    assert totals(build)["filtered"]["removed_by"] == {"language_mismatch": 1}
+    assert [row["src_text"] for row in rows_of(build.root, "split")] == [ARTICLE["en"]]
 
 
 def test_fasttext_model_that_is_none(tmp_path: Path) -> None:
