@@ -20,7 +20,7 @@ import orjson
 
 from recipes.files import atomic_write
 
-__all__ = ["fetch", "write_jsonl"]
+__all__ = ["documents", "fetch", "own_lists", "write_jsonl"]
 
 _PACKAGES = (
     r"^(libreoffice-help-[a-z][a-z](-[a-z]+)?|manpages-[a-z][a-z](-br|-tw)?(-dev)?|gnome-user-docs"
@@ -36,7 +36,7 @@ def fetch(folder: Path) -> Path:
         return unpacked
     archives = folder / "packages"
     archives.mkdir(parents=True, exist_ok=True)
-    options = _own_lists((folder / "apt").resolve())
+    options = own_lists((folder / "apt").resolve())
     subprocess.run(["apt-get", *options, "-qq", "update"], check=True)
     found = subprocess.run(["apt-cache", *options, "pkgnames"], check=True, capture_output=True, text=True)
     names = sorted(name for name in found.stdout.split() if re.match(_PACKAGES, name))
@@ -48,14 +48,14 @@ def fetch(folder: Path) -> Path:
     return unpacked
 
 
-def _own_lists(folder: Path) -> list[str]:
+def own_lists(folder: Path, languages: str = "none") -> list[str]:
     """Options that make apt keep its lists below `folder`: a fresh machine has none, and a user may not fetch them."""
     for name in ("lists/partial", "cache/archives/partial"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     settings = {
         "Dir::State::lists": folder / "lists",
         "Dir::Cache": folder / "cache",
-        "Acquire::Languages": "none",
+        "Acquire::Languages": languages,
         "APT::Sandbox::User": "",
     }
     return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
@@ -79,7 +79,7 @@ def _manual_text(content: str) -> str:
     return "\n".join(re.sub(r"^\.[A-Za-z]{1,2} ?", "", line) for line in lines)
 
 
-def _documents(unpacked: Path) -> Iterator[tuple[str, str, str]]:
+def documents(unpacked: Path) -> Iterator[tuple[str, str, str]]:
     """(language, id, text) of every page and manual page, sorted by file name."""
     help_folder = unpacked / "usr/share/libreoffice/help"
     for path in sorted(help_folder.rglob("*.html")):
@@ -121,7 +121,7 @@ def write_jsonl(unpacked: Path, target: Path, megabytes: int) -> int:
         ValueError: the packages hold less text.
     """
     by_language: dict[str, list[tuple[str, str]]] = {}
-    for language, id_, text in _documents(unpacked):
+    for language, id_, text in documents(unpacked):
         if text:
             by_language.setdefault(language, []).append((id_, text))
     left, written = sorted(by_language), 0
