@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from typing import Any
 
 from recipes.errors import UserError
@@ -33,32 +33,94 @@ class _ThisProcess(Executor):
         return future
 
 
+class _Renewed(Executor):
+    """Processes that are replaced by fresh ones after some tasks. A task that is submitted while no process is idle waits
+    for one that is busy, so there should never be more tasks than processes.
+
+    The executor's own `max_tasks_per_child` can hang in Python 3.12.
+    """
+
+    def __init__(self, start: Callable[[], ProcessPoolExecutor], workers: int, tasks: int) -> None:
+        self._start, self._tasks = start, tasks
+        self._pools = [start() for _ in range(workers)]
+        self._futures: list[list[Future[Any]]] = [[] for _ in range(workers)]
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        waiting = [sum(not future.done() for future in futures) for futures in self._futures]
+        place = min(range(len(waiting)), key=lambda place: (waiting[place], len(self._futures[place])))
+        if not waiting[place] and len(self._futures[place]) >= self._tasks:
+            self._pools[place].shutdown(wait=False)
+            self._pools[place], self._futures[place] = self._start(), []
+        future = self._pools[place].submit(fn, *args, **kwargs)
+        self._futures[place].append(future)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        for pool in self._pools:
+            pool.shutdown(wait, cancel_futures=cancel_futures)
+
+
+# One thread a process: the processes share the cores already. Large buffers go back to the system when they are freed,
+# instead of staying with the process: without this, packing takes a fifth more memory at the same speed.
+_ENVIRONMENT = {
+    "RAYON_NUM_THREADS": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 20),
+}
+
+
 @contextmanager
-def process_pool(workers: int, *, preload: Sequence[str]) -> Iterator[Executor]:
+def process_pool(
+    workers: int,
+    *,
+    preload: Sequence[str],
+    tasks: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Executor]:
     """Processes that end when their parent does, forked from one that has imported what they need and done nothing yet:
     thread pools (of tokenizer engines, of pyarrow) don't survive a fork.
 
     Args:
         workers: processes; 1 works in this one.
         preload: modules that the work needs.
+        tasks: a process is replaced by a fresh one after so many; no more tasks may then be submitted than there are
+            processes. None: processes stay.
+        environment: variables that the process they are forked from sees as it starts; there is one for all pools of a
+            process, and the first pool starts it.
     """
     if workers == 1:
         yield _ThisProcess()
         return
-    previous = os.environ.get("RAYON_NUM_THREADS")
-    # One thread a process: the processes share the cores already.
-    os.environ["RAYON_NUM_THREADS"] = "1"
     context = get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
+
+    def start(processes: int = 1) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_parent)
+
+    with _variables({**_ENVIRONMENT, **(environment or {})}):
+        # Without waiting for its imports: the caller has other work meanwhile.
+        forkserver.ensure_running()
+        pool = start(workers) if tasks is None else _Renewed(start, workers, tasks)
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables, for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
-        yield pool
+        yield
     finally:
-        pool.shutdown(cancel_futures=True)
-        if previous is None:
-            del os.environ["RAYON_NUM_THREADS"]
-        else:
-            os.environ["RAYON_NUM_THREADS"] = previous
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def result_of[T](task: Future[T]) -> T:

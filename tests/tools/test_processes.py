@@ -5,7 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+
+import pytest
+
+from recipes.errors import UserError
+from tools.processes import process_pool, result_of
 
 PARENT = """
 import os, time
@@ -37,3 +43,30 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     while any(alive(worker) for worker in workers) and time.monotonic() < until:
         time.sleep(0.05)
     assert not any(alive(worker) for worker in workers)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_processes_are_replaced_after_some_tasks() -> None:
+    with process_pool(2, preload=[], tasks=2) as pool:
+        found = []
+        for _ in range(4):
+            found += [task.result() for task in [pool.submit(os.getpid), pool.submit(os.getpid)]]
+        counts = Counter(found)
+        assert set(counts.values()) == {2}
+        assert os.getpid() not in counts
+        ended = found[0]
+        until = time.monotonic() + 20
+        while alive(ended) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not alive(ended)
+
+
+@pytest.mark.parametrize("tasks", [None, 2])
+def test_a_killed_worker_is_said(tasks: int | None) -> None:
+    with process_pool(2, preload=[], tasks=tasks) as pool:
+        task = pool.submit(die)
+        with pytest.raises(UserError, match="was killed"):
+            result_of(task)

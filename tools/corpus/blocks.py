@@ -44,7 +44,9 @@ def count_blocks(root: str, stage: str, parts: Sequence[Part]) -> list[list[Any]
                     points = CodePoints.of(batch.column(name).to_pylist())
                     letters = (points.class_of == LETTER) | (points.class_of == MARK)
                     counts += np.bincount(table[points.values[letters]], minlength=len(names))
-        found += [[part.kind, part.language, names[i], int(counts[i])] for i in np.flatnonzero(counts)]
+        # They are marks, but choose how a symbol looks and belong to no script.
+        of_scripts = [i for i in np.flatnonzero(counts) if not names[i].startswith("Variation Selectors")]
+        found += [[part.kind, part.language, names[i], int(counts[i])] for i in of_scripts]
     return found
 
 

@@ -125,6 +125,7 @@ def _blocks(rows: Sequence[dict[str, Any]], path: Path) -> Path:
             100 * totals[name] / everything, place, f" {first.get(name, 0)}", va="center", fontsize="small"
         )
     axes.set_xscale("log")
+    axes.set_xlim(right=400)  # room for the number behind a bar of 100 %
     axes.tick_params(axis="y", labelsize="small")
     axes.set_xlabel("% of all letters; the number is in how many languages and pairs the block is the first")
     return _save(figure, path)

@@ -20,7 +20,8 @@ from tqdm import tqdm
 from recipes.errors import UserError
 from recipes.files import atomic_write, fsync_directory, read_json, write_json
 from recipes.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
-from tools.pack.engine import ENGINES, Encoder, EngineName, choose_engine, forget_engine, load_engine
+from tools.pack import preload
+from tools.pack.engine import ENGINES, Encoder, EngineName, choose_engine
 from tools.pack.inputs import InputFile, Unit
 from tools.pack.plan import (
     ComponentPlan,
@@ -39,6 +40,8 @@ __all__ = ["PackReport", "finish_component", "pack_store", "prepare_component"]
 
 PackReport = dict[str, dict[str, Any]]
 """By component: `status` (packed, unfinished, or as it was) and counts."""
+
+_UNITS_A_PROCESS = 2
 
 
 def pack_store(
@@ -68,11 +71,15 @@ def pack_store(
             raise UserError(f"no component {name!r} in data.pack.components; there are {known}")
     workers = workers or available_cores()
     report: PackReport = {}
-    with process_pool(workers, preload=["tools.pack.run", "tools.pack.verify"]) as pool:
-        if workers > 1 and not finish_only:
-            # Processes start and load the tokenizer while this one looks at the inputs.
-            for _ in range(workers):
-                pool.submit(load_engine, choose_engine(settings.pack.engine), settings.tokenizer)
+    engine = choose_engine(settings.pack.engine)
+    file = settings.tokenizer
+    with process_pool(
+        1 if finish_only else workers,
+        preload=["tools.pack.run", "tools.pack.preload"],
+        # An engine keeps the words that it has met, so that memory would grow with the text; a process is soon forked.
+        tasks=_UNITS_A_PROCESS,
+        environment={preload.VARIABLE: preload.variable(engine, file.settings, file.vocab_size)},
+    ) as pool:
         settings.tokenizer.check()
         plans = {}
         for name in names:
@@ -183,10 +190,7 @@ def _parts(samples: dict[str, pa.Array], count: int) -> list[dict[str, pa.Array]
 def _gate(settings: PackSettings, engine: EngineName, samples: dict[str, pa.Array]) -> dict[str, bool]:
     """Runs in a worker: whether fast engine and reference agree, by language."""
     encoder = Encoder(settings.tokenizer, engine, gate_documents=settings.pack.gate_documents)
-    equal = {language: encoder.gate(texts, language) for language, texts in samples.items()}
-    # Where a language was refused, packing loads it again.
-    forget_engine(ENGINES[-1])
-    return equal
+    return {language: encoder.gate(texts, language) for language, texts in samples.items()}
 
 
 def _pack_one(settings: PackSettings, plan: ComponentPlan) -> int:
@@ -219,7 +223,7 @@ def _pack_units(
         queue = iter(todo)
         running: set[Future[int]] = set()
         while True:
-            for plan, unit in _take(queue, 2 * workers - len(running) if workers > 1 else 1):
+            for plan, unit in _take(queue, workers - len(running)):
                 running.add(pool.submit(_pack_one, settings, replace(plan, units=[unit], inputs=[])))
             if not running:
                 break

@@ -15,7 +15,7 @@ import orjson
 from recipes.errors import UserError
 from recipes.schema.model import Tokenizer
 
-__all__ = ["TokenizerFile"]
+__all__ = ["TokenizerFile", "tokenizer_of_process"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TokenizerFile:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What was read stays with the process; another process reads the file once for all its work.
-        return _tokenizer_of_process, (self.settings, self.vocab_size)
+        return tokenizer_of_process, (self.settings, self.vocab_size)
 
     @property
     def path(self) -> Path:
@@ -168,5 +168,6 @@ class TokenizerFile:
 
 
 @functools.lru_cache(maxsize=2)
-def _tokenizer_of_process(settings: Tokenizer, vocab_size: int) -> TokenizerFile:
+def tokenizer_of_process(settings: Tokenizer, vocab_size: int) -> TokenizerFile:
+    """The tokenizer that all work of this process shares."""
     return TokenizerFile(settings, vocab_size)
