@@ -198,7 +198,7 @@ class Validation(Section):
     at_start: bool = True
     """Also before the first step."""
     alert_above: dict[str, float] = Field(default_factory=dict)
-    """Early warning of forgetting, by group: when its loss has risen by more than this many nats a token since the
+    """Early warning of forgetting, by group: when its loss has risen by more than this many bits a byte since the
     run's first validation, the run is marked (`alerts.jsonl`, a warning in the log, the report)."""
 
 

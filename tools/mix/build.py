@@ -143,6 +143,7 @@ def _without_consumed(source: Source, catalogue: Catalogue) -> Source:
         int(catalogue.tokens[left].sum(dtype=np.int64)),
         source.validation_documents,
         source.validation_tokens,
+        source.validation_bytes,
     )
 
 
@@ -233,8 +234,12 @@ def _write(
     shards = ShardTable(prepared.components)
     (folder / "train").mkdir(parents=True)
     train = _write_train(settings, prepared, catalogues, shards, fingerprint, folder)
+    sources = {source.key: source for source in prepared.sources}
     groups = {
-        group.name: _write_group(settings, prepared, catalogues, shards, fingerprint, folder, group)
+        group.name: (
+            _write_group(settings, prepared, catalogues, shards, fingerprint, folder, group),
+            _bytes_per_token(group, sources),
+        )
         for group in prepared.plan.groups
     }
     pq.write_table(_realised(prepared.plan, train), folder / "plan.parquet", compression="zstd")
@@ -261,8 +266,9 @@ def _write(
                 "tokens": group.tokens,
                 "documents": group.documents,
                 "label_tokens": group.label_tokens,
+                "bytes_per_token": bytes_per_token,
             }
-            for name, group in groups.items()
+            for name, (group, bytes_per_token) in groups.items()
         },
     )
     write_json(folder / "mix.json", info.to_dict())
@@ -335,6 +341,16 @@ def _write_group(
     sources = [(*key, categories[key]) for key in group.targets]
     writer = DatasetWriter(target, packing, settings.sequence_length, shards, sources, fingerprint)
     return writer.write([rows], None)
+
+
+def _bytes_per_token(group: ValidationGroup, sources: Mapping[tuple[str, str], Source]) -> float:
+    """UTF-8 bytes a token of a group: of all validation documents of its sources, weighted as the group takes them."""
+    text = sum(
+        tokens * sources[key].validation_bytes / sources[key].validation_tokens
+        for key, tokens in group.targets.items()
+        if tokens
+    )
+    return text / group.tokens
 
 
 def _realised(plan: MixPlan, train: DatasetInfo) -> pa.Table:

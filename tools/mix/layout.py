@@ -34,7 +34,7 @@ __all__ = [
     "read_mix",
 ]
 
-FORMAT = 1
+FORMAT = 2
 ROW = np.dtype([("offset", "<i8"), ("tokens", "<i4"), ("shard", "<u2"), ("source", "<u2")])
 """One row of `rows.npy`: byte offset into the shard, number of tokens, index of the shard and of the source in
 `dataset.json`."""
@@ -120,6 +120,7 @@ class MixInfo:
     """`mix.json`: what a run needs to know of its mix.
 
     `fingerprint` names the content: budget, plan, seed, packing and store. `tokens` is samples × sequence length.
+    `groups` has the counts of each validation group, and `bytes_per_token` of its text.
     """
 
     folder: Path
@@ -137,7 +138,7 @@ class MixInfo:
     store: str
     components: dict[str, str]
     shares: dict[str, float]
-    groups: dict[str, dict[str, int]] = field(default_factory=dict)
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def train(self) -> Path:

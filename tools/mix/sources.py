@@ -23,8 +23,8 @@ WHOLE_COMPONENT = "*"
 class Source:
     """What one language or pair of a component holds.
 
-    `documents` and `tokens` count what training may see, `validation_documents` and `validation_tokens` what validation
-    may; `words` are white-space separated words (both sides of a pair), `category` is None where the component has no
+    `documents` and `tokens` count what training may see, `validation_documents`, `validation_tokens` and
+    `validation_bytes` (UTF-8 text) what validation may; `words` are white-space separated words (both sides of a pair), `category` is None where the component has no
     categories.
     """
 
@@ -36,6 +36,7 @@ class Source:
     tokens: int
     validation_documents: int = 0
     validation_tokens: int = 0
+    validation_bytes: int = 0
 
     @property
     def key(self) -> tuple[str, str]:
@@ -119,7 +120,7 @@ def sources_of_store(
             category = category_of(settings.categories, size)
             if settings.categories and category is None:
                 continue
-            sources.append(Source(component.name, language, category, size, *train[:2], *validation[:2]))
+            sources.append(Source(component.name, language, category, size, *train[:2], *validation))
     return sources
 
 

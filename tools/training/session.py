@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import shutil
 import signal
 import time
@@ -388,7 +389,8 @@ class Session:
         """Marks the run where a group has lost more against the first validation than the recipe allows."""
         first = next(iter(read_metrics(self.run.metrics_file)[1]))
         for group, bound in self.recipe.validation.alert_above.items():
-            rise = losses[group] - first["validation"][group]
+            nats = losses[group] - first["validation"][group]
+            rise = nats / math.log(2) / self.mix.groups[group]["bytes_per_token"]
             if rise > bound and iteration > first["step"]:
                 alert = {
                     "step": iteration,
@@ -399,7 +401,7 @@ class Session:
                 }
                 append_metrics(self.run.alerts_file, alert)
                 print(
-                    f"ALERT: {group} is {rise:.4f} nats a token worse than at step {first['step']}",
+                    f"ALERT: {group} is {rise:.4f} bits a byte worse than at step {first['step']}",
                     flush=True,
                 )
 

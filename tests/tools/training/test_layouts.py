@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import orjson
 import pytest
 
 from recipes.files import read_json
+from recipes.load import load_recipe
 from tests.tools.training.conftest import Small
 from tests.training_run import losses, train_run, validation
+from tools.mix.layout import read_mix
 from tools.training.metrics import read_metrics
 from tools.training.run_folder import RunFolder
 
@@ -25,7 +28,7 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def reference(make_small: Callable[[int], Small]) -> RunFolder:
-    """One rank, with TensorBoard, and two groups that are watched: one must not get worse, one gain five nats."""
+    """One rank, with TensorBoard, and two groups that are watched: one must not get worse, one gain five bits a byte."""
     watched = "validation.alert_above={component-monolingual: 0.1, component-bilingual: -5.0}"
     return train_run(make_small(10).recipe("tp1-pp1", "logging.tensorboard=true", watched))
 
@@ -94,7 +97,10 @@ def test_the_run_folder_holds_what_others_read(reference: RunFolder) -> None:
 def test_groups_that_break_their_bound_mark_the_run(reference: RunFolder) -> None:
     (alert,) = [orjson.loads(line) for line in reference.alerts_file.read_bytes().splitlines()]
     checks = validation(reference)
-    rise = checks[10]["component-bilingual"] - checks[0]["component-bilingual"]
+    nats = checks[10]["component-bilingual"] - checks[0]["component-bilingual"]
+    group = read_mix(load_recipe(str(reference.path)).mix_folder).groups["component-bilingual"]
+    rise = nats / math.log(2) / group["bytes_per_token"]
+    assert 1 < group["bytes_per_token"] < 10
     assert alert == {"step": 10, "group": "component-bilingual", "rise": rise, "above": -5.0, "since": 0}
 
 
