@@ -29,7 +29,7 @@ from tools.pack.tokenizer_file import TokenizerFile
 __all__ = ["ComponentPlan", "PackSettings", "gate_samples", "plan_component"]
 
 _GATE_HEAD = 64 << 10
-_GATE_HEADS = 8 << 20
+_GATE_HEADS = 32 << 20
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""Imported by the process that packing's workers are forked from: they start with the tokenizer engine and the reference
-that it has loaded, and share their memory.
+"""Imported by the process that packing's workers are forked from: they start with the tokenizer engine that it has
+loaded, and share its memory.
 
 Nothing is encoded here, since an engine that has encoded holds threads, which don't survive a fork.
 """
@@ -13,7 +13,7 @@ import orjson
 
 from recipes.errors import UserError
 from recipes.schema.model import Tokenizer
-from tools.pack.engine import ENGINES, choose_engine, load_engine
+from tools.pack.engine import choose_engine, load_engine
 from tools.pack.tokenizer_file import tokenizer_of_process
 
 __all__ = ["VARIABLE", "variable"]
@@ -32,8 +32,7 @@ def _load() -> None:
         # A worker meets the same error where it can be reported.
         with contextlib.suppress(UserError):
             tokenizer = tokenizer_of_process(Tokenizer.model_validate(settings), vocab_size)
-            for name in (choose_engine(engine), ENGINES[-1]):
-                load_engine(name, tokenizer)
+            load_engine(choose_engine(engine), tokenizer)
 
 
 _load()

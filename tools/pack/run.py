@@ -21,7 +21,7 @@ from recipes.errors import UserError
 from recipes.files import atomic_write, fsync_directory, read_json, write_json
 from recipes.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
 from tools.pack import preload
-from tools.pack.engine import ENGINES, Encoder, EngineName, choose_engine
+from tools.pack.engine import ENGINES, Encoded, Encoder, EngineName, choose_engine, forget_engine, load_engine
 from tools.pack.inputs import InputFile, Unit
 from tools.pack.plan import (
     ComponentPlan,
@@ -89,6 +89,7 @@ def pack_store(
                 plans[name] = _existing_plan(settings, name)
             else:
                 plans[name] = prepare_component(settings, name, pool, workers)
+        forget_engine(ENGINES[-1])
         if not finish_only:
             _pack_units(settings, plans, shard, workers, pool)
     for name, plan in plans.items():
@@ -116,7 +117,12 @@ def prepare_component(settings: PackSettings, name: str, pool: Executor, workers
     refused: list[str] = []
     trusted: list[str] = []
     if fresh.engine != ENGINES[-1]:
-        samples = gate_samples(settings, fresh)
+        # The reference encodes here, while the process that workers are forked from loads the fast engine.
+        reference = load_engine(ENGINES[-1], settings.tokenizer)
+        samples = {
+            language: (texts, reference.encode(texts))
+            for language, texts in gate_samples(settings, fresh).items()
+        }
         tasks = [pool.submit(_gate, settings, fresh.engine, part) for part in _parts(samples, workers)]
         for task in tasks:
             for language, equal in result_of(task).items():
@@ -182,15 +188,19 @@ def _missing(settings: PackSettings, plan: ComponentPlan) -> list[Unit]:
 # ---- processes ------------------------------------------------------------------------------------------------------
 
 
-def _parts(samples: dict[str, pa.Array], count: int) -> list[dict[str, pa.Array]]:
+_Samples = dict[str, tuple[pa.Array, Encoded]]
+"""Texts of each language, and what the reference makes of them."""
+
+
+def _parts(samples: _Samples, count: int) -> list[_Samples]:
     names = sorted(samples)
     return [part for start in range(count) if (part := {name: samples[name] for name in names[start::count]})]
 
 
-def _gate(settings: PackSettings, engine: EngineName, samples: dict[str, pa.Array]) -> dict[str, bool]:
+def _gate(settings: PackSettings, engine: EngineName, samples: _Samples) -> dict[str, bool]:
     """Runs in a worker: whether fast engine and reference agree, by language."""
     encoder = Encoder(settings.tokenizer, engine, gate_documents=settings.pack.gate_documents)
-    return {language: encoder.gate(texts, language) for language, texts in samples.items()}
+    return {language: encoder.gate(texts, language, ids) for language, (texts, ids) in samples.items()}
 
 
 def _pack_one(settings: PackSettings, plan: ComponentPlan) -> int:
