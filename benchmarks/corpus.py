@@ -167,7 +167,12 @@ def datatrove(folder: Path, stage: str) -> Callable[[], Any]:
     text = str(folder / "parquet")
 
     def run(*steps: Any) -> None:
-        LocalPipelineExecutor(pipeline=list(steps), tasks=1, workers=1, logging_dir=None).run()
+        LocalPipelineExecutor(
+            pipeline=list(steps),
+            tasks=1,
+            workers=1,
+            logging_dir=str(root.with_name(f"logs-{time.time_ns()}")),
+        ).run()
 
     if stage == "integrate":
         from datatrove.pipeline.formatters import FTFYFormatter
@@ -235,7 +240,7 @@ def _datatrove_near(root: Path, text: str, run: Callable[..., None]) -> None:
         pipeline=[MinhashDedupBuckets(signatures, buckets, config=config)],
         tasks=NEAR.bands,
         workers=1,
-        logging_dir=None,
+        logging_dir=str(root.with_name(f"logs-{time.time_ns()}")),
     ).run()
     run(MinhashDedupCluster(buckets, removed, config=config))
     run(ParquetReader(text), MinhashDedupFilter(removed), ParquetWriter(str(root / "out")))
@@ -256,8 +261,13 @@ def measure(folder: Path, side: str, stage: str) -> dict[str, float]:
     start, cpu = time.perf_counter(), _cpu_seconds()
     function()
     seconds, cpu = time.perf_counter() - start, _cpu_seconds() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": seconds, "cpu_seconds": cpu, "peak_gib": peak / (1 << 20)}
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak_gib": _peak_kib() / (1 << 20)}
+
+
+def _peak_kib() -> int:
+    """Of this program; `ru_maxrss` would be that of the process that started it, if that is larger."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def _cpu_seconds() -> float:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from recipes.errors import CheckFailedError
 from recipes.files import atomic_write
 
-__all__ = ["KEPT", "MEASURES", "Accounts", "Samples", "measures_of"]
+__all__ = ["KEPT", "MEASURES", "Accounts", "Samples", "accounts_path", "measures_of"]
 
 KEPT = "kept"
 """The outcome that is no rule: the document goes on to the next stage."""
@@ -24,6 +24,11 @@ MEASURES = ("documents", "characters", "bytes", "tokens", "source_tokens")
 text columns, and of pairs the tokens of the source side."""
 
 _SAMPLE_CHARACTERS = 1000
+
+
+def accounts_path(root: Path, stage: str) -> Path:
+    """Where the accounts of a stage lie."""
+    return root / "statistics" / f"accounts-{stage}.parquet"
 
 
 def measures_of(*texts: str) -> tuple[int, int, int, int, int]:
@@ -61,6 +66,38 @@ class Accounts:
                 kind, language, source, outcome, *measures = row
                 total.add(kind, language, source, outcome, measures)
         return total
+
+    @classmethod
+    def read(cls, path: Path) -> Accounts:
+        """What `write` wrote."""
+        accounts = cls()
+        for row in pq.read_table(path).to_pylist():
+            key = (row["kind"], row["language"], row["source"], row["outcome"])
+            accounts.sums[key] = [row[name] for name in MEASURES]
+        return accounts
+
+    def fill_kept(self, came: Accounts) -> None:
+        """Completes kept documents, of which only the number was counted, by what came in less what was removed.
+
+        Args:
+            came: accounts of the stage before, whose kept documents came in.
+
+        Raises:
+            CheckFailedError: the number of documents differs from what was counted, which would be a fault of this
+                program.
+        """
+        left = {key[:3]: list(values) for key, values in came.sums.items() if key[3] == KEPT}
+        for key, values in self.sums.items():
+            if key[3] != KEPT:
+                left[key[:3]] = list(map(operator.sub, left[key[:3]], values))
+        for (kind, language, source), values in left.items():
+            counted = self.sums.get((kind, language, source, KEPT), [0])[0]
+            if counted != values[0]:
+                raise CheckFailedError(
+                    f"documents don't add up: {values[0]} of {kind}/{language} from {source} should be left, {counted} are"
+                )
+            if counted:
+                self.sums[kind, language, source, KEPT] = values
 
     def documents(self, outcome: str) -> int:
         """Documents with an outcome."""

@@ -44,8 +44,13 @@ def classes() -> NDArray[np.uint8]:
     """Class of every code point (uint8, 0x110000)."""
     table = np.zeros(_UNICODE, np.uint8)
     # Planes 4 to 16 hold only variation selectors (marks, plane 14) and private use.
-    for code in (*range(0x40000), *range(0xE0000, 0xE0200)):
-        table[code] = _CLASS_OF_CATEGORY[unicodedata.category(chr(code))[0]]
+    of_letter = np.zeros(128, np.uint8)
+    for letter, kind in _CLASS_OF_CATEGORY.items():
+        of_letter[ord(letter)] = kind
+    for first, last in ((0, 0x40000), (0xE0000, 0xE0200)):
+        # Two letters each, of which the first counts.
+        categories = "".join(map(unicodedata.category, map(chr, range(first, last)))).encode()
+        table[first:last] = of_letter[np.frombuffer(categories, np.uint8)[::2]]
     for character in "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f\x85":
         table[ord(character)] = SPACE
     return table

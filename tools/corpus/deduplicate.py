@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recipes.schema.corpus import Corpus
-from tools.corpus.accounts import KEPT, Accounts, Samples, measures_of
+from tools.corpus.accounts import KEPT, Accounts, Samples, accounts_path, measures_of
 from tools.corpus.groups import RULES, Group, find_copies
 from tools.corpus.hashing import ChunkHashes, Slice, hash_parts, paragraphs
 from tools.corpus.layout import Part, PartWriter, part_path, read_row_groups, schema_of, text_columns
@@ -70,8 +71,11 @@ def deduplicate(build: Build, previous: str) -> Stage:
 
     def close(stage: Stage, results: Results) -> None:
         written = results["write"]
+        accounts = Accounts.merged(result["accounts"] for result in written)
+        if not corpus.deduplication.paragraphs:
+            accounts.fill_kept(Accounts.read(accounts_path(build.root, "filtered")))
         stage.finish(
-            Accounts.merged(result["accounts"] for result in written),
+            accounts,
             Samples.merged(corpus.samples, (result["samples"] for result in written)),
             sum(result["rows"] for result in written),
             [record for result in (*written, *results["compare"]) for record in result["parts"]],
@@ -113,17 +117,23 @@ def _bundles(slices: Sequence[Slice]) -> list[list[Group]]:
 def write_parts(
     corpus: Corpus, root: str, folder: str, slices: Sequence[Slice], bundles: Sequence[int]
 ) -> dict[str, Any]:
-    """Writes the parts of a chunk without what was removed: `parts`, `rows`, `accounts`, `samples`."""
+    """Writes the parts of a chunk without what was removed: `parts`, `rows`, `accounts`, `samples`.
+
+    Unless paragraphs are cut out, of kept documents only the number is in the accounts (`Accounts.fill_kept`).
+    """
     reasons, cut = _decisions(Path(folder), slices, bundles)
     accounts, samples = Accounts(), Samples(corpus.samples)
     records, rows = [], 0
+    searched = corpus.deduplication.paragraphs
     for piece in slices:
         path = part_path(Path(root), "deduplicated", piece.part)
         with PartWriter(path, schema_of(piece.part.kind), text_columns(piece.part.kind)) as writer:
             row = piece.start
             for table in read_row_groups(part_path(Path(root), "filtered", piece.part)):
                 rules = reasons[row - slices[0].start : row - slices[0].start + table.num_rows]
-                writer.write(_select(piece.part, table, rules, row, cut, accounts, samples))
+                writer.write(
+                    _select(piece.part, table, rules, row, cut if searched else None, accounts, samples)
+                )
                 row += table.num_rows
                 rows += table.num_rows
         records.append(writer.record(Path(root) / "deduplicated"))
@@ -158,39 +168,60 @@ def _select(
     table: pa.Table,
     rules: NDArray[np.uint8],
     first: int,
+    cut: dict[int, set[int]] | None,
+    accounts: Accounts,
+    samples: Samples,
+) -> pa.Table:
+    """Rows that stay; `cut` is None where no paragraphs are searched."""
+    if cut is not None:
+        return _select_cut(part, table, rules, first, cut, accounts, samples)
+    removed = rules > 0
+    for source in pc.value_counts(table.column("source").filter(pa.array(~removed))).to_pylist():
+        accounts.add(part.kind, part.language, source["values"], KEPT, (source["counts"], 0, 0, 0, 0))
+    if not removed.any():
+        return table
+    _count(part, table.filter(pa.array(removed)), rules[removed], accounts, samples)
+    return table.filter(pa.array(~removed))
+
+
+def _select_cut(
+    part: Part,
+    table: pa.Table,
+    rules: NDArray[np.uint8],
+    first: int,
     cut: dict[int, set[int]],
     accounts: Accounts,
     samples: Samples,
 ) -> pa.Table:
-    names = text_columns(part.kind)
-    columns = [table.column(name).to_pylist() for name in names]
+    """As `_select`, where paragraphs are cut out; a document of which nothing is left is removed."""
+    texts = table.column("text").to_pylist()
     rules = rules.copy()
-    changed = False
-    for row in range(table.num_rows):
-        if first + row in cut and not rules[row]:
-            lines = paragraphs(columns[0][row])
-            kept = [line for index, line in enumerate(lines) if index not in cut[first + row]]
-            columns[0][row] = "\n".join(kept).strip()
-            changed = True
-            if not columns[0][row]:
-                columns[0][row] = "\n".join(lines)
-                rules[row] = RULES.index("duplicate_paragraphs")
-    sources = table.column("source").to_pylist()
-    identifiers = table.column("id")
+    for row in (row for row in range(table.num_rows) if first + row in cut and not rules[row]):
+        lines = paragraphs(texts[row])
+        kept = "\n".join(line for index, line in enumerate(lines) if index not in cut[first + row]).strip()
+        if kept:
+            texts[row] = kept
+        else:
+            rules[row] = RULES.index("duplicate_paragraphs")
+    table = table.set_column(table.schema.get_field_index("text"), "text", pa.array(texts, pa.string()))
+    _count(part, table, rules, accounts, samples)
+    return table.filter(pa.array(rules == 0))
+
+
+def _count(
+    part: Part, table: pa.Table, rules: NDArray[np.uint8], accounts: Accounts, samples: Samples
+) -> None:
+    """Counts documents under their rules and keeps samples of removed ones."""
+    columns = [table.column(name).to_pylist() for name in text_columns(part.kind)]
+    sources, identifiers = table.column("source").to_pylist(), table.column("id")
     for row, (source, rule, *texts) in enumerate(zip(sources, rules.tolist(), *columns, strict=True)):
         accounts.add(part.kind, part.language, source, RULES[rule] or KEPT, measures_of(*texts))
         if rule:
-            target = texts[1] if len(texts) > 1 else ""
             samples.add(
                 part.kind,
                 part.language,
                 RULES[rule],
                 id=identifiers[row].as_py(),
                 text=texts[0],
-                target=target,
+                target=texts[1] if len(texts) > 1 else "",
             )
-    if changed:
-        table = table.set_column(
-            table.schema.get_field_index("text"), "text", pa.array(columns[0], pa.string())
-        )
-    return table if not rules.any() else table.filter(pa.array(rules == 0))

@@ -17,7 +17,7 @@ from recipes.errors import UserError
 from recipes.files import read_json, sha256_file
 from recipes.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
 from recipes.schema.corpus import Corpus
-from tools.corpus.accounts import Accounts, Samples
+from tools.corpus.accounts import Accounts, Samples, accounts_path
 from tools.corpus.layout import STAGES, Part, part_path, parts_of
 from tools.corpus.runner import Task, results_of, run_tasks
 from tools.corpus.tables import tables_sha256
@@ -242,8 +242,7 @@ class Stage:
                 f"{self.folder}: no document left ({counts['in']} came in from {files}, removed: "
                 f"{counts['removed_by'] or 'none'}); the corpus is empty: mend the sources or the filters"
             )
-        tables = self.build.root / "statistics"
-        accounts.write(tables / f"accounts-{self.name}.parquet", self.name)
+        accounts.write(accounts_path(self.build.root, self.name), self.name)
         samples.write(self.build.root / "rejected" / f"{self.name}.parquet", self.name)
         manifest = Manifest(
             stage=f"corpus/{self.name}",

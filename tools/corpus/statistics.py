@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from recipes.errors import UserError
 from recipes.files import atomic_write
-from tools.corpus.accounts import KEPT, MEASURES
+from tools.corpus.accounts import KEPT, MEASURES, accounts_path
 from tools.corpus.categories import categories, category
 from tools.corpus.layout import STAGES
 
@@ -26,7 +26,7 @@ def accounts_table(root: Path) -> pa.Table:
     Raises:
         UserError: there are none.
     """
-    paths = [root / "statistics" / f"accounts-{stage}.parquet" for stage in STAGES]
+    paths = [accounts_path(root, stage) for stage in STAGES]
     tables = [pq.read_table(path) for path in paths if path.is_file()]
     if not tables:
         raise UserError(f"{root}: no statistics there; build the corpus first (emma corpus build)")

@@ -100,19 +100,21 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
 def lines(stream: BinaryIO, limit: int) -> Iterator[tuple[int, bytes | int]]:
     """Number (from 1) and bytes of each line, without its line end; of a line longer than `limit` only its length."""
     number = 0
-    while line := stream.readline(limit + 1):
+    while piece := stream.readline(_BUFFER):
         number += 1
-        if number == 1:
-            line = line.removeprefix(BOM)
-        if len(line) > limit and not line.endswith(b"\n"):
-            size = len(line)
-            while more := stream.readline(_BUFFER):
-                size += len(more)
-                if more.endswith(b"\n"):
-                    break
+        size = len(piece)
+        pieces = [piece.removeprefix(BOM) if number == 1 else piece]
+        while not piece.endswith(b"\n") and (piece := stream.readline(_BUFFER)):
+            size += len(piece)
+            # What is passed over is never held whole; one byte more may be the line's end.
+            if size > limit + 1:
+                pieces.clear()
+            else:
+                pieces.append(piece)
+        if size - piece.endswith(b"\n") > limit:
             yield number, size
         else:
-            yield number, line.rstrip(b"\r\n")
+            yield number, b"".join(pieces).rstrip(b"\r\n")
 
 
 def decode(line: bytes) -> str:

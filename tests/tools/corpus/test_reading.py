@@ -14,6 +14,7 @@ from recipes.errors import UserError
 from recipes.schema.corpus import Source
 from tools.corpus.reading import Fault, Row, read_rows
 from tools.corpus.source_files import SourceFile
+from tools.corpus.streams import lines, open_bytes
 
 _LIMIT = 1 << 20
 COMPRESSORS = {
@@ -226,6 +227,17 @@ def test_a_line_longer_than_the_limit(
     rows = read(tmp_path / name, limit=5000, **settings)
     assert [isinstance(row, Fault) and row.oversized for row in rows].count(True) == 1
     assert texts([row for row in rows if isinstance(row, Row)]) == ["one", "three"]
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_the_limit_is_of_a_line_without_its_end(tmp_path: Path, end: bytes) -> None:
+    limit = 3 << 20  # several pieces
+    for size in (limit, limit + 1):
+        (tmp_path / "a").write_bytes(b"x" * size + end)
+        with open_bytes(str(tmp_path / "a")) as stream:
+            ((number, line),) = lines(stream, limit)
+        assert number == 1
+        assert line == (b"x" * size if size == limit else size + len(end))
 
 
 def test_a_file_without_an_end_of_line(tmp_path: Path) -> None:
