@@ -69,7 +69,10 @@ def simulate(recipe: Recipe) -> Simulation:
         )
         result = Path(folder) / "result.json"
         if done.returncode or not result.is_file():
-            tail = "\n".join(f"  {line}" for line in (done.stdout + done.stderr).strip().splitlines()[-15:])
+            lines = (done.stdout + done.stderr).strip().splitlines()
+            # What Megatron says of an argument stands before the traceback.
+            said = [line for line in lines[:-15] if ": error: " in line]
+            tail = "\n".join(f"  {line}" for line in [*said, *lines[-15:]])
             raise CheckFailedError(f"Megatron could not build a rank of {recipe.name}:\n{tail}")
         ranks = read_json(result)["ranks"]
     notes += [rank["skipped"] for rank in ranks if rank["skipped"]]
