@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from recipes.errors import UserError
 from recipes.files import read_json, write_json
@@ -175,7 +175,7 @@ def gate_samples(settings: PackSettings, plan: ComponentPlan) -> dict[str, pa.Ar
         if batch is None:
             continue
         for table in (*maker.add(batch), *maker.finish()):
-            for language, texts in _by_language(table):
+            for language, texts in _first_of_languages(table, settings.pack.gate_documents):
                 have = found.setdefault(language, [])
                 if sum(map(len, have)) < settings.pack.gate_documents:
                     have.append(texts)
@@ -190,9 +190,12 @@ def _first_segments(units: Iterable[Unit]) -> Iterator[Segment]:
         yield from (segment for segment in unit.segments if segment.first)
 
 
-def _by_language(table: pa.Table) -> Iterator[tuple[str, pa.Array]]:
-    for language in pc.unique(table["language"]).to_pylist():
-        yield language, as_array(table["text"].filter(pc.equal(table["language"], language)))
+def _first_of_languages(table: pa.Table, documents: int) -> Iterator[tuple[str, pa.Array]]:
+    """At most so many texts of each language."""
+    languages = as_array(table["language"]).dictionary_encode()
+    codes, texts = languages.indices.to_numpy(zero_copy_only=False), as_array(table["text"])
+    for code, language in enumerate(languages.dictionary.to_pylist()):
+        yield language, texts.take(pa.array(np.flatnonzero(codes == code)[:documents]))
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
