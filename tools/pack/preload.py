@@ -13,7 +13,7 @@ import orjson
 
 from recipes.errors import UserError
 from recipes.schema.model import Tokenizer
-from tools.pack.engine import choose_engine, load_engine
+from tools.pack.engine import EngineName, load_engine
 from tools.pack.tokenizer_file import tokenizer_of_process
 
 __all__ = ["VARIABLE", "variable"]
@@ -21,7 +21,7 @@ __all__ = ["VARIABLE", "variable"]
 VARIABLE = "EMMA_PACK_PRELOAD"
 
 
-def variable(engine: str, settings: Tokenizer, vocab_size: int) -> str:
+def variable(engine: EngineName, settings: Tokenizer, vocab_size: int) -> str:
     """Value of `VARIABLE` for an engine and a tokenizer."""
     return orjson.dumps([engine, settings.model_dump(mode="json"), vocab_size]).decode()
 
@@ -32,7 +32,7 @@ def _load() -> None:
         # A worker meets the same error where it can be reported.
         with contextlib.suppress(UserError):
             tokenizer = tokenizer_of_process(Tokenizer.model_validate(settings), vocab_size)
-            load_engine(choose_engine(engine), tokenizer)
+            load_engine(engine, tokenizer)
 
 
 _load()

@@ -63,7 +63,7 @@ class TokenizerFile:
 
     @cached_property
     def _content(self) -> _Content:
-        content = self._read()
+        content, sha256 = self._read()
         try:
             value = orjson.loads(content)
             vocab = value["model"]["vocab"]
@@ -79,7 +79,7 @@ class TokenizerFile:
         value["added_tokens"] = [token for token in tokens if not token["special"]]
         value.update(post_processor=None, truncation=None, padding=None)
         return _Content(
-            sha256=hashlib.sha256(content).hexdigest(),
+            sha256=sha256,
             added=added,
             control=np.array(sorted(token["id"] for token in tokens if token["special"]), dtype=np.int64),
             named={name: int(known[name]) for name in names if name is not None and name in known},
@@ -87,7 +87,7 @@ class TokenizerFile:
             plain=orjson.dumps(value).decode(),
         )
 
-    def _read(self) -> bytes:
+    def _read(self) -> tuple[bytes, str]:
         try:
             content = self.path.read_bytes()
         except OSError:
@@ -100,7 +100,7 @@ class TokenizerFile:
                 f"{self.path}: its SHA-256 is {found}, model.tokenizer.sha256 asks for {self.settings.sha256}; "
                 "this is another tokenizer"
             )
-        return content
+        return content, found
 
     @property
     def sha256(self) -> str:
