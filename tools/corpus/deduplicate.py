@@ -194,7 +194,9 @@ def _select_cut(
     samples: Samples,
 ) -> pa.Table:
     """As `_select`, where paragraphs are cut out; a document of which nothing is left is removed."""
-    texts = table.column("text").to_pylist()
+    # Of pairs no paragraphs are cut; they pass through.
+    name = text_columns(part.kind)[0]
+    texts = table.column(name).to_pylist()
     rules = rules.copy()
     for row in (row for row in range(table.num_rows) if first + row in cut and not rules[row]):
         lines = paragraphs(texts[row])
@@ -203,7 +205,7 @@ def _select_cut(
             texts[row] = kept
         else:
             rules[row] = RULES.index("duplicate_paragraphs")
-    table = table.set_column(table.schema.get_field_index("text"), "text", pa.array(texts, pa.string()))
+    table = table.set_column(table.schema.get_field_index(name), name, pa.array(texts, pa.string()))
     _count(part, table, rules, accounts, samples)
     return table.filter(pa.array(rules == 0))
 

@@ -20,6 +20,7 @@ from tests.tools.corpus.raw_text import (
 from tools.corpus.build import build_corpus
 from tools.corpus.duplicates import candidate_pairs, exact_copies, near_copies, over_used
 from tools.corpus.minhash import bands, jaccard, shingle_sets, shingles_of
+from tools.corpus.statistics import accounts_table
 
 NEAR = NearDuplicates()
 
@@ -189,6 +190,26 @@ def test_paragraphs(tmp_path: Path) -> None:
     assert left[0]["text"] == rows[0]["text"]
     assert left[1]["text"] == rows[1]["text"].replace(f"\n{shared}", "")
     assert len(left) == 5
+
+
+def test_pairs_beside_paragraphs_stay_whole_and_counted(tmp_path: Path) -> None:
+    pairs = [
+        {"src_lang": "en", "src_text": words(i, 9), "tgt_lang": "de", "tgt_text": words(i + 500, 9)}
+        for i in range(3)
+    ]
+    raw = write_jsonl(tmp_path / "raw.jsonl", [*pairs, pairs[0]])
+    build = build_at(
+        tmp_path / "corpus", {"s": pair_source(raw)}, deduplication=Deduplication(paragraphs=True)
+    )
+    build_corpus(build, "deduplicated")
+    left = rows_of(build.root, "deduplicated")
+    assert [row["src_text"] for row in left] == [pair["src_text"] for pair in pairs]
+    kept = [
+        row
+        for row in accounts_table(build.root).to_pylist()
+        if (row["stage"], row["outcome"]) == ("deduplicated", "kept")
+    ]
+    assert [(row["documents"], row["tokens"]) for row in kept] == [(3, 3 * 18)]
 
 
 def test_no_search_where_the_recipe_says_so(tmp_path: Path) -> None:
