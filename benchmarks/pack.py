@@ -7,8 +7,8 @@ many worker processes encode one document a call with Hugging Face `tokenizers` 
 appended), and the parent adds one document a call with `IndexedDatasetBuilder`. Tokenizer: tekken (131,072 ids). Text,
 unless given: help and manual pages of Debian packages (benchmarks/real_text.py). The last line is JSON.
 
-`--memory` also packs the first 100 MB and ten times as much (text beyond the input's end is repeated with other words),
-and prints the peak memory of both.
+`--memory` packs the text once more, and its first 100 MB and ten times as much (text beyond the input's end is repeated
+with other words), and prints the peak memory of each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 import orjson
 from ruamel.yaml import YAML
 
-from benchmarks.measure import Measured, measure
+from benchmarks.measure import measure, seconds_of
 from benchmarks.real_text import fetch, write_jsonl
 from benchmarks.tekken import write_tekken
 
@@ -65,12 +65,12 @@ def write_run(folder: Path, text: Path, name: str) -> Path:
     return path
 
 
-def pack_ours(folder: Path, text: Path, name: str, workers: int) -> Measured:
-    """`emma pack run`, into an empty store."""
+def our_command(folder: Path, text: Path, name: str, workers: int) -> tuple[list[str], dict[str, str]]:
+    """`emma pack run` with its environment, into an empty store."""
     run = write_run(folder, text, name)
     shutil.rmtree(folder / "store" / name, ignore_errors=True)
     command = [sys.executable, "-m", "tools.cli", "pack", "run", str(run), "--workers", str(workers)]
-    return measure(command, {**os.environ, "EMMA_PROGRESS": "0"})
+    return command, {**os.environ, "EMMA_PROGRESS": "0"}
 
 
 # ---- the peer -------------------------------------------------------------------------------------------------------
@@ -115,11 +115,11 @@ def run_peer(text: Path, folder: Path, target: Path, workers: int) -> None:
     builder.finalize(f"{target}.idx")
 
 
-def pack_peer(folder: Path, text: Path, workers: int) -> Measured:
-    """The peer as a command, from start to end."""
+def peer_command(folder: Path, text: Path, workers: int) -> tuple[list[str], dict[str, str]]:
+    """The peer's whole work as a command, with its environment."""
     arguments = ["--as-peer", "--folder", str(folder), "--input", str(text), "--workers", str(workers)]
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-    return measure([sys.executable, "-m", "benchmarks.pack", *arguments], environment)
+    command = [sys.executable, "-m", "benchmarks.pack", *arguments]
+    return command, {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
 
 
 def same_tokens(folder: Path, name: str) -> bool:
@@ -191,27 +191,30 @@ def main() -> None:
         languages = write_jsonl(fetch(folder), text, options.megabytes)
         print(f"{text}: {text.stat().st_size:,} bytes, {languages} languages")
     size = text.stat().st_size / 1e6
+
+    def our_seconds() -> float:
+        return seconds_of(*our_command(folder, text, "ours", options.workers))
+
     # Ours before and after the peer, so that a machine that grows faster or slower favours neither.
-    first = [pack_ours(folder, text, "ours", options.workers) for _ in range(options.repeats // 2 + 1)]
-    peer = pack_peer(folder, text, options.workers)
-    runs = first + [pack_ours(folder, text, "ours", options.workers) for _ in range(options.repeats // 2)]
-    ours = statistics.median(run.seconds for run in runs)
-    print(
-        f"ours: {', '.join(f'{run.seconds:.2f} s' for run in runs)}; peer: {peer.seconds:.2f} s; {size:.1f} MB"
-    )
+    first = [our_seconds() for _ in range(options.repeats // 2 + 1)]
+    peer = seconds_of(*peer_command(folder, text, options.workers))
+    runs = first + [our_seconds() for _ in range(options.repeats // 2)]
+    ours = statistics.median(runs)
+    print(f"ours: {', '.join(f'{run:.2f} s' for run in runs)}; peer: {peer:.2f} s; {size:.1f} MB")
     result = {
-        "ratio": peer.seconds / ours,
+        "ratio": peer / ours,
         "identical_ids": same_tokens(folder, "ours"),
         "ours_mb_s": size / ours,
-        "peer_mb_s": size / peer.seconds,
-        "peak_gib": max(run.peak_gib for run in runs),
+        "peer_mb_s": size / peer,
         "megabytes": size,
         "workers": options.workers,
     }
     if options.memory:
+        result["peak_gib"] = measure(*our_command(folder, text, "memory", options.workers)).peak_gib
         for megabytes in (100, 1000):
             part = write_megabytes(text, folder / f"memory-{megabytes}.jsonl", megabytes)
-            result[f"peak_gib_{megabytes}_mb"] = pack_ours(folder, part, "memory", options.workers).peak_gib
+            peak = measure(*our_command(folder, part, "memory", options.workers)).peak_gib
+            result[f"peak_gib_{megabytes}_mb"] = peak
             part.unlink()
     print(orjson.dumps(result).decode())
 

@@ -29,11 +29,20 @@ def group() -> None:
     """
 
 
-def _settings(run: str, overrides: tuple[str, ...]) -> PackSettings:
+def _settings(run: str, overrides: tuple[str, ...], workers: int = 1) -> PackSettings:
+    """What to pack. More than one worker are got ready at once, while the rest is imported here."""
     from recipes.load import load_recipe
+
+    recipe = load_recipe(run, overrides)
+    if workers > 1:
+        from tools.pack.workers import start_workers
+
+        start_workers(recipe.data.pack.engine, recipe.model.tokenizer, recipe.model.vocab_size)
+    from tools.arrow import keep_pandas_out
     from tools.pack.plan import PackSettings
 
-    return PackSettings.of_recipe(load_recipe(run, overrides))
+    keep_pandas_out()
+    return PackSettings.of_recipe(recipe)
 
 
 def _echo_json(value: Any) -> None:
@@ -102,7 +111,10 @@ def run(
     """
     if shard is not None and finish:
         raise click.UsageError("--shard packs a part, --finish joins all parts: give one of them")
-    settings = _settings(run, overrides)
+    from tools.processes import available_cores
+
+    workers = workers or available_cores()
+    settings = _settings(run, overrides, 1 if dry_run or finish else workers)
     if dry_run:
         _show_plan(settings, list(components), as_json)
         return

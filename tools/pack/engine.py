@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -50,6 +49,11 @@ class Encoded:
     def lengths(self) -> np.ndarray:
         """Tokens of each document, int64."""
         return np.diff(self.offsets)
+
+    def documents(self, start: int, stop: int) -> Encoded:
+        """The documents [start, stop) as a batch of their own."""
+        offsets = self.offsets[start : stop + 1]
+        return Encoded(self.ids[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
 class EngineError(Exception):
@@ -114,9 +118,8 @@ class _Gigatoken(_Renewed):
         with _engine_errors():
             self._renew(texts)
             # UTF-8 as it lies in the array: a third faster than by way of Python's strings.
-            return _joined(
-                [self._tokenizer.encode(text) for text in texts.cast(pa.large_binary()).to_pylist()]
-            )
+            encode = self._tokenizer.backend.encode
+            return _joined([encode(text) for text in texts.cast(pa.large_binary()).to_pylist()])
 
 
 class _Fastokens(_Renewed):
@@ -283,19 +286,18 @@ class Encoder:
         (self.trusted if equal else self.refused).add(language)
         return equal
 
-    @cached_property
-    def _is_control(self) -> np.ndarray:
-        mask = np.zeros(self.tokenizer.vocab_size, bool)
-        mask[self.tokenizer.control_ids] = True
-        return mask
-
     def _checked(self, encoded: Encoded, texts: pa.Array) -> Encoded:
-        ids = encoded.ids
-        if len(ids) and int(ids.max()) >= self.tokenizer.vocab_size:
+        ids, control = encoded.ids, self.tokenizer.control_ids
+        if not len(ids):
+            return encoded
+        smallest, largest = int(ids.min()), int(ids.max())
+        if largest >= self.tokenizer.vocab_size:
             raise UserError(
-                f"{self.tokenizer.path}: gave id {int(ids.max())}, model.vocab_size is {self.tokenizer.vocab_size}"
+                f"{self.tokenizer.path}: gave id {largest}, model.vocab_size is {self.tokenizer.vocab_size}"
             )
-        hits = self._is_control[ids]
+        # Most tokenizers have their control tokens at one end, so that nothing has to be looked up.
+        first, after = np.searchsorted(control, (smallest, largest + 1)).tolist()
+        hits = np.isin(ids, control[first:after]) if after > first else np.zeros(0, bool)
         if hits.any():
             at = int(np.flatnonzero(hits)[0])
             document = int(np.searchsorted(encoded.offsets, at, side="right")) - 1

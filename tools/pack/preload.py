@@ -7,23 +7,19 @@ Nothing is encoded here, since an engine that has encoded holds threads, which d
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 
 import orjson
 
 from recipes.errors import UserError
 from recipes.schema.model import Tokenizer
-from tools.pack.engine import EngineName, load_engine
+from tools.arrow import keep_pandas_out
+from tools.pack.engine import choose_engine, load_engine
 from tools.pack.tokenizer_file import tokenizer_of_process
+from tools.pack.workers import VARIABLE
 
-__all__ = ["VARIABLE", "variable"]
-
-VARIABLE = "EMMA_PACK_PRELOAD"
-
-
-def variable(engine: EngineName, settings: Tokenizer, vocab_size: int) -> str:
-    """Value of `VARIABLE` for an engine and a tokenizer."""
-    return orjson.dumps([engine, settings.model_dump(mode="json"), vocab_size]).decode()
+__all__: list[str] = []
 
 
 def _load() -> None:
@@ -32,7 +28,10 @@ def _load() -> None:
         # A worker meets the same error where it can be reported.
         with contextlib.suppress(UserError):
             tokenizer = tokenizer_of_process(Tokenizer.model_validate(settings), vocab_size)
-            load_engine(engine, tokenizer)
+            load_engine(choose_engine(engine), tokenizer)
 
 
+keep_pandas_out()
 _load()
+# What is loaded stays: looking through it for garbage would copy it into every worker.
+gc.freeze()

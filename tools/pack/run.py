@@ -20,8 +20,7 @@ from tqdm import tqdm
 from recipes.errors import UserError
 from recipes.files import atomic_write, fsync_directory, read_json, write_json
 from recipes.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
-from tools.pack import preload
-from tools.pack.engine import ENGINES, Encoded, Encoder, EngineName, choose_engine, forget_engine, load_engine
+from tools.pack.engine import ENGINES, Encoded, Encoder, Engine, EngineName, forget_engine, load_engine
 from tools.pack.inputs import InputFile, Unit
 from tools.pack.plan import (
     ComponentPlan,
@@ -33,15 +32,14 @@ from tools.pack.plan import (
 )
 from tools.pack.store import FORMAT, SOURCE_SCHEMA, bin_name, documents_name, open_component, token_dtype
 from tools.pack.unit import UNIT_FILE, pack_unit, unit_name
-from tools.processes import available_cores, process_pool, result_of
+from tools.pack.workers import worker_pool
+from tools.processes import available_cores, result_of
 from tools.progress import progress
 
 __all__ = ["PackReport", "finish_component", "pack_store", "prepare_component"]
 
 PackReport = dict[str, dict[str, Any]]
 """By component: `status` (packed, unfinished, or as it was) and counts."""
-
-_UNITS_A_PROCESS = 2
 
 
 def pack_store(
@@ -71,16 +69,11 @@ def pack_store(
             raise UserError(f"no component {name!r} in data.pack.components; there are {known}")
     workers = workers or available_cores()
     report: PackReport = {}
-    engine = choose_engine(settings.pack.engine)
     file = settings.tokenizer
-    with process_pool(
-        1 if finish_only else workers,
-        preload=["tools.pack.run", "tools.pack.preload"],
-        # An engine keeps the words that it has met, so that memory would grow with the text; a process is soon forked.
-        tasks=_UNITS_A_PROCESS,
-        environment={preload.VARIABLE: preload.variable(engine, file.settings, file.vocab_size)},
+    with worker_pool(
+        1 if finish_only else workers, settings.pack.engine, file.settings, file.vocab_size
     ) as pool:
-        settings.tokenizer.check()
+        file.check()
         plans = {}
         for name in names:
             if _is_finished(settings, name):
@@ -119,10 +112,7 @@ def prepare_component(settings: PackSettings, name: str, pool: Executor, workers
     if fresh.engine != ENGINES[-1]:
         # The reference encodes here, while the process that workers are forked from loads the fast engine.
         reference = load_engine(ENGINES[-1], settings.tokenizer)
-        samples = {
-            language: (texts, reference.encode(texts))
-            for language, texts in gate_samples(settings, fresh).items()
-        }
+        samples = _encode_samples(gate_samples(settings, fresh), reference)
         tasks = [pool.submit(_gate, settings, fresh.engine, part) for part in _parts(samples, workers)]
         for task in tasks:
             for language, equal in result_of(task).items():
@@ -190,6 +180,18 @@ def _missing(settings: PackSettings, plan: ComponentPlan) -> list[Unit]:
 
 _Samples = dict[str, tuple[pa.Array, Encoded]]
 """Texts of each language, and what the reference makes of them."""
+
+
+def _encode_samples(texts: dict[str, pa.Array], engine: Engine) -> _Samples:
+    """Encodes the texts of all languages in one batch, which an engine spreads over the cores."""
+    if not texts:
+        return {}
+    encoded = engine.encode(pa.concat_arrays(list(texts.values())))
+    stops = np.cumsum([len(part) for part in texts.values()]).tolist()
+    return {
+        language: (part, encoded.documents(stop - len(part), stop))
+        for (language, part), stop in zip(texts.items(), stops, strict=True)
+    }
 
 
 def _parts(samples: _Samples, count: int) -> list[_Samples]:

@@ -1,0 +1,32 @@
+"""pyarrow without pandas."""
+
+from __future__ import annotations
+
+import sys
+from importlib.abc import MetaPathFinder
+
+import pyarrow as pa
+
+__all__ = ["keep_pandas_out"]
+
+
+class _NoPandas(MetaPathFinder):
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError("pandas is kept out", name="pandas")
+
+
+def keep_pandas_out() -> None:
+    """Keeps pyarrow from importing pandas in this process, for good, unless that was imported already.
+
+    Wherever pandas is installed (lm-eval needs it), pyarrow imports it to convert the first list or NumPy array, only to
+    ask whether that is one of its objects: half a second and 50 MiB in every process. `to_pandas()` fails afterwards, so
+    this is for processes that are known not to call it.
+    """
+    if "pandas" not in sys.modules:
+        finder = _NoPandas()
+        sys.meta_path.insert(0, finder)
+        try:
+            pa.array([])  # pyarrow looks for pandas once
+        finally:
+            sys.meta_path.remove(finder)
