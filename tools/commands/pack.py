@@ -29,20 +29,13 @@ def group() -> None:
     """
 
 
-def _settings(run: str, overrides: tuple[str, ...], workers: int = 1) -> PackSettings:
-    """What to pack. More than one worker are got ready at once, while the rest is imported here."""
+def _settings(run: str, overrides: tuple[str, ...]) -> PackSettings:
     from recipes.load import load_recipe
-
-    recipe = load_recipe(run, overrides)
-    if workers > 1:
-        from tools.pack.workers import start_workers
-
-        start_workers(recipe.data.pack.engine, recipe.model.tokenizer, recipe.model.vocab_size)
     from tools.arrow import keep_pandas_out
     from tools.pack.plan import PackSettings
 
     keep_pandas_out()
-    return PackSettings.of_recipe(recipe)
+    return PackSettings.of_recipe(load_recipe(run, overrides))
 
 
 def _echo_json(value: Any) -> None:
@@ -114,7 +107,11 @@ def run(
     from tools.processes import available_cores
 
     workers = workers or available_cores()
-    settings = _settings(run, overrides, 1 if dry_run or finish else workers)
+    if workers > 1 and not dry_run and not finish:
+        from tools.pack.workers import start_workers
+
+        start_workers(run, overrides)
+    settings = _settings(run, overrides)
     if dry_run:
         _show_plan(settings, list(components), as_json)
         return

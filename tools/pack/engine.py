@@ -23,12 +23,16 @@ from tools.pack.tokenizer_file import TokenizerFile
 
 __all__ = [
     "ENGINES",
+    "REFERENCE",
     "Encoded",
     "Encoder",
     "Engine",
     "EngineName",
+    "agree",
     "choose_engine",
+    "encode_or_none",
     "forget_engine",
+    "gate_sample",
     "load_engine",
 ]
 
@@ -204,6 +208,23 @@ _load_fast = functools.lru_cache(maxsize=1)(_load)
 _load_reference = functools.lru_cache(maxsize=1)(_load)
 
 
+def encode_or_none(engine: Engine, texts: pa.Array) -> Encoded | None:
+    """What a fast engine makes of texts; None where it fails."""
+    try:
+        return engine.encode(texts)
+    except EngineError:
+        return None
+
+
+def agree(fast: Encoded | None, reference: Encoded) -> bool:
+    """Whether a fast engine gave the ids of the reference, document for document."""
+    return (
+        fast is not None
+        and np.array_equal(fast.offsets, reference.offsets)
+        and np.array_equal(fast.ids, reference.ids)
+    )
+
+
 @dataclass
 class Encoder:
     """A fast engine, with the reference for the languages that the gate refused it.
@@ -268,21 +289,10 @@ class Encoder:
                 self.trusted.discard(language)
                 self.refused.add(language)
 
-    def gate(self, texts: pa.Array, language: str, reference: Encoded | None = None) -> bool:
-        """Compares both engines on the first texts of a language; the language is trusted or refused from then on.
-
-        `reference` is what the reference makes of these texts, where that is known.
-        """
+    def gate(self, texts: pa.Array, language: str) -> bool:
+        """Compares both engines on the first texts of a language; the language is trusted or refused from then on."""
         sample = gate_sample(texts, self.gate_documents)
-        if reference is None:
-            reference = self._reference.encode(sample)
-        try:
-            fast = self._fast.encode(sample)
-            equal = np.array_equal(fast.offsets, reference.offsets) and np.array_equal(
-                fast.ids, reference.ids
-            )
-        except EngineError:
-            equal = False
+        equal = agree(encode_or_none(self._fast, sample), self._reference.encode(sample))
         (self.trusted if equal else self.refused).add(language)
         return equal
 

@@ -6,30 +6,21 @@ every later run works from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import pyarrow as pa
 
 from recipes.errors import UserError
 from recipes.files import read_json, write_json
 from recipes.schema import Recipe
 from recipes.schema.data import Pack
-from tools.pack.columns import as_array
-from tools.pack.documents import DocumentMaker
-from tools.pack.engine import Encoder, EngineName, choose_engine, gate_sample
-from tools.pack.inputs import InputFile, Segment, Unit, cut_units, list_inputs
-from tools.pack.records import read_segment
+from tools.pack.engine import Encoder, EngineName, choose_engine
+from tools.pack.inputs import InputFile, Unit, cut_units, list_inputs
 from tools.pack.store import FORMAT
 from tools.pack.tokenizer_file import TokenizerFile
 
-__all__ = ["ComponentPlan", "PackSettings", "gate_samples", "plan_component"]
-
-_GATE_HEAD = 64 << 10
-_GATE_HEADS = 32 << 20
+__all__ = ["ComponentPlan", "PackSettings", "plan_component"]
 
 
 @dataclass(frozen=True)
@@ -159,43 +150,6 @@ def plan_component(settings: PackSettings, name: str) -> ComponentPlan:
     units = cut_units(inputs, largest=settings.pack.shard_mib << 19)
     engine = choose_engine(settings.pack.engine)
     return ComponentPlan(name, settings.of_component(name), engine, inputs, units, [], [])
-
-
-def gate_samples(settings: PackSettings, plan: ComponentPlan) -> dict[str, pa.Array]:
-    """First documents of every language that shows up in the first records of the input files.
-
-    At least 64 KiB of every file are read, and more of each where there are few files.
-    """
-    component = settings.pack.components[plan.name]
-    head = max(_GATE_HEAD, _GATE_HEADS // max(len(plan.inputs), 1))
-    found: dict[str, list[pa.Array]] = {}
-    for segment in _first_segments(plan.units):
-        maker = DocumentMaker(component, settings.pack)
-        batch = next(iter(read_segment(segment, *maker.fields, batch_bytes=head)), None)
-        if batch is None:
-            continue
-        for table in (*maker.add(batch), *maker.finish()):
-            for language, texts in _first_of_languages(table, settings.pack.gate_documents):
-                have = found.setdefault(language, [])
-                if sum(map(len, have)) < settings.pack.gate_documents:
-                    have.append(texts)
-    return {
-        language: gate_sample(pa.concat_arrays(texts), settings.pack.gate_documents)
-        for language, texts in sorted(found.items())
-    }
-
-
-def _first_segments(units: Iterable[Unit]) -> Iterator[Segment]:
-    for unit in units:
-        yield from (segment for segment in unit.segments if segment.first)
-
-
-def _first_of_languages(table: pa.Table, documents: int) -> Iterator[tuple[str, pa.Array]]:
-    """At most so many texts of each language."""
-    languages = as_array(table["language"]).dictionary_encode()
-    codes, texts = languages.indices.to_numpy(zero_copy_only=False), as_array(table["text"])
-    for code, language in enumerate(languages.dictionary.to_pylist()):
-        yield language, texts.take(pa.array(np.flatnonzero(codes == code)[:documents]))
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+from typing import Any
 
 import orjson
 
 from recipes.errors import UserError
+from recipes.load import load_recipe
 from recipes.schema.model import Tokenizer
 from tools.arrow import keep_pandas_out
 from tools.pack.engine import choose_engine, load_engine
@@ -22,16 +24,25 @@ from tools.pack.workers import VARIABLE
 __all__: list[str] = []
 
 
-def _load() -> None:
-    if VARIABLE in os.environ:
-        engine, settings, vocab_size = orjson.loads(os.environ[VARIABLE])
-        # A worker meets the same error where it can be reported.
-        with contextlib.suppress(UserError):
-            tokenizer = tokenizer_of_process(Tokenizer.model_validate(settings), vocab_size)
-            load_engine(choose_engine(engine), tokenizer)
+def _load(value: dict[str, Any]) -> None:
+    """Loads the engine that `value` names (see `VARIABLE`)."""
+    if "run" in value:
+        recipe = load_recipe(value["run"], value["overrides"])
+        engine, tokenizer, vocab_size = (
+            recipe.data.pack.engine,
+            recipe.model.tokenizer,
+            recipe.model.vocab_size,
+        )
+    else:
+        tokenizer = Tokenizer.model_validate(value["tokenizer"])
+        engine, vocab_size = value["engine"], value["vocab_size"]
+    load_engine(choose_engine(engine), tokenizer_of_process(tokenizer, vocab_size))
 
 
 keep_pandas_out()
-_load()
+if VARIABLE in os.environ:
+    # A worker, or the command itself, meets the same error where it can be reported.
+    with contextlib.suppress(UserError):
+        _load(orjson.loads(os.environ[VARIABLE]))
 # What is loaded stays: looking through it for garbage would copy it into every worker.
 gc.freeze()

@@ -20,13 +20,13 @@ from tqdm import tqdm
 from recipes.errors import UserError
 from recipes.files import atomic_write, fsync_directory, read_json, write_json
 from recipes.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
-from tools.pack.engine import ENGINES, Encoded, Encoder, Engine, EngineName, forget_engine, load_engine
+from tools.pack.engine import REFERENCE, forget_engine
+from tools.pack.gate import gate_verdicts
 from tools.pack.inputs import InputFile, Unit
 from tools.pack.plan import (
     ComponentPlan,
     PackSettings,
     difference,
-    gate_samples,
     input_difference,
     plan_component,
 )
@@ -82,7 +82,7 @@ def pack_store(
                 plans[name] = _existing_plan(settings, name)
             else:
                 plans[name] = prepare_component(settings, name, pool, workers)
-        forget_engine(ENGINES[-1])
+        forget_engine(REFERENCE)
         if not finish_only:
             _pack_units(settings, plans, shard, workers, pool)
     for name, plan in plans.items():
@@ -107,17 +107,12 @@ def prepare_component(settings: PackSettings, name: str, pool: Executor, workers
         plan = _existing_plan(settings, name)
         _refuse_change(settings, plan.settings, plan.inputs, name)
         return plan
-    refused: list[str] = []
-    trusted: list[str] = []
-    if fresh.engine != ENGINES[-1]:
-        # The reference encodes here, while the process that workers are forked from loads the fast engine.
-        reference = load_engine(ENGINES[-1], settings.tokenizer)
-        samples = _encode_samples(gate_samples(settings, fresh), reference)
-        tasks = [pool.submit(_gate, settings, fresh.engine, part) for part in _parts(samples, workers)]
-        for task in tasks:
-            for language, equal in result_of(task).items():
-                (trusted if equal else refused).append(language)
-    plan = replace(fresh, refused=sorted(refused), trusted=sorted(trusted))
+    verdicts = gate_verdicts(settings, fresh, pool, workers) if fresh.engine != REFERENCE else {}
+    refused, trusted = (
+        sorted(language for language, equal in verdicts.items() if equal is wanted)
+        for wanted in (False, True)
+    )
+    plan = replace(fresh, refused=refused, trusted=trusted)
     plan.write(path)
     return plan
 
@@ -176,33 +171,6 @@ def _missing(settings: PackSettings, plan: ComponentPlan) -> list[Unit]:
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------
-
-
-_Samples = dict[str, tuple[pa.Array, Encoded]]
-"""Texts of each language, and what the reference makes of them."""
-
-
-def _encode_samples(texts: dict[str, pa.Array], engine: Engine) -> _Samples:
-    """Encodes the texts of all languages in one batch, which an engine spreads over the cores."""
-    if not texts:
-        return {}
-    encoded = engine.encode(pa.concat_arrays(list(texts.values())))
-    stops = np.cumsum([len(part) for part in texts.values()]).tolist()
-    return {
-        language: (part, encoded.documents(stop - len(part), stop))
-        for (language, part), stop in zip(texts.items(), stops, strict=True)
-    }
-
-
-def _parts(samples: _Samples, count: int) -> list[_Samples]:
-    names = sorted(samples)
-    return [part for start in range(count) if (part := {name: samples[name] for name in names[start::count]})]
-
-
-def _gate(settings: PackSettings, engine: EngineName, samples: _Samples) -> dict[str, bool]:
-    """Runs in a worker: whether fast engine and reference agree, by language."""
-    encoder = Encoder(settings.tokenizer, engine, gate_documents=settings.pack.gate_documents)
-    return {language: encoder.gate(texts, language, ids) for language, (texts, ids) in samples.items()}
 
 
 def _pack_one(settings: PackSettings, plan: ComponentPlan) -> int:

@@ -2,46 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from recipes.schema.model import Tokenizer
 from tools.processes import process_pool, start_forkserver
+
+if TYPE_CHECKING:
+    from recipes.schema.model import Tokenizer
 
 __all__ = ["VARIABLE", "start_workers", "worker_pool"]
 
 VARIABLE = "EMMA_PACK_PRELOAD"
+"""JSON that tells `tools.pack.preload` what to load: `{engine, tokenizer, vocab_size}` or `{run, overrides}`."""
+
 _PRELOAD = ("tools.pack.run", "tools.pack.preload")
 _UNITS_A_PROCESS = 2
 
 
-def _environment(engine: str, tokenizer: Tokenizer, vocab_size: int) -> Mapping[str, str]:
-    """What `tools.pack.preload` reads."""
-    return {VARIABLE: orjson.dumps([engine, tokenizer.model_dump(mode="json"), vocab_size]).decode()}
+def _environment(value: dict[str, Any]) -> dict[str, str]:
+    return {VARIABLE: orjson.dumps(value).decode()}
 
 
-def start_workers(engine: str, tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Lets the engine be loaded while the caller goes on; `worker_pool` with the same arguments has it then.
+def start_workers(run: str, overrides: Sequence[str]) -> None:
+    """Lets the engine of a run be loaded while the caller still imports what it needs; the `worker_pool` that comes has
+    it then.
 
     Args:
-        engine: the recipe's `data.pack.engine`.
-        tokenizer: the recipe's `model.tokenizer`.
-        vocab_size: the recipe's `model.vocab_size`.
+        run: as the user named it.
+        overrides: `section.key=value`.
     """
-    start_forkserver(_PRELOAD, _environment(engine, tokenizer, vocab_size))
+    start_forkserver(_PRELOAD, _environment({"run": run, "overrides": list(overrides)}))
 
 
 def worker_pool(
     workers: int, engine: str, tokenizer: Tokenizer, vocab_size: int
 ) -> AbstractContextManager[Executor]:
-    """Processes that pack units; 1 works in this one. Further arguments: see `start_workers`."""
+    """Processes that pack units; 1 works in this one.
+
+    Args:
+        workers: processes.
+        engine: the recipe's `data.pack.engine`.
+        tokenizer: the recipe's `model.tokenizer`.
+        vocab_size: the recipe's `model.vocab_size`.
+    """
+    value = {"engine": engine, "tokenizer": tokenizer.model_dump(mode="json"), "vocab_size": vocab_size}
     # An engine keeps the words that it has met, so that memory would grow with the text; a process is soon forked.
-    return process_pool(
-        workers,
-        preload=_PRELOAD,
-        tasks=_UNITS_A_PROCESS,
-        environment=_environment(engine, tokenizer, vocab_size),
-    )
+    return process_pool(workers, preload=_PRELOAD, tasks=_UNITS_A_PROCESS, environment=_environment(value))

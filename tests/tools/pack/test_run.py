@@ -245,10 +245,10 @@ def test_a_language_that_shows_up_late_is_gated_too(
     make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.tools.pack.test_engine import Broken
-    from tools.pack import plan
+    from tools.pack import gate
 
-    monkeypatch.setattr(plan, "_GATE_HEAD", 100)
-    monkeypatch.setattr(plan, "_GATE_HEADS", 100)
+    monkeypatch.setattr(gate, "_HEAD", 100)
+    monkeypatch.setattr(gate, "_HEADS", 100)
     monkeypatch.setitem(engine._CLASSES, "fastokens", Broken)
     forget_engine("fastokens")
     path = tmp_path / "mixed.jsonl"

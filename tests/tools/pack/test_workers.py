@@ -1,0 +1,56 @@
+"""What a packing process has as it starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.small_recipe import write_small_run
+from tests.tiny_mix import tiny_data
+from tests.tiny_text import train_tokenizer
+
+SCRIPT = """
+import sys
+
+def state():
+    from tools.pack.engine import _load_fast
+    return _load_fast.cache_info().currsize, "pandas" in sys.modules
+
+if __name__ == "__main__":
+    from tools.pack.workers import start_workers, worker_pool
+    run = sys.argv[1]
+    if sys.argv[2] == "early":
+        start_workers(run, ["data.pack.engine=fastokens"])
+    from recipes.load import load_recipe
+    model = load_recipe(run).model
+    with worker_pool(2, "fastokens", model.tokenizer, model.vocab_size) as pool:
+        for _ in range(6):
+            print(*pool.submit(state).result())
+"""
+
+
+@pytest.mark.parametrize("start", ["early", "late"])
+def test_every_process_starts_with_the_engine_and_without_pandas(tmp_path: Path, start: str) -> None:
+    tokenizer = train_tokenizer(tmp_path / "tokenizer")
+    run = write_small_run(tmp_path, tiny_data().model_dump(mode="json"), tokenizer)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script), str(run), start],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["1 False"] * 6
+
+
+def test_a_run_that_does_not_exist_is_said_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tools.cli", "pack", "run", str(tmp_path / "no.yaml"), "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr

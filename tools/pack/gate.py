@@ -1,0 +1,111 @@
+"""The gate before packing: the fast engine may encode the languages on whose first documents it agrees with the
+reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+
+import numpy as np
+import pyarrow as pa
+
+from tools.pack.columns import as_array
+from tools.pack.documents import DocumentMaker
+from tools.pack.engine import (
+    REFERENCE,
+    Encoded,
+    Engine,
+    EngineName,
+    agree,
+    encode_or_none,
+    gate_sample,
+    load_engine,
+)
+from tools.pack.inputs import Segment, Unit
+from tools.pack.plan import ComponentPlan, PackSettings
+from tools.pack.records import read_segment
+from tools.processes import result_of
+
+__all__ = ["gate_samples", "gate_verdicts"]
+
+_HEAD = 64 << 10
+_HEADS = 32 << 20
+
+_Samples = dict[str, pa.Array]
+"""First documents of each language."""
+
+
+def gate_verdicts(
+    settings: PackSettings, plan: ComponentPlan, pool: Executor, workers: int
+) -> dict[str, bool]:
+    """Whether the plan's engine may encode a language, for every language that `gate_samples` finds.
+
+    Args:
+        settings: what to pack.
+        plan: the component's plan, whose engine is not the reference.
+        pool: processes that have the fast engine.
+        workers: how many they are.
+    """
+    samples = gate_samples(settings, plan)
+    parts = [dict(list(samples.items())[start::workers]) for start in range(min(workers, len(samples)))]
+    # Before the first submission, which waits until the process that the others are forked from has loaded its engine.
+    reference = load_engine(REFERENCE, settings.tokenizer)
+    tasks = [pool.submit(_encode_fast, settings, plan.engine, part) for part in parts]
+    expected = _encode_together(reference, samples)
+    fast = {language: encoded for task in tasks for language, encoded in result_of(task).items()}
+    return {language: agree(fast[language], encoded) for language, encoded in expected.items()}
+
+
+def _encode_fast(settings: PackSettings, name: EngineName, samples: _Samples) -> dict[str, Encoded | None]:
+    """Runs in a worker."""
+    engine = load_engine(name, settings.tokenizer)
+    return {language: encode_or_none(engine, texts) for language, texts in samples.items()}
+
+
+def _encode_together(engine: Engine, samples: _Samples) -> dict[str, Encoded]:
+    """All languages in one batch, which the engine spreads over the cores."""
+    if not samples:
+        return {}
+    encoded = engine.encode(pa.concat_arrays(list(samples.values())))
+    stops = np.cumsum([len(texts) for texts in samples.values()]).tolist()
+    return {
+        language: encoded.documents(stop - len(texts), stop)
+        for (language, texts), stop in zip(samples.items(), stops, strict=True)
+    }
+
+
+def gate_samples(settings: PackSettings, plan: ComponentPlan) -> _Samples:
+    """First documents of every language that shows up in the first records of the input files.
+
+    At least 64 KiB of every file are read, and more of each where there are few files.
+    """
+    component = settings.pack.components[plan.name]
+    head = max(_HEAD, _HEADS // max(len(plan.inputs), 1))
+    found: dict[str, list[pa.Array]] = {}
+    for segment in _first_segments(plan.units):
+        maker = DocumentMaker(component, settings.pack)
+        batch = next(iter(read_segment(segment, *maker.fields, batch_bytes=head)), None)
+        if batch is None:
+            continue
+        for table in (*maker.add(batch), *maker.finish()):
+            for language, texts in _first_of_languages(table, settings.pack.gate_documents):
+                have = found.setdefault(language, [])
+                if sum(map(len, have)) < settings.pack.gate_documents:
+                    have.append(texts)
+    return {
+        language: gate_sample(pa.concat_arrays(texts), settings.pack.gate_documents)
+        for language, texts in sorted(found.items())
+    }
+
+
+def _first_segments(units: Iterable[Unit]) -> Iterator[Segment]:
+    for unit in units:
+        yield from (segment for segment in unit.segments if segment.first)
+
+
+def _first_of_languages(table: pa.Table, documents: int) -> Iterator[tuple[str, pa.Array]]:
+    """At most so many texts of each language."""
+    languages = as_array(table["language"]).dictionary_encode()
+    codes, texts = languages.indices.to_numpy(zero_copy_only=False), as_array(table["text"])
+    for code, language in enumerate(languages.dictionary.to_pylist()):
+        yield language, texts.take(pa.array(np.flatnonzero(codes == code)[:documents]))
