@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from recipes.errors import UserError
 from recipes.files import write_json
 
 __all__ = ["byte_level_characters", "tekken_tokenizer", "write_tekken"]
@@ -49,7 +51,15 @@ def _merges(tokens: list[bytes]) -> list[tuple[bytes, bytes]]:
 
 
 def tekken_tokenizer() -> dict[str, Any]:
-    """Content of a tokenizer.json: `<s>` is id 1, `</s>` id 2; control tokens are ids 0 to 999."""
+    """Content of a tokenizer.json: `<s>` is id 1, `</s>` id 2; control tokens are ids 0 to 999.
+
+    Raises:
+        UserError: `mistral-common` is not installed.
+    """
+    if importlib.util.find_spec("mistral_common") is None:
+        raise UserError(
+            "mistral-common, whose vocabulary the benchmark uses, is missing: pip install mistral-common"
+        )
     source = resources.files("mistral_common") / "data" / "tekken_240911.json"
     tekken = orjson.loads(source.read_bytes())
     config = tekken["config"]

@@ -115,6 +115,7 @@ def run(
     if dry_run:
         _show_plan(settings, list(components), as_json)
         return
+    from tools.pack.engine import choose_engine
     from tools.pack.run import pack_store
 
     report = pack_store(settings, list(components) or None, shard=shard, finish_only=finish, workers=workers)
@@ -132,6 +133,8 @@ def run(
             f"{name}: {entry['status']}: {entry['tokens']:,} tokens in {entry['kept']:,} documents of {entry['in']:,} "
             f"records (removed: {removed}; cut: {entry['documents_cut']:,})"
         )
+        if entry["engine"] != choose_engine(settings.pack.engine):
+            click.echo(f"{name}: faster engines cannot read this tokenizer; {entry['engine']} encoded it")
         if entry["languages_encoded_by_the_reference"]:
             click.echo(
                 f"{name}: the fast tokenizer differed from the reference, which encoded: "

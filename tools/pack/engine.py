@@ -6,6 +6,7 @@ the tokenizer's added tokens.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 from abc import ABC, abstractmethod
@@ -34,6 +35,7 @@ __all__ = [
     "forget_engine",
     "gate_sample",
     "load_engine",
+    "usable_engine",
 ]
 
 EngineName = Literal["gigatoken", "fastokens", "tokenizers"]
@@ -165,7 +167,7 @@ _CLASSES: Mapping[EngineName, type[_Gigatoken] | type[_Fastokens] | type[_Refere
 
 
 def choose_engine(wanted: str) -> EngineName:
-    """The engine that a recipe's `data.pack.engine` means on this machine.
+    """The engine that a recipe's `data.pack.engine` means on this machine, whatever the tokenizer.
 
     Raises:
         UserError: the wanted engine is not installed.
@@ -189,6 +191,25 @@ def load_engine(name: EngineName, tokenizer: TokenizerFile) -> Engine:
         UserError: the engine cannot read this tokenizer.
     """
     return (_load_reference if name == REFERENCE else _load_fast)(name, tokenizer)
+
+
+def usable_engine(wanted: str, tokenizer: TokenizerFile) -> EngineName:
+    """The engine that a recipe's `data.pack.engine` means for a tokenizer, loaded: `fastest` is the fastest one that can
+    read it (no fast engine reads all of Hugging Face's pre-tokenizers).
+
+    Raises:
+        UserError: the wanted engine is not installed or cannot read this tokenizer.
+    """
+    if wanted == "fastest":
+        for name in ENGINES:
+            if name != REFERENCE and importlib.util.find_spec(name) is not None:
+                with contextlib.suppress(UserError):
+                    load_engine(name, tokenizer)
+                    return name
+        wanted = REFERENCE
+    name = choose_engine(wanted)
+    load_engine(name, tokenizer)
+    return name
 
 
 def forget_engine(name: EngineName) -> None:

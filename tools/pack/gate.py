@@ -20,6 +20,7 @@ from tools.pack.engine import (
     encode_or_none,
     gate_sample,
     load_engine,
+    usable_engine,
 )
 from tools.pack.inputs import Segment, Unit
 from tools.pack.plan import ComponentPlan, PackSettings
@@ -37,29 +38,39 @@ _Samples = dict[str, pa.Array]
 
 def gate_verdicts(
     settings: PackSettings, plan: ComponentPlan, pool: Executor, workers: int
-) -> dict[str, bool]:
-    """Whether the plan's engine may encode a language, for every language that `gate_samples` finds.
+) -> tuple[EngineName, dict[str, bool]]:
+    """The engine that can read the tokenizer, and whether it may encode a language, for every language that
+    `gate_samples` finds.
 
     Args:
         settings: what to pack.
-        plan: the component's plan, whose engine is not the reference.
+        plan: the component's plan.
         pool: processes that have the fast engine.
         workers: how many they are.
+
+    Raises:
+        UserError: the engine that the recipe names cannot read the tokenizer.
     """
     samples = gate_samples(settings, plan)
-    parts = [dict(list(samples.items())[start::workers]) for start in range(min(workers, len(samples)))]
+    count = max(1, min(workers, len(samples)))
+    parts = [dict(list(samples.items())[start::count]) for start in range(count)]
     # Before the first submission, which waits until the process that the others are forked from has loaded its engine.
     reference = load_engine(REFERENCE, settings.tokenizer)
-    tasks = [pool.submit(_encode_fast, settings, plan.engine, part) for part in parts]
+    tasks = [pool.submit(_encode_fast, settings, part) for part in parts]
     expected = _encode_together(reference, samples)
-    fast = {language: encoded for task in tasks for language, encoded in result_of(task).items()}
-    return {language: agree(fast[language], encoded) for language, encoded in expected.items()}
+    name: EngineName = REFERENCE
+    fast: dict[str, Encoded | None] = {}
+    for task in tasks:
+        name, encoded = result_of(task)
+        fast |= encoded
+    return name, {language: agree(fast[language], expected[language]) for language in samples}
 
 
-def _encode_fast(settings: PackSettings, name: EngineName, samples: _Samples) -> dict[str, Encoded | None]:
-    """Runs in a worker."""
+def _encode_fast(settings: PackSettings, samples: _Samples) -> tuple[EngineName, dict[str, Encoded | None]]:
+    """Runs in a worker: its engine's name, and what that makes of the samples."""
+    name = usable_engine(settings.pack.engine, settings.tokenizer)
     engine = load_engine(name, settings.tokenizer)
-    return {language: encode_or_none(engine, texts) for language, texts in samples.items()}
+    return name, {language: encode_or_none(engine, texts) for language, texts in samples.items()}
 
 
 def _encode_together(engine: Engine, samples: _Samples) -> dict[str, Encoded]:

@@ -17,7 +17,7 @@ from recipes.errors import UserError
 from recipes.load import load_recipe
 from recipes.schema.model import Tokenizer
 from tools.arrow import keep_pandas_out
-from tools.pack.engine import choose_engine, load_engine
+from tools.pack.engine import usable_engine
 from tools.pack.tokenizer_file import tokenizer_of_process
 from tools.pack.workers import VARIABLE
 
@@ -36,7 +36,7 @@ def _load(value: dict[str, Any]) -> None:
     else:
         tokenizer = Tokenizer.model_validate(value["tokenizer"])
         engine, vocab_size = value["engine"], value["vocab_size"]
-    load_engine(choose_engine(engine), tokenizer_of_process(tokenizer, vocab_size))
+    usable_engine(engine, tokenizer_of_process(tokenizer, vocab_size))
 
 
 keep_pandas_out()

@@ -107,12 +107,15 @@ def prepare_component(settings: PackSettings, name: str, pool: Executor, workers
         plan = _existing_plan(settings, name)
         _refuse_change(settings, plan.settings, plan.inputs, name)
         return plan
-    verdicts = gate_verdicts(settings, fresh, pool, workers) if fresh.engine != REFERENCE else {}
+    engine = fresh.engine
+    verdicts: dict[str, bool] = {}
+    if engine != REFERENCE:
+        engine, verdicts = gate_verdicts(settings, fresh, pool, workers)
     refused, trusted = (
         sorted(language for language, equal in verdicts.items() if equal is wanted)
         for wanted in (False, True)
     )
-    plan = replace(fresh, refused=refused, trusted=trusted)
+    plan = replace(fresh, engine=engine, refused=refused, trusted=trusted)
     plan.write(path)
     return plan
 
@@ -157,8 +160,8 @@ def _is_finished(settings: PackSettings, name: str) -> bool:
 
 def _counts(settings: PackSettings, name: str) -> dict[str, Any]:
     manifest = open_component(settings.store / name).manifest
-    key = "languages_encoded_by_the_reference"
-    return {**manifest.counts, key: manifest.extra[key]}
+    keys = ("engine", "languages_encoded_by_the_reference")
+    return {**manifest.counts, **{key: manifest.extra[key] for key in keys}}
 
 
 def _work_folder(settings: PackSettings, name: str) -> Path:

@@ -241,6 +241,26 @@ def test_the_gates_fallback_is_recorded(
     assert content(settings.store / "web") == content(right.store / "web")
 
 
+def test_fastest_is_the_fastest_engine_that_can_read_the_tokenizer(
+    make_settings: MakeSettings, corpus: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unable:
+        def __init__(self, tokenizer: TokenizerFile) -> None:
+            raise ValueError("unsupported pre-tokenizer type")
+
+    for name in ("gigatoken", "fastokens"):
+        monkeypatch.setitem(engine._CLASSES, name, Unable)
+    forget_engine("fastokens")
+    settings = make_settings(corpus, "fastest", engine="fastest")
+    report = pack_store(settings, workers=1)["web"]
+    assert (report["engine"], report["languages_encoded_by_the_reference"]) == ("tokenizers", [])
+    right = make_settings(corpus, "right")
+    pack_store(right, workers=1)
+    assert content(settings.store / "web") == content(right.store / "web")
+    with pytest.raises(UserError, match=r"fastokens cannot load it .*unsupported pre-tokenizer"):
+        pack_store(make_settings(corpus, "named", engine="fastokens"), workers=1)
+
+
 def test_a_language_that_shows_up_late_is_gated_too(
     make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
