@@ -20,7 +20,7 @@ VARIABLE = "EMMA_PACK_PRELOAD"
 """JSON that tells `tools.pack.preload` what to load: `{engine, tokenizer, vocab_size}` or `{run, overrides}`."""
 
 _PRELOAD = ("tools.pack.run", "tools.pack.preload")
-_UNITS_A_PROCESS = 2
+_UNITS_A_PROCESS = 4
 
 
 def _environment(value: dict[str, Any]) -> dict[str, str]:
