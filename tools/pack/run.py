@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,12 @@ def pack_store(
     workers = workers or available_cores()
     report: PackReport = {}
     file = settings.tokenizer
-    with worker_pool(
-        1 if finish_only else workers, settings.pack.engine, file.settings, file.vocab_size
-    ) as pool:
+    processes = partial(
+        worker_pool, 1 if finish_only else workers, settings.pack.engine, file.settings, file.vocab_size
+    )
+    plans = {}
+    with processes() as pool:
         file.check()
-        plans = {}
         for name in names:
             if _is_finished(settings, name):
                 report[name] = {"status": "was packed before", **_counts(settings, name)}
@@ -82,8 +84,10 @@ def pack_store(
                 plans[name] = _existing_plan(settings, name)
             else:
                 plans[name] = prepare_component(settings, name, pool, workers)
-        forget_engine(REFERENCE)
-        if not finish_only:
+    forget_engine(REFERENCE)
+    if plans and not finish_only:
+        largest = max((unit.bytes for plan in plans.values() for unit in plan.units), default=0)
+        with processes(largest_unit=largest) as pool:
             _pack_units(settings, plans, shard, workers, pool)
     for name, plan in plans.items():
         if shard is not None:
@@ -225,10 +229,10 @@ def _take(queue: Iterator[tuple[ComponentPlan, Unit]], count: int) -> Iterable[t
 
 def _remove_leftovers(folder: Path) -> None:
     """Removes what processes that no longer run had half written on this machine."""
-    for partial in folder.glob(".unit-*.partial"):
-        process = int(partial.name.split(".")[-2])
+    for unfinished in folder.glob(".unit-*.partial"):
+        process = int(unfinished.name.split(".")[-2])
         if not Path(f"/proc/{process}").exists():
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 # ---- joining --------------------------------------------------------------------------------------------------------

@@ -20,7 +20,9 @@ VARIABLE = "EMMA_PACK_PRELOAD"
 """JSON that tells `tools.pack.preload` what to load: `{engine, tokenizer, vocab_size}` or `{run, overrides}`."""
 
 _PRELOAD = ("tools.pack.run", "tools.pack.preload")
-_UNITS_A_PROCESS = 4
+# An engine keeps the words that it has met, so that memory would grow with the text: a process that has packed so much
+# makes way for a fresh one, which is cheaper than to load the engine anew.
+_BYTES_A_PROCESS = 128 << 20
 
 
 def _environment(value: dict[str, Any]) -> dict[str, str]:
@@ -39,16 +41,17 @@ def start_workers(run: str, overrides: Sequence[str]) -> None:
 
 
 def worker_pool(
-    workers: int, engine: str, tokenizer: Tokenizer, vocab_size: int
+    workers: int, engine: str, tokenizer: Tokenizer, vocab_size: int, *, largest_unit: int = _BYTES_A_PROCESS
 ) -> AbstractContextManager[Executor]:
-    """Processes that pack units; 1 works in this one.
+    """Processes that pack units; 1 works in this one. There should never be more tasks than processes.
 
     Args:
         workers: processes.
         engine: the recipe's `data.pack.engine`.
         tokenizer: the recipe's `model.tokenizer`.
         vocab_size: the recipe's `model.vocab_size`.
+        largest_unit: bytes of input of the largest unit; a process packs as many units as are about 128 MiB.
     """
     value = {"engine": engine, "tokenizer": tokenizer.model_dump(mode="json"), "vocab_size": vocab_size}
-    # An engine keeps the words that it has met, so that memory would grow with the text; a process is soon forked.
-    return process_pool(workers, preload=_PRELOAD, tasks=_UNITS_A_PROCESS, environment=_environment(value))
+    tasks = max(1, round(_BYTES_A_PROCESS / max(largest_unit, 1)))
+    return process_pool(workers, preload=_PRELOAD, tasks=tasks, environment=_environment(value))

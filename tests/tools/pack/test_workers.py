@@ -49,6 +49,30 @@ def test_every_process_starts_with_the_engine_and_without_pandas(tmp_path: Path,
     assert done.stdout.splitlines() == ["1 False"] * 6
 
 
+COUNTS = """
+import os, sys
+from collections import Counter
+
+if __name__ == "__main__":
+    from recipes.schema.model import Tokenizer
+    from tools.pack.workers import worker_pool
+    tokenizer = Tokenizer(path="nowhere", end_of_text="</s>")
+    for largest in (0, 32 << 20, 33 << 20, 256 << 20):
+        with worker_pool(2, "tokenizers", tokenizer, 512, largest_unit=largest) as pool:
+            found = Counter(pool.submit(os.getpid).result() for _ in range(16))
+            print(largest >> 20, *sorted(set(found.values())))
+"""
+
+
+def test_a_process_makes_way_after_so_many_bytes_of_units(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(COUNTS)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["0 8", "32 4", "33 4", "256 1"]
+
+
 def test_a_run_that_does_not_exist_is_said_once(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tools.cli", "pack", "run", str(tmp_path / "no.yaml"), "--workers", "2"]
     done = subprocess.run(command, capture_output=True, text=True)
