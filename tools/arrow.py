@@ -17,11 +17,12 @@ class _NoPandas(MetaPathFinder):
 
 
 def keep_pandas_out() -> None:
-    """Keeps pyarrow from importing pandas in this process, for good, unless that was imported already.
+    """Keeps pyarrow from importing pandas on its own account in this process, unless that was imported already.
 
     Wherever pandas is installed (lm-eval needs it), pyarrow imports it to convert the first list or NumPy array, only to
-    ask whether that is one of its objects: half a second and 50 MiB in every process. `to_pandas()` fails afterwards, so
-    this is for processes that are known not to call it.
+    ask whether that is one of its objects: half a second and 50 MiB in every process. Until something asks for pandas
+    itself (`to_pandas()`), pyarrow won't know its objects (`pandas.NA`, a categorical series): this is for processes that
+    have none.
     """
     if "pandas" not in sys.modules:
         finder = _NoPandas()

@@ -92,8 +92,8 @@ def process_pool(
     tasks: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Executor]:
-    """Processes that end when their parent does, forked from one that has imported what they need and done nothing yet:
-    thread pools (of tokenizer engines, of pyarrow) don't survive a fork.
+    """Processes that end when their parent does, forked from one that has imported what they need and worked on nothing
+    yet: thread pools (of tokenizer engines, of pyarrow) don't survive a fork.
 
     Args:
         workers: processes; 1 works in this one.
@@ -101,7 +101,7 @@ def process_pool(
         tasks: a process is replaced by a fresh one after so many; no more tasks may then be submitted than there are
             processes. None: processes stay.
         environment: variables that the process they are forked from sees as it starts; there is one for all pools of a
-            process, and the first pool starts it.
+            process, and the first pool, or `start_forkserver` before it, starts it.
     """
     if workers == 1:
         yield _ThisProcess()

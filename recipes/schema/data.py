@@ -147,7 +147,7 @@ class Pack(Section):
     counted."""
     engine: Literal["fastest", "fastokens", "gigatoken", "tokenizers"] = "fastest"
     """Tokenizer engine. `tokenizers` is the reference; any other is used for a language only while its ids equal
-    the reference's on `gate_documents` sampled documents of it. `fastest` takes the fastest that is installed."""
+    the reference's on `gate_documents` sampled documents of it. `fastest` takes the fastest that can read the tokenizer."""
     gate_documents: int = Field(32, gt=0)
     """Documents of every language that are encoded with the reference too, as far as 8 KiB of text go."""
 

@@ -115,7 +115,6 @@ def run(
     if dry_run:
         _show_plan(settings, list(components), as_json)
         return
-    from tools.pack.engine import choose_engine
     from tools.pack.run import pack_store
 
     report = pack_store(settings, list(components) or None, shard=shard, finish_only=finish, workers=workers)
@@ -133,8 +132,8 @@ def run(
             f"{name}: {entry['status']}: {entry['tokens']:,} tokens in {entry['kept']:,} documents of {entry['in']:,} "
             f"records (removed: {removed}; cut: {entry['documents_cut']:,})"
         )
-        if entry["engine"] != choose_engine(settings.pack.engine):
-            click.echo(f"{name}: faster engines cannot read this tokenizer; {entry['engine']} encoded it")
+        for reason in entry["engines_passed_over"].values():
+            click.echo(f"{name}: {reason}; {entry['engine']} encoded it")
         if entry["languages_encoded_by_the_reference"]:
             click.echo(
                 f"{name}: the fast tokenizer differed from the reference, which encoded: "
@@ -143,9 +142,11 @@ def run(
 
 
 def _show_plan(settings: PackSettings, components: list[str], as_json: bool) -> None:
+    from tools.pack.engine import usable_engine
     from tools.pack.plan import plan_component
 
     settings.tokenizer.check()
+    engine, _ = usable_engine(settings.pack.engine, settings.tokenizer)
     rows: list[dict[str, Any]] = []
     for name in components or list(settings.pack.components):
         if name not in settings.pack.components:
@@ -157,7 +158,7 @@ def _show_plan(settings: PackSettings, components: list[str], as_json: bool) -> 
                 "files": len(plan.inputs),
                 "bytes": sum(file.bytes for file in plan.inputs),
                 "units": len(plan.units),
-                "engine": plan.engine,
+                "engine": engine,
                 "folder": str(settings.store / name),
             }
         )

@@ -6,7 +6,6 @@ the tokenizer's added tokens.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -65,6 +64,10 @@ class Encoded:
 
 class EngineError(Exception):
     """A fast engine failed on a text."""
+
+
+class UnreadableTokenizerError(UserError):
+    """An engine doesn't know something that a tokenizer.json asks for."""
 
 
 class Engine(Protocol):
@@ -194,28 +197,34 @@ def load_engine(name: EngineName, tokenizer: TokenizerFile) -> Engine:
     return (_load_reference if name == REFERENCE else _load_fast)(name, tokenizer)
 
 
-def usable_engine(wanted: str, tokenizer: TokenizerFile) -> EngineName:
-    """The engine that a recipe's `data.pack.engine` means for a tokenizer, loaded: `fastest` is the fastest one that can
-    read it (no fast engine reads all of Hugging Face's pre-tokenizers).
+@functools.lru_cache(maxsize=2)
+def usable_engine(wanted: str, tokenizer: TokenizerFile) -> tuple[EngineName, dict[str, str]]:
+    """The engine that a recipe's `data.pack.engine` means for a tokenizer, loaded, and why faster ones were passed over:
+    `fastest` is the fastest one that can read it (no fast engine reads all of Hugging Face's pre-tokenizers).
 
     Raises:
-        UserError: the wanted engine is not installed or cannot read this tokenizer.
+        UserError: the wanted engine is not installed or cannot read this tokenizer, or one that is installed is broken.
     """
+    passed_over: dict[str, str] = {}
     if wanted == "fastest":
         for name in ENGINES:
             if name != REFERENCE and importlib.util.find_spec(name) is not None:
-                with contextlib.suppress(UserError):
+                try:
                     load_engine(name, tokenizer)
-                    return name
+                except UnreadableTokenizerError as error:
+                    passed_over[name] = str(error)
+                else:
+                    return name, passed_over
         wanted = REFERENCE
     name = choose_engine(wanted)
     load_engine(name, tokenizer)
-    return name
+    return name, passed_over
 
 
 def forget_engine(name: EngineName) -> None:
     """Gives an engine's memory back to the system; where it is needed once more it is loaded once more."""
     (_load_reference if name == REFERENCE else _load_fast).cache_clear()
+    usable_engine.cache_clear()
     # The C library would keep the many small pieces that it was made of, 150 MiB for a vocabulary of 128k tokens.
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
@@ -226,7 +235,10 @@ def _load(name: EngineName, tokenizer: TokenizerFile) -> Engine:
         with _engine_errors():
             return _CLASSES[name](tokenizer)
     except EngineError as error:
-        raise UserError(f"{tokenizer.path}: {name} cannot load it ({error})") from error
+        message = f"{tokenizer.path}: {name} cannot load it ({error})"
+        if isinstance(error.__cause__, ImportError | MemoryError):
+            raise UserError(message) from error
+        raise UnreadableTokenizerError(message) from error
 
 
 _load_fast = functools.lru_cache(maxsize=1)(_load)
@@ -356,7 +368,8 @@ def gate_sample(texts: pa.Array, documents: int) -> pa.Array:
     if count == 0 and len(sample):
         beginning = sample[0].as_py().encode()[:GATE_BYTES].decode(errors="ignore")
         return pa.array([beginning], sample.type)
-    return sample[:count]
+    # A copy: a slice would take all of its column along to another process.
+    return pa.concat_arrays([sample[:count]])
 
 
 def _interleave(parts: Mapping[bool, Encoded], which: Sequence[bool] | np.ndarray) -> Encoded:

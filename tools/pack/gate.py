@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 import numpy as np
 import pyarrow as pa
 
+from recipes.errors import UserError
 from tools.pack.columns import as_array
 from tools.pack.documents import DocumentMaker
 from tools.pack.engine import (
@@ -38,9 +39,9 @@ _Samples = dict[str, pa.Array]
 
 def gate_verdicts(
     settings: PackSettings, plan: ComponentPlan, pool: Executor, workers: int
-) -> tuple[EngineName, dict[str, bool]]:
-    """The engine that can read the tokenizer, and whether it may encode a language, for every language that
-    `gate_samples` finds.
+) -> tuple[EngineName, dict[str, str], dict[str, bool]]:
+    """The engine that can read the tokenizer, why faster ones were passed over, and whether it may encode a language,
+    for every language that `gate_samples` finds.
 
     Args:
         settings: what to pack.
@@ -49,7 +50,7 @@ def gate_verdicts(
         workers: how many they are.
 
     Raises:
-        UserError: the engine that the recipe names cannot read the tokenizer.
+        UserError: the engine that the recipe names cannot read the tokenizer, or one that is installed is broken.
     """
     samples = gate_samples(settings, plan)
     count = max(1, min(workers, len(samples)))
@@ -58,19 +59,24 @@ def gate_verdicts(
     reference = load_engine(REFERENCE, settings.tokenizer)
     tasks = [pool.submit(_encode_fast, settings, part) for part in parts]
     expected = _encode_together(reference, samples)
-    name: EngineName = REFERENCE
-    fast: dict[str, Encoded | None] = {}
-    for task in tasks:
-        name, encoded = result_of(task)
-        fast |= encoded
-    return name, {language: agree(fast[language], expected[language]) for language in samples}
+    results = [result_of(task) for task in tasks]
+    (name, passed_over), *others = [usable for usable, _ in results]
+    if any(other != (name, passed_over) for other in others):
+        raise UserError(
+            f"{settings.tokenizer.path}: processes of this machine came to load different engines; run the command again, "
+            "or name one in data.pack.engine"
+        )
+    fast = {language: encoded for _, part in results for language, encoded in part.items()}
+    return name, passed_over, {language: agree(fast[language], expected[language]) for language in samples}
 
 
-def _encode_fast(settings: PackSettings, samples: _Samples) -> tuple[EngineName, dict[str, Encoded | None]]:
-    """Runs in a worker: its engine's name, and what that makes of the samples."""
-    name = usable_engine(settings.pack.engine, settings.tokenizer)
-    engine = load_engine(name, settings.tokenizer)
-    return name, {language: encode_or_none(engine, texts) for language, texts in samples.items()}
+def _encode_fast(
+    settings: PackSettings, samples: _Samples
+) -> tuple[tuple[EngineName, dict[str, str]], dict[str, Encoded | None]]:
+    """Runs in a worker: its engine, as `usable_engine` says it, and what that makes of the samples."""
+    usable = usable_engine(settings.pack.engine, settings.tokenizer)
+    engine = load_engine(usable[0], settings.tokenizer)
+    return usable, {language: encode_or_none(engine, texts) for language, texts in samples.items()}
 
 
 def _encode_together(engine: Engine, samples: _Samples) -> dict[str, Encoded]:

@@ -7,7 +7,7 @@ every later run works from it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ class PackSettings:
 class ComponentPlan:
     """Plan of one component.
 
-    `refused` and `trusted` are the languages that the gate looked at before the first unit; languages that first show
+    `passed_over` says why engines faster than `engine` cannot read the tokenizer. `refused` and `trusted` are the languages that the gate looked at before the first unit; languages that first show
     up later are gated in the unit they are in.
     """
 
@@ -105,6 +105,7 @@ class ComponentPlan:
     units: list[Unit]
     refused: list[str]
     trusted: list[str]
+    passed_over: dict[str, str] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Writes the plan atomically."""

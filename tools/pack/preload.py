@@ -13,7 +13,6 @@ from typing import Any
 
 import orjson
 
-from recipes.errors import UserError
 from recipes.load import load_recipe
 from recipes.schema.model import Tokenizer
 from tools.arrow import keep_pandas_out
@@ -42,7 +41,7 @@ def _load(value: dict[str, Any]) -> None:
 keep_pandas_out()
 if VARIABLE in os.environ:
     # A worker, or the command itself, meets the same error where it can be reported.
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(Exception):
         _load(orjson.loads(os.environ[VARIABLE]))
 # What is loaded stays: looking through it for garbage would copy it into every worker.
 gc.freeze()

@@ -111,15 +111,15 @@ def prepare_component(settings: PackSettings, name: str, pool: Executor, workers
         plan = _existing_plan(settings, name)
         _refuse_change(settings, plan.settings, plan.inputs, name)
         return plan
-    engine = fresh.engine
+    engine, passed_over = fresh.engine, fresh.passed_over
     verdicts: dict[str, bool] = {}
     if engine != REFERENCE:
-        engine, verdicts = gate_verdicts(settings, fresh, pool, workers)
+        engine, passed_over, verdicts = gate_verdicts(settings, fresh, pool, workers)
     refused, trusted = (
         sorted(language for language, equal in verdicts.items() if equal is wanted)
         for wanted in (False, True)
     )
-    plan = replace(fresh, engine=engine, refused=refused, trusted=trusted)
+    plan = replace(fresh, engine=engine, passed_over=passed_over, refused=refused, trusted=trusted)
     plan.write(path)
     return plan
 
@@ -164,8 +164,9 @@ def _is_finished(settings: PackSettings, name: str) -> bool:
 
 def _counts(settings: PackSettings, name: str) -> dict[str, Any]:
     manifest = open_component(settings.store / name).manifest
-    keys = ("engine", "languages_encoded_by_the_reference")
-    return {**manifest.counts, **{key: manifest.extra[key] for key in keys}}
+    key = "languages_encoded_by_the_reference"
+    said = {name: manifest.extra.get(name, {}) for name in ("engine", "engines_passed_over")}
+    return {**manifest.counts, **said, key: manifest.extra[key]}
 
 
 def _work_folder(settings: PackSettings, name: str) -> Path:
@@ -333,6 +334,7 @@ def _manifest(
             "settings": plan.settings,
             "tokenizer": str(settings.tokenizer.path),
             "engine": plan.engine,
+            "engines_passed_over": plan.passed_over,
             "languages_encoded_by_the_reference": refused,
             "input_files": [vars(file) for file in plan.inputs],
             "shards": [{"bytes": shard["bytes"], "rows": shard["rows"]} for shard in shards],

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,12 @@ import pytest
 from tokenizers import Tokenizer as Reference
 
 from recipes.errors import UserError
-from tests.tiny_text import SENTENCES, documents
+from recipes.schema.model import Tokenizer
+from tests.tiny_text import BEGIN, END, SENTENCES, documents
 from tests.tools.pack.conftest import MakeSettings
 from tools.pack import engine, inputs, unit
 from tools.pack.engine import forget_engine
+from tools.pack.plan import PackSettings
 from tools.pack.run import pack_store
 from tools.pack.store import open_component
 from tools.pack.tokenizer_file import TokenizerFile
@@ -241,24 +244,52 @@ def test_the_gates_fallback_is_recorded(
     assert content(settings.store / "web") == content(right.store / "web")
 
 
+@pytest.fixture
+def unread_tokenizer(tokenizer_folder: Path, tmp_path: Path) -> TokenizerFile:
+    """A tokenizer with pre-tokenizers that no fast engine knows."""
+    value = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    steps = [
+        {"type": "UnicodeScripts"},
+        {"type": "Punctuation", "behavior": "Isolated"},
+        value["pre_tokenizer"],
+    ]
+    value["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+    folder = tmp_path / "unread"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(value))
+    return TokenizerFile(Tokenizer(path=str(folder), begin_of_text=BEGIN, end_of_text=END), 512)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
 def test_fastest_is_the_fastest_engine_that_can_read_the_tokenizer(
+    make_settings: MakeSettings, corpus: list[Path], unread_tokenizer: TokenizerFile, workers: int
+) -> None:
+    def settings(store: str, name: str) -> PackSettings:
+        return replace(make_settings(corpus, store, engine=name), tokenizer=unread_tokenizer)
+
+    report = pack_store(settings("fastest", "fastest"), workers=workers)["web"]
+    assert (report["engine"], report["languages_encoded_by_the_reference"]) == ("tokenizers", [])
+    assert all("cannot load it" in reason for reason in report["engines_passed_over"].values())
+    assert "fastokens" in report["engines_passed_over"]
+    right = settings("right", "tokenizers")
+    pack_store(right, workers=1)
+    assert content(settings("fastest", "fastest").store / "web") == content(right.store / "web")
+    with pytest.raises(UserError, match="fastokens cannot load it"):
+        pack_store(settings("named", "fastokens"), workers=workers)
+
+
+def test_a_broken_engine_is_not_passed_over(
     make_settings: MakeSettings, corpus: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Unable:
+    class Broken:
         def __init__(self, tokenizer: TokenizerFile) -> None:
-            raise ValueError("unsupported pre-tokenizer type")
+            raise ImportError("libwhatever.so: no such file")
 
     for name in ("gigatoken", "fastokens"):
-        monkeypatch.setitem(engine._CLASSES, name, Unable)
-    forget_engine("fastokens")
-    settings = make_settings(corpus, "fastest", engine="fastest")
-    report = pack_store(settings, workers=1)["web"]
-    assert (report["engine"], report["languages_encoded_by_the_reference"]) == ("tokenizers", [])
-    right = make_settings(corpus, "right")
-    pack_store(right, workers=1)
-    assert content(settings.store / "web") == content(right.store / "web")
-    with pytest.raises(UserError, match=r"fastokens cannot load it .*unsupported pre-tokenizer"):
-        pack_store(make_settings(corpus, "named", engine="fastokens"), workers=1)
+        monkeypatch.setitem(engine._CLASSES, name, Broken)
+        forget_engine("fastokens")
+    with pytest.raises(UserError, match=r"cannot load it .*libwhatever"):
+        pack_store(make_settings(corpus, engine="fastest"), workers=1)
 
 
 def test_a_language_that_shows_up_late_is_gated_too(
@@ -334,6 +365,7 @@ from recipes.schema.data import Pack
 from recipes.schema.model import Tokenizer
 from tests.tiny_text import BEGIN, END
 from tools.pack import inputs
+from tools.pack.plan import PackSettings
 from tools.pack.plan import PackSettings
 from tools.pack.run import pack_store
 from tools.pack.tokenizer_file import TokenizerFile

@@ -16,9 +16,11 @@ from tests.tiny_text import train_tokenizer
 SCRIPT = """
 import sys
 
-def state():
-    from tools.pack.engine import _load_fast
-    return _load_fast.cache_info().currsize, "pandas" in sys.modules
+def state(file):
+    from tools.pack.engine import _load_fast, load_engine
+    load_engine("fastokens", file)
+    loads = _load_fast.cache_info()
+    return loads.misses, loads.hits > 0, "pandas" in sys.modules
 
 if __name__ == "__main__":
     from tools.pack.workers import start_workers, worker_pool
@@ -26,10 +28,11 @@ if __name__ == "__main__":
     if sys.argv[2] == "early":
         start_workers(run, ["data.pack.engine=fastokens"])
     from recipes.load import load_recipe
+    from tools.pack.tokenizer_file import TokenizerFile
     model = load_recipe(run).model
     with worker_pool(2, "fastokens", model.tokenizer, model.vocab_size) as pool:
         for _ in range(6):
-            print(*pool.submit(state).result())
+            print(*pool.submit(state, TokenizerFile(model.tokenizer, model.vocab_size)).result())
 """
 
 
@@ -46,7 +49,7 @@ def test_every_process_starts_with_the_engine_and_without_pandas(tmp_path: Path,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["1 False"] * 6
+    assert done.stdout.splitlines() == ["1 True False"] * 6
 
 
 COUNTS = """
