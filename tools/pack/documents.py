@@ -14,7 +14,7 @@ from recipes.errors import UserError
 from recipes.schema.data import Pack, PackComponent
 from tools.pack.columns import as_array, constant, encode_keys, join
 from tools.pack.languages import pair_labels, split_pair
-from tools.pack.records import Batch
+from tools.pack.records import BATCH_BYTES, Batch
 
 __all__ = ["DOCUMENT_COLUMNS", "DocumentMaker", "fill", "spread"]
 
@@ -53,6 +53,12 @@ class DocumentMaker:
     def fields(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Required and optional fields of a record of this kind."""
         return _FIELDS[self.component.kind]
+
+    @property
+    def batch_bytes(self) -> int:
+        """Text of a batch of records, about. Documents of pairs are made at the end of batches: their order depends on it,
+        so that this number is part of what a bilingual component is."""
+        return 4 << 20 if self.component.kind == "bilingual" else BATCH_BYTES
 
     def add(self, batch: Batch) -> Iterator[pa.Table]:
         """Yields the documents that a batch of records completes."""

@@ -22,9 +22,8 @@ from tools.pack.inputs import Segment
 
 __all__ = ["Batch", "read_segment"]
 
-BATCH_BYTES = 4 << 20
-"""Text of a batch, about; what a process holds at a time is a small multiple. The order of documents made of several
-pairs' sentences depends on it."""
+BATCH_BYTES = 2 << 20
+"""Text of a batch, about; what a process holds at a time is a small multiple."""
 
 
 @dataclass(frozen=True)

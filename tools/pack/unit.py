@@ -69,7 +69,7 @@ def pack_unit(
             if segment.first:
                 path = Path(segment.file.path)
                 inputs.append(FileRecord(str(path), segment.file.bytes, f"sha256:{sha256_file(path)}"))
-            for batch in read_segment(segment, *maker.fields):
+            for batch in read_segment(segment, *maker.fields, batch_bytes=maker.batch_bytes):
                 for documents in maker.add(batch):
                     writer.add(documents)
         for documents in maker.finish():
