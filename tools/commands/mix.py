@@ -33,7 +33,9 @@ def group() -> None:
 
 def _recipe(run: str, overrides: tuple[str, ...]) -> Recipe:
     from recipes.load import load_recipe
+    from tools.arrow import keep_pandas_out
 
+    keep_pandas_out()
     return load_recipe(run, overrides)
 
 

@@ -166,11 +166,14 @@ class DatasetWriter:
     def _count(self, rows: np.ndarray, begins_document: np.ndarray | None = None) -> None:
         """Counts rows; `begins_document` tells which hold the first token of their document (default all)."""
         self._shard_rows += np.bincount(rows["shard"], minlength=len(self._shard_rows))
-        self._source_rows += np.bincount(rows["source"], minlength=len(self.sources))
-        tokens = np.bincount(rows["source"], rows["tokens"], len(self.sources))
+        source = rows["source"].astype(np.intp)  # once, for all the counting
+        counts = np.bincount(source, minlength=len(self.sources))
+        self._source_rows += counts
+        tokens = np.bincount(source, rows["tokens"], len(self.sources))
         self._source_tokens += tokens.astype(np.int64)
-        first = rows["source"] if begins_document is None else rows["source"][begins_document]
-        self._source_documents += np.bincount(first, minlength=len(self.sources))
+        if begins_document is not None:
+            counts = np.bincount(source[begins_document], minlength=len(self.sources))
+        self._source_documents += counts
 
     def _concatenate(self, buckets: Iterable[np.ndarray]) -> tuple[int, int, int]:
         """One stream, cut every sequence length: sample i begins at token i·L and is labelled by tokens up to (i+1)·L.
