@@ -111,17 +111,17 @@ def prepare_component(settings: PackSettings, name: str, pool: Executor, workers
         plan = _existing_plan(settings, name)
         _refuse_change(settings, plan.settings, plan.inputs, name)
         return plan
-    engine, passed_over = fresh.engine, fresh.passed_over
-    verdicts: dict[str, bool] = {}
-    if engine != REFERENCE:
+    if fresh.engine != REFERENCE:
         engine, passed_over, verdicts = gate_verdicts(settings, fresh, pool, workers)
-    refused, trusted = (
-        sorted(language for language, equal in verdicts.items() if equal is wanted)
-        for wanted in (False, True)
-    )
-    plan = replace(fresh, engine=engine, passed_over=passed_over, refused=refused, trusted=trusted)
-    plan.write(path)
-    return plan
+        fresh = replace(
+            fresh,
+            engine=engine,
+            passed_over=passed_over,
+            refused=sorted(language for language, equal in verdicts.items() if not equal),
+            trusted=sorted(language for language, equal in verdicts.items() if equal),
+        )
+    fresh.write(path)
+    return fresh
 
 
 def _existing_plan(settings: PackSettings, name: str) -> ComponentPlan:
@@ -164,9 +164,14 @@ def _is_finished(settings: PackSettings, name: str) -> bool:
 
 def _counts(settings: PackSettings, name: str) -> dict[str, Any]:
     manifest = open_component(settings.store / name).manifest
-    key = "languages_encoded_by_the_reference"
-    said = {name: manifest.extra.get(name, {}) for name in ("engine", "engines_passed_over")}
-    return {**manifest.counts, **said, key: manifest.extra[key]}
+    keys = ("engine", "languages_encoded_by_the_reference")
+    # Stores that were packed before engines were passed over don't say so.
+    passed_over = manifest.extra.get("engines_passed_over", {})
+    return {
+        **manifest.counts,
+        **{key: manifest.extra[key] for key in keys},
+        "engines_passed_over": passed_over,
+    }
 
 
 def _work_folder(settings: PackSettings, name: str) -> Path:
