@@ -42,10 +42,10 @@ test-slurm: $(READY)  ## jobs on a real Slurm of two nodes on this machine (root
 	$(BIN)/pytest -m slurm --durations=0
 
 demo: $(READY)  ## the whole road on this machine, with real text in 100+ languages
-	$(BIN)/python -m tools.demo
+	$(BIN)/python -P -m emma.tools.demo
 
 demo-compare: $(READY)  ## the demo, and at equal budget the same with and without translations, compared on one page
-	$(BIN)/python -m tools.demo --compare
+	$(BIN)/python -P -m emma.tools.demo --compare
 
 clean:  ## remove the virtual environment and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

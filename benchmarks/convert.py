@@ -26,9 +26,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.files import sha256_file
-from recipes.load import load_section
-from recipes.schema.model import Shape
+from emma.base.files import sha256_file
+from emma.recipes.load import load_section
+from emma.recipes.schema.model import Shape
 
 if TYPE_CHECKING:
     import torch
@@ -41,10 +41,10 @@ def make_model(folder: Path, shape: Shape) -> None:
     """Writes a Hugging Face folder of random BF16 weights, without ever holding more than a block of them."""
     import torch
 
-    from checkpoints_conversion.config import TokenIds, hf_config
-    from checkpoints_conversion.parameters import parameter_shapes
-    from checkpoints_conversion.safetensors_files import OutgoingTensor, write_shards
-    from recipes.files import write_json
+    from emma.base.files import write_json
+    from emma.checkpoints_conversion.config import TokenIds, hf_config
+    from emma.checkpoints_conversion.parameters import parameter_shapes
+    from emma.checkpoints_conversion.safetensors_files import OutgoingTensor, write_shards
 
     def blocks(number: int, sizes: tuple[int, ...]) -> Iterator[torch.Tensor]:
         generator = torch.Generator().manual_seed(number)
@@ -87,11 +87,11 @@ def run_phase(phase: str, source: Path, destination: Path) -> None:
     elif phase == "transformers":
         transformers_load_and_save(source, destination)
     elif phase == "import":
-        from checkpoints_conversion.hf_to_megatron import convert
+        from emma.checkpoints_conversion.hf_to_megatron import convert
 
         convert(source, destination)
     else:
-        from checkpoints_conversion.megatron_to_hf import convert as export
+        from emma.checkpoints_conversion.megatron_to_hf import convert as export
 
         export(source, destination)
 
@@ -155,9 +155,9 @@ def main() -> None:
     if options.phase:
         run_phase(options.phase[0], Path(options.phase[1]), Path(options.phase[2]))
         return
-    from checkpoints_conversion.parameters import parameter_shapes
-    from checkpoints_conversion.release.weights import tensor_hashes
-    from checkpoints_conversion.staging import check_free_space
+    from emma.checkpoints_conversion.parameters import parameter_shapes
+    from emma.checkpoints_conversion.release.weights import tensor_hashes
+    from emma.checkpoints_conversion.staging import check_free_space
 
     model = load_section("model", options.model)
     values = model.model_dump(include=set(Shape.model_fields))

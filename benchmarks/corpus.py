@@ -33,7 +33,7 @@ from typing import Any
 
 import orjson
 
-from recipes.schema.corpus import Corpus, Deduplication, Languages, NearDuplicates, Source
+from emma.recipes.schema.corpus import Corpus, Deduplication, Languages, NearDuplicates, Source
 
 STAGES = ("integrate", "filter", "exact", "near")
 NEAR = NearDuplicates()
@@ -44,7 +44,7 @@ def plant(
     rows: Sequence[dict[str, Any]], seed: int = 1
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str, float]]]:
     """Adds copies of documents with some words replaced; the pairs' ids and exact Jaccard indices."""
-    from tools.corpus.minhash import jaccard, shingle_sets, shingles_of
+    from emma.tools.corpus.minhash import jaccard, shingle_sets, shingles_of
 
     chooser = random.Random(seed)
     long = [row for row in rows if len(row["text"].split()) > 100]
@@ -66,7 +66,7 @@ def plant(
 
 
 def _build(folder: Path, stage: str) -> Any:
-    from tools.corpus.stage import Build
+    from emma.tools.corpus.stage import Build
 
     deduplication = Deduplication(exact=stage != "near", near=NEAR if stage == "near" else None)
     source = Source(
@@ -86,8 +86,8 @@ def _build(folder: Path, stage: str) -> Any:
 
 def ours(folder: Path, stage: str) -> Callable[[], Any]:
     """The stage's run; the stages before it are built first."""
-    from tools.corpus.build import stages_of
-    from tools.corpus.stage import Stage
+    from emma.tools.corpus.build import stages_of
+    from emma.tools.corpus.stage import Stage
 
     build = _build(folder, stage)
     build.root.mkdir(exist_ok=True)
@@ -350,7 +350,7 @@ def run(folder: Path, text: Path, megabytes: int, rounds: int) -> dict[str, Any]
 
 def _came(folder: Path, stage: str, documents: int, size: int) -> dict[str, float]:
     """What came into our stage: filters before it may have removed documents."""
-    from recipes.files import read_json
+    from emma.base.files import read_json
 
     if stage == "integrate":
         return {"documents": documents, "megabytes": size / 1e6}

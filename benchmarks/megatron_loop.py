@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.files import read_json, write_json
+from emma.base.files import read_json, write_json
 
 __all__ = ["Course", "timed", "train_megatron", "train_ours"]
 
@@ -70,7 +70,7 @@ def timed() -> Course:
 
 def train_ours(folder: str) -> Course:
     """Trains one rank of this project's trainer from a prepared run folder, timed at the same place."""
-    from tools.training.worker import train
+    from emma.tools.training.worker import train
 
     course = timed()
     train(Path(folder))
@@ -157,7 +157,7 @@ def _forward_step(iterator: Any, model: Any) -> Any:
 
 def main(arguments: list[str]) -> None:
     """Trains as the job file says (`flags`, `prefix`) and writes the course of the last rank to its `out`."""
-    import megatron_patches
+    from emma import megatron_patches
 
     # What 0.19.2 needs to run at all from its wheel; where there is no GPU, the CPU backend too.
     megatron_patches.apply()

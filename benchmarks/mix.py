@@ -39,10 +39,10 @@ from ruamel.yaml import YAML
 
 from benchmarks.measure import Measured, measure
 from benchmarks.synthetic_store import VOCAB_SIZE, language_codes, make_component, make_holes, pair_codes
-from tools.mix.catalogue import load_catalogue
-from tools.mix.index import IndexWriter
-from tools.mix.layout import read_dataset_info, read_mix
-from tools.pack.store import open_component
+from emma.tools.mix.catalogue import load_catalogue
+from emma.tools.mix.index import IndexWriter
+from emma.tools.mix.layout import read_dataset_info, read_mix
+from emma.tools.pack.store import open_component
 
 _LENGTH = 8192
 _BATCH = 64
@@ -112,7 +112,7 @@ def build(folder: Path, store: Path, name: str, tokens: int, shares: dict[str, i
     path = folder / f"{name}.yaml"
     YAML(typ="safe").dump(run, path)
     shutil.rmtree(folder / "mix" / name, ignore_errors=True)
-    command = [sys.executable, "-m", "tools.cli", "mix", "build", str(path)]
+    command = [sys.executable, "-P", "-m", "emma.cli", "mix", "build", str(path)]
     return measure(command, {**os.environ, "EMMA_PROGRESS": "0"})
 
 
@@ -171,7 +171,7 @@ def dataset_config(**options: Any) -> Any:
 
 def open_ours(folder: Path) -> float:
     """Seconds to open the training dataset of a mix and to read its first and last sample."""
-    from tools.training.dataset import open_dataset
+    from emma.tools.training.dataset import open_dataset
 
     config = dataset_config()
     begin = time.perf_counter()

@@ -26,11 +26,11 @@ from pathlib import Path
 import orjson
 
 from benchmarks.real_text import documents, fetch, own_lists
-from recipes.files import atomic_write, write_text
-from tools.demo.text import udhr
-from tools.demo.text.archives import fetch_apt, fetch_npm
-from tools.demo.text.iso_codes import read_catalogue
-from tools.demo.text.records import write_tmx
+from emma.base.files import atomic_write, write_text
+from emma.tools.demo.text import udhr
+from emma.tools.demo.text.archives import fetch_apt, fetch_npm
+from emma.tools.demo.text.iso_codes import read_catalogue
+from emma.tools.demo.text.records import write_tmx
 
 __all__ = ["write_open_text"]
 

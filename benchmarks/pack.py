@@ -69,7 +69,7 @@ def our_command(folder: Path, text: Path, name: str, workers: int) -> tuple[list
     """`emma pack run` with its environment, into an empty store."""
     run = write_run(folder, text, name)
     shutil.rmtree(folder / "store" / name, ignore_errors=True)
-    command = [sys.executable, "-m", "tools.cli", "pack", "run", str(run), "--workers", str(workers)]
+    command = [sys.executable, "-P", "-m", "emma.cli", "pack", "run", str(run), "--workers", str(workers)]
     return command, {**os.environ, "EMMA_PROGRESS": "0"}
 
 

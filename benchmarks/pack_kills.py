@@ -27,7 +27,7 @@ import orjson
 from benchmarks.pack import write_megabytes, write_run
 from benchmarks.real_text import fetch, write_jsonl
 from benchmarks.tekken import write_tekken
-from recipes.manifest import MANIFEST_NAME, Manifest
+from emma.base.manifest import MANIFEST_NAME, Manifest
 
 
 def contents(component: Path) -> dict[str, str]:
@@ -46,7 +46,7 @@ def contents(component: Path) -> dict[str, str]:
 
 def start(run: Path) -> subprocess.Popen[bytes]:
     """`emma pack run` in a process group of its own."""
-    command = [sys.executable, "-m", "tools.cli", "pack", "run", str(run), "--workers", "2"]
+    command = [sys.executable, "-P", "-m", "emma.cli", "pack", "run", str(run), "--workers", "2"]
     return subprocess.Popen(
         command,
         env={**os.environ, "EMMA_PROGRESS": "0"},

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import orjson
 
-from recipes.files import atomic_write
+from emma.base.files import atomic_write
 
 __all__ = ["documents", "fetch", "own_lists", "write_jsonl"]
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recipes.manifest import FileRecord, Manifest
-from tools.pack.store import DOCUMENT_SCHEMA, FORMAT, SOURCE_SCHEMA, bin_name, documents_name
+from emma.base.manifest import FileRecord, Manifest
+from emma.tools.pack.store import DOCUMENT_SCHEMA, FORMAT, SOURCE_SCHEMA, bin_name, documents_name
 
 __all__ = ["language_codes", "make_component", "make_holes", "pair_codes"]
 

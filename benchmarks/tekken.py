@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
-from recipes.errors import UserError
-from recipes.files import write_json
+from emma.base.errors import UserError
+from emma.base.files import write_json
 
 __all__ = ["byte_level_characters", "tekken_tokenizer", "write_tekken"]
 

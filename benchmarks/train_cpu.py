@@ -18,14 +18,14 @@ from pathlib import Path
 
 from benchmarks.measure import overhead
 from benchmarks.megatron_loop import Course, train_megatron, train_ours
-from recipes.load import load_recipe
-from recipes.schema import Recipe
+from emma.recipes.load import load_recipe
+from emma.recipes.schema import Recipe
+from emma.tools.training.arguments import LoadPlan, megatron_arguments
+from emma.tools.training.launch import rank_environment
+from emma.tools.training.run_folder import RunFolder
 from tests.ranks import run_ranks
 from tests.small_recipe import write_small_run
 from tests.tiny_mix import make_tiny_mix
-from tools.training.arguments import LoadPlan, megatron_arguments
-from tools.training.launch import rank_environment
-from tools.training.run_folder import RunFolder
 
 LENGTH, BATCH, WARM = 256, 4, 2
 

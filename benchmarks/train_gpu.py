@@ -34,16 +34,16 @@ from ruamel.yaml import YAML
 
 from benchmarks.measure import overhead
 from benchmarks.megatron_loop import Course
-from recipes.devices import device_names
-from recipes.errors import CheckFailedError, RecipeError, UserError
-from recipes.files import read_json, write_json
-from recipes.load import load_recipe
-from recipes.schema import Recipe
-from tools.plan.memory import estimate_memory, memory_limit
-from tools.training.arguments import LoadPlan, megatron_arguments
-from tools.training.launch import launch_command, rank_environment, train_here
-from tools.training.metrics import read_metrics
-from tools.training.run_folder import RunFolder
+from emma.base.errors import CheckFailedError, RecipeError, UserError
+from emma.base.files import read_json, write_json
+from emma.recipes.devices import device_names
+from emma.recipes.load import load_recipe
+from emma.recipes.schema import Recipe
+from emma.tools.plan.memory import estimate_memory, memory_limit
+from emma.tools.training.arguments import LoadPlan, megatron_arguments
+from emma.tools.training.launch import launch_command, rank_environment, train_here
+from emma.tools.training.metrics import read_metrics
+from emma.tools.training.run_folder import RunFolder
 
 __all__ = ["Bench", "Result", "layers_that_fit", "loss_table", "main", "result_of", "result_table", "run_all"]
 
@@ -187,7 +187,7 @@ def peer_job(recipe: Recipe, folder: Path, number: int) -> dict[str, Any]:
 
     The mix has one shard of tokens here, which the stock dataset opens by its prefix.
     """
-    from tools.mix.layout import read_mix
+    from emma.tools.mix.layout import read_mix
 
     end = read_mix(recipe.mix_folder).end_id
     flags = megatron_arguments(recipe, LoadPlan("scratch"), end, folder / f"megatron-{number}", None)
@@ -331,7 +331,7 @@ def write_run(folder: Path, options: argparse.Namespace, gpus: Gpus) -> Bench:
         "logging": {"interval": 1, "tensorboard": False},
         "paths": {name: str(folder / name) for name in ("corpus", "store", "mix", "runs")},
     }
-    from tools.demo.tokenizer import BEGIN_OF_TEXT, END_OF_TEXT
+    from emma.tools.demo.tokenizer import BEGIN_OF_TEXT, END_OF_TEXT
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "bench.yaml"
@@ -365,13 +365,15 @@ def _demo_texts() -> Iterator[str]:
 
 def prepare_data(bench: Bench, layers: int) -> None:
     """Tokenizer, token store and mix of exactly the run's samples, by the project's own commands."""
-    from tools.demo.tokenizer import train_tokenizer, write_tokenizer
+    from emma.tools.demo.tokenizer import train_tokenizer, write_tokenizer
 
     recipe = bench.recipe(BASELINE, layers)
     write_tokenizer(train_tokenizer(_demo_texts(), 16_384), Path(recipe.model.tokenizer.path))
     overrides = [*bench.overrides, f"model.layers={layers}"]
     for command in (("pack", "run"), ("mix", "build")):
-        subprocess.run([sys.executable, "-m", "tools.cli", *command, str(bench.run), *overrides], check=True)
+        subprocess.run(
+            [sys.executable, "-P", "-m", "emma.cli", *command, str(bench.run), *overrides], check=True
+        )
 
 
 # --- command line ----------------------------------------------------------------------------------------------------

@@ -16,15 +16,15 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from checkpoints_conversion.config import TokenIds, check_same_shape
-from checkpoints_conversion.tokenizer_files import special_tokens
-from recipes.compose import read_yaml
-from recipes.errors import UserError
-from recipes.files import atomic_write
-from recipes.manifest import FileRecord
-from recipes.schema import Recipe
-from recipes.schema.model import Model, Shape
-from tools.training.checkpoints import (
+from emma.base.errors import UserError
+from emma.base.files import atomic_write
+from emma.base.manifest import FileRecord
+from emma.checkpoints_conversion.config import TokenIds, check_same_shape
+from emma.checkpoints_conversion.tokenizer_files import special_tokens
+from emma.recipes.compose import read_yaml
+from emma.recipes.schema import Recipe
+from emma.recipes.schema.model import Model, Shape
+from emma.tools.training.checkpoints import (
     COMPLETE_MARK,
     checkpoint_folder,
     complete_steps,

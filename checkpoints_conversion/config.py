@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from recipes.errors import UserError
-from recipes.files import read_json
-from recipes.schema.model import RopeScaling, Shape
+from emma.base.errors import UserError
+from emma.base.files import read_json
+from emma.recipes.schema.model import RopeScaling, Shape
 
 __all__ = [
     "TokenIds",

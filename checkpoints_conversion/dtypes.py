@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
 
 __all__ = ["DTYPES", "SAFETENSORS_NAMES", "dtype_name", "parse_dtype"]
 

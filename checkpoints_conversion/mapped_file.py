@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
 
 __all__ = ["MappedFile"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from recipes.schema.model import Shape
+from emma.recipes.schema.model import Shape
 
 __all__ = [
     "EMBEDDING",

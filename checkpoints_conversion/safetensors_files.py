@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from checkpoints_conversion.dtypes import SAFETENSORS_NAMES
-from checkpoints_conversion.mapped_file import MappedFile
-from checkpoints_conversion.parallel import Advance, run_jobs
-from recipes.errors import UserError
-from recipes.files import read_json, write_json
-from recipes.manifest import FileRecord
+from emma.base.errors import UserError
+from emma.base.files import read_json, write_json
+from emma.base.manifest import FileRecord
+from emma.checkpoints_conversion.dtypes import SAFETENSORS_NAMES
+from emma.checkpoints_conversion.mapped_file import MappedFile
+from emma.checkpoints_conversion.parallel import Advance, run_jobs
 
 __all__ = [
     "INDEX_NAME",

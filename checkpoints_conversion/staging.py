@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import UserError
-from recipes.files import fsync_directory, write_text
+from emma.base.errors import UserError
+from emma.base.files import fsync_directory, write_text
 
 __all__ = ["WORK_NAME", "check_free_space", "resumable_folder", "staged_folder"]
 

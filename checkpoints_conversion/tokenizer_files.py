@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from checkpoints_conversion.config import TokenIds
-from recipes.errors import UserError
-from recipes.files import read_json, sha256_file
-from recipes.schema.model import Tokenizer
+from emma.base.errors import UserError
+from emma.base.files import read_json, sha256_file
+from emma.checkpoints_conversion.config import TokenIds
+from emma.recipes.schema.model import Tokenizer
 
 __all__ = ["copy_tokenizer", "has_tokenizer", "special_tokens", "tokenizer_files"]
 

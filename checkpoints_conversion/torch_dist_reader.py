@@ -28,10 +28,10 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from checkpoints_conversion.mapped_file import MappedFile
-from checkpoints_conversion.slicing import covered, overlaps
-from recipes.errors import UserError
-from recipes.files import read_json
+from emma.base.errors import UserError
+from emma.base.files import read_json
+from emma.checkpoints_conversion.mapped_file import MappedFile
+from emma.checkpoints_conversion.slicing import covered, overlaps
 
 __all__ = ["TorchDistReader"]
 

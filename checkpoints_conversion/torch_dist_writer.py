@@ -39,8 +39,8 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from checkpoints_conversion.parallel import Advance, run_jobs
-from recipes.manifest import FileRecord
+from emma.base.manifest import FileRecord
+from emma.checkpoints_conversion.parallel import Advance, run_jobs
 
 __all__ = ["Block", "write_torch_dist"]
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from checkpoints_conversion.parameters import FUSED_FC1, NORM_KEYS, OUTPUT
-from checkpoints_conversion.slicing import covered, overlaps
-from recipes.errors import UserError
-from recipes.schema.model import Shape
+from emma.base.errors import UserError
+from emma.checkpoints_conversion.parameters import FUSED_FC1, NORM_KEYS, OUTPUT
+from emma.checkpoints_conversion.slicing import covered, overlaps
+from emma.recipes.schema.model import Shape
 
 __all__ = ["TorchRanksReader", "holds_ranks"]
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from recipes.compose import read_yaml
-from recipes.errors import UserError
-from tools.training.checkpoints import complete_steps
+from emma.base.errors import UserError
+from emma.recipes.compose import read_yaml
+from emma.tools.training.checkpoints import complete_steps
 
 __all__ = ["last_step", "watch"]
 

@@ -10,9 +10,10 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from checkpoints_conversion.checkpoint import Checkpoint, find_checkpoint, is_checkpoint
-from checkpoints_conversion.config import model_from_hf
-from checkpoints_conversion.parameters import (
+from emma.base.errors import UserError
+from emma.checkpoints_conversion.checkpoint import Checkpoint, find_checkpoint, is_checkpoint
+from emma.checkpoints_conversion.config import model_from_hf
+from emma.checkpoints_conversion.parameters import (
     EMBEDDING,
     OUTPUT,
     global_sizes,
@@ -20,11 +21,10 @@ from checkpoints_conversion.parameters import (
     parameter_shapes,
     split_qkv,
 )
-from checkpoints_conversion.safetensors_files import SafetensorsReader
-from checkpoints_conversion.torch_dist_reader import TorchDistReader
-from checkpoints_conversion.torch_ranks_reader import TorchRanksReader, holds_ranks
-from recipes.errors import UserError
-from recipes.schema.model import Shape
+from emma.checkpoints_conversion.safetensors_files import SafetensorsReader
+from emma.checkpoints_conversion.torch_dist_reader import TorchDistReader
+from emma.checkpoints_conversion.torch_ranks_reader import TorchRanksReader, holds_ranks
+from emma.recipes.schema.model import Shape
 
 __all__ = [
     "AveragedWeights",

@@ -1,6 +1,6 @@
 """What Megatron gets wrong for this project, one file a patch.
 
-    import megatron_patches
+    from emma import megatron_patches
     megatron_patches.apply()      # before the first import of Megatron
 
 Each patch names its targets, the versions it was tested with, its reason and the upstream thread, says when it is on,
@@ -10,6 +10,11 @@ Megatron or torch.
 
 from __future__ import annotations
 
-from megatron_patches.registry import PatchError, PatchStatus, apply, status
+from emma.megatron_patches.registry import PatchError, PatchStatus, apply, status
 
 __all__ = ["PatchError", "PatchStatus", "apply", "status"]
+
+if __name__ != "emma.megatron_patches":
+    raise ImportError(
+        "megatron_patches is imported as emma.megatron_patches; run modules as `python -P -m emma.megatron_patches...`"
+    )

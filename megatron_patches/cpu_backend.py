@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_patches.machine import Machine
-from megatron_patches.registry import Decision, Patch, PatchError, Target
+from emma.megatron_patches.machine import Machine
+from emma.megatron_patches.registry import Decision, Patch, PatchError, Target
 
 __all__ = ["PATCH", "hide_gpu_libraries", "needed_without_gpu"]
 

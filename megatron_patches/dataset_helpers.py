@@ -6,8 +6,8 @@ import importlib
 import importlib.util
 from pathlib import Path
 
-from megatron_patches.machine import Machine
-from megatron_patches.registry import Decision, Patch, PatchError, Target
+from emma.megatron_patches.machine import Machine
+from emma.megatron_patches.registry import Decision, Patch, PatchError, Target
 
 __all__ = ["PATCH"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_patches.cpu_backend import needed_without_gpu
-from megatron_patches.registry import Patch, PatchError, Target
+from emma.megatron_patches.cpu_backend import needed_without_gpu
+from emma.megatron_patches.registry import Patch, PatchError, Target
 
 __all__ = ["PATCH"]
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from megatron_patches.machine import Machine
-from recipes.errors import UserError
+from emma.base.errors import UserError
+from emma.megatron_patches.machine import Machine
 
 __all__ = ["Decision", "Patch", "PatchError", "PatchStatus", "Target", "apply", "patches", "status"]
 
@@ -150,7 +150,7 @@ _applied: tuple[PatchStatus, ...] | None = None
 
 def patches() -> tuple[Patch, ...]:
     """Returns every patch, in the order in which they are applied."""
-    return tuple(importlib.import_module(f"megatron_patches.{module}").PATCH for module in MODULES)
+    return tuple(importlib.import_module(f"emma.megatron_patches.{module}").PATCH for module in MODULES)
 
 
 def _status(patch: Patch, decision: Decision, applied: bool) -> PatchStatus:

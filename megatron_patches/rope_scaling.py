@@ -11,8 +11,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_patches.machine import Machine
-from megatron_patches.registry import Decision, Patch, Target
+from emma.megatron_patches.machine import Machine
+from emma.megatron_patches.registry import Decision, Patch, Target
 
 __all__ = ["PATCH", "RopeScaling", "set_rope_scaling"]
 

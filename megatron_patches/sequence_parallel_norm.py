@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_patches.machine import Machine
-from megatron_patches.registry import Decision, Patch, Target
+from emma.megatron_patches.machine import Machine
+from emma.megatron_patches.registry import Decision, Patch, Target
 
 __all__ = ["PATCH"]
 

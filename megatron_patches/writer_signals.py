@@ -11,9 +11,9 @@ from multiprocessing import resource_tracker
 from multiprocessing.managers import SyncManager
 from typing import Any
 
-from megatron_patches.machine import Machine
-from megatron_patches.registry import Decision, Patch, Target
-from recipes.processes import end_with_parent
+from emma.base.processes import end_with_parent
+from emma.megatron_patches.machine import Machine
+from emma.megatron_patches.registry import Decision, Patch, Target
 
 __all__ = ["PATCH", "shielded"]
 

@@ -9,8 +9,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from recipes.compose import ROOT, Composed
-from recipes.schema import Recipe
+from emma.recipes.compose import ROOT, Composed
+from emma.recipes.schema import Recipe
 
 __all__ = ["annotated_yaml"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from recipes.errors import RecipeError
-from recipes.schema import Recipe
+from emma.base.errors import RecipeError
+from emma.recipes.schema import Recipe
 
 __all__ = ["check_combination"]
 

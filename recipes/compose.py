@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, SequenceNode
 
-from recipes.errors import RecipeError, UserError
+from emma.base.errors import RecipeError, UserError
 
 __all__ = [
     "FOLDERS",

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 from ruamel.yaml import YAML
 
-from recipes.errors import UserError
-from recipes.schema.section import Section
+from emma.base.errors import UserError
+from emma.recipes.schema.section import Section
 
 if TYPE_CHECKING:
-    from recipes.schema.hardware import Precision
+    from emma.recipes.schema.hardware import Precision
 
 __all__ = ["Device", "Format", "device", "device_names", "matmul_format"]
 

@@ -16,9 +16,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from recipes.compose import nearest
-from recipes.errors import UserError
-from recipes.schema import Recipe
+from emma.base.errors import UserError
+from emma.recipes.compose import nearest
+from emma.recipes.schema import Recipe
 
 __all__ = ["KeyDocumentation", "explain"]
 

@@ -11,12 +11,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
-from recipes.checks import check_combination
-from recipes.compose import ROOT, Composed, compose_file, compose_section, list_names, nearest, read_yaml
-from recipes.errors import RecipeError, UserError
-from recipes.files import write_text
-from recipes.schema import Recipe
-from recipes.schema.sweep import Sweep
+from emma.base.errors import RecipeError, UserError
+from emma.base.files import write_text
+from emma.recipes.checks import check_combination
+from emma.recipes.compose import ROOT, Composed, compose_file, compose_section, list_names, nearest, read_yaml
+from emma.recipes.schema import Recipe
+from emma.recipes.schema.sweep import Sweep
 
 __all__ = [
     "dump_yaml",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from recipes.errors import UserError
-from recipes.files import read_json, write_json
-from recipes.schema.sweep import Parameter, Value
-from slurm.results import objective_at, result_of
-from slurm.sweep import SweepFolder, Trial
+from emma.base.errors import UserError
+from emma.base.files import read_json, write_json
+from emma.recipes.schema.sweep import Parameter, Value
+from emma.slurm.results import objective_at, result_of
+from emma.slurm.sweep import SweepFolder, Trial
 
 __all__ = ["ask", "prune", "tell_all"]
 

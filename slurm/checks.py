@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from recipes.compose import nearest
-from recipes.errors import RecipeError, UserError
-from recipes.schema import Recipe
-from recipes.schema.slurm import seconds
-from slurm import query
-from slurm.stages import Stage, stage_job
-from tools.training.run_folder import RunFolder
+from emma.base.errors import RecipeError, UserError
+from emma.recipes.compose import nearest
+from emma.recipes.schema import Recipe
+from emma.recipes.schema.slurm import seconds
+from emma.slurm import query
+from emma.slurm.stages import Stage, stage_job
+from emma.tools.training.run_folder import RunFolder
 
 __all__ = ["Problems", "check_account", "check_base", "check_inputs", "check_partitions", "check_paths"]
 
@@ -53,7 +53,7 @@ def check_base(recipe: Recipe, stages: Sequence[Stage]) -> None:
     Raises:
         UserError: it is missing or another model.
     """
-    from checkpoints_conversion.checkpoint import check_start
+    from emma.checkpoints_conversion.checkpoint import check_start
 
     if all(stage.name != "train" for stage in stages) or RunFolder(recipe.run_folder).latest_step():
         return

@@ -9,9 +9,9 @@ from typing import Any
 
 import orjson
 
-from recipes.errors import UserError
-from recipes.files import append_line
-from recipes.manifest import now
+from emma.base.errors import UserError
+from emma.base.files import append_line
+from emma.base.manifest import now
 
 __all__ = ["FOLDER", "History"]
 

@@ -1,8 +1,8 @@
 """The job's side of training: what is left of a run, and what becomes of it when the ranks have ended.
 
-    squeue --noheader --states=RUNNING --format=%A | python -m slurm.link begin RUN
-    python -m slurm.link preflight RUN --nodes n1,n2
-    python -m slurm.link end RUN --exit-code N
+    squeue --noheader --states=RUNNING --format=%A | python -P -m emma.slurm.link begin RUN
+    python -P -m emma.slurm.link preflight RUN --nodes n1,n2
+    python -P -m emma.slurm.link end RUN --exit-code N
 
 Job scripts call these on the first node; the run folder is all that links share. Exit codes: `begin` 0 (start the
 ranks), 10 (finished); `end` 0 (finished), 20 (goes on in another job or a restart), 30 (the same job starts the ranks
@@ -18,12 +18,12 @@ from pathlib import Path
 
 import click
 
-from recipes.errors import CheckFailedError, UserError
-from recipes.files import read_json
-from recipes.load import load_recipe
-from recipes.schema import Recipe
-from slurm.history import History
-from tools.training.run_folder import RunFolder
+from emma.base.errors import CheckFailedError, UserError
+from emma.base.files import read_json
+from emma.recipes.load import load_recipe
+from emma.recipes.schema import Recipe
+from emma.slurm.history import History
+from emma.tools.training.run_folder import RunFolder
 
 __all__ = ["AGAIN", "FINISHED", "GOES_ON", "begin", "end", "failed_nodes"]
 
@@ -46,9 +46,9 @@ def begin(folder: Path, running: Iterable[int]) -> str | None:
         UserError: the mix or the checkpoint to start from does not fit, a team mate asked the run to stop, or another
             job or process writes it.
     """
-    from checkpoints_conversion.checkpoint import check_start
-    from tools.training.launch import compute_reference
-    from tools.training.plan_start import check_mix, describe
+    from emma.checkpoints_conversion.checkpoint import check_start
+    from emma.tools.training.launch import compute_reference
+    from emma.tools.training.plan_start import check_mix, describe
 
     recipe, run, history = load_recipe(folder), RunFolder(folder), History(folder)
     if run.finished(recipe) or _pruned(folder):

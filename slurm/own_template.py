@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.load import load_with_origins
-from recipes.schema import Recipe
+from emma.recipes.load import load_with_origins
+from emma.recipes.schema import Recipe
 
 __all__ = ["load_run"]
 

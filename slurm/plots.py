@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from recipes.schema.sweep import Sweep
+from emma.recipes.schema.sweep import Sweep
 
 if TYPE_CHECKING:
-    from slurm.results import Result
+    from emma.slurm.results import Result
 
 __all__ = ["page", "parallel_coordinates"]
 
@@ -26,7 +26,7 @@ tr.best td { font-weight: 600; background: #eef6ee; } .scroll { overflow-x: auto
 
 def page(sweep: Sweep, found: Sequence[Result]) -> str:
     """A self-contained HTML page of a sweep's results."""
-    from slurm.results import best, importance
+    from emma.slurm.results import best, importance
 
     winner = best(sweep, found)
     shares = importance(sweep, found)

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
 
 __all__ = [
     "Ended",

@@ -11,13 +11,13 @@ from typing import Any
 
 import jinja2
 
-from recipes.errors import UserError
-from recipes.schema import Recipe
-from recipes.schema.slurm import Slurm, StageName, seconds
-from recipes.schema.sweep import Sweep
-from slurm.history import FOLDER
-from slurm.stages import STAGES, job_name, place, shell_line, stage_job
-from tools.training.launch import rank_environment
+from emma.base.errors import UserError
+from emma.recipes.schema import Recipe
+from emma.recipes.schema.slurm import Slurm, StageName, seconds
+from emma.recipes.schema.sweep import Sweep
+from emma.slurm.history import FOLDER
+from emma.slurm.stages import STAGES, job_name, place, shell_line, stage_job
+from emma.tools.training.launch import rank_environment
 
 __all__ = ["Script", "render_results", "render_stage", "render_train", "render_trials"]
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from recipes.files import atomic_write
-from recipes.schema.sweep import Metric, Sweep, Value
-from slurm.sweep import SweepFolder, Trial
-from tools.training.metrics import read_metrics
-from tools.training.run_folder import RunFolder
+from emma.base.files import atomic_write
+from emma.recipes.schema.sweep import Metric, Sweep, Value
+from emma.slurm.sweep import SweepFolder, Trial
+from emma.tools.training.metrics import read_metrics
+from emma.tools.training.run_folder import RunFolder
 
 __all__ = [
     "Result",
@@ -169,7 +169,7 @@ def write_results(folder: SweepFolder) -> list[Result]:
     import pyarrow.csv
     import pyarrow.parquet
 
-    from slurm.plots import page
+    from emma.slurm.plots import page
 
     found = results(folder)
     table = pa.Table.from_pylist([_columns(folder.sweep, result) for result in found])

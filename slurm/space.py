@@ -15,11 +15,11 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.errors import RecipeError
-from recipes.schema import Recipe
-from slurm.stages import Stage
-from tools.plan.cost import Assumptions, checkpoint_cost
-from tools.training.run_folder import RunFolder
+from emma.base.errors import RecipeError
+from emma.recipes.schema import Recipe
+from emma.slurm.stages import Stage
+from emma.tools.plan.cost import Assumptions, checkpoint_cost
+from emma.tools.training.run_folder import RunFolder
 
 __all__ = ["Room", "check_room", "lustre_room", "parse_quota", "room"]
 

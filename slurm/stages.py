@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.errors import UserError
-from recipes.manifest import MANIFEST_NAME
-from recipes.schema import Recipe
-from recipes.schema.slurm import StageJob, StageName
-from tools.training.run_folder import RunFolder
+from emma.base.errors import UserError
+from emma.base.manifest import MANIFEST_NAME
+from emma.recipes.schema import Recipe
+from emma.recipes.schema.slurm import StageJob, StageName
+from emma.tools.training.run_folder import RunFolder
 
 __all__ = ["STAGES", "Stage", "job_name", "place", "stage_job"]
 
@@ -78,7 +78,7 @@ def _packed(recipe: Recipe) -> bool:
 
 
 def _pack_missing(recipe: Recipe) -> str | None:
-    from tools.pack.plan import PackSettings
+    from emma.tools.pack.plan import PackSettings
 
     try:
         settings = PackSettings.of_recipe(recipe)

@@ -10,19 +10,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import UserError
-from recipes.files import write_text
-from recipes.load import write_recipe
-from recipes.schema import Recipe
-from recipes.schema.slurm import StageName, seconds
-from slurm import query
-from slurm.checks import Problems, check_account, check_base, check_inputs, check_partitions, check_paths
-from slurm.history import FOLDER, History
-from slurm.render import Script, render_stage, render_train
-from slurm.space import check_room
-from slurm.stages import Stage, job_name, place, stage_job, stages_between
-from tools.plan.plan import Plan, make_plan
-from tools.training.run_folder import RunFolder
+from emma.base.errors import UserError
+from emma.base.files import write_text
+from emma.recipes.load import write_recipe
+from emma.recipes.schema import Recipe
+from emma.recipes.schema.slurm import StageName, seconds
+from emma.slurm import query
+from emma.slurm.checks import Problems, check_account, check_base, check_inputs, check_partitions, check_paths
+from emma.slurm.history import FOLDER, History
+from emma.slurm.render import Script, render_stage, render_train
+from emma.slurm.space import check_room
+from emma.slurm.stages import Stage, job_name, place, stage_job, stages_between
+from emma.tools.plan.plan import Plan, make_plan
+from emma.tools.training.run_folder import RunFolder
 
 __all__ = ["Chain", "Link", "Submitted", "plan_chain", "submit", "write_script"]
 

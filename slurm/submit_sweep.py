@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import UserError
-from recipes.load import load_sweep
-from recipes.schema import Recipe
-from slurm import query
-from slurm.checks import Problems, check_account, check_base, check_inputs, check_partitions, check_paths
-from slurm.history import History
-from slurm.render import Script, render_results, render_trials
-from slurm.space import check_room
-from slurm.stages import job_name, stages_between
-from slurm.submit import Submitted, refuse_if_slurm_would, sbatch, write_script
-from slurm.sweep import SweepFolder, Trial, base_recipe, design, with_overrides
-from tools.plan.plan import make_plan
-from tools.training.launch import rank_environment
+from emma.base.errors import UserError
+from emma.recipes.load import load_sweep
+from emma.recipes.schema import Recipe
+from emma.slurm import query
+from emma.slurm.checks import Problems, check_account, check_base, check_inputs, check_partitions, check_paths
+from emma.slurm.history import History
+from emma.slurm.render import Script, render_results, render_trials
+from emma.slurm.space import check_room
+from emma.slurm.stages import job_name, stages_between
+from emma.slurm.submit import Submitted, refuse_if_slurm_would, sbatch, write_script
+from emma.slurm.sweep import SweepFolder, Trial, base_recipe, design, with_overrides
+from emma.tools.plan.plan import make_plan
+from emma.tools.training.launch import rank_environment
 
 __all__ = ["SweepPlan", "open_sweep", "plan_sweep", "submit_sweep"]
 

@@ -16,14 +16,14 @@ import numpy as np
 import orjson
 from ruamel.yaml import YAML
 
-from recipes.errors import UserError
-from recipes.files import atomic_write, read_json, write_json
-from recipes.load import load_sweep, write_recipe
-from recipes.schema import Recipe
-from recipes.schema.sweep import Parameter, Sweep, Value
-from slurm.history import History
-from slurm.own_template import load_run
-from tools.training.run_folder import RunFolder
+from emma.base.errors import UserError
+from emma.base.files import atomic_write, read_json, write_json
+from emma.recipes.load import load_sweep, write_recipe
+from emma.recipes.schema import Recipe
+from emma.recipes.schema.sweep import Parameter, Sweep, Value
+from emma.slurm.history import History
+from emma.slurm.own_template import load_run
+from emma.tools.training.run_folder import RunFolder
 
 __all__ = ["SweepFolder", "Trial", "base_recipe", "design", "trial_name", "with_overrides"]
 
@@ -60,7 +60,7 @@ def _draw_one(parameter: Parameter, random: np.random.Generator) -> Value:
 
 def with_overrides(sweep: Sweep, overrides: Sequence[str]) -> Sweep:
     """The sweep with `section.key=value` texts set in every trial."""
-    from recipes.compose import parse_override
+    from emma.recipes.compose import parse_override
 
     given = {".".join(key): value for key, value in map(parse_override, overrides)}
     return Sweep.model_validate({**sweep.model_dump(), "overrides": {**sweep.overrides, **given}})

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import UserError
-from recipes.load import load_recipe
-from recipes.schema import Recipe
-from slurm import query
-from slurm.history import History
-from slurm.sweep import trial_name
-from tools.training.metrics import read_metrics
-from tools.training.run_folder import RunFolder
+from emma.base.errors import UserError
+from emma.recipes.load import load_recipe
+from emma.recipes.schema import Recipe
+from emma.slurm import query
+from emma.slurm.history import History
+from emma.slurm.sweep import trial_name
+from emma.tools.training.metrics import read_metrics
+from emma.tools.training.run_folder import RunFolder
 
 __all__ = ["Row", "collect", "find_runs", "table_text"]
 

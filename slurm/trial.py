@@ -1,8 +1,8 @@
 """The job's side of a sweep.
 
-python -m slurm.trial begin SWEEP_FOLDER NUMBER     # prints the run folder of the trial
-python -m slurm.trial mix SWEEP_FOLDER NUMBER       # prints the folder of its mix
-python -m slurm.trial watch SWEEP_FOLDER NUMBER     # stops the trial where pruning says so
+python -P -m emma.slurm.trial begin SWEEP_FOLDER NUMBER     # prints the run folder of the trial
+python -P -m emma.slurm.trial mix SWEEP_FOLDER NUMBER       # prints the folder of its mix
+python -P -m emma.slurm.trial watch SWEEP_FOLDER NUMBER     # stops the trial where pruning says so
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from recipes.errors import UserError
-from recipes.load import load_recipe
-from slurm.sweep import SweepFolder
-from tools.training.run_folder import RunFolder
+from emma.base.errors import UserError
+from emma.recipes.load import load_recipe
+from emma.slurm.sweep import SweepFolder
+from emma.tools.training.run_folder import RunFolder
 
 __all__ = ["begin", "main", "mix_folder", "watch"]
 
@@ -30,7 +30,7 @@ def begin(path: Path, number: int) -> Path:
         return trial.folder
     if trial.parameters is not None:
         return folder.begin(number, trial.parameters)
-    from slurm.adaptive import ask
+    from emma.slurm.adaptive import ask
 
     parameters, asked = ask(folder, number)
     return folder.begin(number, parameters, asked=asked)
@@ -43,7 +43,7 @@ def mix_folder(path: Path, number: int) -> Path:
 
 def watch(path: Path, number: int, seconds: float = WATCH_SECONDS) -> None:
     """Reports a trial's validations until it ends, and asks it to stop where pruning says so."""
-    from slurm.adaptive import prune
+    from emma.slurm.adaptive import prune
 
     folder = SweepFolder.read(path)
     while folder.trial(number).state == "begun":
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
         "watch": watch,
     }
     if len(arguments) != 3 or arguments[0] not in actions or not arguments[2].isdigit():
-        print("usage: python -m slurm.trial begin|mix|watch SWEEP_FOLDER NUMBER", file=sys.stderr)
+        print("usage: python -P -m emma.slurm.trial begin|mix|watch SWEEP_FOLDER NUMBER", file=sys.stderr)
         return 2
     try:
         answer = actions[arguments[0]](Path(arguments[1]), int(arguments[2]))

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from unittest import mock
 
-from tools.cli import main
+from emma.cli import main
 
 __all__ = ["Answer", "emma"]
 

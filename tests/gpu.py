@@ -73,7 +73,7 @@ def run_on_gpus(function: Callable[..., Any], ranks: int, folder: Path, *args: A
 
 def main(call: Path, result: Path) -> None:
     """One rank: `python -m tests.gpu CALL RESULT`."""
-    import megatron_patches
+    from emma import megatron_patches
 
     megatron_patches.apply()
     import torch

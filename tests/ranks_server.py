@@ -191,7 +191,7 @@ def _call(call: tuple[str, str, bytes], patched: bool) -> Any:
 
     module, name, arguments = call
     if patched:
-        import megatron_patches
+        from emma import megatron_patches
 
         megatron_patches.apply()
     function: Any = importlib.import_module(module)
@@ -207,7 +207,7 @@ def main() -> None:
     """Entry point: `python -m tests.ranks_server SOCKET_FD`."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     connection = Connection(int(sys.argv[1]))
-    from megatron_patches.cpu_backend import hide_gpu_libraries
+    from emma.megatron_patches.cpu_backend import hide_gpu_libraries
 
     hide_gpu_libraries()
     for module in _IMPORTED_ONCE:

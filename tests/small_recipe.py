@@ -8,8 +8,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from recipes.load import load_recipe
-from recipes.schema import Recipe
+from emma.recipes.load import load_recipe
+from emma.recipes.schema import Recipe
 
 __all__ = ["small_recipe", "write_small_run"]
 

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.schema.data import Data
-from recipes.schema.model import Tokenizer
+from emma.recipes.schema.data import Data
+from emma.recipes.schema.model import Tokenizer
+from emma.tools.mix.build import MixSettings, build_mix
+from emma.tools.pack.plan import PackSettings
+from emma.tools.pack.run import pack_store
+from emma.tools.pack.tokenizer_file import TokenizerFile
 from tests.tiny_text import BEGIN, END, SENTENCES, documents, pairs, train_tokenizer
-from tools.mix.build import MixSettings, build_mix
-from tools.pack.plan import PackSettings
-from tools.pack.run import pack_store
-from tools.pack.tokenizer_file import TokenizerFile
 
 __all__ = ["TinyMix", "make_tiny_corpus", "make_tiny_mix", "tiny_data"]
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recipes.schema import Recipe
+from emma.recipes.schema import Recipe
+from emma.tools.training.launch import rank_environment
+from emma.tools.training.metrics import read_metrics
+from emma.tools.training.run_folder import RunFolder
 from tests.ranks import Job, run_ranks, start_ranks
-from tools.training.launch import rank_environment
-from tools.training.metrics import read_metrics
-from tools.training.run_folder import RunFolder
 
 __all__ = ["losses", "rank", "start_run", "train_run", "validation"]
 
 
 def rank(folder: str) -> None:
     """What torchrun starts, without its process."""
-    from tools.training.worker import train
+    from emma.tools.training.worker import train
 
     train(Path(folder))
 

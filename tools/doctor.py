@@ -18,8 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from megatron_patches import PatchError, PatchStatus, status
-from megatron_patches.registry import patches
+from emma.megatron_patches import PatchError, PatchStatus, status
+from emma.megatron_patches.registry import patches
 
 __all__ = ["Gpu", "Report", "examine", "format_report"]
 

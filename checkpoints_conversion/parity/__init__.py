@@ -8,19 +8,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from checkpoints_conversion.parity.report import LanguageResult, LogitsResult, Report
-from checkpoints_conversion.parity.texts import Sequences, read_texts, sample_texts, tokenize
-from checkpoints_conversion.tokenizer_files import has_tokenizer
-from recipes.errors import UserError
-from recipes.manifest import now
-from tools.progress import progress
+from emma.base.errors import UserError
+from emma.base.manifest import now
+from emma.base.progress import progress
+from emma.checkpoints_conversion.parity.report import LanguageResult, LogitsResult, Report
+from emma.checkpoints_conversion.parity.texts import Sequences, read_texts, sample_texts, tokenize
+from emma.checkpoints_conversion.tokenizer_files import has_tokenizer
 
 if TYPE_CHECKING:
     import torch
     from tqdm import tqdm
 
-    from checkpoints_conversion.parity.forward import LayerwiseForward
-    from checkpoints_conversion.weights import Weights
+    from emma.checkpoints_conversion.parity.forward import LayerwiseForward
+    from emma.checkpoints_conversion.weights import Weights
 
 __all__ = ["TOLERANCE", "Report", "compare", "compare_weights", "read_texts", "sample_texts"]
 
@@ -59,7 +59,7 @@ def compare(
     Raises:
         UserError: a folder is no model, damaged or incomplete, or the text cannot be used.
     """
-    from checkpoints_conversion.weights import open_weights
+    from emma.checkpoints_conversion.weights import open_weights
 
     if weights not in ("model", "optimizer"):
         raise UserError(f"weights {weights!r} is not known; use model or optimizer")
@@ -101,10 +101,10 @@ def compare_weights(
     mixed_length: int = 512,
 ) -> Report:
     """`compare` for weights that are open already; `names` are what the report calls them."""
-    from checkpoints_conversion.config import shape_differences
-    from checkpoints_conversion.parameters import parameter_shapes
-    from checkpoints_conversion.parity.tensors import compare_tensors
-    from checkpoints_conversion.weights import rounded_alike
+    from emma.checkpoints_conversion.config import shape_differences
+    from emma.checkpoints_conversion.parameters import parameter_shapes
+    from emma.checkpoints_conversion.parity.tensors import compare_tensors
+    from emma.checkpoints_conversion.weights import rounded_alike
 
     started = now()
     differences = shape_differences(a.shape, b.shape)
@@ -130,7 +130,7 @@ def compare_weights(
 def _compare_logits(a: Weights, b: Weights, sequences: Sequences, tolerance: float) -> LogitsResult:
     import torch
 
-    from checkpoints_conversion.parity.forward import device
+    from emma.checkpoints_conversion.parity.forward import device
 
     ids = [torch.tensor(one) for one in sequences.ids]
     bar: tqdm[None]
@@ -155,10 +155,10 @@ def _compare_logits(a: Weights, b: Weights, sequences: Sequences, tolerance: flo
 
 def _forward(weights: Weights, stack: ExitStack) -> LayerwiseForward:
     if weights.layout == "huggingface":
-        from checkpoints_conversion.parity.transformers_forward import TransformersForward
+        from emma.checkpoints_conversion.parity.transformers_forward import TransformersForward
 
         return TransformersForward(weights)
-    from checkpoints_conversion.parity.megatron_forward import MegatronForward, parallel_state_of_one
+    from emma.checkpoints_conversion.parity.megatron_forward import MegatronForward, parallel_state_of_one
 
     stack.enter_context(parallel_state_of_one())
     return MegatronForward(weights)  # type: ignore[arg-type]

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import torch
 
-import megatron_patches
-from checkpoints_conversion.parameters import EMBEDDING, NORM_KEYS, OUTPUT, global_sizes
-from checkpoints_conversion.parity.forward import device
-from recipes.schema.model import Shape
+from emma import megatron_patches
+from emma.checkpoints_conversion.parameters import EMBEDDING, NORM_KEYS, OUTPUT, global_sizes
+from emma.checkpoints_conversion.parity.forward import device
+from emma.recipes.schema.model import Shape
 
 __all__ = ["MegatronForward", "StoredWeights", "parallel_state_of_one"]
 
@@ -72,7 +72,7 @@ def _transformer_config(shape: Shape) -> Any:
     """Megatron's configuration of one layer, in FP32 and without fused kernels."""
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from megatron_patches.rope_scaling import RopeScaling, set_rope_scaling
+    from emma.megatron_patches.rope_scaling import RopeScaling, set_rope_scaling
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the constructor deprecates defaults of its own

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from checkpoints_conversion.parity.tensors import TensorResult
-from recipes.files import write_json, write_text
-from recipes.manifest import package_versions
+from emma.base.files import write_json, write_text
+from emma.base.manifest import package_versions
+from emma.checkpoints_conversion.parity.tensors import TensorResult
 
 __all__ = ["LanguageResult", "LogitsResult", "Report"]
 

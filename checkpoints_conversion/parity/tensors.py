@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from checkpoints_conversion.dtypes import dtype_name
-from checkpoints_conversion.parameters import parameter_shapes
-from checkpoints_conversion.safetensors_files import tensor_bytes
-from checkpoints_conversion.weights import Weights, blocks
+from emma.checkpoints_conversion.dtypes import dtype_name
+from emma.checkpoints_conversion.parameters import parameter_shapes
+from emma.checkpoints_conversion.safetensors_files import tensor_bytes
+from emma.checkpoints_conversion.weights import Weights, blocks
 
 __all__ = ["TensorResult", "compare_tensors"]
 

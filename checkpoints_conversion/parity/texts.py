@@ -8,7 +8,7 @@ from pathlib import Path
 
 import orjson
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
 
 __all__ = ["MIXED", "Sequences", "read_texts", "sample_texts", "tokenize"]
 

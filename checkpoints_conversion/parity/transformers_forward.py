@@ -8,8 +8,8 @@ import torch
 import transformers
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from checkpoints_conversion.parity.forward import device
-from checkpoints_conversion.weights import Weights
+from emma.checkpoints_conversion.parity.forward import device
+from emma.checkpoints_conversion.weights import Weights
 
 __all__ = ["TransformersForward"]
 

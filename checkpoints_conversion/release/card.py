@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from checkpoints_conversion.release.facts import CardFacts, hub_languages
-from checkpoints_conversion.release.hub_licenses import known_licenses
-from checkpoints_conversion.release.markdown import render_markdown
-from recipes.errors import UserError
+from emma.base.errors import UserError
+from emma.checkpoints_conversion.release.facts import CardFacts, hub_languages
+from emma.checkpoints_conversion.release.hub_licenses import known_licenses
+from emma.checkpoints_conversion.release.markdown import render_markdown
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -62,9 +62,9 @@ def _eval_results(facts: CardFacts) -> list[EvalResult] | None:
 
 def render_card(facts: CardFacts) -> str:
     """README.md: metadata between lines of dashes, and the text."""
-    from recipes.manifest import now
-    from tools.report.provenance import recipe_facts
-    from tools.report.scales import duration, number
+    from emma.base.manifest import now
+    from emma.tools.report.provenance import recipe_facts
+    from emma.tools.report.scales import duration, number
 
     return render_markdown(
         Path(__file__).with_name("card.md.j2"),

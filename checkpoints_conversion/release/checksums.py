@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from recipes.errors import UserError
-from recipes.files import sha256_file, write_text
+from emma.base.errors import UserError
+from emma.base.files import sha256_file, write_text
 
 __all__ = ["CHECKSUMS_NAME", "checksum_faults", "listed_files", "write_checksums"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from checkpoints_conversion.release.evaluation import step_files
-from checkpoints_conversion.release.licenses import License, fitting_name, license_of
-from recipes.errors import UserError
+from emma.base.errors import UserError
+from emma.checkpoints_conversion.release.evaluation import step_files
+from emma.checkpoints_conversion.release.licenses import License, fitting_name, license_of
 
 if TYPE_CHECKING:
-    from tools.report.mix import MixView
-    from tools.report.records import RunRecord
+    from emma.tools.report.mix import MixView
+    from emma.tools.report.records import RunRecord
 
 __all__ = ["CardFacts", "Compute", "card_facts", "hub_languages"]
 
@@ -70,8 +70,8 @@ def card_facts(record: RunRecord, step: int, parity: dict[str, Any], name: str |
     Raises:
         UserError: the given name is not one that the licence allows.
     """
-    from tools.plan.parameters import total_parameters
-    from tools.report.mix import mix_view
+    from emma.tools.plan.parameters import total_parameters
+    from emma.tools.report.mix import mix_view
 
     recipe = record.recipe
     licence = license_of(recipe.model.license)
@@ -98,7 +98,7 @@ def card_facts(record: RunRecord, step: int, parity: dict[str, Any], name: str |
 
 
 def _languages(record: RunRecord) -> list[tuple[str, str, str]]:
-    from tools.corpus.languages import language_name
+    from emma.tools.corpus.languages import language_name
 
     found: dict[str, str] = {}
     for part in record.mix:
@@ -118,10 +118,10 @@ def _sources(record: RunRecord) -> list[tuple[str, str, str, str]]:
 
 
 def _compute(record: RunRecord, step: int) -> Compute:
-    from recipes.devices import device
-    from tools.plan.cost import Assumptions
-    from tools.plan.flops import flops_per_token
-    from tools.report.provenance import device_hours
+    from emma.recipes.devices import device
+    from emma.tools.plan.cost import Assumptions
+    from emma.tools.plan.flops import flops_per_token
+    from emma.tools.report.provenance import device_hours
 
     recipe, assumptions = record.recipe, Assumptions()
     kind = device(recipe.cluster.device)

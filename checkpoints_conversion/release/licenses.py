@@ -10,9 +10,9 @@ from pathlib import Path
 from pydantic import Field
 from ruamel.yaml import YAML
 
-from recipes.errors import UserError
-from recipes.files import write_text
-from recipes.schema.section import Section
+from emma.base.errors import UserError
+from emma.base.files import write_text
+from emma.recipes.schema.section import Section
 
 __all__ = ["License", "copy_licence_files", "fitting_name", "license_of", "licence_faults"]
 

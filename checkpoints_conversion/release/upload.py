@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from checkpoints_conversion.release.checksums import CHECKSUMS_NAME, listed_files
-from checkpoints_conversion.release.verify import release_faults, release_kind
-from recipes.errors import CheckFailedError, UserError
+from emma.base.errors import CheckFailedError, UserError
+from emma.checkpoints_conversion.release.checksums import CHECKSUMS_NAME, listed_files
+from emma.checkpoints_conversion.release.verify import release_faults, release_kind
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

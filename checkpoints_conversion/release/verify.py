@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from checkpoints_conversion.config import model_from_hf, token_ids_from_hf
-from checkpoints_conversion.parameters import parameter_shapes
-from checkpoints_conversion.release.card import card_faults, read_card
-from checkpoints_conversion.release.checksums import checksum_faults
-from checkpoints_conversion.release.corpus.verify import MANIFEST_STAGE, corpus_faults
-from checkpoints_conversion.release.licenses import licence_faults, license_of
-from checkpoints_conversion.release.weights import check_parity, tensor_hashes
-from checkpoints_conversion.safetensors_files import INDEX_NAME, SafetensorsReader
-from recipes.errors import UserError
-from recipes.files import read_json
-from recipes.manifest import MANIFEST_NAME
+from emma.base.errors import UserError
+from emma.base.files import read_json
+from emma.base.manifest import MANIFEST_NAME
+from emma.checkpoints_conversion.config import model_from_hf, token_ids_from_hf
+from emma.checkpoints_conversion.parameters import parameter_shapes
+from emma.checkpoints_conversion.release.card import card_faults, read_card
+from emma.checkpoints_conversion.release.checksums import checksum_faults
+from emma.checkpoints_conversion.release.corpus.verify import MANIFEST_STAGE, corpus_faults
+from emma.checkpoints_conversion.release.licenses import licence_faults, license_of
+from emma.checkpoints_conversion.release.weights import check_parity, tensor_hashes
+from emma.checkpoints_conversion.safetensors_files import INDEX_NAME, SafetensorsReader
 
 __all__ = ["generate_faults", "release_faults", "release_kind"]
 

@@ -8,7 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from checkpoints_conversion.safetensors_files import (
+from emma.base.errors import CheckFailedError, UserError
+from emma.base.files import write_json
+from emma.base.progress import progress
+from emma.checkpoints_conversion.safetensors_files import (
     INDEX_NAME,
     SINGLE_NAME,
     OutgoingTensor,
@@ -16,9 +19,6 @@ from checkpoints_conversion.safetensors_files import (
     tensor_bytes,
     write_shards,
 )
-from recipes.errors import CheckFailedError, UserError
-from recipes.files import write_json
-from tools.progress import progress
 
 if TYPE_CHECKING:
     import torch

@@ -1,5 +1,5 @@
 """The typed schema of recipes. Import the sections from their modules; `Recipe` is the whole."""
 
-from recipes.schema.run import Recipe
+from emma.recipes.schema.run import Recipe
 
 __all__ = ["Recipe"]

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from recipes.schema.section import Section
+from emma.recipes.schema.section import Section
 
 __all__ = [
     "KINDS",

@@ -6,8 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from recipes.schema.section import Section
-from recipes.schema.slurm import Slurm
+from emma.recipes.schema.section import Section
+from emma.recipes.schema.slurm import Slurm
 
 __all__ = ["Cluster", "Precision"]
 

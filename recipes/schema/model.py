@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from recipes.schema.section import Section
+from emma.recipes.schema.section import Section
 
 __all__ = ["Model", "RopeScaling", "Shape", "Tokenizer"]
 

@@ -9,11 +9,11 @@ from typing import Any
 import orjson
 from pydantic import Field
 
-from recipes.schema.data import Data
-from recipes.schema.hardware import Cluster, Precision
-from recipes.schema.model import Model
-from recipes.schema.section import Section
-from recipes.schema.training import (
+from emma.recipes.schema.data import Data
+from emma.recipes.schema.hardware import Cluster, Precision
+from emma.recipes.schema.model import Model
+from emma.recipes.schema.section import Section
+from emma.recipes.schema.training import (
     Batch,
     Checkpoint,
     Logging,

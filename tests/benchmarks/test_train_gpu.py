@@ -18,11 +18,11 @@ from benchmarks.train_gpu import (
     result_of,
     result_table,
 )
-from recipes.errors import UserError
-from recipes.schema import Recipe
+from emma.base.errors import UserError
+from emma.recipes.schema import Recipe
+from emma.tools.plan.memory import estimate_memory, memory_limit
 from tests.ranks import run_ranks
 from tests.tools.training.test_arguments import arguments, parsed
-from tools.plan.memory import estimate_memory, memory_limit
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_without_a_gpu_it_refuses_and_a_dry_run_shows_the_commands(
     assert capsys.readouterr().err.startswith("error: no GPU: ")
     assert train_gpu.main(["--dry-run", "--precision", "fp8_tensorwise", "--layers", "4"]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("-m tools.training.worker") == 2 and "-m benchmarks.megatron_loop" in shown
+    assert shown.count("-m emma.tools.training.worker") == 2 and "-m benchmarks.megatron_loop" in shown
     assert shown.count("--num-layers 4") == 2 and "--fp8-recipe tensorwise" in shown
     assert "fp8_delayed" not in shown
 

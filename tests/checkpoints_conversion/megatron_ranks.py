@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from recipes.schema.model import Shape
+from emma.recipes.schema.model import Shape
 
 COMMON = """
 --seq-length 64 --position-embedding-type rope --normalization RMSNorm --swiglu --disable-bias-linear
@@ -48,7 +48,7 @@ def _configure(shape: Shape, flags: tuple[str, ...]) -> Any:
     from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
     from megatron.training.arguments import parse_and_validate_args
 
-    from megatron_patches.rope_scaling import RopeScaling, set_rope_scaling
+    from emma.megatron_patches.rope_scaling import RopeScaling, set_rope_scaling
 
     sys.argv = ["test", *COMMON.split(), *shape_flags(shape), *flags]
     args = parse_and_validate_args()
@@ -149,7 +149,7 @@ def train(shape: Shape, start: Path | None, save: Path, *flags: str) -> None:
 
 def compare(pairs: list[tuple[Path, Path]], **options: Any) -> list[dict[str, Any]]:
     """Parity reports of pairs of folders, as plain values: in a rank, since Megatron on a CPU patches torch."""
-    from checkpoints_conversion import parity
+    from emma.checkpoints_conversion import parity
 
     return [parity.compare(a, b, **options).as_dict() for a, b in pairs]
 
@@ -158,8 +158,8 @@ def command(*lines: list[str]) -> list[tuple[int, str, str]]:
     """Runs lines of `emma` in this process; per line, its exit code, standard output and error message."""
     from click.testing import CliRunner
 
-    from recipes.errors import UserError
-    from tools.cli import cli
+    from emma.base.errors import UserError
+    from emma.cli import cli
 
     results = []
     for line in lines:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints_conversion import hf_to_megatron, megatron_to_hf
-from recipes.errors import UserError
+from emma.base.errors import UserError
+from emma.checkpoints_conversion import hf_to_megatron, megatron_to_hf
 from tests.checkpoints_conversion.tiny_models import read_tensors, save_llama
 
 
@@ -235,7 +235,7 @@ def test_killed_conversion_leaves_nothing(good: Path, tmp_path: Path) -> None:
     script = f"""
 import os, signal
 from pathlib import Path
-from checkpoints_conversion import hf_to_megatron
+from emma.checkpoints_conversion import hf_to_megatron
 def stop(*args):
     os.kill(os.getpid(), signal.SIGTERM)
 hf_to_megatron._write_companions = stop

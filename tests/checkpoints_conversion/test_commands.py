@@ -92,6 +92,6 @@ def test_misuse(results: tuple[Path, dict[str, tuple[int, str, str]]], name: str
 
 
 def test_help_is_fast_and_needs_no_torch() -> None:
-    script = "import sys; from checkpoints_conversion import commands; print('torch' in sys.modules)"
+    script = "import sys; import emma.commands.convert; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

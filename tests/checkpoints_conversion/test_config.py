@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from checkpoints_conversion.config import (
+from emma.base.errors import UserError
+from emma.checkpoints_conversion.config import (
     TokenIds,
     generation_config,
     hf_config,
     model_from_hf,
     token_ids_from_hf,
 )
-from recipes.errors import UserError
-from recipes.schema.model import RopeScaling, Shape
+from emma.recipes.schema.model import RopeScaling, Shape
 
 LLAMA31_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints_conversion import hf_to_megatron
-from checkpoints_conversion.checkpoint import find_checkpoint
-from recipes.schema.model import Shape
+from emma.checkpoints_conversion import hf_to_megatron
+from emma.checkpoints_conversion.checkpoint import find_checkpoint
+from emma.recipes.schema.model import Shape
 from tests.checkpoints_conversion import megatron_ranks
 from tests.checkpoints_conversion.tiny_models import LLAMA31_SCALING, save_llama
 from tests.ranks import run_ranks

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from checkpoints_conversion.parameters import (
+from emma.checkpoints_conversion.parameters import (
     EMBEDDING,
     chunks,
     fuse_qkv,
@@ -16,7 +16,7 @@ from checkpoints_conversion.parameters import (
     parameter_shapes,
     split_qkv,
 )
-from recipes.schema.model import Shape
+from emma.recipes.schema.model import Shape
 
 
 def _shape(**changes: object) -> Shape:

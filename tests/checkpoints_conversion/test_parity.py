@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints_conversion import hf_to_megatron, megatron_to_hf
-from recipes.errors import UserError
+from emma.base.errors import UserError
+from emma.checkpoints_conversion import hf_to_megatron, megatron_to_hf
 from tests.checkpoints_conversion import megatron_ranks
 from tests.checkpoints_conversion.tiny_models import LLAMA31_SCALING, read_tensors, save_llama, save_tokenizer
 from tests.ranks import run_ranks
@@ -164,9 +164,9 @@ def _every_side(right: Path, megatron: Path, ids: list[int]) -> tuple[Any, Any, 
     """Logits of the whole transformers model, of transformers by layers, and of Megatron by layers."""
     from transformers import AutoModelForCausalLM
 
-    from checkpoints_conversion.parity.megatron_forward import MegatronForward, parallel_state_of_one
-    from checkpoints_conversion.parity.transformers_forward import TransformersForward
-    from checkpoints_conversion.weights import HuggingFaceWeights, open_weights
+    from emma.checkpoints_conversion.parity.megatron_forward import MegatronForward, parallel_state_of_one
+    from emma.checkpoints_conversion.parity.transformers_forward import TransformersForward
+    from emma.checkpoints_conversion.weights import HuggingFaceWeights, open_weights
 
     def by_layers(forward: Any) -> Any:
         hidden = forward.embed([torch.tensor(ids)])
@@ -205,7 +205,7 @@ def test_other_models_are_no_match(folders: dict[str, Path], tmp_path: Path) -> 
 
 def test_text_tokenizer_and_page(folders: dict[str, Path], tmp_path: Path) -> None:
     """Two Hugging Face folders need no Megatron; the page says in words what the JSON says."""
-    from checkpoints_conversion.parity import compare, read_texts
+    from emma.checkpoints_conversion.parity import compare, read_texts
 
     text = tmp_path / "text.jsonl"
     text.write_text(
@@ -235,7 +235,7 @@ def test_text_tokenizer_and_page(folders: dict[str, Path], tmp_path: Path) -> No
     ],
 )
 def test_bad_text(tmp_path: Path, name: str, content: str | None, message: str) -> None:
-    from checkpoints_conversion.parity import read_texts
+    from emma.checkpoints_conversion.parity import read_texts
 
     if content is not None:
         (tmp_path / name).write_text(content)
@@ -244,7 +244,7 @@ def test_bad_text(tmp_path: Path, name: str, content: str | None, message: str) 
 
 
 def test_ids_beyond_the_model_are_refused(tmp_path: Path) -> None:
-    from checkpoints_conversion.parity.texts import tokenize
+    from emma.checkpoints_conversion.parity.texts import tokenize
 
     tokenizer = save_tokenizer(tmp_path)
     with pytest.raises(UserError, match="the model has 50 ids"):

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoints_conversion import hf_to_megatron, megatron_to_hf
-from recipes.errors import UserError
-from recipes.files import sha256_file
-from recipes.manifest import Manifest
+from emma.base.errors import UserError
+from emma.base.files import sha256_file
+from emma.base.manifest import Manifest
+from emma.checkpoints_conversion import hf_to_megatron, megatron_to_hf
 from tests.checkpoints_conversion.tiny_models import (
     LLAMA31_SCALING,
     read_tensors,
@@ -139,7 +139,7 @@ def test_manifests_tell_the_truth(tmp_path: Path) -> None:
 
 
 def test_recipe_model_gives_the_padding(tmp_path: Path) -> None:
-    from checkpoints_conversion.config import model_from_hf
+    from emma.checkpoints_conversion.config import model_from_hf
 
     source = save_llama(tmp_path / "hf")
     shape = model_from_hf(source, vocab_padding=64)
@@ -149,7 +149,7 @@ def test_recipe_model_gives_the_padding(tmp_path: Path) -> None:
 
 
 def test_base_of_another_shape_is_refused(tmp_path: Path) -> None:
-    from checkpoints_conversion.config import model_from_hf
+    from emma.checkpoints_conversion.config import model_from_hf
 
     source = save_llama(tmp_path / "hf")
     other = model_from_hf(save_llama(tmp_path / "other", rope_theta=10000.0, num_key_value_heads=4))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints_conversion.staging import staged_folder
-from recipes.errors import UserError
+from emma.base.errors import UserError
+from emma.checkpoints_conversion.staging import staged_folder
 
 
 def test_appears_at_the_end(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     script = f"""
 import os, signal
 from pathlib import Path
-from checkpoints_conversion.staging import staged_folder
+from emma.checkpoints_conversion.staging import staged_folder
 with staged_folder(Path({str(tmp_path / "out")!r})) as folder:
     os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from checkpoints_conversion.torch_dist_reader import TorchDistReader
-from checkpoints_conversion.torch_dist_writer import Block, write_torch_dist
-from recipes.errors import UserError
-from recipes.files import sha256_file
+from emma.base.errors import UserError
+from emma.base.files import sha256_file
+from emma.checkpoints_conversion.torch_dist_reader import TorchDistReader
+from emma.checkpoints_conversion.torch_dist_writer import Block, write_torch_dist
 
 WHOLE = torch.arange(2 * 6 * 4, dtype=torch.float32).view(2, 6, 4)
 

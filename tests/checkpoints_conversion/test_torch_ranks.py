@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints_conversion import megatron_to_hf, parity
-from checkpoints_conversion.config import model_from_hf
-from recipes.errors import UserError
-from recipes.schema.model import Shape
+from emma.base.errors import UserError
+from emma.checkpoints_conversion import megatron_to_hf, parity
+from emma.checkpoints_conversion.config import model_from_hf
+from emma.recipes.schema.model import Shape
 from tests.checkpoints_conversion import megatron_ranks
 from tests.checkpoints_conversion.tiny_models import (
     describe_run,

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints_conversion import hf_to_megatron, megatron_to_hf
-from checkpoints_conversion.checkpoint import find_checkpoint
-from recipes.errors import UserError
-from recipes.manifest import Manifest
-from recipes.schema.model import Shape
+from emma.base.errors import UserError
+from emma.base.manifest import Manifest
+from emma.checkpoints_conversion import hf_to_megatron, megatron_to_hf
+from emma.checkpoints_conversion.checkpoint import find_checkpoint
+from emma.recipes.schema.model import Shape
+from emma.tools.training.checkpoints import checkpoint_folder, mark_complete
 from tests.checkpoints_conversion import megatron_ranks
 from tests.checkpoints_conversion.tiny_models import (
     LLAMA31_SCALING,
@@ -25,7 +26,6 @@ from tests.checkpoints_conversion.tiny_models import (
     save_tokenizer,
 )
 from tests.ranks import run_ranks
-from tools.training.checkpoints import checkpoint_folder, mark_complete
 
 TOKENS = [[(position * 37) % 517 for position in range(100)]]
 

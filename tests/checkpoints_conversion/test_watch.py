@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints_conversion.watch import last_step, watch
-from recipes.errors import UserError
-from tools.training.checkpoints import checkpoint_folder, mark_complete
+from emma.base.errors import UserError
+from emma.checkpoints_conversion.watch import last_step, watch
+from emma.tools.training.checkpoints import checkpoint_folder, mark_complete
 
 
 def _save(run: Path, step: int) -> None:

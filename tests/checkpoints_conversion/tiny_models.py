@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from recipes.schema.model import Shape
+from emma.recipes.schema.model import Shape
 
 LLAMA31_SCALING = {
     "rope_type": "llama3",

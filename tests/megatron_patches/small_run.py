@@ -99,8 +99,8 @@ def train(*flags: str) -> list[tuple[int, float]]:
 
 def apply_without(*names: str) -> None:
     """Installs the patches that this machine needs but for the named ones."""
-    from megatron_patches.machine import Machine
-    from megatron_patches.registry import patches
+    from emma.megatron_patches.machine import Machine
+    from emma.megatron_patches.registry import patches
 
     machine = Machine.from_torch()
     unknown = set(names) - {patch.name for patch in patches()}

@@ -120,7 +120,7 @@ def test_gpu_libraries_are_hidden_and_the_run_says_that_it_is_on_the_cpu(tmp_pat
     )
     done = run_python(
         tmp_path,
-        "from megatron_patches.cpu_backend import install\n"
+        "from emma.megatron_patches.cpu_backend import install\n"
         "install()\n"
         "try:\n    import transformer_engine\n"
         "except ImportError:\n    print('hidden')\n",
@@ -134,7 +134,7 @@ def test_a_library_that_is_imported_already_is_an_error(tmp_path: Path) -> None:
     done = run_python(
         tmp_path,
         "import transformer_engine\n"
-        "from megatron_patches.cpu_backend import hide_gpu_libraries\n"
+        "from emma.megatron_patches.cpu_backend import hide_gpu_libraries\n"
         "hide_gpu_libraries()\n",
     )
     assert done.returncode == 1

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from megatron_patches import PatchError
-from megatron_patches.dataset_helpers import use_prebuilt_helpers
+from emma.megatron_patches import PatchError
+from emma.megatron_patches.dataset_helpers import use_prebuilt_helpers
 from tests.megatron_patches.small_run import train_without
 from tests.ranks import run_ranks, start_ranks
 

@@ -10,9 +10,9 @@ from importlib import metadata
 
 import pytest
 
-from megatron_patches import PatchError, registry
-from megatron_patches.machine import Machine, _visible
-from megatron_patches.registry import Decision, Patch, Target, patches
+from emma.megatron_patches import PatchError, registry
+from emma.megatron_patches.machine import Machine, _visible
+from emma.megatron_patches.registry import Decision, Patch, Target, patches
 
 CPU = Machine(gpus=0, transformer_engine=False, apex=False)
 GPU = Machine(gpus=8, transformer_engine=True, apex=False)
@@ -122,7 +122,7 @@ def test_a_second_call_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_status_is_json_and_needs_neither_torch_nor_megatron() -> None:
     program = (
-        "import json, sys, megatron_patches\n"
+        "import json, sys; from emma import megatron_patches\n"
         "print(json.dumps([status.as_dict() for status in megatron_patches.status()]))\n"
         "assert not {'torch', 'megatron', 'megatron.core', 'numpy'} & sys.modules.keys()\n"
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from megatron_patches.rope_scaling import RopeScaling, set_rope_scaling
+from emma.megatron_patches.rope_scaling import RopeScaling, set_rope_scaling
 from tests.megatron_patches.small_run import apply_without
 from tests.ranks import RanksError, run_ranks
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_patches import torch_adam_resume
+from emma.megatron_patches import torch_adam_resume
 from tests.megatron_patches.conftest import Reference
 from tests.megatron_patches.small_run import apply_without, at_step, furthest, train
 from tests.ranks import RanksError, run_ranks

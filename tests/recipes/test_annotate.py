@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ruamel.yaml import YAML
 
-from recipes.load import load_recipe
+from emma.recipes.load import load_recipe
 from tests.command_line import emma
 
 

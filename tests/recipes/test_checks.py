@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.errors import RecipeError
-from recipes.load import load_recipe
+from emma.base.errors import RecipeError
+from emma.recipes.load import load_recipe
 
 # Name → overrides of emma_llama3_8b_bi (64 H100s, TP2 SP, microbatch 2), the key that is blamed, what the message says.
 IMPOSSIBLE: dict[str, tuple[list[str], str, list[str]]] = {

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.compose import compose_file, nearest, parse_override, read_yaml
-from recipes.errors import RecipeError, UserError
-from recipes.load import load_recipe, load_with_origins
+from emma.base.errors import RecipeError, UserError
+from emma.recipes.compose import compose_file, nearest, parse_override, read_yaml
+from emma.recipes.load import load_recipe, load_with_origins
 
 
 def _write(folder: Path, name: str, text: str) -> Path:
@@ -78,7 +78,7 @@ def test_single_overrides_win_over_a_layout_wherever_they_stand() -> None:
 
 
 def test_a_resolved_recipe_takes_another_layout(tmp_path: Path) -> None:
-    from recipes.load import write_recipe
+    from emma.recipes.load import write_recipe
 
     path = tmp_path / "recipe.yaml"
     write_recipe(load_recipe("emma_llama3_8b_bi"), path)

@@ -6,10 +6,10 @@ from typing import get_args
 
 import pytest
 
-from recipes.devices import device, device_names, matmul_format
-from recipes.errors import UserError
-from recipes.load import load_section
-from recipes.schema.hardware import Cluster
+from emma.base.errors import UserError
+from emma.recipes.devices import device, device_names, matmul_format
+from emma.recipes.load import load_section
+from emma.recipes.schema.hardware import Cluster
 
 
 def test_the_table_knows_every_device_that_a_cluster_can_name() -> None:

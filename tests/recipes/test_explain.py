@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from recipes.errors import UserError
-from recipes.explain import KeyDocumentation, explain
+from emma.base.errors import UserError
+from emma.recipes.explain import KeyDocumentation, explain
 from tests.command_line import emma
 
 

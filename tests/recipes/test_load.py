@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.compose import list_names
-from recipes.errors import UserError
-from recipes.load import load_recipe, load_section, write_recipe
+from emma.base.errors import UserError
+from emma.recipes.compose import list_names
+from emma.recipes.load import load_recipe, load_section, write_recipe
 
 
 @pytest.mark.parametrize("run", list_names("runs"))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.load import load_recipe
-from recipes.schema import Recipe
+from emma.recipes.load import load_recipe
+from emma.recipes.schema import Recipe
 from tests.small_recipe import write_small_run
 
 MakeRecipe = Callable[..., Recipe]

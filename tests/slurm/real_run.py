@@ -10,15 +10,15 @@ from typing import Any
 
 import orjson
 
-from recipes.files import write_json
-from recipes.load import load_recipe
-from slurm.history import History
+from emma.base.files import write_json
+from emma.recipes.load import load_recipe
+from emma.slurm.history import History
+from emma.tools.training.metrics import read_metrics
+from emma.tools.training.run_folder import RunFolder
 from tests.slurm.two_nodes import TwoNodes
 from tests.small_recipe import write_small_run
 from tests.tiny_mix import make_tiny_mix
 from tests.tiny_text import BEGIN, END
-from tools.training.metrics import read_metrics
-from tools.training.run_folder import RunFolder
 
 __all__ = ["RealRun", "emma", "make_run"]
 
@@ -28,7 +28,7 @@ GLOBAL_BATCH, LENGTH = 8, 32
 def emma(slurm: TwoNodes, work: Path, *arguments: str, code: int = 0) -> str:
     """Output of the command line in `work`, on the test cluster."""
     done = subprocess.run(
-        [sys.executable, "-m", "tools.cli", *arguments],
+        [sys.executable, "-P", "-m", "emma.cli", *arguments],
         cwd=work,
         env=slurm.environment,
         capture_output=True,
@@ -132,7 +132,7 @@ class RealRun:
 
     def ranks(self, node: str) -> list[int]:
         """Process ids of the ranks on a node."""
-        return self.slurm.processes(node, "tools.training.worker", str(self.folder))
+        return self.slurm.processes(node, "emma.tools.training.worker", str(self.folder))
 
     def logged(self) -> list[int]:
         """Steps in the order in which they were logged, repeated ones too."""

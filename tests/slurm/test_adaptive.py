@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from recipes.files import read_json
-from slurm.link import begin as begin_link
-from slurm.results import best, results
-from slurm.submit_sweep import open_sweep
-from slurm.sweep import SweepFolder
-from slurm.trial import begin, watch
+from emma.base.files import read_json
+from emma.slurm.link import begin as begin_link
+from emma.slurm.results import best, results
+from emma.slurm.submit_sweep import open_sweep
+from emma.slurm.sweep import SweepFolder
+from emma.slurm.trial import begin, watch
+from emma.tools.training.metrics import append_metrics
+from emma.tools.training.run_folder import RunFolder
 from tests.slurm.conftest import MakeRecipe
 from tests.slurm.test_sweep import write
 from tests.tools.training.test_checkpoints import save
-from tools.training.metrics import append_metrics
-from tools.training.run_folder import RunFolder
 
 optuna = pytest.importorskip("optuna")
 
@@ -89,6 +89,6 @@ def test_a_trial_that_falls_behind_is_stopped_and_counts_as_done(folder: SweepFo
 
 
 def watch_once(folder: SweepFolder, number: int) -> None:
-    from slurm.adaptive import prune
+    from emma.slurm.adaptive import prune
 
     assert not prune(folder, folder.trial(number))

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
-from slurm.history import History
+from emma.slurm.history import History
+from emma.tools.training.run_folder import RunFolder
 from tests.slurm.real_run import GLOBAL_BATCH, RealRun, emma, make_run
 from tests.slurm.two_nodes import TwoNodes
-from tools.training.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2400)]
 

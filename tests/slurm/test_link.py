@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from recipes.errors import CheckFailedError, UserError
-from recipes.files import read_json, write_json
-from recipes.load import write_recipe
-from slurm.history import History
-from slurm.link import AGAIN, GOES_ON, begin, end, failed_nodes
+from emma.base.errors import CheckFailedError, UserError
+from emma.base.files import read_json, write_json
+from emma.recipes.load import write_recipe
+from emma.slurm.history import History
+from emma.slurm.link import AGAIN, GOES_ON, begin, end, failed_nodes
+from emma.tools.training.run_folder import RunFolder
 from tests.slurm.conftest import MakeRecipe
 from tests.tools.training.test_checkpoints import save
-from tools.training.run_folder import RunFolder
 
 
 @pytest.fixture
 def run(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A run as `emma slurm submit` leaves it, in job 7; its mix is taken for granted."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr("tools.training.plan_start.check_mix", lambda recipe: None)
-    monkeypatch.setattr("tools.training.plan_start.describe", lambda recipe, run, mix: "")
+    monkeypatch.setattr("emma.tools.training.plan_start.check_mix", lambda recipe: None)
+    monkeypatch.setattr("emma.tools.training.plan_start.describe", lambda recipe, run, mix: "")
     recipe = make_recipe()
     write_recipe(recipe, recipe.run_folder / "recipe.yaml")
     return RunFolder(recipe.run_folder)
@@ -84,7 +84,8 @@ def test_the_base_models_own_loss_is_there_before_the_ranks_start(
 ) -> None:
     asked = []
     monkeypatch.setattr(
-        "tools.training.launch.compute_reference", lambda recipe, run, launch: asked.append(launch.number)
+        "emma.tools.training.launch.compute_reference",
+        lambda recipe, run, launch: asked.append(launch.number),
     )
     begin(run.path, [7])
     assert asked == [1]

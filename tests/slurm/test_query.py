@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slurm.query import Job, SlurmError, array_tasks, parse_accounting, parse_jobs, parse_partitions
+from emma.slurm.query import Job, SlurmError, array_tasks, parse_accounting, parse_jobs, parse_partitions
 
 S = "\x1f"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.errors import UserError
-from slurm.own_template import load_run
-from slurm.render import render_stage, render_train
+from emma.base.errors import UserError
+from emma.slurm.own_template import load_run
+from emma.slurm.render import render_stage, render_train
 from tests.slurm.conftest import MakeRecipe
 
 CLUSTER_LINE = "cluster: {device: cpu, gpus_per_node: 1, name: cpu}\n"
@@ -117,7 +117,7 @@ def test_a_template_of_ones_own_reuses_the_shipped_parts(make_recipe: MakeRecipe
     own = tmp_path / "site.j2"
     own.write_text('{% extends "venv.sh.j2" %}{% block setup %}source /site/profile\n{% endblock %}')
     script = render_train(make_recipe(f"cluster.slurm.template={own}"))
-    assert "source /site/profile" in script.text and "tools.training.worker" in script.text
+    assert "source /site/profile" in script.text and "emma.tools.training.worker" in script.text
     own.write_text("{% if %}")
     with pytest.raises(UserError, match=r"site\.j2:1: .*Fix: correct the template"):
         render_train(make_recipe(f"cluster.slurm.template={own}"))

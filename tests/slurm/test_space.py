@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.errors import UserError
-from slurm.space import check_room, parse_quota, room
-from slurm.stages import stages_between
+from emma.base.errors import UserError
+from emma.slurm.space import check_room, parse_quota, room
+from emma.slurm.stages import stages_between
 from tests.slurm.conftest import MakeRecipe
 
 BIG = (

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from recipes.errors import UserError
-from recipes.files import write_json
-from slurm.commands import group
-from slurm.submit import plan_chain
+from emma.base.errors import UserError
+from emma.base.files import write_json
+from emma.commands.slurm import group
+from emma.slurm.submit import plan_chain
+from emma.tools.training.run_folder import RunFolder
 from tests.slurm.conftest import MakeRecipe
 from tests.tools.training.test_checkpoints import save
-from tools.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("without_slurm")
 
@@ -62,7 +62,7 @@ def test_a_finished_run_needs_no_text_and_no_tokens(make_recipe: MakeRecipe) -> 
 def test_more_links_where_the_time_needs_them(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slurm.submit.check_room", lambda recipe, stages: None)
+    monkeypatch.setattr("emma.slurm.submit.check_room", lambda recipe, stages: None)
     big = [
         "cluster={nodes: 1, gpus_per_node: 8, device: h100}",
         "precision.compute=bf16",
@@ -139,7 +139,7 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(make_recipe: MakeRecipe,
     assert answer.exit_code == 0, answer.output
     for text in (
         "#SBATCH --nodes=1",
-        "tools.training.worker",
+        "emma.tools.training.worker",
         "emma mix build",
         "emma release model",
         "# train-2 starts after the success of mix and the end of train-1",
@@ -159,6 +159,6 @@ def test_a_dry_run_shows_the_scripts_although_they_would_be_refused(
         "start={mode: weights, checkpoint: nowhere}",
     ]
     answer = CliRunner().invoke(group, arguments, standalone_mode=False)
-    assert answer.return_value == 2 and "tools.training.worker" in answer.stdout
+    assert answer.return_value == 2 and "emma.tools.training.worker" in answer.stdout
     assert "corpus/split/monolingual: no such folder" in answer.stderr
     assert "nowhere does not exist. Fix: import" in answer.stderr

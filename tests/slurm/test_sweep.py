@@ -9,20 +9,20 @@ import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
-from recipes.compose import list_names
-from recipes.errors import UserError
-from recipes.files import read_json
-from recipes.load import load_recipe, load_sweep
-from recipes.schema.sweep import Sweep
-from slurm.history import History
-from slurm.results import best, importance, results, results_text, write_results
-from slurm.submit_sweep import open_sweep, plan_sweep
-from slurm.sweep import SweepFolder, design
-from slurm.trial import begin, mix_folder
+from emma.base.errors import UserError
+from emma.base.files import read_json
+from emma.recipes.compose import list_names
+from emma.recipes.load import load_recipe, load_sweep
+from emma.recipes.schema.sweep import Sweep
+from emma.slurm.history import History
+from emma.slurm.results import best, importance, results, results_text, write_results
+from emma.slurm.submit_sweep import open_sweep, plan_sweep
+from emma.slurm.sweep import SweepFolder, design
+from emma.slurm.trial import begin, mix_folder
+from emma.tools.training.metrics import append_metrics
+from emma.tools.training.run_folder import RunFolder
 from tests.slurm.conftest import MakeRecipe
 from tests.tools.training.test_checkpoints import save
-from tools.training.metrics import append_metrics
-from tools.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("without_slurm")
 

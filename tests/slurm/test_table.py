@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from recipes.errors import UserError
-from recipes.load import write_recipe
-from slurm.history import History
-from slurm.query import Job
-from slurm.table import collect, find_runs, table_text
+from emma.base.errors import UserError
+from emma.recipes.load import write_recipe
+from emma.slurm.history import History
+from emma.slurm.query import Job
+from emma.slurm.table import collect, find_runs, table_text
+from emma.tools.training.metrics import append_metrics
+from emma.tools.training.run_folder import RunFolder
 from tests.slurm.conftest import MakeRecipe
 from tests.tools.training.test_checkpoints import save
-from tools.training.metrics import append_metrics
-from tools.training.run_folder import RunFolder
 
 
 def job(

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tools import doctor
-from tools.commands.doctor import command
+from emma.commands.doctor import command
+from emma.tools import doctor
 
 NO_GPU = {
     "version": "2.13.0",

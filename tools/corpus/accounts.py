@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.errors import CheckFailedError
-from recipes.files import atomic_write
+from emma.base.errors import CheckFailedError
+from emma.base.files import atomic_write
 
 __all__ = ["KEPT", "MEASURES", "Accounts", "Samples", "accounts_path", "measures_of"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.schema.corpus import Decontamination
-from tools.corpus.contamination import (
+from emma.recipes.schema.corpus import Decontamination
+from emma.tools.corpus.contamination import (
     BenchmarkIndex,
     benchmark_files,
     benchmark_records,
@@ -85,7 +85,7 @@ def place_of(path: Path) -> Place:
 
 def _language_in(piece: str) -> tuple[str, str]:
     """Language code in a piece of a path, and the piece without it."""
-    from tools.evaluation.languages import language_table
+    from emma.tools.evaluation.languages import language_table
 
     if match := _CODE.search(piece):
         return match[0], piece.replace(match[0], "")

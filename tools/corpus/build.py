@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import UserError
-from recipes.manifest import MANIFEST_NAME, Manifest
-from recipes.schema import Recipe
-from tools.corpus.deduplicate import deduplicate
-from tools.corpus.filter import filter_corpus
-from tools.corpus.integrate import integrate
-from tools.corpus.layout import STAGES
-from tools.corpus.source_files import source_files
-from tools.corpus.split import split_corpus
-from tools.corpus.stage import Build, Stage
-from tools.corpus.statistics import statistics, write_table
+from emma.base.errors import UserError
+from emma.base.manifest import MANIFEST_NAME, Manifest
+from emma.recipes.schema import Recipe
+from emma.tools.corpus.deduplicate import deduplicate
+from emma.tools.corpus.filter import filter_corpus
+from emma.tools.corpus.integrate import integrate
+from emma.tools.corpus.layout import STAGES
+from emma.tools.corpus.source_files import source_files
+from emma.tools.corpus.split import split_corpus
+from emma.tools.corpus.stage import Build, Stage
+from emma.tools.corpus.statistics import statistics, write_table
 
 __all__ = ["build_corpus", "build_of", "finish_build", "plan_build", "stages_of", "totals"]
 

@@ -2,7 +2,7 @@
 
 Run with the `language-data` package installed (its wheel carries CLDR's `supplementalData.xml`):
 
-    python -m tools.corpus.cldr_scripts CODES.csv...
+    python -P -m emma.tools.corpus.cldr_scripts CODES.csv...
 
 Each CODES file has `xxx_Ssss` codes (or pairs of them) in its first column: scripts in which a language is found in
 practice, such as those of the Universal Declaration of Human Rights. Files named `only-new*.csv` count only for
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import iso639
 
-from recipes.files import atomic_write
+from emma.base.files import atomic_write
 
 __all__ = ["main"]
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.errors import UserError
-from recipes.files import atomic_write, sha256_file
-from recipes.schema.corpus import Decontamination
-from tools.corpus.scripts import SPACELESS, measure
-from tools.corpus.shingles import Shingles, character_shingles, mix, word_shingles
-from tools.corpus.streams import open_bytes
+from emma.base.errors import UserError
+from emma.base.files import atomic_write, sha256_file
+from emma.recipes.schema.corpus import Decontamination
+from emma.tools.corpus.scripts import SPACELESS, measure
+from emma.tools.corpus.shingles import Shingles, character_shingles, mix, word_shingles
+from emma.tools.corpus.streams import open_bytes
 
 __all__ = [
     "BenchmarkIndex",

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recipes.schema.corpus import Corpus
-from tools.corpus.accounts import KEPT, Accounts, Samples, accounts_path, measures_of
-from tools.corpus.groups import RULES, Group, find_copies
-from tools.corpus.hashing import ChunkHashes, Slice, hash_parts, paragraphs
-from tools.corpus.layout import Part, PartWriter, part_path, read_row_groups, schema_of, text_columns
-from tools.corpus.runner import Task
-from tools.corpus.stage import Build, Phase, Results, Stage, chunks_of_parts
+from emma.recipes.schema.corpus import Corpus
+from emma.tools.corpus.accounts import KEPT, Accounts, Samples, accounts_path, measures_of
+from emma.tools.corpus.groups import RULES, Group, find_copies
+from emma.tools.corpus.hashing import ChunkHashes, Slice, hash_parts, paragraphs
+from emma.tools.corpus.layout import Part, PartWriter, part_path, read_row_groups, schema_of, text_columns
+from emma.tools.corpus.runner import Task
+from emma.tools.corpus.stage import Build, Phase, Results, Stage, chunks_of_parts
 
 __all__ = ["deduplicate"]
 

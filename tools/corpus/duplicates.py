@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.corpus.minhash import jaccard
+from emma.tools.corpus.minhash import jaccard
 
 __all__ = ["Copies", "candidate_pairs", "exact_copies", "near_copies", "over_used"]
 

@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.errors import UserError
-from recipes.files import atomic_write
-from recipes.schema import Recipe
-from recipes.schema.model import Tokenizer
-from tools.corpus.layout import Part, part_path, read_row_groups, text_columns
-from tools.corpus.passes import count_parts
-from tools.corpus.stage import Build
+from emma.base.errors import UserError
+from emma.base.files import atomic_write
+from emma.recipes.schema import Recipe
+from emma.recipes.schema.model import Tokenizer
+from emma.tools.corpus.layout import Part, part_path, read_row_groups, text_columns
+from emma.tools.corpus.passes import count_parts
+from emma.tools.corpus.stage import Build
 
 __all__ = ["add_tokens", "count_tokens"]
 
@@ -24,8 +24,8 @@ def count_tokens(
     root: str, stage: str, parts: Sequence[Part], tokenizer: Tokenizer, vocab_size: int, engine: str
 ) -> list[list[Any]]:
     """Tokens (without those that bound documents) and bytes of parts: rows of kind, language, tokens, bytes."""
-    from tools.pack.engine import Encoder, choose_engine
-    from tools.pack.tokenizer_file import TokenizerFile
+    from emma.tools.pack.engine import Encoder, choose_engine
+    from emma.tools.pack.tokenizer_file import TokenizerFile
 
     encoder = Encoder(TokenizerFile(tokenizer, vocab_size), choose_engine(engine))
     found = []
@@ -56,7 +56,7 @@ def add_tokens(
     Raises:
         UserError: the model has no tokenizer, or it cannot be read.
     """
-    from tools.pack.tokenizer_file import TokenizerFile
+    from emma.tools.pack.tokenizer_file import TokenizerFile
 
     tokenizer = recipe.model.tokenizer
     if tokenizer is None:

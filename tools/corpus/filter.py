@@ -10,16 +10,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from recipes.schema.corpus import Corpus
-from tools.corpus.accounts import KEPT, Accounts, Samples, measures_of
-from tools.corpus.contamination import BenchmarkIndex, benchmark_files, build_index
-from tools.corpus.identification import Identifier, identifier
-from tools.corpus.layout import Part, PartWriter, part_path, read_row_groups, schema_of, text_columns
-from tools.corpus.pair_rules import pair_rules
-from tools.corpus.rules import Finding, text_rules
-from tools.corpus.runner import Task
-from tools.corpus.stage import Build, Phase, Results, Stage, chunks_of_parts, close_with
-from tools.corpus.thresholds import script_of, thresholds_for
+from emma.recipes.schema.corpus import Corpus
+from emma.tools.corpus.accounts import KEPT, Accounts, Samples, measures_of
+from emma.tools.corpus.contamination import BenchmarkIndex, benchmark_files, build_index
+from emma.tools.corpus.identification import Identifier, identifier
+from emma.tools.corpus.layout import Part, PartWriter, part_path, read_row_groups, schema_of, text_columns
+from emma.tools.corpus.pair_rules import pair_rules
+from emma.tools.corpus.rules import Finding, text_rules
+from emma.tools.corpus.runner import Task
+from emma.tools.corpus.stage import Build, Phase, Results, Stage, chunks_of_parts, close_with
+from emma.tools.corpus.thresholds import script_of, thresholds_for
 
 __all__ = ["batches", "filter_corpus", "findings"]
 

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from recipes.files import atomic_write
-from recipes.schema.corpus import Corpus, NearDuplicates
-from tools.corpus.duplicates import Copies, candidate_pairs, exact_copies, near_copies, over_used
-from tools.corpus.hashing import ChunkHashes, Slice, searched_kind
-from tools.corpus.layout import PartWriter, part_path, read_row_groups
-from tools.corpus.minhash import shingle_sets, shingles_of
-from tools.corpus.thresholds import script_of, thresholds_for
+from emma.base.files import atomic_write
+from emma.recipes.schema.corpus import Corpus, NearDuplicates
+from emma.tools.corpus.duplicates import Copies, candidate_pairs, exact_copies, near_copies, over_used
+from emma.tools.corpus.hashing import ChunkHashes, Slice, searched_kind
+from emma.tools.corpus.layout import PartWriter, part_path, read_row_groups
+from emma.tools.corpus.minhash import shingle_sets, shingles_of
+from emma.tools.corpus.thresholds import script_of, thresholds_for
 
 __all__ = ["CLUSTER_SCHEMA", "RULES", "Group", "find_copies"]
 

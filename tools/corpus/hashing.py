@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.files import atomic_write
-from recipes.schema.corpus import Corpus, NearDuplicates
-from tools.corpus.filter import batches
-from tools.corpus.keys import pair_keys, text_keys
-from tools.corpus.layout import Part, part_path, read_row_groups, text_columns
-from tools.corpus.minhash import bands, shingles_of
-from tools.corpus.thresholds import script_of
+from emma.base.files import atomic_write
+from emma.recipes.schema.corpus import Corpus, NearDuplicates
+from emma.tools.corpus.filter import batches
+from emma.tools.corpus.keys import pair_keys, text_keys
+from emma.tools.corpus.layout import Part, part_path, read_row_groups, text_columns
+from emma.tools.corpus.minhash import bands, shingles_of
+from emma.tools.corpus.thresholds import script_of
 
 __all__ = ["MIN_PARAGRAPH", "ChunkHashes", "Slice", "hash_parts", "paragraphs", "searched_kind"]
 

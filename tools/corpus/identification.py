@@ -6,9 +6,9 @@ import functools
 from pathlib import Path
 from typing import Protocol
 
-from recipes.errors import UserError
-from recipes.schema.corpus import Identification
-from tools.corpus.languages import LanguageResolver, UnknownLanguageError
+from emma.base.errors import UserError
+from emma.recipes.schema.corpus import Identification
+from emma.tools.corpus.languages import LanguageResolver, UnknownLanguageError
 
 __all__ = ["Identifier", "identifier"]
 

@@ -14,18 +14,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from recipes.files import atomic_write, sha256_file
-from recipes.manifest import FileRecord
-from recipes.schema.corpus import Corpus, Source
-from tools.corpus.accounts import KEPT, Accounts, Samples, measures_of
-from tools.corpus.labelling import Labeller
-from tools.corpus.layout import Part, PartWriter, part_path, schema_of, text_columns
-from tools.corpus.normalise import Normaliser
-from tools.corpus.quarantine import Quarantine, check_bad_lines, write_quarantine
-from tools.corpus.reading import Fault, Row, read_rows
-from tools.corpus.runner import Task
-from tools.corpus.source_files import SourceFile, source_files
-from tools.corpus.stage import Build, Phase, Results, Stage
+from emma.base.files import atomic_write, sha256_file
+from emma.base.manifest import FileRecord
+from emma.recipes.schema.corpus import Corpus, Source
+from emma.tools.corpus.accounts import KEPT, Accounts, Samples, measures_of
+from emma.tools.corpus.labelling import Labeller
+from emma.tools.corpus.layout import Part, PartWriter, part_path, schema_of, text_columns
+from emma.tools.corpus.normalise import Normaliser
+from emma.tools.corpus.quarantine import Quarantine, check_bad_lines, write_quarantine
+from emma.tools.corpus.reading import Fault, Row, read_rows
+from emma.tools.corpus.runner import Task
+from emma.tools.corpus.source_files import SourceFile, source_files
+from emma.tools.corpus.stage import Build, Phase, Results, Stage
 
 __all__ = ["integrate"]
 

@@ -6,12 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from recipes.errors import UserError
-from recipes.schema.corpus import Languages, Source
-from tools.corpus.languages import LanguageResolver, Resolved
-from tools.corpus.reading import Row
-from tools.corpus.scripts import compatible, measure
-from tools.corpus.source_files import SourceFile
+from emma.base.errors import UserError
+from emma.recipes.schema.corpus import Languages, Source
+from emma.tools.corpus.languages import LanguageResolver, Resolved
+from emma.tools.corpus.reading import Row
+from emma.tools.corpus.scripts import compatible, measure
+from emma.tools.corpus.source_files import SourceFile
 
 __all__ = ["Labeller", "choose_script"]
 

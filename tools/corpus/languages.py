@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import iso639
 
-from recipes.errors import UserError
-from tools.corpus.tables import scripts_of_languages, table
+from emma.base.errors import UserError
+from emma.tools.corpus.tables import scripts_of_languages, table
 
 __all__ = ["LanguageResolver", "Resolved", "UnknownLanguageError", "all_scripts", "language_name"]
 

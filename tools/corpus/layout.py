@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.errors import UserError
-from recipes.manifest import FileRecord
-from recipes.schema.corpus import KINDS
+from emma.base.errors import UserError
+from emma.base.manifest import FileRecord
+from emma.recipes.schema.corpus import KINDS
 
 __all__ = [
     "PAIR_SCHEMA",

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rensa import RMinHash
 
-from recipes.schema.corpus import NearDuplicates
-from tools.corpus.scripts import SPACELESS
-from tools.corpus.shingles import Shingles, character_shingles, mix, word_shingles
+from emma.recipes.schema.corpus import NearDuplicates
+from emma.tools.corpus.scripts import SPACELESS
+from emma.tools.corpus.shingles import Shingles, character_shingles, mix, word_shingles
 
 __all__ = ["bands", "jaccard", "shingle_sets", "shingles_of", "signatures"]
 

@@ -6,7 +6,7 @@ import html
 import re
 import unicodedata
 
-from recipes.schema.corpus import Kind, Normalisation
+from emma.recipes.schema.corpus import Kind, Normalisation
 
 __all__ = ["Normaliser"]
 

@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.errors import UserError
-from recipes.files import atomic_write
-from recipes.schema.corpus import Decontamination
-from tools.corpus.benchmark_items import Found, ItemIndex
-from tools.corpus.layout import part_path, parts_of, read_row_groups, text_columns
-from tools.corpus.stage import Build
-from tools.corpus.thresholds import script_of
-from tools.progress import progress
+from emma.base.errors import UserError
+from emma.base.files import atomic_write
+from emma.base.progress import progress
+from emma.recipes.schema.corpus import Decontamination
+from emma.tools.corpus.benchmark_items import Found, ItemIndex
+from emma.tools.corpus.layout import part_path, parts_of, read_row_groups, text_columns
+from emma.tools.corpus.stage import Build
+from emma.tools.corpus.thresholds import script_of
 
 __all__ = ["Batch", "corpus_batches", "report_overlap"]
 

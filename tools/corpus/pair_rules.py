@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.schema.corpus import Thresholds
-from tools.corpus.codepoints import CodePoints, script_names
-from tools.corpus.rules import Finding
+from emma.recipes.schema.corpus import Thresholds
+from emma.tools.corpus.codepoints import CodePoints, script_names
+from emma.tools.corpus.rules import Finding
 
 __all__ = ["pair_rules", "weighted_lengths"]
 

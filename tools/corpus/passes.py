@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from recipes.manifest import Manifest
-from tools.corpus.layout import parts_of
-from tools.corpus.runner import Task, results_of, run_tasks
-from tools.corpus.stage import Build, chunks_of_parts, fingerprint
+from emma.base.manifest import Manifest
+from emma.tools.corpus.layout import parts_of
+from emma.tools.corpus.runner import Task, results_of, run_tasks
+from emma.tools.corpus.stage import Build, chunks_of_parts, fingerprint
 
 __all__ = ["count_parts"]
 

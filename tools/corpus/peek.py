@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 import pyarrow.parquet as pq
 
-from recipes.errors import UserError
-from tools.corpus.layout import STAGES, part_path, parts_of, read_row_groups
+from emma.base.errors import UserError
+from emma.tools.corpus.layout import STAGES, part_path, parts_of, read_row_groups
 
 __all__ = ["documents", "last_stage", "quarantined", "rejected"]
 

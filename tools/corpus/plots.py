@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.files import atomic_write
-from tools.corpus.accounts import KEPT
-from tools.corpus.blocks import block_table
-from tools.corpus.categories import categories
-from tools.corpus.layout import STAGES
-from tools.corpus.stage import Build
-from tools.corpus.statistics import accounts_table, statistics, write_table
-from tools.drawing import set_up_drawing
+from emma.base.drawing import set_up_drawing
+from emma.base.files import atomic_write
+from emma.tools.corpus.accounts import KEPT
+from emma.tools.corpus.blocks import block_table
+from emma.tools.corpus.categories import categories
+from emma.tools.corpus.layout import STAGES
+from emma.tools.corpus.stage import Build
+from emma.tools.corpus.statistics import accounts_table, statistics, write_table
 
 __all__ = ["draw"]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import orjson
 
-from recipes.errors import UserError
-from recipes.files import atomic_write
-from recipes.schema.corpus import Corpus
-from tools.corpus.reading import Fault
-from tools.corpus.source_files import SourceFile
+from emma.base.errors import UserError
+from emma.base.files import atomic_write
+from emma.recipes.schema.corpus import Corpus
+from emma.tools.corpus.reading import Fault
+from emma.tools.corpus.source_files import SourceFile
 
 __all__ = ["Quarantine", "check_bad_lines", "write_quarantine"]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import orjson
 
-from recipes.errors import UserError
-from recipes.schema.corpus import Source
-from tools.corpus.source_files import SourceFile
-from tools.corpus.streams import decode, lines, open_bytes
+from emma.base.errors import UserError
+from emma.recipes.schema.corpus import Source
+from emma.tools.corpus.source_files import SourceFile
+from emma.tools.corpus.streams import decode, lines, open_bytes
 
 __all__ = ["Fault", "Row", "columns_needed", "read_rows"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tools.corpus.categories import categories
-from tools.corpus.statistics import Published
+from emma.tools.corpus.categories import categories
+from emma.tools.corpus.statistics import Published
 
 __all__ = ["category_lines", "comparison_lines", "language_lines"]
 

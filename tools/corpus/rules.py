@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.schema.corpus import Thresholds
-from tools.corpus.codepoints import DIGIT, LETTER, MARK, SPACE, SYMBOL, CodePoints
-from tools.corpus.scripts import SPACELESS, part_mask
-from tools.corpus.shingles import character_shingles, word_shingles
-from tools.corpus.tables import table
+from emma.recipes.schema.corpus import Thresholds
+from emma.tools.corpus.codepoints import DIGIT, LETTER, MARK, SPACE, SYMBOL, CodePoints
+from emma.tools.corpus.scripts import SPACELESS, part_mask
+from emma.tools.corpus.shingles import character_shingles, word_shingles
+from emma.tools.corpus.tables import table
 
 __all__ = ["Finding", "text_rules"]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recipes.errors import UserError
-from recipes.files import read_json, write_json
-from tools.processes import process_pool, result_of
-from tools.progress import progress
+from emma.base.errors import UserError
+from emma.base.files import read_json, write_json
+from emma.base.processes import process_pool, result_of
+from emma.base.progress import progress
 
 __all__ = ["Task", "results_of", "run_tasks"]
 
@@ -70,7 +70,7 @@ def run_tasks(
                 _perform(task, str(_mark(folder, task)))
                 bar.update()
             return
-        with process_pool(min(workers, len(open_tasks)), preload=["tools.corpus.build"]) as pool:
+        with process_pool(min(workers, len(open_tasks)), preload=["emma.tools.corpus.build"]) as pool:
             futures = {
                 pool.submit(_perform, task, str(_mark(folder, task))): index
                 for index, task in enumerate(open_tasks)

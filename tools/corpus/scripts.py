@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.corpus.codepoints import CodePoints, script_names
+from emma.tools.corpus.codepoints import CodePoints, script_names
 
 __all__ = ["ABJADS", "MIN_LETTERS", "SPACELESS", "SYLLABARIES", "compatible", "family", "measure"]
 

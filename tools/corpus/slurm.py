@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import UserError
-from recipes.schema.slurm import Slurm
-from tools.corpus.build import finish_build, stages_of
-from tools.corpus.layout import STAGES
-from tools.corpus.stage import Build, Stage
+from emma.base.errors import UserError
+from emma.recipes.schema.slurm import Slurm
+from emma.tools.corpus.build import finish_build, stages_of
+from emma.tools.corpus.layout import STAGES
+from emma.tools.corpus.stage import Build, Stage
 
 __all__ = ["Close", "Share", "SlurmBuild", "submit"]
 
@@ -88,7 +88,7 @@ def submit(build: Build, settings: SlurmBuild, until: str = STAGES[-1]) -> list[
     if shutil.which("sbatch") is None:
         raise UserError("no Slurm here: sbatch is not in PATH; leave --slurm out to build on this machine")
     try:
-        from tools.corpus.slurm_executor import ArrayExecutor
+        from emma.tools.corpus.slurm_executor import ArrayExecutor
     except ImportError as error:
         raise UserError(f"--slurm needs datatrove ({error}); install emma-recipes[corpus]") from None
     # Jobs run in this working folder, but logs are found from anywhere.

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.errors import UserError
-from recipes.schema.corpus import Corpus, Source
+from emma.base.errors import UserError
+from emma.recipes.schema.corpus import Corpus, Source
 
 __all__ = ["SourceFile", "source_files"]
 

@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from recipes.files import atomic_write
-from recipes.schema.corpus import Corpus, Split
-from tools.corpus.accounts import KEPT, Accounts, Samples, measures_of
-from tools.corpus.filter import batches
-from tools.corpus.keys import text_keys
-from tools.corpus.layout import Part, PartWriter, part_path, read_row_groups, schema_of, text_columns
-from tools.corpus.runner import Task
-from tools.corpus.stage import Build, Phase, Results, Stage, chunks_of_parts
+from emma.base.files import atomic_write
+from emma.recipes.schema.corpus import Corpus, Split
+from emma.tools.corpus.accounts import KEPT, Accounts, Samples, measures_of
+from emma.tools.corpus.filter import batches
+from emma.tools.corpus.keys import text_keys
+from emma.tools.corpus.layout import Part, PartWriter, part_path, read_row_groups, schema_of, text_columns
+from emma.tools.corpus.runner import Task
+from emma.tools.corpus.stage import Build, Phase, Results, Stage, chunks_of_parts
 
 __all__ = ["Choices", "Cut", "decide", "document_hashes", "split_corpus"]
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from recipes.errors import UserError
-from recipes.files import atomic_write
-from tools.corpus.accounts import KEPT, MEASURES, accounts_path
-from tools.corpus.categories import categories, category
-from tools.corpus.layout import STAGES
+from emma.base.errors import UserError
+from emma.base.files import atomic_write
+from emma.tools.corpus.accounts import KEPT, MEASURES, accounts_path
+from emma.tools.corpus.categories import categories, category
+from emma.tools.corpus.layout import STAGES
 
 __all__ = ["Published", "accounts_table", "compare", "published", "statistics", "summary", "write_table"]
 

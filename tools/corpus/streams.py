@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 
 import zstandard
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
 
 __all__ = ["BOM", "decode", "lines", "open_bytes"]
 

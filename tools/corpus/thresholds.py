@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from recipes.schema.corpus import Corpus, Thresholds
-from tools.corpus.scripts import family
-from tools.corpus.tables import table
+from emma.recipes.schema.corpus import Corpus, Thresholds
+from emma.tools.corpus.scripts import family
+from emma.tools.corpus.tables import table
 
 __all__ = ["script_of", "thresholds_for"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.manifest import MANIFEST_NAME, Manifest
-from tools.corpus.layout import STAGES, parts_of, schema_of
-from tools.corpus.peek import last_stage
-from tools.corpus.stage import Build
+from emma.base.manifest import MANIFEST_NAME, Manifest
+from emma.tools.corpus.layout import STAGES, parts_of, schema_of
+from emma.tools.corpus.peek import last_stage
+from emma.tools.corpus.stage import Build
 
 __all__ = ["verify_corpus"]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from recipes.load import load_recipe
-from tools.demo.commands import run_command
-from tools.demo.driver import Record, exclusive, run_steps
-from tools.demo.steps import compare_steps, demo_steps
+from emma.recipes.load import load_recipe
+from emma.tools.demo.commands import run_command
+from emma.tools.demo.driver import Record, exclusive, run_steps
+from emma.tools.demo.steps import compare_steps, demo_steps
 
 
 def overrides_for(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Makes the demo's base model: `python -m tools.demo.base_model CORPUS TOKENIZER OUT`.
+"""Makes the demo's base model: `python -P -m emma.tools.demo.base_model CORPUS TOKENIZER OUT`.
 
 A Llama of the recipe's shape, pre-trained a little on a few high-resource languages with plain transformers and torch:
 it stands for the open base model that a continual pre-training starts from, knows some languages and not the others.
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recipes.errors import UserError
-from recipes.files import write_json
-from recipes.schema.model import Model
-from tools.demo.commands import run_command
+from emma.base.errors import UserError
+from emma.base.files import write_json
+from emma.recipes.schema.model import Model
+from emma.tools.demo.commands import run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +68,7 @@ def token_blocks(corpus: Path, languages: list[str], tokenizer: Any, length: int
     """
     import numpy as np
 
-    from tools.demo.corpus_text import languages_of, training_documents
+    from emma.tools.demo.corpus_text import languages_of, training_documents
 
     if missing := sorted(set(languages) - set(languages_of(corpus, "monolingual"))):
         raise UserError(f"{corpus}: holds no monolingual text in {', '.join(missing)}")
@@ -101,7 +101,7 @@ def pretrain(
     """
     import torch
 
-    from tools.progress import progress
+    from emma.base.progress import progress
 
     generator = torch.Generator().manual_seed(seed)
     epochs = -(-steps * batch // len(blocks))
@@ -174,7 +174,7 @@ def command(
     from transformers import AutoTokenizer, GenerationConfig
     from transformers.utils.logging import disable_progress_bar
 
-    from recipes.load import load_section
+    from emma.recipes.load import load_section
 
     disable_progress_bar()  # of writing one small file
 

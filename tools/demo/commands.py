@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
 
 __all__ = ["run_command"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
 
 __all__ = ["languages_of", "training_documents"]
 

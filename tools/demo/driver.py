@@ -17,10 +17,10 @@ from typing import IO, Any
 
 import click
 
-from recipes.errors import CheckFailedError, UserError
-from recipes.files import read_json, write_json
-from tools.demo.steps import Step, Stop
-from tools.training.metrics import read_metrics
+from emma.base.errors import CheckFailedError, UserError
+from emma.base.files import read_json, write_json
+from emma.tools.demo.steps import Step, Stop
+from emma.tools.training.metrics import read_metrics
 
 __all__ = ["Record", "exclusive", "run_steps"]
 
@@ -108,7 +108,7 @@ def run_steps(steps: Sequence[Step], record: Record, lock: IO[Any]) -> bool:
 def _start(step: Step, lock: IO[Any]) -> subprocess.Popen[bytes]:
     """Starts a step's command with this interpreter; it gets SIGTERM if this process dies."""
     program, *arguments = step.command
-    module = ["-m", "tools.cli"] if program == "emma" else []
+    module = ["-P", "-m", "emma.cli"] if program == "emma" else []
     libc = ctypes.CDLL(None, use_errno=True)
 
     def follow_parent() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.schema import Recipe
+from emma.recipes.schema import Recipe
 
 __all__ = ["Step", "Stop", "compare_steps", "demo_steps"]
 
@@ -65,7 +65,7 @@ def demo_steps(
         Step(
             "tokenizer",
             "a small tokenizer for the tiny model",
-            ("python", "-m", "tools.demo.tokenizer", str(corpus), str(tokenizer)),
+            ("python", "-P", "-m", "emma.tools.demo.tokenizer", str(corpus), str(tokenizer)),
             (tokenizer / "tokenizer.json",),
         ),
         Step(
@@ -83,7 +83,16 @@ def demo_steps(
         Step(
             "base",
             "a base model that knows five languages (the stand-in for Llama)",
-            ("python", "-m", "tools.demo.base_model", str(corpus), str(tokenizer), str(base), *base_options),
+            (
+                "python",
+                "-P",
+                "-m",
+                "emma.tools.demo.base_model",
+                str(corpus),
+                str(tokenizer),
+                str(base),
+                *base_options,
+            ),
             (base / "model.safetensors",),
         ),
         Step(

@@ -1,4 +1,4 @@
-"""Trains the demo's tokenizer on its corpus: `python -m tools.demo.tokenizer CORPUS OUT`.
+"""Trains the demo's tokenizer on its corpus: `python -P -m emma.tools.demo.tokenizer CORPUS OUT`.
 
 Byte-level BPE built as Llama 3's is: the same pre-tokenisation, control tokens after the learnt ones, a beginning-of-text
 token put in front by default. Only the vocabulary is small, so that a tiny model can be about the text.
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from recipes.errors import UserError
-from recipes.files import write_json, write_text
-from tools.demo.commands import run_command
+from emma.base.errors import UserError
+from emma.base.files import write_json, write_text
+from emma.tools.demo.commands import run_command
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -127,8 +127,8 @@ def command(corpus: Path, out: Path, vocab_size: int, characters: int) -> None:
 
     It is for the demo's tiny model: a continued model keeps the tokenizer of its base.
     """
-    from recipes.schema.corpus import KINDS
-    from tools.demo.corpus_text import languages_of, training_documents
+    from emma.recipes.schema.corpus import KINDS
+    from emma.tools.demo.corpus_text import languages_of, training_documents
 
     kinds = [kind for kind in KINDS if (corpus / "split" / kind).is_dir()]
     sources = [(kind, language) for kind in kinds or KINDS[:1] for language in languages_of(corpus, kind)]

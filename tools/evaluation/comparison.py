@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.evaluation.averages import ENGLISH_GROUP, OTHERS, Average, averages, groups_of
-from tools.evaluation.bootstrap import Estimate, average, average_of_items
-from tools.evaluation.languages import language
-from tools.evaluation.measures import Benchmark, Metric, benchmark, metric
-from tools.evaluation.results import Result
-from tools.evaluation.significance import Correction, Score, Verdicts, compare_languages, verdict_counts
+from emma.tools.evaluation.averages import ENGLISH_GROUP, OTHERS, Average, averages, groups_of
+from emma.tools.evaluation.bootstrap import Estimate, average, average_of_items
+from emma.tools.evaluation.languages import language
+from emma.tools.evaluation.measures import Benchmark, Metric, benchmark, metric
+from emma.tools.evaluation.results import Result
+from emma.tools.evaluation.significance import Correction, Score, Verdicts, compare_languages, verdict_counts
 
 __all__ = [
     "BenchmarkScores",

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from recipes.errors import UserError
-from tools.evaluation.bootstrap import average, error_of, ratio_draws
-from tools.evaluation.groups import ENGLISH, LANGUAGE_KINDS, LanguageFacts
-from tools.evaluation.journal import LanguageScores
-from tools.evaluation.results import BENCHMARK
+from emma.base.errors import UserError
+from emma.tools.evaluation.bootstrap import average, error_of, ratio_draws
+from emma.tools.evaluation.groups import ENGLISH, LANGUAGE_KINDS, LanguageFacts
+from emma.tools.evaluation.journal import LanguageScores
+from emma.tools.evaluation.results import BENCHMARK
 
 __all__ = ["Gains", "GroupGain", "LanguageGain", "compare"]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.errors import UserError
-from recipes.files import read_json
+from emma.base.errors import UserError
+from emma.base.files import read_json
 
 if TYPE_CHECKING:
-    from recipes.schema.data import Mix
+    from emma.recipes.schema.data import Mix
 
 __all__ = [
     "ENGLISH",

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
 
 if TYPE_CHECKING:
-    from recipes.schema.data import Pack
+    from emma.recipes.schema.data import Pack
 
 __all__ = ["Document", "HeldOut", "find_heldout", "read_documents"]
 
@@ -105,10 +105,10 @@ def _documents_of_pairs(
 ) -> Iterator[Document]:
     import pyarrow as pa
 
-    from recipes.schema.data import Pack, PackComponent
-    from tools.pack.documents import DocumentMaker
-    from tools.pack.inputs import InputFile, Segment
-    from tools.pack.records import Batch
+    from emma.recipes.schema.data import Pack, PackComponent
+    from emma.tools.pack.documents import DocumentMaker
+    from emma.tools.pack.inputs import InputFile, Segment
+    from emma.tools.pack.records import Batch
 
     component = PackComponent(kind="bilingual", language=heldout.language)
     maker = DocumentMaker(component, pack or Pack(components={"bilingual": component}))

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.errors import UserError
-from tools.evaluation.heldout import Document, HeldOut, read_documents
-from tools.evaluation.journal import Journal, LanguageScores, text_sha256
-from tools.evaluation.publish import publish_rows
-from tools.evaluation.results import Result, heldout_results
-from tools.evaluation.stored import journal_of
-from tools.evaluation.targets import Target, fingerprint
-from tools.progress import progress
+from emma.base.errors import UserError
+from emma.base.progress import progress
+from emma.tools.evaluation.heldout import Document, HeldOut, read_documents
+from emma.tools.evaluation.journal import Journal, LanguageScores, text_sha256
+from emma.tools.evaluation.publish import publish_rows
+from emma.tools.evaluation.results import Result, heldout_results
+from emma.tools.evaluation.stored import journal_of
+from emma.tools.evaluation.targets import Target, fingerprint
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from recipes.schema.data import Pack
-    from tools.evaluation.likelihood import Scorer
+    from emma.recipes.schema.data import Pack
+    from emma.tools.evaluation.likelihood import Scorer
 
 __all__ = ["Settings", "evaluate_model", "load_model", "publish"]
 
@@ -55,7 +55,7 @@ def load_model(folder: Path, settings: Settings) -> Scorer:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from tools.evaluation.likelihood import Scorer
+    from emma.tools.evaluation.likelihood import Scorer
 
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = settings.dtype or ("float32" if device == "cpu" else "auto")

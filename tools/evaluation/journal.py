@@ -9,9 +9,9 @@ from pathlib import Path
 
 import orjson
 
-from recipes.files import append_line
-from tools.evaluation.heldout import Document
-from tools.evaluation.likelihood import DocumentScore
+from emma.base.files import append_line
+from emma.tools.evaluation.heldout import Document
+from emma.tools.evaluation.likelihood import DocumentScore
 
 __all__ = ["Journal", "LanguageScores", "text_sha256"]
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
 
 __all__ = ["CATEGORIES", "LANGUAGE_TABLE", "UNSEEN", "Language", "language", "language_table", "subject"]
 
@@ -97,7 +97,7 @@ def language(name: str) -> Language:
     A code that the table lacks is read as `emma corpus languages` reads labels; one that stands for nothing there is
     kept as it is, unseen and of unknown family.
     """
-    from tools.corpus.languages import LanguageResolver, UnknownLanguageError, language_name
+    from emma.tools.corpus.languages import LanguageResolver, UnknownLanguageError, language_name
 
     code, table = subject(name), language_table()
     if code in table:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
 
 __all__ = ["DocumentScore", "Scorer", "Window", "cut_windows"]
 

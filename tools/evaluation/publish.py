@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.files import read_json, write_json
-from tools.evaluation.results import Result, merge_results, read_results, write_results
-from tools.evaluation.targets import Target
+from emma.base.files import read_json, write_json
+from emma.tools.evaluation.results import Result, merge_results, read_results, write_results
+from emma.tools.evaluation.targets import Target
 
 __all__ = ["publish_rows"]
 

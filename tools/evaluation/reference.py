@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import UserError
-from recipes.files import atomic_write
-from tools.evaluation.averages import ALL, averages, category_of
-from tools.evaluation.measures import metric
-from tools.evaluation.wins import field_wins
+from emma.base.errors import UserError
+from emma.base.files import atomic_write
+from emma.tools.evaluation.averages import ALL, averages, category_of
+from emma.tools.evaluation.measures import metric
+from emma.tools.evaluation.wins import field_wins
 
 __all__ = [
     "REFERENCE_TABLE",
@@ -81,7 +81,7 @@ class ReferenceAverage:
 
 @functools.cache
 def _settings() -> dict[str, Any]:
-    from recipes.compose import read_yaml
+    from emma.recipes.compose import read_yaml
 
     return read_yaml(_FOLDER / "reference_tables.yaml").values
 

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import UserError
-from recipes.files import atomic_write
-from tools.evaluation.bootstrap import error_of, ratio_draws
-from tools.evaluation.journal import LanguageScores
+from emma.base.errors import UserError
+from emma.base.files import atomic_write
+from emma.tools.evaluation.bootstrap import error_of, ratio_draws
+from emma.tools.evaluation.journal import LanguageScores
 
 __all__ = ["BENCHMARK", "Result", "heldout_results", "merge_results", "read_results", "write_results"]
 

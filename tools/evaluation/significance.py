@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
 
 __all__ = [
     "ALPHA",

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import UserError
-from recipes.files import read_json
-from tools.evaluation.journal import Journal, LanguageScores
-from tools.evaluation.results import BENCHMARK, Result, read_results
+from emma.base.errors import UserError
+from emma.base.files import read_json
+from emma.tools.evaluation.journal import Journal, LanguageScores
+from emma.tools.evaluation.results import BENCHMARK, Result, read_results
 
 __all__ = ["EvaluatedModel", "evaluated_models", "item_scores", "journal_of", "stored_scores"]
 
@@ -76,7 +76,7 @@ def item_scores(folder: Path, model: str) -> Callable[[str, str, str], dict[str,
         folder: evaluation folder.
         model: name in the results.
     """
-    from tools.evaluation.benchmarks.records import read_samples, samples_file, unit_file
+    from emma.tools.evaluation.benchmarks.records import read_samples, samples_file, unit_file
 
     @functools.cache
     def samples(benchmark: str, language: str) -> list[tuple[str, dict[str, Any]]]:

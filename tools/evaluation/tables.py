@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tools.evaluation.gains import Gains, GroupGain, LanguageGain
-from tools.evaluation.groups import LANGUAGE_KINDS
-from tools.evaluation.results import Result
+from emma.tools.evaluation.gains import Gains, GroupGain, LanguageGain
+from emma.tools.evaluation.groups import LANGUAGE_KINDS
+from emma.tools.evaluation.results import Result
 
 __all__ = ["gains_table", "scores_table", "text_table"]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.errors import UserError
-from recipes.files import read_json, sha256_file
+from emma.base.errors import UserError
+from emma.base.files import read_json, sha256_file
 
 if TYPE_CHECKING:
-    from recipes.schema import Recipe
+    from emma.recipes.schema import Recipe
 
 __all__ = ["Target", "default_window", "exported_steps", "fingerprint", "resolve_run", "resolve_target"]
 
@@ -42,7 +42,7 @@ def resolve_run(run: str | Path, overrides: Sequence[str] = ()) -> tuple[Path, R
     Raises:
         UserError: no such run, or it has no folder yet.
     """
-    from recipes.load import load_recipe
+    from emma.recipes.load import load_recipe
 
     recipe = load_recipe(run, overrides)
     folder = Path(run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tools.evaluation.averages import category_of, groups_of
+from emma.tools.evaluation.averages import category_of, groups_of
 
 __all__ = ["field_wins"]
 

@@ -16,22 +16,22 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.errors import UserError
-from recipes.files import fsync_directory, write_json
-from recipes.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
-from recipes.schema import Recipe
-from recipes.schema.data import Mix
-from tools.mix.catalogue import Catalogue, consumed_documents, load_catalogue
-from tools.mix.layout import FORMAT, DatasetInfo, MixInfo, Packing, SourceInfo, read_mix
-from tools.mix.plan import PLAN_SCHEMA, MixPlan, ValidationGroup, make_plan, plan_validation
-from tools.mix.select import Selection, generator, select_documents, select_validation
-from tools.mix.shuffle import shuffled
-from tools.mix.sources import Source, read_statistics, sources_of_store
-from tools.mix.writer import DatasetWriter, ShardTable
-from tools.pack.store import Component, open_store
-from tools.pack.tokenizer_file import TokenizerFile
-from tools.processes import available_cores
-from tools.progress import progress
+from emma.base.errors import UserError
+from emma.base.files import fsync_directory, write_json
+from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
+from emma.base.processes import available_cores
+from emma.base.progress import progress
+from emma.recipes.schema import Recipe
+from emma.recipes.schema.data import Mix
+from emma.tools.mix.catalogue import Catalogue, consumed_documents, load_catalogue
+from emma.tools.mix.layout import FORMAT, DatasetInfo, MixInfo, Packing, SourceInfo, read_mix
+from emma.tools.mix.plan import PLAN_SCHEMA, MixPlan, ValidationGroup, make_plan, plan_validation
+from emma.tools.mix.select import Selection, generator, select_documents, select_validation
+from emma.tools.mix.shuffle import shuffled
+from emma.tools.mix.sources import Source, read_statistics, sources_of_store
+from emma.tools.mix.writer import DatasetWriter, ShardTable
+from emma.tools.pack.store import Component, open_store
+from emma.tools.pack.tokenizer_file import TokenizerFile
 
 __all__ = ["MixSettings", "build_mix", "expected_fingerprint", "plan_mix"]
 

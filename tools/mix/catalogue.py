@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.errors import UserError
-from recipes.schema.data import Consumed
-from tools.mix.layout import ROW, read_dataset_info, read_mix
-from tools.pack.store import Component
+from emma.base.errors import UserError
+from emma.recipes.schema.data import Consumed
+from emma.tools.mix.layout import ROW, read_dataset_info, read_mix
+from emma.tools.pack.store import Component
 
 __all__ = ["Catalogue", "consumed_documents", "load_catalogue"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
 
 __all__ = ["IndexWriter", "index_header", "read_index"]
 

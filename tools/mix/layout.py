@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from recipes.errors import UserError
-from recipes.files import read_json
+from emma.base.errors import UserError
+from emma.base.files import read_json
 
 __all__ = [
     "FORMAT",

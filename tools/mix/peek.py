@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.errors import UserError
-from tools.mix.layout import DatasetInfo
-from tools.pack.peek import Decoder
+from emma.base.errors import UserError
+from emma.tools.mix.layout import DatasetInfo
+from emma.tools.pack.peek import Decoder
 
 __all__ = ["PeekedRow", "peek_rows", "peek_sample"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from recipes.errors import CheckFailedError, UserError
-from recipes.schema.data import Mix
-from tools.mix.sources import Source
+from emma.base.errors import CheckFailedError, UserError
+from emma.recipes.schema.data import Mix
+from emma.tools.mix.sources import Source
 
 __all__ = [
     "PLAN_SCHEMA",

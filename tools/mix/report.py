@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from html import escape
 
-from tools.mix.plan import MixPlan, by_category
+from emma.tools.mix.plan import MixPlan, by_category
 
 __all__ = ["plan_lines", "plan_svg", "plan_summary"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recipes.errors import UserError
-from tools.mix.catalogue import Catalogue
-from tools.mix.plan import PlannedSource
+from emma.base.errors import UserError
+from emma.tools.mix.catalogue import Catalogue
+from emma.tools.mix.plan import PlannedSource
 
 __all__ = ["Selection", "generator", "select_documents", "select_validation"]
 

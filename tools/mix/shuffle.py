@@ -8,8 +8,8 @@ from typing import IO
 
 import numpy as np
 
-from tools.mix.ahead import ahead
-from tools.mix.layout import ROW
+from emma.tools.mix.ahead import ahead
+from emma.tools.mix.layout import ROW
 
 __all__ = ["BUCKET_ROWS", "shuffled"]
 

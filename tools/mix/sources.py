@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from recipes.errors import UserError
-from recipes.schema.data import Category, Data, Mix, MixComponent
-from tools.pack.store import Component
+from emma.base.errors import UserError
+from emma.recipes.schema.data import Category, Data, Mix, MixComponent
+from emma.tools.pack.store import Component
 
 __all__ = ["Source", "category_of", "script_table", "sources_of_statistics", "sources_of_store"]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from recipes.errors import UserError
-from recipes.manifest import MANIFEST_NAME, Manifest
-from tools.mix.catalogue import Catalogue, load_catalogue
-from tools.mix.index import read_index
-from tools.mix.layout import ROW, DatasetInfo, MixInfo, read_dataset_info, read_mix
-from tools.pack.store import Component, open_component
-from tools.progress import progress
+from emma.base.errors import UserError
+from emma.base.manifest import MANIFEST_NAME, Manifest
+from emma.base.progress import progress
+from emma.tools.mix.catalogue import Catalogue, load_catalogue
+from emma.tools.mix.index import read_index
+from emma.tools.mix.layout import ROW, DatasetInfo, MixInfo, read_dataset_info, read_mix
+from emma.tools.pack.store import Component, open_component
 
 __all__ = ["verify_mix"]
 

@@ -11,13 +11,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from recipes.files import write_json
-from tools.mix.ahead import ahead
-from tools.mix.index import IndexWriter
-from tools.mix.layout import ROW, DatasetInfo, Packing, ShardInfo, SourceInfo
-from tools.mix.packing import best_fit, cut_to_samples
-from tools.mix.shuffle import BUCKET_ROWS
-from tools.pack.store import Component
+from emma.base.files import write_json
+from emma.tools.mix.ahead import ahead
+from emma.tools.mix.index import IndexWriter
+from emma.tools.mix.layout import ROW, DatasetInfo, Packing, ShardInfo, SourceInfo
+from emma.tools.mix.packing import best_fit, cut_to_samples
+from emma.tools.mix.shuffle import BUCKET_ROWS
+from emma.tools.pack.store import Component
 
 __all__ = ["ArrayWriter", "DatasetWriter", "ShardTable"]
 

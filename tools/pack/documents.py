@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recipes.errors import UserError
-from recipes.schema.data import Pack, PackComponent
-from tools.pack.columns import as_array, constant, encode_keys, join
-from tools.pack.languages import pair_labels, split_pair
-from tools.pack.records import BATCH_BYTES, Batch
+from emma.base.errors import UserError
+from emma.recipes.schema.data import Pack, PackComponent
+from emma.tools.pack.columns import as_array, constant, encode_keys, join
+from emma.tools.pack.languages import pair_labels, split_pair
+from emma.tools.pack.records import BATCH_BYTES, Batch
 
 __all__ = ["DOCUMENT_COLUMNS", "DocumentMaker", "fill", "spread"]
 

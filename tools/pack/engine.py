@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recipes.errors import UserError
-from tools.pack.tokenizer_file import TokenizerFile
+from emma.base.errors import UserError
+from emma.tools.pack.tokenizer_file import TokenizerFile
 
 __all__ = [
     "ENGINES",

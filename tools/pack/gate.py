@@ -9,10 +9,11 @@ from concurrent.futures import Executor
 import numpy as np
 import pyarrow as pa
 
-from recipes.errors import UserError
-from tools.pack.columns import as_array
-from tools.pack.documents import DocumentMaker
-from tools.pack.engine import (
+from emma.base.errors import UserError
+from emma.base.processes import result_of
+from emma.tools.pack.columns import as_array
+from emma.tools.pack.documents import DocumentMaker
+from emma.tools.pack.engine import (
     REFERENCE,
     Encoded,
     Engine,
@@ -23,10 +24,9 @@ from tools.pack.engine import (
     load_engine,
     usable_engine,
 )
-from tools.pack.inputs import Segment, Unit
-from tools.pack.plan import ComponentPlan, PackSettings
-from tools.pack.records import read_segment
-from tools.processes import result_of
+from emma.tools.pack.inputs import Segment, Unit
+from emma.tools.pack.plan import ComponentPlan, PackSettings
+from emma.tools.pack.records import read_segment
 
 __all__ = ["gate_samples", "gate_verdicts"]
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
 
 __all__ = ["InputFile", "Segment", "Unit", "cut_units", "list_inputs"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
 
 __all__ = ["pair_labels", "split_pair"]
 
@@ -18,7 +18,7 @@ def pair_labels(source: str, target: str) -> tuple[str, str]:
     (`Serbian (Cyrl)`, `Serbian (Latn)`). Codes without a name in ISO 639-3 stay codes.
     """
     # The tables take a second to load, and only pairs need them.
-    from tools.corpus.languages import language_name
+    from emma.tools.corpus.languages import language_name
 
     names = [re.sub(r" \([^)]*\)$", "", language_name(code)) for code in (source, target)]
     if names[0] == names[1]:

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recipes.errors import UserError
-from tools.pack.store import Component
+from emma.base.errors import UserError
+from emma.tools.pack.store import Component
 
 __all__ = ["Decoder", "PeekedDocument", "peek_documents"]
 
@@ -41,7 +41,7 @@ class Decoder:
     def __init__(self, path: Path, sha256: str) -> None:
         from tokenizers import Tokenizer
 
-        from recipes.files import sha256_file
+        from emma.base.files import sha256_file
 
         if not path.is_file():
             raise UserError(f"{path}: no such tokenizer; give the one that the store was packed with")

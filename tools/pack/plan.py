@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import UserError
-from recipes.files import read_json, write_json
-from recipes.schema import Recipe
-from recipes.schema.data import Pack
-from tools.pack.engine import Encoder, EngineName, choose_engine
-from tools.pack.inputs import InputFile, Unit, cut_units, list_inputs
-from tools.pack.store import FORMAT
-from tools.pack.tokenizer_file import TokenizerFile
+from emma.base.errors import UserError
+from emma.base.files import read_json, write_json
+from emma.recipes.schema import Recipe
+from emma.recipes.schema.data import Pack
+from emma.tools.pack.engine import Encoder, EngineName, choose_engine
+from emma.tools.pack.inputs import InputFile, Unit, cut_units, list_inputs
+from emma.tools.pack.store import FORMAT
+from emma.tools.pack.tokenizer_file import TokenizerFile
 
 __all__ = ["ComponentPlan", "PackSettings", "plan_component"]
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import orjson
 
-from recipes.load import load_recipe
-from recipes.schema.model import Tokenizer
-from tools.arrow import keep_pandas_out
-from tools.pack.engine import usable_engine
-from tools.pack.tokenizer_file import tokenizer_of_process
-from tools.pack.workers import VARIABLE
+from emma.base.arrow import keep_pandas_out
+from emma.recipes.load import load_recipe
+from emma.recipes.schema.model import Tokenizer
+from emma.tools.pack.engine import usable_engine
+from emma.tools.pack.tokenizer_file import tokenizer_of_process
+from emma.tools.pack.workers import VARIABLE
 
 __all__: list[str] = []
 

@@ -17,8 +17,8 @@ import pyarrow.json
 import pyarrow.parquet as pq
 import zstandard
 
-from recipes.errors import UserError
-from tools.pack.inputs import Segment
+from emma.base.errors import UserError
+from emma.tools.pack.inputs import Segment
 
 __all__ = ["Batch", "read_segment"]
 

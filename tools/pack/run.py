@@ -18,24 +18,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from recipes.errors import UserError
-from recipes.files import atomic_write, fsync_directory, read_json, write_json
-from recipes.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
-from tools.pack.engine import REFERENCE, forget_engine
-from tools.pack.gate import gate_verdicts
-from tools.pack.inputs import InputFile, Unit
-from tools.pack.plan import (
+from emma.base.errors import UserError
+from emma.base.files import atomic_write, fsync_directory, read_json, write_json
+from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
+from emma.base.processes import available_cores, result_of
+from emma.base.progress import progress
+from emma.tools.pack.engine import REFERENCE, forget_engine
+from emma.tools.pack.gate import gate_verdicts
+from emma.tools.pack.inputs import InputFile, Unit
+from emma.tools.pack.plan import (
     ComponentPlan,
     PackSettings,
     difference,
     input_difference,
     plan_component,
 )
-from tools.pack.store import FORMAT, SOURCE_SCHEMA, bin_name, documents_name, open_component, token_dtype
-from tools.pack.unit import UNIT_FILE, pack_unit, unit_name
-from tools.pack.workers import worker_pool
-from tools.processes import available_cores, result_of
-from tools.progress import progress
+from emma.tools.pack.store import FORMAT, SOURCE_SCHEMA, bin_name, documents_name, open_component, token_dtype
+from emma.tools.pack.unit import UNIT_FILE, pack_unit, unit_name
+from emma.tools.pack.workers import worker_pool
 
 __all__ = ["PackReport", "finish_component", "pack_store", "prepare_component"]
 

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.errors import UserError
-from recipes.manifest import MANIFEST_NAME, Manifest
+from emma.base.errors import UserError
+from emma.base.manifest import MANIFEST_NAME, Manifest
 
 __all__ = [
     "DOCUMENT_SCHEMA",

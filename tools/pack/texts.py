@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.errors import UserError
-from recipes.files import sha256_file
-from tools.corpus.overlap import Batch
-from tools.corpus.scripts import SPACELESS
-from tools.corpus.thresholds import script_of
-from tools.pack.store import Component, open_component
-from tools.progress import progress
+from emma.base.errors import UserError
+from emma.base.files import sha256_file
+from emma.base.progress import progress
+from emma.tools.corpus.overlap import Batch
+from emma.tools.corpus.scripts import SPACELESS
+from emma.tools.corpus.thresholds import script_of
+from emma.tools.pack.store import Component, open_component
 
 __all__ = ["store_batches"]
 

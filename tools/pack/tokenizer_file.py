@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from recipes.errors import UserError
-from recipes.schema.model import Tokenizer
+from emma.base.errors import UserError
+from emma.recipes.schema.model import Tokenizer
 
 __all__ = ["TokenizerFile", "tokenizer_of_process"]
 

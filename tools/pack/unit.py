@@ -15,16 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recipes.errors import UserError
-from recipes.files import fsync_directory, sha256_file, write_json
-from recipes.manifest import FileRecord
-from recipes.schema.data import Pack, PackComponent
-from tools.pack.columns import as_array, encode_keys, join
-from tools.pack.documents import DocumentMaker
-from tools.pack.engine import Encoded, Encoder
-from tools.pack.inputs import Unit
-from tools.pack.records import read_segment
-from tools.pack.store import DOCUMENT_SCHEMA, token_dtype
+from emma.base.errors import UserError
+from emma.base.files import fsync_directory, sha256_file, write_json
+from emma.base.manifest import FileRecord
+from emma.recipes.schema.data import Pack, PackComponent
+from emma.tools.pack.columns import as_array, encode_keys, join
+from emma.tools.pack.documents import DocumentMaker
+from emma.tools.pack.engine import Encoded, Encoder
+from emma.tools.pack.inputs import Unit
+from emma.tools.pack.records import read_segment
+from emma.tools.pack.store import DOCUMENT_SCHEMA, token_dtype
 
 __all__ = ["UNIT_FILE", "pack_unit", "unit_name"]
 

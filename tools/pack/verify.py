@@ -13,11 +13,13 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.errors import UserError
-from recipes.files import sha256_file
-from recipes.manifest import MANIFEST_NAME
-from tools.pack.documents import SPLITS
-from tools.pack.store import (
+from emma.base.errors import UserError
+from emma.base.files import sha256_file
+from emma.base.manifest import MANIFEST_NAME
+from emma.base.processes import available_cores, process_pool, result_of
+from emma.base.progress import progress
+from emma.tools.pack.documents import SPLITS
+from emma.tools.pack.store import (
     DOCUMENT_SCHEMA,
     Component,
     Shard,
@@ -26,8 +28,6 @@ from tools.pack.store import (
     open_component,
     token_dtype,
 )
-from tools.processes import available_cores, process_pool, result_of
-from tools.progress import progress
 
 __all__ = ["verify_component"]
 
@@ -63,7 +63,7 @@ def verify_component(
     workers = workers or available_cores()
     faults = _manifest_faults(component)
     totals: dict[tuple[str, str], np.ndarray] = {}
-    with process_pool(workers, preload=["tools.pack.run", "tools.pack.verify"]) as pool:
+    with process_pool(workers, preload=["emma.tools.pack.run", "emma.tools.pack.verify"]) as pool:
         if checksums:
             faults += _checksum_faults(component, pool)
         reports = [pool.submit(_verify_shard, component, shard) for shard in component.shards]

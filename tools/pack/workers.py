@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tools.processes import process_pool, start_forkserver
+from emma.base.processes import process_pool, start_forkserver
 
 if TYPE_CHECKING:
-    from recipes.schema.model import Tokenizer
+    from emma.recipes.schema.model import Tokenizer
 
 __all__ = ["VARIABLE", "start_workers", "worker_pool"]
 
 VARIABLE = "EMMA_PACK_PRELOAD"
 """JSON that tells `tools.pack.preload` what to load: `{engine, tokenizer, vocab_size}` or `{run, overrides}`."""
 
-_PRELOAD = ("tools.pack.run", "tools.pack.preload")
+_PRELOAD = ("emma.tools.pack.run", "emma.tools.pack.preload")
 # An engine keeps the words that it has met, so that memory would grow with the text: a process that has packed so much
 # makes way for a fresh one, which is cheaper than to load the engine anew.
 _BYTES_A_PROCESS = 128 << 20

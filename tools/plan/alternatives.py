@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from recipes.checks import check_combination
-from recipes.errors import RecipeError
-from recipes.schema import Recipe
-from tools.plan.memory import estimate_memory, memory_limit
-from tools.plan.throughput import expected_throughput
+from emma.base.errors import RecipeError
+from emma.recipes.checks import check_combination
+from emma.recipes.schema import Recipe
+from emma.tools.plan.memory import estimate_memory, memory_limit
+from emma.tools.plan.throughput import expected_throughput
 
 __all__ = ["Alternative", "alternatives", "check_fits"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recipes.devices import device
-from recipes.schema import Recipe
-from tools.plan.memory import GIB
-from tools.plan.parameters import total_parameters
-from tools.plan.throughput import Throughput
+from emma.recipes.devices import device
+from emma.recipes.schema import Recipe
+from emma.tools.plan.memory import GIB
+from emma.tools.plan.parameters import total_parameters
+from emma.tools.plan.throughput import Throughput
 
 __all__ = [
     "Assumptions",

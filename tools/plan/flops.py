@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from recipes.schema.model import Model
-from tools.plan.parameters import matmul_parameters
+from emma.recipes.schema.model import Model
+from emma.tools.plan.parameters import matmul_parameters
 
 __all__ = ["Convention", "attention_flops_per_token", "flops_per_token"]
 

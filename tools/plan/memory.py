@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from recipes.devices import device
-from recipes.schema import Recipe
-from tools.plan.parameters import rank_parameters
+from emma.recipes.devices import device
+from emma.recipes.schema import Recipe
+from emma.tools.plan.parameters import rank_parameters
 
 __all__ = ["GIB", "MARGIN", "Memory", "estimate_memory", "memory_limit", "stage_memory"]
 

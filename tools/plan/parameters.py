@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recipes.schema.model import Model
+from emma.recipes.schema.model import Model
 
 __all__ = [
     "LayerParameters",

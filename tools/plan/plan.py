@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from recipes.devices import device
-from recipes.schema import Recipe
-from tools.plan.alternatives import Alternative, alternatives, check_fits
-from tools.plan.cost import (
+from emma.recipes.devices import device
+from emma.recipes.schema import Recipe
+from emma.tools.plan.alternatives import Alternative, alternatives, check_fits
+from emma.tools.plan.cost import (
     Assumptions,
     CheckpointCost,
     Energy,
@@ -17,10 +17,10 @@ from tools.plan.cost import (
     expected_energy,
     expected_time,
 )
-from tools.plan.flops import flops_per_token
-from tools.plan.memory import Memory, estimate_memory, memory_limit
-from tools.plan.parameters import matmul_parameters, total_parameters
-from tools.plan.throughput import UNCERTAINTY, Throughput, expected_throughput
+from emma.tools.plan.flops import flops_per_token
+from emma.tools.plan.memory import Memory, estimate_memory, memory_limit
+from emma.tools.plan.parameters import matmul_parameters, total_parameters
+from emma.tools.plan.throughput import UNCERTAINTY, Throughput, expected_throughput
 
 __all__ = ["Plan", "make_plan"]
 

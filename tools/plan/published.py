@@ -8,11 +8,11 @@ from pathlib import Path
 from pydantic import Field
 from ruamel.yaml import YAML
 
-from recipes.load import load_recipe
-from recipes.schema import Recipe
-from recipes.schema.section import Section
-from tools.plan.memory import GIB, Memory, estimate_memory, memory_limit
-from tools.plan.throughput import expected_throughput
+from emma.recipes.load import load_recipe
+from emma.recipes.schema import Recipe
+from emma.recipes.schema.section import Section
+from emma.tools.plan.memory import GIB, Memory, estimate_memory, memory_limit
+from emma.tools.plan.throughput import expected_throughput
 
 __all__ = ["Measurement", "comparison", "measurements"]
 
@@ -44,7 +44,7 @@ def measurements() -> list[Measurement]:
 
 
 def comparison() -> str:
-    """Markdown table of every measurement against the plan; `python -m tools.plan.published` prints it."""
+    """Markdown table of every measurement against the plan; `python -P -m emma.tools.plan.published` prints it."""
     lines = [
         "| Run | Memory estimated, GB (GiB) | may be used, GiB | measured | Speed estimated | measured | difference |",
         "|---|---|---|---|---|---|---|",

@@ -16,11 +16,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import CheckFailedError
-from recipes.files import read_json
-from recipes.load import write_recipe
-from recipes.schema import Recipe
-from tools.plan.parameters import rank_parameters
+from emma.base.errors import CheckFailedError
+from emma.base.files import read_json
+from emma.recipes.load import write_recipe
+from emma.recipes.schema import Recipe
+from emma.tools.plan.parameters import rank_parameters
 
 __all__ = ["Simulation", "expected_shapes", "simulate"]
 
@@ -61,7 +61,7 @@ def simulate(recipe: Recipe) -> Simulation:
         # Megatron must find no GPU: the stand-in for CUDA is what lets a rank live in ordinary memory.
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
         done = subprocess.run(
-            [sys.executable, "-m", "tools.plan.simulated_ranks", folder],
+            [sys.executable, "-P", "-m", "emma.tools.plan.simulated_ranks", folder],
             env=environment,
             capture_output=True,
             text=True,

@@ -1,4 +1,4 @@
-"""The process behind `emma plan --simulate`: `python -m tools.plan.simulated_ranks FOLDER`.
+"""The process behind `emma plan --simulate`: `python -P -m emma.tools.plan.simulated_ranks FOLDER`.
 
 Reads `FOLDER/recipe.yaml`, imports Megatron once, forks a process for each simulated rank, writes `FOLDER/result.json`.
 """
@@ -13,11 +13,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from recipes.compose import compose_file
-from recipes.files import read_json, write_json
-from recipes.schema import Recipe
-from tools.plan.parameters import rank_parameters
-from tools.training.arguments import LoadPlan, megatron_arguments
+from emma.base.files import read_json, write_json
+from emma.recipes.compose import compose_file
+from emma.recipes.schema import Recipe
+from emma.tools.plan.parameters import rank_parameters
+from emma.tools.training.arguments import LoadPlan, megatron_arguments
 
 # Bytes a parameter while buffers are built: weights twice (module and buffer) and FP32 gradients.
 _BUILD_BYTES = 2 + 2 + 4
@@ -25,7 +25,7 @@ _BUILD_BYTES = 2 + 2 + 4
 
 def main(folder: Path) -> int:
     """Simulates one rank of each stage and tensor-parallel position; returns the exit code."""
-    import megatron_patches
+    from emma import megatron_patches
 
     megatron_patches.apply()
     # Imported before the forks, which then need not.

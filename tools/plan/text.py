@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from recipes.devices import device
-from tools.plan.alternatives import Alternative
-from tools.plan.memory import MARGIN
-from tools.plan.plan import Plan
-from tools.plan.throughput import UNCERTAINTY
+from emma.recipes.devices import device
+from emma.tools.plan.alternatives import Alternative
+from emma.tools.plan.memory import MARGIN
+from emma.tools.plan.plan import Plan
+from emma.tools.plan.throughput import UNCERTAINTY
 
 if TYPE_CHECKING:
-    from tools.plan.simulate import Simulation
+    from emma.tools.plan.simulate import Simulation
 
 __all__ = ["plan_text", "simulation_text"]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from recipes.schema import Recipe
-from tools.plan.memory import GIB
-from tools.plan.parameters import total_parameters
+from emma.recipes.schema import Recipe
+from emma.tools.plan.memory import GIB
+from emma.tools.plan.parameters import total_parameters
 
 __all__ = ["megatron_formula_gib"]
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from recipes.devices import device, matmul_format
-from recipes.schema import Recipe
-from tools.plan.flops import attention_flops_per_token, flops_per_token
-from tools.plan.parameters import layer_parameters, matmul_parameters
+from emma.recipes.devices import device, matmul_format
+from emma.recipes.schema import Recipe
+from emma.tools.plan.flops import attention_flops_per_token, flops_per_token
+from emma.tools.plan.parameters import layer_parameters, matmul_parameters
 
 __all__ = ["UNCERTAINTY", "Throughput", "expected_throughput"]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from tools.evaluation import measures
-from tools.evaluation.averages import ENGLISH_GROUP, OTHERS
-from tools.evaluation.bootstrap import Estimate
-from tools.evaluation.comparison import (
+from emma.tools.evaluation import measures
+from emma.tools.evaluation.averages import ENGLISH_GROUP, OTHERS
+from emma.tools.evaluation.bootstrap import Estimate
+from emma.tools.evaluation.comparison import (
     BenchmarkScores,
     Change,
     baseline,
@@ -20,15 +20,15 @@ from tools.evaluation.comparison import (
     estimate,
     health,
 )
-from tools.evaluation.languages import CATEGORIES, language
-from tools.evaluation.measures import Metric, benchmark, metric
-from tools.evaluation.significance import Verdicts
-from tools.evaluation.stored import EvaluatedModel, item_scores
-from tools.evaluation.wins import field_wins
-from tools.report.charts import Point, Segment, Series, share_bar
-from tools.report.figures import Bar, Curves, Differences, Dots, Figure
-from tools.report.records import RunRecord
-from tools.report.training import category_colors
+from emma.tools.evaluation.languages import CATEGORIES, language
+from emma.tools.evaluation.measures import Metric, benchmark, metric
+from emma.tools.evaluation.significance import Verdicts
+from emma.tools.evaluation.stored import EvaluatedModel, item_scores
+from emma.tools.evaluation.wins import field_wins
+from emma.tools.report.charts import Point, Segment, Series, share_bar
+from emma.tools.report.figures import Bar, Curves, Differences, Dots, Figure
+from emma.tools.report.records import RunRecord
+from emma.tools.report.training import category_colors
 
 __all__ = [
     "BenchmarkView",

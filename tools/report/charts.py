@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from tools.report.scales import Axis, axis, number, thin
+from emma.tools.report.scales import Axis, axis, number, thin
 
 __all__ = ["Point", "Segment", "Series", "difference_bars", "line_chart", "scatter", "share_bar"]
 

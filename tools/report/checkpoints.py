@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from recipes.errors import UserError
-from tools.evaluation.gains import compare
-from tools.evaluation.groups import LanguageFacts, order_categories
-from tools.evaluation.stored import stored_scores
-from tools.report.records import RunRecord, read_run
+from emma.base.errors import UserError
+from emma.tools.evaluation.gains import compare
+from emma.tools.evaluation.groups import LanguageFacts, order_categories
+from emma.tools.evaluation.stored import stored_scores
+from emma.tools.report.records import RunRecord, read_run
 
 __all__ = ["facts_of", "read_checkpoint"]
 

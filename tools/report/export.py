@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.files import atomic_write, write_text
-from tools.drawing import set_up_drawing
-from tools.report.benchmarks import BenchmarkView
-from tools.report.figures import Curves, Differences, Dots, Figure
-from tools.report.forgetting import ForgettingRow
-from tools.report.reference import ReferenceView
+from emma.base.drawing import set_up_drawing
+from emma.base.files import atomic_write, write_text
+from emma.tools.report.benchmarks import BenchmarkView
+from emma.tools.report.figures import Curves, Differences, Dots, Figure
+from emma.tools.report.forgetting import ForgettingRow
+from emma.tools.report.reference import ReferenceView
 
 __all__ = ["draw", "export", "latex_table"]
 

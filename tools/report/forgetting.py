@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tools.evaluation.averages import ENGLISH_GROUP
-from tools.evaluation.measures import Metric, metric
-from tools.report.benchmarks import BenchmarkView
-from tools.report.records import RunRecord
+from emma.tools.evaluation.averages import ENGLISH_GROUP
+from emma.tools.evaluation.measures import Metric, metric
+from emma.tools.report.benchmarks import BenchmarkView
+from emma.tools.report.records import RunRecord
 
 __all__ = ["ForgettingRow", "forgetting_rows"]
 

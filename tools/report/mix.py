@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from tools.evaluation.groups import order_categories
-from tools.report.charts import Segment, share_bar
-from tools.report.records import MixPart, RunRecord
+from emma.tools.evaluation.groups import order_categories
+from emma.tools.report.charts import Segment, share_bar
+from emma.tools.report.records import MixPart, RunRecord
 
 __all__ = ["MixRow", "MixView", "mix_view"]
 

@@ -9,22 +9,22 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from recipes.manifest import now
-from tools.report.benchmarks import benchmark_views, checkpoint_figures
-from tools.report.figures import markup
-from tools.report.forgetting import forgetting_rows
-from tools.report.gains import gain_sections, headline, other_rows, progress_chart, score_rows
-from tools.report.mix import mix_view
-from tools.report.provenance import (
+from emma.base.manifest import now
+from emma.tools.report.benchmarks import benchmark_views, checkpoint_figures
+from emma.tools.report.figures import markup
+from emma.tools.report.forgetting import forgetting_rows
+from emma.tools.report.gains import gain_sections, headline, other_rows, progress_chart, score_rows
+from emma.tools.report.mix import mix_view
+from emma.tools.report.provenance import (
     environment_facts,
     key_figures,
     launches,
     recipe_facts,
     recipe_yaml,
 )
-from tools.report.records import RunRecord
-from tools.report.scales import number
-from tools.report.training import training_charts, validation_charts
+from emma.tools.report.records import RunRecord
+from emma.tools.report.scales import number
+from emma.tools.report.training import training_charts, validation_charts
 
 __all__ = ["Figure", "render", "run_page"]
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from recipes.errors import UserError
-from recipes.files import read_json
-from tools.evaluation.results import Result, read_results
-from tools.evaluation.stored import EvaluatedModel, evaluated_models
-from tools.evaluation.targets import exported_steps, resolve_run
-from tools.training.metrics import read_metrics
-from tools.training.safety import recorded_skips
+from emma.base.errors import UserError
+from emma.base.files import read_json
+from emma.tools.evaluation.results import Result, read_results
+from emma.tools.evaluation.stored import EvaluatedModel, evaluated_models
+from emma.tools.evaluation.targets import exported_steps, resolve_run
+from emma.tools.training.metrics import read_metrics
+from emma.tools.training.safety import recorded_skips
 
 if TYPE_CHECKING:
-    from recipes.schema import Recipe
+    from emma.recipes.schema import Recipe
 
 __all__ = ["MixPart", "RunRecord", "read_mix_parts", "read_run"]
 

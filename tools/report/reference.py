@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tools.evaluation.averages import ALL, ENGLISH_GROUP, OTHERS
-from tools.evaluation.languages import CATEGORIES
-from tools.evaluation.measures import Metric, benchmark, metric
-from tools.evaluation.reference import (
+from emma.tools.evaluation.averages import ALL, ENGLISH_GROUP, OTHERS
+from emma.tools.evaluation.languages import CATEGORIES
+from emma.tools.evaluation.measures import Metric, benchmark, metric
+from emma.tools.evaluation.reference import (
     ReferenceAverage,
     bases,
     notes,
@@ -16,7 +16,7 @@ from tools.evaluation.reference import (
     shipped_models,
     source,
 )
-from tools.evaluation.tables import text_table
+from emma.tools.evaluation.tables import text_table
 
 __all__ = ["ReferenceView", "gains_text", "reference_text", "reference_view"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from tools.evaluation.groups import order_categories
-from tools.report.charts import Series, line_chart
-from tools.report.records import RunRecord
+from emma.tools.evaluation.groups import order_categories
+from emma.tools.report.charts import Series, line_chart
+from emma.tools.report.records import RunRecord
 
 __all__ = [
     "GroupSet",

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.errors import RecipeError
-from recipes.schema import Recipe
+from emma.base.errors import RecipeError
+from emma.recipes.schema import Recipe
 
 __all__ = ["LoadPlan", "megatron_arguments"]
 

@@ -7,8 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.errors import UserError
-from recipes.files import read_json, write_json
+from emma.base.errors import UserError
+from emma.base.files import read_json, write_json
 
 __all__ = [
     "COMPLETE_MARK",

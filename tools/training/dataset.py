@@ -30,8 +30,8 @@ import torch
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.utils import Split
 
-from recipes.errors import UserError
-from tools.mix.layout import DatasetInfo, MixInfo, read_dataset_info, read_mix
+from emma.base.errors import UserError
+from emma.tools.mix.layout import DatasetInfo, MixInfo, read_dataset_info, read_mix
 
 __all__ = ["MixDataset", "MixInfo", "MixRows", "open_dataset", "read_mix"]
 

@@ -14,11 +14,11 @@ from types import FrameType
 import orjson
 from tqdm import tqdm
 
-from recipes.errors import CheckFailedError
-from recipes.files import read_json
-from recipes.schema import Recipe
-from tools.progress import progress
-from tools.training.run_folder import Launch, RunFolder
+from emma.base.errors import CheckFailedError
+from emma.base.files import read_json
+from emma.base.progress import progress
+from emma.recipes.schema import Recipe
+from emma.tools.training.run_folder import Launch, RunFolder
 
 __all__ = ["compute_reference", "launch_command", "rank_environment", "run_launch", "train_here"]
 
@@ -35,21 +35,21 @@ def launch_command(recipe: Recipe, run: RunFolder, logs: str) -> list[str]:
             "srun",
             "--kill-on-bad-exit=1",
             output,
-            sys.executable,
-            "-m",
-            "tools.training.worker",
+            *(sys.executable, "-P", "-m", "emma.tools.training.worker"),
             str(run.path),
         ]
     return [
         *(
             sys.executable,
+            "-P",
             "-m",
             "torch.distributed.run",
             "--standalone",
             f"--nproc-per-node={recipe.cluster.gpus_per_node}",
         ),
         *(f"--shutdown-timeout={SHUTDOWN_SECONDS}", f"--log-dir={logs}", "--redirects=3"),
-        *("-m", "tools.training.worker", str(run.path)),
+        # torchrun would start `python -m` without -P, and a folder of the working directory could shadow this package.
+        *("--no-python", sys.executable, "-P", "-m", "emma.tools.training.worker", str(run.path)),
     ]
 
 
@@ -89,7 +89,7 @@ def compute_reference(recipe: Recipe, run: RunFolder, launch: Launch) -> None:
     """
     if launch.load.mode != "weights" or recipe.start.reference is None or run.reference_file.is_file():
         return
-    command = [sys.executable, "-m", "tools.training.reference", str(run.path)]
+    command = [sys.executable, "-P", "-m", "emma.tools.training.reference", str(run.path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         run.release_claim(launch)

@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-from recipes.errors import UserError
-from recipes.files import append_line
+from emma.base.errors import UserError
+from emma.base.files import append_line
 
 __all__ = ["append_metrics", "read_metrics"]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from recipes.errors import RecipeError, UserError
-from recipes.schema import Recipe
-from tools.mix.layout import MixInfo, check_shards, read_mix
-from tools.training.arguments import LoadPlan, megatron_arguments
-from tools.training.checkpoints import complete_steps
-from tools.training.run_folder import RunFolder
-from tools.training.safety import steps_to_skip
+from emma.base.errors import RecipeError, UserError
+from emma.recipes.schema import Recipe
+from emma.tools.mix.layout import MixInfo, check_shards, read_mix
+from emma.tools.training.arguments import LoadPlan, megatron_arguments
+from emma.tools.training.checkpoints import complete_steps
+from emma.tools.training.run_folder import RunFolder
+from emma.tools.training.safety import steps_to_skip
 
 __all__ = ["check_mix", "describe", "preview_arguments"]
 

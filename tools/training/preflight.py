@@ -1,4 +1,4 @@
-"""A short test of every device of a job before training: `python -m tools.training.preflight FOLDER GPUS_PER_NODE`, one
+"""A short test of every device of a job before training: `python -P -m emma.tools.training.preflight FOLDER GPUS_PER_NODE`, one
 process a rank, started by srun as the ranks are.
 
 Each rank writes `FOLDER/preflight-<rank>.json` with its node and the faults it found: too few devices, memory that
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from recipes.files import write_json
+from emma.base.files import write_json
 
 __all__ = ["check_device", "check_disk", "check_network", "main"]
 
@@ -107,7 +107,7 @@ def check_disk(folder: Path, rank: int) -> list[str]:
 def main(arguments: list[str]) -> int:
     """Entry point of a rank."""
     if len(arguments) != 2 or not arguments[1].isdigit():
-        print("usage: python -m tools.training.preflight FOLDER GPUS_PER_NODE", file=sys.stderr)
+        print("usage: python -P -m emma.tools.training.preflight FOLDER GPUS_PER_NODE", file=sys.stderr)
         return 2
     folder, expected, env = Path(arguments[0]), int(arguments[1]), os.environ
     rank, world_size, local_rank = (int(env[f"SLURM_{name}"]) for name in ("PROCID", "NTASKS", "LOCALID"))

@@ -1,4 +1,4 @@
-"""The base model's own loss, before a run may change a weight: `python -m tools.training.reference RUN_FOLDER`.
+"""The base model's own loss, before a run may change a weight: `python -P -m emma.tools.training.reference RUN_FOLDER`.
 
 A wrong import shows first as a loss that is too high, and is then trained over. So the loss of the first validation
 samples is computed with `transformers` from the Hugging Face folder that the run names (`start.reference`), and the
@@ -12,11 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from recipes.errors import UserError
-from recipes.files import write_json
-from recipes.load import load_recipe
-from recipes.schema import Recipe
-from tools.training.run_folder import RunFolder
+from emma.base.errors import UserError
+from emma.base.files import write_json
+from emma.recipes.load import load_recipe
+from emma.recipes.schema import Recipe
+from emma.tools.training.run_folder import RunFolder
 
 __all__ = ["main", "reference_losses"]
 
@@ -27,14 +27,14 @@ def reference_losses(recipe: Recipe) -> dict[str, float]:
     Computed document by document where documents are masked, which is the same as masking them: rotary positions only
     count by their differences.
     """
-    import megatron_patches
+    from emma import megatron_patches
 
     megatron_patches.apply()
     import torch
     from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
     from transformers import AutoModelForCausalLM
 
-    from tools.training.dataset import open_dataset, read_mix
+    from emma.tools.training.dataset import open_dataset, read_mix
 
     mix = read_mix(recipe.mix_folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"

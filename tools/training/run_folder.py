@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import UserError
-from recipes.files import read_json, write_json
-from recipes.load import load_recipe, write_recipe
-from recipes.manifest import now, package_versions
-from recipes.schema import Recipe
-from tools.training.arguments import LoadPlan
-from tools.training.checkpoints import TRACKER, complete_steps, incomplete_steps, resolve_start
-from tools.training.safety import steps_to_skip
+from emma.base.errors import UserError
+from emma.base.files import read_json, write_json
+from emma.base.manifest import now, package_versions
+from emma.recipes.load import load_recipe, write_recipe
+from emma.recipes.schema import Recipe
+from emma.tools.training.arguments import LoadPlan
+from emma.tools.training.checkpoints import TRACKER, complete_steps, incomplete_steps, resolve_start
+from emma.tools.training.safety import steps_to_skip
 
 __all__ = ["Launch", "RunFolder", "environment"]
 
@@ -213,7 +213,7 @@ class RunFolder:
 
 def environment(recipe: Recipe) -> dict[str, Any]:
     """What produced a run: versions, commit, patches, machine, Slurm job."""
-    import megatron_patches
+    from emma import megatron_patches
 
     return {
         "written": now(),

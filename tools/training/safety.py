@@ -11,10 +11,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import UserError
-from recipes.files import read_json, write_json
-from recipes.manifest import now
-from recipes.schema import Recipe
+from emma.base.errors import UserError
+from emma.base.files import read_json, write_json
+from emma.base.manifest import now
+from emma.recipes.schema import Recipe
 
 __all__ = ["Rewind", "recorded_skips", "record_skip", "spoilt", "steps_to_skip"]
 

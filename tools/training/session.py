@@ -24,19 +24,25 @@ from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.training import get_args, get_timers, get_tokenizer, training
 
-from recipes.devices import device
-from recipes.errors import UserError
-from recipes.files import read_json, write_json
-from recipes.schema import Recipe
-from tools.plan.cost import checkpoint_bytes
-from tools.plan.flops import flops_per_token
-from tools.training.checkpoints import checkpoint_folder, complete_steps, mark_complete, prune, tracked_step
-from tools.training.dataset import MixInfo, open_dataset
-from tools.training.forward import LOSS, ForwardStep
-from tools.training.metrics import append_metrics, read_metrics
-from tools.training.run_folder import Launch, RunFolder
-from tools.training.safety import Rewind, record_skip, spoilt
-from tools.training.validation import Evaluator
+from emma.base.errors import UserError
+from emma.base.files import read_json, write_json
+from emma.recipes.devices import device
+from emma.recipes.schema import Recipe
+from emma.tools.plan.cost import checkpoint_bytes
+from emma.tools.plan.flops import flops_per_token
+from emma.tools.training.checkpoints import (
+    checkpoint_folder,
+    complete_steps,
+    mark_complete,
+    prune,
+    tracked_step,
+)
+from emma.tools.training.dataset import MixInfo, open_dataset
+from emma.tools.training.forward import LOSS, ForwardStep
+from emma.tools.training.metrics import append_metrics, read_metrics
+from emma.tools.training.run_folder import Launch, RunFolder
+from emma.tools.training.safety import Rewind, record_skip, spoilt
+from emma.tools.training.validation import Evaluator
 
 __all__ = ["Session"]
 

@@ -17,7 +17,7 @@ from megatron.core.rerun_state_machine import RerunMode, get_rerun_state_machine
 from megatron.core.utils import get_model_config
 from torch.utils.data import Dataset, default_collate
 
-from tools.training.forward import LOSS, ForwardStep
+from emma.tools.training.forward import LOSS, ForwardStep
 
 __all__ = ["Evaluator"]
 

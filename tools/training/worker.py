@@ -1,4 +1,4 @@
-"""One rank of a run: `python -m tools.training.worker RUN_FOLDER`, started by torchrun or srun.
+"""One rank of a run: `python -P -m emma.tools.training.worker RUN_FOLDER`, started by torchrun or srun.
 
 Reads what the launcher decided from the run folder, patches Megatron where it must be, and hands over to Megatron's
 own `pretrain`.
@@ -12,9 +12,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from recipes.errors import UserError
-from recipes.load import load_recipe
-from tools.training.run_folder import RunFolder
+from emma.base.errors import UserError
+from emma.recipes.load import load_recipe
+from emma.tools.training.run_folder import RunFolder
 
 __all__ = ["main", "train"]
 
@@ -22,7 +22,7 @@ __all__ = ["main", "train"]
 def main(arguments: list[str]) -> int:
     """Entry point of a rank."""
     if len(arguments) != 1:
-        print("usage: python -m tools.training.worker RUN_FOLDER", file=sys.stderr)
+        print("usage: python -P -m emma.tools.training.worker RUN_FOLDER", file=sys.stderr)
         return 2
     try:
         _rank_from_slurm()
@@ -39,7 +39,7 @@ def train(folder: Path) -> None:
     Raises:
         UserError: the mix or the checkpoint does not fit the recipe.
     """
-    import megatron_patches
+    from emma import megatron_patches
 
     megatron_patches.apply()
 
@@ -49,11 +49,11 @@ def train(folder: Path) -> None:
     from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
     from megatron.training.arguments import parse_and_validate_args
 
-    from tools.training.arguments import megatron_arguments
-    from tools.training.dataset import read_mix
-    from tools.training.safety import Rewind
-    from tools.training.session import Session
-    from tools.training.vocabulary import mask_padding
+    from emma.tools.training.arguments import megatron_arguments
+    from emma.tools.training.dataset import read_mix
+    from emma.tools.training.safety import Rewind
+    from emma.tools.training.session import Session
+    from emma.tools.training.vocabulary import mask_padding
 
     run, recipe = RunFolder(folder), load_recipe(folder)
     launch, mix = run.read_launch(), read_mix(recipe.mix_folder)
@@ -70,7 +70,7 @@ def train(folder: Path) -> None:
     args = parse_and_validate_args()
     model_config = gpt_config_from_args(args)
     if recipe.model.rope_scaling is not None:
-        from megatron_patches.rope_scaling import RopeScaling, set_rope_scaling
+        from emma.megatron_patches.rope_scaling import RopeScaling, set_rope_scaling
 
         set_rope_scaling(model_config, RopeScaling(**recipe.model.rope_scaling.model_dump()))
     model_config.pre_wrap_hooks = [

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from checkpoints_conversion.release.corpus.facts import CorpusFacts, natural_languages
-from checkpoints_conversion.release.corpus.shards import DATA_NAME, SPLITS
-from checkpoints_conversion.release.hub_licenses import OTHER, hub_licenses
-from checkpoints_conversion.release.markdown import render_markdown
+from emma.checkpoints_conversion.release.corpus.facts import CorpusFacts, natural_languages
+from emma.checkpoints_conversion.release.corpus.shards import DATA_NAME, SPLITS
+from emma.checkpoints_conversion.release.hub_licenses import OTHER, hub_licenses
+from emma.checkpoints_conversion.release.markdown import render_markdown
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetCardData
@@ -44,7 +44,7 @@ def card_metadata(facts: CorpusFacts) -> DatasetCardData:
     """Metadata of the card, checked by `huggingface_hub`."""
     from huggingface_hub import DatasetCardData
 
-    from checkpoints_conversion.release.facts import hub_languages
+    from emma.checkpoints_conversion.release.facts import hub_languages
 
     configurations = []
     for kind in facts.kinds:
@@ -75,8 +75,8 @@ def card_metadata(facts: CorpusFacts) -> DatasetCardData:
 
 def render_card(facts: CorpusFacts) -> str:
     """README.md: metadata between lines of dashes, and the text."""
-    from recipes.manifest import now
-    from tools.report.scales import number
+    from emma.base.manifest import now
+    from emma.tools.report.scales import number
 
     return render_markdown(
         Path(__file__).with_name("dataset_card.md.j2"),

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoints_conversion.release.corpus.shards import SPLITS, Shard
-from checkpoints_conversion.release.corpus.source import CorpusSource
-from recipes.errors import CheckFailedError
-from tools.corpus.accounts import MEASURES
-from tools.corpus.categories import categories
-from tools.corpus.languages import language_name
+from emma.base.errors import CheckFailedError
+from emma.checkpoints_conversion.release.corpus.shards import SPLITS, Shard
+from emma.checkpoints_conversion.release.corpus.source import CorpusSource
+from emma.tools.corpus.accounts import MEASURES
+from emma.tools.corpus.categories import categories
+from emma.tools.corpus.languages import language_name
 
 __all__ = ["LICENSES_NAME", "STATISTICS_NAME", "CorpusFacts", "corpus_facts", "csv_text", "natural_languages"]
 

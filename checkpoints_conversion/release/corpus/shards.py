@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from checkpoints_conversion.release.corpus.source import Shard
-from recipes.errors import UserError
-from recipes.files import sha256_file
-from tools.corpus.layout import PartWriter, read_row_groups, schema_of, text_columns
+from emma.base.errors import UserError
+from emma.base.files import sha256_file
+from emma.checkpoints_conversion.release.corpus.source import Shard
+from emma.tools.corpus.layout import PartWriter, read_row_groups, schema_of, text_columns
 
 __all__ = ["SPLITS", "file_name", "merge_validation", "pieces_of", "write_shard"]
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.errors import UserError
-from recipes.manifest import MANIFEST_NAME, FileRecord, Manifest
-from recipes.schema.corpus import KINDS
-from tools.corpus.layout import STAGES, Part
-from tools.corpus.statistics import statistics
+from emma.base.errors import UserError
+from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest
+from emma.recipes.schema.corpus import KINDS
+from emma.tools.corpus.layout import STAGES, Part
+from emma.tools.corpus.statistics import statistics
 
 if TYPE_CHECKING:
-    from recipes.schema import Recipe
+    from emma.recipes.schema import Recipe
 
 __all__ = ["STAGE", "CorpusSource", "Shard", "open_corpus"]
 
@@ -109,8 +109,8 @@ def open_corpus(source: str, overrides: Sequence[str] = ()) -> CorpusSource:
     """
     folder, recipe = Path(source), None
     if not (folder / STAGE).is_dir():
-        from recipes.compose import list_names
-        from recipes.load import load_recipe
+        from emma.recipes.compose import list_names
+        from emma.recipes.load import load_recipe
 
         run = (folder / "recipe.yaml").is_file() or source in list_names("runs")
         if folder.is_dir() and not run:

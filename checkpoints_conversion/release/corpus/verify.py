@@ -12,16 +12,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from checkpoints_conversion.release.card import language_faults, read_card
-from checkpoints_conversion.release.checksums import checksum_faults
-from checkpoints_conversion.release.corpus.facts import LICENSES_NAME, STATISTICS_NAME
-from checkpoints_conversion.release.corpus.shards import DATA_NAME, SPLITS
-from checkpoints_conversion.release.hub_licenses import known_licenses
-from recipes.errors import UserError
-from recipes.manifest import Manifest
-from recipes.schema.corpus import KINDS
-from tools.corpus.layout import read_row_groups, schema_of, text_columns
-from tools.progress import progress
+from emma.base.errors import UserError
+from emma.base.manifest import Manifest
+from emma.base.progress import progress
+from emma.checkpoints_conversion.release.card import language_faults, read_card
+from emma.checkpoints_conversion.release.checksums import checksum_faults
+from emma.checkpoints_conversion.release.corpus.facts import LICENSES_NAME, STATISTICS_NAME
+from emma.checkpoints_conversion.release.corpus.shards import DATA_NAME, SPLITS
+from emma.checkpoints_conversion.release.hub_licenses import known_licenses
+from emma.recipes.schema.corpus import KINDS
+from emma.tools.corpus.layout import read_row_groups, schema_of, text_columns
 
 __all__ = ["MANIFEST_STAGE", "corpus_faults"]
 

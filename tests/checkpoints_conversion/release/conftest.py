@@ -8,7 +8,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from recipes.schema import Recipe
+from emma.recipes.schema import Recipe
 from tests.checkpoints_conversion.release.hub_server import TOKEN, Hub, serve
 from tests.checkpoints_conversion.release.released_run import write_released_run
 
@@ -28,7 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 @pytest.fixture(scope="session")
 def released(made: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its release, which no test changes."""
-    from checkpoints_conversion.release.build import plan_release, write_release
+    from emma.checkpoints_conversion.release.build import plan_release, write_release
 
     folder = tmp_path_factory.mktemp("released") / "release"
     write_release(plan_release(str(made.run_folder)), folder, shard_bytes=60_000)

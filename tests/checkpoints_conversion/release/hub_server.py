@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from checkpoints_conversion.release.hub_licenses import known_licenses
+from emma.checkpoints_conversion.release.hub_licenses import known_licenses
 
 TOKEN = "hf_" + "testtoken" * 3
 

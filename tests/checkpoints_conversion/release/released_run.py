@@ -6,11 +6,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from checkpoints_conversion import hf_to_megatron, megatron_to_hf
-from checkpoints_conversion.parity import compare
-from checkpoints_conversion.parity.report import LanguageResult, LogitsResult
-from recipes.load import load_recipe
-from recipes.schema import Recipe
+from emma.checkpoints_conversion import hf_to_megatron, megatron_to_hf
+from emma.checkpoints_conversion.parity import compare
+from emma.checkpoints_conversion.parity.report import LanguageResult, LogitsResult
+from emma.recipes.load import load_recipe
+from emma.recipes.schema import Recipe
 from tests.tools.evaluation.tiny_model import write_model
 from tests.tools.report.sample_run import (
     codes,

@@ -13,14 +13,14 @@ from click.testing import CliRunner
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
-from checkpoints_conversion.release.build import plan_release, write_release
-from checkpoints_conversion.release_commands import group
-from recipes.errors import CheckFailedError, UserError
-from recipes.files import read_json, write_json
-from recipes.manifest import Manifest
-from recipes.schema import Recipe
+from emma.base.errors import CheckFailedError, UserError
+from emma.base.files import read_json, write_json
+from emma.base.manifest import Manifest
+from emma.checkpoints_conversion.release.build import plan_release, write_release
+from emma.commands.release import group
+from emma.recipes.schema import Recipe
+from emma.tools.plan.flops import flops_per_token
 from tests.checkpoints_conversion.release.released_run import STEPS
-from tools.plan.flops import flops_per_token
 
 _FOREIGN = """
 import sys
@@ -318,7 +318,7 @@ def test_unknown_step(run: Path) -> None:
 def test_failing_verification_ends_the_release(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("checkpoints_conversion.release.build.render_card", lambda facts: "no card")
+    monkeypatch.setattr("emma.checkpoints_conversion.release.build.render_card", lambda facts: "no card")
     with pytest.raises(CheckFailedError, match="metadata `license` is missing"):
         write_release(plan_release(str(run)), tmp_path / "release")
     assert not (tmp_path / "release").exists()

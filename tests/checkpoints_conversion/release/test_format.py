@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from checkpoints_conversion import hf_to_megatron, megatron_to_hf
-from recipes.files import read_json
+from emma.base.files import read_json
+from emma.checkpoints_conversion import hf_to_megatron, megatron_to_hf
 from tests.checkpoints_conversion.tiny_models import LLAMA31_SCALING, save_llama, save_tokenizer
 
 _BYTES = {"F32": 4, "BF16": 2, "F16": 2}

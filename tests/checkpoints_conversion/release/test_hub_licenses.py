@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from checkpoints_conversion.release.hub_licenses import hub_licenses
+from emma.checkpoints_conversion.release.hub_licenses import hub_licenses
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from checkpoints_conversion.release.checksums import CHECKSUMS_NAME, listed_files
-from checkpoints_conversion.release_commands import group
-from recipes.errors import UserError
+from emma.base.errors import UserError
+from emma.checkpoints_conversion.release.checksums import CHECKSUMS_NAME, listed_files
+from emma.commands.release import group
 from tests.checkpoints_conversion.release.hub_server import TOKEN, Hub
 
 
@@ -52,7 +52,17 @@ def test_interrupted_five_times_the_server_holds_every_byte(
         "EMMA_PROGRESS": "0",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "tools.cli", "release", "upload", str(released), "team/model", "--json"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "emma.cli",
+        "release",
+        "upload",
+        str(released),
+        "team/model",
+        "--json",
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert TOKEN not in done.stdout + done.stderr
@@ -74,7 +84,7 @@ def test_lasting_interruption_ends_with_what_to_do(
     def broken(*arguments: object, **options: object) -> None:
         raise RuntimeError("Error while uploading")
 
-    monkeypatch.setattr("checkpoints_conversion.release.upload._WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("emma.checkpoints_conversion.release.upload._WAIT_SECONDS", 0.01)
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", broken)
     code, text = upload(released, "--attempts", "3")
     assert code == 2

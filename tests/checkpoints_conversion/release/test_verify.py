@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from checkpoints_conversion.release.checksums import write_checksums
-from checkpoints_conversion.release.verify import generate_faults, release_faults
-from checkpoints_conversion.release_commands import group
-from recipes.errors import CheckFailedError, UserError
-from recipes.files import read_json, write_json
+from emma.base.errors import CheckFailedError, UserError
+from emma.base.files import read_json, write_json
+from emma.checkpoints_conversion.release.checksums import write_checksums
+from emma.checkpoints_conversion.release.verify import generate_faults, release_faults
+from emma.commands.release import group
 
 
 def test_sound_release(released: Path) -> None:

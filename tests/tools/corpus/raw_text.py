@@ -12,8 +12,8 @@ from typing import Any
 import orjson
 import pyarrow.parquet as pq
 
-from recipes.schema.corpus import Corpus, Source
-from tools.corpus.stage import Build
+from emma.recipes.schema.corpus import Corpus, Source
+from emma.tools.corpus.stage import Build
 
 # Article 1 of the Universal Declaration of Human Rights.
 ARTICLE = {

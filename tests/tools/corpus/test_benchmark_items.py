@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from recipes.schema.corpus import Decontamination
+from emma.recipes.schema.corpus import Decontamination
+from emma.tools.corpus.benchmark_items import ItemIndex, Place, place_of
+from emma.tools.corpus.build import build_corpus
+from emma.tools.corpus.overlap import report_overlap
 from tests.tools.corpus.raw_text import ARTICLE, build_at, mono_source, words, write_jsonl
-from tools.corpus.benchmark_items import ItemIndex, Place, place_of
-from tools.corpus.build import build_corpus
-from tools.corpus.overlap import report_overlap
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_items_too_short_to_look_for_are_counted_apart(tmp_path: Path) -> None:
 def test_the_command_names_benchmark_language_and_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tools.commands import corpus
+    from emma.commands import corpus
 
     texts = benchmarks(tmp_path / "benchmarks", items=100)
     rows = [{"lang": "de", "text": f"{words(9, 40)} {texts['facebook/belebele', 'deu_Latn'][5]}"}]

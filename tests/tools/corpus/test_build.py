@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.errors import UserError
-from recipes.manifest import Manifest
-from recipes.schema.corpus import (
+from emma.base.errors import UserError
+from emma.base.manifest import Manifest
+from emma.recipes.schema.corpus import (
     Corpus,
     Deduplication,
     Languages,
@@ -27,6 +27,11 @@ from recipes.schema.corpus import (
     Source,
     Split,
 )
+from emma.tools.corpus.build import build_corpus, plan_build, totals
+from emma.tools.corpus.layout import STAGES
+from emma.tools.corpus.stage import Build
+from emma.tools.corpus.statistics import accounts_table, statistics, summary
+from emma.tools.corpus.verify import verify_corpus
 from tests.tools.corpus.raw_text import (
     ARTICLE,
     LANGUAGES,
@@ -39,11 +44,6 @@ from tests.tools.corpus.raw_text import (
     words,
     write_jsonl,
 )
-from tools.corpus.build import build_corpus, plan_build, totals
-from tools.corpus.layout import STAGES
-from tools.corpus.stage import Build
-from tools.corpus.statistics import accounts_table, statistics, summary
-from tools.corpus.verify import verify_corpus
 
 
 def mixed_build(folder: Path, root: Path, workers: int = 1) -> Build:
@@ -181,7 +181,7 @@ def test_workers_and_a_second_build_change_nothing(tmp_path: Path) -> None:
 
 SCRIPT = """
 import dataclasses, pathlib, pickle, sys
-from tools.corpus.build import build_corpus
+from emma.tools.corpus.build import build_corpus
 build = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
 build_corpus(dataclasses.replace(build, root=pathlib.Path(sys.argv[2])))
 """

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.errors import UserError
-from tools.corpus.categories import category
-from tools.corpus.statistics import compare, published
+from emma.base.errors import UserError
+from emma.tools.corpus.categories import category
+from emma.tools.corpus.statistics import compare, published
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.errors import UserError
-from recipes.schema.corpus import Decontamination
+from emma.base.errors import UserError
+from emma.recipes.schema.corpus import Decontamination
+from emma.tools.corpus.build import build_corpus, totals
+from emma.tools.corpus.contamination import BenchmarkIndex, benchmark_files, benchmark_texts
+from emma.tools.corpus.overlap import report_overlap
 from tests.tools.corpus.raw_text import ARTICLE, build_at, documents, mono_source, rows_of, words, write_jsonl
-from tools.corpus.build import build_corpus, totals
-from tools.corpus.contamination import BenchmarkIndex, benchmark_files, benchmark_texts
-from tools.corpus.overlap import report_overlap
 
 QUESTION = (
     "Which of the rivers that rise in these mountains reaches the northern sea before the end of the year?"

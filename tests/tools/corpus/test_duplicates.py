@@ -7,7 +7,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.schema.corpus import Corpus, Deduplication, NearDuplicates, Thresholds
+from emma.recipes.schema.corpus import Corpus, Deduplication, NearDuplicates, Thresholds
+from emma.tools.corpus.build import build_corpus
+from emma.tools.corpus.duplicates import candidate_pairs, exact_copies, near_copies, over_used
+from emma.tools.corpus.minhash import bands, jaccard, shingle_sets, shingles_of
+from emma.tools.corpus.statistics import accounts_table
 from tests.tools.corpus.raw_text import (
     ARTICLE,
     build_at,
@@ -17,10 +21,6 @@ from tests.tools.corpus.raw_text import (
     words,
     write_jsonl,
 )
-from tools.corpus.build import build_corpus
-from tools.corpus.duplicates import candidate_pairs, exact_copies, near_copies, over_used
-from tools.corpus.minhash import bands, jaccard, shingle_sets, shingles_of
-from tools.corpus.statistics import accounts_table
 
 NEAR = NearDuplicates()
 

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from recipes.errors import UserError
-from recipes.schema.corpus import Identification
+from emma.base.errors import UserError
+from emma.recipes.schema.corpus import Identification
+from emma.tools.corpus.build import build_corpus, totals
+from emma.tools.corpus.identification import Identifier, identifier
 from tests.tools.corpus.raw_text import (
     ARTICLE,
     LANGUAGES,
@@ -15,8 +17,6 @@ from tests.tools.corpus.raw_text import (
     rows_of,
     write_jsonl,
 )
-from tools.corpus.build import build_corpus, totals
-from tools.corpus.identification import Identifier, identifier
 
 
 class Model:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tools.corpus.languages import LanguageResolver, UnknownLanguageError, language_name
+from emma.tools.corpus.languages import LanguageResolver, UnknownLanguageError, language_name
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.schema.corpus import Normalisation
+from emma.recipes.schema.corpus import Normalisation
+from emma.tools.corpus.normalise import Normaliser
 from tests.tools.corpus.raw_text import ARTICLE
-from tools.corpus.normalise import Normaliser
 
 normalise = Normaliser(Normalisation(), "monolingual")
 

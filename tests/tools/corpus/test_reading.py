@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from recipes.errors import UserError
-from recipes.schema.corpus import Source
-from tools.corpus.reading import Fault, Row, read_rows
-from tools.corpus.source_files import SourceFile
-from tools.corpus.streams import lines, open_bytes
+from emma.base.errors import UserError
+from emma.recipes.schema.corpus import Source
+from emma.tools.corpus.reading import Fault, Row, read_rows
+from emma.tools.corpus.source_files import SourceFile
+from emma.tools.corpus.streams import lines, open_bytes
 
 _LIMIT = 1 << 20
 COMPRESSORS = {

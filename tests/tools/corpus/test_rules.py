@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.schema.corpus import Corpus, Thresholds
+from emma.recipes.schema.corpus import Corpus, Thresholds
+from emma.tools.corpus.filter import findings
+from emma.tools.corpus.pair_rules import numbers, pair_rules, similarity
+from emma.tools.corpus.rules import text_rules
+from emma.tools.corpus.thresholds import thresholds_for
 from tests.tools.corpus.raw_text import ARTICLE, LANGUAGES, words
-from tools.corpus.filter import findings
-from tools.corpus.pair_rules import numbers, pair_rules, similarity
-from tools.corpus.rules import text_rules
-from tools.corpus.thresholds import thresholds_for
 
 
 def removed_by(text: str, limits: Thresholds, script: str = "Latn") -> list[str]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.errors import UserError
-from tools.corpus.runner import Task, results_of, run_tasks
+from emma.base.errors import UserError
+from emma.tools.corpus.runner import Task, results_of, run_tasks
 
 
 def square(number: int, log: str) -> int:

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from emma.tools.corpus.labelling import choose_script
+from emma.tools.corpus.languages import LanguageResolver
+from emma.tools.corpus.scripts import compatible, family, measure
 from tests.tools.corpus.raw_text import ARTICLE, LANGUAGES
-from tools.corpus.labelling import choose_script
-from tools.corpus.languages import LanguageResolver
-from tools.corpus.scripts import compatible, family, measure
 
 
 def test_measured_scripts_of_real_text() -> None:

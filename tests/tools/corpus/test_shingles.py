@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 
+from emma.tools.corpus.keys import text_keys
+from emma.tools.corpus.minhash import jaccard, shingle_sets, signatures
+from emma.tools.corpus.shingles import Shingles, character_shingles, word_shingles
 from tests.tools.corpus.raw_text import ARTICLE, words
-from tools.corpus.keys import text_keys
-from tools.corpus.minhash import jaccard, shingle_sets, signatures
-from tools.corpus.shingles import Shingles, character_shingles, word_shingles
 
 TEXTS = [*ARTICLE.values(), "", "...", "One", "one two", words(1), words(2)]
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from recipes.errors import UserError
-from recipes.schema.slurm import Slurm
+from emma.base.errors import UserError
+from emma.recipes.schema.slurm import Slurm
+from emma.tools.corpus.build import build_corpus
+from emma.tools.corpus.slurm import SlurmBuild, submit
+from emma.tools.corpus.verify import verify_corpus
 from tests.slurm.two_nodes import TwoNodes
 from tests.tools.corpus.raw_text import contents
 from tests.tools.corpus.test_build import mixed_build
-from tools.corpus.build import build_corpus
-from tools.corpus.slurm import SlurmBuild, submit
-from tools.corpus.verify import verify_corpus
 
 
 def wait_for(job: str, seconds: float) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from recipes.errors import UserError
-from recipes.schema.corpus import Corpus, Source
-from tools.corpus.source_files import SourceFile, source_files
+from emma.base.errors import UserError
+from emma.recipes.schema.corpus import Corpus, Source
+from emma.tools.corpus.source_files import SourceFile, source_files
 
 
 def found(**settings: Any) -> list[SourceFile]:

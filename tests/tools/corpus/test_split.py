@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from recipes.schema.corpus import Split, Thresholds
+from emma.recipes.schema.corpus import Split, Thresholds
+from emma.tools.corpus.build import build_corpus
 from tests.tools.corpus.raw_text import build_at, mono_source, pair_source, rows_of, words, write_jsonl
-from tools.corpus.build import build_corpus
 
 OFF: dict[str, Any] = {"filters": {"monolingual": Thresholds(), "parallel": Thresholds()}}
 

@@ -8,10 +8,10 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recipes.errors import UserError
-from recipes.files import write_text
+from emma.base.errors import UserError
+from emma.base.files import write_text
+from emma.tools.demo import base_model, tokenizer
 from tests.tools.demo.small_corpus import write_corpus
-from tools.demo import base_model, tokenizer
 
 MODEL = """\
 layers: 2

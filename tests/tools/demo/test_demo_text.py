@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from recipes.load import load_section
+from emma.recipes.load import load_section
 
 TEXT = Path(__file__).parents[3] / "recipes/data/demo_text"
 

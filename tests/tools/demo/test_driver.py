@@ -10,10 +10,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from recipes.errors import CheckFailedError, UserError
-from recipes.load import load_recipe
-from tools.demo.driver import Record, exclusive, run_steps
-from tools.demo.steps import Step, Stop, compare_steps, demo_steps
+from emma.base.errors import CheckFailedError, UserError
+from emma.recipes.load import load_recipe
+from emma.tools.demo.driver import Record, exclusive, run_steps
+from emma.tools.demo.steps import Step, Stop, compare_steps, demo_steps
 
 ROOT = Path(__file__).parents[3]
 

@@ -23,7 +23,17 @@ assert not {"recipes", "tools", "checkpoints_conversion", "megatron_patches"} & 
 def demo(folder: Path) -> str:
     short = ["schedule.steps=20", "schedule.warmup_steps=2", "validation.interval=10", "validation.samples=2"]
     done = subprocess.run(
-        [sys.executable, "-m", "tools.demo", "--folder", str(folder), "--base-steps", "60", *short],
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "emma.tools.demo",
+            "--folder",
+            str(folder),
+            "--base-steps",
+            "60",
+            *short,
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -6,10 +6,10 @@ import pytest
 from click.testing import CliRunner
 from transformers import AutoTokenizer
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
+from emma.tools.demo.corpus_text import languages_of, training_documents
+from emma.tools.demo.tokenizer import CONTROL_TOKENS, capped, command, train_tokenizer
 from tests.tools.demo.small_corpus import SENTENCES, write_corpus
-from tools.demo.corpus_text import languages_of, training_documents
-from tools.demo.tokenizer import CONTROL_TOKENS, capped, command, train_tokenizer
 
 
 @pytest.fixture(scope="module")

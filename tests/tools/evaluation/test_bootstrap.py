@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tools.evaluation.bootstrap import Estimate, average, average_of_items, error_of, ratio_draws
+from emma.tools.evaluation.bootstrap import Estimate, average, average_of_items, error_of, ratio_draws
 
 
 def test_error_of_a_mean_is_its_standard_error() -> None:

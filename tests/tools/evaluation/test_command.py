@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from recipes.errors import UserError
-from recipes.load import write_recipe
+from emma.base.errors import UserError
+from emma.commands.evaluate import group
+from emma.recipes.load import write_recipe
+from emma.tools.evaluation.journal import Journal, LanguageScores
+from emma.tools.evaluation.results import read_results
+from emma.tools.evaluation.stored import evaluated_models, stored_scores
 from tests.tools.evaluation.tiny_model import TEXTS, write_corpus
 from tests.tools.report.sample_run import sample_recipe
-from tools.commands.evaluate import group
-from tools.evaluation.journal import Journal, LanguageScores
-from tools.evaluation.results import read_results
-from tools.evaluation.stored import evaluated_models, stored_scores
 
 
 def evaluate(*arguments: str | Path) -> Result:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tools.evaluation.averages import averages
-from tools.evaluation.comparison import (
+from emma.tools.evaluation.averages import averages
+from emma.tools.evaluation.comparison import (
     Items,
     benchmark_scores,
     benchmarks_of,
@@ -13,8 +13,8 @@ from tools.evaluation.comparison import (
     health,
     main_metric,
 )
-from tools.evaluation.results import Result
-from tools.evaluation.wins import field_wins
+from emma.tools.evaluation.results import Result
+from emma.tools.evaluation.wins import field_wins
 
 LANGUAGES = ("eng_Latn", "deu_Latn", "zho_Hans", "yor_Latn", "lua_Latn")
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from recipes.errors import UserError
-from tools.evaluation.gains import compare
-from tools.evaluation.groups import LanguageFacts
-from tools.evaluation.journal import LanguageScores
-from tools.evaluation.likelihood import DocumentScore
+from emma.base.errors import UserError
+from emma.tools.evaluation.gains import compare
+from emma.tools.evaluation.groups import LanguageFacts
+from emma.tools.evaluation.journal import LanguageScores
+from emma.tools.evaluation.likelihood import DocumentScore
 
 
 def scores(values: dict[str, float], text: str = "t") -> dict[tuple[str, str], LanguageScores]:

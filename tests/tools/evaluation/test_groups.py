@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.errors import UserError
-from recipes.schema.data import Category, Mix, MixComponent
-from tools.evaluation.groups import language_facts, order_categories, read_seen
+from emma.base.errors import UserError
+from emma.recipes.schema.data import Category, Mix, MixComponent
+from emma.tools.evaluation.groups import language_facts, order_categories, read_seen
 
 
 def write_rows(path: Path, rows: list[dict[str, object]]) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.schema.data import BilingualDocuments, Pack, PackComponent
+from emma.recipes.schema.data import BilingualDocuments, Pack, PackComponent
+from emma.tools.evaluation.heldout import find_heldout, read_documents
 from tests.tools.evaluation.tiny_model import write_corpus
-from tools.evaluation.heldout import find_heldout, read_documents
 
 
 def write_pairs(folder: Path, count: int, split: str = "validation", part: int = 0) -> None:

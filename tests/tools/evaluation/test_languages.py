@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from tools.corpus.languages import LanguageResolver
-from tools.evaluation.languages import CATEGORIES, language, language_table, subject
+from emma.tools.corpus.languages import LanguageResolver
+from emma.tools.evaluation.languages import CATEGORIES, language, language_table, subject
 
 
 @pytest.mark.parametrize(

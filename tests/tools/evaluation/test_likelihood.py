@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
+from emma.tools.evaluation.likelihood import Scorer, cut_windows
 from tests.tools.evaluation.tiny_model import END, TEXTS, write_model
-from tools.evaluation.likelihood import Scorer, cut_windows
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.errors import UserError
-from tools.evaluation.averages import published_category
-from tools.evaluation.reference import (
+from emma.base.errors import UserError
+from emma.tools.evaluation.averages import published_category
+from emma.tools.evaluation.reference import (
     REFERENCE_TABLE,
     ReferenceAverage,
     ReferenceScores,

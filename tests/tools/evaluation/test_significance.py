@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from recipes.errors import UserError
-from tools.evaluation.significance import (
+from emma.base.errors import UserError
+from emma.tools.evaluation.significance import (
     Score,
     adjust,
     compare_languages,

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tools.evaluation.benchmarks.records import Finished, unit_file, write_unit
-from tools.evaluation.stored import item_scores
+from emma.tools.evaluation.benchmarks.records import Finished, unit_file, write_unit
+from emma.tools.evaluation.stored import item_scores
 
 
 def test_scores_of_items_are_read_back(tmp_path: Path) -> None:

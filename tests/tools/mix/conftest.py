@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from recipes.schema.data import Mix
+from emma.recipes.schema.data import Mix
+from emma.tools.mix.build import MixSettings
 from tests.tiny_mix import TinyMix, make_tiny_mix
-from tools.mix.build import MixSettings
 
 MakeSettings = Callable[..., MixSettings]
 

@@ -8,19 +8,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.errors import CheckFailedError, UserError
+from emma.base.errors import CheckFailedError, UserError
+from emma.tools.mix import build as build_module
+from emma.tools.mix import shuffle, writer
+from emma.tools.mix.build import build_mix, expected_fingerprint, plan_mix
+from emma.tools.mix.catalogue import load_catalogue
+from emma.tools.mix.layout import read_dataset_info, read_mix
+from emma.tools.mix.plan import PlannedSource
+from emma.tools.mix.select import select_documents
+from emma.tools.mix.sources import Source
+from emma.tools.mix.verify import verify_mix
+from emma.tools.pack.store import open_component
 from tests.tiny_mix import TinyMix, make_tiny_mix
 from tests.tools.mix.conftest import MakeSettings
-from tools.mix import build as build_module
-from tools.mix import shuffle, writer
-from tools.mix.build import build_mix, expected_fingerprint, plan_mix
-from tools.mix.catalogue import load_catalogue
-from tools.mix.layout import read_dataset_info, read_mix
-from tools.mix.plan import PlannedSource
-from tools.mix.select import select_documents
-from tools.mix.sources import Source
-from tools.mix.verify import verify_mix
-from tools.pack.store import open_component
 
 
 def content(folder: Path) -> dict[str, str]:

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.errors import UserError
-from tools.mix.index import IndexWriter, read_index
+from emma.base.errors import UserError
+from emma.tools.mix.index import IndexWriter, read_index
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])

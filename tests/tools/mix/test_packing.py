@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tools.mix.layout import ROW
-from tools.mix.packing import best_fit, cut_to_samples
+from emma.tools.mix.layout import ROW
+from emma.tools.mix.packing import best_fit, cut_to_samples
 
 
 def rows_of(lengths: list[int]) -> np.ndarray:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recipes.errors import CheckFailedError, UserError
-from recipes.schema.data import Category, Data
-from tools.mix.plan import make_plan, plan_validation, water_fill
-from tools.mix.report import plan_lines, plan_summary, plan_svg
-from tools.mix.sources import (
+from emma.base.errors import CheckFailedError, UserError
+from emma.recipes.schema.data import Category, Data
+from emma.tools.mix.plan import make_plan, plan_validation, water_fill
+from emma.tools.mix.report import plan_lines, plan_summary, plan_svg
+from emma.tools.mix.sources import (
     Source,
     category_of,
     estimated_words,

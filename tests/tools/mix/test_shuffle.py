@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools.mix import shuffle
-from tools.mix.layout import ROW
-from tools.mix.shuffle import shuffled
+from emma.tools.mix import shuffle
+from emma.tools.mix.layout import ROW
+from emma.tools.mix.shuffle import shuffled
 
 
 def rows_of(count: int) -> np.ndarray:

@@ -14,13 +14,13 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.errors import UserError
-from recipes.manifest import FileRecord
+from emma.base.errors import UserError
+from emma.base.manifest import FileRecord
+from emma.tools.mix.build import build_mix
+from emma.tools.mix.index import index_header, read_index
+from emma.tools.mix.verify import verify_mix
 from tests.tiny_mix import TinyMix, make_tiny_mix
 from tests.tools.mix.conftest import MakeSettings
-from tools.mix.build import build_mix
-from tools.mix.index import index_header, read_index
-from tools.mix.verify import verify_mix
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from recipes.schema.data import Pack
-from recipes.schema.model import Tokenizer
+from emma.recipes.schema.data import Pack
+from emma.recipes.schema.model import Tokenizer
+from emma.tools.pack.plan import PackSettings
+from emma.tools.pack.tokenizer_file import TokenizerFile
 from tests.tiny_text import BEGIN, END, train_tokenizer
-from tools.pack.plan import PackSettings
-from tools.pack.tokenizer_file import TokenizerFile
 
 MakeSettings = Callable[..., PackSettings]
 

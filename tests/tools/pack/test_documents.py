@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.errors import UserError
-from recipes.schema.data import Pack
+from emma.base.errors import UserError
+from emma.recipes.schema.data import Pack
+from emma.tools.pack.documents import DocumentMaker, spread
+from emma.tools.pack.inputs import cut_units, list_inputs
+from emma.tools.pack.languages import pair_labels
+from emma.tools.pack.records import read_segment
 from tests.tiny_text import SENTENCES, pairs
-from tools.pack.documents import DocumentMaker, spread
-from tools.pack.inputs import cut_units, list_inputs
-from tools.pack.languages import pair_labels
-from tools.pack.records import read_segment
 
 
 def make(
@@ -161,7 +161,7 @@ def test_the_same_pair_is_never_twice_in_a_document(tmp_path: Path) -> None:
 def test_many_copies_of_one_pair_are_not_held_back_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tools.pack.documents._HELD_PAIRS", 64)
+    monkeypatch.setattr("emma.tools.pack.documents._HELD_PAIRS", 64)
     rows = pair_rows("eng_Latn", "fra_Latn", 1) * 200
     documents, maker = make(tmp_path, rows, "bilingual")
     assert len(documents) == 200

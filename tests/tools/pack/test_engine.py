@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer as Reference
 
-from recipes.errors import UserError
-from recipes.schema.model import Tokenizer
+from emma.base.errors import UserError
+from emma.recipes.schema.model import Tokenizer
+from emma.tools.pack import engine
+from emma.tools.pack.engine import ENGINES, Encoded, Encoder, choose_engine, forget_engine, load_engine
+from emma.tools.pack.tokenizer_file import TokenizerFile
 from tests.tiny_text import BEGIN, END, SENTENCES
-from tools.pack import engine
-from tools.pack.engine import ENGINES, Encoded, Encoder, choose_engine, forget_engine, load_engine
-from tools.pack.tokenizer_file import TokenizerFile
 
 TEXTS = [
     *(sentence for sentences in SENTENCES.values() for sentence in sentences),

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.errors import UserError
-from tools.pack import inputs
-from tools.pack.inputs import InputFile, Unit, cut_units, list_inputs
+from emma.base.errors import UserError
+from emma.tools.pack import inputs
+from emma.tools.pack.inputs import InputFile, Unit, cut_units, list_inputs
 
 
 def test_folders_patterns_and_files_are_listed_once_and_sorted(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from recipes.errors import UserError
-from tools.pack.inputs import InputFile, Segment, cut_units, list_inputs
-from tools.pack.records import read_segment
+from emma.base.errors import UserError
+from emma.tools.pack.inputs import InputFile, Segment, cut_units, list_inputs
+from emma.tools.pack.records import read_segment
 
 RECORDS = [{"id": f"d{number}", "text": f"line {number} é世\n" * (number % 5 + 1)} for number in range(60)]
 

@@ -19,16 +19,16 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer as Reference
 
-from recipes.errors import UserError
-from recipes.schema.model import Tokenizer
+from emma.base.errors import UserError
+from emma.recipes.schema.model import Tokenizer
+from emma.tools.pack import engine, inputs, unit
+from emma.tools.pack.engine import forget_engine
+from emma.tools.pack.plan import PackSettings
+from emma.tools.pack.run import pack_store
+from emma.tools.pack.store import open_component
+from emma.tools.pack.tokenizer_file import TokenizerFile
 from tests.tiny_text import BEGIN, END, SENTENCES, documents
 from tests.tools.pack.conftest import MakeSettings
-from tools.pack import engine, inputs, unit
-from tools.pack.engine import forget_engine
-from tools.pack.plan import PackSettings
-from tools.pack.run import pack_store
-from tools.pack.store import open_component
-from tools.pack.tokenizer_file import TokenizerFile
 
 
 @pytest.fixture
@@ -295,8 +295,8 @@ def test_a_broken_engine_is_not_passed_over(
 def test_a_language_that_shows_up_late_is_gated_too(
     make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from emma.tools.pack import gate
     from tests.tools.pack.test_engine import Broken
-    from tools.pack import gate
 
     monkeypatch.setattr(gate, "_HEAD", 100)
     monkeypatch.setattr(gate, "_HEADS", 100)
@@ -336,7 +336,7 @@ def test_an_unknown_component_and_a_missing_corpus_are_refused(make_settings: Ma
 def test_a_kill_between_renames_is_completed(
     make_settings: MakeSettings, corpus: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tools.pack import run
+    from emma.tools.pack import run
 
     monkeypatch.setattr(inputs, "_SMALLEST_UNIT", 10_000)
     right, settings = make_settings(corpus, "right"), make_settings(corpus)
@@ -361,14 +361,14 @@ def test_a_kill_between_renames_is_completed(
 PACK = """
 import sys
 from pathlib import Path
-from recipes.schema.data import Pack
-from recipes.schema.model import Tokenizer
+from emma.recipes.schema.data import Pack
+from emma.recipes.schema.model import Tokenizer
 from tests.tiny_text import BEGIN, END
-from tools.pack import inputs
-from tools.pack.plan import PackSettings
-from tools.pack.plan import PackSettings
-from tools.pack.run import pack_store
-from tools.pack.tokenizer_file import TokenizerFile
+from emma.tools.pack import inputs
+from emma.tools.pack.plan import PackSettings
+from emma.tools.pack.plan import PackSettings
+from emma.tools.pack.run import pack_store
+from emma.tools.pack.tokenizer_file import TokenizerFile
 
 if __name__ == "__main__":
     folder, store, tokenizer = sys.argv[1:]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
+from emma.tools.pack.run import pack_store
+from emma.tools.pack.texts import store_batches
 from tests.tiny_text import documents
 from tests.tools.pack.conftest import MakeSettings
-from tools.pack.run import pack_store
-from tools.pack.texts import store_batches
 
 
 def test_packed_documents_are_text_again(tmp_path: Path, make_settings: MakeSettings) -> None:

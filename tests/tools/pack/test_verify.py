@@ -15,22 +15,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
+from emma.tools.pack import unit
+from emma.tools.pack.run import pack_store
+from emma.tools.pack.verify import verify_component
 from tests.tiny_text import documents
 from tests.tools.pack.conftest import MakeSettings
-from tools.pack import unit
-from tools.pack.run import pack_store
-from tools.pack.verify import verify_component
 
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A component of several shards."""
-    from recipes.schema.data import Pack
-    from recipes.schema.model import Tokenizer
+    from emma.recipes.schema.data import Pack
+    from emma.recipes.schema.model import Tokenizer
+    from emma.tools.pack.plan import PackSettings
+    from emma.tools.pack.tokenizer_file import TokenizerFile
     from tests.tiny_text import BEGIN, END, train_tokenizer
-    from tools.pack.plan import PackSettings
-    from tools.pack.tokenizer_file import TokenizerFile
 
     root = tmp_path_factory.mktemp("store")
     for language in ("eng_Latn", "hin_Deva"):

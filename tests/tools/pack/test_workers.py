@@ -17,18 +17,18 @@ SCRIPT = """
 import sys
 
 def state(file):
-    from tools.pack.engine import _load_fast, load_engine
+    from emma.tools.pack.engine import _load_fast, load_engine
     load_engine("fastokens", file)
     loads = _load_fast.cache_info()
     return loads.misses, loads.hits > 0, "pandas" in sys.modules
 
 if __name__ == "__main__":
-    from tools.pack.workers import start_workers, worker_pool
+    from emma.tools.pack.workers import start_workers, worker_pool
     run = sys.argv[1]
     if sys.argv[2] == "early":
         start_workers(run, ["data.pack.engine=fastokens"])
-    from recipes.load import load_recipe
-    from tools.pack.tokenizer_file import TokenizerFile
+    from emma.recipes.load import load_recipe
+    from emma.tools.pack.tokenizer_file import TokenizerFile
     model = load_recipe(run).model
     with worker_pool(2, "fastokens", model.tokenizer, model.vocab_size) as pool:
         for _ in range(6):
@@ -57,8 +57,8 @@ import os, sys
 from collections import Counter
 
 if __name__ == "__main__":
-    from recipes.schema.model import Tokenizer
-    from tools.pack.workers import worker_pool
+    from emma.recipes.schema.model import Tokenizer
+    from emma.tools.pack.workers import worker_pool
     tokenizer = Tokenizer(path="nowhere", end_of_text="</s>")
     for largest in (0, 32 << 20, 33 << 20, 256 << 20):
         with worker_pool(2, "tokenizers", tokenizer, 512, largest_unit=largest) as pool:
@@ -77,7 +77,17 @@ def test_a_process_makes_way_after_so_many_bytes_of_units(tmp_path: Path) -> Non
 
 
 def test_a_run_that_does_not_exist_is_said_once(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tools.cli", "pack", "run", str(tmp_path / "no.yaml"), "--workers", "2"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "emma.cli",
+        "pack",
+        "run",
+        str(tmp_path / "no.yaml"),
+        "--workers",
+        "2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr

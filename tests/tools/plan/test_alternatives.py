@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.errors import RecipeError
-from recipes.load import load_recipe
-from tools.plan.alternatives import alternatives, check_fits
-from tools.plan.memory import estimate_memory, memory_limit
+from emma.base.errors import RecipeError
+from emma.recipes.load import load_recipe
+from emma.tools.plan.alternatives import alternatives, check_fits
+from emma.tools.plan.memory import estimate_memory, memory_limit
 
 SIZES = (8, 16, 32, 64, 128, 256, 512)
 PRECISIONS = ("bf16", "fp8_tensorwise", "fp8_delayed", "fp8_blockwise")

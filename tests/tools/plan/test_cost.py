@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.load import load_recipe
-from tools.plan.cost import Assumptions, checkpoint_cost, expected_energy, expected_time
-from tools.plan.throughput import expected_throughput
+from emma.recipes.load import load_recipe
+from emma.tools.plan.cost import Assumptions, checkpoint_cost, expected_energy, expected_time
+from emma.tools.plan.throughput import expected_throughput
 
 
 def test_time_and_energy() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.load import load_recipe, load_section
-from tools.plan.flops import attention_flops_per_token, flops_per_token
+from emma.recipes.load import load_recipe, load_section
+from emma.tools.plan.flops import attention_flops_per_token, flops_per_token
 
 
 @pytest.mark.parametrize(("convention", "gflop"), [("causal", 51.47), ("full", 57.91)])
@@ -32,7 +32,7 @@ def test_attention_grows_with_the_sequence_and_the_rest_does_not() -> None:
 @pytest.mark.parametrize("name", ["llama2_7b", "llama3_8b"])
 def test_causal_is_what_megatron_logs(name: str) -> None:
     """Imports `megatron.training`, hence slow."""
-    import megatron_patches
+    from emma import megatron_patches
 
     megatron_patches.apply()
     from argparse import Namespace

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from recipes.load import load_recipe
-from tools.plan.memory import GIB, estimate_memory, memory_limit, stage_memory
-from tools.plan.published import Measurement, comparison, measurements
-from tools.plan.theory import megatron_formula_gib
+from emma.recipes.load import load_recipe
+from emma.tools.plan.memory import GIB, estimate_memory, memory_limit, stage_memory
+from emma.tools.plan.published import Measurement, comparison, measurements
+from emma.tools.plan.theory import megatron_formula_gib
 
 MEASURED = measurements()
 

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from recipes.load import load_section
-from tools.plan.parameters import layer_parameters, rank_parameters, total_parameters
+from emma.recipes.load import load_section
+from emma.tools.plan.parameters import layer_parameters, rank_parameters, total_parameters
 
 
 @pytest.mark.parametrize("name", ["llama2_7b", "llama3_8b", "llama3.1_8b"])

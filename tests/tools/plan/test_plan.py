@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.load import load_recipe
+from emma.recipes.load import load_recipe
+from emma.tools.plan.plan import make_plan
 from tests.command_line import emma
-from tools.plan.plan import make_plan
 
 SCRIPT = Path(sys.executable).parent / "emma"
 
@@ -105,7 +105,7 @@ def test_every_run_plans_on_every_layout_of_its_size() -> None:
 def test_imports_neither_torch_nor_megatron(arguments: list[str]) -> None:
     code = (
         "import sys; from unittest import mock\n"
-        "from tools.cli import main\n"
+        "from emma.cli import main\n"
         f"sys.argv = ['emma', *{arguments!r}]\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'megatron', 'transformers', 'numpy', 'pyarrow'} & set(sys.modules)\n"

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from recipes.errors import CheckFailedError
-from recipes.load import load_recipe
-from recipes.schema import Recipe
+from emma.base.errors import CheckFailedError
+from emma.recipes.load import load_recipe
+from emma.recipes.schema import Recipe
+from emma.tools.plan import simulate as module
+from emma.tools.plan import simulated_ranks
+from emma.tools.plan.simulate import Simulation, simulate
 from tests.command_line import emma
 from tests.ranks import run_ranks
 from tests.small_recipe import write_small_run
-from tools.plan import simulate as module
-from tools.plan import simulated_ranks
-from tools.plan.simulate import Simulation, simulate
 
 SMALL_512 = [
     *(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.load import load_recipe
-from tools.plan.published import Measurement, measurements
-from tools.plan.throughput import UNCERTAINTY, expected_throughput
+from emma.recipes.load import load_recipe
+from emma.tools.plan.published import Measurement, measurements
+from emma.tools.plan.throughput import UNCERTAINTY, expected_throughput
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from recipes.files import read_json, write_json
-from recipes.load import load_recipe, write_recipe
-from recipes.schema import Recipe
-from tools.evaluation.gains import compare
-from tools.evaluation.groups import LanguageFacts
-from tools.evaluation.journal import LanguageScores
-from tools.evaluation.likelihood import DocumentScore
-from tools.evaluation.results import Result, heldout_results, read_results, write_results
-from tools.evaluation.stored import journal_of
-from tools.mix.plan import MixPlan, PlannedSource
-from tools.mix.sources import Source
-from tools.training.metrics import append_metrics
-from tools.training.run_folder import environment
+from emma.base.files import read_json, write_json
+from emma.recipes.load import load_recipe, write_recipe
+from emma.recipes.schema import Recipe
+from emma.tools.evaluation.gains import compare
+from emma.tools.evaluation.groups import LanguageFacts
+from emma.tools.evaluation.journal import LanguageScores
+from emma.tools.evaluation.likelihood import DocumentScore
+from emma.tools.evaluation.results import Result, heldout_results, read_results, write_results
+from emma.tools.evaluation.stored import journal_of
+from emma.tools.mix.plan import MixPlan, PlannedSource
+from emma.tools.mix.sources import Source
+from emma.tools.training.metrics import append_metrics
+from emma.tools.training.run_folder import environment
 
 CATEGORIES = {"high": 20_000, "medium": 4_000, "low": 0}
 SIGNATURE = "nll:1|prefix:<|begin_of_text|>|end_of_text:0|window:512|stride:256|dtype:float32"
@@ -317,8 +317,8 @@ def write_benchmarks(
 
 def write_parity(recipe: Recipe, languages: list[str], *, passed: bool = True) -> None:
     """hf/step-N/ with config and parity report; no weights."""
-    from checkpoints_conversion.parity.report import LanguageResult, LogitsResult, Report
-    from checkpoints_conversion.parity.tensors import TensorResult
+    from emma.checkpoints_conversion.parity.report import LanguageResult, LogitsResult, Report
+    from emma.checkpoints_conversion.parity.tensors import TensorResult
 
     export = recipe.run_folder / "hf" / f"step-{recipe.schedule.steps}"
     export.mkdir(parents=True)

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
+from emma.commands.report import group
+from emma.tools.evaluation.results import read_results
+from emma.tools.report.checkpoints import read_checkpoint
+from emma.tools.report.compare import compare_page, paired_gains
+from emma.tools.report.export import draw
+from emma.tools.report.figures import Bar, Differences
+from emma.tools.report.records import read_run
 from tests.tools.report.sample_run import (
     codes,
     sample_recipe,
@@ -22,13 +29,6 @@ from tests.tools.report.sample_run import (
     write_run,
     write_start,
 )
-from tools.commands.report import group
-from tools.evaluation.results import read_results
-from tools.report.checkpoints import read_checkpoint
-from tools.report.compare import compare_page, paired_gains
-from tools.report.export import draw
-from tools.report.figures import Bar, Differences
-from tools.report.records import read_run
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 SVG = {"line", "path", "rect"}

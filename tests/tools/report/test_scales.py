@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tools.report.scales import axis, duration, number, thin
+from emma.tools.report.scales import axis, duration, number, thin
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.load import load_recipe
-from recipes.schema import Recipe
+from emma.recipes.load import load_recipe
+from emma.recipes.schema import Recipe
 from tests.small_recipe import write_small_run
 from tests.tiny_mix import make_tiny_mix
 
@@ -62,7 +62,7 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def make_small(tmp_path_factory: pytest.TempPathFactory, base_model: Path) -> Callable[[int], Small]:
     """Builds a mix of `steps` steps, a run file for it, and imports the base model."""
-    from checkpoints_conversion.hf_to_megatron import convert
+    from emma.checkpoints_conversion.hf_to_megatron import convert
 
     made: dict[int, Small] = {}
 

@@ -27,7 +27,7 @@ def dataset_config(length: int, *, eod: int = 0, mask_documents: bool = False) -
 
 def validation_samples(mix: Path, length: int) -> dict[str, list[dict[str, Any]]]:
     """All samples of each validation group."""
-    from tools.training.dataset import open_dataset, read_mix
+    from emma.tools.training.dataset import open_dataset, read_mix
 
     groups = {}
     for name in read_mix(mix).groups:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from recipes.errors import RecipeError
-from recipes.load import load_recipe
-from recipes.schema import Recipe
+from emma.base.errors import RecipeError
+from emma.recipes.load import load_recipe
+from emma.recipes.schema import Recipe
+from emma.tools.training.arguments import LoadPlan, megatron_arguments
 from tests.ranks import run_ranks
 from tests.small_recipe import small_recipe
-from tools.training.arguments import LoadPlan, megatron_arguments
 
 
 def arguments(recipe: Recipe, load: LoadPlan | None = None) -> list[str]:

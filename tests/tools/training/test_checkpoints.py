@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.errors import UserError
-from tools.training.checkpoints import (
+from emma.base.errors import UserError
+from emma.tools.training.checkpoints import (
     COMPLETE_MARK,
     complete_steps,
     incomplete_steps,

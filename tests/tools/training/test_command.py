@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from recipes.files import read_json
+from emma.base.files import read_json
+from emma.tools.training.launch import _failure
+from emma.tools.training.run_folder import RunFolder
 from tests.command_line import emma
 from tests.tools.training.conftest import Small
 from tests.training_run import losses
-from tools.training.launch import _failure
-from tools.training.run_folder import RunFolder
 
-EMMA = [sys.executable, "-m", "tools.cli"]
+EMMA = [sys.executable, "-P", "-m", "emma.cli"]
 
 
 def overrides(small: Small, name: str) -> list[str]:

@@ -18,7 +18,7 @@ def seen_by_a_rank(context: int) -> tuple[list[list[int]], list[list[int]], floa
     import torch
     from megatron.core import mpu
 
-    from tools.training.forward import ForwardStep
+    from emma.tools.training.forward import ForwardStep
 
     torch.distributed.init_process_group("gloo")
     mpu.initialize_model_parallel(context_parallel_size=context)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
 from tests.tiny_mix import TinyMix, make_tiny_mix
 
 SAMPLES, LENGTH = 48, 64
@@ -89,7 +89,7 @@ def stream_of(dataset) -> list[int]:
 
 
 def test_every_document_as_often_as_planned_and_every_token_a_label_once(tiny: TinyMix) -> None:
-    from tools.training.dataset import open_dataset
+    from emma.tools.training.dataset import open_dataset
 
     dataset = open_dataset(tiny.mix / "train", config(tiny, LENGTH))
     assert len(dataset) == SAMPLES
@@ -128,8 +128,8 @@ def test_stock_dataset_and_blend_fail_the_same_check(tiny: TinyMix, tmp_path: Pa
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
     from megatron.core.datasets.gpt_dataset import GPTDataset
 
-    import megatron_patches
-    from tools.training.dataset import open_dataset
+    from emma import megatron_patches
+    from emma.tools.training.dataset import open_dataset
 
     megatron_patches.apply()
     prefixes = sorted(str(path.with_suffix("")) for path in (tiny.mix / "train").glob("*.idx"))
@@ -195,8 +195,8 @@ def test_masks_positions_and_boundaries_are_megatrons(tiny: TinyMix, tmp_path: P
     from megatron.core.datasets.indexed_dataset import IndexedDataset
     from megatron.core.datasets.utils import Split
 
-    import megatron_patches
-    from tools.training.dataset import open_dataset
+    from emma import megatron_patches
+    from emma.tools.training.dataset import open_dataset
 
     megatron_patches.apply()
     group = tiny.mix / "validation" / "language-swh_Latn"
@@ -239,7 +239,7 @@ def test_masks_positions_and_boundaries_are_megatrons(tiny: TinyMix, tmp_path: P
 
 
 def test_the_last_sample_of_a_group_is_padded_and_masked(tiny: TinyMix) -> None:
-    from tools.training.dataset import open_dataset
+    from emma.tools.training.dataset import open_dataset
 
     for group in sorted((tiny.mix / "validation").iterdir()):
         dataset = open_dataset(group, config(tiny, LENGTH))
@@ -255,7 +255,7 @@ def test_the_last_sample_of_a_group_is_padded_and_masked(tiny: TinyMix) -> None:
 
 
 def test_best_fit_cuts_no_document_that_fits_and_masks_padding(packed: TinyMix) -> None:
-    from tools.training.dataset import open_dataset
+    from emma.tools.training.dataset import open_dataset
 
     length = 200
     dataset = open_dataset(packed.mix / "train", config(packed, length))
@@ -277,7 +277,7 @@ def test_best_fit_cuts_no_document_that_fits_and_masks_padding(packed: TinyMix) 
 
 
 def test_composition_counts_every_input_token(tiny: TinyMix, packed: TinyMix) -> None:
-    from tools.training.dataset import open_dataset
+    from emma.tools.training.dataset import open_dataset
 
     dataset = open_dataset(tiny.mix / "train", config(tiny, LENGTH))
     whole = dataset.composition(0, SAMPLES)
@@ -298,7 +298,7 @@ def whole_tokens(counts: dict[tuple[str, str], int]) -> int:
 
 def test_a_store_of_other_tokens_than_the_pad_id(tiny: TinyMix) -> None:
     """A tokenizer whose pad id is an ordinary token: nothing of the text is masked."""
-    from tools.training.dataset import open_dataset
+    from emma.tools.training.dataset import open_dataset
 
     frequent = open_dataset(tiny.mix / "train", config(tiny, LENGTH))[0]["labels"][3].item()
     dataset = open_dataset(
@@ -310,7 +310,7 @@ def test_a_store_of_other_tokens_than_the_pad_id(tiny: TinyMix) -> None:
 def test_worker_processes_read_the_same(tiny: TinyMix) -> None:
     import torch
 
-    from tools.training.dataset import open_dataset
+    from emma.tools.training.dataset import open_dataset
 
     dataset = open_dataset(tiny.mix / "train", config(tiny, LENGTH))
     alone = [dataset[index]["tokens"] for index in range(SAMPLES)]
@@ -321,7 +321,7 @@ def test_worker_processes_read_the_same(tiny: TinyMix) -> None:
 
 
 def test_samples_are_read_once(tiny: TinyMix) -> None:
-    from tools.training.dataset import open_dataset
+    from emma.tools.training.dataset import open_dataset
 
     dataset = open_dataset(tiny.mix / "train", config(tiny, LENGTH))
     with pytest.raises(IndexError, match="does not wrap around"):
@@ -329,7 +329,7 @@ def test_samples_are_read_once(tiny: TinyMix) -> None:
 
 
 def test_few_files_are_open_however_many_shards(tiny: TinyMix) -> None:
-    from tools.training import dataset as module
+    from emma.tools.training import dataset as module
 
     rows = module.MixRows(tiny.mix / "train")
     before, limit = len(list(Path("/proc/self/fd").iterdir())), module._OPEN_FILES
@@ -353,7 +353,7 @@ def test_few_files_are_open_however_many_shards(tiny: TinyMix) -> None:
 def test_a_damaged_dataset_is_refused(tmp_path: Path, tiny: TinyMix, break_it, message: str) -> None:
     import shutil
 
-    from tools.training.dataset import open_dataset
+    from emma.tools.training.dataset import open_dataset
 
     folder = tmp_path / "mix" / "train"
     shutil.copytree(tiny.mix / "train", folder, symlinks=True)
@@ -365,7 +365,7 @@ def test_a_damaged_dataset_is_refused(tmp_path: Path, tiny: TinyMix, break_it, m
 def test_another_sequence_length_and_a_moved_store_are_refused(tmp_path: Path, tiny: TinyMix) -> None:
     import shutil
 
-    from tools.training.dataset import open_dataset
+    from emma.tools.training.dataset import open_dataset
 
     with pytest.raises(UserError, match="built for sequence length 64, the run's is 32"):
         open_dataset(tiny.mix / "train", config(tiny, 32))
@@ -376,7 +376,7 @@ def test_another_sequence_length_and_a_moved_store_are_refused(tmp_path: Path, t
 
 
 def test_mix_info(tiny: TinyMix) -> None:
-    from tools.training.dataset import read_mix
+    from emma.tools.training.dataset import read_mix
 
     mix = read_mix(tiny.mix)
     assert (mix.samples, mix.sequence_length, mix.tokens) == (SAMPLES, LENGTH, SAMPLES * LENGTH)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from emma.tools.training.arguments import LoadPlan, megatron_arguments
 from tests.gpu import require_gpus, run_on_gpus
 from tests.tools.training.conftest import Small
 from tests.tools.training.samples import dataset_config
 from tests.tools.training.test_masking import changes_behind, two_documents
-from tools.training.arguments import LoadPlan, megatron_arguments
 
 pytestmark = pytest.mark.gpu
 
@@ -27,8 +27,8 @@ def packed_differences(flags: list[str], mix: str, eos: int, mask_documents: boo
     from megatron.training.arguments import parse_and_validate_args
     from megatron.training.initialize import initialize_megatron
 
-    from tools.training.dataset import open_dataset
-    from tools.training.forward import _packed
+    from emma.tools.training.dataset import open_dataset
+    from emma.tools.training.forward import _packed
 
     sys.argv = ["train", *flags]
     args = parse_and_validate_args()
@@ -63,7 +63,7 @@ def packed_differences(flags: list[str], mix: str, eos: int, mask_documents: boo
 def test_a_document_sees_only_itself(
     masked: bool, make_small: Callable[[int], Small], tmp_path: Path
 ) -> None:
-    from tools.training.dataset import read_mix
+    from emma.tools.training.dataset import read_mix
 
     recipe = make_small(10).recipe(
         "masking",

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from recipes.files import read_json
-from recipes.schema import Recipe
+from emma.base.files import read_json
+from emma.recipes.schema import Recipe
+from emma.tools.training.checkpoints import complete_steps
+from emma.tools.training.launch import train_here
+from emma.tools.training.metrics import read_metrics
+from emma.tools.training.run_folder import RunFolder
 from tests.gpu import require_gpus
 from tests.tools.training.conftest import Small
 from tests.tools.training.samples import validation_samples
 from tests.training_run import losses, train_run, validation
-from tools.training.checkpoints import complete_steps
-from tools.training.launch import train_here
-from tools.training.metrics import read_metrics
-from tools.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.gpu
 
@@ -107,7 +107,7 @@ def transformers_losses(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from tools.training.reference import _token_losses
+    from emma.tools.training.reference import _token_losses
 
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
     found = {}
@@ -134,8 +134,8 @@ def test_an_fp8_trained_checkpoint_becomes_a_hugging_face_model(
     precision: str, make_small: Callable[[int], Small], tmp_path: Path
 ) -> None:
     """The exported model has the loss that the run measured at its end, within what FP8 products differ from FP32's."""
-    from checkpoints_conversion import megatron_to_hf
-    from tools.training.dataset import read_mix
+    from emma.checkpoints_conversion import megatron_to_hf
+    from emma.tools.training.dataset import read_mix
 
     require_gpus(hopper=True)
     kind = precision.split("fp8: ")[1].split(",")[0].rstrip("}")

@@ -9,13 +9,13 @@ from pathlib import Path
 import orjson
 import pytest
 
-from recipes.files import read_json
-from recipes.load import load_recipe
+from emma.base.files import read_json
+from emma.recipes.load import load_recipe
+from emma.tools.mix.layout import read_mix
+from emma.tools.training.metrics import read_metrics
+from emma.tools.training.run_folder import RunFolder
 from tests.tools.training.conftest import Small
 from tests.training_run import losses, train_run, validation
-from tools.mix.layout import read_mix
-from tools.training.metrics import read_metrics
-from tools.training.run_folder import RunFolder
 
 LAYOUTS = {
     "tp2": (2, "{tensor: 2, sequence: true}"),

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from emma.tools.training.arguments import LoadPlan, megatron_arguments
 from tests.ranks import run_ranks
 from tests.tools.training.conftest import Small
 from tests.tools.training.samples import dataset_config
-from tools.training.arguments import LoadPlan, megatron_arguments
 
 
 def differences(flags: list[str], mix: str, eos: int, mask_documents: bool) -> dict[str, float]:
@@ -27,7 +27,7 @@ def differences(flags: list[str], mix: str, eos: int, mask_documents: bool) -> d
     from megatron.training.arguments import parse_and_validate_args
     from megatron.training.initialize import initialize_megatron
 
-    from tools.training.dataset import open_dataset
+    from emma.tools.training.dataset import open_dataset
 
     sys.argv = ["train", *flags]
     args = parse_and_validate_args()
@@ -102,7 +102,7 @@ def two_documents(dataset: Any, eos: int) -> tuple[Any, int]:
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_a_document_sees_only_itself(masked: bool, make_small: Callable[[int], Small]) -> None:
-    from tools.training.dataset import read_mix
+    from emma.tools.training.dataset import read_mix
 
     recipe = make_small(10).recipe(
         "masking", f"batch.document_masking={str(masked).lower()}", start="scratch"

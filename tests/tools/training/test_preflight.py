@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.files import read_json
-from tools.training.preflight import check_device, check_disk
+from emma.base.files import read_json
+from emma.tools.training.preflight import check_device, check_disk
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -21,7 +21,7 @@ def start(folder: Path, rank: int, ranks: int, gpus: int, port: int) -> subproce
     torch = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
     values = {key: str(value) for key, value in {**slurm, **torch}.items()}
     return subprocess.Popen(
-        [sys.executable, "-m", "tools.training.preflight", str(folder), str(gpus)],
+        [sys.executable, "-P", "-m", "emma.tools.training.preflight", str(folder), str(gpus)],
         cwd=ROOT,
         env={**os.environ, **values, "SLURMD_NODENAME": f"n{rank}", "CUDA_VISIBLE_DEVICES": ""},
         stderr=subprocess.PIPE,

@@ -13,15 +13,15 @@ from collections.abc import Callable
 
 import pytest
 
-from recipes.errors import UserError
-from recipes.files import read_json, write_json
-from recipes.schema import Recipe
+from emma.base.errors import UserError
+from emma.base.files import read_json, write_json
+from emma.recipes.schema import Recipe
+from emma.tools.training.checkpoints import COMPLETE_MARK, checkpoint_folder, complete_steps
+from emma.tools.training.metrics import read_metrics
+from emma.tools.training.run_folder import RunFolder
 from tests.ranks import Job
 from tests.tools.training.conftest import Small
 from tests.training_run import losses, start_run, train_run, validation
-from tools.training.checkpoints import COMPLETE_MARK, checkpoint_folder, complete_steps
-from tools.training.metrics import read_metrics
-from tools.training.run_folder import RunFolder
 
 STEPS = 20
 TWO = ("cluster.gpus_per_node=2", "parallelism={tensor: 2}")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from recipes.errors import UserError
-from recipes.files import read_json, write_json
-from recipes.load import load_recipe
+from emma.base.errors import UserError
+from emma.base.files import read_json, write_json
+from emma.recipes.load import load_recipe
+from emma.tools.training.run_folder import RunFolder
 from tests.small_recipe import small_recipe
 from tests.tools.training.test_checkpoints import save
-from tools.training.run_folder import RunFolder
 
 
 def test_prepare_writes_what_the_ranks_and_the_reader_need(tmp_path: Path) -> None:

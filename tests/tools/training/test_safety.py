@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from recipes.errors import UserError
-from recipes.files import read_json, write_json
-from recipes.schema import Recipe
+from emma.base.errors import UserError
+from emma.base.files import read_json, write_json
+from emma.recipes.schema import Recipe
+from emma.tools.training import reference
+from emma.tools.training.checkpoints import complete_steps
+from emma.tools.training.launch import rank_environment
+from emma.tools.training.run_folder import RunFolder
+from emma.tools.training.safety import Rewind, record_skip, recorded_skips, spoilt
 from tests.ranks import RanksError, run_ranks
 from tests.tools.training.conftest import Small
 from tests.training_run import losses, rank, train_run
-from tools.training import reference
-from tools.training.checkpoints import complete_steps
-from tools.training.launch import rank_environment
-from tools.training.run_folder import RunFolder
-from tools.training.safety import Rewind, record_skip, recorded_skips, spoilt
 
 TWO = ("cluster.gpus_per_node=2", "parallelism={tensor: 2}")
 
@@ -55,7 +55,7 @@ def poisoned_rank(folder: str, step: int) -> None:
     import torch
     from megatron.training import get_args
 
-    from tools.training import forward
+    from emma.tools.training import forward
 
     original = forward.loss_sum
 
@@ -137,7 +137,7 @@ def test_perturbed_weights_are_not_trained(
     import torch
     from safetensors.torch import load_file, save_file
 
-    from checkpoints_conversion.hf_to_megatron import convert
+    from emma.checkpoints_conversion.hf_to_megatron import convert
 
     wrong = tmp_path / "wrong"
     shutil.copytree(base_model, wrong)

@@ -7,8 +7,8 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.errors import UserError
-from recipes.files import sha256_file
+from emma.base.errors import UserError
+from emma.base.files import sha256_file
 
 __all__ = ["Archive", "fetch_apt", "fetch_npm"]
 

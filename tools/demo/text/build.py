@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.demo.text import english, gnome_help, iso_codes, papers, questions, source_code, udhr
-from tools.demo.text.archives import Archive
-from tools.demo.text.records import write_csv_gz, write_jsonl, write_moses, write_parquet, write_tmx
+from emma.tools.demo.text import english, gnome_help, iso_codes, papers, questions, source_code, udhr
+from emma.tools.demo.text.archives import Archive
+from emma.tools.demo.text.records import write_csv_gz, write_jsonl, write_moses, write_parquet, write_tmx
 
 __all__ = ["Written", "build_all"]
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from recipes.files import atomic_write
+from emma.base.files import atomic_write
 
 __all__ = ["Pair", "write_csv_gz", "write_jsonl", "write_moses", "write_parquet", "write_tmx"]
 

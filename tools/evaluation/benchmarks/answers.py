@@ -6,8 +6,8 @@ import re
 import string
 from collections.abc import Sequence
 
-from tools.evaluation.benchmarks.definitions import Benchmark
-from tools.evaluation.benchmarks.scores import Score, mean_score
+from emma.tools.evaluation.benchmarks.definitions import Benchmark
+from emma.tools.evaluation.benchmarks.scores import Score, mean_score
 
 __all__ = ["empty_rate", "exact_match", "is_empty", "numbers", "off_target_rate", "processed"]
 
@@ -41,7 +41,7 @@ def off_target_rate(texts: Sequence[str], language: str) -> Score | None:
     A language in the right script but another language is not found by it. None where the code names no script, or no
     output has letters.
     """
-    from tools.corpus.scripts import compatible, measure
+    from emma.tools.corpus.scripts import compatible, measure
 
     _, _, script = language.partition("_")
     if not script or not texts:

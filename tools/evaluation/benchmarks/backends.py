@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.errors import UserError
-from tools.evaluation.likelihood import cut_windows
+from emma.base.errors import UserError
+from emma.tools.evaluation.likelihood import cut_windows
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.evaluation.benchmarks.items import Item
-from tools.evaluation.benchmarks.scores import Response, Score, mean_score, resample, statistics_score
-from tools.evaluation.bootstrap import error_of
+from emma.tools.evaluation.benchmarks.items import Item
+from emma.tools.evaluation.benchmarks.scores import Response, Score, mean_score, resample, statistics_score
+from emma.tools.evaluation.bootstrap import error_of
 
 __all__ = [
     "accuracy",

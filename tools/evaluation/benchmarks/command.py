@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from recipes.errors import UserError
-from tools.evaluation.benchmarks.backends import ModelSettings
-from tools.evaluation.benchmarks.definitions import (
+from emma.base.errors import UserError
+from emma.tools.evaluation.benchmarks.backends import ModelSettings
+from emma.tools.evaluation.benchmarks.definitions import (
     Tier,
     benchmark_names,
     get_benchmark,
@@ -16,14 +16,14 @@ from tools.evaluation.benchmarks.definitions import (
     resolve_names,
     spbleu_model,
 )
-from tools.evaluation.benchmarks.metrics import NEEDS_SPBLEU, Resources, bertscore_folder
-from tools.evaluation.benchmarks.records import Finished
-from tools.evaluation.benchmarks.run import Runner, RunSettings
-from tools.evaluation.benchmarks.stores import Store, open_store
-from tools.evaluation.benchmarks.units import Plan, plan_units
-from tools.evaluation.publish import publish_rows
-from tools.evaluation.results import Result
-from tools.evaluation.targets import Target
+from emma.tools.evaluation.benchmarks.metrics import NEEDS_SPBLEU, Resources, bertscore_folder
+from emma.tools.evaluation.benchmarks.records import Finished
+from emma.tools.evaluation.benchmarks.run import Runner, RunSettings
+from emma.tools.evaluation.benchmarks.stores import Store, open_store
+from emma.tools.evaluation.benchmarks.units import Plan, plan_units
+from emma.tools.evaluation.publish import publish_rows
+from emma.tools.evaluation.results import Result
+from emma.tools.evaluation.targets import Target
 
 __all__ = ["HELDOUT", "Outcome", "Prepared", "Request", "notes", "parse_shots", "prepare", "run_models"]
 
@@ -112,7 +112,7 @@ def _resources(request: Request, store: Store, plan: Plan) -> Resources:
     metrics = {metric for unit in plan.units for metric in unit.benchmark.metrics}
     tokenizer = None
     if NEEDS_SPBLEU in metrics:
-        from tools.evaluation.benchmarks.translation import find_spbleu_model
+        from emma.tools.evaluation.benchmarks.translation import find_spbleu_model
 
         known = spbleu_model()
         mirrored = next(filter(None, map(store.extra, (known.file, *known.also))), None)
@@ -120,7 +120,7 @@ def _resources(request: Request, store: Store, plan: Plan) -> Resources:
     encoder = None
     folder = bertscore_folder(request.bertscore)
     if folder is not None and "bertscore" in metrics:
-        from tools.evaluation.benchmarks.similarity import BertScore
+        from emma.tools.evaluation.benchmarks.similarity import BertScore
 
         encoder = BertScore(folder, device=request.model.device)
     return Resources(tokenizer, encoder)

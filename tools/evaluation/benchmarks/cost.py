@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.evaluation.benchmarks.definitions import speeds
-from tools.evaluation.benchmarks.run import Runner
-from tools.evaluation.benchmarks.units import Unit
+from emma.tools.evaluation.benchmarks.definitions import speeds
+from emma.tools.evaluation.benchmarks.run import Runner
+from emma.tools.evaluation.benchmarks.units import Unit
 
 __all__ = ["Cost", "estimate", "parameters", "table"]
 

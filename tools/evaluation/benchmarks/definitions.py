@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from recipes.compose import ROOT, nearest, read_yaml
-from recipes.errors import UserError
+from emma.base.errors import UserError
+from emma.recipes.compose import ROOT, nearest, read_yaml
 
 __all__ = [
     "ENGLISH",

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from tools.evaluation.benchmarks.scores import Score, mean_score
-from tools.evaluation.benchmarks.summaries import UnicodeTokenizer
+from emma.tools.evaluation.benchmarks.scores import Score, mean_score
+from emma.tools.evaluation.benchmarks.summaries import UnicodeTokenizer
 
 __all__ = ["distinct", "self_bleu", "self_bleu_first"]
 

@@ -12,10 +12,10 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from recipes.errors import UserError
-from tools.evaluation.benchmarks.definitions import Benchmark, language_names, language_words
-from tools.evaluation.benchmarks.rows import Row, read_rows
-from tools.evaluation.benchmarks.stores import Store
+from emma.base.errors import UserError
+from emma.tools.evaluation.benchmarks.definitions import Benchmark, language_names, language_words
+from emma.tools.evaluation.benchmarks.rows import Row, read_rows
+from emma.tools.evaluation.benchmarks.stores import Store
 
 __all__ = ["Item", "build_items", "draws", "final_pattern", "render", "stops"]
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.errors import UserError
-from tools.evaluation.benchmarks import answers, choices, diversity
-from tools.evaluation.benchmarks.definitions import Benchmark
-from tools.evaluation.benchmarks.items import Item, final_pattern
-from tools.evaluation.benchmarks.scores import Response, Score
+from emma.base.errors import UserError
+from emma.tools.evaluation.benchmarks import answers, choices, diversity
+from emma.tools.evaluation.benchmarks.definitions import Benchmark
+from emma.tools.evaluation.benchmarks.items import Item, final_pattern
+from emma.tools.evaluation.benchmarks.scores import Response, Score
 
 if TYPE_CHECKING:
-    from tools.evaluation.benchmarks.similarity import BertScore
-    from tools.evaluation.benchmarks.translation import SentencePiece
+    from emma.tools.evaluation.benchmarks.similarity import BertScore
+    from emma.tools.evaluation.benchmarks.translation import SentencePiece
 
 __all__ = ["NEEDS_SPBLEU", "Resources", "bertscore_folder", "measure"]
 
@@ -72,7 +72,7 @@ def _generation(
     responses: Sequence[Response],
     resources: Resources,
 ) -> dict[str, Score]:
-    from tools.evaluation.benchmarks import summaries, translation
+    from emma.tools.evaluation.benchmarks import summaries, translation
 
     raw = [response.text or "" for response in responses]
     texts = [answers.processed(benchmark, text) for text in raw]

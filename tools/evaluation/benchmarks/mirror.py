@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import UserError
-from recipes.files import atomic_write
-from recipes.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
-from tools.evaluation.benchmarks.definitions import Benchmark, Source, get_benchmark, spbleu_model
-from tools.evaluation.benchmarks.items import build_items
-from tools.evaluation.benchmarks.metrics import NEEDS_SPBLEU
-from tools.evaluation.benchmarks.rows import available, files_of
-from tools.evaluation.benchmarks.stores import HubStore, Mirror
-from tools.progress import progress
+from emma.base.errors import UserError
+from emma.base.files import atomic_write
+from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
+from emma.base.progress import progress
+from emma.tools.evaluation.benchmarks.definitions import Benchmark, Source, get_benchmark, spbleu_model
+from emma.tools.evaluation.benchmarks.items import build_items
+from emma.tools.evaluation.benchmarks.metrics import NEEDS_SPBLEU
+from emma.tools.evaluation.benchmarks.rows import available, files_of
+from emma.tools.evaluation.benchmarks.stores import HubStore, Mirror
 
 __all__ = ["Checked", "Fetched", "check_mirror", "fetch_sources"]
 
@@ -197,7 +197,7 @@ def _fetch_archive(source: Source, folder: Path, report: Fetched, dry_run: bool)
 
 
 def _fetch_spbleu(folder: Path, report: Fetched, dry_run: bool) -> None:
-    from recipes.files import sha256_file
+    from emma.base.files import sha256_file
 
     model = spbleu_model()
     path = folder / model.file
@@ -320,7 +320,7 @@ def _schema_faults(benchmark: Benchmark, languages: Sequence[str], mirror: Mirro
 
 
 def _spbleu_faults(mirror: Mirror) -> Iterator[str]:
-    from recipes.files import sha256_file
+    from emma.base.files import sha256_file
 
     model = spbleu_model()
     path = next(filter(None, map(mirror.extra, (model.file, *model.also))), None)

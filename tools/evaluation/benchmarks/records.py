@@ -14,9 +14,9 @@ from typing import Any
 
 import orjson
 
-from recipes.errors import UserError
-from recipes.files import atomic_write, read_json, write_json
-from tools.evaluation.results import Result
+from emma.base.errors import UserError
+from emma.base.files import atomic_write, read_json, write_json
+from emma.tools.evaluation.results import Result
 
 __all__ = ["Finished", "read_samples", "read_unit", "samples_file", "unit_file", "write_unit"]
 

@@ -12,10 +12,10 @@ from typing import Any
 import jinja2
 import orjson
 
-from recipes.errors import UserError
-from tools.evaluation.benchmarks.definitions import ENGLISH, Source, get_source
-from tools.evaluation.benchmarks.layout import configured_files, find_files
-from tools.evaluation.benchmarks.stores import Store
+from emma.base.errors import UserError
+from emma.tools.evaluation.benchmarks.definitions import ENGLISH, Source, get_source
+from emma.tools.evaluation.benchmarks.layout import configured_files, find_files
+from emma.tools.evaluation.benchmarks.stores import Store
 
 __all__ = ["Row", "available", "files_of", "read_file", "read_rows"]
 

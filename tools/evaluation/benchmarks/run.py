@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from recipes.errors import UserError
-from recipes.files import read_json
-from recipes.manifest import now, package_versions
-from tools.evaluation.benchmarks.backends import ModelSettings, load_backend, shorten
-from tools.evaluation.benchmarks.definitions import Benchmark
-from tools.evaluation.benchmarks.items import Item, build_items, render
-from tools.evaluation.benchmarks.metrics import Resources
-from tools.evaluation.benchmarks.records import Finished, read_unit, unit_file, write_unit
-from tools.evaluation.benchmarks.scores import Response, Score
-from tools.evaluation.benchmarks.stores import Store
-from tools.evaluation.benchmarks.units import Unit
-from tools.evaluation.targets import Target, fingerprint
-from tools.progress import progress
+from emma.base.errors import UserError
+from emma.base.files import read_json
+from emma.base.manifest import now, package_versions
+from emma.base.progress import progress
+from emma.tools.evaluation.benchmarks.backends import ModelSettings, load_backend, shorten
+from emma.tools.evaluation.benchmarks.definitions import Benchmark
+from emma.tools.evaluation.benchmarks.items import Item, build_items, render
+from emma.tools.evaluation.benchmarks.metrics import Resources
+from emma.tools.evaluation.benchmarks.records import Finished, read_unit, unit_file, write_unit
+from emma.tools.evaluation.benchmarks.scores import Response, Score
+from emma.tools.evaluation.benchmarks.stores import Store
+from emma.tools.evaluation.benchmarks.units import Unit
+from emma.tools.evaluation.targets import Target, fingerprint
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -271,7 +271,7 @@ class Runner:
         import torch
         from lm_eval.evaluator import evaluate
 
-        from tools.evaluation.benchmarks.tasks import BenchmarkTask
+        from emma.tools.evaluation.benchmarks.tasks import BenchmarkTask
 
         task = BenchmarkTask(unit.benchmark, unit.language, items, max_new_tokens, self.resources)
         # Sampled answers of a unit are the same whatever ran before it.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.evaluation.bootstrap import DRAWS, error_of
+from emma.tools.evaluation.bootstrap import DRAWS, error_of
 
 __all__ = ["Response", "Score", "mean_score", "resample", "statistics_score"]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import UserError
-from recipes.files import sha256_file
-from tools.evaluation.benchmarks.scores import Score, mean_score
+from emma.base.errors import UserError
+from emma.base.files import sha256_file
+from emma.tools.evaluation.benchmarks.scores import Score, mean_score
 
 __all__ = ["LAYER", "BertScore"]
 

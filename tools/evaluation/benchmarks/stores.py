@@ -6,9 +6,9 @@ import functools
 from pathlib import Path
 from typing import Protocol
 
-from recipes.errors import UserError
-from tools.evaluation.benchmarks.definitions import Source
-from tools.evaluation.benchmarks.layout import Listing
+from emma.base.errors import UserError
+from emma.tools.evaluation.benchmarks.definitions import Source
+from emma.tools.evaluation.benchmarks.layout import Listing
 
 _README = "README.md"
 

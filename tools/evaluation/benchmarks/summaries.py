@@ -9,7 +9,7 @@ from typing import Any
 
 import regex
 
-from tools.evaluation.benchmarks.scores import Score, mean_score
+from emma.tools.evaluation.benchmarks.scores import Score, mean_score
 
 __all__ = ["UnicodeTokenizer", "rouge_ascii", "rouge_unicode", "rouge_whitespace", "rouge_whitespace_item"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tools.evaluation.benchmarks.definitions import benchmark_names, get_benchmark
-from tools.evaluation.results import Result
+from emma.tools.evaluation.benchmarks.definitions import benchmark_names, get_benchmark
+from emma.tools.evaluation.results import Result
 
 __all__ = ["averages_table"]
 

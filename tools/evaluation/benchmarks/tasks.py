@@ -10,11 +10,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task, TaskConfig
 from lm_eval.filters import build_filter_ensemble
 
-from tools.evaluation.benchmarks.backends import LAST_TOKEN, ROLLING
-from tools.evaluation.benchmarks.definitions import Benchmark
-from tools.evaluation.benchmarks.items import Item, stops
-from tools.evaluation.benchmarks.metrics import Resources, measure
-from tools.evaluation.benchmarks.scores import Response, Score
+from emma.tools.evaluation.benchmarks.backends import LAST_TOKEN, ROLLING
+from emma.tools.evaluation.benchmarks.definitions import Benchmark
+from emma.tools.evaluation.benchmarks.items import Item, stops
+from emma.tools.evaluation.benchmarks.metrics import Resources, measure
+from emma.tools.evaluation.benchmarks.scores import Response, Score
 
 __all__ = ["BenchmarkTask"]
 

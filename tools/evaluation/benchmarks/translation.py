@@ -9,10 +9,10 @@ from typing import Any
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.tokenizers.tokenizer_base import BaseTokenizer
 
-from recipes.errors import UserError
-from recipes.files import sha256_file
-from tools.evaluation.benchmarks.definitions import SpBleu
-from tools.evaluation.benchmarks.scores import Score, statistics_score
+from emma.base.errors import UserError
+from emma.base.files import sha256_file
+from emma.tools.evaluation.benchmarks.definitions import SpBleu
+from emma.tools.evaluation.benchmarks.scores import Score, statistics_score
 
 __all__ = ["SentencePiece", "bleu", "chrf", "find_spbleu_model", "spbleu"]
 

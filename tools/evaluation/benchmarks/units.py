@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from recipes.errors import UserError
-from tools.evaluation.benchmarks.definitions import Benchmark, Tier, get_benchmark, language_order
-from tools.evaluation.benchmarks.rows import available
-from tools.evaluation.benchmarks.stores import HubStore, Store
+from emma.base.errors import UserError
+from emma.tools.evaluation.benchmarks.definitions import Benchmark, Tier, get_benchmark, language_order
+from emma.tools.evaluation.benchmarks.rows import available
+from emma.tools.evaluation.benchmarks.stores import HubStore, Store
 
 __all__ = ["Plan", "Unit", "plan_units"]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.schema.corpus import Source
+from emma.recipes.schema.corpus import Source
+from emma.tools.corpus.build import build_corpus
 from tests.tools.corpus.raw_text import build_at, documents, mono_source, pair_source, write_jsonl
-from tools.corpus.build import build_corpus
 
 LANGUAGES = ("en", "de", "ar", "zh")
 
@@ -62,8 +62,8 @@ def own_corpus(corpus: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def released_corpus(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its release, which no test changes."""
-    from checkpoints_conversion.release.corpus.build import write_corpus_release
-    from checkpoints_conversion.release.corpus.source import open_corpus
+    from emma.checkpoints_conversion.release.corpus.build import write_corpus_release
+    from emma.checkpoints_conversion.release.corpus.source import open_corpus
 
     folder = tmp_path_factory.mktemp("released-corpus") / "release"
     write_corpus_release(open_corpus(str(corpus)), folder, name="team/test-corpus", shard_bytes=9_000)

@@ -18,12 +18,12 @@ import pytest
 from click.testing import CliRunner
 from huggingface_hub import DatasetCard
 
-from checkpoints_conversion.release.corpus.build import write_corpus_release
-from checkpoints_conversion.release.corpus.source import open_corpus
-from checkpoints_conversion.release_commands import group
-from recipes.errors import CheckFailedError, UserError
-from recipes.files import read_json, sha256_file, write_json
-from recipes.manifest import Manifest
+from emma.base.errors import CheckFailedError, UserError
+from emma.base.files import read_json, sha256_file, write_json
+from emma.base.manifest import Manifest
+from emma.checkpoints_conversion.release.corpus.build import write_corpus_release
+from emma.checkpoints_conversion.release.corpus.source import open_corpus
+from emma.commands.release import group
 from tests.tools.corpus.raw_text import rows_of
 
 
@@ -142,8 +142,8 @@ def test_command_with_processes_gives_the_same_bytes(
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-import checkpoints_conversion.release.corpus.build as build
-from checkpoints_conversion.release.corpus.source import open_corpus
+import emma.checkpoints_conversion.release.corpus.build as build
+from emma.checkpoints_conversion.release.corpus.source import open_corpus
 real, done = build.write_shard, []
 def write(*arguments):
     if len(done) == 3:
@@ -168,7 +168,7 @@ def test_goes_on_after_a_kill(
     assert not (tmp_path / "out").exists()
     finished = {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("train-*.parquet")}
     assert finished
-    from checkpoints_conversion.release.corpus import build
+    from emma.checkpoints_conversion.release.corpus import build
 
     calls: list[str] = []
     real = build.write_shard

@@ -14,7 +14,7 @@ from tests.checkpoints_conversion.release.test_upload import held, local, upload
 def test_every_byte_arrives_through_interruptions(
     released_corpus: Path, hub: Hub, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("checkpoints_conversion.release.upload._WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("emma.checkpoints_conversion.release.upload._WAIT_SECONDS", 0.01)
     hub.drops = 5
     code, text = upload(released_corpus)
     assert (code, hub.drops) == (0, 0), text

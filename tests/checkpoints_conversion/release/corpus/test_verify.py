@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from checkpoints_conversion.release.checksums import write_checksums
-from checkpoints_conversion.release.verify import release_faults
-from checkpoints_conversion.release_commands import group
-from recipes.errors import CheckFailedError, UserError
+from emma.base.errors import CheckFailedError, UserError
+from emma.checkpoints_conversion.release.checksums import write_checksums
+from emma.checkpoints_conversion.release.verify import release_faults
+from emma.commands.release import group
 
 TRAIN = "data/monolingual/deu_Latn/train-00000.parquet"
 VALIDATION = "data/monolingual/deu_Latn/validation-00000.parquet"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from emma.tools.evaluation.benchmarks.stores import Mirror
 from tests.tools.evaluation.benchmarks.sample_mirror import write_mirror, write_sentencepiece
 from tests.tools.evaluation.tiny_model import write_model
-from tools.evaluation.benchmarks.stores import Mirror
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from recipes.errors import UserError
-from tools.evaluation.benchmarks.backends import ModelSettings, _vllm_class, load_backend
+from emma.base.errors import UserError
+from emma.tools.evaluation.benchmarks.backends import ModelSettings, _vllm_class, load_backend
 
 
 def letters(text: str, **options: Any) -> dict[str, list[int]]:

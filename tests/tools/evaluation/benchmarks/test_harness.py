@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tools.evaluation.benchmarks.definitions import get_benchmark, sources
-from tools.evaluation.benchmarks.items import build_items
-from tools.evaluation.benchmarks.metrics import Resources
-from tools.evaluation.benchmarks.rows import read_rows
-from tools.evaluation.benchmarks.stores import Mirror
+from emma.tools.evaluation.benchmarks.definitions import get_benchmark, sources
+from emma.tools.evaluation.benchmarks.items import build_items
+from emma.tools.evaluation.benchmarks.metrics import Resources
+from emma.tools.evaluation.benchmarks.rows import read_rows
+from emma.tools.evaluation.benchmarks.stores import Mirror
 
 # lm-eval's task → ours, language, examples.
 TASKS = {
@@ -34,7 +34,7 @@ def test_requests_are_those_of_lm_eval(store: Mirror, monkeypatch: pytest.Monkey
     import lm_eval.tasks
     from lm_eval.tasks import TaskManager
 
-    from tools.evaluation.benchmarks.tasks import BenchmarkTask
+    from emma.tools.evaluation.benchmarks.tasks import BenchmarkTask
 
     by_repository = {source.repository: source for source in sources()}
     hub_names = {"training": "train", "examples": "train"}

@@ -12,13 +12,13 @@ import sacrebleu.tokenizers.tokenizer_spm
 from sacrebleu.metrics import BLEU, CHRF
 from sklearn.metrics import accuracy_score, f1_score
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
+from emma.tools.evaluation.benchmarks import answers, choices, diversity, summaries, translation
+from emma.tools.evaluation.benchmarks.definitions import get_benchmark, spbleu_model
+from emma.tools.evaluation.benchmarks.items import Item
+from emma.tools.evaluation.benchmarks.metrics import Resources, measure
+from emma.tools.evaluation.benchmarks.scores import Response, mean_score
 from tests.tools.evaluation.benchmarks.sample_mirror import SENTENCES
-from tools.evaluation.benchmarks import answers, choices, diversity, summaries, translation
-from tools.evaluation.benchmarks.definitions import get_benchmark, spbleu_model
-from tools.evaluation.benchmarks.items import Item
-from tools.evaluation.benchmarks.metrics import Resources, measure
-from tools.evaluation.benchmarks.scores import Response, mean_score
 
 LABELS = ("science", "travel", "politics", "a")
 

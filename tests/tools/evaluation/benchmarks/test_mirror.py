@@ -16,12 +16,12 @@ import huggingface_hub
 import pytest
 from click.testing import CliRunner, Result
 
-from recipes.files import sha256_file
-from recipes.manifest import Manifest
-from tools.commands.evaluate import group
-from tools.evaluation.benchmarks import mirror as module
-from tools.evaluation.benchmarks import stores
-from tools.evaluation.benchmarks.definitions import SpBleu, get_source
+from emma.base.files import sha256_file
+from emma.base.manifest import Manifest
+from emma.commands.evaluate import group
+from emma.tools.evaluation.benchmarks import mirror as module
+from emma.tools.evaluation.benchmarks import stores
+from emma.tools.evaluation.benchmarks.definitions import SpBleu, get_source
 
 
 def emma(*arguments: str | Path) -> Result:

@@ -7,11 +7,11 @@ import random
 import numpy as np
 import pytest
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
+from emma.tools.evaluation.benchmarks.definitions import benchmark_names, get_benchmark
+from emma.tools.evaluation.benchmarks.items import Item, build_items, draws, render, stops
+from emma.tools.evaluation.benchmarks.stores import Mirror
 from tests.tools.evaluation.benchmarks.sample_mirror import SENTENCES
-from tools.evaluation.benchmarks.definitions import benchmark_names, get_benchmark
-from tools.evaluation.benchmarks.items import Item, build_items, draws, render, stops
-from tools.evaluation.benchmarks.stores import Mirror
 
 
 def item(name: str, language: str, store: Mirror, number: int = 0, **options: int) -> Item:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
+from emma.tools.evaluation.benchmarks.definitions import Tier, get_source, get_tier, resolve_names
+from emma.tools.evaluation.benchmarks.layout import Listing, configured_files, find_files
+from emma.tools.evaluation.benchmarks.rows import available, read_file, read_rows
+from emma.tools.evaluation.benchmarks.stores import Mirror
+from emma.tools.evaluation.benchmarks.units import plan_units
 from tests.tools.evaluation.benchmarks.sample_mirror import write_jsonl, write_mirror, write_parquet
-from tools.evaluation.benchmarks.definitions import Tier, get_source, get_tier, resolve_names
-from tools.evaluation.benchmarks.layout import Listing, configured_files, find_files
-from tools.evaluation.benchmarks.rows import available, read_file, read_rows
-from tools.evaluation.benchmarks.stores import Mirror
-from tools.evaluation.benchmarks.units import plan_units
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
+from emma.commands.evaluate import group
+from emma.tools.evaluation.benchmarks import records
+from emma.tools.evaluation.benchmarks.definitions import benchmark_names
+from emma.tools.evaluation.benchmarks.records import read_samples
+from emma.tools.evaluation.results import read_results
+from emma.tools.evaluation.stored import evaluated_models
 from tests.tools.evaluation.benchmarks.sample_mirror import SENTENCES
 from tests.tools.evaluation.tiny_model import write_corpus
-from tools.commands.evaluate import group
-from tools.evaluation.benchmarks import records
-from tools.evaluation.benchmarks.definitions import benchmark_names
-from tools.evaluation.benchmarks.records import read_samples
-from tools.evaluation.results import read_results
-from tools.evaluation.stored import evaluated_models
 
 FEW = "belebele,sib200,sib200_emma,flores200_eng_x,flores200_x_eng_emma,mgsm_cot,nll_pbc,xlsum,xnli"
 

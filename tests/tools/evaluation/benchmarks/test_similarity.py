@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
+from emma.tools.evaluation.benchmarks.similarity import BertScore
 from tests.tools.evaluation.benchmarks.sample_mirror import SENTENCES
-from tools.evaluation.benchmarks.similarity import BertScore
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def read_json(path: Path | str) -> Any:
     Raises:
         UserError: the file is missing or is no JSON; the message names it.
     """
-    from recipes.errors import UserError
+    from emma.base.errors import UserError
 
     path = Path(path)
     try:

@@ -17,7 +17,7 @@ def command(as_json: bool) -> int:
     Cores, memory, disk, GPUs with their driver, libraries with their versions, Slurm's commands, every patch of
     Megatron with its reason. Exit code 0 if training can run here, on a GPU or on the CPU, else 1.
     """
-    from tools.doctor import examine, format_report
+    from emma.tools.doctor import examine, format_report
 
     report = examine()
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else format_report(report))

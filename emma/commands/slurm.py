@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from recipes.errors import UserError
-    from slurm.submit import Chain
+    from emma.base.errors import UserError
+    from emma.slurm.submit import Chain
 
 __all__ = ["group"]
 
@@ -61,8 +61,8 @@ def submit(
       emma slurm submit emma_llama3_8b_bi --from train cluster.slurm.account=project_1
       emma slurm submit runs/emma_llama3_8b_bi --only evaluate
     """
-    from slurm.own_template import load_run
-    from slurm.submit import plan_chain, submit
+    from emma.slurm.own_template import load_run
+    from emma.slurm.submit import plan_chain, submit
 
     begin, end = (only, only) if only else (first, last)
     chain = plan_chain(load_run(run, overrides), begin, end, links, dry_run=dry_run)  # type: ignore[arg-type]
@@ -118,8 +118,8 @@ def sweep(
       emma slurm sweep learning_rate_and_bilingual_share cluster.slurm.account=project_1
       emma slurm sweep runs/learning_rate_and_bilingual_share --results
     """
-    from slurm.results import best, results_text, write_results
-    from slurm.submit_sweep import open_sweep, plan_sweep, submit_sweep
+    from emma.slurm.results import best, results_text, write_results
+    from emma.slurm.submit_sweep import open_sweep, plan_sweep, submit_sweep
 
     folder = open_sweep(sweep, overrides)
     if results:
@@ -169,7 +169,7 @@ def jobs(places: tuple[Path, ...], watch: bool, interval: float, as_json: bool) 
     """
     import time
 
-    from slurm.table import collect, find_runs, table_text
+    from emma.slurm.table import collect, find_runs, table_text
 
     if not places and Path("runs").is_dir():
         places = (Path("runs"),)
@@ -209,7 +209,7 @@ def _summary(chain: Chain) -> str:
 
 
 def _confirm(gpu_hours: float, limit: float, yes: bool) -> None:
-    from recipes.errors import UserError
+    from emma.base.errors import UserError
 
     if yes or gpu_hours <= limit:
         return
@@ -242,7 +242,7 @@ def _print_dry_run(chain: Chain, as_json: bool) -> None:
 
 def _say_problems(problems: Sequence[UserError]) -> int:
     """Says after a dry run why a submission would be refused; returns the exit code."""
-    from slurm.query import SlurmError
+    from emma.slurm.query import SlurmError
 
     refusals = [problem for problem in problems if not isinstance(problem, SlurmError)]
     for problem in refusals:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from tools.evaluation.benchmarks.command import Request
+    from emma.tools.evaluation.benchmarks.command import Request
 
 __all__ = ["benchmark_options", "check", "fetch", "list_benchmarks", "make_request", "prompts"]
 
@@ -61,8 +61,8 @@ def make_request(
     """What a user asked for; None if neither a tier nor benchmarks were named."""
     if options["tier"] is None and options["benchmarks"] is None:
         return None
-    from tools.evaluation.benchmarks.backends import ModelSettings
-    from tools.evaluation.benchmarks.command import Request
+    from emma.tools.evaluation.benchmarks.backends import ModelSettings
+    from emma.tools.evaluation.benchmarks.command import Request
 
     return Request(
         tier=options["tier"],
@@ -92,7 +92,7 @@ def make_request(
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def list_benchmarks(as_json: bool) -> None:
     """Benchmarks: languages, examples, metrics, where the data come from."""
-    from tools.evaluation.benchmarks.definitions import benchmark_names, get_benchmark
+    from emma.tools.evaluation.benchmarks.definitions import benchmark_names, get_benchmark
 
     rows: list[dict[str, Any]] = []
     for name in benchmark_names():
@@ -133,10 +133,10 @@ def prompts(
     \b
     emma evaluate prompts flores200_eng_x_emma --languages swh_Latn --mirror benchmarks
     """
-    from tools.evaluation.benchmarks.definitions import Tier, resolve_names
-    from tools.evaluation.benchmarks.items import build_items
-    from tools.evaluation.benchmarks.stores import open_store
-    from tools.evaluation.benchmarks.units import plan_units
+    from emma.tools.evaluation.benchmarks.definitions import Tier, resolve_names
+    from emma.tools.evaluation.benchmarks.items import build_items
+    from emma.tools.evaluation.benchmarks.stores import open_store
+    from emma.tools.evaluation.benchmarks.units import plan_units
 
     store = open_store(mirror)
     tier = Tier(name="prompts", languages=1, missing="skip")
@@ -184,8 +184,8 @@ def fetch(folder: Path, benchmarks: str | None, languages: str | None, dry_run: 
     emma evaluate fetch benchmarks
     emma evaluate fetch benchmarks --benchmarks belebele,flores200_eng_x --languages swh_Latn,yor_Latn
     """
-    from tools.evaluation.benchmarks.definitions import benchmark_names, resolve_names
-    from tools.evaluation.benchmarks.mirror import fetch_sources
+    from emma.tools.evaluation.benchmarks.definitions import benchmark_names, resolve_names
+    from emma.tools.evaluation.benchmarks.mirror import fetch_sources
 
     names = resolve_names(_split(benchmarks)) if benchmarks else benchmark_names()
     report = fetch_sources(folder, names, set(_split(languages)) or None, dry_run=dry_run)
@@ -207,8 +207,8 @@ def check(
 
     Every language's items are made as a run would make them. Exits with 1 if anything is wrong.
     """
-    from tools.evaluation.benchmarks.definitions import benchmark_names, resolve_names
-    from tools.evaluation.benchmarks.mirror import check_mirror
+    from emma.tools.evaluation.benchmarks.definitions import benchmark_names, resolve_names
+    from emma.tools.evaluation.benchmarks.mirror import check_mirror
 
     names = resolve_names(_split(benchmarks)) if benchmarks else benchmark_names()
     report = check_mirror(folder, names, set(_split(languages)) or None, checksums=checksums)

@@ -26,9 +26,9 @@ def run(run_name: str, output: Path | None, as_json: bool) -> None:
     What the run does not have yet is shown as absent; the page can be written at any time. It loads nothing from the
     network, reads well on a phone, and its main tables need no script.
     """
-    from recipes.files import write_text
-    from tools.report.page import run_page
-    from tools.report.records import read_run
+    from emma.base.files import write_text
+    from emma.tools.report.page import run_page
+    from emma.tools.report.records import read_run
 
     record = read_run(run_name)
     output = output or record.folder / "report" / "index.html"
@@ -72,9 +72,9 @@ def compare(runs: tuple[str, ...], output: Path, export_folder: Path | None, as_
     emma report compare runs/mono runs/bi --output mono-bi.html --export mono-bi-figures
     emma report compare demo@150 demo@300
     """
-    from recipes.files import write_text
-    from tools.report.checkpoints import read_checkpoint
-    from tools.report.compare import compare_page, comparison
+    from emma.base.files import write_text
+    from emma.tools.report.checkpoints import read_checkpoint
+    from emma.tools.report.compare import compare_page, comparison
 
     records = [read_checkpoint(name) for name in runs]
     compared = comparison(records)
@@ -85,7 +85,7 @@ def compare(runs: tuple[str, ...], output: Path, export_folder: Path | None, as_
         "benchmarks": [view.key for view in compared.views],
     }
     if export_folder is not None:
-        from tools.report.export import export
+        from emma.tools.report.export import export
 
         names = [record.name for record in records]
         written = export(
@@ -122,9 +122,9 @@ def reference(folder: Path | None, output: Path | None, published_codes: bool, a
 
     import orjson
 
-    from recipes.errors import UserError
-    from tools.evaluation.averages import category_of, published_category
-    from tools.evaluation.reference import (
+    from emma.base.errors import UserError
+    from emma.tools.evaluation.averages import category_of, published_category
+    from emma.tools.evaluation.reference import (
         read_reference,
         read_tables,
         reference_averages,
@@ -132,7 +132,7 @@ def reference(folder: Path | None, output: Path | None, published_codes: bool, a
         source,
         write_reference,
     )
-    from tools.report.reference import gains_text, reference_text
+    from emma.tools.report.reference import gains_text, reference_text
 
     if folder is None:
         if output is not None or published_codes:

@@ -15,7 +15,7 @@ pa.array([1, 2]); pa.array(np.arange(3)); pa.table({{"a": ["x"]}}).to_pylist()
 print("pandas" in sys.modules)
 {after}
 """
-KEEP_OUT = "from tools.arrow import keep_pandas_out; keep_pandas_out()"
+KEEP_OUT = "from emma.base.arrow import keep_pandas_out; keep_pandas_out()"
 
 
 def output(before: str = "", after: str = "") -> str:

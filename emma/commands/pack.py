@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recipes.errors import CheckFailedError, UserError
+from emma.base.errors import CheckFailedError, UserError
 
 if TYPE_CHECKING:
-    from tools.pack.plan import PackSettings
+    from emma.tools.pack.plan import PackSettings
 
 __all__ = ["group"]
 
@@ -30,9 +30,9 @@ def group() -> None:
 
 
 def _settings(run: str, overrides: tuple[str, ...]) -> PackSettings:
-    from recipes.load import load_recipe
-    from tools.arrow import keep_pandas_out
-    from tools.pack.plan import PackSettings
+    from emma.base.arrow import keep_pandas_out
+    from emma.recipes.load import load_recipe
+    from emma.tools.pack.plan import PackSettings
 
     keep_pandas_out()
     return PackSettings.of_recipe(load_recipe(run, overrides))
@@ -104,18 +104,18 @@ def run(
     """
     if shard is not None and finish:
         raise click.UsageError("--shard packs a part, --finish joins all parts: give one of them")
-    from tools.processes import available_cores
+    from emma.base.processes import available_cores
 
     workers = workers or available_cores()
     if workers > 1 and not dry_run and not finish:
-        from tools.pack.workers import start_workers
+        from emma.tools.pack.workers import start_workers
 
         start_workers(run, overrides)
     settings = _settings(run, overrides)
     if dry_run:
         _show_plan(settings, list(components), as_json)
         return
-    from tools.pack.run import pack_store
+    from emma.tools.pack.run import pack_store
 
     report = pack_store(settings, list(components) or None, shard=shard, finish_only=finish, workers=workers)
     if as_json:
@@ -142,8 +142,8 @@ def run(
 
 
 def _show_plan(settings: PackSettings, components: list[str], as_json: bool) -> None:
-    from tools.pack.engine import usable_engine
-    from tools.pack.plan import plan_component
+    from emma.tools.pack.engine import usable_engine
+    from emma.tools.pack.plan import plan_component
 
     settings.tokenizer.check()
     engine, _ = usable_engine(settings.pack.engine, settings.tokenizer)
@@ -193,7 +193,7 @@ def verify(
 
     Exits with 1 where there is a fault, and names file, document and values.
     """
-    from tools.pack.verify import verify_component
+    from emma.tools.pack.verify import verify_component
 
     settings = _settings(run, overrides)
     result: dict[str, dict[str, Any]] = {}
@@ -233,8 +233,8 @@ def peek(
     as_json: bool,
 ) -> None:
     """Show some packed documents of RUN as text, control tokens spelled out."""
-    from tools.pack.peek import Decoder, peek_documents
-    from tools.pack.store import open_component
+    from emma.tools.pack.peek import Decoder, peek_documents
+    from emma.tools.pack.store import open_component
 
     settings = _settings(run, overrides)
     decode = None

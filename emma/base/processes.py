@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import forkserver, get_context
+from multiprocessing import forkserver, get_context, parent_process
+from multiprocessing.connection import wait
 from typing import Any
 
-from recipes.errors import UserError
-from recipes.processes import end_with_parent
+from emma.base.errors import UserError
 
-__all__ = ["available_cores", "process_pool", "result_of", "start_forkserver"]
+__all__ = ["available_cores", "end_with_parent", "process_pool", "result_of", "start_forkserver"]
 
 
 def available_cores() -> int:
     """Cores that this process may use (a Slurm task's share, not the machine's)."""
     return len(os.sched_getaffinity(0))
+
+
+def end_with_parent() -> None:
+    """Called in a process of `multiprocessing`: ends it as soon as its parent is gone, however that ended.
+
+    Without it, a process whose parent got SIGKILL waits for work for ever.
+    """
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _ThisProcess(Executor):

@@ -61,10 +61,10 @@ def command(
       emma plan emma_llama3_8b_bi layout=h100_512_fp8 --json
       emma plan emma_llama3_8b_bi layout=h100_512_bf16 parallelism.pipeline=2 --simulate
     """
-    from recipes.load import load_with_origins
-    from tools.plan.cost import Assumptions
-    from tools.plan.plan import make_plan
-    from tools.plan.text import plan_text, simulation_text
+    from emma.recipes.load import load_with_origins
+    from emma.tools.plan.cost import Assumptions
+    from emma.tools.plan.plan import make_plan
+    from emma.tools.plan.text import plan_text, simulation_text
 
     recipe, composed = load_with_origins(run, overrides)
     given = {"pue": pue, "grid_g_per_kwh": grid, "storage_gb_per_s": storage}
@@ -72,7 +72,7 @@ def command(
     plan = make_plan(recipe, assumptions, speed, composed.origin(("parallelism",)))
     simulation = None
     if with_simulation:
-        from tools.plan.simulate import simulate
+        from emma.tools.plan.simulate import simulate
 
         simulation = simulate(recipe)
     if as_json:

@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import UserError
-from recipes.files import read_json, sha256_file, write_json
+from emma.base.errors import UserError
+from emma.base.files import read_json, sha256_file, write_json
 
 __all__ = ["MANIFEST_NAME", "FileRecord", "Manifest", "now", "package_versions"]
 

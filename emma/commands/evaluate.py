@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tools.commands.evaluate_benchmarks import benchmark_options, check, fetch, list_benchmarks, prompts
+from emma.commands.evaluate_benchmarks import benchmark_options, check, fetch, list_benchmarks, prompts
 
 if TYPE_CHECKING:
-    from tools.evaluation.benchmarks.command import Request
-    from tools.evaluation.gains import Gains
-    from tools.evaluation.results import Result
-    from tools.evaluation.targets import Target
+    from emma.tools.evaluation.benchmarks.command import Request
+    from emma.tools.evaluation.gains import Gains
+    from emma.tools.evaluation.results import Result
+    from emma.tools.evaluation.targets import Target
 
 __all__ = ["group"]
 
@@ -113,8 +113,8 @@ def run(
     emma evaluate run exports/llama --tier core --mirror benchmarks --base models/llama3
     emma evaluate run exports/llama --benchmarks belebele,flores200_eng_x --mirror benchmarks --shard 3/64
     """
-    from tools.commands.evaluate_benchmarks import make_request
-    from tools.evaluation.targets import resolve_target
+    from emma.commands.evaluate_benchmarks import make_request
+    from emma.tools.evaluation.targets import resolve_target
 
     target = resolve_target(run_or_folder, step)
     base_target = resolve_target(str(base)) if base else None
@@ -158,9 +158,9 @@ def _run_benchmarks(
 ) -> None:
     from dataclasses import asdict
 
-    from tools.evaluation.benchmarks import cost
-    from tools.evaluation.benchmarks.command import notes, prepare, run_models
-    from tools.evaluation.benchmarks.tables import averages_table
+    from emma.tools.evaluation.benchmarks import cost
+    from emma.tools.evaluation.benchmarks.command import notes, prepare, run_models
+    from emma.tools.evaluation.benchmarks.tables import averages_table
 
     prepared = prepare(request)
     for note in notes(prepared):
@@ -206,9 +206,9 @@ def _run_heldout(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    from recipes.errors import UserError
-    from tools.evaluation.heldout import find_heldout
-    from tools.evaluation.targets import default_window
+    from emma.base.errors import UserError
+    from emma.tools.evaluation.heldout import find_heldout
+    from emma.tools.evaluation.targets import default_window
 
     if text is None:
         if target.recipe is None:
@@ -226,7 +226,7 @@ def _run_heldout(
         }
         click.echo(_json(plan) if as_json else "\n".join(f"{key:<10}{value}" for key, value in plan.items()))
         return
-    from tools.evaluation.intrinsic import Settings, evaluate_model, publish
+    from emma.tools.evaluation.intrinsic import Settings, evaluate_model, publish
 
     folders = [target.folder, *([base_target.folder] if base_target else [])]
     scoring = Settings(
@@ -248,9 +248,9 @@ def _run_heldout(
 def _gains(
     models: list[Any], target: Target, base: Target, text: Path, seen: Path | None, output: Path
 ) -> Gains:
-    from recipes.files import write_json
-    from tools.evaluation.gains import compare
-    from tools.evaluation.groups import SEEN_FILE, language_facts, read_seen
+    from emma.base.files import write_json
+    from emma.tools.evaluation.gains import compare
+    from emma.tools.evaluation.groups import SEEN_FILE, language_facts, read_seen
 
     if seen is None and (base.folder / SEEN_FILE).is_file():
         seen = base.folder / SEEN_FILE
@@ -266,13 +266,13 @@ def _gains(
 def _print_scores(target: Target, table: list[Result], rows: int, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from tools.evaluation.tables import scores_table
+    from emma.tools.evaluation.tables import scores_table
 
     click.echo(_json([asdict(row) for row in table]) if as_json else scores_table(target.model, table, rows))
 
 
 def _print_gains(gains: Gains, rows: int, as_json: bool) -> None:
-    from tools.evaluation.tables import gains_table
+    from emma.tools.evaluation.tables import gains_table
 
     click.echo(_json(gains.to_dict()) if as_json else gains_table(gains, rows))
 

@@ -7,33 +7,33 @@ import sys
 
 import click
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
 
 __all__ = ["main"]
 
 # noun → (module:attribute, help). The help stands here so that `emma --help` imports no stage.
 COMMANDS = {
-    "recipe": ("tools.commands.recipe:group", "Show and list recipes: the resolved settings of a run."),
+    "recipe": ("emma.commands.recipe:group", "Show and list recipes: the resolved settings of a run."),
     "corpus": (
-        "tools.commands.corpus:group",
+        "emma.commands.corpus:group",
         "Raw text → clean, deduplicated, split text and its statistics.",
     ),
-    "pack": ("tools.commands.pack:group", "Clean text → token store (.bin and one row a document)."),
-    "mix": ("tools.commands.mix:group", "Token store and recipe → training and validation datasets."),
-    "plan": ("tools.commands.plan:command", "Memory, steps, time and GPU-hours of a run, without a GPU."),
-    "train": ("tools.commands.train:command", "Train a run on this machine."),
-    "slurm": ("slurm.commands:group", "Submit runs, chains and sweeps to Slurm; show their state."),
+    "pack": ("emma.commands.pack:group", "Clean text → token store (.bin and one row a document)."),
+    "mix": ("emma.commands.mix:group", "Token store and recipe → training and validation datasets."),
+    "plan": ("emma.commands.plan:command", "Memory, steps, time and GPU-hours of a run, without a GPU."),
+    "train": ("emma.commands.train:command", "Train a run on this machine."),
+    "slurm": ("emma.commands.slurm:group", "Submit runs, chains and sweeps to Slurm; show their state."),
     "convert": (
-        "checkpoints_conversion.commands:group",
+        "emma.commands.convert:group",
         "Hugging Face ⇄ Megatron checkpoints, and proof of parity.",
     ),
-    "evaluate": ("tools.commands.evaluate:group", "Evaluate a model per language."),
-    "report": ("tools.commands.report:group", "Plots, tables and one HTML page of runs."),
+    "evaluate": ("emma.commands.evaluate:group", "Evaluate a model per language."),
+    "report": ("emma.commands.report:group", "Plots, tables and one HTML page of runs."),
     "release": (
-        "checkpoints_conversion.release_commands:group",
+        "emma.commands.release:group",
         "Release folders, cards, checksums, upload.",
     ),
-    "doctor": ("tools.commands.doctor:command", "What this machine has, and which patches are on."),
+    "doctor": ("emma.commands.doctor:command", "What this machine has, and which patches are on."),
 }
 
 

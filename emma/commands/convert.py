@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recipes.errors import CheckFailedError, UserError
+from emma.base.errors import CheckFailedError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from checkpoints_conversion.parity import Report
-    from checkpoints_conversion.weights import Weights
-    from recipes.manifest import Manifest
+    from emma.base.manifest import Manifest
+    from emma.checkpoints_conversion.parity import Report
+    from emma.checkpoints_conversion.weights import Weights
 
 __all__ = ["group"]
 
@@ -106,8 +106,8 @@ def _proof(
     """The check of a fresh conversion: parameters and logits; its report goes into the folder."""
 
     def check(weights: Weights, folder: Path) -> str:
-        from checkpoints_conversion.parity import compare_weights, read_texts
-        from checkpoints_conversion.weights import open_weights
+        from emma.checkpoints_conversion.parity import compare_weights, read_texts
+        from emma.checkpoints_conversion.weights import open_weights
 
         report = compare_weights(
             weights,
@@ -163,8 +163,8 @@ def hf_to_megatron(
     a description of the model and its tokenizer, and can be the `start.checkpoint` of a run at any tensor- and
     pipeline-parallel size: Megatron loads it with `--load DST --finetune`.
     """
-    from checkpoints_conversion import hf_to_megatron as conversion
-    from recipes.load import load_section
+    from emma.checkpoints_conversion import hf_to_megatron as conversion
+    from emma.recipes.load import load_section
 
     section = None if model is None else load_section("model", model)
     if dry_run:
@@ -234,7 +234,7 @@ def megatron_to_hf(
     safetensors with their index, config.json, generation_config.json, the tokenizer, manifest.json, and parity.json
     and parity.html, the proof that it is the same model.
     """
-    from checkpoints_conversion import megatron_to_hf as conversion
+    from emma.checkpoints_conversion import megatron_to_hf as conversion
 
     options: dict[str, Any] = {
         "weights": weights,
@@ -250,7 +250,7 @@ def megatron_to_hf(
         )
 
     if watching:
-        from checkpoints_conversion.watch import last_step, watch
+        from emma.checkpoints_conversion.watch import last_step, watch
 
         if step is not None or average or dry_run or overwrite:
             raise UserError(
@@ -323,7 +323,7 @@ def verify(
     Every parameter is compared bit for bit, and the logits of transformers and Megatron in FP32, one layer in memory
     at a time. Exit code 1 when anything differs.
     """
-    from checkpoints_conversion.parity import compare, read_texts
+    from emma.checkpoints_conversion.parity import compare, read_texts
 
     if not tensors and not logits:
         raise UserError("--no-tensors and --no-logits leave nothing to compare")

@@ -36,17 +36,17 @@ def command(
     Example:
       emma train demo schedule.steps=100 parallelism.tensor=2
     """
-    from checkpoints_conversion.checkpoint import check_start
-    from recipes.load import load_recipe
-    from tools.plan.alternatives import check_fits
-    from tools.training.launch import compute_reference, launch_command, rank_environment, train_here
-    from tools.training.plan_start import check_mix, describe
-    from tools.training.run_folder import RunFolder
+    from emma.checkpoints_conversion.checkpoint import check_start
+    from emma.recipes.load import load_recipe
+    from emma.tools.plan.alternatives import check_fits
+    from emma.tools.training.launch import compute_reference, launch_command, rank_environment, train_here
+    from emma.tools.training.plan_start import check_mix, describe
+    from emma.tools.training.run_folder import RunFolder
 
     recipe = load_recipe(run, overrides)
     folder = RunFolder(recipe.run_folder)
     if print_command:
-        from tools.training.plan_start import preview_arguments
+        from emma.tools.training.plan_start import preview_arguments
 
         variables = " ".join(f"{key}={shlex.quote(value)}" for key, value in rank_environment(recipe).items())
         logs = str(folder.logs / "launch-NNNN")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from tools.corpus.stage import Build
+    from emma.tools.corpus.stage import Build
 
 __all__ = ["group"]
 
@@ -37,8 +37,8 @@ def _echo_json(value: Any) -> None:
 
 
 def _build(run: str, overrides: tuple[str, ...], workers: int | None = None) -> Build:
-    from recipes.load import load_recipe
-    from tools.corpus.build import build_of
+    from emma.recipes.load import load_recipe
+    from emma.tools.corpus.build import build_of
 
     return build_of(load_recipe(run, overrides), workers)
 
@@ -95,7 +95,7 @@ def build(
       emma corpus build demo data.corpus.split.share=0.05
       emma corpus build emma_llama3_8b_bi --slurm --tasks 500 --concurrent 100
     """
-    from tools.corpus.build import build_corpus, plan_build, totals
+    from emma.tools.corpus.build import build_corpus, plan_build, totals
 
     work = _build(run, overrides, workers)
     if dry_run:
@@ -111,8 +111,8 @@ def build(
             click.echo(f"{stage:24} {state}")
         return
     if slurm:
-        from recipes.load import load_recipe
-        from tools.corpus.slurm import SlurmBuild, submit
+        from emma.recipes.load import load_recipe
+        from emma.tools.corpus.slurm import SlurmBuild, submit
 
         cluster = load_recipe(run, overrides).cluster.slurm
         jobs = submit(work, SlurmBuild(tasks, concurrent, time_limit, cluster), until)
@@ -173,20 +173,20 @@ def stats(
       emma corpus stats demo --languages --kind monolingual
       emma corpus stats demo --against monolingual_tokens.csv
     """
-    from tools.corpus.report import category_lines, comparison_lines, language_lines
-    from tools.corpus.statistics import compare, published, statistics, summary
+    from emma.tools.corpus.report import category_lines, comparison_lines, language_lines
+    from emma.tools.corpus.statistics import compare, published, statistics, summary
 
     work = _build(run, overrides)
     table = statistics(work.root)
     last = stage or table.column("stage")[-1].as_py()
     rows = [r for r in table.to_pylist() if r["stage"] == last and kind in (None, r["kind"])]
     if tokens:
-        from recipes.load import load_recipe
-        from tools.corpus.fertility import add_tokens
+        from emma.recipes.load import load_recipe
+        from emma.tools.corpus.fertility import add_tokens
 
         rows = add_tokens(work, load_recipe(run, overrides), last, rows)
     if plots:
-        from tools.corpus.plots import draw
+        from emma.tools.corpus.plots import draw
 
         for path in draw(work, last):
             click.echo(f"wrote {path}", err=as_json)
@@ -242,7 +242,7 @@ def peek(
       emma corpus peek demo --rejected-by wrong_script -n 20
       emma corpus peek demo --quarantine
     """
-    from tools.corpus.peek import documents, quarantined, rejected
+    from emma.tools.corpus.peek import documents, quarantined, rejected
 
     work = _build(run, overrides)
     if quarantine:
@@ -293,13 +293,13 @@ def decontaminate(
     Examples:
       emma corpus decontaminate demo --benchmarks benchmarks/flores
     """
-    from tools.corpus.overlap import report_overlap
+    from emma.tools.corpus.overlap import report_overlap
 
     batches = None
     if stage == "store":
-        from recipes.load import load_recipe
-        from tools.pack.plan import PackSettings
-        from tools.pack.texts import store_batches
+        from emma.recipes.load import load_recipe
+        from emma.tools.pack.plan import PackSettings
+        from emma.tools.pack.texts import store_batches
 
         packed = PackSettings.of_recipe(load_recipe(run, overrides))
         batches = store_batches(packed.store, list(packed.pack.components), packed.tokenizer.path)
@@ -341,7 +341,7 @@ def verify(run: str, overrides: tuple[str, ...], contents: bool, as_json: bool) 
     Examples:
       emma corpus verify demo --contents
     """
-    from tools.corpus.verify import verify_corpus
+    from emma.tools.corpus.verify import verify_corpus
 
     faults = verify_corpus(_build(run, overrides), contents=contents)
     if as_json:
@@ -368,7 +368,7 @@ def languages(labels: tuple[str, ...], spelling: str, as_json: bool) -> None:
     Examples:
       emma corpus languages zh zho_Hans sr_latin pt-br iw
     """
-    from tools.corpus.languages import LanguageResolver, language_name
+    from emma.tools.corpus.languages import LanguageResolver, language_name
 
     resolver = LanguageResolver(spelling="mala" if spelling == "mala" else "iso")
     rows = []

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from recipes.errors import UserError
-from tools.processes import process_pool, result_of
+from emma.base.errors import UserError
+from emma.base.processes import process_pool, result_of
 
 PARENT = """
 import os, time
-from tools.processes import process_pool
+from emma.base.processes import process_pool
 
 if __name__ == "__main__":
     with process_pool(2, preload=[]) as pool:

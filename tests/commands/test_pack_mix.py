@@ -191,7 +191,7 @@ def test_the_papers_mixes_are_planned_to_the_token_from_published_counts(tmp_pat
 def test_neither_packing_nor_mixing_imports_torch(run: str) -> None:
     code = (
         "import sys; from tests.command_line import emma\n"
-        "from tools.mix import build, peek, verify\nfrom tools.pack import run, verify as v, peek as p\n"
+        "from emma.tools.mix import build, peek, verify\nfrom emma.tools.pack import run, verify as v, peek as p\n"
         f"assert emma('mix', 'plan', {run!r}, '--json').code == 0\n"
         f"assert emma('pack', 'run', {run!r}, '--workers', '1').code == 0\n"
         "assert not {'torch', 'megatron', 'transformers'} & set(sys.modules), 'imported'\n"

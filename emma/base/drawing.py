@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recipes.errors import UserError
+from emma.base.errors import UserError
 
 __all__ = ["set_up_drawing"]
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recipes.errors import CheckFailedError, UserError
+from emma.base.errors import CheckFailedError, UserError
 
 if TYPE_CHECKING:
-    from recipes.schema import Recipe
-    from tools.mix.plan import MixPlan
+    from emma.recipes.schema import Recipe
+    from emma.tools.mix.plan import MixPlan
 
 __all__ = ["group"]
 
@@ -32,8 +32,8 @@ def group() -> None:
 
 
 def _recipe(run: str, overrides: tuple[str, ...]) -> Recipe:
-    from recipes.load import load_recipe
-    from tools.arrow import keep_pandas_out
+    from emma.base.arrow import keep_pandas_out
+    from emma.recipes.load import load_recipe
 
     keep_pandas_out()
     return load_recipe(run, overrides)
@@ -92,8 +92,8 @@ def plan(
       emma mix plan emma_llama3_8b_bi
       emma mix plan --data mala_bilingual --stats monolingual_tokens.csv bilingual_tokens.csv
     """
-    from recipes.files import write_json, write_text
-    from tools.mix.report import plan_lines, plan_summary, plan_svg
+    from emma.base.files import write_json, write_text
+    from emma.tools.mix.report import plan_lines, plan_summary, plan_svg
 
     files = [Path(name) for name in (*statistics, *(a for a in arguments if a.endswith(".csv")))]
     others = [argument for argument in arguments if not argument.endswith(".csv")]
@@ -123,9 +123,9 @@ def plan(
 
 
 def _plan_data(name: str, overrides: list[str], tokens: int | None, files: list[Path]) -> MixPlan:
-    from recipes.load import load_section
-    from tools.mix.plan import make_plan
-    from tools.mix.sources import sources_of_statistics
+    from emma.recipes.load import load_section
+    from emma.tools.mix.plan import make_plan
+    from emma.tools.mix.sources import sources_of_statistics
 
     if overrides:
         raise click.UsageError(
@@ -145,9 +145,9 @@ def _plan_data(name: str, overrides: list[str], tokens: int | None, files: list[
 def _plan_run(recipe: Recipe, tokens: int | None, files: list[Path]) -> MixPlan:
     from dataclasses import replace
 
-    from tools.mix.build import MixSettings, plan_mix
-    from tools.mix.plan import make_plan
-    from tools.mix.sources import sources_of_statistics
+    from emma.tools.mix.build import MixSettings, plan_mix
+    from emma.tools.mix.plan import make_plan
+    from emma.tools.mix.sources import sources_of_statistics
 
     settings = MixSettings.of_recipe(recipe)
     if tokens is not None:
@@ -180,8 +180,8 @@ def build(
     The same recipe and store give the same bytes; a mix that is there already is left alone. It appears at once when all
     of it is written.
     """
-    from tools.mix.build import MixSettings, build_mix, plan_mix
-    from tools.mix.report import plan_lines, plan_summary
+    from emma.tools.mix.build import MixSettings, build_mix, plan_mix
+    from emma.tools.mix.report import plan_lines, plan_summary
 
     files = [Path(name) for name in (*statistics, *(a for a in overrides if a.endswith(".csv")))]
     recipe = _recipe(run, tuple(a for a in overrides if not a.endswith(".csv")))
@@ -199,7 +199,7 @@ def build(
     if as_json:
         _echo_json({**info.to_dict(), "folder": str(info.folder)})
         return
-    from tools.mix.layout import read_dataset_info
+    from emma.tools.mix.layout import read_dataset_info
 
     train = read_dataset_info(info.train)
     click.echo(
@@ -224,8 +224,8 @@ def verify(run: str, overrides: tuple[str, ...], statistics: tuple[str, ...], as
 
     Exits with 1 where there is a fault, and names file, row and values.
     """
-    from tools.mix.build import MixSettings, expected_fingerprint
-    from tools.mix.verify import verify_mix
+    from emma.tools.mix.build import MixSettings, expected_fingerprint
+    from emma.tools.mix.verify import verify_mix
 
     settings = MixSettings.of_recipe(_recipe(run, overrides))
     faults, fingerprint = [], None
@@ -266,10 +266,10 @@ def peek(
     as_json: bool,
 ) -> None:
     """Show documents of the mix of RUN as training reads them, control tokens spelled out."""
-    from tools.mix.layout import read_dataset_info, read_mix
-    from tools.mix.peek import peek_rows, peek_sample
-    from tools.pack.peek import Decoder
-    from tools.pack.tokenizer_file import TokenizerFile
+    from emma.tools.mix.layout import read_dataset_info, read_mix
+    from emma.tools.mix.peek import peek_rows, peek_sample
+    from emma.tools.pack.peek import Decoder
+    from emma.tools.pack.tokenizer_file import TokenizerFile
 
     recipe = _recipe(run, overrides)
     mix = read_mix(recipe.mix_folder)

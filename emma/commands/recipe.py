@@ -27,8 +27,8 @@ def show(run: str, overrides: tuple[str, ...], as_json: bool, origins: bool) -> 
       emma recipe show emma_llama3_8b_bi
       emma recipe show emma_llama3_8b_bi layout=h100_512_fp8 schedule.learning_rate=2e-5
     """
-    from recipes.annotate import annotated_yaml
-    from recipes.load import dump_yaml, load_with_origins
+    from emma.recipes.annotate import annotated_yaml
+    from emma.recipes.load import dump_yaml, load_with_origins
 
     if as_json and origins:
         raise click.UsageError(
@@ -49,8 +49,8 @@ def show(run: str, overrides: tuple[str, ...], as_json: bool, origins: bool) -> 
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
     """List the shipped runs, and the names that their sections can take."""
-    from recipes.compose import FOLDERS, LAYOUTS, list_names
-    from recipes.load import load_recipe
+    from emma.recipes.compose import FOLDERS, LAYOUTS, list_names
+    from emma.recipes.load import load_recipe
 
     runs = {name: load_recipe(name) for name in list_names("runs")}
     names = {key: list_names(folder) for key, folder in {**FOLDERS, "layout": LAYOUTS}.items()}
@@ -92,7 +92,7 @@ def explain(key: str, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from recipes.explain import explain as documentation
+    from emma.recipes.explain import explain as documentation
 
     found = documentation(key)
     if as_json:

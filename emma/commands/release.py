@@ -56,7 +56,7 @@ def model(
     run's own records, the licence's files, recipe, evaluation, parity report and SHA256SUMS. An export without a
     passing parity report is refused. The folder appears whole or not at all.
     """
-    from checkpoints_conversion.release.build import plan_release, write_release
+    from emma.checkpoints_conversion.release.build import plan_release, write_release
 
     plan = plan_release(run, step, name=name, license_from=license_from)
     if dry_run:
@@ -114,8 +114,8 @@ def corpus(
     """
     import os
 
-    from checkpoints_conversion.release.corpus.build import plan_corpus, write_corpus_release
-    from checkpoints_conversion.release.corpus.source import open_corpus
+    from emma.checkpoints_conversion.release.corpus.build import plan_corpus, write_corpus_release
+    from emma.checkpoints_conversion.release.corpus.source import open_corpus
 
     opened = open_corpus(source, overrides)
     shard_bytes = int(shard_gb * 1e9)
@@ -152,8 +152,8 @@ def verify(folder: Path, generate: bool, as_json: bool) -> None:
     columns, rows, languages and licences of all files, the card's metadata and configurations, and that nothing that
     validates also trains. Exit code 1 on a fault.
     """
-    from checkpoints_conversion.release.verify import generate_faults, release_faults, release_kind
-    from recipes.errors import CheckFailedError, UserError
+    from emma.base.errors import CheckFailedError, UserError
+    from emma.checkpoints_conversion.release.verify import generate_faults, release_faults, release_kind
 
     if generate and release_kind(folder) == "dataset":
         raise UserError(f"{folder}: holds a corpus; --generate is for models")
@@ -209,8 +209,8 @@ def upload(
     \b
     emma release upload release/my-model my-team/my-model --branch step25000
     """
-    from checkpoints_conversion.release.upload import plan_upload, server_faults, upload_release
-    from recipes.errors import CheckFailedError
+    from emma.base.errors import CheckFailedError
+    from emma.checkpoints_conversion.release.upload import plan_upload, server_faults, upload_release
 
     plan = plan_upload(folder, repository, branch, private=private)
     if dry_run:

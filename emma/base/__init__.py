@@ -1,0 +1,1 @@
+"""What every room stands on: errors, files, manifests, processes, progress. Imports nothing of the other rooms."""
