@@ -40,10 +40,11 @@ from emma.recipes.devices import device_names
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
 from emma.tools.plan.memory import estimate_memory, memory_limit
-from emma.tools.training.arguments import LoadPlan, megatron_arguments
+from emma.tools.runs.checkpoints import LoadPlan
+from emma.tools.runs.metrics import read_metrics
+from emma.tools.runs.run_folder import RunFolder
+from emma.tools.training.arguments import megatron_arguments
 from emma.tools.training.launch import launch_command, rank_environment, train_here
-from emma.tools.training.metrics import read_metrics
-from emma.tools.training.run_folder import RunFolder
 
 __all__ = ["Bench", "Result", "layers_that_fit", "loss_table", "main", "result_of", "result_table", "run_all"]
 

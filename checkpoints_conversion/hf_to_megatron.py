@@ -29,7 +29,7 @@ from emma.checkpoints_conversion.tokenizer_files import copy_tokenizer, tokenize
 from emma.checkpoints_conversion.torch_dist_writer import Block, write_torch_dist
 from emma.checkpoints_conversion.weights import HuggingFaceWeights, Weights
 from emma.recipes.schema.model import Model, Shape
-from emma.tools.training.checkpoints import TRACKER, checkpoint_folder, mark_complete
+from emma.tools.runs.checkpoints import TRACKER, checkpoint_folder, mark_complete
 
 __all__ = ["convert", "plan"]
 

@@ -23,7 +23,7 @@ from emma.base.files import read_json
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
 from emma.slurm.history import History
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["AGAIN", "FINISHED", "GOES_ON", "begin", "end", "failed_nodes"]
 

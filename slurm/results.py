@@ -14,8 +14,8 @@ import numpy as np
 from emma.base.files import atomic_write
 from emma.recipes.schema.sweep import Metric, Sweep, Value
 from emma.slurm.sweep import SweepFolder, Trial
-from emma.tools.training.metrics import read_metrics
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.metrics import read_metrics
+from emma.tools.runs.run_folder import RunFolder
 
 __all__ = [
     "Result",

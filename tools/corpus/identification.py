@@ -8,7 +8,7 @@ from typing import Protocol
 
 from emma.base.errors import UserError
 from emma.recipes.schema.corpus import Identification
-from emma.tools.corpus.languages import LanguageResolver, UnknownLanguageError
+from emma.tools.languages.labels import LanguageResolver, UnknownLanguageError
 
 __all__ = ["Identifier", "identifier"]
 

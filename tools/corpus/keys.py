@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from emma.tools.corpus.codepoints import DIGIT, LETTER, MARK, SPACE, CodePoints
+from emma.tools.languages.codepoints import DIGIT, LETTER, MARK, SPACE, CodePoints
 
 __all__ = ["pair_keys", "text_keys", "unit_hashes"]
 

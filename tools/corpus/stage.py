@@ -16,11 +16,11 @@ import orjson
 from emma.base.errors import UserError
 from emma.base.files import read_json, sha256_file
 from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
+from emma.recipes.corpus_tables import tables_sha256
 from emma.recipes.schema.corpus import Corpus
 from emma.tools.corpus.accounts import Accounts, Samples, accounts_path
 from emma.tools.corpus.layout import STAGES, Part, part_path, parts_of
 from emma.tools.corpus.runner import Task, results_of, run_tasks
-from emma.tools.corpus.tables import tables_sha256
 
 __all__ = ["FORMAT", "Build", "Phase", "Results", "Stage", "chunks_of_parts", "close_with", "fingerprint"]
 

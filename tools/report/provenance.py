@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from io import StringIO
 from typing import Any
 
+from emma.tools.charts.scales import duration, number
 from emma.tools.report.records import RunRecord
-from emma.tools.report.scales import duration, number
 
 __all__ = [
     "device_hours",

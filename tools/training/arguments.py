@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from emma.base.errors import RecipeError
 from emma.recipes.schema import Recipe
+from emma.tools.runs.checkpoints import LoadPlan
 
-__all__ = ["LoadPlan", "megatron_arguments"]
-
-
-@dataclass(frozen=True)
-class LoadPlan:
-    """What a launch begins from, decided once for all ranks.
-
-    `mode` is `scratch`, `weights`, `phase` or `resume`; `folder` holds `iter_NNNNNNN/` and the tracker file; `step`
-    chooses one of them (None: the tracker's).
-    """
-
-    mode: str
-    folder: str | None = None
-    step: int | None = None
+__all__ = ["megatron_arguments"]
 
 
 # Fusions and kernels that need CUDA; off on a machine without it. The unfused paths compute the same.
@@ -223,7 +210,7 @@ def _schedule(recipe: Recipe) -> list[str]:
         *("--eval-iters", 0, "--eval-interval", schedule.steps),
     ]
     if optimizer.clip_grad > 0:
-        # The session looks at the gradient norm of each step (tools/training/safety.py) and goes back; Megatron's own
+        # The session looks at the gradient norm of each step (tools/runs/safety.py) and goes back; Megatron's own
         # check would end one rank and leave the others waiting. Without clipping there is no norm, and it stays.
         arguments.append("--no-check-for-nan-in-loss-and-grad")
     if schedule.wsd_decay_steps is not None:

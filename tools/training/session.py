@@ -30,18 +30,18 @@ from emma.recipes.devices import device
 from emma.recipes.schema import Recipe
 from emma.tools.plan.cost import checkpoint_bytes
 from emma.tools.plan.flops import flops_per_token
-from emma.tools.training.checkpoints import (
+from emma.tools.runs.checkpoints import (
     checkpoint_folder,
     complete_steps,
     mark_complete,
     prune,
     tracked_step,
 )
+from emma.tools.runs.metrics import append_metrics, read_metrics
+from emma.tools.runs.run_folder import Launch, RunFolder
+from emma.tools.runs.safety import Rewind, record_skip, spoilt
 from emma.tools.training.dataset import MixInfo, open_dataset
 from emma.tools.training.forward import LOSS, ForwardStep
-from emma.tools.training.metrics import append_metrics, read_metrics
-from emma.tools.training.run_folder import Launch, RunFolder
-from emma.tools.training.safety import Rewind, record_skip, spoilt
 from emma.tools.training.validation import Evaluator
 
 __all__ = ["Session"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from emma.base.errors import UserError
 from emma.recipes.load import load_recipe
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["main", "train"]
 
@@ -49,9 +49,9 @@ def train(folder: Path) -> None:
     from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
     from megatron.training.arguments import parse_and_validate_args
 
+    from emma.tools.runs.safety import Rewind
     from emma.tools.training.arguments import megatron_arguments
     from emma.tools.training.dataset import read_mix
-    from emma.tools.training.safety import Rewind
     from emma.tools.training.session import Session
     from emma.tools.training.vocabulary import mask_padding
 
