@@ -15,7 +15,8 @@ from emma.recipes.compose import list_names
 from emma.recipes.load import load_recipe, load_sweep
 from emma.recipes.schema.sweep import Sweep
 from emma.slurm.history import History
-from emma.slurm.results import best, importance, results, results_text, write_results
+from emma.slurm.results import best, importance, results, results_text
+from emma.slurm.results_page import write_results
 from emma.slurm.submit_sweep import open_sweep, plan_sweep
 from emma.slurm.sweep import SweepFolder, design
 from emma.slurm.trial import begin, mix_folder

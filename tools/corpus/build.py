@@ -11,6 +11,7 @@ from typing import Any
 
 from emma.base.errors import UserError
 from emma.base.manifest import MANIFEST_NAME, Manifest
+from emma.base.processes import start_forkserver
 from emma.recipes.schema import Recipe
 from emma.tools.corpus.deduplicate import deduplicate
 from emma.tools.corpus.filter import filter_corpus
@@ -49,6 +50,9 @@ def build_corpus(build: Build, until: str = STAGES[-1]) -> None:
         UserError: bad input, with file, line, field and fix.
     """
     build.root.mkdir(parents=True, exist_ok=True)
+    if build.workers > 1:
+        # One process is the parent of all stages' workers; it imports what all of them need.
+        start_forkserver([__name__])
     with exclusive(build.root):
         for stage in stages_of(build, until):
             stage.run()

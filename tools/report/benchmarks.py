@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from emma.tools.charts.charts import Point, Segment, Series, share_bar
+from emma.tools.charts.figures import Bar, Curves, Differences, Dots, Figure
+from emma.tools.charts.inline import Point, Segment, Series, share_bar
 from emma.tools.evaluation import measures
 from emma.tools.evaluation.averages import ENGLISH_GROUP, OTHERS
 from emma.tools.evaluation.bootstrap import Estimate
@@ -26,7 +27,6 @@ from emma.tools.evaluation.significance import Verdicts
 from emma.tools.evaluation.stored import EvaluatedModel, item_scores
 from emma.tools.evaluation.wins import field_wins
 from emma.tools.languages.codes import CATEGORIES, language
-from emma.tools.report.figures import Bar, Curves, Differences, Dots, Figure
 from emma.tools.report.records import RunRecord
 from emma.tools.report.training import category_colors
 

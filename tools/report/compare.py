@@ -9,7 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from emma.base.errors import UserError
-from emma.tools.charts.charts import Point, scatter
+from emma.tools.charts.figures import Curves, Figure
+from emma.tools.charts.inline import Point, scatter
 from emma.tools.charts.scales import duration, number
 from emma.tools.evaluation.gains import Gains, compare
 from emma.tools.evaluation.groups import ENGLISH, order_categories
@@ -22,7 +23,6 @@ from emma.tools.report.benchmarks import (
     latest,
 )
 from emma.tools.report.checkpoints import facts_of
-from emma.tools.report.figures import Curves, Figure
 from emma.tools.report.forgetting import ForgettingRow, forgetting_rows
 from emma.tools.report.gains import KindGains, gain_sections, heldout_figures
 from emma.tools.report.mix import MixView, mix_view

@@ -168,7 +168,7 @@ def test_goes_on_after_a_kill(
     assert not (tmp_path / "out").exists()
     finished = {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("train-*.parquet")}
     assert finished
-    from emma.checkpoints_conversion.release.corpus import build
+    from emma.tools.corpus.release import build
 
     calls: list[str] = []
     real = build.write_shard

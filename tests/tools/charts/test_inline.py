@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from emma.tools.charts.charts import Point, Segment, Series, difference_bars, line_chart, scatter, share_bar
+from emma.tools.charts.inline import Point, Segment, Series, difference_bars, line_chart, scatter, share_bar
 
 
 def parse(markup: str) -> ElementTree.Element:

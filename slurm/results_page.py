@@ -1,20 +1,18 @@
-"""One page with the plots of a sweep: parallel coordinates and the importance of the parameters, as inline SVG."""
+"""The results of a sweep as files: tables, and one page with its trials and the importance of its parameters."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
+from emma.base.files import atomic_write
 from emma.recipes.schema.sweep import Sweep
+from emma.slurm.results import Result, best, columns, importance, results
+from emma.slurm.sweep import SweepFolder
+from emma.tools.charts.svg import Line, ParallelAxis, parallel_coordinates, share_bars
 
-if TYPE_CHECKING:
-    from emma.slurm.results import Result
-
-__all__ = ["page", "parallel_coordinates"]
-
-_WIDTH, _HEIGHT, _LEFT, _TOP = 900, 360, 90, 40
+__all__ = ["write_results"]
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 960px; padding: 0 1rem; color: #222; }
@@ -24,18 +22,26 @@ tr.best td { font-weight: 600; background: #eef6ee; } .scroll { overflow-x: auto
 """
 
 
-def page(sweep: Sweep, found: Sequence[Result]) -> str:
-    """A self-contained HTML page of a sweep's results."""
-    from emma.slurm.results import best, importance
+def write_results(folder: SweepFolder) -> list[Result]:
+    """Writes `results.parquet`, `results.csv` and `results.html` into the sweep's folder."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
 
+    found = results(folder)
+    table = pa.Table.from_pylist([columns(folder.sweep, result) for result in found])
+    with atomic_write(folder.path / "results.parquet") as handle:
+        pa.parquet.write_table(table, handle)
+    with atomic_write(folder.path / "results.csv") as handle:
+        pa.csv.write_csv(table, handle)
+    with atomic_write(folder.path / "results.html", "w") as handle:
+        handle.write(_page(folder.sweep, found))
+    return found
+
+
+def _page(sweep: Sweep, found: Sequence[Result]) -> str:
+    """A self-contained HTML page of a sweep's results."""
     winner = best(sweep, found)
-    shares = importance(sweep, found)
-    bars = "".join(
-        f'<text x="{_LEFT + 160}" y="{26 + 28 * i}" text-anchor="end">{escape(key)}</text>'
-        f'<rect x="{_LEFT + 170}" y="{12 + 28 * i}" width="{max(1, 450 * share):.0f}" height="18" fill="#4a7"/>'
-        f'<text x="{_LEFT + 176 + 450 * share:.0f}" y="{26 + 28 * i}">{share:.0%}</text>'
-        for i, (key, share) in enumerate(shares.items())
-    )
     header = "".join(
         f"<th>{escape(name)}</th>" for name in ("trial", "state", *sweep.parameters, "objective")
     )
@@ -61,47 +67,32 @@ def page(sweep: Sweep, found: Sequence[Result]) -> str:
 <title>{escape(sweep.name)}</title><style>{_STYLE}</style></head><body>
 <h1>{escape(sweep.name)}</h1><p>{escape(sweep.description)}</p>
 <p>Objective: {escape(what)}, {sweep.direction}d. {escape(chosen)}</p>
-<h2>Trials</h2>{parallel_coordinates(sweep, found)}
+<h2>Trials</h2>{_trials(sweep, found)}
 <div class="scroll"><table><tr>{header}</tr>{"".join(rows)}</table></div>
 <h2>Importance</h2><p>Share of the objective's variance between the values of a parameter.</p>
-<svg viewBox="0 0 {_WIDTH} {28 * len(shares) + 16}" role="img" aria-label="importance">{bars}</svg>
+{share_bars(importance(sweep, found), "importance")}
 </body></html>
 """
 
 
-def parallel_coordinates(sweep: Sweep, found: Sequence[Result]) -> str:
-    """SVG with an axis a parameter and one for the objective; a line a finished trial, the better the darker."""
+def _trials(sweep: Sweep, found: Sequence[Result]) -> str:
+    """An axis for each parameter and one for the objective; a line for each finished trial, the best first."""
     done = [r for r in found if r.objective is not None and r.trial.parameters and r.trial.done]
-    keys = [*sweep.parameters, "objective"]
     if not done:
         return "<p>No trial has a result yet.</p>"
-    gap = (_WIDTH - 2 * _LEFT) / max(1, len(keys) - 1)
-    bottom = _HEIGHT - _TOP
+    keys = [*sweep.parameters, "objective"]
     places = {key: _places(sweep, key, done) for key in keys}
-    parts = []
-    for index, key in enumerate(keys):
-        x = _LEFT + gap * index
-        parts.append(f'<line x1="{x:.0f}" y1="{_TOP}" x2="{x:.0f}" y2="{bottom}" stroke="#999"/>')
-        parts.append(
-            f'<text x="{x:.0f}" y="{_TOP - 16}" text-anchor="middle">{escape(key.split(".")[-1])}</text>'
-        )
-        for label, place in places[key][1]:
-            parts.append(
-                f'<text x="{x + 6:.0f}" y="{bottom - place * (bottom - _TOP) + 4:.0f}">{escape(label)}</text>'
-            )
     better = sorted(done, key=lambda r: (r.objective or 0.0) * (1 if sweep.direction == "minimize" else -1))
-    for rank, result in reversed(list(enumerate(better))):
-        points = [
-            f"{_LEFT + gap * index:.0f},{bottom - places[key][0][id(result)] * (bottom - _TOP):.1f}"
-            for index, key in enumerate(keys)
-        ]
-        shade = 1 - 0.8 * rank / max(1, len(better) - 1)
-        color, width = ("#c33", 2.5) if rank == 0 else ("#257", 1.5)
-        parts.append(
-            f'<polyline points="{" ".join(points)}" fill="none" stroke="{color}" stroke-width="{width}" '
-            f'opacity="{shade:.2f}"><title>trial {result.trial.number}: {result.objective:.5f}</title></polyline>'
-        )
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="parallel coordinates">{"".join(parts)}</svg>'
+    return parallel_coordinates(
+        [ParallelAxis(key.split(".")[-1], places[key][1]) for key in keys],
+        [
+            Line(
+                [places[key][0][id(result)] for key in keys],
+                f"trial {result.trial.number}: {result.objective:.5f}",
+            )
+            for result in better
+        ],
+    )
 
 
 def _places(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from emma.tools.charts.charts import Point, Series, difference_bars, line_chart, scatter
+from emma.tools.charts.inline import Point, Series, difference_bars, line_chart, scatter
 
 __all__ = ["Bar", "Curves", "Differences", "Dots", "Figure", "markup"]
 
