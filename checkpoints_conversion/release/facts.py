@@ -70,7 +70,7 @@ def card_facts(record: RunRecord, step: int, parity: dict[str, Any], name: str |
     Raises:
         UserError: the given name is not one that the licence allows.
     """
-    from emma.tools.plan.parameters import total_parameters
+    from emma.tools.arithmetic.parameters import total_parameters
     from emma.tools.report.mix import mix_view
 
     recipe = record.recipe
@@ -119,8 +119,8 @@ def _sources(record: RunRecord) -> list[tuple[str, str, str, str]]:
 
 def _compute(record: RunRecord, step: int) -> Compute:
     from emma.recipes.devices import device
-    from emma.tools.plan.cost import Assumptions
-    from emma.tools.plan.flops import flops_per_token
+    from emma.tools.arithmetic.cost import Assumptions
+    from emma.tools.arithmetic.flops import flops_per_token
     from emma.tools.report.provenance import device_hours
 
     recipe, assumptions = record.recipe, Assumptions()

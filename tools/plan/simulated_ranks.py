@@ -16,7 +16,7 @@ from typing import Any
 from emma.base.files import read_json, write_json
 from emma.recipes.compose import compose_file
 from emma.recipes.schema import Recipe
-from emma.tools.plan.parameters import rank_parameters
+from emma.tools.arithmetic.parameters import rank_parameters
 from emma.tools.runs.checkpoints import LoadPlan
 from emma.tools.training.arguments import megatron_arguments
 

@@ -28,8 +28,8 @@ from emma.base.errors import UserError
 from emma.base.files import read_json, write_json
 from emma.recipes.devices import device
 from emma.recipes.schema import Recipe
-from emma.tools.plan.cost import checkpoint_bytes
-from emma.tools.plan.flops import flops_per_token
+from emma.tools.arithmetic.cost import checkpoint_bytes
+from emma.tools.arithmetic.flops import flops_per_token
 from emma.tools.runs.checkpoints import (
     checkpoint_folder,
     complete_steps,

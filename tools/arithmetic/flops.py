@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from emma.recipes.schema.model import Model
-from emma.tools.plan.parameters import matmul_parameters
+from emma.tools.arithmetic.parameters import matmul_parameters
 
 __all__ = ["Convention", "attention_flops_per_token", "flops_per_token"]
 

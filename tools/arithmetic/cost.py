@@ -6,19 +6,20 @@ from dataclasses import dataclass
 
 from emma.recipes.devices import device
 from emma.recipes.schema import Recipe
-from emma.tools.plan.memory import GIB
-from emma.tools.plan.parameters import total_parameters
-from emma.tools.plan.throughput import Throughput
+from emma.tools.arithmetic.parameters import total_parameters
 
 __all__ = [
     "Assumptions",
     "CheckpointCost",
     "Energy",
     "Time",
+    "checkpoint_bytes",
     "checkpoint_cost",
     "expected_energy",
     "expected_time",
 ]
+
+_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -105,20 +106,20 @@ def checkpoint_cost(
         seconds = size / 1e9 / recipe.cluster.world_size / assumptions.host_copy_gb_per_s
     between = None if seconds_per_step is None else checkpoint.interval * seconds_per_step
     return CheckpointCost(
-        gib=size / GIB,
+        gib=size / _GIB,
         saves=saves,
         kept=kept,
-        disk_gib=(kept + 1) * size / GIB,
+        disk_gib=(kept + 1) * size / _GIB,
         seconds=seconds,
         share_of_time=None if between is None else seconds / (between + seconds),
         minutes_between=None if between is None else between / 60,
     )
 
 
-def expected_time(recipe: Recipe, throughput: Throughput, assumptions: Assumptions) -> Time:
+def expected_time(recipe: Recipe, tokens_per_second_per_gpu: float, assumptions: Assumptions) -> Time:
     """Duration of the run at a speed."""
     gpus = recipe.cluster.world_size
-    step = recipe.tokens_per_step / (throughput.tokens_per_second_per_gpu * gpus)
+    step = recipe.tokens_per_step / (tokens_per_second_per_gpu * gpus)
     checkpoints = checkpoint_cost(recipe, step, assumptions)
     seconds = recipe.schedule.steps * step + checkpoints.saves * checkpoints.seconds
     return Time(seconds_per_step=step, days=seconds / 86400, gpu_hours=seconds / 3600 * gpus)

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from emma.recipes.load import load_section
-from emma.tools.plan.parameters import layer_parameters, rank_parameters, total_parameters
+from emma.tools.arithmetic.parameters import layer_parameters, rank_parameters, total_parameters
 
 
 @pytest.mark.parametrize("name", ["llama2_7b", "llama3_8b", "llama3.1_8b"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emma.recipes.load import load_recipe, load_section
-from emma.tools.plan.flops import attention_flops_per_token, flops_per_token
+from emma.tools.arithmetic.flops import attention_flops_per_token, flops_per_token
 
 
 @pytest.mark.parametrize(("convention", "gflop"), [("causal", 51.47), ("full", 57.91)])
@@ -28,8 +28,18 @@ def test_attention_grows_with_the_sequence_and_the_rest_does_not() -> None:
     assert attention_flops_per_token(model, 4096, "full") == 2 * attention_flops_per_token(model, 4096)
 
 
+def test_heads_may_be_narrower_or_wider_than_the_model() -> None:
+    """8 heads of 24 channels, 192, on a model of 128: Q, K, V and the output projection are not square."""
+    changes = {"hidden_size": 128, "attention_heads": 8, "query_groups": 2, "head_dim": 24, "layers": 3}
+    model = load_section("model", "llama3_8b").model_copy(update=changes)
+    scores_and_values = 2 * 192 * 1024  # multiply-adds of one query with 1,024 keys, and with as many values
+    assert attention_flops_per_token(model, 1024, "full") == 3 * 2 * 3 * scores_and_values
+    weights = 3 * (128 * (192 + 2 * 48) + 192 * 128 + 3 * 128 * 14_336) + 128_256 * 128
+    assert flops_per_token(model, 1024, "full") == 6 * weights + 18 * scores_and_values
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama2_7b", "llama3_8b"])
+@pytest.mark.parametrize("name", ["llama2_7b", "llama3_8b", "llama3_8b model.head_dim=96"])
 def test_causal_is_what_megatron_logs(name: str) -> None:
     """Imports `megatron.training`, hence slow."""
     from emma import megatron_patches
@@ -39,7 +49,7 @@ def test_causal_is_what_megatron_logs(name: str) -> None:
 
     from megatron.training.training import num_floating_point_operations
 
-    recipe = load_recipe("emma_llama3_8b_bi", [f"model={name}", "batch.sequence_length=4096"])
+    recipe = load_recipe("emma_llama3_8b_bi", [*f"model={name}".split(), "batch.sequence_length=4096"])
     model = recipe.model
 
     class Arguments(Namespace):

@@ -5,16 +5,13 @@ from __future__ import annotations
 import pytest
 
 from emma.recipes.load import load_recipe
-from emma.tools.plan.cost import Assumptions, checkpoint_cost, expected_energy, expected_time
-from emma.tools.plan.throughput import expected_throughput
+from emma.tools.arithmetic.cost import Assumptions, checkpoint_cost, expected_energy, expected_time
 
 
 def test_time_and_energy() -> None:
     recipe = load_recipe("emma_llama3_8b_bi")
-    throughput = expected_throughput(recipe, 8000.0)
-    assert throughput is not None
     assumptions = Assumptions(pue=1.5, grid_g_per_kwh=100, storage_gb_per_s=11.2423657472)
-    time = expected_time(recipe, throughput, assumptions)
+    time = expected_time(recipe, 8000.0, assumptions)
     step = 2**24 / (8000 * 64)
     assert time.seconds_per_step == pytest.approx(step)
     # 400 saves of 10 s.
@@ -59,7 +56,4 @@ def test_how_many_checkpoints_stay(overrides: list[str], saves: int, kept: int) 
 
 def test_nothing_is_said_of_a_cpus_power() -> None:
     recipe = load_recipe("emma_llama3_8b_bi", ["layout=local_cpu"])
-    throughput = expected_throughput(recipe, 100.0)
-    assert throughput is not None
-    assert throughput.mfu is None
-    assert expected_energy(recipe, expected_time(recipe, throughput, Assumptions()), Assumptions()) is None
+    assert expected_energy(recipe, expected_time(recipe, 100.0, Assumptions()), Assumptions()) is None
