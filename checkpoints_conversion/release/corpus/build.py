@@ -12,6 +12,7 @@ from typing import Any
 from emma.base.errors import CheckFailedError
 from emma.base.files import write_text
 from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest, package_versions
+from emma.base.staging import WORK_NAME, check_free_space, resumable_folder
 from emma.checkpoints_conversion.release.checksums import write_checksums
 from emma.checkpoints_conversion.release.corpus.card import render_card
 from emma.checkpoints_conversion.release.corpus.facts import (
@@ -23,7 +24,6 @@ from emma.checkpoints_conversion.release.corpus.facts import (
 from emma.checkpoints_conversion.release.corpus.shards import merge_validation, pieces_of, write_shard
 from emma.checkpoints_conversion.release.corpus.source import STAGE, CorpusSource, Shard
 from emma.checkpoints_conversion.release.corpus.verify import MANIFEST_STAGE, corpus_faults
-from emma.checkpoints_conversion.staging import WORK_NAME, check_free_space, resumable_folder
 from emma.tools.corpus.runner import Task, results_of, run_tasks
 
 __all__ = ["DEFAULT_SHARD_BYTES", "plan_corpus", "write_corpus_release"]
