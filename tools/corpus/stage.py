@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from emma.base.claims import remove_abandoned
 from emma.base.errors import UserError
 from emma.base.files import read_json, sha256_file
 from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
@@ -140,10 +141,9 @@ class Stage:
         self.work.mkdir(parents=True)
 
     def _remove_partial_files(self) -> None:
-        """Removes what killed tasks were writing."""
+        """Removes what killed tasks of this machine were writing."""
         for folder in (self.folder, self.work):
-            for path in folder.rglob(".*.partial"):
-                path.unlink()
+            remove_abandoned(folder.rglob(".*.partial"))
 
     def _forget_lost_parts(self) -> None:
         """Removes the marks of tasks whose parts are not on disk as they were written (the machine itself went down)."""

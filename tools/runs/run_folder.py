@@ -128,6 +128,7 @@ class RunFolder:
                 "writer": launch.writer,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
+                "pid_namespace": _pid_namespace(),
                 "job": os.environ.get("SLURM_JOB_ID"),
                 "started": now(),
             },
@@ -198,9 +199,10 @@ class RunFolder:
             return
         claim = read_json(self.writer_file)
         # The process that claims a run in a Slurm job may end before its ranks do: there, the job counts.
-        here = claim.get("host") == socket.gethostname() and claim.get("job") == os.environ.get(
-            "SLURM_JOB_ID"
-        )
+        job, namespace = os.environ.get("SLURM_JOB_ID"), _pid_namespace()
+        here = claim.get("host") == socket.gethostname() and claim.get("job") == job
+        # In another pid namespace (a container) of this host the same number is another process.
+        here &= claim.get("pid_namespace", namespace) == namespace
         if here and not _alive(int(claim.get("pid", 0))):
             return
         writer = f"Slurm job {claim['job']}" if claim.get("job") else f"process {claim.get('pid')}"
@@ -252,6 +254,14 @@ def _flatten(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
             yield from _flatten(inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", inner
+
+
+def _pid_namespace() -> str | None:
+    """Name of what this process's id counts in; the one outside of all containers keeps it over reboots."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return None
 
 
 def _alive(pid: int) -> bool:

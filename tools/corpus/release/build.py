@@ -12,7 +12,7 @@ from typing import Any
 from emma.base.errors import CheckFailedError
 from emma.base.files import write_text
 from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest, package_versions
-from emma.checkpoints_conversion.staging import WORK_NAME, check_free_space, resumable_folder
+from emma.base.staging import WORK_NAME, check_free_space, resumable_folder
 from emma.tools.corpus.release.card import render_card
 from emma.tools.corpus.release.facts import (
     LICENSES_NAME,
