@@ -35,6 +35,7 @@ from ruamel.yaml import YAML
 from benchmarks.measure import overhead
 from benchmarks.megatron_loop import Course
 from emma.base.errors import CheckFailedError, RecipeError, UserError
+from emma.base.extras import install_command
 from emma.base.files import read_json, write_json
 from emma.recipes.devices import device_names
 from emma.recipes.load import load_recipe
@@ -287,7 +288,7 @@ def find_gpus() -> Gpus:
             "Fix: run it on a machine with one, or add --dry-run to see what would run"
         )
     if find_spec("transformer_engine") is None:
-        raise UserError("transformer_engine is not installed. Fix: pip install 'emma-recipes[gpu]'")
+        raise UserError(f"transformer_engine is not installed. Fix: {install_command('transformer_engine')}")
     name, memory = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory / 2**30
     return Gpus(device_of(name), torch.cuda.device_count(), memory)
 

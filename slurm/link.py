@@ -19,6 +19,7 @@ from pathlib import Path
 import click
 
 from emma.base.errors import CheckFailedError, UserError
+from emma.base.extras import need
 from emma.base.files import read_json
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
@@ -55,6 +56,8 @@ def begin(folder: Path, running: Iterable[int]) -> str | None:
         return None
     step = run.latest_step()
     _check_progress(recipe, history, step)
+    # Before any rank starts, and before a preflight without torch makes every node look broken.
+    need("train", "training", "torch", "megatron", "transformers")
     mix = check_mix(recipe)
     if not step:
         check_start(recipe)

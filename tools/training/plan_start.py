@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from emma.base.errors import RecipeError, UserError
+from emma.base.extras import install_command
 from emma.recipes.schema import Recipe
 from emma.tools.mix.layout import MixInfo, check_shards, read_mix
 from emma.tools.runs.checkpoints import LoadPlan, complete_steps
@@ -61,7 +62,7 @@ def check_mix(recipe: Recipe) -> MixInfo:
         raise RecipeError(
             "logging.wandb_project",
             f"`{recipe.logging.wandb_project}` needs the package wandb, which is not installed",
-            "pip install 'emma-recipes[wandb]', or remove it: metrics.jsonl and TensorBoard are written always",
+            f"{install_command('wandb')}, or remove it: metrics.jsonl and TensorBoard are always written",
         )
     return mix
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from emma.base.errors import UserError
+from emma.base.extras import explain_missing
 from emma.recipes.load import load_recipe
 from emma.tools.runs.run_folder import RunFolder
 
@@ -25,8 +26,9 @@ def main(arguments: list[str]) -> int:
         print("usage: python -P -m emma.tools.training.worker RUN_FOLDER", file=sys.stderr)
         return 2
     try:
-        _rank_from_slurm()
-        train(Path(arguments[0]))
+        with explain_missing("train"):
+            _rank_from_slurm()
+            train(Path(arguments[0]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import zstandard
 
-from emma.tools.demo.text.records import write_csv_gz, write_jsonl, write_moses, write_parquet, write_tmx
+from benchmarks.demo_text.records import write_csv_gz, write_jsonl, write_moses, write_parquet, write_tmx
 
 RECORDS = [{"id": "1", "text": 'Quote "q",\nsecond line, ክብር'}, {"id": "2", "text": "<b>"}]
 

@@ -3,7 +3,7 @@
 import struct
 from pathlib import Path
 
-from emma.tools.demo.text import english, gnome_help, iso_codes, papers, questions, source_code
+from benchmarks.demo_text import english, gnome_help, iso_codes, papers, questions, source_code
 
 HELP = """<page xmlns="http://projectmallard.org/1.0/" type="topic" id="clock">
   <info><link type="guide" xref="x"/><desc>{desc}</desc><title type="link">Short</title>

