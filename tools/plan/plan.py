@@ -7,7 +7,6 @@ from typing import Any
 
 from emma.recipes.devices import device
 from emma.recipes.schema import Recipe
-from emma.tools.plan.alternatives import Alternative, alternatives, check_fits
 from emma.tools.arithmetic.cost import (
     Assumptions,
     CheckpointCost,
@@ -18,8 +17,9 @@ from emma.tools.arithmetic.cost import (
     expected_time,
 )
 from emma.tools.arithmetic.flops import flops_per_token
-from emma.tools.plan.memory import Memory, estimate_memory, memory_limit
 from emma.tools.arithmetic.parameters import matmul_parameters, total_parameters
+from emma.tools.plan.alternatives import Alternative, alternatives, check_fits
+from emma.tools.plan.memory import Memory, estimate_memory, memory_limit
 from emma.tools.plan.throughput import UNCERTAINTY, Throughput, expected_throughput
 
 __all__ = ["Plan", "make_plan"]
