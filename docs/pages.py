@@ -57,6 +57,6 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Turns links into docs/ and out of it into links within the site."""
     if page.file.src_uri in FROM_ROOT:
         markdown = re.sub(r"(\]\(|src=\")docs/", r"\1", markdown)
-    return re.sub(r"\]\(\.\./(CONTRIBUTING|CHANGELOG|SECURITY|README)\.md", lambda m: f"]({m[1]}.md", markdown).replace(
-        "](README.md", "](index.md"
-    )
+    return re.sub(
+        r"\]\(\.\./(CONTRIBUTING|CHANGELOG|SECURITY|README)\.md", lambda m: f"]({m[1]}.md", markdown
+    ).replace("](README.md", "](index.md")

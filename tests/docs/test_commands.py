@@ -45,7 +45,9 @@ def faults(block: Block) -> list[str]:
     if block.language not in COMMANDS | SHOWN:
         found.append(f"{block}: language {block.language!r}; known are {', '.join(sorted(COMMANDS | SHOWN))}")
     if block.language in COMMANDS and block.mark is None:
-        found.append(f"{block}: put <!-- run -->, <!-- needs: ... --> or <!-- tested by: ... --> above the fence")
+        found.append(
+            f"{block}: put <!-- run -->, <!-- needs: ... --> or <!-- tested by: ... --> above the fence"
+        )
     if block.language not in COMMANDS and block.mark is not None:
         found.append(f"{block}: a mark, but no commands")
     if block.mark == "needs" and block.value not in NEEDS:
@@ -144,7 +146,9 @@ def test_the_documentation_runs_as_written(tmp_path: Path) -> None:
             text=True,
             errors="replace",
         )
-        assert done.returncode == 0, f"{block} ends with {done.returncode}:\n{block.text}\n{done.stdout[-6000:]}"
+        assert done.returncode == 0, (
+            f"{block} ends with {done.returncode}:\n{block.text}\n{done.stdout[-6000:]}"
+        )
         ran += 1
     assert ran >= 20
     assert (folder / "demo" / "runs" / "demo" / "report" / "index.html").is_file()

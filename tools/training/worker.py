@@ -54,7 +54,8 @@ def train(folder: Path) -> None:
     from emma.tools.runs.safety import Rewind
     from emma.tools.training.arguments import megatron_arguments
     from emma.tools.training.dataset import read_mix
-    from emma.tools.training.session import Session
+    from emma.tools.training.session.ending import record_end, record_rewind
+    from emma.tools.training.session.session import Session
     from emma.tools.training.vocabulary import mask_padding
 
     run, recipe = RunFolder(folder), load_recipe(folder)
@@ -93,9 +94,9 @@ def train(folder: Path) -> None:
         if stop.code not in (0, None):
             raise
     except Rewind as rewind:
-        session.go_back(rewind)
+        record_rewind(recipe, run, launch, rewind)
         return
-    session.close()
+    record_end(recipe, run, launch)
 
 
 def _rank_from_slurm() -> None:
