@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from pathlib import Path
 
 from emma.tools.mix.build import build_mix
+from tests.folders import content
 from tests.pid_namespaces import contained, needs_pid_namespaces
 from tests.tiny_mix import TinyMix
 from tests.tools.mix.conftest import MakeSettings
@@ -23,15 +23,6 @@ if __name__ == "__main__":
     info = build_mix(MixSettings(tiny_data().mix, "mix", folder, store, 4000, 64, "0" * 64))
     print(info.fingerprint)
 """
-
-
-def content(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a mix but the manifest, which says when it was made."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.is_symlink() and path.name != "manifest.json"
-    }
 
 
 def test_the_second_builder_waits_and_finds_the_mix_built(

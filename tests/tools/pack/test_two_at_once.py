@@ -12,10 +12,10 @@ import pytest
 from emma.tools.pack import inputs
 from emma.tools.pack.plan import PackSettings
 from emma.tools.pack.run import pack_store
+from tests.folders import content
 from tests.pid_namespaces import Contained, contained, needs_pid_namespaces
 from tests.tiny_text import documents
 from tests.tools.pack.conftest import MakeSettings
-from tests.tools.pack.test_run import content
 
 UNIT = 50_000
 
