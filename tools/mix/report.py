@@ -66,11 +66,6 @@ def plan_summary(plan: MixPlan) -> dict[str, object]:
             }
             for (component, category), row in _sorted(plan)
         ],
-        "above_cap": [
-            f"{row.source.component}/{row.source.language}"
-            for row in plan.sources
-            if row.target_tokens > row.cap_tokens
-        ],
         "validation": {group.name: group.tokens for group in plan.groups},
         "notes": plan.notes,
         "faults": plan.faults,
