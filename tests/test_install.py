@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.small_recipe import write_small_run
 from tests.tiny_text import train_tokenizer
@@ -116,6 +119,19 @@ def test_a_source_distribution_builds_the_same_wheel(wheel: Path, tmp_path: Path
         text=True,
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_lock_gives_what_every_extra_asks_for() -> None:
+    pins = dict(
+        line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = {"torch", "convert", "train", "eval", "corpus", "sweep", "dev", "docs"}
+    lines = [line for extra in extras for line in project["optional-dependencies"][extra]]
+    for requirement in map(Requirement, [*project["dependencies"], *lines]):
+        if requirement.name != "emma-recipes":
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+    assert set(project["optional-dependencies"]) - extras == {"all", "bench", "gpu", "wandb"}
 
 
 class Environment:
