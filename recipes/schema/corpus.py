@@ -54,9 +54,9 @@ class Source(Section):
     kind: Kind
     """What the text is: `monolingual`, `parallel`, `code`, `papers`, `books` or `instruction`."""
     path: str
-    """Pattern of the files, relative to the working folder: `*`, `?`, `**` as in a shell; `{language}`, `{src}`,
-    `{tgt}` or any other `{name}` matches a part of a file name and is remembered, e.g. `raw/{language}.jsonl.zst`.
-    Files ending in .gz, .zst or .bz2 are decompressed."""
+    """Pattern of the files, relative to the working folder (or, for `recipes/...` that is not there, the shipped recipes): `*`,
+    `?`, `**` as in a shell; `{language}`, `{src}`, `{tgt}` or any other `{name}` matches a part of a file name and is
+    remembered, e.g. `raw/{language}.jsonl.zst`. Files ending in .gz, .zst or .bz2 are decompressed."""
     target_path: str | None = None
     """Moses pairs: file of the target side, written with the `{names}` of `path`, e.g. path `c.{src}-{tgt}.{src}`
     and target_path `c.{src}-{tgt}.{tgt}`."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emma.base.errors import UserError
+from emma.recipes.compose import ROOT as RECIPES
 from emma.recipes.schema.corpus import Corpus, Source
 
 __all__ = ["SourceFile", "source_files"]
@@ -64,9 +65,11 @@ def source_files(corpus: Corpus) -> list[SourceFile]:
 
 def _of(name: str, order: int, source: Source) -> list[SourceFile]:
     base, expression = _pattern(source.path)
+    root = _shipped(base)
+    base = root + base
     files = []
     for path in _walk(base):
-        match = expression.fullmatch(path)
+        match = expression.fullmatch(path.removeprefix(root))
         if match is None:
             continue
         try:
@@ -75,6 +78,8 @@ def _of(name: str, order: int, source: Source) -> list[SourceFile]:
             raise UserError(f"data.corpus.sources.{name}: {error}") from None
         captured = match.groupdict()
         target = source.target_path.format(**captured) if source.target_path else None
+        if target is not None:
+            target = _shipped(target) + target
         if target is not None and not Path(target).is_file():
             raise UserError(
                 f"data.corpus.sources.{name}: {path} has no other side: {target} does not exist; "
@@ -115,6 +120,14 @@ def _pattern(path: str) -> tuple[str, re.Pattern[str]]:
             parts.append(f"(?P<{text[1:-1]}>{inner})")
     parts.append(re.escape(path[end:]))
     return base.rstrip("/") if base != "/" else base, re.compile("".join(parts), re.DOTALL)
+
+
+def _shipped(path: str) -> str:
+    """The package's folder if `path` starts with `recipes/` and does not exist in the working folder, else nothing.
+
+    The text of the demo ships with its recipes, which name it as it stands in the repository.
+    """
+    return f"{RECIPES.parent}/" if path.startswith("recipes/") and not Path(path).exists() else ""
 
 
 def _walk(base: str) -> list[str]:
