@@ -1,4 +1,4 @@
-"""One page with the plots of a sweep: parallel coordinates and the importance of the parameters, as inline SVG."""
+"""One page with a sweep's plots as inline SVG: parallel coordinates and the importance of the parameters."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def page(sweep: Sweep, found: Sequence[Result]) -> str:
             for v in (result.trial.number, result.trial.state, *values, objective)
         )
         rows.append(f"<tr{' class="best"' if winner is not None and result is winner else ''}>{cells}</tr>")
-    chosen = "no trial is finished and keeps the constraints"
+    chosen = "no finished trial meets the constraints"
     if winner is not None:
         settings = ", ".join(f"{key} = {value}" for key, value in (winner.trial.parameters or {}).items())
         chosen = f"best: trial {winner.trial.number} with {winner.objective:.5f} ({settings})"
@@ -63,14 +63,15 @@ def page(sweep: Sweep, found: Sequence[Result]) -> str:
 <p>Objective: {escape(what)}, {sweep.direction}d. {escape(chosen)}</p>
 <h2>Trials</h2>{parallel_coordinates(sweep, found)}
 <div class="scroll"><table><tr>{header}</tr>{"".join(rows)}</table></div>
-<h2>Importance</h2><p>Share of the objective's variance between the values of a parameter.</p>
+<h2>Importance</h2><p>Share of the objective's variance that a parameter's values explain.</p>
 <svg viewBox="0 0 {_WIDTH} {28 * len(shares) + 16}" role="img" aria-label="importance">{bars}</svg>
 </body></html>
 """
 
 
 def parallel_coordinates(sweep: Sweep, found: Sequence[Result]) -> str:
-    """SVG with an axis a parameter and one for the objective; a line a finished trial, the better the darker."""
+    """SVG with one axis per parameter and one for the objective; one line per finished trial, darker for
+    better ones."""
     done = [r for r in found if r.objective is not None and r.trial.parameters and r.trial.done]
     keys = [*sweep.parameters, "objective"]
     if not done:
@@ -107,7 +108,7 @@ def parallel_coordinates(sweep: Sweep, found: Sequence[Result]) -> str:
 def _places(
     sweep: Sweep, key: str, done: Sequence[Result]
 ) -> tuple[dict[int, float], list[tuple[str, float]]]:
-    """Place of each trial on an axis, from 0 to 1, and the axis' labels with theirs."""
+    """Position of each trial on an axis, from 0 to 1, and the axis labels with their positions."""
     if key == "objective":
         values = {id(r): float(r.objective or 0.0) for r in done}
         return _scaled(values, log=False)

@@ -10,7 +10,7 @@ from emma.base.errors import CheckFailedError, UserError
 from emma.base.files import read_json, write_json
 from emma.recipes.load import write_recipe
 from emma.slurm.history import History
-from emma.slurm.link import AGAIN, GOES_ON, begin, end, failed_nodes
+from emma.slurm.link import AGAIN, CONTINUES, begin, end, failed_nodes
 from emma.tools.training.run_folder import RunFolder
 from tests.slurm.conftest import MakeRecipe
 from tests.tools.training.test_checkpoints import save
@@ -35,7 +35,7 @@ def test_a_finished_run_starts_no_ranks(run: RunFolder) -> None:
 
 def test_each_launch_has_logs_of_its_own(run: RunFolder) -> None:
     first = begin(run.path, [7])
-    assert end(run.path, 0) == GOES_ON
+    assert end(run.path, 0) == CONTINUES
     second = begin(run.path, [7])
     assert first is not None and second is not None and first != second
     assert [event["event"] for event in History(run.path).events()] == ["began", "ended", "began"]
@@ -44,7 +44,7 @@ def test_each_launch_has_logs_of_its_own(run: RunFolder) -> None:
 def test_a_run_without_progress_is_given_up_and_a_new_submission_counts_anew(run: RunFolder) -> None:
     for _ in range(2):
         begin(run.path, [7])
-        assert end(run.path, 1) == GOES_ON
+        assert end(run.path, 1) == CONTINUES
     begin(run.path, [7])
     with pytest.raises(CheckFailedError, match="3 jobs in a row ended at step 0 without a new checkpoint"):
         end(run.path, 1)
@@ -66,7 +66,7 @@ def test_progress_starts_the_count_anew(run: RunFolder) -> None:
     for step in (1, 2, 3, 4, 5):
         begin(run.path, [7])
         save(run.checkpoints, step)
-        assert end(run.path, 1) == GOES_ON
+        assert end(run.path, 1) == CONTINUES
 
 
 def test_a_launch_that_went_back_is_started_again_and_is_no_failed_attempt(run: RunFolder) -> None:
@@ -76,7 +76,7 @@ def test_a_launch_that_went_back_is_started_again_and_is_no_failed_attempt(run: 
         write_json(run.state_file, state)
         assert end(run.path, 0) == AGAIN
     begin(run.path, [7])
-    assert end(run.path, 1) == GOES_ON, "what an earlier launch said does not count"
+    assert end(run.path, 1) == CONTINUES, "what an earlier launch said does not count"
 
 
 def test_the_base_models_own_loss_is_there_before_the_ranks_start(
