@@ -125,7 +125,7 @@ def test_alerts_and_skipped_steps_mark_the_page(tmp_path: Path) -> None:
     }
     (recipe.run_folder / "skipped.json").write_text(json.dumps(skipped))
     page = read_page(Path(json.loads(report("run", recipe.run_folder, "--json").stdout)["page"]))
-    assert "Step 80: language-eng_Latn is 0.0712 bits a byte worse than at step 0" in page.text
+    assert "Step 80: language-eng_Latn is 0.0712 bits per byte worse than at step 0" in page.text
     assert "Step 41 was undone and its batch skipped: the gradient norm is nan." in page.text
 
 
