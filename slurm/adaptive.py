@@ -56,8 +56,7 @@ def _study(folder: SweepFolder, number: int = 0) -> Any:
 
 
 def ask(folder: SweepFolder, number: int) -> tuple[dict[str, Value], int]:
-    """Parameters of a new trial, chosen from the results of the finished ones, and its number in the
-    journal."""
+    """Parameters of a new trial, based on the finished ones' results, and its number in the journal."""
     folder.path.mkdir(parents=True, exist_ok=True)
     tell_all(folder)
     trial = _study(folder, number).ask()
@@ -97,8 +96,7 @@ def tell_all(folder: SweepFolder) -> None:
 
 
 def prune(folder: SweepFolder, trial: Trial) -> bool:
-    """Reports a running trial's validations; returns whether it should stop, and records that in
-    `trial.json`."""
+    """Reports a running trial's validations; returns whether it should stop, noting that in `trial.json`."""
     states = _optuna().trial.TrialState
     file = trial.folder / "trial.json"
     facts = read_json(file)

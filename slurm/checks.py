@@ -38,8 +38,7 @@ class Problems:
 
 
 def check_inputs(recipe: Recipe, stages: Sequence[Stage]) -> None:
-    """The first stage's inputs must exist. Inputs that earlier stages of the chain write can't be checked
-    yet.
+    """The first stage's inputs must exist; those that the chain itself writes can't be checked yet.
 
     Raises:
         UserError: an input is missing.
@@ -52,7 +51,7 @@ def check_base(recipe: Recipe, stages: Sequence[Stage]) -> None:
     """The base model must exist and have the recipe's shape if training is to start from it.
 
     Raises:
-            UserError: it is missing, or it is another model.
+        UserError: it is missing, or it is another model.
     """
     from emma.checkpoints_conversion.checkpoint import check_start
 
@@ -71,7 +70,7 @@ def check_paths(recipe: Recipe) -> None:
     """The environment and the output folders must be usable.
 
     Raises:
-            UserError: a folder is not writable, or the environment of the jobs does not exist.
+        UserError: a folder is not writable, or the environment of the jobs does not exist.
     """
     slurm = recipe.cluster.slurm
     if (

@@ -21,8 +21,8 @@ FOLDER = "slurm"
 
 @dataclass(frozen=True)
 class History:
-    """Events of a run: `submitted` (stage, job, after); `began` and `ended` (job, launch, step, ...) of
-    training."""
+    """Events of a run: `submitted` (stage, job, after), and training's `began` and `ended` (job, launch,
+    step, ...)."""
 
     run: Path
 
@@ -38,7 +38,7 @@ class History:
         """All events, oldest first.
 
         Raises:
-                UserError: a complete line is not a JSON object.
+            UserError: a complete line is not a JSON object.
         """
         if not self.file.is_file():
             return []

@@ -36,15 +36,15 @@ def begin(folder: Path, running: Iterable[int]) -> str | None:
 
     Args:
         folder: run folder with `recipe.yaml`.
-            running: ids of all users' running jobs.
+        running: ids of all users' running jobs.
 
     Returns:
-            Folder of the ranks' logs; None if the run is finished.
+        Folder of the ranks' logs; None if the run is finished.
 
     Raises:
-            CheckFailedError: the last jobs made no progress, or the base model's loss cannot be computed.
-            UserError: the mix or the starting checkpoint does not fit the run, a teammate asked the run to
-                stop, or another job or process writes to it.
+        CheckFailedError: the last jobs made no progress, or the base model's loss cannot be computed.
+        UserError: the mix or the starting checkpoint does not fit the run, a teammate asked the run to stop,
+            or another job or process writes to it.
     """
     from emma.checkpoints_conversion.checkpoint import check_start
     from emma.tools.training.launch import compute_reference
@@ -85,7 +85,7 @@ def _check_progress(recipe: Recipe, history: History, step: int) -> None:
     if attempts >= limit:
         raise CheckFailedError(
             f"{recipe.run_folder}: given up: {attempts} jobs in a row ended at step {step} without a new checkpoint "
-            f"(cluster.slurm.attempts = {limit}). Fix: read {recipe.run_folder}/logs/launch-*/, fix the cause, and "
+            f"(cluster.slurm.attempts = {limit}). Fix: read {recipe.run_folder}/logs/launch-*/, correct the cause, and "
             "submit again"
         )
 
@@ -94,11 +94,11 @@ def end(folder: Path, exit_code: int) -> int:
     """Records how the ranks ended and releases the claim.
 
     Returns:
-            0 if the run is finished, `CONTINUES` if another job or a restart is to continue it, `AGAIN` if
-            the ranks went back to skip a step and this job starts them again.
+        0 if the run is finished, `CONTINUES` if another job or a restart is to continue it, `AGAIN` if the
+        ranks went back to skip a step and this job starts them again.
 
     Raises:
-            CheckFailedError: the run must not continue: no progress, or a teammate asked it to stop.
+        CheckFailedError: the run must not continue: no progress, or a teammate asked it to stop.
     """
     recipe, run, history = load_recipe(folder), RunFolder(folder), History(folder)
     launch, step = run.read_launch(), run.latest_step()
@@ -146,7 +146,7 @@ def failed_nodes(folder: Path, nodes: Sequence[str]) -> list[str]:
 
     Args:
         folder: run folder.
-            nodes: the job's nodes.
+        nodes: the job's nodes.
     """
     run = RunFolder(folder)
     launch = run.read_launch()
@@ -214,8 +214,8 @@ def preflight_command(run: Path, nodes: str) -> int:
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--exit-code", type=int, required=True, help="Exit code of the ranks.")
 def end_command(run: Path, exit_code: int) -> int:
-    """Record how RUN's ranks ended; exit with 0 if it is finished, 20 if it continues, 30 if this job starts
-    them again."""
+    """Record how RUN's ranks ended; exit with 0 if it is finished, 20 if it continues, 30 to start them again
+    in this job."""
     return end(run, exit_code)
 
 

@@ -70,8 +70,8 @@ def page(sweep: Sweep, found: Sequence[Result]) -> str:
 
 
 def parallel_coordinates(sweep: Sweep, found: Sequence[Result]) -> str:
-    """SVG with one axis per parameter and one for the objective; one line per finished trial, darker for
-    better ones."""
+    """SVG with one axis per parameter and one for the objective; one line per finished trial, darker if
+    better."""
     done = [r for r in found if r.objective is not None and r.trial.parameters and r.trial.done]
     keys = [*sweep.parameters, "objective"]
     if not done:

@@ -44,7 +44,7 @@ def run_slurm(arguments: Sequence[str]) -> str:
     """Standard output of a Slurm command.
 
     Raises:
-            SlurmError: the command does not exist or failed; the message holds its output.
+        SlurmError: the command does not exist or failed; the message holds its output.
     """
     if shutil.which(arguments[0]) is None:
         raise SlurmError(f"{arguments[0]}: not found. Fix: run this on a login node of a Slurm cluster")
@@ -62,9 +62,9 @@ class Job:
     """A job, or one task of an array, as `squeue` shows it.
 
     Attributes:
-            id: job id; each task of an array has its own.
-            array: id of the array, which dependencies name (equals `id` outside arrays).
-            task: array task, e.g. `3`, or `0-3%2` for tasks that wait together; None outside arrays.
+        id: job id; each task of an array has its own.
+        array: id of the array, which dependencies name (equals `id` outside arrays).
+        task: array task, e.g. `3`, or `0-3%2` for tasks that wait together; None outside arrays.
         state: Slurm's word, e.g. PENDING, RUNNING, COMPLETING.
         time_left: `[days-]hours:minutes:seconds` until the time limit.
         dependency: what it waits for, e.g. `afterok:12`.

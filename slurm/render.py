@@ -29,10 +29,10 @@ class Script:
     """A job script and what its submission needs.
 
     Attributes:
-            stage: stage that it runs; `-finish` is appended for the part that follows an array.
-            name: job name; jobs with the same name never run at the same time.
+        stage: stage that it runs; `-finish` is appended for the part that follows an array.
+        name: job name; jobs with the same name never run at the same time.
         text: the script.
-            gpu_hours: upper limit of what the job can use.
+        gpu_hours: upper limit of what the job can use.
     """
 
     stage: str

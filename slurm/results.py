@@ -34,9 +34,9 @@ class Result:
     """Result of a trial.
 
     Attributes:
-            objective: value of the objective; None if the trial has none yet or it is not finite.
-            constraints: value of each constraint's metric, in the sweep's order; None as above.
-            violations: by how much each limit is exceeded; at most 0 if it is met, infinite without a value.
+        objective: value of the objective; None if the trial has none yet or it is not finite.
+        constraints: value of each constraint's metric, in the sweep's order; None as above.
+        violations: by how much each limit is exceeded; at most 0 if it is met, infinite without a value.
     """
 
     trial: Trial
@@ -122,8 +122,7 @@ def best(sweep: Sweep, found: Sequence[Result]) -> Result | None:
 
 def importance(sweep: Sweep, found: Sequence[Result]) -> dict[str, float]:
     """Share of the objective's variance that each parameter's values explain (η²; numbers drawn from an
-    interval are binned into three groups of equal size). Shares of interacting parameters need not sum to
-    1."""
+    interval are binned into three equal groups). Shares of interacting parameters need not sum to 1."""
     done = [
         r for r in found if r.trial.state == "finished" and r.objective is not None and r.trial.parameters
     ]

@@ -31,8 +31,8 @@ class Room:
     """What may still be written.
 
     Attributes:
-            bytes, files: how much; None if unlimited.
-            limit: what imposes the limit, for messages.
+        bytes, files: how much; None if unlimited.
+        limit: what imposes the limit, for messages.
     """
 
     bytes: int | None
@@ -92,7 +92,7 @@ def check_room(recipe: Recipe, stages: list[Stage], runs: int = 1) -> None:
     one more file in every other output folder.
 
     Raises:
-            RecipeError: there is not enough.
+        RecipeError: there is not enough.
     """
     trains = any(stage.name == "train" for stage in stages)
     cost = checkpoint_cost(recipe, None, Assumptions())

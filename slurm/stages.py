@@ -18,7 +18,7 @@ from emma.tools.training.run_folder import RunFolder
 __all__ = ["STAGES", "Stage", "job_name", "place", "stage_job"]
 
 TASK = "$SLURM_ARRAY_TASK_ID"
-"""Placeholder for the array task in a command; the script leaves it unquoted."""
+"""Placeholder for the array task in a command; the job's shell expands it."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,13 @@ class Stage:
     """One stage of a chain.
 
     Attributes:
-            name: the name that `--from` takes.
-            place: the folder that it writes; runs that share the folder share the stage's job.
-            done: whether the stage has nothing left to do for a recipe.
-            missing: the first input that is not on disk, with the fix, or None.
-            mark: file that marks the stage as done, for commands that refuse to run twice.
-            commands: `emma` command lines (without `emma`) for a run folder; `TASK` stands for the array
-                task.
-            after: command lines to run in a separate job once all array tasks are done.
+        name: the name that `--from` takes.
+        place: the folder that it writes; runs that share the folder share the stage's job.
+        done: whether the stage has nothing left to do for a recipe.
+        missing: the first input that is not on disk, with the fix, or None.
+        mark: file that marks the stage as done, for commands that refuse to run twice.
+        commands: `emma` command lines (without `emma`) for a run folder; `TASK` stands for the array task.
+        after: command lines to run in a separate job once all array tasks are done.
     """
 
     name: StageName
@@ -190,7 +189,7 @@ STAGES: dict[StageName, Stage] = {stage.name: stage for stage in _STAGES}
 
 
 def shell_line(arguments: list[str]) -> str:
-    """An `emma` command line for a script; the array task's variable stays unquoted."""
+    """An `emma` command line for a script; the shell still expands the array task's variable."""
     words = []
     for argument in arguments:
         if TASK in argument:

@@ -37,9 +37,9 @@ class Link:
     Attributes:
         script: what it runs.
         number, of: place among the jobs of its stage.
-            after_ok: keys of the links that must succeed first.
-            after_any: keys of the links that must end first.
-            waits_for: ids of jobs already in the queue that must succeed first.
+        after_ok: keys of the links that must succeed first.
+        after_any: keys of the links that must end first.
+        waits_for: ids of jobs already in the queue that must succeed first.
     """
 
     script: Script
@@ -61,9 +61,9 @@ class Chain:
 
     Attributes:
         links: jobs to submit, in order.
-            settled: stages that need no job, with the reason.
-            plan: the training estimate, if training is among the links.
-            problems: why a submission would be refused (dry runs only; otherwise the first is raised).
+        settled: stages that need no job, with the reason.
+        plan: the training estimate, if training is among the links.
+        problems: why a submission would be refused (dry runs only; otherwise the first is raised).
     """
 
     recipe: Recipe
@@ -118,9 +118,8 @@ def plan_chain(
     in the queue are not submitted again; later stages wait for them.
 
     Raises:
-            UserError: an input is missing, the model does not fit its devices, the environment is unusable,
-                or Slurm would refuse a partition or account. A dry run collects these in the chain's
-                `problems`.
+        UserError: an input is missing, the model does not fit its devices, the environment is unusable, or
+            Slurm would refuse a partition or account. A dry run collects these in the chain's `problems`.
     """
     problems = Problems(dry_run)
     stages = stages_between(first, last)
@@ -238,7 +237,7 @@ def submit(chain: Chain) -> list[Submitted]:
     Jobs read the run folder's recipe, so editing a recipe file does not affect jobs in the queue.
 
     Raises:
-            UserError: Slurm refuses a job; the jobs submitted before it are cancelled.
+        UserError: Slurm refuses a job; the jobs submitted before it are cancelled.
     """
     if not chain.links:
         return []
@@ -282,7 +281,7 @@ def refuse_if_slurm_would(script: Path) -> None:
     """Asks Slurm whether such a job could ever run here.
 
     Raises:
-            UserError: it could not; the message gives Slurm's reason.
+        UserError: it could not; the message gives Slurm's reason.
     """
     try:
         query.run_slurm(["sbatch", "--test-only", str(script)])

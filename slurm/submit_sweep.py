@@ -31,11 +31,11 @@ class SweepPlan:
 
     Attributes:
         numbers: trials to submit.
-            queued: trials already in the queue.
+        queued: trials already in the queue.
         concurrent: trials that may run at the same time.
-            limit: GPU-hours allowed without confirmation.
-            expected: estimated GPU-hours of the trials; None without an estimate.
-            problems: why a submission would be refused (dry runs only; otherwise the first is raised).
+        limit: GPU-hours allowed without confirmation.
+        expected: estimated GPU-hours of the trials; None without an estimate.
+        problems: why a submission would be refused (dry runs only; otherwise the first is raised).
     """
 
     folder: SweepFolder
@@ -107,7 +107,7 @@ def open_sweep(sweep: str, overrides: Sequence[str] = ()) -> SweepFolder:
     """A sweep by name, file, or folder.
 
     Raises:
-            UserError: it does not exist.
+        UserError: it does not exist.
     """
     if (Path(sweep) / "sweep.yaml").is_file():
         folder = SweepFolder.read(Path(sweep).absolute())
@@ -125,8 +125,8 @@ def plan_sweep(
     """Decides which trials are left.
 
     Raises:
-            UserError: a trial's recipe cannot work, its inputs are missing, or Slurm would refuse the jobs. A
-                dry run collects what is missing or refused in the plan's `problems`.
+        UserError: a trial's recipe cannot work, its inputs are missing, or Slurm would refuse the jobs. A dry
+            run collects what is missing or refused in the plan's `problems`.
     """
     problems = Problems(dry_run)
     trials = folder.trials()
@@ -181,7 +181,7 @@ def _recipes(folder: SweepFolder) -> list[Recipe]:
     """Recipes of the known trials; before an adaptive search has chosen any, that of the base run.
 
     Raises:
-            UserError: a recipe cannot work, or trials need different numbers of nodes or ranks.
+        UserError: a recipe cannot work, or trials need different numbers of nodes or ranks.
     """
     points = design(folder.sweep)
     if points is None:

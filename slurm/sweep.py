@@ -31,8 +31,8 @@ Parameters = dict[str, Value]
 
 
 def design(sweep: Sweep) -> list[Parameters] | None:
-    """Parameters of every trial of a grid or random search, in order; None if an Optuna sampler chooses them
-    one by one."""
+    """Parameters of every trial of a grid or random search, in order; None if Optuna chooses them one by
+    one."""
     if sweep.search == "grid":
         values = [parameter.choices or [] for parameter in sweep.parameters.values()]
         return [dict(zip(sweep.parameters, point, strict=True)) for point in itertools.product(*values)]
@@ -84,7 +84,7 @@ class Trial:
         number: 0, 1, ...
         folder: its run folder.
         state: `waiting`, `begun`, `finished`, `pruned` or `failed`.
-            parameters: None until an adaptive search has chosen them.
+        parameters: None until an adaptive search has chosen them.
     """
 
     number: int
@@ -145,8 +145,7 @@ class SweepFolder:
         return self.path / trial_name(number)
 
     def recipe(self, number: int, parameters: Mapping[str, Value]) -> Recipe:
-        """A trial's recipe. Its mix is named after its contents, so that trials with the same data share
-        one."""
+        """A trial's recipe. Its mix is named after its contents, so trials with the same data share one."""
         chosen: dict[str, Any] = {}
         for key, value in parameters.items():
             settings = self.sweep.parameters[key].settings

@@ -27,15 +27,15 @@ class Row:
 
     Attributes:
         run: name of the run.
-            stage: stage of the job; `train` for a run without a job.
-            job: id, with the array task; None without a job.
-            state: Slurm's state and, if pending, what the job waits for; without a job, what became of the
-                run, e.g. `finished` or `given up`.
-            step, steps: current and planned optimizer steps (this and all below: training only).
+        stage: stage of the job; `train` for a run without a job.
+        job: id, with the array task; None without a job.
+        state: Slurm's state and, if pending, what the job waits for; without a job, what became of the run,
+            e.g. `finished` or `given up`.
+        step, steps: current and planned optimizer steps (this and all below: training only).
         tokens: consumed so far.
-            loss: at the last logged step.
-            tokens_per_second: over all devices, at the last logged step.
-            seconds_left: until the last step, at that speed.
+        loss: at the last logged step.
+        tokens_per_second: over all devices, at the last logged step.
+        seconds_left: until the last step, at that speed.
         checkpoint: step of the latest complete checkpoint.
         next: jobs that wait for this one.
     """
@@ -64,7 +64,7 @@ def find_runs(places: Iterable[Path]) -> list[Path]:
     """Run folders among `places`; each place is a run folder or contains some.
 
     Raises:
-            UserError: a place is not a folder.
+        UserError: a place is not a folder.
     """
     found = []
     for place in places:
@@ -82,7 +82,7 @@ def collect(runs: Sequence[Path], queue: Sequence[query.Job] | None = None) -> l
 
     Args:
         runs: run folders to show besides those in the queue.
-            queue: this user's jobs; by default, asks Slurm.
+        queue: this user's jobs; by default, asks Slurm.
     """
     queue = query.jobs() if queue is None else queue
     ours = [(job, *_stage_and_folder(job)) for job in queue if job.comment.startswith(f"{_COMMENT} ")]

@@ -111,7 +111,7 @@ def benchmark_views(runs: Sequence[RunRecord]) -> list[BenchmarkView]:
     """Views of every benchmark on which any of the runs was evaluated.
 
     Raises:
-            UserError: a run and its base were scored on different items.
+        UserError: a run and its base were scored on different items.
     """
     names = sorted({name for run in runs for name in benchmarks_of(run.results)}, key=measures.place)
     views = []
@@ -359,8 +359,8 @@ def field_views(views: Sequence[BenchmarkView]) -> list[tuple[str, list[Markup]]
 
 
 def checkpoint_figures(runs: Sequence[RunRecord], views: Sequence[BenchmarkView]) -> list[Curves]:
-    """Averages of every benchmark over the evaluated checkpoints, with English separate; none for fewer than
-    two checkpoints."""
+    """Averages of every benchmark over the evaluated checkpoints, English separate; none for fewer than
+    two."""
     figures = []
     for view in views:
         series: list[Series] = []

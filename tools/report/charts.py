@@ -131,12 +131,12 @@ def line_chart(
     Args:
         title: caption.
         series: one or more lines.
-            unit: of the y axis, shown after the title.
-            x_label: shown under the x axis.
+        unit: of the y axis, shown after the title.
+        x_label: shown under the x axis.
         height: of the drawing in CSS pixels.
-            zero: start the y axis at 0.
-            digits: significant digits of the values in the legend.
-            keys: show a legend with each line's first and last value; by default, only for several lines.
+        zero: start the y axis at 0.
+        digits: significant digits of the values in the legend.
+        keys: show a legend with each line's first and last value; by default, only for several lines.
     """
     bands = [thin(line.x, line.y) for line in series]
     ends = [x for line in series for x in (*line.x[:1], *line.x[-1:])]
@@ -181,7 +181,7 @@ def difference_bars(
 
     Args:
         title: caption.
-            rows: (title shown on hover, difference, error, colour), in drawing order.
+        rows: (title shown on hover, difference, error, colour), in drawing order.
         unit: of the y axis.
         height: of the drawing in CSS pixels.
         legend: (colour, name, note) rows.
@@ -230,7 +230,7 @@ def scatter(
         title: caption.
         points: the dots.
         unit: of the y axis.
-            x_label: shown under the x axis.
+        x_label: shown under the x axis.
         legend: (colour, name, note) rows.
         height: of the drawing in CSS pixels.
     """
@@ -252,7 +252,7 @@ def share_bar(segments: Sequence[Segment], label: str, *, counts: bool = False) 
     Args:
         segments: parts with positive values.
         label: for screen readers.
-            counts: show the values themselves instead of percentages.
+        counts: show the values themselves instead of percentages.
     """
 
     def note(segment: Segment) -> str:

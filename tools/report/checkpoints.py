@@ -21,7 +21,7 @@ def read_checkpoint(name: str) -> RunRecord:
     over the base.
 
     Raises:
-            UserError: the run does not exist, or the step was not evaluated.
+        UserError: the run does not exist, or the step was not evaluated.
     """
     match = _AT.fullmatch(name)
     if match is None:

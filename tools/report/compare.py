@@ -73,10 +73,10 @@ def comparison(runs: Sequence[RunRecord]) -> Comparison:
     """Compares runs.
 
     Args:
-            runs: two or more; the others are compared with the first.
+        runs: two or more; the others are compared with the first.
 
     Raises:
-            UserError: fewer than two runs, or two with the same name.
+        UserError: fewer than two runs, or two with the same name.
     """
     names = [run.name for run in runs]
     if len(runs) < 2:
@@ -97,11 +97,11 @@ def compare_page(runs: Sequence[RunRecord], compared: Comparison | None = None) 
     """HTML of the comparison.
 
     Args:
-            runs: two or more; the others are compared with the first.
-            compared: the result of `comparison` for them, if already computed.
+        runs: two or more; the others are compared with the first.
+        compared: the result of `comparison` for them, if already computed.
 
     Raises:
-            UserError: fewer than two runs, or two with the same name.
+        UserError: fewer than two runs, or two with the same name.
     """
     compared = compared or comparison(runs)
     return render(

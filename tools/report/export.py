@@ -32,11 +32,11 @@ def export(
     """Writes every figure as `.svg` and `.png` and every table as `.tex`.
 
     Args:
-            folder: to write to.
-            runs: names, in the order of the views' cells.
+        folder: to write to.
+        runs: names, in the order of the views' cells.
         views: benchmarks.
-            forgetting: rows of the forgetting panel.
-            figures: the figures to draw.
+        forgetting: rows of the forgetting panel.
+        figures: the figures to draw.
         reference: published scores.
 
     Returns:

@@ -26,7 +26,7 @@ def device_hours(run: RunRecord, step: int | None = None) -> float | None:
 
     Args:
         run: the run.
-            step: count up to this step; by default, all.
+        step: count up to this step; by default, all.
 
     Excludes steps lost when a launch was killed, start-up, validation, and saving.
     """

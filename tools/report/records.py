@@ -97,7 +97,7 @@ def read_run(run: str | Path) -> RunRecord:
     """Reads a run folder.
 
     Raises:
-            UserError: the run does not exist, or one of its files is damaged.
+        UserError: the run does not exist, or one of its files is damaged.
     """
     folder, recipe = resolve_run(run)
     steps, validations = read_metrics(folder / "metrics.jsonl")
@@ -140,7 +140,7 @@ def read_mix_parts(path: Path) -> list[MixPart]:
     """A mix's sources from its `plan.parquet`; none if the file is missing.
 
     Raises:
-            UserError: the file is damaged or has another schema.
+        UserError: the file is damaged or has another schema.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

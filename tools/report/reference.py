@@ -21,8 +21,7 @@ from emma.tools.evaluation.tables import text_table
 __all__ = ["ReferenceView", "gains_text", "reference_text", "reference_view"]
 
 _NOT_COMPARED = ("aya", "polywrite")
-"""Published for the first generation only and under a different protocol; shown in the table, not on the
-page."""
+"""Published only for the first generation and under a different protocol; in the table, not on the page."""
 
 
 @dataclass(frozen=True)

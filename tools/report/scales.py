@@ -54,10 +54,10 @@ def axis(values: Sequence[float], *, zero: bool = False, ticks: int = 5, tight: 
     """An axis that covers all finite values.
 
     Args:
-            values: the values to draw; an empty axis runs from 0 to 1.
+        values: the values to draw; an empty axis runs from 0 to 1.
         zero: include 0.
-            ticks: approximate number of ticks.
-            tight: end at the extremes instead of at ticks.
+        ticks: approximate number of ticks.
+        tight: end at the extremes instead of at ticks.
     """
     finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
@@ -82,7 +82,7 @@ def number(value: float | None, digits: int = 3) -> str:
     """A human-readable number: `1.23M`, `45.6k`, `0.0123`, or `–` for none.
 
     Args:
-            value: the number.
+        value: the number.
         digits: significant digits.
     """
     if value is None or not math.isfinite(value):
