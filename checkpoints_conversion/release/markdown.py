@@ -1,4 +1,4 @@
-"""A card as the Hub reads it: metadata between lines of dashes, then the text of a template."""
+"""A card as the Hub reads it: metadata between lines of dashes, then text from a template."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["render_markdown"]
 def render_markdown(
     template: Path, metadata: CardData, filters: Mapping[str, Callable[..., str]], **values: Any
 ) -> str:
-    """Content of README.md; a value that the template names and nobody gives is an error."""
+    """Content of README.md; a variable of the template without a value is an error."""
     import jinja2
 
     environment = jinja2.Environment(
