@@ -78,7 +78,7 @@ def plan_release(
     record = read_run(run)
     steps = exported_steps(record.folder)
     if not steps or (step is not None and step not in steps):
-        there = f"exports: {', '.join(map(str, steps))}" if steps else "there is no export"
+        there = f"which has steps {', '.join(map(str, steps))}" if steps else "which has none"
         raise UserError(
             f"run {record.name}: no export of step {step if step is not None else '(latest)'} in {record.folder / 'hf'}, "
             f"{there}; write it with `emma convert megatron-to-hf`"

@@ -106,7 +106,7 @@ def test_parameter_of_another_size(broken: Path) -> None:
         tensors["model.norm.weight"] = tensors["model.norm.weight"][:32].clone()
 
     _rewrite(broken / "hf", cut)
-    _import_fails(broken / "hf", r"model\.norm\.weight has sizes \[32\], config\.json implies \[64\]")
+    _import_fails(broken / "hf", r"model\.norm\.weight has sizes \[32\], but config\.json implies \[64\]")
 
 
 def test_parameter_that_would_be_lost(broken: Path) -> None:

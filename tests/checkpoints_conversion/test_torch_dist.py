@@ -83,7 +83,7 @@ def test_a_missing_block_is_refused(tmp_path: Path) -> None:
     write_torch_dist(tmp_path, [_block("w", WHOLE, (0, 0, 0), (1, 6, 4))], {})
     _mark(tmp_path)
     with (
-        pytest.raises(UserError, match=r"24 of the 48 numbers of w at \[0, 0, 0\] are stored"),
+        pytest.raises(UserError, match=r"only 24 of the 48 values of w at \[0, 0, 0\] are stored"),
         TorchDistReader(tmp_path).open("w", (0, 0, 0), (2, 6, 4)),
     ):
         pytest.fail("the slice must not open")

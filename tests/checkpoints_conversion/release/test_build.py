@@ -73,7 +73,7 @@ def test_a_single_shard_has_its_index_too(made: Recipe, tmp_path: Path) -> None:
     verified = CliRunner().invoke(
         group, ["verify", str(tmp_path / "one"), "--generate"], catch_exceptions=False
     )
-    assert verified.stdout.endswith("sound\n")
+    assert verified.stdout.endswith("valid\n")
 
 
 def test_checksums_are_those_of_sha256sum(released: Path) -> None:
@@ -148,11 +148,11 @@ def test_card_text_is_made_of_the_records(made: Recipe, released: Path) -> None:
     flop = STEPS * made.tokens_per_step * flops_per_token(made.model, made.batch.sequence_length)
     mantissa, exponent = f"{flop:.1e}".split("e+")
     assert (
-        f"{mantissa} × 10{str(int(exponent)).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))} FLOPs"
+        f"{mantissa} × 10{str(int(exponent)).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))} model FLOPs"
         in text
     )
     assert "It is clearly worse than its base in 1 of the evaluated languages: eng_Latn" in text
-    assert "demonstration" in text
+    assert "demonstrates" in text
     assert "{{" not in text
     assert not re.search(r"\n\n\n\n", text)
 
@@ -246,7 +246,7 @@ def _no_export(export: Path) -> None:
     [
         (_without_parity, "released only with proof"),
         (_failing_parity, "parity failed"),
-        (_parity_without_logits, "compares no logits"),
+        (_parity_without_logits, "does not compare logits"),
         (_other_weights, "about other weights: 1 tensors differ"),
         (_cut_weights, "the file is truncated"),
         (_other_shape, "do not match"),
@@ -312,7 +312,7 @@ def test_generations_accompany_the_release(run: Path, tmp_path: Path) -> None:
 
 
 def test_unknown_step(run: Path) -> None:
-    with pytest.raises(UserError, match=f"no export of step 3 .*there are {STEPS}"):
+    with pytest.raises(UserError, match=f"no export of step 3 .*which has steps {STEPS}"):
         plan_release(str(run), 3)
 
 

@@ -55,12 +55,12 @@ def _replace(path: Path, old: str, new: str) -> None:
             lambda folder: _replace(folder / "README.md", "- de\n", "- deu_Latn\n"),
             "'deu_Latn', which is not an ISO 639",
         ),
-        (lambda folder: _replace(folder / "README.md", "license: apache-2.0", "license: llama3"), "asks for"),
+        (lambda folder: _replace(folder / "README.md", "license: apache-2.0", "license: llama3"), "requires"),
         (
             lambda folder: _replace(
                 folder / "README.md", "pipeline_tag: text-generation", "pipeline_tag: [a: {"
             ),
-            "not valid",
+            "invalid",
         ),
         (lambda folder: _edit(folder / "parity.json", passed=False, faults=["x"]), "parity failed"),
         (lambda folder: (folder / "parity.json").unlink(), "no such file"),

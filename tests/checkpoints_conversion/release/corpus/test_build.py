@@ -224,7 +224,7 @@ PART = "monolingual/deu_Latn/part-00000.parquet"
     [
         ("license", "", True, r"part-00000\.parquet: row 1 \(id .*`license` is empty"),
         ("license", None, True, "`license` is empty"),
-        ("language", "eng_Latn", True, "`language` is not deu_Latn"),
+        ("language", "eng_Latn", True, "`language` differs from the folder's deu_Latn"),
         ("split", "test", True, "`split` is not one of train, validation"),
         ("text", "", True, "`text` is empty"),
         ("text", "another text", False, "differs from the corpus's manifest"),
