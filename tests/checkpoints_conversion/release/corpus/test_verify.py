@@ -62,7 +62,10 @@ def _add_file(folder: Path) -> None:
         (lambda folder: (folder / TRAIN).unlink(), "missing, but listed in the manifest"),
         (lambda folder: (folder / TRAIN).write_bytes(b"PAR1"), "not a readable parquet file"),
         (lambda folder: _set(folder / TRAIN, "language", "eng_Latn"), "`language` is not deu_Latn"),
-        (lambda folder: _set(folder / TRAIN, "license", "Unknown"), "a combination that licenses.csv does not list"),
+        (
+            lambda folder: _set(folder / TRAIN, "license", "Unknown"),
+            "a combination that licenses.csv does not list",
+        ),
         (
             lambda folder: _replace(folder / "README.md", "- cc0-1.0\n", "- cc0\n"),
             "which the Hub does not know",
