@@ -37,7 +37,7 @@ def group() -> None:
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Print the scripts, what each waits for, and what Slurm would refuse; submit nothing.",
+    help="Print the scripts, what each waits for, and any problems; submit nothing.",
 )
 @click.option("--yes", is_flag=True, help="Skip the confirmation, however many GPU-hours.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -99,7 +99,7 @@ def submit(
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Print the trials, the script, and what Slurm would refuse; submit nothing.",
+    help="Print the trials, the script, and any problems; submit nothing.",
 )
 @click.option("--yes", is_flag=True, help="Skip the confirmation, however many GPU-hours.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
