@@ -1,4 +1,4 @@
-"""The build of a corpus: its stages, one after the other; each is skipped where it is there already."""
+"""Builds a corpus: its stages in order, skipping those already on disk."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ __all__ = ["build_corpus", "build_of", "finish_build", "plan_build", "stages_of"
 
 
 def build_of(recipe: Recipe, workers: int | None = None) -> Build:
-    """What the recipe of a run says about its corpus.
+    """The build that a run's recipe describes.
 
     Args:
         recipe: the recipe.
-        workers: processes; default one a core that this process may use.
+        workers: processes; default one per core available to this process.
+
+    Raises:
+        UserError: the data recipe has no section `corpus`.
     """
     if recipe.data.corpus is None:
         raise UserError(f"the data recipe {recipe.data.name} has no section `corpus`; name its sources there")
@@ -46,7 +49,7 @@ def build_corpus(build: Build, until: str = STAGES[-1]) -> None:
     """Builds the stages up to `until`.
 
     Raises:
-        UserError: bad input, with file, line, field and fix.
+        UserError: bad input; the message names file, line, field and fix.
     """
     build.root.mkdir(parents=True, exist_ok=True)
     with exclusive(build.root):
@@ -56,10 +59,10 @@ def build_corpus(build: Build, until: str = STAGES[-1]) -> None:
 
 
 def stages_of(build: Build, until: str = STAGES[-1]) -> Iterator[Stage]:
-    """The stages in order; each is made when the one before it is done, or at least can be told from its settings.
+    """The stages in order. Run each before asking for the next one, unless only their settings are needed.
 
     Raises:
-        UserError: a source, model or benchmark that is not there.
+        UserError: a source, model or benchmark is missing.
     """
     stage = integrate(build)
     yield stage
@@ -69,23 +72,23 @@ def stages_of(build: Build, until: str = STAGES[-1]) -> Iterator[Stage]:
 
 
 def finish_build(build: Build) -> None:
-    """Writes the tables over all stages."""
+    """Writes the tables that span all stages."""
     write_table(statistics(build.root), build.root / "statistics" / "statistics")
 
 
 @contextlib.contextmanager
 def exclusive(root: Path) -> Iterator[None]:
-    """Holds a lock on the corpus; a folder that is empty in the end is removed.
+    """Locks the corpus folder, and removes the folder if it ends up empty.
 
     Raises:
-        UserError: another process of this machine has it.
+        UserError: another process on this machine holds the lock.
     """
     handle = os.open(root, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{root}: another build is at work there; wait for it, or give this run another folder "
+            raise UserError(f"{root}: another build is using this folder; wait for it, or give this run another folder "
                             "(paths.corpus)") from None  # fmt: skip
         yield
     finally:
@@ -101,7 +104,7 @@ def totals(build: Build) -> dict[str, dict[str, Any]]:
 
 
 def plan_build(build: Build) -> dict[str, Any]:
-    """What a build would read, and which stages are on disk.
+    """Says what a build would read and which stages are on disk.
 
     Raises:
         UserError: a source without files.

@@ -1,4 +1,4 @@
-"""A pass over the parts of a finished stage that only counts: in parallel, resumable, without traces."""
+"""Counting over the parts of a finished stage: in parallel, resumable, leaving no files behind."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def count_parts(
         build: the corpus.
         stage: a finished stage.
         name: what is counted, for the progress bar.
-        function: importable; returns JSON values.
-        arguments: picklable.
-        key: what the result depends on besides the stage: an interrupted pass goes on only where it is the same.
+        function: an importable function that returns JSON values.
+        arguments: further arguments, picklable.
+        key: what the result depends on besides the stage; an interrupted pass resumes only with the same key.
 
     Raises:
         UserError: the stage is not finished.

@@ -1,4 +1,4 @@
-"""Plots of a corpus: sizes of languages and pairs by resource category, what rules removed, Unicode blocks."""
+"""Plots of a corpus: sizes of languages and pairs by resource category, removals by rule, Unicode blocks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MANY = 30
 
 
 def draw(build: Build, stage: str) -> list[Path]:
-    """Draws the plots of a stage as SVG into `statistics/`; their paths.
+    """Draws the plots of a stage as SVG files in `statistics/` and returns their paths.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -53,7 +53,7 @@ def _save(figure: Any, path: Path) -> Path:
 
 
 def _sizes(rows: Sequence[dict[str, Any]], kind: str, what: str, path: Path) -> Path:
-    """White-space tokens of each language or pair, the largest first, coloured by resource category."""
+    """Whitespace tokens of each language or pair, largest first, coloured by resource category."""
     import matplotlib.pyplot as plt
 
     ordered = sorted(rows, key=lambda row: -row["tokens"])
@@ -65,8 +65,8 @@ def _sizes(rows: Sequence[dict[str, Any]], kind: str, what: str, path: Path) -> 
             label = f"{name} (≥ {smallest:,}): {len(places)}"
             axes.bar(places, sizes, width=1.0, color=colour, label=label)
     axes.set_yscale("log")
-    axes.set_xlabel(f"{len(ordered)} {what}, the largest first")
-    axes.set_ylabel("white-space separated tokens")
+    axes.set_xlabel(f"{len(ordered)} {what}, largest first")
+    axes.set_ylabel("whitespace-separated tokens")
     axes.legend(title="resource category (tokens): " + what, fontsize="small", title_fontsize="small")
     if len(ordered) <= _MANY:
         axes.set_xticks(
@@ -76,7 +76,7 @@ def _sizes(rows: Sequence[dict[str, Any]], kind: str, what: str, path: Path) -> 
 
 
 def _removed(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Documents that each rule removed, of the documents that came into its stage, by kind."""
+    """Share of the documents entering a stage that each of its rules removed, by kind."""
     import matplotlib.pyplot as plt
 
     came: dict[tuple[str, str], int] = {}
@@ -96,14 +96,14 @@ def _removed(rows: Sequence[dict[str, Any]], path: Path) -> Path:
         places = [place + index * height - 0.4 for place in range(len(keys))]
         axes.barh(places, shares, height=height, align="edge", label=kind)
     axes.set_yticks(range(len(keys)), [f"{rule} ({stage})" for stage, rule in keys], fontsize="small")
-    axes.set_xlabel("% of the documents of the kind that came into the stage")
+    axes.set_xlabel("% of the kind's documents that entered the stage")
     if keys:
         axes.legend(fontsize="small")
     return _save(figure, path)
 
 
 def _blocks(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Unicode blocks by their share of all letters, and in how many languages each is the first."""
+    """Unicode blocks by their share of all letters, and the number of languages in which each comes first."""
     import matplotlib.pyplot as plt
 
     totals: dict[str, int] = {}
@@ -125,7 +125,7 @@ def _blocks(rows: Sequence[dict[str, Any]], path: Path) -> Path:
             100 * totals[name] / everything, place, f" {first.get(name, 0)}", va="center", fontsize="small"
         )
     axes.set_xscale("log")
-    axes.set_xlim(right=400)  # room for the number behind a bar of 100 %
+    axes.set_xlim(right=400)  # room for the number next to a bar of 100 %
     axes.tick_params(axis="y", labelsize="small")
-    axes.set_xlabel("% of all letters; the number is in how many languages and pairs the block is the first")
+    axes.set_xlabel("% of all letters; the number counts languages and pairs in which the block comes first")
     return _save(figure, path)
