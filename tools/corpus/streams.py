@@ -92,7 +92,7 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER))
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise UserError(
-            f"{path}: its compressed data is truncated or damaged ({error}); fetch it or compress it again"
+            f"{path}: its compressed data is truncated or damaged ({error}); fetch the file again or recompress it"
         ) from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
