@@ -264,7 +264,7 @@ BAD: list[tuple[str, dict[str, Any], bytes, str]] = [
         b'{"lang": "qqx", "text": "fine"}\n',
         r"a\.jsonl: line 1: unknown language code `qqx`; nearest",
     ),
-    ("a.jsonl", {}, b'{"lang": null, "text": "fine"}\n', r"a\.jsonl: line 1: `lang` is a NoneType"),
+    ("a.jsonl", {}, b'{"lang": null, "text": "fine"}\n', r"a\.jsonl: line 1: `lang` is of type NoneType"),
     ("a.jsonl", {}, b"", "no document left"),
     ("a.jsonl", {}, b'{"lang": "en", "text": "  "}\n', r"no document left .*'empty': 1"),
     (
