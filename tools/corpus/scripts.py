@@ -150,7 +150,7 @@ def _sample(text: str) -> str:
 
 def _han_form(values: NDArray[np.uint32]) -> str:
     simplified, traditional = _chinese()
-    few, many = int(simplified[values].sum()), int(traditional[values].sum())
-    if few > 4 * many:
+    hans, hant = int(simplified[values].sum()), int(traditional[values].sum())
+    if hans > 4 * hant:
         return "Hans"
-    return "Hant" if many > 4 * few else "Hani"
+    return "Hant" if hant > 4 * hans else "Hani"

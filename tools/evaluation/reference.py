@@ -127,7 +127,7 @@ def _read_table(folder: Path, settings: dict[str, Any], names: dict[str, str]) -
     found = sorted(folder.glob(settings["file"]))
     if len(found) != 1:
         raise UserError(
-            f"{folder / settings['file']}: {len(found) or 'no'} such files; give the folder of the published tables"
+            f"{folder / settings['file']}: {len(found) or 'no'} such files; give the folder of the published result tables"
         )
     path, scale = found[0], settings.get("scale", 1.0)
     with path.open(encoding="utf-8-sig", newline="") as handle:

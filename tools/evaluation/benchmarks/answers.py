@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from emma.tools.evaluation.benchmarks.definitions import Benchmark
 from emma.tools.evaluation.benchmarks.scores import Score, mean_score
 
-__all__ = ["empty_rate", "exact_match", "is_empty", "numbers", "off_target_rate", "processed"]
+__all__ = ["answer_number", "empty_rate", "exact_match", "is_empty", "off_target_rate", "processed"]
 
 _DOTS = re.compile(r"\.*")
 _NUMBER = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
@@ -53,7 +53,7 @@ def off_target_rate(texts: Sequence[str], language: str) -> Score | None:
     return score if score.n else None
 
 
-def numbers(text: str, pattern: str | None = None) -> str:
+def answer_number(text: str, pattern: str | None = None) -> str:
     """The number an answer gives: the first match of `pattern` or, without one, the last number.
 
     `[invalid]` if there is none.

@@ -103,9 +103,9 @@ def _generation(
         "self_bleu": lambda: diversity.self_bleu(corpus),
         "self_bleu_first": lambda: diversity.self_bleu_first(corpus),
         "distinct_2": lambda: diversity.distinct(corpus, 2),
-        "exact_match": lambda: answers.exact_match([answers.numbers(text) for text in raw], references),
+        "exact_match": lambda: answers.exact_match([answers.answer_number(text) for text in raw], references),
         "exact_match_strict": lambda: answers.exact_match(
-            [answers.numbers(text, pattern) for text in raw], references
+            [answers.answer_number(text, pattern) for text in raw], references
         ),
         "exact_match_whole": lambda: answers.exact_match([text.lstrip() for text in raw], references),
         "empty_rate": lambda: answers.empty_rate(texts),

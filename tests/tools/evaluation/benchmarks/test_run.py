@@ -252,7 +252,10 @@ def test_dry_run_counts(arguments: list[str | Path], tmp_path: Path) -> None:
         (["--benchmarks", "sib"], "no benchmark sib"),
         (["--benchmarks", "sib200", "--languages", "xxx_Xxxx"], "no language xxx_Xxxx"),
         (["--benchmarks", "sib200", "--tier", "full"], "data is missing"),
-        (["--benchmarks", "belebele", "--tier", "smoke", "--shots", "belebele=2"], "no template for examples"),
+        (
+            ["--benchmarks", "belebele", "--tier", "smoke", "--shots", "belebele=2"],
+            "no template for examples",
+        ),
         (["--benchmarks", "sib200", "--tier", "smoke", "--shots", "sib200"], "must be BENCHMARK=N"),
         (
             ["--benchmarks", "sib200", "--tier", "smoke", "--shots", "sib200=13"],
