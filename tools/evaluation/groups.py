@@ -27,7 +27,8 @@ ENGLISH = "eng_Latn"
 """Continual pre-training may make a model forget English: it is reported separately, never averaged in."""
 
 LANGUAGE_KINDS = ("monolingual", "parallel", "bilingual")
-"""Kinds of text with folders per natural language or pair. The others are each reported as a whole."""
+"""Kinds of text with one folder per natural language or pair. The others (code, papers, books, instruction)
+are each reported as a whole."""
 
 SEEN_FILE = "languages.json"
 """File in a base model's folder that lists the languages it was pre-trained on."""
