@@ -226,7 +226,9 @@ def test_the_data_stages_need_no_torch(light: Environment, foreign: Path) -> Non
     assert mix["samples"] == 300 * 8
     light.run("emma", "release", "corpus", "demo", "demo/released", cwd=foreign)
     assert (foreign / "demo/released/README.md").is_file()
-    light.run("emma", "mix", "verify", "demo/mix/demo", cwd=foreign)
+    light.run("emma", "mix", "verify", "demo", cwd=foreign)
+    plots = light.run("emma", "corpus", "stats", "demo", "--plots", cwd=foreign, check=False)
+    assert plots.returncode == 2 and "pip install 'emma-recipes[corpus]'" in plots.stderr, plots.stderr
 
 
 @pytest.mark.slow
@@ -236,7 +238,6 @@ def test_the_data_stages_need_no_torch(light: Environment, foreign: Path) -> Non
         (("train", "demo"), "train"),
         (("plan", "demo", "--simulate"), "train"),
         (("convert", "hf-to-megatron", "somewhere", "elsewhere"), "convert"),
-        (("corpus", "stats", "demo", "--plots"), "corpus"),
     ],
 )
 def test_a_command_without_its_extra_says_which(
