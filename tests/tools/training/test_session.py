@@ -99,5 +99,7 @@ def another_loop(seam: str) -> None:
 
 @pytest.mark.parametrize("seam", ["training_log", "maybe_finalize_async_save"])
 def test_another_loop_is_refused(seam: str) -> None:
-    with pytest.raises(RanksError, match=rf"training\.{seam}\('state', 'rest'\) is not the function of megatron"):
+    with pytest.raises(
+        RanksError, match=rf"training\.{seam}\('state', 'rest'\) is not the function of megatron"
+    ):
         run_ranks(another_loop, 1, seam)
