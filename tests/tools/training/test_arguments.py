@@ -116,8 +116,11 @@ FP8: dict[str, dict[str, object]] = {
     "tensorwise": {"fp8": "hybrid", "fp8_param_gather": True, "first_last_layers_bf16": True},
     "blockwise": {"fp8": "e4m3", "fp8_param_gather": False, "first_last_layers_bf16": True},
     "delayed": {
-        **{"fp8": "hybrid", "fp8_param_gather": True, "first_last_layers_bf16": False},
-        **{"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"},
+        "fp8": "hybrid",
+        "fp8_param_gather": True,
+        "first_last_layers_bf16": False,
+        "fp8_amax_history_len": 1024,
+        "fp8_amax_compute_algo": "max",
     },
     "mxfp8": {"fp8": "e4m3", "fp8_param_gather": True, "first_last_layers_bf16": False},
 }
