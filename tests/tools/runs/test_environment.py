@@ -10,8 +10,8 @@ import pytest
 
 import emma
 from emma.tools.runs.environment import environment, source_commit
+from emma.tools.runs.run_folder import RunFolder
 from emma.tools.training.launch import launch_command
-from emma.tools.training.run_folder import RunFolder
 from tests.small_recipe import small_recipe
 
 AUTHOR = ("-c", "user.name=A", "-c", "user.email=a@example.org")
