@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-slurm demo demo-compare clean
+.PHONY: help setup check format test test-slow test-slurm demo demo-compare docs clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ demo: $(READY)  ## the whole road on this machine, with real text in 100+ langua
 
 demo-compare: $(READY)  ## the demo, and at equal budget the same with and without translations, compared on one page
 	$(BIN)/python -P -m emma.tools.demo --compare
+
+docs: $(READY)  ## the guides and the API reference as a searchable site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:  ## remove the virtual environment and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -15,9 +15,27 @@ PAGES = [
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("recipes", "plan", "corpus", "pack", "mix", "train", "convert", "evaluate", "report", "release")
+        for name in (
+            "recipes",
+            "plan",
+            "corpus",
+            "pack",
+            "mix",
+            "train",
+            "convert",
+            "evaluate",
+            "report",
+            "release",
+        )
     ),
-    *("docs/slurm.md", "docs/architecture.md", "docs/where.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
+    *(
+        "docs/slurm.md",
+        "docs/architecture.md",
+        "docs/where.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+    ),
 ]
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<language>\S*)\s*$")

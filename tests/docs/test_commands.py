@@ -45,7 +45,9 @@ def faults(block: Block) -> list[str]:
     if block.language not in COMMANDS | SHOWN:
         found.append(f"{block}: language {block.language!r}; known are {', '.join(sorted(COMMANDS | SHOWN))}")
     if block.language in COMMANDS and block.mark is None:
-        found.append(f"{block}: put <!-- run -->, <!-- needs: ... --> or <!-- tested by: ... --> above the fence")
+        found.append(
+            f"{block}: put <!-- run -->, <!-- needs: ... --> or <!-- tested by: ... --> above the fence"
+        )
     if block.language not in COMMANDS and block.mark is not None:
         found.append(f"{block}: a mark, but no commands")
     if block.mark == "needs" and block.value not in NEEDS:
@@ -99,7 +101,8 @@ def test_no_command_hides_in_an_indented_block() -> None:
 
 
 def working_copy(folder: Path) -> None:
-    """This checkout as a clone of it would be: tracked files and new ones, links as links, nothing ignored."""
+    """A clone of this repository with what is changed or new in the checkout; nothing that git ignores."""
+    subprocess.run(["git", "clone", "--quiet", "--shared", str(ROOT), str(folder)], check=True)
     names = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -108,11 +111,11 @@ def working_copy(folder: Path) -> None:
         text=True,
     ).stdout.split("\0")
     for name in filter(None, names):
-        source = ROOT / name
-        if not (source.is_file() or source.is_symlink()):
-            continue  # deleted, but not yet committed so
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, folder / name, follow_symlinks=False)
+        source, copy = ROOT / name, folder / name
+        copy.unlink(missing_ok=True)
+        if source.is_file() or source.is_symlink():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, copy, follow_symlinks=False)
 
 
 @pytest.mark.slow
@@ -125,7 +128,6 @@ def test_the_documentation_runs_as_written(tmp_path: Path) -> None:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(folder),  # the copy's code, not that of the installation
-        "EDITOR": "false",
     }
     ran = 0
     for block in every_block():
@@ -144,7 +146,9 @@ def test_the_documentation_runs_as_written(tmp_path: Path) -> None:
             text=True,
             errors="replace",
         )
-        assert done.returncode == 0, f"{block} ends with {done.returncode}:\n{block.text}\n{done.stdout[-6000:]}"
+        assert done.returncode == 0, (
+            f"{block} ends with {done.returncode}:\n{block.text}\n{done.stdout[-6000:]}"
+        )
         ran += 1
     assert ran >= 20
     assert (folder / "demo" / "runs" / "demo" / "report" / "index.html").is_file()
