@@ -25,12 +25,12 @@ from pathlib import Path
 
 import orjson
 
+from benchmarks.demo_text import udhr
+from benchmarks.demo_text.archives import fetch_apt, fetch_npm
+from benchmarks.demo_text.iso_codes import read_catalogue
+from benchmarks.demo_text.records import write_tmx
 from benchmarks.real_text import documents, fetch, own_lists
 from emma.base.files import atomic_write, write_text
-from emma.tools.demo.text import udhr
-from emma.tools.demo.text.archives import fetch_apt, fetch_npm
-from emma.tools.demo.text.iso_codes import read_catalogue
-from emma.tools.demo.text.records import write_tmx
 
 __all__ = ["write_open_text"]
 

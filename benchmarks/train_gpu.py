@@ -35,15 +35,17 @@ from ruamel.yaml import YAML
 from benchmarks.measure import overhead
 from benchmarks.megatron_loop import Course
 from emma.base.errors import CheckFailedError, RecipeError, UserError
+from emma.base.extras import install_command
 from emma.base.files import read_json, write_json
 from emma.recipes.devices import device_names
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
 from emma.tools.plan.memory import estimate_memory, memory_limit
-from emma.tools.training.arguments import LoadPlan, megatron_arguments
+from emma.tools.runs.checkpoints import LoadPlan
+from emma.tools.runs.metrics import read_metrics
+from emma.tools.runs.run_folder import RunFolder
+from emma.tools.training.arguments import megatron_arguments
 from emma.tools.training.launch import launch_command, rank_environment, train_here
-from emma.tools.training.metrics import read_metrics
-from emma.tools.training.run_folder import RunFolder
 
 __all__ = ["Bench", "Result", "layers_that_fit", "loss_table", "main", "result_of", "result_table", "run_all"]
 
@@ -286,7 +288,7 @@ def find_gpus() -> Gpus:
             "Fix: run it on a machine with one, or add --dry-run to see what would run"
         )
     if find_spec("transformer_engine") is None:
-        raise UserError("transformer_engine is not installed. Fix: pip install 'emma-recipes[gpu]'")
+        raise UserError(f"transformer_engine is not installed. Fix: {install_command('transformer_engine')}")
     name, memory = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory / 2**30
     return Gpus(device_of(name), torch.cuda.device_count(), memory)
 

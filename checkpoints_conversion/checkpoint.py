@@ -24,7 +24,7 @@ from emma.checkpoints_conversion.tokenizer_files import special_tokens
 from emma.recipes.compose import read_yaml
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.model import Model, Shape
-from emma.tools.training.checkpoints import (
+from emma.tools.runs.checkpoints import (
     COMPLETE_MARK,
     checkpoint_folder,
     complete_steps,

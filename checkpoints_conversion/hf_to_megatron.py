@@ -20,16 +20,16 @@ from emma.base.errors import UserError
 from emma.base.files import write_json, write_text
 from emma.base.manifest import FileRecord, Manifest
 from emma.base.progress import progress
+from emma.base.staging import check_free_space, staged_folder
 from emma.checkpoints_conversion.checkpoint import TOKENIZER_FOLDER, write_sidecar
 from emma.checkpoints_conversion.config import TokenIds, check_same_shape, token_ids_from_hf
 from emma.checkpoints_conversion.dtypes import dtype_name, parse_dtype
 from emma.checkpoints_conversion.parameters import EMBEDDING, OUTPUT, Chunk, chunks, fuse_qkv, global_sizes
-from emma.checkpoints_conversion.staging import check_free_space, staged_folder
 from emma.checkpoints_conversion.tokenizer_files import copy_tokenizer, tokenizer_files
 from emma.checkpoints_conversion.torch_dist_writer import Block, write_torch_dist
 from emma.checkpoints_conversion.weights import HuggingFaceWeights, Weights
 from emma.recipes.schema.model import Model, Shape
-from emma.tools.training.checkpoints import TRACKER, checkpoint_folder, mark_complete
+from emma.tools.runs.checkpoints import TRACKER, checkpoint_folder, mark_complete
 
 __all__ = ["convert", "plan"]
 

@@ -15,12 +15,12 @@ from emma.base.errors import UserError
 from emma.base.files import read_json, write_json
 from emma.base.manifest import FileRecord, Manifest
 from emma.base.progress import progress
+from emma.base.staging import check_free_space, staged_folder
 from emma.checkpoints_conversion.checkpoint import Checkpoint, find_checkpoint
 from emma.checkpoints_conversion.config import check_same_shape, generation_config, hf_config
 from emma.checkpoints_conversion.dtypes import dtype_name, parse_dtype
 from emma.checkpoints_conversion.parameters import parameter_shapes
 from emma.checkpoints_conversion.safetensors_files import OutgoingTensor, write_shards
-from emma.checkpoints_conversion.staging import check_free_space, staged_folder
 from emma.checkpoints_conversion.tokenizer_files import copy_tokenizer
 from emma.checkpoints_conversion.weights import AveragedWeights, MegatronWeights, Weights, WeightsKind, blocks
 

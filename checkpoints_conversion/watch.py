@@ -8,7 +8,7 @@ from pathlib import Path
 
 from emma.base.errors import UserError
 from emma.recipes.compose import read_yaml
-from emma.tools.training.checkpoints import complete_steps
+from emma.tools.runs.checkpoints import complete_steps
 
 __all__ = ["last_step", "watch"]
 

@@ -1,4 +1,4 @@
-"""The command line `emma`: a table of nouns and the modules that implement them, imported when they are called."""
+"""The command line `emma`: a table of nouns and of the modules that implement them, imported only when called."""
 
 from __future__ import annotations
 
@@ -8,37 +8,32 @@ import sys
 import click
 
 from emma.base.errors import UserError
+from emma.base.extras import explain_missing
 
 __all__ = ["main"]
 
-# noun → (module:attribute, help). The help stands here so that `emma --help` imports no stage.
+# noun → (module:attribute, help). The help is here so that `emma --help` need not import any stage.
 COMMANDS = {
-    "recipe": ("emma.commands.recipe:group", "Show and list recipes: the resolved settings of a run."),
-    "corpus": (
-        "emma.commands.corpus:group",
-        "Raw text → clean, deduplicated, split text and its statistics.",
-    ),
-    "pack": ("emma.commands.pack:group", "Clean text → token store (.bin and one row a document)."),
+    "recipe": ("emma.commands.recipe:group", "List recipes and show their resolved settings."),
+    "corpus": ("emma.commands.corpus:group", "Raw text → clean, deduplicated, split text, with statistics."),
+    "pack": ("emma.commands.pack:group", "Clean text → token store (.bin files and an index of documents)."),
     "mix": ("emma.commands.mix:group", "Token store and recipe → training and validation datasets."),
-    "plan": ("emma.commands.plan:command", "Memory, steps, time and GPU-hours of a run, without a GPU."),
+    "plan": ("emma.commands.plan:command", "Memory, steps, time and GPU-hours of a run; needs no GPU."),
     "train": ("emma.commands.train:command", "Train a run on this machine."),
     "slurm": ("emma.commands.slurm:group", "Submit runs, chains and sweeps to Slurm; show their state."),
-    "convert": (
-        "emma.commands.convert:group",
-        "Hugging Face ⇄ Megatron checkpoints, and proof of parity.",
-    ),
-    "evaluate": ("emma.commands.evaluate:group", "Evaluate a model per language."),
-    "report": ("emma.commands.report:group", "Plots, tables and one HTML page of runs."),
-    "release": (
-        "emma.commands.release:group",
-        "Release folders, cards, checksums, upload.",
-    ),
-    "doctor": ("emma.commands.doctor:command", "What this machine has, and which patches are on."),
+    "convert": ("emma.commands.convert:group", "Hugging Face ⇄ Megatron checkpoints, with proof of parity."),
+    "evaluate": ("emma.commands.evaluate:group", "Evaluate a model, language by language."),
+    "report": ("emma.commands.report:group", "Figures and tables of one or more runs on an HTML page."),
+    "release": ("emma.commands.release:group", "Build, verify and upload release folders."),
+    "doctor": ("emma.commands.doctor:command", "Show what this machine has and which patches apply."),
 }
+
+# The extra to name when a command misses a package that several extras bring.
+EXTRAS = {"train": "train", "plan": "train", "convert": "convert", "release": "convert", "evaluate": "eval"}
 
 
 class LazyGroup(click.Group):
-    """Knows its commands by name and imports a command's module only when it is called."""
+    """Lists commands from the table and imports a command's module only when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -58,20 +53,22 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="emma-recipes", prog_name="emma")
 def cli() -> None:
-    """Continual pre-training of Llama models on 500+ languages with Megatron, stage by stage.
+    """Continual pre-training of Llama models on 500+ languages with Megatron, one command per stage.
 
     \b
     corpus → pack → mix → train → convert → evaluate → report → release
 
-    RUN, wherever it is asked for, is the name of a shipped run (`emma recipe list`), the path of a YAML file, or a
-    run folder. `section.key=value` after it overrides the recipe.
+    RUN is always the name of a shipped run (see `emma recipe list`), the path of a YAML file, or a run folder.
+    Arguments of the form `section.key=value` after it override the recipe.
     """
 
 
 def main() -> None:
-    """Entry point: prints a user's mistakes as one message and turns them into exit codes."""
+    """Entry point: reports a user's mistake in one message, without a traceback, and sets the exit code."""
+    noun = next((word for word in sys.argv[1:] if word in COMMANDS), "")
     try:
-        code = cli(standalone_mode=False)
+        with explain_missing(EXTRAS.get(noun)):
+            code = cli(standalone_mode=False)
     except UserError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)

@@ -312,7 +312,7 @@ def compose_file(path: Path, overrides: Sequence[str] = ()) -> Composed:
 
 
 def _extended(path: Path, folder: str, seen: tuple[Path, ...] = ()) -> Composed:
-    """A file and the one it `extends` (of the same folder of recipes, or a path) below it."""
+    """A file over those it `extends` (of the same folder of recipes, or paths); of several, the later wins."""
     run = read_yaml(path)
     for section in FOLDERS:
         # From here on a path no longer depends on the file that holds it.
@@ -321,21 +321,25 @@ def _extended(path: Path, folder: str, seen: tuple[Path, ...] = ()) -> Composed:
             run.values[section] = str(path.parent / value)
         elif isinstance(value, dict) and _is_path(value.get("base")):
             value["base"] = str(path.parent / value["base"])
-    parent, origin = run.values.pop("extends", None), run.origin(("extends",))
-    if parent is None:
+    named = run.values.pop("extends", None)
+    if named is None:
         return run
-    if not isinstance(parent, str):
-        fix = f"name a file of recipes/{folder}"
-        raise RecipeError("extends", f"expected a name, got {parent!r}", fix, origin)
-    parent_path = _named_file(
-        "extends", folder, str(path.parent / parent) if _is_path(parent) else parent, origin
-    )
+    names = named if isinstance(named, list) else [named]
+    if not names or not all(isinstance(name, str) for name in names):
+        fix = f"name one or several files of recipes/{folder}"
+        raise RecipeError(
+            "extends", f"expected a name or a list of names, got {named!r}", fix, run.origin(("extends",))
+        )
     seen = (*seen, path.resolve())
-    if parent_path.resolve() in seen:
-        raise _loop("extends", (*seen, parent_path.resolve()), origin)
-    below = _extended(parent_path, folder, seen)
-    below.drop("name")  # a run's name is its own: given, or the file's
-    return _laid_over(below, run)
+    below = []
+    for place, name in enumerate(names):
+        origin = run.origin(("extends", place))
+        parent = _named_file("extends", folder, str(path.parent / name) if _is_path(name) else name, origin)
+        if parent.resolve() in seen:
+            raise _loop("extends", (*seen, parent.resolve()), origin)
+        below.append(_extended(parent, folder, seen))
+        below[-1].drop("name")  # a run's name is its own: given, or the file's
+    return functools.reduce(_laid_over, [*below, run])
 
 
 def _laid_over(below: Composed, above: Composed) -> Composed:

@@ -1,4 +1,4 @@
-"""The table of devices (`devices.yaml`): memory, peak speed, power, interconnects."""
+"""The table of devices (`devices.yaml`): memory, peak speed, power."""
 
 from __future__ import annotations
 
@@ -35,10 +35,6 @@ class Device(Section):
     """Maximum power of the board, in W."""
     host_power_w: float | None = Field(None, ge=0)
     """Share of the node's other parts a device, in W."""
-    fast_link_gbs: float | None = Field(None, gt=0)
-    """Bandwidth to the other devices of the node, one direction, in GB/s."""
-    network_gbs: float | None = Field(None, gt=0)
-    """Bandwidth to other nodes, one direction, in GB/s."""
 
     def peak_tflops(self, precision: Precision | Format) -> float | None:
         """Dense peak speed in TFLOP/s for a precision section or a format; None where the table has none.

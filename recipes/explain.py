@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import functools
-import inspect
-import itertools
-import textwrap
 import types
 import typing
 from dataclasses import dataclass
@@ -37,12 +32,6 @@ class KeyDocumentation:
     """Meaning, unit and limits."""
 
 
-@dataclass(frozen=True)
-class _Field:
-    info: FieldInfo
-    text: str
-
-
 def explain(key: str = "") -> list[KeyDocumentation]:
     """A key and, where it is a section, the keys below it.
 
@@ -53,7 +42,7 @@ def explain(key: str = "") -> list[KeyDocumentation]:
         UserError: there is no such key; the message names the nearest one.
     """
     section: Any = Recipe
-    field: _Field | None = None
+    field: FieldInfo | None = None
     walked: list[str] = []
     for part in key.split(".") if key else []:
         fields = _fields(section)
@@ -68,7 +57,7 @@ def explain(key: str = "") -> list[KeyDocumentation]:
             where = f"`{'.'.join(walked)}`" if walked else "a recipe"
             raise UserError(f"{where} has no key `{part}`; {nearest(part, list(fields))}")
         field = fields[part]
-        section = _inner(field.info.annotation)
+        section = _inner(field.annotation)
         walked.append(part)
     path = ".".join(walked)
     found = [_document(path, field)] if field is not None and walked[-1] != "<name>" else []
@@ -86,34 +75,10 @@ def _inner(annotation: Any) -> Any:
     return annotation
 
 
-def _fields(annotation: Any) -> dict[str, _Field] | None:
+def _fields(annotation: Any) -> dict[str, FieldInfo] | None:
     if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return None
-    texts = _docstrings(annotation)
-    return {
-        field.alias or name: _Field(field, texts.get(name, ""))
-        for name, field in annotation.model_fields.items()
-    }
-
-
-@functools.cache
-def _docstrings(section: type[BaseModel]) -> dict[str, str]:
-    """The text under each field of a section's class and of those it inherits from."""
-    texts: dict[str, str] = {}
-    for base in reversed(section.__mro__):
-        if not issubclass(base, BaseModel) or base is BaseModel:
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        for field, text in itertools.pairwise(body.body if isinstance(body, ast.ClassDef) else []):
-            if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
-                continue
-            if (
-                isinstance(text, ast.Expr)
-                and isinstance(text.value, ast.Constant)
-                and isinstance(text.value.value, str)
-            ):
-                texts[field.target.id] = text.value.value
-    return texts
+    return {field.alias or name: field for name, field in annotation.model_fields.items()}
 
 
 def _values(annotation: Any) -> Any:
@@ -124,18 +89,13 @@ def _values(annotation: Any) -> Any:
     return None
 
 
-def _document(key: str, field: _Field) -> KeyDocumentation:
-    info = field.info
-    if info.default_factory is not None:
-        default: Any = info.default_factory()  # type: ignore[call-arg]
-    else:
-        default = info.default
-    section = _inner(info.annotation)
-    text = field.text or (section.__doc__ if isinstance(section, type) else "") or ""
+def _document(key: str, field: FieldInfo) -> KeyDocumentation:
+    section = _inner(field.annotation)
+    text = field.description or (section.__doc__ if isinstance(section, type) else "") or ""
     return KeyDocumentation(
         key=key,
-        type=_type(info.annotation),
-        default=_default(default),
+        type=_type(field.annotation),
+        default=_default(field.get_default(call_default_factory=True)),
         description=" ".join(text.split()),
     )
 

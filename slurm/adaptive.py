@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from emma.base.errors import UserError
+from emma.base.extras import install_command
 from emma.base.files import read_json, write_json
 from emma.recipes.schema.sweep import Parameter, Value
 from emma.slurm.results import objective_at, result_of
@@ -22,7 +23,7 @@ def _optuna() -> Any:
         import optuna
     except ModuleNotFoundError:
         raise UserError(
-            "this search needs Optuna. Fix: pip install 'emma-recipes[sweep]', or search: random"
+            f"this search needs Optuna. Fix: {install_command('optuna')}, or search: random"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -13,7 +13,7 @@ from emma.recipes.schema import Recipe
 from emma.recipes.schema.slurm import seconds
 from emma.slurm import query
 from emma.slurm.stages import Stage, stage_job
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["Problems", "check_account", "check_base", "check_inputs", "check_partitions", "check_paths"]
 

@@ -19,11 +19,12 @@ from pathlib import Path
 import click
 
 from emma.base.errors import CheckFailedError, UserError
+from emma.base.extras import need
 from emma.base.files import read_json
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
 from emma.slurm.history import History
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["AGAIN", "FINISHED", "GOES_ON", "begin", "end", "failed_nodes"]
 
@@ -55,6 +56,8 @@ def begin(folder: Path, running: Iterable[int]) -> str | None:
         return None
     step = run.latest_step()
     _check_progress(recipe, history, step)
+    # Before any rank starts, and before a preflight without torch makes every node look broken.
+    need("train", "training", "torch", "megatron", "transformers")
     mix = check_mix(recipe)
     if not step:
         check_start(recipe)

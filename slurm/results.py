@@ -11,21 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from emma.base.files import atomic_write
 from emma.recipes.schema.sweep import Metric, Sweep, Value
 from emma.slurm.sweep import SweepFolder, Trial
-from emma.tools.training.metrics import read_metrics
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.metrics import read_metrics
+from emma.tools.runs.run_folder import RunFolder
 
 __all__ = [
     "Result",
     "best",
+    "columns",
     "importance",
     "objective_at",
     "result_of",
     "results",
     "results_text",
-    "write_results",
 ]
 
 
@@ -148,7 +147,8 @@ def _thirds(numbers: list[float]) -> list[Value]:
     return [int(rank * 3 // len(numbers)) for rank in ranks]
 
 
-def _columns(sweep: Sweep, result: Result) -> dict[str, Any]:
+def columns(sweep: Sweep, result: Result) -> dict[str, Any]:
+    """A row of the table of results."""
     parameters = result.trial.parameters or {}
     limits = {f"constraint {index + 1}": value for index, value in enumerate(result.constraints)}
     return {
@@ -163,25 +163,6 @@ def _columns(sweep: Sweep, result: Result) -> dict[str, Any]:
     }
 
 
-def write_results(folder: SweepFolder) -> list[Result]:
-    """Writes `results.parquet`, `results.csv` and `results.html` into the sweep's folder."""
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    from emma.slurm.plots import page
-
-    found = results(folder)
-    table = pa.Table.from_pylist([_columns(folder.sweep, result) for result in found])
-    with atomic_write(folder.path / "results.parquet") as handle:
-        pa.parquet.write_table(table, handle)
-    with atomic_write(folder.path / "results.csv") as handle:
-        pa.csv.write_csv(table, handle)
-    with atomic_write(folder.path / "results.html", "w") as handle:
-        handle.write(page(folder.sweep, found))
-    return found
-
-
 def results_text(folder: SweepFolder, found: Sequence[Result]) -> str:
     """Table of the trials, best first, and the importance of the parameters."""
     sweep, winner = folder.sweep, best(folder.sweep, found)
@@ -190,7 +171,7 @@ def results_text(folder: SweepFolder, found: Sequence[Result]) -> str:
     header = ["trial", "state", *sweep.parameters, "objective", *(["feasible"] if sweep.constraints else [])]
     cells = [header]
     for result in ordered:
-        values = _columns(sweep, result)
+        values = columns(sweep, result)
         cells.append([_text(values[name]) for name in header])
     widths = [max(len(line[index]) for line in cells) for index in range(len(header))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]

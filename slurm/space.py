@@ -18,8 +18,8 @@ from pathlib import Path
 from emma.base.errors import RecipeError
 from emma.recipes.schema import Recipe
 from emma.slurm.stages import Stage
-from emma.tools.plan.cost import Assumptions, checkpoint_cost
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.arithmetic.cost import Assumptions, checkpoint_cost
+from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["Room", "check_room", "lustre_room", "parse_quota", "room"]
 

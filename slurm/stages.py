@@ -13,7 +13,7 @@ from emma.base.errors import UserError
 from emma.base.manifest import MANIFEST_NAME
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.slurm import StageJob, StageName
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["STAGES", "Stage", "job_name", "place", "stage_job"]
 

@@ -22,7 +22,7 @@ from emma.slurm.render import Script, render_stage, render_train
 from emma.slurm.space import check_room
 from emma.slurm.stages import Stage, job_name, place, stage_job, stages_between
 from emma.tools.plan.plan import Plan, make_plan
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["Chain", "Link", "Submitted", "plan_chain", "submit", "write_script"]
 

@@ -23,7 +23,7 @@ from emma.recipes.schema import Recipe
 from emma.recipes.schema.sweep import Parameter, Sweep, Value
 from emma.slurm.history import History
 from emma.slurm.own_template import load_run
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["SweepFolder", "Trial", "base_recipe", "design", "trial_name", "with_overrides"]
 

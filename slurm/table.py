@@ -13,8 +13,8 @@ from emma.recipes.schema import Recipe
 from emma.slurm import query
 from emma.slurm.history import History
 from emma.slurm.sweep import trial_name
-from emma.tools.training.metrics import read_metrics
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.metrics import read_metrics
+from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["Row", "collect", "find_runs", "table_text"]
 

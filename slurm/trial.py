@@ -15,7 +15,7 @@ from pathlib import Path
 from emma.base.errors import UserError
 from emma.recipes.load import load_recipe
 from emma.slurm.sweep import SweepFolder
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["begin", "main", "mix_folder", "watch"]
 

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from emma.base.extras import install_command
 from emma.megatron_patches import PatchError, PatchStatus, status
 from emma.megatron_patches.registry import patches
 
@@ -232,7 +233,7 @@ def _verdict(
 ) -> str | None:
     """Returns what training can run on, and adds what stands in the way to `problems`."""
     missing = [name for name in ("torch", "megatron-core") if packages[name] is None]
-    problems += [f"{name} is not installed. Fix: pip install {name}" for name in missing]
+    problems += [f"{name} is not installed. Fix: {install_command(name, 'train')}" for name in missing]
     if gpus and torch and not torch["cuda_available"]:
         problems.append(
             f"the driver lists {len(gpus)} GPU(s) and torch {torch['version']} (CUDA {torch['cuda_build']}) uses none. "
@@ -241,7 +242,7 @@ def _verdict(
     if torch.get("gpus") and packages["transformer-engine"] is None:
         problems.append(
             "Transformer Engine is missing: training falls back to the slower local implementation. "
-            "Fix: pip install 'emma-recipes[gpu]'"
+            f"Fix: {install_command('transformer-engine')}"
         )
     if missing or not torch:
         return None

@@ -10,20 +10,20 @@ from typing import Any
 from emma.base.errors import CheckFailedError, UserError
 from emma.base.files import read_json, write_json, write_text
 from emma.base.manifest import FileRecord, Manifest
+from emma.base.staging import check_free_space, staged_folder
 from emma.checkpoints_conversion.config import TokenIds, generation_config, model_from_hf, token_ids_from_hf
 from emma.checkpoints_conversion.parameters import parameter_shapes
 from emma.checkpoints_conversion.release.card import render_card
-from emma.checkpoints_conversion.release.checksums import write_checksums
 from emma.checkpoints_conversion.release.evaluation import copy_evaluation
 from emma.checkpoints_conversion.release.facts import CardFacts, card_facts
 from emma.checkpoints_conversion.release.licenses import copy_licence_files
 from emma.checkpoints_conversion.release.verify import release_faults
 from emma.checkpoints_conversion.release.weights import check_parity, copy_weights
 from emma.checkpoints_conversion.safetensors_files import SafetensorsReader
-from emma.checkpoints_conversion.staging import check_free_space, staged_folder
 from emma.checkpoints_conversion.tokenizer_files import copy_tokenizer, has_tokenizer, special_tokens
 from emma.recipes.load import write_recipe
 from emma.tools.evaluation.targets import exported_steps
+from emma.tools.hub.checksums import write_checksums
 from emma.tools.report.records import RunRecord, read_run
 
 __all__ = ["DEFAULT_SHARD_BYTES", "ReleasePlan", "plan_release", "write_release"]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from emma.tools.report.mix import MixView
     from emma.tools.report.records import RunRecord
 
-__all__ = ["CardFacts", "Compute", "card_facts", "hub_languages"]
+__all__ = ["CardFacts", "Compute", "card_facts"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def card_facts(record: RunRecord, step: int, parity: dict[str, Any], name: str |
     Raises:
         UserError: the given name is not one that the licence allows.
     """
-    from emma.tools.plan.parameters import total_parameters
+    from emma.tools.arithmetic.parameters import total_parameters
     from emma.tools.report.mix import mix_view
 
     recipe = record.recipe
@@ -98,7 +98,7 @@ def card_facts(record: RunRecord, step: int, parity: dict[str, Any], name: str |
 
 
 def _languages(record: RunRecord) -> list[tuple[str, str, str]]:
-    from emma.tools.corpus.languages import language_name
+    from emma.tools.languages.labels import language_name
 
     found: dict[str, str] = {}
     for part in record.mix:
@@ -119,8 +119,8 @@ def _sources(record: RunRecord) -> list[tuple[str, str, str, str]]:
 
 def _compute(record: RunRecord, step: int) -> Compute:
     from emma.recipes.devices import device
-    from emma.tools.plan.cost import Assumptions
-    from emma.tools.plan.flops import flops_per_token
+    from emma.tools.arithmetic.cost import Assumptions
+    from emma.tools.arithmetic.flops import flops_per_token
     from emma.tools.report.provenance import device_hours
 
     recipe, assumptions = record.recipe, Assumptions()
@@ -142,17 +142,3 @@ def _compute(record: RunRecord, step: int) -> Compute:
         assumptions.pue,
         assumptions.grid_g_per_kwh,
     )
-
-
-def hub_languages(codes: list[str]) -> list[str]:
-    """Language codes as the Hub's metadata wants them: ISO 639-1 where there is one, else ISO 639-3, without script."""
-    import iso639
-
-    found = []
-    for code in codes:
-        part3 = code.partition("_")[0]
-        try:
-            found.append(iso639.Language.from_part3(part3).part1 or part3)
-        except iso639.LanguageNotFoundError:
-            continue  # a code of one corpus alone; the Hub would refuse it
-    return sorted(set(found))

@@ -1,47 +1,31 @@
-"""Re-checks a release folder: nothing of the run is needed."""
+"""Re-checks the release folder of a model: nothing of the run is needed."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from emma.base.errors import UserError
 from emma.base.files import read_json
-from emma.base.manifest import MANIFEST_NAME
 from emma.checkpoints_conversion.config import model_from_hf, token_ids_from_hf
 from emma.checkpoints_conversion.parameters import parameter_shapes
-from emma.checkpoints_conversion.release.card import card_faults, read_card
-from emma.checkpoints_conversion.release.checksums import checksum_faults
-from emma.checkpoints_conversion.release.corpus.verify import MANIFEST_STAGE, corpus_faults
+from emma.checkpoints_conversion.release.card import card_faults
 from emma.checkpoints_conversion.release.licenses import licence_faults, license_of
 from emma.checkpoints_conversion.release.weights import check_parity, tensor_hashes
 from emma.checkpoints_conversion.safetensors_files import INDEX_NAME, SafetensorsReader
+from emma.tools.hub.cards import read_card
+from emma.tools.hub.checksums import checksum_faults
 
-__all__ = ["generate_faults", "release_faults", "release_kind"]
-
-
-def release_kind(folder: Path) -> Literal["model", "dataset"]:
-    """What a release folder holds, in the Hub's words.
-
-    Raises:
-        UserError: no such folder.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    manifest = folder / MANIFEST_NAME
-    corpus = manifest.is_file() and read_json(manifest).get("stage") == MANIFEST_STAGE
-    return "dataset" if corpus else "model"
+__all__ = ["generate_faults", "release_faults"]
 
 
 def release_faults(folder: Path, *, read_weights: bool = True) -> list[str]:
-    """Everything that is wrong with the release folder of a model or a corpus; empty if nothing is.
+    """Everything that is wrong with the release folder of a model; empty if nothing is.
 
     Args:
         folder: the release.
         read_weights: hash all files and tensors; off where they were hashed while being written.
     """
-    if release_kind(folder) == "dataset":
-        return corpus_faults(folder, read_data=read_weights)
     faults: list[str] = []
     checks = [_tensor_faults, _token_faults, card_faults, _licence_faults]
     checks.append(_parity_faults if read_weights else _parity_passes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emma.base.errors import UserError
+from emma.base.extras import need
 
 __all__ = ["set_up_drawing"]
 
@@ -13,10 +13,9 @@ def set_up_drawing() -> None:
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("figures need matplotlib; install emma-recipes[corpus]") from None
+    need("corpus", "drawing figures", "matplotlib")
+    import matplotlib
+
     matplotlib.use("Agg")
     # Without this, SVG files differ from one drawing to the next.
     matplotlib.rcParams["svg.hashsalt"] = "emma"

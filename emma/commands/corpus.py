@@ -182,7 +182,7 @@ def stats(
     rows = [r for r in table.to_pylist() if r["stage"] == last and kind in (None, r["kind"])]
     if tokens:
         from emma.recipes.load import load_recipe
-        from emma.tools.corpus.fertility import add_tokens
+        from emma.tools.pack.fertility import add_tokens
 
         rows = add_tokens(work, load_recipe(run, overrides), last, rows)
     if plots:
@@ -368,7 +368,7 @@ def languages(labels: tuple[str, ...], spelling: str, as_json: bool) -> None:
     Examples:
       emma corpus languages zh zho_Hans sr_latin pt-br iw
     """
-    from emma.tools.corpus.languages import LanguageResolver, language_name
+    from emma.tools.languages.labels import LanguageResolver, language_name
 
     resolver = LanguageResolver(spelling="mala" if spelling == "mala" else "iso")
     rows = []

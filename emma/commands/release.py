@@ -114,8 +114,8 @@ def corpus(
     """
     import os
 
-    from emma.checkpoints_conversion.release.corpus.build import plan_corpus, write_corpus_release
-    from emma.checkpoints_conversion.release.corpus.source import open_corpus
+    from emma.tools.corpus.release.build import plan_corpus, write_corpus_release
+    from emma.tools.corpus.release.source import open_corpus
 
     opened = open_corpus(source, overrides)
     shard_bytes = int(shard_gb * 1e9)
@@ -153,12 +153,14 @@ def verify(folder: Path, generate: bool, as_json: bool) -> None:
     validates also trains. Exit code 1 on a fault.
     """
     from emma.base.errors import CheckFailedError, UserError
-    from emma.checkpoints_conversion.release.verify import generate_faults, release_faults, release_kind
+    from emma.tools.hub.kinds import release_kind
 
     if generate and release_kind(folder) == "dataset":
         raise UserError(f"{folder}: holds a corpus; --generate is for models")
-    faults = release_faults(folder)
+    faults = _faults(folder)
     if generate and not faults:
+        from emma.checkpoints_conversion.release.verify import generate_faults
+
         faults = generate_faults(folder)
     if as_json:
         _print({"folder": str(folder), "passed": not faults, "faults": faults}, True)
@@ -210,9 +212,9 @@ def upload(
     emma release upload release/my-model my-team/my-model --branch step25000
     """
     from emma.base.errors import CheckFailedError
-    from emma.checkpoints_conversion.release.upload import plan_upload, server_faults, upload_release
+    from emma.tools.hub.upload import plan_upload, server_faults, upload_release
 
-    plan = plan_upload(folder, repository, branch, private=private)
+    plan = plan_upload(folder, repository, branch, verify=_faults, private=private)
     if dry_run:
         _print(plan.as_dict(), as_json)
         return
@@ -227,6 +229,19 @@ def upload(
         click.echo(
             f"{repository}@{plan.branch} holds {len(plan.files)} files, {plan.bytes / 1e9:.3f} GB, equal to {folder}"
         )
+
+
+def _faults(folder: Path) -> list[str]:
+    """Everything that is wrong with a release folder of either kind."""
+    from emma.tools.hub.kinds import release_kind
+
+    if release_kind(folder) == "dataset":
+        from emma.tools.corpus.release.verify import corpus_faults
+
+        return corpus_faults(folder)
+    from emma.checkpoints_conversion.release.verify import release_faults
+
+    return release_faults(folder)
 
 
 def _print(value: dict[str, Any], as_json: bool) -> None:

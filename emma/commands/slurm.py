@@ -118,7 +118,8 @@ def sweep(
       emma slurm sweep learning_rate_and_bilingual_share cluster.slurm.account=project_1
       emma slurm sweep runs/learning_rate_and_bilingual_share --results
     """
-    from emma.slurm.results import best, results_text, write_results
+    from emma.slurm.results import best, results_text
+    from emma.slurm.results_page import write_results
     from emma.slurm.submit_sweep import open_sweep, plan_sweep, submit_sweep
 
     folder = open_sweep(sweep, overrides)

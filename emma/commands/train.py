@@ -36,12 +36,13 @@ def command(
     Example:
       emma train demo schedule.steps=100 parallelism.tensor=2
     """
+    from emma.base.extras import need
     from emma.checkpoints_conversion.checkpoint import check_start
     from emma.recipes.load import load_recipe
     from emma.tools.plan.alternatives import check_fits
+    from emma.tools.runs.run_folder import RunFolder
     from emma.tools.training.launch import compute_reference, launch_command, rank_environment, train_here
     from emma.tools.training.plan_start import check_mix, describe
-    from emma.tools.training.run_folder import RunFolder
 
     recipe = load_recipe(run, overrides)
     folder = RunFolder(recipe.run_folder)
@@ -64,6 +65,7 @@ def command(
     if dry_run:
         click.echo(describe(recipe, folder, mix))
         return 0
+    need("train", "emma train", "torch", "megatron", "transformers")
     launch = folder.prepare(recipe, take_over=take_over)
     click.echo(describe(recipe, folder, mix))
     if prepare:

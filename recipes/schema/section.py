@@ -13,4 +13,6 @@ class Section(BaseModel):
     The docstring under each field is the documentation of that key: meaning, unit, default (`recipes.explain` reads it).
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )

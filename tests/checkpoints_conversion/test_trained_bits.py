@@ -12,7 +12,7 @@ import pytest
 from emma.checkpoints_conversion import hf_to_megatron, megatron_to_hf
 from emma.checkpoints_conversion.checkpoint import find_checkpoint
 from emma.checkpoints_conversion.safetensors_files import tensor_bytes
-from emma.tools.training.checkpoints import checkpoint_folder, mark_complete
+from emma.tools.runs.checkpoints import checkpoint_folder, mark_complete
 from tests.checkpoints_conversion import megatron_ranks
 from tests.checkpoints_conversion.tiny_models import describe_run, read_tensors, save_llama, save_tokenizer
 from tests.ranks import run_ranks

@@ -15,7 +15,7 @@ from emma.base.manifest import Manifest
 from emma.checkpoints_conversion import hf_to_megatron, megatron_to_hf
 from emma.checkpoints_conversion.checkpoint import find_checkpoint
 from emma.recipes.schema.model import Shape
-from emma.tools.training.checkpoints import checkpoint_folder, mark_complete
+from emma.tools.runs.checkpoints import checkpoint_folder, mark_complete
 from tests.checkpoints_conversion import megatron_ranks
 from tests.checkpoints_conversion.tiny_models import (
     LLAMA31_SCALING,

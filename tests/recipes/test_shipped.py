@@ -89,7 +89,7 @@ def test_shares_are_the_published_ones() -> None:
     [("llama2_7b", 6_738_415_616), ("llama3_8b", 8_030_261_248), ("llama3.1_8b", 8_030_261_248)],
 )
 def test_models_have_the_released_size_and_no_padding(name: str, parameters: int) -> None:
-    from emma.tools.plan.parameters import total_parameters
+    from emma.tools.arithmetic.parameters import total_parameters
 
     model = load_section("model", name)
     assert total_parameters(model) == parameters

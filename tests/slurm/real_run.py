@@ -13,8 +13,8 @@ import orjson
 from emma.base.files import write_json
 from emma.recipes.load import load_recipe
 from emma.slurm.history import History
-from emma.tools.training.metrics import read_metrics
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.metrics import read_metrics
+from emma.tools.runs.run_folder import RunFolder
 from tests.slurm.two_nodes import TwoNodes
 from tests.small_recipe import write_small_run
 from tests.tiny_mix import make_tiny_mix

@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from emma.slurm.history import History
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.run_folder import RunFolder
 from tests.slurm.real_run import GLOBAL_BATCH, RealRun, emma, make_run
 from tests.slurm.two_nodes import TwoNodes
 

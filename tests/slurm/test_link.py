@@ -11,9 +11,9 @@ from emma.base.files import read_json, write_json
 from emma.recipes.load import write_recipe
 from emma.slurm.history import History
 from emma.slurm.link import AGAIN, GOES_ON, begin, end, failed_nodes
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.run_folder import RunFolder
 from tests.slurm.conftest import MakeRecipe
-from tests.tools.training.test_checkpoints import save
+from tests.tools.runs.test_checkpoints import save
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from emma.base.errors import UserError
 from emma.base.files import write_json
 from emma.commands.slurm import group
 from emma.slurm.submit import plan_chain
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.run_folder import RunFolder
 from tests.slurm.conftest import MakeRecipe
-from tests.tools.training.test_checkpoints import save
+from tests.tools.runs.test_checkpoints import save
 
 pytestmark = pytest.mark.usefixtures("without_slurm")
 

@@ -85,7 +85,7 @@ def test_the_command_fails_only_where_nothing_can_train(
     installed(monkeypatch, megatron_core=None)
     result = CliRunner().invoke(command, standalone_mode=False)
     assert result.return_value == 1
-    assert "megatron-core is not installed. Fix: pip install megatron-core" in result.output
+    assert "megatron-core is not installed. Fix: pip install 'emma-recipes[train]'" in result.output
     assert "cannot train here" in result.output
 
 

@@ -85,7 +85,7 @@ def place_of(path: Path) -> Place:
 
 def _language_in(piece: str) -> tuple[str, str]:
     """Language code in a piece of a path, and the piece without it."""
-    from emma.tools.evaluation.languages import language_table
+    from emma.tools.languages.codes import language_table
 
     if match := _CODE.search(piece):
         return match[0], piece.replace(match[0], "")

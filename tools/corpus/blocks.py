@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from emma.tools.corpus.codepoints import LETTER, MARK, CodePoints
 from emma.tools.corpus.filter import batches
 from emma.tools.corpus.layout import Part, part_path, read_row_groups, text_columns
 from emma.tools.corpus.passes import count_parts
 from emma.tools.corpus.stage import Build
+from emma.tools.languages.codepoints import LETTER, MARK, CodePoints
 
 __all__ = ["block_table", "count_blocks"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 from emma.base.errors import UserError
 from emma.base.manifest import MANIFEST_NAME, Manifest
+from emma.base.processes import start_forkserver
+from emma.base.staging import sole_writer
 from emma.recipes.schema import Recipe
 from emma.tools.corpus.deduplicate import deduplicate
 from emma.tools.corpus.filter import filter_corpus
@@ -46,13 +47,21 @@ def build_corpus(build: Build, until: str = STAGES[-1]) -> None:
     """Builds the stages up to `until`.
 
     Raises:
-        UserError: bad input, with file, line, field and fix.
+        UserError: bad input, with file, line, field and fix; or another process is building this corpus.
     """
-    build.root.mkdir(parents=True, exist_ok=True)
-    with exclusive(build.root):
-        for stage in stages_of(build, until):
-            stage.run()
-        finish_build(build)
+    if build.workers > 1:
+        # One process is the parent of all stages' workers; it imports what all of them need.
+        start_forkserver([__name__])
+    with sole_writer(build.root):
+        build.root.mkdir(exist_ok=True)
+        try:
+            for stage in stages_of(build, until):
+                stage.run()
+            finish_build(build)
+        finally:
+            # Only an empty folder can be removed: one in which nothing was finished.
+            with contextlib.suppress(OSError):
+                build.root.rmdir()
 
 
 def stages_of(build: Build, until: str = STAGES[-1]) -> Iterator[Stage]:
@@ -71,27 +80,6 @@ def stages_of(build: Build, until: str = STAGES[-1]) -> Iterator[Stage]:
 def finish_build(build: Build) -> None:
     """Writes the tables over all stages."""
     write_table(statistics(build.root), build.root / "statistics" / "statistics")
-
-
-@contextlib.contextmanager
-def exclusive(root: Path) -> Iterator[None]:
-    """Holds a lock on the corpus; a folder that is empty in the end is removed.
-
-    Raises:
-        UserError: another process of this machine has it.
-    """
-    handle = os.open(root, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{root}: another build is at work there; wait for it, or give this run another folder "
-                            "(paths.corpus)") from None  # fmt: skip
-        yield
-    finally:
-        os.close(handle)
-        with contextlib.suppress(OSError):
-            root.rmdir()
 
 
 def totals(build: Build) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emma.tools.corpus.tables import table
+from emma.recipes.corpus_tables import table
 
 __all__ = ["categories", "category"]
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from emma.base.errors import UserError
 from emma.base.files import atomic_write, sha256_file
 from emma.recipes.schema.corpus import Decontamination
-from emma.tools.corpus.scripts import SPACELESS, measure
 from emma.tools.corpus.shingles import Shingles, character_shingles, mix, word_shingles
 from emma.tools.corpus.streams import open_bytes
+from emma.tools.languages.scripts import SPACELESS, measure
 
 __all__ = [
     "BenchmarkIndex",

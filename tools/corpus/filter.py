@@ -19,7 +19,8 @@ from emma.tools.corpus.pair_rules import pair_rules
 from emma.tools.corpus.rules import Finding, text_rules
 from emma.tools.corpus.runner import Task
 from emma.tools.corpus.stage import Build, Phase, Results, Stage, chunks_of_parts, close_with
-from emma.tools.corpus.thresholds import script_of, thresholds_for
+from emma.tools.corpus.thresholds import thresholds_for
+from emma.tools.languages.scripts import script_of
 
 __all__ = ["batches", "filter_corpus", "findings"]
 

@@ -18,7 +18,8 @@ from emma.tools.corpus.duplicates import Copies, candidate_pairs, exact_copies, 
 from emma.tools.corpus.hashing import ChunkHashes, Slice, searched_kind
 from emma.tools.corpus.layout import PartWriter, part_path, read_row_groups
 from emma.tools.corpus.minhash import shingle_sets, shingles_of
-from emma.tools.corpus.thresholds import script_of, thresholds_for
+from emma.tools.corpus.thresholds import thresholds_for
+from emma.tools.languages.scripts import script_of
 
 __all__ = ["CLUSTER_SCHEMA", "RULES", "Group", "find_copies"]
 

@@ -16,7 +16,7 @@ from emma.tools.corpus.filter import batches
 from emma.tools.corpus.keys import pair_keys, text_keys
 from emma.tools.corpus.layout import Part, part_path, read_row_groups, text_columns
 from emma.tools.corpus.minhash import bands, shingles_of
-from emma.tools.corpus.thresholds import script_of
+from emma.tools.languages.scripts import script_of
 
 __all__ = ["MIN_PARAGRAPH", "ChunkHashes", "Slice", "hash_parts", "paragraphs", "searched_kind"]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 from emma.base.errors import UserError
+from emma.base.extras import need
 from emma.recipes.schema.corpus import Identification
-from emma.tools.corpus.languages import LanguageResolver, UnknownLanguageError
+from emma.tools.languages.labels import LanguageResolver, UnknownLanguageError
 
 __all__ = ["Identifier", "identifier"]
 
@@ -29,12 +30,9 @@ class FastText:
     """A model in fastText's format, whose labels are `__label__` and a language code."""
 
     def __init__(self, path: str) -> None:
-        try:
-            import fasttext
-        except ImportError:
-            raise UserError(
-                "identification.backend: fasttext needs the package fasttext-predict; install emma-recipes[corpus]"
-            ) from None
+        need("corpus", "identification.backend: fasttext", "fasttext")
+        import fasttext
+
         if not Path(path).is_file():
             raise UserError(
                 f"data.corpus.identification.model: {path} does not exist; fetch the model or mend the path"
@@ -56,12 +54,9 @@ class Py3LangId:
     """py3langid's built-in model."""
 
     def __init__(self) -> None:
-        try:
-            from py3langid.langid import MODEL_FILE, LanguageIdentifier
-        except ImportError:
-            raise UserError(
-                "identification.backend: py3langid needs the package py3langid; install emma-recipes[corpus]"
-            ) from None
+        need("corpus", "identification.backend: py3langid", "py3langid")
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
         self.model = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
         self.labels = list(self.model.labels)
 

@@ -8,9 +8,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from emma.tools.corpus.codepoints import DIGIT, LETTER, MARK, SPACE, CodePoints
+from emma.tools.languages.codepoints import DIGIT, LETTER, MARK, SPACE, CodePoints
 
-__all__ = ["pair_keys", "text_keys", "unit_hashes"]
+__all__ = ["pair_keys", "text_keys"]
 
 
 def text_keys(texts: Sequence[str], kind: str) -> NDArray[np.uint64]:
@@ -41,8 +41,3 @@ def pair_keys(sources: NDArray[np.uint64], targets: NDArray[np.uint64], swapped:
     both = np.ascontiguousarray(np.concatenate([one, other], axis=1))
     digests = b"".join(xxhash.xxh3_128_digest(row) for row in both)
     return np.frombuffer(digests, np.uint64).reshape(-1, 2)
-
-
-def unit_hashes(keys: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Keys as numbers in [0, 1), uniformly spread."""
-    return (keys[:, 0] >> np.uint64(11)).astype(np.float64) / (1 << 53)

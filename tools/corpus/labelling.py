@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from emma.base.errors import UserError
 from emma.recipes.schema.corpus import Languages, Source
-from emma.tools.corpus.languages import LanguageResolver, Resolved
 from emma.tools.corpus.reading import Row
-from emma.tools.corpus.scripts import compatible, measure
 from emma.tools.corpus.source_files import SourceFile
+from emma.tools.languages.labels import LanguageResolver, Resolved
+from emma.tools.languages.scripts import compatible, measure
 
 __all__ = ["Labeller", "choose_script"]
 

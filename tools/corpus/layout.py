@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from emma.base.claims import claim, temporary_name
 from emma.base.errors import UserError
 from emma.base.manifest import FileRecord
 from emma.recipes.schema.corpus import KINDS
@@ -104,7 +104,8 @@ class PartWriter:
         self.rows = 0
         self._pending: list[pa.Table] = []
         self._bytes = 0
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._temporary = path.with_name(temporary_name(path.name))
+        self._handle: IO[bytes] | None = None
         self._writer: Any = None
 
     def __enter__(self) -> PartWriter:
@@ -122,11 +123,12 @@ class PartWriter:
     def _flush(self) -> None:
         if not self._pending:
             return
-        if self._writer is None:
+        if self._handle is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             dictionary = [n for n in self.schema.names if n not in ("id", *self.texts)]
+            self._handle = open(self._temporary, "wb", opener=claim)  # noqa: SIM115 - closed by __exit__
             self._writer = pq.ParquetWriter(
-                self._temporary,
+                self._handle,
                 self.schema,
                 compression="zstd",
                 compression_level=3,
@@ -143,10 +145,13 @@ class PartWriter:
                 self._flush()
             if self._writer is not None:
                 self._writer.close()
-                if kind is None:
-                    self._temporary.replace(self.path)
+            if self._handle is not None and kind is None:
+                self._handle.flush()
+                self._temporary.replace(self.path)
         finally:
-            self._temporary.unlink(missing_ok=True)
+            if self._handle is not None:
+                self._handle.close()
+                self._temporary.unlink(missing_ok=True)
 
     def record(self, root: Path) -> dict[str, Any] | None:
         """Path below `root`, bytes, checksum and rows of the finished file; None where no file was left."""

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from rensa import RMinHash
 
 from emma.recipes.schema.corpus import NearDuplicates
-from emma.tools.corpus.scripts import SPACELESS
 from emma.tools.corpus.shingles import Shingles, character_shingles, mix, word_shingles
+from emma.tools.languages.scripts import SPACELESS
 
 __all__ = ["bands", "jaccard", "shingle_sets", "shingles_of", "signatures"]
 

@@ -18,7 +18,7 @@ from emma.recipes.schema.corpus import Decontamination
 from emma.tools.corpus.benchmark_items import Found, ItemIndex
 from emma.tools.corpus.layout import part_path, parts_of, read_row_groups, text_columns
 from emma.tools.corpus.stage import Build
-from emma.tools.corpus.thresholds import script_of
+from emma.tools.languages.scripts import script_of
 
 __all__ = ["Batch", "corpus_batches", "report_overlap"]
 

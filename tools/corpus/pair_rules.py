@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emma.recipes.schema.corpus import Thresholds
-from emma.tools.corpus.codepoints import CodePoints, script_names
 from emma.tools.corpus.rules import Finding
+from emma.tools.languages.codepoints import CodePoints, script_names
 
 __all__ = ["pair_rules", "weighted_lengths"]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from emma.recipes.corpus_tables import table
 from emma.recipes.schema.corpus import Thresholds
-from emma.tools.corpus.codepoints import DIGIT, LETTER, MARK, SPACE, SYMBOL, CodePoints
-from emma.tools.corpus.scripts import SPACELESS, part_mask
 from emma.tools.corpus.shingles import character_shingles, word_shingles
-from emma.tools.corpus.tables import table
+from emma.tools.languages.codepoints import DIGIT, LETTER, MARK, SPACE, SYMBOL, CodePoints
+from emma.tools.languages.scripts import SPACELESS, part_mask
 
 __all__ = ["Finding", "text_rules"]
 

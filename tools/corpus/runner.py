@@ -70,7 +70,8 @@ def run_tasks(
                 _perform(task, str(_mark(folder, task)))
                 bar.update()
             return
-        with process_pool(min(workers, len(open_tasks)), preload=["emma.tools.corpus.build"]) as pool:
+        preload = sorted({task.function.__module__ for task in open_tasks})
+        with process_pool(min(workers, len(open_tasks)), preload=preload) as pool:
             futures = {
                 pool.submit(_perform, task, str(_mark(folder, task))): index
                 for index, task in enumerate(open_tasks)

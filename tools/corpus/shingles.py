@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from emma.tools.corpus.codepoints import DIGIT, LETTER, MARK, CodePoints
+from emma.tools.languages.codepoints import DIGIT, LETTER, MARK, CodePoints
 
 __all__ = ["Shingles", "character_shingles", "mix", "word_shingles"]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from emma.base.errors import UserError
+from emma.base.extras import need
 from emma.recipes.schema.slurm import Slurm
 from emma.tools.corpus.build import finish_build, stages_of
 from emma.tools.corpus.layout import STAGES
@@ -87,10 +88,9 @@ def submit(build: Build, settings: SlurmBuild, until: str = STAGES[-1]) -> list[
         raise UserError("--slurm inside a Slurm array task: submit from a login node")
     if shutil.which("sbatch") is None:
         raise UserError("no Slurm here: sbatch is not in PATH; leave --slurm out to build on this machine")
-    try:
-        from emma.tools.corpus.slurm_executor import ArrayExecutor
-    except ImportError as error:
-        raise UserError(f"--slurm needs datatrove ({error}); install emma-recipes[corpus]") from None
+    need("corpus", "--slurm", "datatrove")
+    from emma.tools.corpus.slurm_executor import ArrayExecutor
+
     # Jobs run in this working folder, but logs are found from anywhere.
     build = replace(build, root=build.root.absolute(), workers=1)
     common: dict[str, Any] = {

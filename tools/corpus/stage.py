@@ -13,14 +13,15 @@ from typing import Any
 
 import orjson
 
+from emma.base.claims import remove_abandoned
 from emma.base.errors import UserError
 from emma.base.files import read_json, sha256_file
 from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
+from emma.recipes.corpus_tables import tables_sha256
 from emma.recipes.schema.corpus import Corpus
 from emma.tools.corpus.accounts import Accounts, Samples, accounts_path
 from emma.tools.corpus.layout import STAGES, Part, part_path, parts_of
 from emma.tools.corpus.runner import Task, results_of, run_tasks
-from emma.tools.corpus.tables import tables_sha256
 
 __all__ = ["FORMAT", "Build", "Phase", "Results", "Stage", "chunks_of_parts", "close_with", "fingerprint"]
 
@@ -140,10 +141,9 @@ class Stage:
         self.work.mkdir(parents=True)
 
     def _remove_partial_files(self) -> None:
-        """Removes what killed tasks were writing."""
+        """Removes what killed tasks of this machine were writing."""
         for folder in (self.folder, self.work):
-            for path in folder.rglob(".*.partial"):
-                path.unlink()
+            remove_abandoned(folder.rglob(".*.partial"))
 
     def _forget_lost_parts(self) -> None:
         """Removes the marks of tasks whose parts are not on disk as they were written (the machine itself went down)."""

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from emma.recipes.corpus_tables import table
 from emma.recipes.schema.corpus import Corpus, Thresholds
-from emma.tools.corpus.scripts import family
-from emma.tools.corpus.tables import table
+from emma.tools.languages.scripts import family, script_of
 
-__all__ = ["script_of", "thresholds_for"]
-
-
-def script_of(code: str) -> str:
-    """ISO 15924 part of an `xxx_Ssss` code; "" where there is none."""
-    return code.rpartition("_")[2] if "_" in code else ""
+__all__ = ["thresholds_for"]
 
 
 def thresholds_for(corpus: Corpus, kind: str, language: str, side: str | None = None) -> Thresholds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from emma.tools.evaluation.languages import CATEGORIES, language
+from emma.tools.languages.codes import CATEGORIES, language
 
 __all__ = [
     "ALL",

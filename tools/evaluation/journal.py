@@ -11,9 +11,18 @@ import orjson
 
 from emma.base.files import append_line
 from emma.tools.evaluation.heldout import Document
-from emma.tools.evaluation.likelihood import DocumentScore
 
-__all__ = ["Journal", "LanguageScores", "text_sha256"]
+__all__ = ["DocumentScore", "Journal", "LanguageScores", "text_sha256"]
+
+
+@dataclass(frozen=True)
+class DocumentScore:
+    """Score of one document: UTF-8 bytes, scored tokens, and the sum of their negative log-likelihoods in nats."""
+
+    id: str
+    bytes: int
+    tokens: int
+    nll: float
 
 
 @dataclass(frozen=True)

@@ -19,21 +19,12 @@ from typing import Any
 import torch
 
 from emma.base.errors import UserError
+from emma.tools.evaluation.journal import DocumentScore
 
 __all__ = ["DocumentScore", "Scorer", "Window", "cut_windows"]
 
 # Most logits held at once, in elements of 4 bytes.
 _LOGITS_AT_ONCE = 64 << 20
-
-
-@dataclass(frozen=True)
-class DocumentScore:
-    """Score of one document: UTF-8 bytes, scored tokens, and the sum of their negative log-likelihoods in nats."""
-
-    id: str
-    bytes: int
-    tokens: int
-    nll: float
 
 
 @dataclass(frozen=True)

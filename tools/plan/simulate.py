@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from emma.base.errors import CheckFailedError
+from emma.base.extras import need
 from emma.base.files import read_json
 from emma.recipes.load import write_recipe
 from emma.recipes.schema import Recipe
-from emma.tools.plan.parameters import rank_parameters
+from emma.tools.arithmetic.parameters import rank_parameters
 
 __all__ = ["Simulation", "expected_shapes", "simulate"]
 
@@ -53,8 +54,10 @@ def simulate(recipe: Recipe) -> Simulation:
     """Builds one rank of every pipeline stage and tensor-parallel position, and compares.
 
     Raises:
+        UserError: Megatron or torch is not installed.
         CheckFailedError: Megatron could not build a rank; the message holds the end of its output.
     """
+    need("train", "--simulate", "torch", "megatron")
     simulated, notes = _without_gpu(recipe)
     with tempfile.TemporaryDirectory(prefix="emma-simulate-") as folder:
         write_recipe(simulated, Path(folder) / "recipe.yaml")

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
+from emma.tools.charts.figures import Bar, Curves, Differences, Dots, Figure
+from emma.tools.charts.inline import Point, Segment, Series, share_bar
 from emma.tools.evaluation import measures
 from emma.tools.evaluation.averages import ENGLISH_GROUP, OTHERS
 from emma.tools.evaluation.bootstrap import Estimate
@@ -20,13 +22,11 @@ from emma.tools.evaluation.comparison import (
     estimate,
     health,
 )
-from emma.tools.evaluation.languages import CATEGORIES, language
 from emma.tools.evaluation.measures import Metric, benchmark, metric
 from emma.tools.evaluation.significance import Verdicts
 from emma.tools.evaluation.stored import EvaluatedModel, item_scores
 from emma.tools.evaluation.wins import field_wins
-from emma.tools.report.charts import Point, Segment, Series, share_bar
-from emma.tools.report.figures import Bar, Curves, Differences, Dots, Figure
+from emma.tools.languages.codes import CATEGORIES, language
 from emma.tools.report.records import RunRecord
 from emma.tools.report.training import category_colors
 

@@ -9,6 +9,9 @@ from typing import Any
 from markupsafe import Markup
 
 from emma.base.errors import UserError
+from emma.tools.charts.figures import Curves, Figure
+from emma.tools.charts.inline import Point, scatter
+from emma.tools.charts.scales import duration, number
 from emma.tools.evaluation.gains import Gains, compare
 from emma.tools.evaluation.groups import ENGLISH, order_categories
 from emma.tools.evaluation.stored import stored_scores
@@ -19,9 +22,7 @@ from emma.tools.report.benchmarks import (
     field_views,
     latest,
 )
-from emma.tools.report.charts import Point, scatter
 from emma.tools.report.checkpoints import facts_of
-from emma.tools.report.figures import Curves, Figure
 from emma.tools.report.forgetting import ForgettingRow, forgetting_rows
 from emma.tools.report.gains import KindGains, gain_sections, heldout_figures
 from emma.tools.report.mix import MixView, mix_view
@@ -29,7 +30,6 @@ from emma.tools.report.page import render
 from emma.tools.report.provenance import device_hours, flat
 from emma.tools.report.records import RunRecord
 from emma.tools.report.reference import ReferenceView, reference_view
-from emma.tools.report.scales import duration, number
 from emma.tools.report.training import category_colors, overlaid_charts
 
 __all__ = ["Comparison", "compare_page", "comparison", "paired_gains"]

@@ -8,11 +8,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from emma.tools.charts.figures import Curves
+from emma.tools.charts.inline import Point, Series, difference_bars, line_chart, scatter
 from emma.tools.evaluation.groups import ENGLISH, LANGUAGE_KINDS, order_categories
 from emma.tools.evaluation.results import Result
 from emma.tools.evaluation.stored import EvaluatedModel
-from emma.tools.report.charts import Point, Series, difference_bars, line_chart, scatter
-from emma.tools.report.figures import Curves
 from emma.tools.report.records import RunRecord
 from emma.tools.report.training import category_colors
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from emma.tools.charts.inline import Segment, share_bar
 from emma.tools.evaluation.groups import order_categories
-from emma.tools.report.charts import Segment, share_bar
 from emma.tools.report.records import MixPart, RunRecord
 
 __all__ = ["MixRow", "MixView", "mix_view"]

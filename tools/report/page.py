@@ -10,8 +10,9 @@ import jinja2
 from markupsafe import Markup
 
 from emma.base.manifest import now
+from emma.tools.charts.figures import markup
+from emma.tools.charts.scales import number
 from emma.tools.report.benchmarks import benchmark_views, checkpoint_figures
-from emma.tools.report.figures import markup
 from emma.tools.report.forgetting import forgetting_rows
 from emma.tools.report.gains import gain_sections, headline, other_rows, progress_chart, score_rows
 from emma.tools.report.mix import mix_view
@@ -23,7 +24,6 @@ from emma.tools.report.provenance import (
     recipe_yaml,
 )
 from emma.tools.report.records import RunRecord
-from emma.tools.report.scales import number
 from emma.tools.report.training import training_charts, validation_charts
 
 __all__ = ["Figure", "render", "run_page"]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from io import StringIO
 from typing import Any
 
+from emma.tools.charts.scales import duration, number
 from emma.tools.report.records import RunRecord
-from emma.tools.report.scales import duration, number
 
 __all__ = [
     "device_hours",
@@ -75,7 +75,7 @@ def key_figures(run: RunRecord) -> list[tuple[str, str]]:
 
 def recipe_facts(run: RunRecord) -> list[tuple[str, str]]:
     """The recipe in a few lines."""
-    from emma.tools.plan.parameters import total_parameters
+    from emma.tools.arithmetic.parameters import total_parameters
 
     recipe = run.recipe
     model, batch, schedule, layout = recipe.model, recipe.batch, recipe.schedule, recipe.parallelism

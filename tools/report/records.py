@@ -13,8 +13,8 @@ from emma.base.files import read_json
 from emma.tools.evaluation.results import Result, read_results
 from emma.tools.evaluation.stored import EvaluatedModel, evaluated_models
 from emma.tools.evaluation.targets import exported_steps, resolve_run
-from emma.tools.training.metrics import read_metrics
-from emma.tools.training.safety import recorded_skips
+from emma.tools.runs.metrics import read_metrics
+from emma.tools.runs.safety import recorded_skips
 
 if TYPE_CHECKING:
     from emma.recipes.schema import Recipe

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from emma.tools.evaluation.averages import ALL, ENGLISH_GROUP, OTHERS
-from emma.tools.evaluation.languages import CATEGORIES
 from emma.tools.evaluation.measures import Metric, benchmark, metric
 from emma.tools.evaluation.reference import (
     ReferenceAverage,
@@ -17,6 +16,7 @@ from emma.tools.evaluation.reference import (
     source,
 )
 from emma.tools.evaluation.tables import text_table
+from emma.tools.languages.codes import CATEGORIES
 
 __all__ = ["ReferenceView", "gains_text", "reference_text", "reference_view"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from emma.tools.charts.inline import Series, line_chart
 from emma.tools.evaluation.groups import order_categories
-from emma.tools.report.charts import Series, line_chart
 from emma.tools.report.records import RunRecord
 
 __all__ = [

@@ -19,7 +19,7 @@ from emma.base.manifest import Manifest
 from emma.checkpoints_conversion.release.build import plan_release, write_release
 from emma.commands.release import group
 from emma.recipes.schema import Recipe
-from emma.tools.plan.flops import flops_per_token
+from emma.tools.arithmetic.flops import flops_per_token
 from tests.checkpoints_conversion.release.released_run import STEPS
 
 _FOREIGN = """

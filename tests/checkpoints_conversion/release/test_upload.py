@@ -9,35 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from emma.base.errors import UserError
-from emma.checkpoints_conversion.release.checksums import CHECKSUMS_NAME, listed_files
-from emma.commands.release import group
-from tests.checkpoints_conversion.release.hub_server import TOKEN, Hub
-
-
-def upload(folder: Path, *options: str, repository: str = "team/model") -> tuple[int, str]:
-    """Exit code and everything that was printed."""
-    runner = CliRunner()
-    result = runner.invoke(group, ["upload", str(folder), repository, *options])
-    text = result.output
-    if isinstance(result.exception, UserError):
-        return result.exception.exit_code, text + str(result.exception)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert TOKEN not in text
-    return result.exit_code, text
-
-
-def held(hub: Hub, branch: str = "main") -> dict[str, bytes]:
-    files = dict(hub.repositories["team/model"].branches[branch])
-    files.pop(".gitattributes", None)
-    return files
-
-
-def local(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in (*listed_files(folder), CHECKSUMS_NAME)}
+from tests.tools.hub.hub_server import TOKEN, Hub
+from tests.tools.hub.uploading import held, local, upload
 
 
 def test_interrupted_five_times_the_server_holds_every_byte(
@@ -84,7 +58,7 @@ def test_lasting_interruption_ends_with_what_to_do(
     def broken(*arguments: object, **options: object) -> None:
         raise RuntimeError("Error while uploading")
 
-    monkeypatch.setattr("emma.checkpoints_conversion.release.upload._WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("emma.tools.hub.upload._WAIT_SECONDS", 0.01)
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", broken)
     code, text = upload(released, "--attempts", "3")
     assert code == 2

@@ -11,9 +11,10 @@ from click.testing import CliRunner
 
 from emma.base.errors import CheckFailedError, UserError
 from emma.base.files import read_json, write_json
-from emma.checkpoints_conversion.release.checksums import write_checksums
 from emma.checkpoints_conversion.release.verify import generate_faults, release_faults
 from emma.commands.release import group
+from emma.tools.hub.checksums import write_checksums
+from emma.tools.hub.kinds import release_kind
 
 
 def test_sound_release(released: Path) -> None:
@@ -91,5 +92,5 @@ def test_every_changed_missing_or_added_file_is_named(release: Path) -> None:
 
 def test_no_release_at_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
-        release_faults(tmp_path / "none")
+        release_kind(tmp_path / "none")
     assert any("no release folder" in fault for fault in release_faults(tmp_path))

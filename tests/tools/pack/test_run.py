@@ -85,7 +85,7 @@ def expected(corpus: list[Path], tokenizer: TokenizerFile) -> Iterator[tuple[str
                 continue
             ids = reference.encode(text, add_special_tokens=False).ids
             split = "validation" if path.name.startswith("validation") else "train"
-            yield f"{language}/{i}", split, [tokenizer.begin_id, *ids, tokenizer.end_id]
+            yield f"{language}/{i}", split, [tokenizer.begin_of_text_id, *ids, tokenizer.end_of_text_id]
 
 
 @pytest.mark.usefixtures("small_units")

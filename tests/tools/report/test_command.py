@@ -12,11 +12,12 @@ from click.testing import CliRunner, Result
 
 from emma.base.errors import UserError
 from emma.commands.report import group
+from emma.tools.charts.figures import Bar, Differences
+from emma.tools.charts.files import draw
 from emma.tools.evaluation.results import read_results
 from emma.tools.report.checkpoints import read_checkpoint
 from emma.tools.report.compare import compare_page, paired_gains
-from emma.tools.report.export import draw
-from emma.tools.report.figures import Bar, Differences
+from emma.tools.report.export import colors
 from emma.tools.report.records import read_run
 from tests.tools.report.sample_run import (
     codes,
@@ -325,7 +326,7 @@ def test_figures_and_tables_are_exported(tmp_path: Path) -> None:
 def test_equal_figures_are_equal_files(tmp_path: Path) -> None:
     bars = (Bar("deu_Latn", 1.0, 0.2, "o0", "tip"), Bar("yor_Latn", -1.0, None, "o6", "tip"))
     figure = Differences("x", "Title", "unit", bars, (("o0", "high"),))
-    drawn = [[path.read_bytes() for path in draw(figure, tmp_path / place)] for place in ("a", "b")]
+    drawn = [[path.read_bytes() for path in draw(figure, tmp_path / place, colors())] for place in ("a", "b")]
     assert drawn[0] == drawn[1]
 
 

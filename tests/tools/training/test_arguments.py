@@ -11,7 +11,8 @@ import pytest
 from emma.base.errors import RecipeError
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
-from emma.tools.training.arguments import LoadPlan, megatron_arguments
+from emma.tools.runs.checkpoints import LoadPlan
+from emma.tools.training.arguments import megatron_arguments
 from tests.ranks import run_ranks
 from tests.small_recipe import small_recipe
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from emma.base.files import read_json
+from emma.tools.runs.run_folder import RunFolder
 from emma.tools.training.launch import _failure
-from emma.tools.training.run_folder import RunFolder
 from tests.command_line import emma
 from tests.tools.training.conftest import Small
 from tests.training_run import losses

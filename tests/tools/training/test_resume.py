@@ -16,9 +16,9 @@ import pytest
 from emma.base.errors import UserError
 from emma.base.files import read_json, write_json
 from emma.recipes.schema import Recipe
-from emma.tools.training.checkpoints import COMPLETE_MARK, checkpoint_folder, complete_steps
-from emma.tools.training.metrics import read_metrics
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.checkpoints import COMPLETE_MARK, checkpoint_folder, complete_steps
+from emma.tools.runs.metrics import read_metrics
+from emma.tools.runs.run_folder import RunFolder
 from tests.ranks import Job
 from tests.tools.training.conftest import Small
 from tests.training_run import losses, start_run, train_run, validation

@@ -41,7 +41,7 @@ def off_target_rate(texts: Sequence[str], language: str) -> Score | None:
     A language in the right script but another language is not found by it. None where the code names no script, or no
     output has letters.
     """
-    from emma.tools.corpus.scripts import compatible, measure
+    from emma.tools.languages.scripts import compatible, measure
 
     _, _, script = language.partition("_")
     if not script or not texts:

@@ -18,9 +18,8 @@ from emma.tools.evaluation.likelihood import cut_windows
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-__all__ = ["BACKENDS", "LAST_TOKEN", "ROLLING", "ModelSettings", "load_backend"]
+__all__ = ["LAST_TOKEN", "ROLLING", "ModelSettings", "load_backend"]
 
-BACKENDS = ("hf", "vllm")
 LAST_TOKEN = "last_token"
 ROLLING = "loglikelihood_rolling"
 
