@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-slurm demo demo-compare dist clean
+.PHONY: help setup check format test test-slow test-slurm demo demo-compare docs dist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ demo: $(READY)  ## run every stage on this machine, on real text in 100+ languag
 
 demo-compare: $(READY)  ## run the demo, then compare training with and without translations at equal budget
 	$(BIN)/python -P -m emma.tools.demo --compare
+
+docs: $(READY)  ## build the guides and the API reference as a searchable site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 dist: $(READY)  ## build the source distribution and the wheel, and check them
 	rm -rf build dist

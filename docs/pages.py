@@ -26,10 +26,17 @@ def modules() -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
     for room in ROOMS:
         for path in sorted((ROOT / "emma" / room).resolve().rglob("*.py")):
-            parts = ("emma", room, *path.relative_to((ROOT / "emma" / room).resolve()).with_suffix("").parts)
-            if parts[-1] == "__init__" or any(part.startswith("_") for part in parts):
-                continue
-            found[".".join(parts[:-1])].append(".".join(parts))
+            *package, name = (
+                "emma",
+                room,
+                *path.relative_to((ROOT / "emma" / room).resolve()).with_suffix("").parts,
+            )
+            if name == "__init__":
+                # A package's own file has a place only where it defines something.
+                if re.search(r"^(?:def|class) ", path.read_text(encoding="utf-8"), re.MULTILINE):
+                    found[".".join(package)].append(".".join(package))
+            elif not name.startswith("_"):
+                found[".".join(package)].append(".".join((*package, name)))
     return dict(found)
 
 

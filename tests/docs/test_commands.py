@@ -101,7 +101,8 @@ def test_no_command_hides_in_an_indented_block() -> None:
 
 
 def working_copy(folder: Path) -> None:
-    """This checkout as a clone of it would be: tracked files and new ones, links as links, nothing ignored."""
+    """A clone of this repository with what is changed or new in the checkout; nothing that git ignores."""
+    subprocess.run(["git", "clone", "--quiet", "--shared", str(ROOT), str(folder)], check=True)
     names = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -110,11 +111,11 @@ def working_copy(folder: Path) -> None:
         text=True,
     ).stdout.split("\0")
     for name in filter(None, names):
-        source = ROOT / name
-        if not (source.is_file() or source.is_symlink()):
-            continue  # deleted, but not yet committed so
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, folder / name, follow_symlinks=False)
+        source, copy = ROOT / name, folder / name
+        copy.unlink(missing_ok=True)
+        if source.is_file() or source.is_symlink():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, copy, follow_symlinks=False)
 
 
 @pytest.mark.slow
@@ -127,7 +128,6 @@ def test_the_documentation_runs_as_written(tmp_path: Path) -> None:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(folder),  # the copy's code, not that of the installation
-        "EDITOR": "false",
     }
     ran = 0
     for block in every_block():

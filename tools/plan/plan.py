@@ -109,7 +109,7 @@ def make_plan(
     Args:
         recipe: a checked recipe.
         assumptions: what the recipe does not say; default the project's.
-        measured: tokens a second and GPU, replaces the estimated speed.
+        measured: tokens per second per GPU, replaces the estimated speed.
         origin: where the layout was given, for the message of a refusal.
 
     Raises:

@@ -67,7 +67,7 @@ def expected_throughput(recipe: Recipe, measured: float | None = None) -> Throug
 
     Args:
         recipe: a checked recipe.
-        measured: tokens a second and GPU, replaces the estimate.
+        measured: tokens per second per GPU, replaces the estimate.
 
     Returns:
         None where nothing is known: FP32, a CPU.

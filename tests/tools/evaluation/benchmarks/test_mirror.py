@@ -110,7 +110,7 @@ def test_fetch_keeps_what_is_there(hub: list[str], tmp_path: Path) -> None:
         "facebook/belebele/data/swh_Latn.jsonl",
         "facebook/xnli/sw/validation-00000-of-00001.parquet",
     ]
-    assert any("put one verse a line at pbc/<code>.txt" in line for line in report["by_hand"])
+    assert any("put one verse per line at pbc/<code>.txt" in line for line in report["by_hand"])
     manifest = Manifest.read(folder)
     assert manifest.extra["revisions"]["facebook/xnli"] == "commit-of-facebook/xnli"
     assert {record.path for record in manifest.outputs} == set(hub)
@@ -192,7 +192,7 @@ def test_check_names_what_is_wrong(mirror: Path, tmp_path: Path) -> None:
     assert report["languages"]["flores200_x_eng"] == 2
     faults = "\n".join(report["faults"])
     assert "swh_Latn/test.tsv: no field category; it has index_id, topic, text" in faults
-    assert "put one verse a line at pbc/<code>.txt" in faults
+    assert "put one verse per line at pbc/<code>.txt" in faults
     assert "flores200_sacrebleu_tokenizer_spm.model: missing, so spBLEU cannot be computed" in faults
 
 
