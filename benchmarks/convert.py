@@ -156,9 +156,9 @@ def main() -> None:
     if options.phase:
         run_phase(options.phase[0], Path(options.phase[1]), Path(options.phase[2]))
         return
+    from emma.base.staging import check_free_space
     from emma.checkpoints_conversion.parameters import parameter_shapes
     from emma.checkpoints_conversion.release.weights import tensor_hashes
-    from emma.checkpoints_conversion.staging import check_free_space
 
     model = load_section("model", options.model)
     values = model.model_dump(include=set(Shape.model_fields))

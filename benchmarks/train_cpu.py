@@ -20,9 +20,10 @@ from benchmarks.measure import overhead
 from benchmarks.megatron_loop import Course, train_megatron, train_ours
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
-from emma.tools.training.arguments import LoadPlan, megatron_arguments
+from emma.tools.runs.checkpoints import LoadPlan
+from emma.tools.runs.run_folder import RunFolder
+from emma.tools.training.arguments import megatron_arguments
 from emma.tools.training.launch import rank_environment
-from emma.tools.training.run_folder import RunFolder
 from tests.ranks import run_ranks
 from tests.small_recipe import write_small_run
 from tests.tiny_mix import make_tiny_mix

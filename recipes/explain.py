@@ -1,12 +1,7 @@
-"""The documentation of recipe keys, taken from where they are defined."""
+"""The documentation of recipe keys, as written at their definitions."""
 
 from __future__ import annotations
 
-import ast
-import functools
-import inspect
-import itertools
-import textwrap
 import types
 import typing
 from dataclasses import dataclass
@@ -28,32 +23,26 @@ class KeyDocumentation:
     """What a key means."""
 
     key: str
-    """Dotted key; `<name>` stands for a name that the recipe chooses."""
+    """Dotted key; `<name>` stands for any name that a recipe chooses."""
     type: str
-    """Type as one writes it, e.g. `whole number` or `one of cosine, linear`."""
+    """Type in words, e.g. `whole number` or `one of cosine, linear`."""
     default: str
-    """Default as YAML; `required` where there is none."""
+    """Default as YAML, or `required`."""
     description: str
     """Meaning, unit and limits."""
 
 
-@dataclass(frozen=True)
-class _Field:
-    info: FieldInfo
-    text: str
-
-
 def explain(key: str = "") -> list[KeyDocumentation]:
-    """A key and, where it is a section, the keys below it.
+    """A key and, if it is a section, the keys in it.
 
     Args:
-        key: dotted, e.g. `parallelism` or `data.mix.components.code.share`; empty: the whole recipe's sections.
+        key: dotted, e.g. `parallelism` or `data.mix.components.code.share`; empty for the sections of a recipe.
 
     Raises:
         UserError: there is no such key; the message names the nearest one.
     """
     section: Any = Recipe
-    field: _Field | None = None
+    field: FieldInfo | None = None
     walked: list[str] = []
     for part in key.split(".") if key else []:
         fields = _fields(section)
@@ -68,7 +57,7 @@ def explain(key: str = "") -> list[KeyDocumentation]:
             where = f"`{'.'.join(walked)}`" if walked else "a recipe"
             raise UserError(f"{where} has no key `{part}`; {nearest(part, list(fields))}")
         field = fields[part]
-        section = _inner(field.info.annotation)
+        section = _inner(field.annotation)
         walked.append(part)
     path = ".".join(walked)
     found = [_document(path, field)] if field is not None and walked[-1] != "<name>" else []
@@ -86,56 +75,27 @@ def _inner(annotation: Any) -> Any:
     return annotation
 
 
-def _fields(annotation: Any) -> dict[str, _Field] | None:
+def _fields(annotation: Any) -> dict[str, FieldInfo] | None:
     if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return None
-    texts = _docstrings(annotation)
-    return {
-        field.alias or name: _Field(field, texts.get(name, ""))
-        for name, field in annotation.model_fields.items()
-    }
-
-
-@functools.cache
-def _docstrings(section: type[BaseModel]) -> dict[str, str]:
-    """The text under each field of a section's class and of those it inherits from."""
-    texts: dict[str, str] = {}
-    for base in reversed(section.__mro__):
-        if not issubclass(base, BaseModel) or base is BaseModel:
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        for field, text in itertools.pairwise(body.body if isinstance(body, ast.ClassDef) else []):
-            if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
-                continue
-            if (
-                isinstance(text, ast.Expr)
-                and isinstance(text.value, ast.Constant)
-                and isinstance(text.value.value, str)
-            ):
-                texts[field.target.id] = text.value.value
-    return texts
+    return {field.alias or name: field for name, field in annotation.model_fields.items()}
 
 
 def _values(annotation: Any) -> Any:
-    """Type of the values of a mapping from names, or of a list's items; None for anything else."""
+    """Type of a mapping's values or a list's items; None for anything else."""
     origin = typing.get_origin(annotation)
     if origin in (dict, list):
         return _inner(typing.get_args(annotation)[-1])
     return None
 
 
-def _document(key: str, field: _Field) -> KeyDocumentation:
-    info = field.info
-    if info.default_factory is not None:
-        default: Any = info.default_factory()  # type: ignore[call-arg]
-    else:
-        default = info.default
-    section = _inner(info.annotation)
-    text = field.text or (section.__doc__ if isinstance(section, type) else "") or ""
+def _document(key: str, field: FieldInfo) -> KeyDocumentation:
+    section = _inner(field.annotation)
+    text = field.description or (section.__doc__ if isinstance(section, type) else "") or ""
     return KeyDocumentation(
         key=key,
-        type=_type(info.annotation),
-        default=_default(default),
+        type=_type(field.annotation),
+        default=_default(field.get_default(call_default_factory=True)),
         description=" ".join(text.split()),
     )
 

@@ -155,4 +155,6 @@ def make_tiny_mix(
         MixSettings(data.mix, "tiny", mix, store, samples, sequence_length, "0" * 64, file.sha256),
         replace=True,
     )
-    return TinyMix(mix, store, corpus, tokenizer, data, vocab_size, file.begin_id, file.end_id)
+    return TinyMix(
+        mix, store, corpus, tokenizer, data, vocab_size, file.begin_of_text_id, file.end_of_text_id
+    )

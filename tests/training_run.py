@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from emma.recipes.schema import Recipe
+from emma.tools.runs.metrics import read_metrics
+from emma.tools.runs.run_folder import RunFolder
 from emma.tools.training.launch import rank_environment
-from emma.tools.training.metrics import read_metrics
-from emma.tools.training.run_folder import RunFolder
 from tests.ranks import Job, run_ranks, start_ranks
 
 __all__ = ["losses", "rank", "start_run", "train_run", "validation"]

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from emma.base.errors import UserError
-from emma.checkpoints_conversion.release.facts import CardFacts, hub_languages
-from emma.checkpoints_conversion.release.hub_licenses import known_licenses
-from emma.checkpoints_conversion.release.markdown import render_markdown
+from emma.checkpoints_conversion.release.facts import CardFacts
+from emma.tools.hub.cards import hub_languages, language_faults, read_card, render_markdown
+from emma.tools.hub.licenses import known_licenses
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
-__all__ = ["card_faults", "card_metadata", "language_faults", "read_card", "render_card"]
+__all__ = ["card_faults", "card_metadata", "render_card"]
 
-_LANGUAGE = re.compile(r"[a-z]{2,3}")
 _METRIC = "bits_per_byte"
 
 
 def card_metadata(facts: CardFacts) -> ModelCardData:
-    """Metadata of the card, checked by `huggingface_hub`."""
+    """The card's metadata, checked by `huggingface_hub`."""
     from huggingface_hub import ModelCardData
 
     base = facts.record.recipe.model.huggingface
@@ -61,10 +59,10 @@ def _eval_results(facts: CardFacts) -> list[EvalResult] | None:
 
 
 def render_card(facts: CardFacts) -> str:
-    """README.md: metadata between lines of dashes, and the text."""
+    """README.md: metadata between lines of dashes, then the text."""
     from emma.base.manifest import now
+    from emma.tools.charts.scales import duration, number
     from emma.tools.report.provenance import recipe_facts
-    from emma.tools.report.scales import duration, number
 
     return render_markdown(
         Path(__file__).with_name("card.md.j2"),
@@ -87,52 +85,17 @@ def _power_of_ten(value: float) -> str:
 
 
 def _extremes(facts: CardFacts) -> dict[str, Any]:
-    """Languages of monolingual text with the largest gains, and those that lost clearly."""
+    """Languages of monolingual text with the largest gains, and those with clear losses."""
     rows = [row for row in facts.gains["languages"] if row["kind"] == "monolingual"] if facts.gains else []
     rows.sort(key=lambda row: row["difference"])
     return {"best": rows[:10], "lost": [row for row in rows[::-1] if row["verdict"] == "loss"]}
 
 
-def read_card(folder: Path, kind: Literal["model", "dataset"] = "model") -> tuple[dict[str, Any], str]:
-    """Metadata and text of a folder's README.md.
-
-    Raises:
-        UserError: there is none, or its metadata is not readable.
-    """
-    from huggingface_hub import DatasetCard, ModelCard
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    path = folder / "README.md"
-    if not path.is_file():
-        raise UserError(f"{path}: missing; a release needs a card")
-    content = path.read_text(encoding="utf-8")
-    metadata = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
-    try:
-        # Parsed twice, since the second parser's own errors are not the Hub client's.
-        YAML(typ="safe").load(metadata[1] if metadata else "")
-        reader = ModelCard if kind == "model" else DatasetCard
-        card = reader(content, ignore_metadata_errors=False)
-    except (ValueError, TypeError, KeyError, YAMLError) as error:
-        raise UserError(f"{path}: its metadata is not valid: {error}") from None
-    return card.data.to_dict(), card.text
-
-
-def language_faults(data: dict[str, Any]) -> list[str]:
-    """Languages of a card's metadata that are no codes of ISO 639."""
-    codes = data.get("language") or []
-    return [
-        f"README.md: metadata `language` holds {code!r}, which is no ISO 639 code"
-        for code in ([codes] if isinstance(codes, str) else codes)
-        if not isinstance(code, str) or not _LANGUAGE.fullmatch(code)
-    ]
-
-
 def card_faults(folder: Path) -> list[str]:
-    """What the Hub would refuse in a card, or what it lacks.
+    """What the Hub would refuse in a card, or what the card lacks.
 
     Raises:
-        UserError: there is no card, or its metadata is not readable.
+        UserError: the card is missing, or its metadata is not readable.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -152,13 +115,13 @@ def card_faults(folder: Path) -> list[str]:
             validate_repo_id(base)
         except HFValidationError:
             faults.append(
-                f"README.md: metadata `base_model` is {base!r}, which is no name of a model on the Hub"
+                f"README.md: metadata `base_model` is {base!r}, which is not the name of a model on the Hub"
             )
     for entry in data.get("model-index") or []:
         for result in entry["results"]:
             for metric in result["metrics"]:
                 if not isinstance(metric.get("value"), int | float):
-                    faults.append(f"README.md: a result of {result['dataset']['name']} is no number")
+                    faults.append(f"README.md: a result of {result['dataset']['name']} is not a number")
     if not re.search(r"^# .+", text, re.MULTILINE):
         faults.append("README.md: has no heading with the model's name")
     return faults

@@ -1,4 +1,4 @@
-"""What a model card says, taken from the run's own records."""
+"""The content of a model card, from the run's own records."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ if TYPE_CHECKING:
     from emma.tools.report.mix import MixView
     from emma.tools.report.records import RunRecord
 
-__all__ = ["CardFacts", "Compute", "card_facts", "hub_languages"]
+__all__ = ["CardFacts", "Compute", "card_facts"]
 
 
 @dataclass(frozen=True)
 class Compute:
-    """What the released step took.
+    """What training up to the released step took.
 
-    `hardware` is the number and kind of devices, `device_hours` is measured over the logged steps; `megawatt_hours` and `co2_tonnes` follow from it with the boards at
-    their maximum power and the assumptions named (None where the table of devices says no power).
+    `hardware` is the number and kind of devices; `device_hours` is measured over the logged steps.
+    `megawatt_hours` and `co2_tonnes` follow from it, with the boards at maximum power and the stated
+    assumptions (None if the table of devices has no power for this kind).
     """
 
     tokens: int
@@ -46,16 +47,16 @@ class CardFacts:
     license: License
     mix: MixView | None
     languages: list[tuple[str, str, str]]
-    """Code, English name, category of every natural language in the mix."""
+    """Code, English name, and category of every natural language in the mix."""
     pairs: list[str]
     sources: list[tuple[str, str, str, str]]
-    """Name, kind, licence, address of every source of text."""
+    """Name, kind, licence, and address of every text source."""
     compute: Compute
     gains: dict[str, Any] | None
-    """Content of gains.json, if it is about this step."""
+    """Content of gains.json, if it covers this step."""
     parity: dict[str, Any]
     samples: int
-    """Files with outputs of this step, document by document."""
+    """Number of files with this step's outputs, document by document."""
 
 
 def card_facts(record: RunRecord, step: int, parity: dict[str, Any], name: str | None = None) -> CardFacts:
@@ -65,19 +66,19 @@ def card_facts(record: RunRecord, step: int, parity: dict[str, Any], name: str |
         record: the run.
         step: exported step.
         parity: the export's parity report.
-        name: name of the model; default the run's, with the prefix that the licence asks for.
+        name: name of the model; by default, the run's name, with the prefix that the licence requires.
 
     Raises:
-        UserError: the given name is not one that the licence allows.
+        UserError: the licence does not allow the given name.
     """
-    from emma.tools.plan.parameters import total_parameters
+    from emma.tools.arithmetic.parameters import total_parameters
     from emma.tools.report.mix import mix_view
 
     recipe = record.recipe
     licence = license_of(recipe.model.license)
     if name is not None and fitting_name(name, licence) != name:
         raise UserError(
-            f"--name {name}: the {licence.name} asks for a name that begins with “{licence.name_prefix}”"
+            f"--name {name}: the {licence.name} requires a name that begins with “{licence.name_prefix}”"
         )
     about_step = record.gains is not None and record.gains["trained"] == f"{recipe.name}/step-{step}"
     return CardFacts(
@@ -98,7 +99,7 @@ def card_facts(record: RunRecord, step: int, parity: dict[str, Any], name: str |
 
 
 def _languages(record: RunRecord) -> list[tuple[str, str, str]]:
-    from emma.tools.corpus.languages import language_name
+    from emma.tools.languages.labels import language_name
 
     found: dict[str, str] = {}
     for part in record.mix:
@@ -119,8 +120,8 @@ def _sources(record: RunRecord) -> list[tuple[str, str, str, str]]:
 
 def _compute(record: RunRecord, step: int) -> Compute:
     from emma.recipes.devices import device
-    from emma.tools.plan.cost import Assumptions
-    from emma.tools.plan.flops import flops_per_token
+    from emma.tools.arithmetic.cost import Assumptions
+    from emma.tools.arithmetic.flops import flops_per_token
     from emma.tools.report.provenance import device_hours
 
     recipe, assumptions = record.recipe, Assumptions()
@@ -142,17 +143,3 @@ def _compute(record: RunRecord, step: int) -> Compute:
         assumptions.pue,
         assumptions.grid_g_per_kwh,
     )
-
-
-def hub_languages(codes: list[str]) -> list[str]:
-    """Language codes as the Hub's metadata wants them: ISO 639-1 where there is one, else ISO 639-3, without script."""
-    import iso639
-
-    found = []
-    for code in codes:
-        part3 = code.partition("_")[0]
-        try:
-            found.append(iso639.Language.from_part3(part3).part1 or part3)
-        except iso639.LanguageNotFoundError:
-            continue  # a code of one corpus alone; the Hub would refuse it
-    return sorted(set(found))

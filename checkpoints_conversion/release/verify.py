@@ -1,47 +1,31 @@
-"""Re-checks a release folder: nothing of the run is needed."""
+"""Re-checks the release folder of a model: nothing of the run is needed."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from emma.base.errors import UserError
 from emma.base.files import read_json
-from emma.base.manifest import MANIFEST_NAME
 from emma.checkpoints_conversion.config import model_from_hf, token_ids_from_hf
 from emma.checkpoints_conversion.parameters import parameter_shapes
-from emma.checkpoints_conversion.release.card import card_faults, read_card
-from emma.checkpoints_conversion.release.checksums import checksum_faults
-from emma.checkpoints_conversion.release.corpus.verify import MANIFEST_STAGE, corpus_faults
+from emma.checkpoints_conversion.release.card import card_faults
 from emma.checkpoints_conversion.release.licenses import licence_faults, license_of
 from emma.checkpoints_conversion.release.weights import check_parity, tensor_hashes
 from emma.checkpoints_conversion.safetensors_files import INDEX_NAME, SafetensorsReader
+from emma.tools.hub.cards import read_card
+from emma.tools.hub.checksums import checksum_faults
 
-__all__ = ["generate_faults", "release_faults", "release_kind"]
-
-
-def release_kind(folder: Path) -> Literal["model", "dataset"]:
-    """What a release folder holds, in the Hub's words.
-
-    Raises:
-        UserError: no such folder.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    manifest = folder / MANIFEST_NAME
-    corpus = manifest.is_file() and read_json(manifest).get("stage") == MANIFEST_STAGE
-    return "dataset" if corpus else "model"
+__all__ = ["generate_faults", "release_faults"]
 
 
 def release_faults(folder: Path, *, read_weights: bool = True) -> list[str]:
-    """Everything that is wrong with the release folder of a model or a corpus; empty if nothing is.
+    """Everything that is wrong with the release folder of a model; empty if nothing is.
 
     Args:
         folder: the release.
-        read_weights: hash all files and tensors; off where they were hashed while being written.
+        read_weights: hash all files and tensors; off if they were hashed while being written.
     """
-    if release_kind(folder) == "dataset":
-        return corpus_faults(folder, read_data=read_weights)
     faults: list[str] = []
     checks = [_tensor_faults, _token_faults, card_faults, _licence_faults]
     checks.append(_parity_faults if read_weights else _parity_passes)
@@ -56,26 +40,26 @@ def release_faults(folder: Path, *, read_weights: bool = True) -> list[str]:
 
 
 def _tensor_faults(folder: Path) -> list[str]:
-    """Index, shards and config describe one model."""
+    """Checks that index, shards, and config describe the same model."""
     faults = []
     reader = SafetensorsReader(folder)
     expected = parameter_shapes(model_from_hf(folder))
     found = {name: record.shape for name, record in reader.records.items()}
     wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if wrong:
-        faults.append(f"{folder}: {len(wrong)} tensors do not fit config.json, the first is {wrong[0]}")
+        faults.append(f"{folder}: {len(wrong)} tensors do not match config.json, the first is {wrong[0]}")
     index = folder / INDEX_NAME
     if not index.is_file():
         faults.append(f"{index}: missing")
         return faults
     total = sum(record.size for record in reader.records.values())
     if (claimed := read_json(index).get("metadata", {}).get("total_size")) != total:
-        faults.append(f"{index}: total_size is {claimed}, the tensors have {total} bytes")
+        faults.append(f"{index}: total_size is {claimed}, but the tensors have {total} bytes")
     return faults
 
 
 def _token_faults(folder: Path) -> list[str]:
-    """Tokenizer, config and generation config agree on the tokens that begin and end a document."""
+    """Checks that tokenizer, config, and generation config agree on a document's begin and end tokens."""
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
@@ -87,7 +71,7 @@ def _token_faults(folder: Path) -> list[str]:
         return [f"{generation_file}: missing"]
     config, generation = read_json(folder / "config.json"), read_json(generation_file)
     faults = [
-        f"{generation_file}: {key} is {generation.get(key)}, config.json says {config.get(key)}"
+        f"{generation_file}: {key} is {generation.get(key)}, but config.json says {config.get(key)}"
         for key in ("bos_token_id", "eos_token_id")
         if generation.get(key) != config.get(key)
     ]
@@ -99,13 +83,13 @@ def _token_faults(folder: Path) -> list[str]:
         token = token.get("content") if isinstance(token, dict) else token
         if token is not None and engine.token_to_id(token) not in known:
             faults.append(
-                f"{generation_file}: {key}_id is {generation.get(f'{key}_id')}, the tokenizer's {key} {token} is "
+                f"{generation_file}: {key}_id is {generation.get(f'{key}_id')}, but the tokenizer's {key} {token} is "
                 f"{engine.token_to_id(token)}"
             )
     if not ids.end:
-        faults.append(f"{generation_file}: no eos_token_id, so generation would not end")
+        faults.append(f"{generation_file}: has no eos_token_id, so generation would not end")
     if (count := engine.get_vocab_size()) > config["vocab_size"]:
-        faults.append(f"{path}: {count} tokens, the model has {config['vocab_size']}")
+        faults.append(f"{path}: {count} tokens, but the model has {config['vocab_size']}")
     return faults
 
 
@@ -121,17 +105,17 @@ def _parity_passes(folder: Path) -> list[str]:
 
 
 def _parity_faults(folder: Path) -> list[str]:
-    """The parity report passes and is about these very tensors."""
+    """Checks that the parity report passes and is about these tensors."""
     check_parity(read_json(folder / "parity.json"), folder / "parity.json", tensor_hashes(folder))
     return []
 
 
 def generate_faults(folder: Path, tokens: int = 8) -> list[str]:
-    """Loads the folder with `transformers` and continues a text; what goes wrong is returned as one fault.
+    """Loads the folder with `transformers` and continues a text; returns a failure as one fault.
 
     Args:
         folder: the release.
-        tokens: most tokens to generate.
+        tokens: maximum number of tokens to generate.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -143,5 +127,5 @@ def generate_faults(folder: Path, tokens: int = 8) -> list[str]:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         return [f"{folder}: transformers cannot use it: {error}"]
     if made.shape[1] <= inputs["input_ids"].shape[1]:
-        return [f"{folder}: generate gave no token"]
+        return [f"{folder}: generate returned no tokens"]
     return []

@@ -11,10 +11,12 @@ from typing import IO, Any
 
 import orjson
 
+from emma.base.claims import claim, temporary_name
+
 __all__ = [
     "append_line",
     "atomic_write",
-    "fsync_directory",
+    "fsync_path",
     "read_json",
     "sha256_file",
     "write_json",
@@ -24,9 +26,9 @@ __all__ = [
 _CHUNK = 8 << 20
 
 
-def fsync_directory(directory: Path) -> None:
-    """Makes renames inside `directory` durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def fsync_path(path: Path) -> None:
+    """Makes durable what a file holds, or which names a folder holds (its renames)."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -37,6 +39,9 @@ def fsync_directory(directory: Path) -> None:
 def atomic_write(path: Path | str, mode: str = "wb", **open_options: Any) -> Iterator[IO[Any]]:
     """Opens a temporary file beside `path`; on success fsyncs and renames it to `path`, on error removes it.
 
+    Any number of processes on any machines may write the same file at once: each writes a temporary file of its own,
+    locked while it is open, and the last one to finish wins.
+
     Args:
         path: final name; its folder is created.
         mode: `"wb"` or `"w"`.
@@ -44,16 +49,16 @@ def atomic_write(path: Path | str, mode: str = "wb", **open_options: Any) -> Ite
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(temporary_name(path.name))
     if "b" not in mode:
         open_options.setdefault("encoding", "utf-8")
     try:
-        with temporary.open(mode, **open_options) as handle:
+        with open(temporary, mode, opener=claim, **open_options) as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        temporary.replace(path)
-        fsync_directory(path.parent)
+            temporary.replace(path)  # before the lock goes with the handle
+        fsync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -88,7 +93,7 @@ def read_json(path: Path | str) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except orjson.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); it was cut or edited: write it anew") from None
+        raise UserError(f"{path}: not valid JSON ({error}); it was cut or edited: write it again") from None
 
 
 def append_line(path: Path | str, line: bytes) -> None:

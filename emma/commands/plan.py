@@ -62,7 +62,7 @@ def command(
       emma plan emma_llama3_8b_bi layout=h100_512_bf16 parallelism.pipeline=2 --simulate
     """
     from emma.recipes.load import load_with_origins
-    from emma.tools.plan.cost import Assumptions
+    from emma.tools.arithmetic.cost import Assumptions
     from emma.tools.plan.plan import make_plan
     from emma.tools.plan.text import plan_text, simulation_text
 

@@ -40,9 +40,9 @@ def command(
     from emma.checkpoints_conversion.checkpoint import check_start
     from emma.recipes.load import load_recipe
     from emma.tools.plan.alternatives import check_fits
+    from emma.tools.runs.run_folder import RunFolder
     from emma.tools.training.launch import compute_reference, launch_command, rank_environment, train_here
     from emma.tools.training.plan_start import check_mix, describe
-    from emma.tools.training.run_folder import RunFolder
 
     recipe = load_recipe(run, overrides)
     folder = RunFolder(recipe.run_folder)

@@ -8,7 +8,7 @@ import pytest
 
 from emma.base.errors import UserError
 from emma.checkpoints_conversion.watch import last_step, watch
-from emma.tools.training.checkpoints import checkpoint_folder, mark_complete
+from emma.tools.runs.checkpoints import checkpoint_folder, mark_complete
 
 
 def _save(run: Path, step: int) -> None:

@@ -30,6 +30,28 @@ def test_child_with_a_base_replaces_what_its_parent_said(tmp_path: Path) -> None
     assert (model.name, model.rope_theta) == ("llama3.1_8b", 500_000)
 
 
+def test_of_several_parents_the_later_wins_and_the_child_over_all(tmp_path: Path) -> None:
+    _write(
+        tmp_path, "newer", "name: elsewhere\nmodel: llama3.1_8b\nschedule: {steps: 7000, warmup_steps: 7}\n"
+    )
+    path = _write(
+        tmp_path, "child", "extends: [emma_llama3_8b_bi, newer.yaml]\nschedule: {warmup_steps: 8}\n"
+    )
+    recipe, composed = load_with_origins(path)
+    assert (recipe.name, recipe.model.name, recipe.data.name) == ("child", "llama3.1_8b", "mala_bilingual")
+    assert (recipe.schedule.steps, recipe.schedule.warmup_steps) == (7000, 8)
+    assert composed.origin(("schedule", "steps")) == f"{tmp_path / 'newer.yaml'}:3"
+    turned = _write(tmp_path, "turned", "extends: [newer.yaml, emma_llama3_8b_bi]\n")
+    assert load_recipe(turned).schedule.steps == 40_000
+
+
+def test_two_parents_may_share_a_parent(tmp_path: Path) -> None:
+    _write(tmp_path, "a", "extends: emma_llama3_8b_bi\nseed: 1\n")
+    _write(tmp_path, "b", "extends: emma_llama3_8b_bi\nschedule: {steps: 9000}\n")
+    recipe = load_recipe(_write(tmp_path, "child", "extends: [a.yaml, b.yaml]\n"))
+    assert (recipe.seed, recipe.schedule.steps) == (1, 9000)
+
+
 def test_name_is_the_files_own(tmp_path: Path) -> None:
     _write(tmp_path, "parent", "extends: emma_llama3_8b_bi\nname: elsewhere\n")
     assert load_recipe(_write(tmp_path, "child", "extends: parent.yaml\n")).name == "child"

@@ -107,6 +107,15 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         HEAD + "model: 3\n",
         ["wrong.yaml:2", "model", "expected a name or a mapping, got 3"],
     ),
+    "unknown second parent": (
+        "extends:\n  - emma_llama3_8b_bi\n  - parts/llama3.1\n",
+        ["wrong.yaml:3", "extends", "`parts/llama3.1`"],
+    ),
+    "parent without a name": (
+        "extends: [emma_llama3_8b_bi, 3]\n",
+        ["wrong.yaml:1", "extends", "a name or a list of names", "['emma_llama3_8b_bi', 3]"],
+    ),
+    "no parent": ("extends: []\n", ["wrong.yaml:1", "extends", "got []"]),
     "extends itself": (
         "extends: wrong.yaml\n",
         ["wrong.yaml:1", "extends", "loop", "wrong.yaml → wrong.yaml"],
@@ -184,7 +193,7 @@ def test_wrong_override_gives_one_message(override: str) -> None:
     [
         ("emma_llama3_8b_bj", ["no run `emma_llama3_8b_bj`", "`emma_llama3_8b_bi`"]),
         ("nowhere.yaml", ["nowhere.yaml: no such recipe file"]),
-        (".", [".: a folder without recipe.yaml"]),
+        (".", [".: not a run folder"]),
     ],
 )
 def test_wrong_run_gives_one_message(

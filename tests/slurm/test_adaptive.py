@@ -13,11 +13,11 @@ from emma.slurm.results import best, results
 from emma.slurm.submit_sweep import open_sweep
 from emma.slurm.sweep import SweepFolder
 from emma.slurm.trial import begin, watch
-from emma.tools.training.metrics import append_metrics
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.metrics import append_metrics
+from emma.tools.runs.run_folder import RunFolder
 from tests.slurm.conftest import MakeRecipe
 from tests.slurm.test_sweep import write
-from tests.tools.training.test_checkpoints import save
+from tests.tools.runs.test_checkpoints import save
 
 optuna = pytest.importorskip("optuna")
 

@@ -15,14 +15,15 @@ from emma.recipes.compose import list_names
 from emma.recipes.load import load_recipe, load_sweep
 from emma.recipes.schema.sweep import Sweep
 from emma.slurm.history import History
-from emma.slurm.results import best, importance, results, results_text, write_results
+from emma.slurm.results import best, importance, results, results_text
+from emma.slurm.results_page import write_results
 from emma.slurm.submit_sweep import open_sweep, plan_sweep
 from emma.slurm.sweep import SweepFolder, design
 from emma.slurm.trial import begin, mix_folder
-from emma.tools.training.metrics import append_metrics
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.metrics import append_metrics
+from emma.tools.runs.run_folder import RunFolder
 from tests.slurm.conftest import MakeRecipe
-from tests.tools.training.test_checkpoints import save
+from tests.tools.runs.test_checkpoints import save
 
 pytestmark = pytest.mark.usefixtures("without_slurm")
 

@@ -11,10 +11,10 @@ from emma.recipes.load import write_recipe
 from emma.slurm.history import History
 from emma.slurm.query import Job
 from emma.slurm.table import collect, find_runs, table_text
-from emma.tools.training.metrics import append_metrics
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.metrics import append_metrics
+from emma.tools.runs.run_folder import RunFolder
 from tests.slurm.conftest import MakeRecipe
-from tests.tools.training.test_checkpoints import save
+from tests.tools.runs.test_checkpoints import save
 
 
 def job(

@@ -1,9 +1,8 @@
-"""The build of a corpus: its stages, one after the other; each is skipped where it is there already."""
+"""Builds a corpus: its stages in order, skipping those already on disk."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 from emma.base.errors import UserError
 from emma.base.manifest import MANIFEST_NAME, Manifest
+from emma.base.processes import start_forkserver
+from emma.base.staging import sole_writer
 from emma.recipes.schema import Recipe
 from emma.tools.corpus.deduplicate import deduplicate
 from emma.tools.corpus.filter import filter_corpus
@@ -25,11 +26,14 @@ __all__ = ["build_corpus", "build_of", "finish_build", "plan_build", "stages_of"
 
 
 def build_of(recipe: Recipe, workers: int | None = None) -> Build:
-    """What the recipe of a run says about its corpus.
+    """The build that a run's recipe describes.
 
     Args:
         recipe: the recipe.
-        workers: processes; default one a core that this process may use.
+        workers: processes; default one per core available to this process.
+
+    Raises:
+        UserError: the data recipe has no section `corpus`.
     """
     if recipe.data.corpus is None:
         raise UserError(f"the data recipe {recipe.data.name} has no section `corpus`; name its sources there")
@@ -46,20 +50,28 @@ def build_corpus(build: Build, until: str = STAGES[-1]) -> None:
     """Builds the stages up to `until`.
 
     Raises:
-        UserError: bad input, with file, line, field and fix.
+        UserError: bad input, with file, line, field and fix; or another process is building this corpus.
     """
-    build.root.mkdir(parents=True, exist_ok=True)
-    with exclusive(build.root):
-        for stage in stages_of(build, until):
-            stage.run()
-        finish_build(build)
+    if build.workers > 1:
+        # One process is the parent of all stages' workers; it imports what all of them need.
+        start_forkserver([__name__])
+    with sole_writer(build.root):
+        build.root.mkdir(exist_ok=True)
+        try:
+            for stage in stages_of(build, until):
+                stage.run()
+            finish_build(build)
+        finally:
+            # Only an empty folder can be removed: one in which nothing was finished.
+            with contextlib.suppress(OSError):
+                build.root.rmdir()
 
 
 def stages_of(build: Build, until: str = STAGES[-1]) -> Iterator[Stage]:
-    """The stages in order; each is made when the one before it is done, or at least can be told from its settings.
+    """The stages in order. Run each before asking for the next one, unless only their settings are needed.
 
     Raises:
-        UserError: a source, model or benchmark that is not there.
+        UserError: a source, model or benchmark is missing.
     """
     stage = integrate(build)
     yield stage
@@ -69,29 +81,8 @@ def stages_of(build: Build, until: str = STAGES[-1]) -> Iterator[Stage]:
 
 
 def finish_build(build: Build) -> None:
-    """Writes the tables over all stages."""
+    """Writes the tables that span all stages."""
     write_table(statistics(build.root), build.root / "statistics" / "statistics")
-
-
-@contextlib.contextmanager
-def exclusive(root: Path) -> Iterator[None]:
-    """Holds a lock on the corpus; a folder that is empty in the end is removed.
-
-    Raises:
-        UserError: another process of this machine has it.
-    """
-    handle = os.open(root, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{root}: another build is at work there; wait for it, or give this run another folder "
-                            "(paths.corpus)") from None  # fmt: skip
-        yield
-    finally:
-        os.close(handle)
-        with contextlib.suppress(OSError):
-            root.rmdir()
 
 
 def totals(build: Build) -> dict[str, dict[str, Any]]:
@@ -101,7 +92,7 @@ def totals(build: Build) -> dict[str, dict[str, Any]]:
 
 
 def plan_build(build: Build) -> dict[str, Any]:
-    """What a build would read, and which stages are on disk.
+    """Says what a build would read and which stages are on disk.
 
     Raises:
         UserError: a source without files.

@@ -8,14 +8,17 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from emma.tools.corpus.codepoints import DIGIT, LETTER, MARK, SPACE, CodePoints
+from emma.tools.languages.codepoints import DIGIT, LETTER, MARK, SPACE, CodePoints
 
-__all__ = ["pair_keys", "text_keys", "unit_hashes"]
+__all__ = ["pair_keys", "text_keys"]
 
 
 def text_keys(texts: Sequence[str], kind: str) -> NDArray[np.uint64]:
-    """Keys (documents × 2, uint64) that are equal where texts are equal after case, white space and punctuation are
-    set aside; of code, white space alone. A text without letters or digits has the key of its characters."""
+    """Keys of texts (documents × 2, uint64).
+
+    Keys are equal if the texts are equal apart from case, white space and punctuation (code: apart from white
+    space only). The key of a text without letters or digits is that of all its characters.
+    """
     code = kind == "code"
     points = CodePoints.of(texts if code else [text.lower() for text in texts])
     kinds = points.class_of
@@ -35,14 +38,11 @@ def text_keys(texts: Sequence[str], kind: str) -> NDArray[np.uint64]:
 
 
 def pair_keys(sources: NDArray[np.uint64], targets: NDArray[np.uint64], swapped: bool) -> NDArray[np.uint64]:
-    """Keys of pairs from the keys of their sides; with `swapped` sides change places first, so that a pair and its
-    translation in the other direction have the same key."""
+    """Keys of pairs (pairs × 2, uint64) from the keys of their sides.
+
+    `swapped` exchanges the sides first, so that a pair and its reverse have the same key.
+    """
     one, other = (targets, sources) if swapped else (sources, targets)
     both = np.ascontiguousarray(np.concatenate([one, other], axis=1))
     digests = b"".join(xxhash.xxh3_128_digest(row) for row in both)
     return np.frombuffer(digests, np.uint64).reshape(-1, 2)
-
-
-def unit_hashes(keys: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Keys as numbers in [0, 1), uniformly spread."""
-    return (keys[:, 0] >> np.uint64(11)).astype(np.float64) / (1 << 53)

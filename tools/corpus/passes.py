@@ -1,4 +1,4 @@
-"""A pass over the parts of a finished stage that only counts: in parallel, resumable, without traces."""
+"""Counting over the parts of a finished stage: in parallel, resumable, leaving no files behind."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from emma.base.manifest import Manifest
+from emma.base.staging import sole_writer
 from emma.tools.corpus.layout import parts_of
 from emma.tools.corpus.runner import Task, results_of, run_tasks
 from emma.tools.corpus.stage import Build, chunks_of_parts, fingerprint
@@ -27,7 +28,7 @@ def count_parts(
         name: what is counted, for the progress bar.
         function: importable; returns JSON values.
         arguments: picklable.
-        key: what the result depends on besides the stage: an interrupted pass goes on only where it is the same.
+        key: what the result depends on besides the stage: an interrupted pass resumes only with the same key.
 
     Raises:
         UserError: the stage is not finished.
@@ -39,7 +40,8 @@ def count_parts(
         Task(f"chunk-{number:06d}", function, (str(build.root), stage, chunk, *arguments))
         for number, chunk in enumerate(chunks)
     ]
-    run_tasks(work, tasks, workers=build.workers, label=name)
-    results = results_of(work, tasks)
-    shutil.rmtree(work)
+    with sole_writer(work, wait=True):
+        run_tasks(work, tasks, workers=build.workers, label=name)
+        results = results_of(work, tasks)
+        shutil.rmtree(work)
     return results

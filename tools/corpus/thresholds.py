@@ -1,19 +1,14 @@
-"""The limits that hold for a kind and a language: tables, then the recipe."""
+"""Filter limits for a kind and a language: the tables' values, overridden by the recipe's."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from emma.recipes.corpus_tables import table
 from emma.recipes.schema.corpus import Corpus, Thresholds
-from emma.tools.corpus.scripts import family
-from emma.tools.corpus.tables import table
+from emma.tools.languages.scripts import family, script_of
 
-__all__ = ["script_of", "thresholds_for"]
-
-
-def script_of(code: str) -> str:
-    """ISO 15924 part of an `xxx_Ssss` code; "" where there is none."""
-    return code.rpartition("_")[2] if "_" in code else ""
+__all__ = ["thresholds_for"]
 
 
 def thresholds_for(corpus: Corpus, kind: str, language: str, side: str | None = None) -> Thresholds:
@@ -22,8 +17,8 @@ def thresholds_for(corpus: Corpus, kind: str, language: str, side: str | None = 
     Args:
         corpus: the recipe's overrides.
         kind: kind of text.
-        language: language, or pair.
-        side: of a pair, the language of the side that the limits are for.
+        language: language or pair.
+        side: for a pair, the language of the side that the limits are for.
     """
     tables = table("filters")
     values: dict[str, Any] = dict(tables["kinds"][kind])

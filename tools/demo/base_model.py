@@ -15,6 +15,7 @@ import click
 
 from emma.base.errors import UserError
 from emma.base.files import write_json
+from emma.base.staging import staged_folder
 from emma.recipes.schema.model import Model
 from emma.tools.demo.commands import run_command
 
@@ -192,17 +193,13 @@ def command(
     count = sum(parameter.numel() for parameter in model.parameters())
     click.echo(f"{count:,} parameters, {blocks.numel():,} tokens in {', '.join(seen)}")
     losses = pretrain(model, blocks, steps=steps, batch=batch, learning_rate=learning_rate, seed=seed)
-    # Written aside and renamed, so that a folder with the name is always a whole model.
-    staging = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
     model.generation_config = GenerationConfig(bos_token_id=ids[0], eos_token_id=ids[1], pad_token_id=ids[2])
-    model.save_pretrained(staging)
-    # Copied, not saved: `save_pretrained` would write a class name that older versions don't know.
-    for path in sorted(tokenizer_folder.iterdir()):
-        shutil.copyfile(path, staging / path.name)
-    write_json(staging / "languages.json", {"seen": seen})
-    shutil.rmtree(out, ignore_errors=True)
-    staging.rename(out)
+    with staged_folder(out, overwrite=True) as staging:
+        model.save_pretrained(staging)
+        # Copied, not saved: `save_pretrained` would write a class name that older versions don't know.
+        for path in sorted(tokenizer_folder.iterdir()):
+            shutil.copyfile(path, staging / path.name)
+        write_json(staging / "languages.json", {"seen": seen})
     last = losses[-max(1, steps // 10) :]
     click.echo(
         f"{out}: loss {losses[0]:.3f} → {sum(last) / len(last):.3f} nats per token after {steps} steps"

@@ -20,7 +20,7 @@ import click
 from emma.base.errors import CheckFailedError, UserError
 from emma.base.files import read_json, write_json
 from emma.tools.demo.steps import Step, Stop
-from emma.tools.training.metrics import read_metrics
+from emma.tools.runs.metrics import read_metrics
 
 __all__ = ["Record", "exclusive", "run_steps"]
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from emma.tools.evaluation.averages import ENGLISH_GROUP, OTHERS, Average, averages, groups_of
 from emma.tools.evaluation.bootstrap import Estimate, average, average_of_items
-from emma.tools.evaluation.languages import language
 from emma.tools.evaluation.measures import Benchmark, Metric, benchmark, metric
 from emma.tools.evaluation.results import Result
 from emma.tools.evaluation.significance import Correction, Score, Verdicts, compare_languages, verdict_counts
+from emma.tools.languages.codes import language
 
 __all__ = [
     "BenchmarkScores",

@@ -72,25 +72,21 @@ class Verdicts:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided p of McNemar's test: items that only the one, and only the other model gets right."""
-    count, fewer = gained + lost, min(gained, lost)
-    if not count:
-        return 1.0
-    tail = sum(math.comb(count, k) for k in range(fewer + 1))
-    return float(min(1.0, 2 * tail / 2**count)) if count < 1000 else min(1.0, _big_tail(tail, count))
+    """Exact two-sided p of McNemar's test.
 
+    Args:
+        gained: items that only the second model gets right.
+        lost: items that only the first model gets right.
+    """
+    from scipy.stats import binomtest
 
-def _big_tail(tail: int, count: int) -> float:
-    # Both numbers are beyond a float's range; their quotient is not.
-    return math.exp(min(0.0, math.log(2) + math.log(tail) - count * math.log(2)))
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def paired_t(differences: Sequence[float] | NDArray[np.float64]) -> tuple[float, float | None]:
-    """Two-sided p of the paired t-test and the standard error of the mean; `(1, None)` for fewer than two items.
+    """Two-sided p of the paired t-test and the standard error of the mean; `(1, None)` for fewer than two items."""
+    from scipy.stats import t
 
-    Student's t is turned into a normal deviate by Wallace's formula (1959, Annals of Mathematical Statistics
-    30), which is within a few percent of the exact p from three degrees of freedom on.
-    """
     values = np.asarray(differences, np.float64)
     count = len(values)
     if count < 2:
@@ -99,9 +95,7 @@ def paired_t(differences: Sequence[float] | NDArray[np.float64]) -> tuple[float,
     mean = float(values.mean())
     if error == 0:
         return (1.0 if mean == 0 else 0.0), 0.0
-    freedom, t = count - 1, mean / error
-    deviate = (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(t * t / freedom))
-    return math.erfc(deviate / math.sqrt(2)), error
+    return float(2 * t.sf(abs(mean) / error, count - 1)), error
 
 
 def two_errors(base: Score, trained: Score) -> tuple[float, float | None]:
@@ -155,23 +149,17 @@ def adjust(p: Sequence[float], correction: Correction = "bh") -> list[float]:
         correction: `bh`, Benjamini and Hochberg's step-up, which bounds the share of false findings among all; `holm`,
             which bounds the chance of a single false one; `none`.
     """
-    count = len(p)
-    if correction == "none" or not count:
+    if correction == "none" or not p:
         return list(p)
-    order = sorted(range(count), key=lambda place: p[place])
-    adjusted = [1.0] * count
-    if correction == "holm":
-        largest = 0.0
-        for rank, place in enumerate(order):
-            largest = max(largest, min(1.0, (count - rank) * p[place]))
-            adjusted[place] = largest
-        return adjusted
-    smallest = 1.0
-    for rank in range(count - 1, -1, -1):
-        place = order[rank]
-        smallest = min(smallest, p[place] * count / (rank + 1))
-        adjusted[place] = smallest
-    return adjusted
+    values = np.asarray(p, np.float64)
+    if correction == "bh":
+        from scipy.stats import false_discovery_control
+
+        return [float(value) for value in false_discovery_control(values, method="bh")]
+    order = np.argsort(values)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    return [float(value) for value in np.minimum(adjusted, 1)]
 
 
 def compare_languages(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emma.base.errors import UserError
-from emma.base.files import fsync_directory, write_json
+from emma.base.files import write_json
 from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
 from emma.base.processes import available_cores
 from emma.base.progress import progress
+from emma.base.staging import sole_writer, staged_folder
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.data import Mix
 from emma.tools.mix.catalogue import Catalogue, consumed_documents, load_catalogue
@@ -162,27 +162,35 @@ def build_mix(settings: MixSettings, *, replace: bool = False, statistics: Seque
     prepared = _prepare(settings, statistics)
     prepared.plan.check()
     fingerprint = _fingerprint(settings, prepared)
-    if (settings.folder / MANIFEST_NAME).is_file():
-        present = read_mix(settings.folder)
-        if present.fingerprint == fingerprint:
+    if present := _present(settings, fingerprint, replace=replace):
+        return present
+    with sole_writer(settings.folder, wait=True) as lock:
+        if present := _present(settings, fingerprint, replace=replace):
             return present
-        if not replace:
-            raise UserError(
-                f"{settings.folder}: holds another mix (fingerprint {present.fingerprint[:12]}, {present.samples} samples; "
-                f"this recipe's is {fingerprint[:12]}, {settings.samples} samples). A run that was begun with it needs it. "
-                "Give data.name another value, or call with --replace"
-            )
-    partial = settings.folder.with_name(f".{settings.folder.name}.{os.getpid()}.partial")
-    for leftover in settings.folder.parent.glob(f".{settings.folder.name}.*.partial"):
-        process = int(leftover.name.split(".")[-2])
-        if not Path(f"/proc/{process}").exists():
-            shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        info = _write(settings, prepared, fingerprint, partial, started)
-        _exchange(partial, settings.folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        # What is in the folder is no mix, or may give way.
+        with staged_folder(settings.folder, overwrite=True, lock=lock) as folder:
+            info = _write(settings, prepared, fingerprint, folder, started)
     return MixInfo(**{**vars(info), "folder": settings.folder})
+
+
+def _present(settings: MixSettings, fingerprint: str, *, replace: bool) -> MixInfo | None:
+    """The mix with the fingerprint, if it is in its folder; None too where another one is that gives way.
+
+    Raises:
+        UserError: another one is there and does not give way.
+    """
+    if not (settings.folder / MANIFEST_NAME).is_file():
+        return None
+    present = read_mix(settings.folder)
+    if present.fingerprint == fingerprint:
+        return present
+    if replace:
+        return None
+    raise UserError(
+        f"{settings.folder}: holds another mix (fingerprint {present.fingerprint[:12]}, {present.samples} samples; "
+        f"this recipe's is {fingerprint[:12]}, {settings.samples} samples). A run that was begun with it needs it. "
+        "Give data.name another value, or call with --replace"
+    )
 
 
 def expected_fingerprint(settings: MixSettings, statistics: Sequence[Path] = ()) -> str:
@@ -192,16 +200,6 @@ def expected_fingerprint(settings: MixSettings, statistics: Sequence[Path] = ())
         UserError: the store lacks a component, or its components don't belong together.
     """
     return _fingerprint(settings, _prepare(settings, statistics))
-
-
-def _exchange(partial: Path, folder: Path) -> None:
-    """Puts a finished folder in its place; an old one is moved aside first and removed after."""
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    fsync_directory(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _fingerprint(settings: MixSettings, prepared: _Prepared) -> str:
@@ -254,8 +252,8 @@ def _write(
         tokens=train.samples * train.sequence_length,
         seed=settings.mix.seed,
         vocab_size=first.vocab_size,
-        begin_id=first.begin_id,
-        end_id=first.end_id,
+        begin_id=first.begin_of_text_id,
+        end_id=first.end_of_text_id,
         tokenizer_sha256=first.settings["tokenizer_sha256"],
         store=os.path.relpath(settings.store.resolve(), settings.folder.resolve()),
         components={component.name: component.fingerprint for component in prepared.components},

@@ -233,11 +233,6 @@ def make_plan(
             f"the mix holds {total:,} tokens at its caps and the budget is {tokens:,}; raise max_epochs, or lower the budget "
             "(schedule.steps × batch.global × batch.sequence_length)"
         )
-    for row in planned:
-        if row.target_tokens > row.cap_tokens:
-            faults.append(
-                f"{row.source.component}/{row.source.language} is above its cap of {row.cap_tokens:,} tokens"
-            )
     return MixPlan(tokens, sequence_length, planned, wanted, [], faults, notes)
 
 

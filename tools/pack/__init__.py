@@ -3,3 +3,9 @@
 A component of the store (`store/<component>/`) is packed in *work units*: consecutive pieces of the input files, cut
 by the inputs' sizes alone, so that the number of processes or of Slurm array tasks changes nothing in the bytes written.
 """
+
+__all__ = ["PRELOAD_VARIABLE"]
+
+PRELOAD_VARIABLE = "EMMA_PACK_PRELOAD"
+"""JSON that tells `pack.preload` what to load: `{engine, tokenizer, vocab_size}` or `{run, overrides}`. It stands here
+since who starts the processes must not import what they load."""

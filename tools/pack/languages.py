@@ -18,7 +18,7 @@ def pair_labels(source: str, target: str) -> tuple[str, str]:
     (`Serbian (Cyrl)`, `Serbian (Latn)`). Codes without a name in ISO 639-3 stay codes.
     """
     # The tables take a second to load, and only pairs need them.
-    from emma.tools.corpus.languages import language_name
+    from emma.tools.languages.labels import language_name
 
     names = [re.sub(r" \([^)]*\)$", "", language_name(code)) for code in (source, target)]
     if names[0] == names[1]:

@@ -16,15 +16,15 @@ import orjson
 from emma.base.arrow import keep_pandas_out
 from emma.recipes.load import load_recipe
 from emma.recipes.schema.model import Tokenizer
+from emma.tools.pack import PRELOAD_VARIABLE
 from emma.tools.pack.engine import usable_engine
 from emma.tools.pack.tokenizer_file import tokenizer_of_process
-from emma.tools.pack.workers import VARIABLE
 
 __all__: list[str] = []
 
 
 def _load(value: dict[str, Any]) -> None:
-    """Loads the engine that `value` names (see `VARIABLE`)."""
+    """Loads the engine that `value` names (see `PRELOAD_VARIABLE`)."""
     if "run" in value:
         recipe = load_recipe(value["run"], value["overrides"])
         engine, tokenizer, vocab_size = (
@@ -39,9 +39,9 @@ def _load(value: dict[str, Any]) -> None:
 
 
 keep_pandas_out()
-if VARIABLE in os.environ:
+if PRELOAD_VARIABLE in os.environ:
     # A worker, or the command itself, meets the same error where it can be reported.
     with contextlib.suppress(Exception):
-        _load(orjson.loads(os.environ[VARIABLE]))
+        _load(orjson.loads(os.environ[PRELOAD_VARIABLE]))
 # What is loaded stays: looking through it for garbage would copy it into every worker.
 gc.freeze()

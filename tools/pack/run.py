@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +22,11 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from emma.base.errors import UserError
-from emma.base.files import atomic_write, fsync_directory, read_json, write_json
+from emma.base.files import atomic_write, fsync_path, read_json, write_json
 from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
 from emma.base.processes import available_cores, result_of
 from emma.base.progress import progress
+from emma.base.staging import InUseError, Lock, clear_leftovers, sole_writer
 from emma.tools.pack.engine import REFERENCE, forget_engine
 from emma.tools.pack.gate import gate_verdicts
 from emma.tools.pack.inputs import InputFile, Unit
@@ -37,10 +41,12 @@ from emma.tools.pack.store import FORMAT, SOURCE_SCHEMA, bin_name, documents_nam
 from emma.tools.pack.unit import UNIT_FILE, pack_unit, unit_name
 from emma.tools.pack.workers import worker_pool
 
-__all__ = ["PackReport", "finish_component", "pack_store", "prepare_component"]
+__all__ = ["PackReport", "pack_store"]
 
 PackReport = dict[str, dict[str, Any]]
 """By component: `status` (packed, unfinished, or as it was) and counts."""
+
+_POLL_SECONDS = 0.5
 
 
 def pack_store(
@@ -78,49 +84,64 @@ def pack_store(
     with processes() as pool:
         file.check()
         for name in names:
-            if _is_finished(settings, name):
+            plan = None if _is_finished(settings, name) else _plan(settings, name, finish_only, pool, workers)
+            if plan is None:
+                _remove_work(settings, name)
                 report[name] = {"status": "was packed before", **_counts(settings, name)}
-            elif finish_only:
-                plans[name] = _existing_plan(settings, name)
             else:
-                plans[name] = prepare_component(settings, name, pool, workers)
+                plans[name] = plan
     forget_engine(REFERENCE)
     if plans and not finish_only:
         largest = max((unit.bytes for plan in plans.values() for unit in plan.units), default=0)
         with processes(largest_unit=largest) as pool:
             _pack_units(settings, plans, shard, workers, pool)
     for name, plan in plans.items():
-        if shard is not None:
+        if shard is not None and not _is_finished(settings, name):
             missing = _missing(settings, plan)
             report[name] = {"status": "unfinished", "units": len(plan.units), "units_missing": len(missing)}
         else:
-            finish_component(settings, plan)
+            _finish(settings, plan)
             report[name] = {"status": "packed", **_counts(settings, name)}
     return report
 
 
-def prepare_component(settings: PackSettings, name: str, pool: Executor, workers: int) -> ComponentPlan:
-    """The plan of a component, from disk where it was made before, with the gate's verdicts.
+def _plan(
+    settings: PackSettings, name: str, finish_only: bool, pool: Executor, workers: int
+) -> ComponentPlan | None:
+    """The plan of a component with the gate's verdicts, from disk where it was made before; None where another process
+    has finished the component in the meantime.
 
     Raises:
-        UserError: inputs or settings changed since the plan was made.
+        UserError: inputs or settings changed since the plan was made, or there is none and `finish_only` is set.
     """
-    path = _work_folder(settings, name) / "plan.json"
-    fresh = plan_component(settings, name)
-    if path.is_file():
-        plan = _existing_plan(settings, name)
-        _refuse_change(settings, plan.settings, plan.inputs, name)
+    fresh = None if finish_only else plan_component(settings, name)
+    # One process makes the plan; the others wait for it and read it.
+    with sole_writer(settings.store / name, wait=True):
+        if _is_finished(settings, name):
+            return None
+        path = _work_folder(settings, name) / "plan.json"
+        if fresh is None or path.is_file():
+            plan = _existing_plan(settings, name)
+            if fresh is not None:
+                _refuse_change(settings, plan.settings, plan.inputs, name)
+            return plan
+        plan = _with_verdicts(settings, fresh, pool, workers)
+        plan.write(path)
         return plan
+
+
+def _with_verdicts(
+    settings: PackSettings, fresh: ComponentPlan, pool: Executor, workers: int
+) -> ComponentPlan:
     if fresh.engine != REFERENCE:
         engine, passed_over, verdicts = gate_verdicts(settings, fresh, pool, workers)
-        fresh = replace(
+        return replace(
             fresh,
             engine=engine,
             passed_over=passed_over,
             refused=sorted(language for language, equal in verdicts.items() if not equal),
             trusted=sorted(language for language, equal in verdicts.items() if equal),
         )
-    fresh.write(path)
     return fresh
 
 
@@ -158,7 +179,6 @@ def _is_finished(settings: PackSettings, name: str) -> bool:
     component = open_component(folder)
     files = [InputFile(**file) for file in component.manifest.extra["input_files"]]
     _refuse_change(settings, component.settings, files, name)
-    shutil.rmtree(_work_folder(settings, name), ignore_errors=True)
     return True
 
 
@@ -178,6 +198,28 @@ def _work_folder(settings: PackSettings, name: str) -> Path:
     return settings.store / name / ".pack"
 
 
+def _remove_work(settings: PackSettings, name: str, lock: Lock | None = None) -> None:
+    """Removes a finished component's work folder, but for what a process on another machine may still be writing.
+
+    Args:
+        settings: what was packed.
+        name: the component.
+        lock: of a caller that is the component's sole writer.
+    """
+    work = _work_folder(settings, name)
+    if not work.is_dir():
+        return
+    with sole_writer(settings.store / name, wait=True) if lock is None else nullcontext(lock) as held:
+        stay = clear_leftovers(work, held)
+        if not stay:
+            # A worker whose parent was killed may be writing there still; the next call removes what it leaves.
+            shutil.rmtree(work, ignore_errors=True)
+            return
+        for path in work.iterdir():
+            if path.is_dir() and path not in stay:
+                shutil.rmtree(path, ignore_errors=True)
+
+
 def _missing(settings: PackSettings, plan: ComponentPlan) -> list[Unit]:
     folder = _work_folder(settings, plan.name)
     return [unit for unit in plan.units if not (folder / unit_name(unit.index) / UNIT_FILE).is_file()]
@@ -186,14 +228,15 @@ def _missing(settings: PackSettings, plan: ComponentPlan) -> list[Unit]:
 # ---- processes ------------------------------------------------------------------------------------------------------
 
 
-def _pack_one(settings: PackSettings, plan: ComponentPlan) -> int:
-    """Runs in a worker: packs the one unit of a plan and returns its size in bytes of input."""
-    component = settings.pack.components[plan.name]
+def _pack_one(settings: PackSettings, plan: ComponentPlan) -> str | None:
+    """Runs in a worker: packs the one unit of a plan; where another process is packing it, returns who."""
+    component, work = settings.pack.components[plan.name], _work_folder(settings, plan.name)
     (unit,) = plan.units
-    pack_unit(
-        unit, plan.name, component, settings.pack, plan.encoder(settings), _work_folder(settings, plan.name)
-    )
-    return unit.bytes
+    try:
+        pack_unit(unit, plan.name, component, settings.pack, plan.encoder(settings), work)
+    except InUseError as error:
+        return error.writer
+    return None
 
 
 def _pack_units(
@@ -203,55 +246,60 @@ def _pack_units(
     workers: int,
     pool: Executor,
 ) -> None:
-    """Packs the missing units of all components, largest components' units and small ones in one queue."""
+    """Packs the missing units of all components; units that other processes are packing are waited for."""
     numbered = [(plan, unit) for plan in plans.values() for unit in plan.units]
     mine = numbered if shard is None else numbered[shard[0] :: shard[1]]
-    waiting = {(plan.name, unit.index) for plan in plans.values() for unit in _missing(settings, plan)}
-    todo = [(plan, unit) for plan, unit in mine if (plan.name, unit.index) in waiting]
-    for plan in plans.values():
-        _remove_leftovers(_work_folder(settings, plan.name))
-    total = sum(unit.bytes for _, unit in todo)
-    bar: tqdm[Any] = progress(total=total, unit="B", unit_scale=True, desc="pack")
+    missing = {(plan.name, unit.index) for plan in plans.values() for unit in _missing(settings, plan)}
+    queue = deque((plan, unit) for plan, unit in mine if (plan.name, unit.index) in missing)
+    running: dict[Future[str | None], tuple[ComponentPlan, Unit]] = {}
+    busy: list[tuple[ComponentPlan, Unit]] = []
+    told = False
+    bar: tqdm[Any] = progress(
+        total=sum(unit.bytes for _, unit in queue), unit="B", unit_scale=True, desc="pack"
+    )
     with bar:
-        queue = iter(todo)
-        running: set[Future[int]] = set()
-        while True:
-            for plan, unit in _take(queue, workers - len(running)):
-                running.add(pool.submit(_pack_one, settings, replace(plan, units=[unit], inputs=[])))
-            if not running:
-                break
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for task in done:
-                bar.update(result_of(task))
-
-
-def _take(queue: Iterator[tuple[ComponentPlan, Unit]], count: int) -> Iterable[tuple[ComponentPlan, Unit]]:
-    for _ in range(count):
-        item = next(queue, None)
-        if item is None:
-            return
-        yield item
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what processes that no longer run had half written on this machine."""
-    for unfinished in folder.glob(".unit-*.partial"):
-        process = int(unfinished.name.split(".")[-2])
-        if not Path(f"/proc/{process}").exists():
-            shutil.rmtree(unfinished, ignore_errors=True)
+        while queue or running or busy:
+            if not queue and not running:
+                time.sleep(_POLL_SECONDS)
+                queue.extend(busy)
+                busy.clear()
+            while queue and len(running) < workers:
+                plan, unit = queue.popleft()
+                running[pool.submit(_pack_one, settings, replace(plan, units=[unit], inputs=[]))] = plan, unit
+            for task in wait(running, return_when=FIRST_COMPLETED).done:
+                plan, unit = running.pop(task)
+                writer = result_of(task)
+                if writer is None:
+                    bar.update(unit.bytes)
+                    continue
+                busy.append((plan, unit))
+                if not told:
+                    print(
+                        f"{plan.name}: {writer} is packing unit {unit.index}: sharing the work",
+                        file=sys.stderr,
+                    )
+                    told = True
 
 
 # ---- joining --------------------------------------------------------------------------------------------------------
 
 
-def finish_component(settings: PackSettings, plan: ComponentPlan) -> None:
-    """Gives the shards of all units their numbers and writes `sources.parquet` and the manifest.
+def _finish(settings: PackSettings, plan: ComponentPlan) -> None:
+    """Gives the shards of all units their numbers and writes `sources.parquet` and the manifest, unless another process
+    has done so.
 
     Nothing is copied: files are renamed; a kill at any moment leaves what the next call completes.
 
     Raises:
         UserError: units are missing.
     """
+    with sole_writer(settings.store / plan.name, wait=True) as lock:
+        if not _is_finished(settings, plan.name):
+            _join(settings, plan)
+        _remove_work(settings, plan.name, lock)
+
+
+def _join(settings: PackSettings, plan: ComponentPlan) -> None:
     folder, work = settings.store / plan.name, _work_folder(settings, plan.name)
     layout = work / "layout.json"
     if not layout.is_file():
@@ -259,7 +307,7 @@ def finish_component(settings: PackSettings, plan: ComponentPlan) -> None:
         if missing:
             raise UserError(
                 f"{folder}: {len(missing)} of {len(plan.units)} work units are not packed yet (the first is "
-                f"{missing[0].index}); run `emma pack run` again, or the array tasks that did not end well"
+                f"{missing[0].index}); run `emma pack run` again, or the array tasks that failed"
             )
         write_json(layout, [read_json(work / unit_name(unit.index) / UNIT_FILE) for unit in plan.units])
     reports = read_json(layout)
@@ -271,7 +319,7 @@ def finish_component(settings: PackSettings, plan: ComponentPlan) -> None:
             _move(unit_folder / f"shard-{index:03d}.bin", folder / bin_name(number))
             _move(unit_folder / f"documents-{index:03d}.parquet", folder / documents_name(number))
             shards.append(shard)
-    fsync_directory(folder)
+    fsync_path(folder)
     outputs = []
     for number, shard in enumerate(shards):
         outputs.append(FileRecord(bin_name(number), shard["bytes"], f"sha256:{shard['bin_sha256']}"))
@@ -285,17 +333,16 @@ def finish_component(settings: PackSettings, plan: ComponentPlan) -> None:
         pq.write_table(sources, handle, compression="zstd")
     outputs.append(FileRecord.of(folder / "sources.parquet", folder))
     _manifest(settings, plan, reports, shards, outputs).write(folder)
-    # A worker whose parent was killed may still be writing there; the next call removes what is left.
-    shutil.rmtree(work, ignore_errors=True)
 
 
 def _move(source: Path, target: Path) -> None:
-    if source.exists():
+    try:
         source.rename(target)
-    elif not target.exists():
-        raise UserError(
-            f"{source}: packed before and now missing; remove {target.parent} and pack this component again"
-        )
+    except FileNotFoundError:
+        if not target.exists():
+            raise UserError(
+                f"{source}: packed before and now missing; remove {target.parent} and pack this component again"
+            ) from None
 
 
 def _sum_sources(reports: list[dict[str, Any]]) -> pa.Table:

@@ -137,12 +137,12 @@ class Component:
         return int(self.settings["vocab_size"])
 
     @property
-    def begin_id(self) -> int | None:
+    def begin_of_text_id(self) -> int | None:
         """Token that opens every document, if any."""
         return self.settings["begin_id"]
 
     @property
-    def end_id(self) -> int:
+    def end_of_text_id(self) -> int:
         """Token that closes every document."""
         return int(self.settings["end_id"])
 

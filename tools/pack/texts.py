@@ -11,8 +11,7 @@ from emma.base.errors import UserError
 from emma.base.files import sha256_file
 from emma.base.progress import progress
 from emma.tools.corpus.overlap import Batch
-from emma.tools.corpus.scripts import SPACELESS
-from emma.tools.corpus.thresholds import script_of
+from emma.tools.languages.scripts import SPACELESS, script_of
 from emma.tools.pack.store import Component, open_component
 
 __all__ = ["store_batches"]

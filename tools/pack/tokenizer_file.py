@@ -131,7 +131,7 @@ class TokenizerFile:
         return id_
 
     @property
-    def end_id(self) -> int:
+    def end_of_text_id(self) -> int:
         """Id of the token that closes every document.
 
         Raises:
@@ -140,7 +140,7 @@ class TokenizerFile:
         return self._id_of(self.settings.end_of_text, "end_of_text")
 
     @property
-    def begin_id(self) -> int | None:
+    def begin_of_text_id(self) -> int | None:
         """Id of the token that opens every document, if the recipe has one.
 
         Raises:
@@ -160,7 +160,7 @@ class TokenizerFile:
         Raises:
             UserError: a token is missing, or the tokenizer has more ids than the model's embedding.
         """
-        if self.begin_id == self.end_id:
+        if self.begin_of_text_id == self.end_of_text_id:
             raise UserError(
                 f"model.tokenizer: {self.settings.end_of_text!r} both opens and closes documents; leave begin_of_text out"
             )

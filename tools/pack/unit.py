@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emma.base.errors import UserError
-from emma.base.files import fsync_directory, sha256_file, write_json
-from emma.base.manifest import FileRecord
+from emma.base.files import sha256_file, write_json
+from emma.base.manifest import MANIFEST_NAME, FileRecord
+from emma.base.staging import WrittenMeanwhileError, sole_writer, staged_folder
 from emma.recipes.schema.data import Pack, PackComponent
 from emma.tools.pack.columns import as_array, encode_keys, join
 from emma.tools.pack.documents import DocumentMaker
@@ -39,8 +38,10 @@ def unit_name(index: int) -> str:
 
 def pack_unit(
     unit: Unit, name: str, component: PackComponent, pack: Pack, encoder: Encoder, folder: Path
-) -> dict[str, Any]:
-    """Packs a unit into `folder/unit-NNNNNN/`, which appears at once when all of it is written.
+) -> None:
+    """Packs a unit into `folder/unit-NNNNNN/`, which appears whole, unless another process has packed it already.
+
+    The folder's `unit.json` holds counts, sources, shards, checksums, and the languages that the gate refused here.
 
     Args:
         unit: what to read.
@@ -50,19 +51,29 @@ def pack_unit(
         encoder: engines, with what the component's gate said.
         folder: the component's `.pack` folder.
 
-    Returns:
-        What `unit.json` says: counts, sources, shards, checksums, languages that the gate refused here.
-
     Raises:
+        InUseError: another process is packing the unit.
         UserError: bad input; names file, line or row, and field.
     """
     target = folder / unit_name(unit.index)
-    partial = folder / f".{unit_name(unit.index)}.{os.getpid()}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with sole_writer(target) as lock:
+        # The units go when the component is finished, its manifest is there before: so look in this order.
+        if target.is_dir() or (folder.parent / MANIFEST_NAME).is_file():
+            return
+        try:
+            with staged_folder(target, lock=lock) as partial:
+                write_json(partial / UNIT_FILE, _write_unit(unit, name, component, pack, encoder, partial))
+        except WrittenMeanwhileError:
+            return  # on another machine, to the same bytes
+
+
+def _write_unit(
+    unit: Unit, name: str, component: PackComponent, pack: Pack, encoder: Encoder, folder: Path
+) -> dict[str, Any]:
+    """Writes the shards of a unit into `folder`; returns what `unit.json` says."""
     refused_before = set(encoder.refused)
     maker = DocumentMaker(component, pack)
-    writer = _UnitWriter(partial, name, pack, encoder)
+    writer = _UnitWriter(folder, name, pack, encoder)
     inputs: list[FileRecord] = []
     try:
         for segment in unit.segments:
@@ -77,9 +88,8 @@ def pack_unit(
         writer.close()
     except BaseException:
         writer.abandon()
-        shutil.rmtree(partial, ignore_errors=True)
         raise
-    report = {
+    return {
         "index": unit.index,
         "bytes_in": unit.bytes,
         "counts": {
@@ -94,15 +104,6 @@ def pack_unit(
         "refused": sorted(encoder.refused - refused_before),
         "inputs": [vars(record) for record in inputs],
     }
-    write_json(partial / UNIT_FILE, report)
-    fsync_directory(partial)
-    if target.is_dir():
-        # Another process packed the same unit meanwhile, to the same bytes.
-        shutil.rmtree(partial)
-    else:
-        partial.rename(target)
-        fsync_directory(folder)
-    return report
 
 
 @dataclass
@@ -124,7 +125,7 @@ class _UnitWriter:
     def __post_init__(self) -> None:
         tokenizer = self.encoder.tokenizer
         self.dtype = token_dtype(tokenizer.vocab_size)
-        self.begin_id, self.end_id = tokenizer.begin_id, tokenizer.end_id
+        self.begin_of_text_id, self.end_of_text_id = tokenizer.begin_of_text_id, tokenizer.end_of_text_id
 
     @property
     def shard_bytes(self) -> int:
@@ -157,7 +158,7 @@ class _UnitWriter:
             table = table.take(rows)
         if not len(lengths):
             return
-        tokens, ends = self._with_boundaries(encoded, starts, lengths)
+        tokens, ends = self._with_begin_and_end_of_text(encoded, starts, lengths)
         self._count(table, np.diff(ends, prepend=0), sizes)
         self._write(tokens, ends, table, sizes)
 
@@ -172,20 +173,20 @@ class _UnitWriter:
         if self._shard is not None:
             self._shard.abandon()
 
-    def _with_boundaries(
+    def _with_begin_and_end_of_text(
         self, encoded: Encoded, starts: np.ndarray, lengths: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids with the ids that open and close documents, and the end of each document in them."""
-        opening = self.begin_id is not None
+        """Writes begin and end of text: the ids of all documents in a row, and where each document ends in them."""
+        opening = self.begin_of_text_id is not None
         ends = np.cumsum(lengths + 1 + opening)
         tokens = np.empty(ends[-1], self.dtype)
         body = np.ones(ends[-1], bool)
         body[ends - 1] = False
-        tokens[ends - 1] = self.end_id
-        if self.begin_id is not None:
+        tokens[ends - 1] = self.end_of_text_id
+        if self.begin_of_text_id is not None:
             first = np.concatenate([[0], ends[:-1]])
             body[first] = False
-            tokens[first] = self.begin_id
+            tokens[first] = self.begin_of_text_id
         ids = encoded.ids
         if int(lengths.sum()) != len(ids):
             ids = np.concatenate(
@@ -289,14 +290,10 @@ class _ShardWriter:
         self._waiting, self._waiting_rows = [rows.slice(stop)], len(rows) - stop
 
     def close(self) -> dict[str, Any]:
-        """Flushes both files to disk and checks the convention on what was written."""
+        """Closes both files and checks that each document on disk has its begin and end of text."""
         self._flush(whole=False)
         self._parquet.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
-        with self.documents_path.open("rb") as handle:
-            os.fsync(handle.fileno())
         self._check_boundaries()
         return {
             "bytes": self.tokens * self.unit.dtype.itemsize,
@@ -315,9 +312,9 @@ class _ShardWriter:
         for batch in pq.ParquetFile(self.documents_path).iter_batches(1 << 20, columns=["offset", "tokens"]):
             starts = batch["offset"].to_numpy() // self.unit.dtype.itemsize
             ends = starts + batch["tokens"].to_numpy()
-            wrong = tokens[ends - 1] != self.unit.end_id
-            if self.unit.begin_id is not None:
-                wrong |= tokens[starts] != self.unit.begin_id
+            wrong = tokens[ends - 1] != self.unit.end_of_text_id
+            if self.unit.begin_of_text_id is not None:
+                wrong |= tokens[starts] != self.unit.begin_of_text_id
             if wrong.any():
                 raise UserError(
                     f"{self.bin_path}: document {int(np.flatnonzero(wrong)[0])} doesn't keep the convention for begin and "

@@ -171,7 +171,7 @@ def _verify_documents(component: Component, shard: Shard, report: _ShardReport) 
             report.faults.append(f"{where}: belong to another component")
         if odd := sorted(set(batch["split"].unique().to_pylist()) - set(SPLITS)):
             report.faults.append(f"{where}: have the split {odd[0]!r}")
-        least = 2 + (component.begin_id is not None)
+        least = 2 + (component.begin_of_text_id is not None)
         if (lengths < least).any():
             report.faults.append(
                 f"{path}: row {row + int(np.argmax(lengths < least))} has {int(lengths.min())} tokens, a document has "
@@ -212,9 +212,9 @@ def _verify_tokens(
 ) -> None:
     """Ids below the vocabulary; begin and end of text at the edges of documents and nowhere else."""
     name = shard.bin_path
-    edges = [("end of text", ends - 1, component.end_id)]
-    if component.begin_id is not None:
-        edges.append(("begin of text", starts, component.begin_id))
+    edges = [("end of text", ends - 1, component.end_of_text_id)]
+    if component.begin_of_text_id is not None:
+        edges.append(("begin of text", starts, component.begin_of_text_id))
     for what, places, id_ in edges:
         wrong = tokens[places] != id_
         if wrong.any():

@@ -10,23 +10,21 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from emma.base.processes import process_pool, start_forkserver
+from emma.tools.pack import PRELOAD_VARIABLE
 
 if TYPE_CHECKING:
     from emma.recipes.schema.model import Tokenizer
 
-__all__ = ["VARIABLE", "start_workers", "worker_pool"]
+__all__ = ["start_workers", "worker_pool"]
 
-VARIABLE = "EMMA_PACK_PRELOAD"
-"""JSON that tells `tools.pack.preload` what to load: `{engine, tokenizer, vocab_size}` or `{run, overrides}`."""
-
-_PRELOAD = ("emma.tools.pack.run", "emma.tools.pack.preload")
+_PRELOAD = ("emma.tools.pack.gate", "emma.tools.pack.unit", "emma.tools.pack.preload")
 # An engine keeps the words that it has met, so that memory would grow with the text: a process that has packed so much
 # makes way for a fresh one, which is cheaper than to load the engine anew.
 _BYTES_A_PROCESS = 128 << 20
 
 
 def _environment(value: dict[str, Any]) -> dict[str, str]:
-    return {VARIABLE: orjson.dumps(value).decode()}
+    return {PRELOAD_VARIABLE: orjson.dumps(value).decode()}
 
 
 def start_workers(run: str, overrides: Sequence[str]) -> None:

@@ -1,1 +1,1 @@
-"""Arithmetic of a run before it runs: parameters, FLOPs, memory, time, energy. Needs neither torch nor a GPU."""
+"""What a run takes before it runs: memory, speed, time, energy, other layouts. Needs neither torch nor a GPU."""

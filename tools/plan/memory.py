@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from emma.recipes.devices import device
 from emma.recipes.schema import Recipe
-from emma.tools.plan.parameters import rank_parameters
+from emma.tools.arithmetic.parameters import rank_parameters
 
 __all__ = ["GIB", "MARGIN", "Memory", "estimate_memory", "memory_limit", "stage_memory"]
 

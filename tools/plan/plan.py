@@ -7,8 +7,7 @@ from typing import Any
 
 from emma.recipes.devices import device
 from emma.recipes.schema import Recipe
-from emma.tools.plan.alternatives import Alternative, alternatives, check_fits
-from emma.tools.plan.cost import (
+from emma.tools.arithmetic.cost import (
     Assumptions,
     CheckpointCost,
     Energy,
@@ -17,9 +16,10 @@ from emma.tools.plan.cost import (
     expected_energy,
     expected_time,
 )
-from emma.tools.plan.flops import flops_per_token
+from emma.tools.arithmetic.flops import flops_per_token
+from emma.tools.arithmetic.parameters import matmul_parameters, total_parameters
+from emma.tools.plan.alternatives import Alternative, alternatives, check_fits
 from emma.tools.plan.memory import Memory, estimate_memory, memory_limit
-from emma.tools.plan.parameters import matmul_parameters, total_parameters
 from emma.tools.plan.throughput import UNCERTAINTY, Throughput, expected_throughput
 
 __all__ = ["Plan", "make_plan"]
@@ -118,7 +118,9 @@ def make_plan(
     assumptions = assumptions or Assumptions()
     check_fits(recipe, origin)
     throughput = expected_throughput(recipe, measured)
-    time = expected_time(recipe, throughput, assumptions) if throughput else None
+    time = None
+    if throughput is not None:
+        time = expected_time(recipe, throughput.tokens_per_second_per_gpu, assumptions)
     length = recipe.batch.sequence_length
     return Plan(
         recipe=recipe,

@@ -21,7 +21,7 @@ from emma.base.extras import need
 from emma.base.files import read_json
 from emma.recipes.load import write_recipe
 from emma.recipes.schema import Recipe
-from emma.tools.plan.parameters import rank_parameters
+from emma.tools.arithmetic.parameters import rank_parameters
 
 __all__ = ["Simulation", "expected_shapes", "simulate"]
 

@@ -16,8 +16,9 @@ from typing import Any
 from emma.base.files import read_json, write_json
 from emma.recipes.compose import compose_file
 from emma.recipes.schema import Recipe
-from emma.tools.plan.parameters import rank_parameters
-from emma.tools.training.arguments import LoadPlan, megatron_arguments
+from emma.tools.arithmetic.parameters import rank_parameters
+from emma.tools.runs.checkpoints import LoadPlan
+from emma.tools.training.arguments import megatron_arguments
 
 # Bytes a parameter while buffers are built: weights twice (module and buffer) and FP32 gradients.
 _BUILD_BYTES = 2 + 2 + 4

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from emma.recipes.schema import Recipe
+from emma.tools.arithmetic.parameters import total_parameters
 from emma.tools.plan.memory import GIB
-from emma.tools.plan.parameters import total_parameters
 
 __all__ = ["megatron_formula_gib"]
 

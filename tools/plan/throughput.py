@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from emma.recipes.devices import device, matmul_format
 from emma.recipes.schema import Recipe
-from emma.tools.plan.flops import attention_flops_per_token, flops_per_token
-from emma.tools.plan.parameters import layer_parameters, matmul_parameters
+from emma.tools.arithmetic.flops import attention_flops_per_token, flops_per_token
+from emma.tools.arithmetic.parameters import layer_parameters, matmul_parameters
 
 __all__ = ["UNCERTAINTY", "Throughput", "expected_throughput"]
 

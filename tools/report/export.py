@@ -5,20 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from emma.base.drawing import set_up_drawing
-from emma.base.files import atomic_write, write_text
+from emma.base.files import write_text
+from emma.tools.charts.figures import Figure
+from emma.tools.charts.files import draw
 from emma.tools.report.benchmarks import BenchmarkView
-from emma.tools.report.figures import Curves, Differences, Dots, Figure
 from emma.tools.report.forgetting import ForgettingRow
 from emma.tools.report.reference import ReferenceView
 
-__all__ = ["draw", "export", "latex_table"]
+__all__ = ["colors", "export", "latex_table"]
 
 _STYLE = Path(__file__).parent / "style.css"
-_INCH_A_BAR = 0.16
-_FEW = 60
 
 
 def export(
@@ -32,11 +29,11 @@ def export(
     """Writes every figure as `.svg` and `.png` and every table as `.tex`.
 
     Args:
-        folder: to write into.
-        runs: names, in the order of the cells of the views.
+        folder: to write to.
+        runs: names, in the order of the views' cells.
         views: benchmarks.
-        forgetting: rows of the panel.
-        figures: what is drawn.
+        forgetting: rows of the forgetting panel.
+        figures: the figures to draw.
         reference: published scores.
 
     Returns:
@@ -45,7 +42,7 @@ def export(
     Raises:
         UserError: matplotlib is not installed.
     """
-    paths = []
+    paths, palette = [], colors()
     for name, text in (
         ("benchmarks", _benchmarks_table(runs, views)),
         ("categories", _categories_table(runs, views)),
@@ -56,99 +53,14 @@ def export(
             paths.append(folder / f"{name}.tex")
             write_text(paths[-1], text)
     for figure in figures:
-        paths += draw(figure, folder)
+        paths += draw(figure, folder, palette)
     return paths
 
 
 def colors() -> dict[str, str]:
-    """Colours of the page's classes (`s0`, `o3`, ...) on paper, from its style sheet."""
+    """Print colours of the page's classes (`s0`, `o3`, ...), from its style sheet."""
     root = _STYLE.read_text(encoding="utf-8").split("@media", 1)[0]
     return {name: value for name, value in re.findall(r"--([so]\d): (#[0-9a-f]{6})", root)}
-
-
-def draw(figure: Figure, folder: Path) -> list[Path]:
-    """Draws one figure into `folder` as SVG and PNG; the paths.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    set_up_drawing()
-    import matplotlib.pyplot as plt
-
-    palette = colors()
-    width = 6.0
-    if isinstance(figure, Differences):
-        width = min(16.0, max(4.0, _INCH_A_BAR * len(figure.bars) + 1.2))
-    drawing, axes = plt.subplots(figsize=(width, 4.2 if isinstance(figure, Dots) else 3.2))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(figure.title, loc="left", fontsize=10)
-    axes.set_ylabel(figure.unit, fontsize=8)
-    axes.tick_params(labelsize=8)
-    if isinstance(figure, Differences):
-        _bars(axes, figure, palette)
-    elif isinstance(figure, Dots):
-        _dots(axes, figure, palette)
-    else:
-        _lines(axes, figure, palette)
-    stem = re.sub(r"[^\w.-]+", "-", figure.name)
-    paths = []
-    for ending, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160})):
-        paths.append(folder / f"{stem}.{ending}")
-        with atomic_write(paths[-1]) as handle:
-            drawing.savefig(handle, format=ending, bbox_inches="tight", **options)
-    plt.close(drawing)
-    return paths
-
-
-def _bars(axes: Any, figure: Differences, palette: dict[str, str]) -> None:
-    places = range(len(figure.bars))
-    few = len(figure.bars) <= _FEW
-    errors = [bar.error or 0.0 for bar in figure.bars] if few else None
-    axes.bar(
-        places,
-        [bar.value for bar in figure.bars],
-        color=[palette[bar.color] for bar in figure.bars],
-        yerr=errors,
-        error_kw={"lw": 0.7, "alpha": 0.6},
-    )
-    axes.axhline(0, color="#666b74", lw=0.8)
-    axes.set_xticks(list(places) if few else [])
-    if few:
-        axes.set_xticklabels([bar.label for bar in figure.bars], rotation=90, fontsize=6)
-    axes.margins(x=0.01)
-    _legend(axes, figure.legend, palette)
-
-
-def _dots(axes: Any, figure: Dots, palette: dict[str, str]) -> None:
-    axes.scatter(
-        [point.x for point in figure.points],
-        [point.y for point in figure.points],
-        s=14,
-        c=[palette[point.color] for point in figure.points],
-        alpha=0.85,
-    )
-    ends = [value for point in figure.points for value in (point.x, point.y)]
-    axes.plot([min(ends), max(ends)], [min(ends), max(ends)], ls=":", lw=0.9, color="#666b74")
-    axes.set_xlabel(figure.x_label, fontsize=8)
-    axes.set_aspect("equal", adjustable="datalim")
-    _legend(axes, figure.legend, palette)
-
-
-def _lines(axes: Any, figure: Curves, palette: dict[str, str]) -> None:
-    for line in figure.series:
-        axes.plot(line.x, line.y, color=palette[line.color], lw=1.5, marker="o", ms=2.5, label=line.name)
-    axes.set_xlabel("step", fontsize=8)
-    axes.legend(fontsize=7, frameon=False)
-
-
-def _legend(axes: Any, rows: Sequence[tuple[str, str]], palette: dict[str, str]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], marker="o", ls="", ms=4, color=palette[color], label=name) for color, name in rows
-    ]
-    if handles:
-        axes.legend(handles=handles, fontsize=7, frameon=False, ncols=2)
 
 
 _SPECIAL = str.maketrans(
@@ -171,7 +83,7 @@ _SPECIAL = str.maketrans(
 
 
 def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    """A `tabular` with booktabs rules; cells are escaped, the first `text_columns` are to the left."""
+    """A `tabular` with booktabs rules; cells are escaped, and the first `text_columns` are left-aligned."""
 
     def line(cells: Sequence[str]) -> str:
         return " & ".join(str(cell).translate(_SPECIAL) for cell in cells) + r" \\"

@@ -1,43 +1,48 @@
-"""From a recipe to the command-line arguments of Megatron's own training loop (megatron-core 0.19.2)."""
+"""From a recipe to the command-line arguments of Megatron's training loop (megatron-core 0.19.2).
+
+Each group of arguments is a table of flag and value, written like `megatron_args` of a recipe: the flag without its
+dashes; True for a switch; False or None for a flag that is left out; a list for a flag with several values.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from emma.base.errors import RecipeError
 from emma.recipes.schema import Recipe
+from emma.tools.runs.checkpoints import LoadPlan
 
-__all__ = ["LoadPlan", "megatron_arguments"]
-
-
-@dataclass(frozen=True)
-class LoadPlan:
-    """What a launch begins from, decided once for all ranks.
-
-    `mode` is `scratch`, `weights`, `phase` or `resume`; `folder` holds `iter_NNNNNNN/` and the tracker file; `step`
-    chooses one of them (None: the tracker's).
-    """
-
-    mode: str
-    folder: str | None = None
-    step: int | None = None
+__all__ = ["megatron_arguments"]
 
 
-# Fusions and kernels that need CUDA; off on a machine without it. The unfused paths compute the same.
-_CPU_ARGUMENTS = (
-    "--distributed-backend gloo --use-cpu-initialization --transformer-impl local --attention-backend unfused "
-    "--no-masked-softmax-fusion --no-bias-swiglu-fusion --no-bias-dropout-fusion --no-rope-fusion "
-    "--no-gradient-accumulation-fusion --no-persist-layer-norm"
-).split()
+Flags = dict[str, object]
+
+# Fusions and kernels that need CUDA are off on a machine without it. The unfused paths compute the same.
+_CPU: Flags = {
+    "distributed-backend": "gloo",
+    "use-cpu-initialization": True,
+    "transformer-impl": "local",
+    "attention-backend": "unfused",
+    "no-masked-softmax-fusion": True,
+    "no-bias-swiglu-fusion": True,
+    "no-bias-dropout-fusion": True,
+    "no-rope-fusion": True,
+    "no-gradient-accumulation-fusion": True,
+    "no-persist-layer-norm": True,
+}
 
 # cuDNN's and FlashAttention's kernels, the fused loss, and garbage collection at the same step on all ranks.
-_GPU_ARGUMENTS = (
-    "--distributed-backend nccl --transformer-impl transformer_engine --attention-backend auto "
-    "--cross-entropy-loss-fusion --cross-entropy-fusion-impl native --no-gradient-accumulation-fusion "
-    "--manual-gc --manual-gc-interval 100"
-).split()
+_GPU: Flags = {
+    "distributed-backend": "nccl",
+    "transformer-impl": "transformer_engine",
+    "attention-backend": "auto",
+    "cross-entropy-loss-fusion": True,
+    "cross-entropy-fusion-impl": "native",
+    "no-gradient-accumulation-fusion": True,
+    "manual-gc": True,
+    "manual-gc-interval": 100,
+}
 
 
 def megatron_arguments(
@@ -48,7 +53,10 @@ def megatron_arguments(
     tensorboard: Path | None,
     skip: Sequence[int] = (),
 ) -> list[str]:
-    """Arguments for `megatron.training`, in the order model, layout, batch, schedule, start, output.
+    """Arguments for `megatron.training`, in the order model, layout, precision, schedule, data, start, output, device.
+
+    The recipe's `megatron_args` come last: argparse takes the last of repeated options, and `false` leaves out a flag
+    of the tables.
 
     Args:
         recipe: a checked recipe.
@@ -61,228 +69,206 @@ def megatron_arguments(
     Raises:
         RecipeError: a value that Megatron 0.19.2 cannot take.
     """
-    arguments = [
-        *_model(recipe, end_of_text),
-        *_layout(recipe),
-        *_precision(recipe),
-        *_schedule(recipe),
-        *_masking(recipe),
-        *_start(load),
-        *(["--iterations-to-skip", *map(str, skip)] if skip else []),
-        *_output(recipe, checkpoints, tensorboard),
-        *(_CPU_ARGUMENTS if recipe.cluster.device == "cpu" else _GPU_ARGUMENTS),
+    flags = {
+        **_model(recipe, end_of_text),
+        **_layout(recipe),
+        **_precision(recipe),
+        **_schedule(recipe),
+        **_documents(recipe),
+        **_start(load),
+        "iterations-to-skip": list(skip) or None,
+        **_output(recipe, checkpoints, tensorboard),
+        **(_CPU if recipe.cluster.device == "cpu" else _GPU),
+    }
+    given = recipe.megatron_args
+    return [
+        *_command_line({name: value for name, value in flags.items() if given.get(name) is not False}),
+        *_command_line(given),
     ]
-    return _with_passed_through(arguments, recipe)
 
 
-def _model(recipe: Recipe, end_of_text: int) -> list[str]:
+def _command_line(flags: Mapping[str, object]) -> list[str]:
+    arguments: list[str] = []
+    for name, value in flags.items():
+        if value is None or value is False:
+            continue
+        arguments.append(f"--{name}")
+        if value is not True:
+            arguments += map(str, value if isinstance(value, list) else [value])
+    return arguments
+
+
+def _model(recipe: Recipe, end_of_text: int) -> Flags:
     model = recipe.model
     if model.rope_theta != int(model.rope_theta):
         raise RecipeError(
             "model.rope_theta", f"{model.rope_theta} is no whole number", "Megatron takes whole numbers only"
         )
-    arguments = [
-        *(
-            "--num-layers",
-            model.layers,
-            "--hidden-size",
-            model.hidden_size,
-            "--ffn-hidden-size",
-            model.ffn_hidden_size,
-        ),
-        *("--num-attention-heads", model.attention_heads, "--kv-channels", model.channels),
-        *("--group-query-attention", "--num-query-groups", model.query_groups),
-        *(
-            "--seq-length",
-            recipe.batch.sequence_length,
-            "--max-position-embeddings",
-            model.max_position_embeddings,
-        ),
-        *("--position-embedding-type", "rope", "--rotary-base", int(model.rope_theta)),
-        *(
-            "--normalization",
-            "RMSNorm",
-            "--norm-epsilon",
-            model.norm_epsilon,
-            "--swiglu",
-            "--disable-bias-linear",
-        ),
-        *("--attention-dropout", 0.0, "--hidden-dropout", 0.0, "--init-method-std", model.init_std),
-        *("--vocab-size", model.vocab_size, "--make-vocab-size-divisible-by", model.vocab_padding),
-        *("--tokenizer-type", "NullTokenizer", "--null-tokenizer-eod-id", end_of_text),
+    return {
+        "num-layers": model.layers,
+        "hidden-size": model.hidden_size,
+        "ffn-hidden-size": model.ffn_hidden_size,
+        "num-attention-heads": model.attention_heads,
+        "kv-channels": model.channels,
+        "group-query-attention": True,
+        "num-query-groups": model.query_groups,
+        "seq-length": recipe.batch.sequence_length,
+        "max-position-embeddings": model.max_position_embeddings,
+        "position-embedding-type": "rope",
+        "rotary-base": int(model.rope_theta),
+        "normalization": "RMSNorm",
+        "norm-epsilon": model.norm_epsilon,
+        "swiglu": True,
+        "disable-bias-linear": True,
+        "attention-dropout": 0.0,
+        "hidden-dropout": 0.0,
+        "init-method-std": model.init_std,
+        "vocab-size": model.vocab_size,
+        "make-vocab-size-divisible-by": model.vocab_padding,
+        "tokenizer-type": "NullTokenizer",
+        "null-tokenizer-eod-id": end_of_text,
         # Padding is known by its place, not by an id: -1 is no token.
-        *("--null-tokenizer-pad-id", -1),
-    ]
-    if model.rope_scaling is not None:
+        "null-tokenizer-pad-id": -1,
         # The other constants have no argument; the worker sets all of them on the model's config.
-        arguments += ["--use-rope-scaling", "--rope-scaling-factor", model.rope_scaling.factor]
-    if not model.tie_embeddings:
-        arguments.append("--untie-embeddings-and-output-weights")
-    return [str(argument) for argument in arguments]
+        "use-rope-scaling": model.rope_scaling is not None,
+        "rope-scaling-factor": None if model.rope_scaling is None else model.rope_scaling.factor,
+        "untie-embeddings-and-output-weights": not model.tie_embeddings,
+    }
 
 
-def _layout(recipe: Recipe) -> list[str]:
+def _layout(recipe: Recipe) -> Flags:
     p = recipe.parallelism
-    arguments = [
-        *("--tensor-model-parallel-size", p.tensor, "--pipeline-model-parallel-size", p.pipeline),
-        *("--context-parallel-size", p.context),
-        *("--micro-batch-size", recipe.batch.micro, "--global-batch-size", recipe.batch.global_),
-    ]
-    if p.virtual_pipeline > 1:
-        arguments += ["--num-virtual-stages-per-pipeline-rank", p.virtual_pipeline]
-    if p.sequence:
-        arguments.append("--sequence-parallel")
-    if p.distributed_optimizer:
-        arguments.append("--use-distributed-optimizer")
-        arguments += ["--num-distributed-optimizer-instances", p.distributed_optimizer_instances]
-    if p.overlap_grad_reduce:
-        arguments.append("--overlap-grad-reduce")
-    if p.overlap_param_gather:
-        arguments.append("--overlap-param-gather")
-    if p.recompute == "selective":
-        arguments += ["--recompute-granularity", "selective"]
-    elif p.recompute == "full":
-        layers = p.recompute_layers or recipe.model.layers // p.pipeline
-        arguments += [
-            "--recompute-granularity",
-            "full",
-            "--recompute-method",
-            "block",
-            "--recompute-num-layers",
-            layers,
-        ]
-    return [str(argument) for argument in arguments]
+    full = p.recompute == "full"
+    return {
+        "tensor-model-parallel-size": p.tensor,
+        "pipeline-model-parallel-size": p.pipeline,
+        "context-parallel-size": p.context,
+        "micro-batch-size": recipe.batch.micro,
+        "global-batch-size": recipe.batch.global_,
+        "num-virtual-stages-per-pipeline-rank": p.virtual_pipeline if p.virtual_pipeline > 1 else None,
+        "sequence-parallel": p.sequence,
+        "use-distributed-optimizer": p.distributed_optimizer,
+        "num-distributed-optimizer-instances": (
+            p.distributed_optimizer_instances if p.distributed_optimizer else None
+        ),
+        "overlap-grad-reduce": p.overlap_grad_reduce,
+        "overlap-param-gather": p.overlap_param_gather,
+        "recompute-granularity": None if p.recompute == "none" else p.recompute,
+        "recompute-method": "block" if full else None,
+        "recompute-num-layers": (p.recompute_layers or recipe.model.layers // p.pipeline) if full else None,
+    }
 
 
-def _precision(recipe: Recipe) -> list[str]:
+def _precision(recipe: Recipe) -> Flags:
     precision, optimizer = recipe.precision, recipe.optimizer
-    arguments: list[object] = []
+    flags: Flags = {}
     if precision.compute == "bf16":
-        arguments.append("--bf16")
-        arguments.append(
-            "--accumulate-allreduce-grads-in-fp32" if precision.grad_reduce_fp32 else "--grad-reduce-in-bf16"
-        )
+        flags |= {
+            "bf16": True,
+            "accumulate-allreduce-grads-in-fp32": precision.grad_reduce_fp32,
+            "grad-reduce-in-bf16": not precision.grad_reduce_fp32,
+        }
     if precision.fp8 is not None:
-        arguments += ["--fp8-format", precision.fp8_format, "--fp8-recipe", precision.fp8]
-        if precision.fp8 == "delayed":
-            # Transformer Engine's own defaults of delayed scaling are one step; Megatron's published runs use these.
-            arguments += ["--fp8-amax-history-len", 1024, "--fp8-amax-compute-algo", "max"]
-        if precision.fp8_params:
-            arguments.append("--fp8-param-gather")
-        if precision.first_last_layers_bf16:
-            count = precision.first_last_layers_bf16
-            arguments += ["--first-last-layers-bf16", "--num-layers-at-start-in-bf16", count]
-            arguments += ["--num-layers-at-end-in-bf16", count]
-    states = (optimizer.exp_avg_dtype, optimizer.exp_avg_sq_dtype, optimizer.main_params_dtype)
-    if any(state != "fp32" for state in states):
-        arguments += [
-            "--use-precision-aware-optimizer",
-            "--exp-avg-dtype",
-            states[0],
-            "--exp-avg-sq-dtype",
-            states[1],
-        ]
-        arguments += ["--main-params-dtype", states[2]]
-    return [str(argument) for argument in arguments]
+        # Transformer Engine's own defaults of delayed scaling are one step; Megatron's published runs use these.
+        delayed, edge_layers = precision.fp8 == "delayed", precision.first_last_layers_bf16 or None
+        flags |= {
+            "fp8-format": precision.fp8_format,
+            "fp8-recipe": precision.fp8,
+            "fp8-amax-history-len": 1024 if delayed else None,
+            "fp8-amax-compute-algo": "max" if delayed else None,
+            "fp8-param-gather": precision.fp8_params,
+            "first-last-layers-bf16": edge_layers is not None,
+            "num-layers-at-start-in-bf16": edge_layers,
+            "num-layers-at-end-in-bf16": edge_layers,
+        }
+    states = {
+        "exp-avg-dtype": optimizer.exp_avg_dtype,
+        "exp-avg-sq-dtype": optimizer.exp_avg_sq_dtype,
+        "main-params-dtype": optimizer.main_params_dtype,
+    }
+    if any(state != "fp32" for state in states.values()):
+        flags |= {"use-precision-aware-optimizer": True, **states}
+    return flags
 
 
-def _schedule(recipe: Recipe) -> list[str]:
+def _schedule(recipe: Recipe) -> Flags:
     schedule, optimizer = recipe.schedule, recipe.optimizer
-    style = "WSD" if schedule.decay == "wsd" else schedule.decay
-    arguments = [
-        *(
-            "--train-iters",
-            schedule.steps,
-            "--lr",
-            schedule.learning_rate,
-            "--min-lr",
-            schedule.min_learning_rate,
-        ),
-        *(
-            "--lr-warmup-iters",
-            schedule.warmup_steps,
-            "--lr-decay-style",
-            style,
-            "--lr-decay-iters",
-            schedule.steps,
-        ),
-        *("--optimizer", "adam", "--adam-beta1", optimizer.beta1, "--adam-beta2", optimizer.beta2),
-        *(
-            "--adam-eps",
-            optimizer.epsilon,
-            "--weight-decay",
-            optimizer.weight_decay,
-            "--clip-grad",
-            optimizer.clip_grad,
-        ),
-        *("--seed", recipe.seed),
+    return {
+        "train-iters": schedule.steps,
+        "lr": schedule.learning_rate,
+        "min-lr": schedule.min_learning_rate,
+        "lr-warmup-iters": schedule.warmup_steps,
+        "lr-decay-style": "WSD" if schedule.decay == "wsd" else schedule.decay,
+        "lr-decay-iters": schedule.steps,
+        "optimizer": "adam",
+        "adam-beta1": optimizer.beta1,
+        "adam-beta2": optimizer.beta2,
+        "adam-eps": optimizer.epsilon,
+        "weight-decay": optimizer.weight_decay,
+        "clip-grad": optimizer.clip_grad,
+        "seed": recipe.seed,
         # Padding and document ends make micro-batches differ in tokens that count; the loss is the mean over tokens
         # of the whole global batch, whatever the layout.
-        "--calculate-per-token-loss",
+        "calculate-per-token-loss": True,
         # The project's own evaluator runs at the seams of the loop; Megatron's is never called.
-        *("--eval-iters", 0, "--eval-interval", schedule.steps),
-    ]
-    if optimizer.clip_grad > 0:
-        # The session looks at the gradient norm of each step (tools/training/safety.py) and goes back; Megatron's own
-        # check would end one rank and leave the others waiting. Without clipping there is no norm, and it stays.
-        arguments.append("--no-check-for-nan-in-loss-and-grad")
-    if schedule.wsd_decay_steps is not None:
-        arguments += ["--lr-wsd-decay-iters", schedule.wsd_decay_steps, "--lr-wsd-decay-style", "linear"]
-    return [str(argument) for argument in arguments]
+        "eval-iters": 0,
+        "eval-interval": schedule.steps,
+        # The session looks at each step's gradient norm and goes back (session/skips.py); Megatron's own check would
+        # end one rank and leave the others waiting. Without clipping there is no norm, and Megatron's check stays.
+        "no-check-for-nan-in-loss-and-grad": optimizer.clip_grad > 0,
+        "lr-wsd-decay-iters": schedule.wsd_decay_steps,
+        "lr-wsd-decay-style": None if schedule.wsd_decay_steps is None else "linear",
+    }
 
 
-def _masking(recipe: Recipe) -> list[str]:
-    """Documents see only themselves: packed sequences with Transformer Engine, a dense mask without it (which
-    Transformer Engine would silently ignore)."""
-    arguments = ["--dataloader-type", "single"]
-    if not recipe.batch.document_masking:
-        return [*arguments, "--no-create-attention-mask-in-dataloader"]
-    if recipe.cluster.device == "cpu":
-        return [*arguments, "--reset-attention-mask", "--reset-position-ids"]
-    return [*arguments, "--dataloader-inter-document-masking", "--no-create-attention-mask-in-dataloader"]
+def _documents(recipe: Recipe) -> Flags:
+    """Documents see only themselves: packed sequences with Transformer Engine, which would silently ignore a dense mask;
+    a dense mask without it."""
+    masked, dense = recipe.batch.document_masking, recipe.cluster.device == "cpu"
+    return {
+        "dataloader-type": "single",
+        "reset-attention-mask": masked and dense,
+        "reset-position-ids": masked and dense,
+        "dataloader-inter-document-masking": masked and not dense,
+        "no-create-attention-mask-in-dataloader": not (masked and dense),
+    }
 
 
-def _start(load: LoadPlan) -> list[str]:
+def _start(load: LoadPlan) -> Flags:
+    """A phase loads the optimizer's moments; `session/phase.py` resets step, schedule and learning rate."""
     if load.mode == "scratch":
-        return []
-    arguments = ["--load", str(load.folder), "--exit-on-missing-checkpoint"]
-    if load.step is not None:
-        arguments += ["--ckpt-step", str(load.step)]
-    if load.mode == "weights":
-        arguments += ["--finetune", "--no-load-optim", "--no-load-rng"]
-    elif load.mode == "phase":
-        # The optimizer's moments are loaded; step, schedule and learning rate are set back by the worker.
-        arguments += ["--no-load-rng", "--override-opt_param-scheduler"]
-    return arguments
+        return {}
+    weights, phase = load.mode == "weights", load.mode == "phase"
+    return {
+        "load": load.folder,
+        "exit-on-missing-checkpoint": True,
+        "ckpt-step": load.step,
+        "finetune": weights,
+        "no-load-optim": weights,
+        "no-load-rng": weights or phase,
+        "override-opt_param-scheduler": phase,
+    }
 
 
-def _output(recipe: Recipe, checkpoints: Path, tensorboard: Path | None) -> list[str]:
-    checkpoint = recipe.checkpoint
-    arguments = [
-        *("--save", checkpoints, "--save-interval", checkpoint.interval, "--ckpt-format", "torch_dist"),
-        *("--exit-signal-handler", "--log-interval", recipe.logging.interval, "--num-workers", 0),
-    ]
-    if checkpoint.reshardable and recipe.parallelism.distributed_optimizer:
-        arguments += ["--ckpt-fully-parallel-save", "--dist-ckpt-optim-fully-reshardable"]
-    if checkpoint.asynchronous:
-        arguments += ["--async-save", "--async-strategy", "mcore", "--use-persistent-ckpt-worker"]
-    if recipe.logging.wandb_project is not None:
-        arguments += ["--wandb-project", recipe.logging.wandb_project, "--wandb-exp-name", recipe.name]
-        arguments += ["--wandb-save-dir", checkpoints.parent / "wandb"]
-    if tensorboard is not None:
-        arguments += ["--tensorboard-dir", tensorboard, "--tensorboard-log-interval", recipe.logging.interval]
-    return [str(argument) for argument in arguments]
-
-
-def _with_passed_through(arguments: list[str], recipe: Recipe) -> list[str]:
-    """Appends `megatron_args`; argparse takes the last of repeated options, and `false` drops a switch set above."""
-    result = list(arguments)
-    for name, value in recipe.megatron_args.items():
-        flag = f"--{name}"
-        if value is True:
-            result.append(flag)
-        elif value is False:
-            result = [argument for argument in result if argument != flag]
-        else:
-            result += [flag, *map(str, value if isinstance(value, list) else [value])]
-    return result
+def _output(recipe: Recipe, checkpoints: Path, tensorboard: Path | None) -> Flags:
+    checkpoint, logging = recipe.checkpoint, recipe.logging
+    reshardable = checkpoint.reshardable and recipe.parallelism.distributed_optimizer
+    wandb = logging.wandb_project is not None
+    return {
+        "save": checkpoints,
+        "save-interval": checkpoint.interval,
+        "ckpt-format": "torch_dist",
+        "exit-signal-handler": True,
+        "log-interval": logging.interval,
+        "num-workers": 0,
+        "ckpt-fully-parallel-save": reshardable,
+        "dist-ckpt-optim-fully-reshardable": reshardable,
+        "async-save": checkpoint.asynchronous,
+        "async-strategy": "mcore" if checkpoint.asynchronous else None,
+        "use-persistent-ckpt-worker": checkpoint.asynchronous,
+        "wandb-project": logging.wandb_project,
+        "wandb-exp-name": recipe.name if wandb else None,
+        "wandb-save-dir": checkpoints.parent / "wandb" if wandb else None,
+        "tensorboard-dir": tensorboard,
+        "tensorboard-log-interval": None if tensorboard is None else logging.interval,
+    }

@@ -18,7 +18,7 @@ from emma.base.errors import CheckFailedError
 from emma.base.files import read_json
 from emma.base.progress import progress
 from emma.recipes.schema import Recipe
-from emma.tools.training.run_folder import Launch, RunFolder
+from emma.tools.runs.run_folder import Launch, RunFolder
 
 __all__ = ["compute_reference", "launch_command", "rank_environment", "run_launch", "train_here"]
 

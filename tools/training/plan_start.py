@@ -8,10 +8,10 @@ from emma.base.errors import RecipeError, UserError
 from emma.base.extras import install_command
 from emma.recipes.schema import Recipe
 from emma.tools.mix.layout import MixInfo, check_shards, read_mix
-from emma.tools.training.arguments import LoadPlan, megatron_arguments
-from emma.tools.training.checkpoints import complete_steps
-from emma.tools.training.run_folder import RunFolder
-from emma.tools.training.safety import steps_to_skip
+from emma.tools.runs.checkpoints import LoadPlan, complete_steps
+from emma.tools.runs.run_folder import RunFolder
+from emma.tools.runs.safety import steps_to_skip
+from emma.tools.training.arguments import megatron_arguments
 
 __all__ = ["check_mix", "describe", "preview_arguments"]
 

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from emma.base.claims import temporary_name
 from emma.base.files import write_json
 
 __all__ = ["check_device", "check_disk", "check_network", "main"]
@@ -92,7 +93,7 @@ def check_disk(folder: Path, rank: int) -> list[str]:
     """Faults of writing to the run's folder and to the node's temporary folder."""
     faults = []
     for place in (folder, Path(os.environ.get("TMPDIR", "/tmp"))):
-        probe = place / f".preflight-{os.environ.get('SLURM_JOB_ID', os.getpid())}-{rank}"
+        probe = place / temporary_name(f"preflight-{rank}")
         try:
             with probe.open("wb") as handle:
                 handle.write(b"\0" * (1 << 20))

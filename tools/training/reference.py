@@ -16,7 +16,7 @@ from emma.base.errors import UserError
 from emma.base.files import write_json
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["main", "reference_losses"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from emma.base.errors import UserError
 from emma.base.extras import explain_missing
 from emma.recipes.load import load_recipe
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["main", "train"]
 
@@ -51,10 +51,11 @@ def train(folder: Path) -> None:
     from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
     from megatron.training.arguments import parse_and_validate_args
 
+    from emma.tools.runs.safety import Rewind
     from emma.tools.training.arguments import megatron_arguments
     from emma.tools.training.dataset import read_mix
-    from emma.tools.training.safety import Rewind
-    from emma.tools.training.session import Session
+    from emma.tools.training.session.ending import record_end, record_rewind
+    from emma.tools.training.session.session import Session
     from emma.tools.training.vocabulary import mask_padding
 
     run, recipe = RunFolder(folder), load_recipe(folder)
@@ -93,9 +94,9 @@ def train(folder: Path) -> None:
         if stop.code not in (0, None):
             raise
     except Rewind as rewind:
-        session.go_back(rewind)
+        record_rewind(recipe, run, launch, rewind)
         return
-    session.close()
+    record_end(recipe, run, launch)
 
 
 def _rank_from_slurm() -> None:

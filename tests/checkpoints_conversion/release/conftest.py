@@ -1,21 +1,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 import torch
 
 from emma.recipes.schema import Recipe
-from tests.checkpoints_conversion.release.hub_server import TOKEN, Hub, serve
 from tests.checkpoints_conversion.release.released_run import write_released_run
+from tests.tools.hub.uploading import address, hub
+
+__all__ = ["address", "hub"]
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Matrices this small lose more to waiting for other threads than they win."""
+    """Matrices this small lose more time waiting for other threads than they gain."""
     torch.set_num_threads(1)
 
 
@@ -37,29 +37,11 @@ def released(made: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(made: Recipe, tmp_path: Path) -> Path:
-    """A copy of the run to spoil."""
+    """A copy of the run for tests to corrupt."""
     return Path(shutil.copytree(made.run_folder, tmp_path / "run"))
 
 
 @pytest.fixture
 def release(released: Path, tmp_path: Path) -> Path:
-    """A copy of the release to spoil."""
+    """A copy of the release for tests to corrupt."""
     return Path(shutil.copytree(released, tmp_path / "release"))
-
-
-@pytest.fixture
-def hub() -> Hub:
-    return Hub()
-
-
-@pytest.fixture
-def address(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A running server that this process's client talks to."""
-    server, url = serve(hub)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # the server speaks git LFS
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("EMMA_PROGRESS", "0")
-    yield url
-    server.shutdown()
-    server.server_close()

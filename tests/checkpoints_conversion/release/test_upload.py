@@ -9,35 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from emma.base.errors import UserError
-from emma.checkpoints_conversion.release.checksums import CHECKSUMS_NAME, listed_files
-from emma.commands.release import group
-from tests.checkpoints_conversion.release.hub_server import TOKEN, Hub
-
-
-def upload(folder: Path, *options: str, repository: str = "team/model") -> tuple[int, str]:
-    """Exit code and everything that was printed."""
-    runner = CliRunner()
-    result = runner.invoke(group, ["upload", str(folder), repository, *options])
-    text = result.output
-    if isinstance(result.exception, UserError):
-        return result.exception.exit_code, text + str(result.exception)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert TOKEN not in text
-    return result.exit_code, text
-
-
-def held(hub: Hub, branch: str = "main") -> dict[str, bytes]:
-    files = dict(hub.repositories["team/model"].branches[branch])
-    files.pop(".gitattributes", None)
-    return files
-
-
-def local(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in (*listed_files(folder), CHECKSUMS_NAME)}
+from tests.tools.hub.hub_server import TOKEN, Hub
+from tests.tools.hub.uploading import held, local, upload
 
 
 def test_interrupted_five_times_the_server_holds_every_byte(
@@ -84,12 +58,12 @@ def test_lasting_interruption_ends_with_what_to_do(
     def broken(*arguments: object, **options: object) -> None:
         raise RuntimeError("Error while uploading")
 
-    monkeypatch.setattr("emma.checkpoints_conversion.release.upload._WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("emma.tools.hub.upload._WAIT_SECONDS", 0.01)
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", broken)
     code, text = upload(released, "--attempts", "3")
     assert code == 2
-    assert text.count("interrupted (RuntimeError), going on") == 2
-    assert "the same command goes on from it" in text
+    assert text.count("interrupted (RuntimeError), continuing") == 2
+    assert "the same command continues from there" in text
 
 
 def test_branch_for_a_checkpoint(released: Path, hub: Hub, address: str) -> None:
@@ -107,10 +81,10 @@ def test_wrong_byte_on_the_server_is_found(released: Path, hub: Hub, address: st
         files[name] = before[:-1] + bytes([before[-1] ^ 1])
         code, text = upload(released, "--check-only")
         assert code == 1
-        assert f"{name} has another content there" in text
+        assert f"{name} has different content there" in text
         files[name] = before
     files["model-00009-of-00009.safetensors"] = b"left over"
-    assert "does not belong to the release" in upload(released, "--check-only")[1]
+    assert "is there but not part of the release" in upload(released, "--check-only")[1]
     assert upload(released, "--delete-others")[0] == 0
     assert held(hub) == local(released)
 
@@ -133,12 +107,12 @@ def test_wrong_token_and_wrong_names(released: Path, address: str, monkeypatch: 
     assert code == 2
     assert "set HF_TOKEN or log in" in text
     assert "hf_wrong" not in text
-    assert "name the owner too" in upload(released, repository="model")[1]
+    assert "include the owner" in upload(released, repository="model")[1]
 
 
 def test_unsound_release_stays_here(release: Path, hub: Hub, address: str) -> None:
     (release / "README.md").write_text("no card")
     code, text = upload(release)
     assert code == 1
-    assert "not a sound release" in text
+    assert "not a valid release" in text
     assert hub.requests == []

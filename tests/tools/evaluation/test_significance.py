@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -18,28 +19,54 @@ from emma.tools.evaluation.significance import (
 )
 
 
-def test_mcnemar_is_the_binomial_tail() -> None:
-    assert mcnemar(0, 0) == 1.0
-    assert mcnemar(5, 0) == pytest.approx(2 / 32)
-    assert mcnemar(2, 8) == mcnemar(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 1024)
-    assert mcnemar(50, 50) == 1.0
-    # Beyond a float's range of the binomials: the normal tail with continuity correction agrees.
-    deviate = (1300 - 1200 - 1) / math.sqrt(2500)
-    assert mcnemar(1300, 1200) == pytest.approx(math.erfc(deviate / math.sqrt(2)), rel=0.01)
+def _binomial(gained: int, lost: int) -> float:
+    """Twice the smaller tail of a fair coin, in whole numbers."""
+    count = gained + lost
+    tail = sum(math.comb(count, k) for k in range(min(gained, lost) + 1))
+    return float(min(Fraction(1), Fraction(2 * tail, 2**count)))
 
 
 @pytest.mark.parametrize(
-    # From the tables of Student's t, two-sided.
-    ("t", "freedom", "p"),
-    [(2.7764, 4, 0.05), (4.6041, 4, 0.01), (2.0860, 20, 0.05), (2.8453, 20, 0.01), (1.9659, 400, 0.05)],
+    ("gained", "lost"), [(5, 0), (2, 8), (8, 2), (7, 8), (50, 50), (31, 60), (1300, 1200), (1200, 1500)]
 )
-def test_paired_t_has_the_tables_p(t: float, freedom: int, p: float) -> None:
+def test_mcnemar_is_the_binomial_tail(gained: int, lost: int) -> None:
+    assert mcnemar(gained, lost) == pytest.approx(_binomial(gained, lost), rel=1e-10)
+
+
+def test_mcnemar_of_models_that_never_differ() -> None:
+    assert mcnemar(0, 0) == 1.0
+
+
+def _student(t: float, freedom: int) -> float:
+    """Two-sided p of Student's t, by its finite series (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    cosine = math.cos(angle)
+    if freedom == 1:
+        return 1 - 2 * angle / math.pi
+    odd = freedom % 2
+    term = total = cosine if odd else 1.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= cosine**2 * (k - 1) / k
+        total += term
+    return 1 - (2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 20, 399])
+@pytest.mark.parametrize("t", [0.3, 2.0, 4.303])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_paired_t_has_the_exact_p(t: float, freedom: int, sign: int) -> None:
     values = np.random.default_rng(0).normal(size=freedom + 1)
     values = (values - values.mean()) / values.std(ddof=1)
-    shifted = values + t / math.sqrt(freedom + 1)
-    found, error = paired_t(shifted)
-    assert found == pytest.approx(p, rel=0.06)
+    found, error = paired_t(values + sign * t / math.sqrt(freedom + 1))
+    assert found == pytest.approx(_student(t, freedom), rel=1e-8)
     assert error == pytest.approx(1 / math.sqrt(freedom + 1))
+
+
+def test_paired_t_agrees_with_the_printed_tables() -> None:
+    for t, freedom, p in ((12.706, 1, 0.05), (4.3027, 2, 0.05), (2.7764, 4, 0.05), (2.8453, 20, 0.01)):
+        assert _student(t, freedom) == pytest.approx(p, rel=1e-4)
+    # Three differences of mean 2 and standard deviation 1: t = 2√3 with two degrees of freedom.
+    assert paired_t([1.0, 2.0, 3.0])[0] == pytest.approx(1 - math.sqrt(12 / 14), rel=1e-12)
 
 
 def test_too_little_to_tell() -> None:
@@ -54,6 +81,16 @@ def test_corrections_are_the_textbooks() -> None:
     assert adjust(p, "bh") == pytest.approx([0.025, 0.05, 0.05, 0.025, 0.5])
     assert adjust(p, "none") == p
     assert adjust([], "bh") == []
+    # A smaller p behind a larger one pulls it down (bh) or is lifted by it (holm); none is above 1.
+    assert adjust([0.9, 0.91, 0.01], "bh") == pytest.approx([0.91, 0.91, 0.03])
+    assert adjust([0.9, 0.91, 0.01], "holm") == [1.0, 1.0, pytest.approx(0.03)]
+    # Benjamini and Hochberg 1995, section 3.1: 15 p-values, of which 4 are found at 5 %.
+    published = [
+        *(0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344),
+        *(0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0),
+    ]
+    assert sum(value <= 0.05 for value in adjust(published, "bh")) == 4
+    assert sum(value <= 0.05 for value in adjust(published, "holm")) == 3
 
 
 def test_false_findings_stay_rare_over_many_languages() -> None:

@@ -61,10 +61,10 @@ def test_an_engine_forgets_its_words_from_time_to_time(
 def test_text_that_spells_a_control_token_reads_back_as_text(tokenizer: TokenizerFile) -> None:
     whole = Reference.from_file(str(tokenizer.path))
     text = f"before {END} after"
-    assert tokenizer.end_id in whole.encode(text).ids, "the plain tokenizer makes it a control token"
+    assert tokenizer.end_of_text_id in whole.encode(text).ids, "the plain tokenizer makes it a control token"
     encoder = Encoder(tokenizer, choose_engine("fastest"))
     ids = encoder.encode(texts([text]), texts(["eng_Latn"])).ids
-    assert tokenizer.end_id not in ids
+    assert tokenizer.end_of_text_id not in ids
     assert whole.decode(ids.tolist(), skip_special_tokens=False) == text
 
 

@@ -32,6 +32,8 @@ def test_measured_speed_replaces_the_estimate() -> None:
 def test_nothing_is_claimed_without_a_published_figure() -> None:
     assert expected_throughput(load_recipe("emma_llama3_8b_bi", ["precision=fp32"])) is None
     assert expected_throughput(load_recipe("emma_llama3_8b_bi", ["layout=local_cpu"])) is None
+    measured = expected_throughput(load_recipe("emma_llama3_8b_bi", ["layout=local_cpu"]), 100.0)
+    assert measured is not None and measured.mfu is None
     blockwise = expected_throughput(load_recipe("emma_llama3_8b_bi", ["precision=fp8_blockwise"]))
     assert blockwise is not None
     assert any("blockwise" in text for text in blockwise.assumptions)

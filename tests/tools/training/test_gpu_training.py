@@ -10,10 +10,10 @@ import pytest
 
 from emma.base.files import read_json
 from emma.recipes.schema import Recipe
-from emma.tools.training.checkpoints import complete_steps
+from emma.tools.runs.checkpoints import complete_steps
+from emma.tools.runs.metrics import read_metrics
+from emma.tools.runs.run_folder import RunFolder
 from emma.tools.training.launch import train_here
-from emma.tools.training.metrics import read_metrics
-from emma.tools.training.run_folder import RunFolder
 from tests.gpu import require_gpus
 from tests.tools.training.conftest import Small
 from tests.tools.training.samples import validation_samples

@@ -12,8 +12,8 @@ import pytest
 from emma.base.files import read_json
 from emma.recipes.load import load_recipe
 from emma.tools.mix.layout import read_mix
-from emma.tools.training.metrics import read_metrics
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.metrics import read_metrics
+from emma.tools.runs.run_folder import RunFolder
 from tests.tools.training.conftest import Small
 from tests.training_run import losses, train_run, validation
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from emma.tools.training.arguments import LoadPlan, megatron_arguments
+from emma.tools.runs.checkpoints import LoadPlan
+from emma.tools.training.arguments import megatron_arguments
 from tests.ranks import run_ranks
 from tests.tools.training.conftest import Small
 from tests.tools.training.samples import dataset_config

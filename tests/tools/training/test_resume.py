@@ -16,9 +16,9 @@ import pytest
 from emma.base.errors import UserError
 from emma.base.files import read_json, write_json
 from emma.recipes.schema import Recipe
-from emma.tools.training.checkpoints import COMPLETE_MARK, checkpoint_folder, complete_steps
-from emma.tools.training.metrics import read_metrics
-from emma.tools.training.run_folder import RunFolder
+from emma.tools.runs.checkpoints import COMPLETE_MARK, checkpoint_folder, complete_steps
+from emma.tools.runs.metrics import read_metrics
+from emma.tools.runs.run_folder import RunFolder
 from tests.ranks import Job
 from tests.tools.training.conftest import Small
 from tests.training_run import losses, start_run, train_run, validation
@@ -210,5 +210,5 @@ def test_a_run_that_was_taken_over_writes_nothing_more(make_small: Callable[[int
     write_json(run.writer_file, {"writer": "another", "host": "elsewhere", "pid": 1, "started": "now"})
     outcomes = job.outcomes(timeout=120)
     assert all(outcome.exit_code != 0 for outcome in outcomes)
-    assert "it took this run over" in outcomes[0].output
+    assert "which took this run over" in outcomes[0].output
     assert complete_steps(run.checkpoints) == []

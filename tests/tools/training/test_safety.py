@@ -12,11 +12,11 @@ import pytest
 from emma.base.errors import UserError
 from emma.base.files import read_json, write_json
 from emma.recipes.schema import Recipe
+from emma.tools.runs.checkpoints import complete_steps
+from emma.tools.runs.run_folder import RunFolder
+from emma.tools.runs.safety import Rewind, record_skip, recorded_skips, spoilt
 from emma.tools.training import reference
-from emma.tools.training.checkpoints import complete_steps
 from emma.tools.training.launch import rank_environment
-from emma.tools.training.run_folder import RunFolder
-from emma.tools.training.safety import Rewind, record_skip, recorded_skips, spoilt
 from tests.ranks import RanksError, run_ranks
 from tests.tools.training.conftest import Small
 from tests.training_run import losses, rank, train_run

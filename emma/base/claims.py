@@ -1,0 +1,92 @@
+"""Who writes what: temporary names that no two processes share, and locks that end with the process that holds them.
+
+A process id identifies nobody: two machines, and two pid namespaces of one machine, count from 1 each. A lock of the
+kernel (`flock`) does, on one machine. Whether it reaches across machines depends on how the file system is mounted, so
+what another machine may still hold is never taken for abandoned.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import functools
+import os
+import secrets
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["claim", "is_at", "machine", "of_this_machine", "remove_abandoned", "temporary_name", "try_lock"]
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+@functools.cache
+def machine() -> str:
+    """This machine until its next boot: its host name (dots become underscores) and the start of the kernel's boot id,
+    which is the same in every container and pid namespace of the machine."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
+    except OSError:
+        boot = "no-boot"
+    return f"{socket.gethostname().replace('.', '_')}-{boot}"
+
+
+def temporary_name(name: str, suffix: str = "partial") -> str:
+    """`.<name>.<machine>-<process id>-<random>.<suffix>`: a hidden name that no other process uses."""
+    return f".{name}.{machine()}-{os.getpid()}-{secrets.token_hex(4)}.{suffix}"
+
+
+def of_this_machine(path: Path) -> bool:
+    """Whether `temporary_name` made a file's or folder's name on this machine since it was booted."""
+    return f".{machine()}-" in path.name
+
+
+def try_lock(descriptor: int) -> bool | None:
+    """Takes an exclusive lock on an open file without waiting; it ends when the file is closed, at the latest with the
+    process.
+
+    Returns:
+        Whether this process holds it now; None where the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+    return True
+
+
+def is_at(path: Path | str, descriptor: int) -> bool:
+    """Whether `path` still names the open file: somebody may have removed it before it was locked."""
+    try:
+        return os.path.samestat(Path(path).stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def claim(path: str, flags: int) -> int:
+    """An `opener` for `open`: the file is locked from before anybody could take it for abandoned until it is closed."""
+    while True:
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+        # Nobody else writes a file with such a name, but `remove_abandoned` may have a look at it.
+        if try_lock(descriptor) is not False and is_at(path, descriptor):
+            return descriptor
+        os.close(descriptor)
+
+
+def remove_abandoned(paths: Iterable[Path]) -> None:
+    """Removes those temporary files whose writers, opened with `claim` on this machine, are provably dead."""
+    for path in filter(of_this_machine, paths):
+        try:
+            descriptor = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            continue
+        try:
+            if try_lock(descriptor):
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)

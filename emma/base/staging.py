@@ -1,0 +1,380 @@
+"""Output folders that appear whole or not at all, each with one writer at a time.
+
+A writer locks `.NAME.lock` beside the folder, works in a temporary folder there, and renames it at the end. The lock
+file says who holds it. What another machine or a living process may still be writing is never removed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from emma.base.claims import is_at, machine, of_this_machine, temporary_name, try_lock
+from emma.base.errors import UserError
+from emma.base.files import fsync_path, write_text
+
+__all__ = [
+    "WORK_NAME",
+    "InUseError",
+    "Lock",
+    "WrittenMeanwhileError",
+    "check_free_space",
+    "clear_leftovers",
+    "resumable_folder",
+    "sole_writer",
+    "staged_folder",
+]
+
+WORK_NAME = ".work"
+"""Folder in a resumable one for the marks of finished work; it goes when the folder gets its name."""
+
+_FINGERPRINT = "fingerprint"
+_POLL_SECONDS = 0.2
+
+
+class InUseError(UserError):
+    """Another process is writing the output.
+
+    Args:
+        message: for the user.
+        writer: which process.
+    """
+
+    def __init__(self, message: str, writer: str = "another process") -> None:
+        super().__init__(message)
+        self.writer = writer
+
+
+class WrittenMeanwhileError(UserError):
+    """Another process has put its result where this one's should go."""
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Who holds a lock; `machine` tells machines apart, the rest is for people."""
+
+    machine: str
+    host: str
+    process: int
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host} since {self.since}"
+
+
+@dataclass(frozen=True)
+class Lock:
+    """The right to write an output.
+
+    Attributes:
+        destination: absolute path of the output.
+        certain: whether no other process of this machine can hold it; False where the file system has no locks.
+    """
+
+    destination: Path
+    certain: bool
+
+
+@contextmanager
+def sole_writer(destination: Path, *, wait: bool = False, continues: bool = False) -> Iterator[Lock]:
+    """Holds the right to write an output, against all processes that call this for the same one.
+
+    Args:
+        destination: the output; its parent is made.
+        wait: wait for a process that is writing it, and say so on stderr.
+        continues: the caller works on in what the last writer left, so it must be certain that that one has ended.
+
+    Raises:
+        InUseError: another process is writing it and `wait` is off; or with `continues`, a writer on another machine
+            did not end by itself, and a lock cannot tell whether it lives.
+    """
+    destination = destination.absolute()
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    path = destination.parent / f".{destination.name}.lock"
+    descriptor, certain = _acquire(path, destination, wait)
+    try:
+        before = _read_writer(descriptor)
+        if before is not None and continues and (before.machine != machine() or not certain):
+            raise InUseError(
+                f"{destination}: {before} was writing it and may still be. Fix: wait for it; if it is gone, remove {path} "
+                "and run the same command again, which continues its work",
+                str(before),
+            )
+        writer = _Writer(machine(), socket.gethostname(), os.getpid(), _now())
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, orjson.dumps(asdict(writer)), 0)
+        try:
+            yield Lock(destination, certain)
+        finally:
+            # Removed while it is held: whoever opened this file meanwhile finds that the path no longer names it.
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(path: Path, destination: Path, wait: bool) -> tuple[int, bool]:
+    """An open, locked lock file, and whether the lock is certain."""
+    told = False
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            held = try_lock(descriptor)
+            if held is not False and is_at(path, descriptor):
+                result, descriptor = descriptor, -1
+                return result, held is True
+            writer = _read_writer(descriptor) or "another process"
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+        if held is not False:
+            continue
+        if not wait:
+            raise InUseError(
+                f"{destination}: {writer} is writing it. Fix: wait for it, or name another output",
+                str(writer),
+            )
+        if not told:
+            print(f"{destination}: waiting for {writer}, which is writing it", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(_POLL_SECONDS)
+
+
+def _read_writer(descriptor: int) -> _Writer | None:
+    try:
+        return _Writer(**orjson.loads(os.pread(descriptor, 4096, 0)))
+    except (orjson.JSONDecodeError, TypeError):
+        return None  # it has just been made, or its writer died before it wrote its name
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def _termination_as_exit() -> Iterator[None]:
+    """Within it SIGTERM raises SystemExit, so that what is half done is removed (in a program's main thread only)."""
+    if threading.current_thread() is not threading.main_thread() or parent_process() is not None:
+        yield
+        return
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def staged_folder(destination: Path, *, overwrite: bool = False, lock: Lock | None = None) -> Iterator[Path]:
+    """Lends a temporary folder beside `destination`, which takes its name when the block ends without error.
+
+    On an error, an interrupt or SIGTERM the temporary folder is removed and `destination` is as it was. After SIGKILL
+    the next call for the same destination on the same machine removes it; a call on another machine names it.
+
+    Args:
+        destination: final name.
+        overwrite: replace what stands there.
+        lock: of a caller that already is the sole writer.
+
+    Raises:
+        InUseError: another process is writing `destination`.
+        WrittenMeanwhileError: another machine, which this one's lock did not keep out, wrote it in the meantime.
+        UserError: `destination` exists and `overwrite` is off.
+    """
+    with sole_writer(destination) if lock is None else nullcontext(lock) as held:
+        destination = held.destination
+        clear_leftovers(destination.parent, held, destination.name)
+        _refuse_existing(destination, overwrite)
+        before = _identity(destination)
+        partial = destination.parent / temporary_name(destination.name)
+        with _termination_as_exit():
+            try:
+                partial.mkdir()
+                yield partial
+                _give_name(partial, destination, before)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def resumable_folder(destination: Path, fingerprint: str, *, overwrite: bool = False) -> Iterator[Path]:
+    """Lends a temporary folder beside `destination`, which takes its name when the block ends without error.
+
+    Unlike `staged_folder`, a block that fails leaves what it finished: the next call with the same fingerprint gets the
+    same folder again. The block keeps its marks of finished work (`*.json`) in the folder's subfolder `WORK_NAME`;
+    where there are none, nothing is left.
+
+    Args:
+        destination: final name.
+        fingerprint: what the content is a function of; what another one left is removed.
+        overwrite: replace what stands there.
+
+    Raises:
+        InUseError: another process is writing `destination`, or one on another machine may be.
+        UserError: `destination` exists and `overwrite` is off.
+    """
+    with sole_writer(destination, continues=True) as held:
+        destination = held.destination
+        clear_leftovers(destination.parent, held, destination.name)
+        _refuse_existing(destination, overwrite)
+        before = _identity(destination)
+        partial = destination.parent / f".{destination.name}.partial"
+        work = partial / WORK_NAME
+        mark = work / _FINGERPRINT
+        if not mark.is_file() or mark.read_text(encoding="utf-8") != fingerprint:
+            if partial.exists():
+                shutil.rmtree(partial)
+            write_text(mark, fingerprint)
+        for path in partial.rglob(".*.partial"):  # files that killed processes were writing
+            path.unlink(missing_ok=True)
+        with _termination_as_exit():
+            try:
+                yield partial
+                shutil.rmtree(work)
+                _give_name(partial, destination, before)
+            except BaseException:
+                if not any(work.rglob("*.json")):
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise
+
+
+def clear_leftovers(folder: Path, lock: Lock, name: str | None = None) -> list[Path]:
+    """Removes what killed writers of this machine left of outputs in `folder`; names on stderr what others left.
+
+    Writers hold the lock, so on this machine nobody else writes. A writer that was killed while it exchanged two folders
+    left the old one under another name: it gets its place back.
+
+    Args:
+        folder: where to look.
+        lock: that all writers of these outputs hold.
+        name: of one output; default all.
+
+    Returns:
+        What stays, since a process of another machine may be writing it.
+    """
+    pattern = re.compile(
+        rf"\.(?P<name>{'.+' if name is None else re.escape(name)})\.[^.]+-\d+-[0-9a-f]{{8}}\.(partial|old)"
+    )
+    stay = []
+    for path in sorted(folder.iterdir()):
+        match = pattern.fullmatch(path.name)
+        if match is None:
+            continue
+        if not lock.certain or not of_this_machine(path):
+            stay.append(path)
+            print(
+                f"{path}: left by a process of another machine, or from before a restart; remove it if nothing writes there",
+                file=sys.stderr,
+                flush=True,
+            )
+        elif path.suffix == ".old" and not (folder / match["name"]).exists():
+            path.rename(folder / match["name"])
+        else:
+            _remove(path)
+    return stay
+
+
+def _refuse_existing(destination: Path, overwrite: bool) -> None:
+    if destination.exists() and not overwrite and (destination.is_file() or any(destination.iterdir())):
+        raise UserError(f"{destination}: exists; name another folder, or pass --overwrite to replace it")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which folder or file a path names, None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _give_name(partial: Path, destination: Path, before: tuple[int, int] | None) -> None:
+    """Makes a finished folder durable and renames it.
+
+    Args:
+        partial: the folder.
+        destination: its name.
+        before: what had the name when the work began.
+    """
+    _synchronise(partial)
+    if _identity(destination) != before:
+        raise _written_meanwhile(destination)
+    old = None
+    if before is not None:
+        # Not every file system can swap two folders in one step, so the old one steps aside for an instant.
+        old = destination.parent / temporary_name(destination.name, "old")
+        destination.rename(old)
+    try:
+        partial.rename(destination)
+    except OSError:
+        if old is not None and not destination.exists():
+            old.rename(destination)
+        if destination.exists():
+            raise _written_meanwhile(destination) from None
+        raise
+    fsync_path(destination.parent)
+    if old is not None:
+        _remove(old)
+
+
+def _written_meanwhile(destination: Path) -> WrittenMeanwhileError:
+    return WrittenMeanwhileError(
+        f"{destination}: another process wrote it in the meantime; its files are kept and these are dropped. Fix: use "
+        "what is there, or name another output"
+    )
+
+
+def _synchronise(folder: Path) -> None:
+    """Makes files and folders below and including `folder` durable."""
+    for path in sorted(folder.rglob("*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode) or stat.S_ISREG(mode):
+            fsync_path(path)
+    fsync_path(folder)
+
+
+def check_free_space(folder: Path, needed: int) -> None:
+    """Refuses to begin what cannot fit.
+
+    Args:
+        folder: where it is to go; it need not exist yet.
+        needed: bytes.
+
+    Raises:
+        UserError: with the bytes there are and the bytes there must be.
+    """
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: {needed / 1e9:.1f} GB are to be written and {free / 1e9:.1f} GB are free; "
+            "free some space or name another disk"
+        )

@@ -1,0 +1,59 @@
+"""Time, energy and checkpoints by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from emma.recipes.load import load_recipe
+from emma.tools.arithmetic.cost import Assumptions, checkpoint_cost, expected_energy, expected_time
+
+
+def test_time_and_energy() -> None:
+    recipe = load_recipe("emma_llama3_8b_bi")
+    assumptions = Assumptions(pue=1.5, grid_g_per_kwh=100, storage_gb_per_s=11.2423657472)
+    time = expected_time(recipe, 8000.0, assumptions)
+    step = 2**24 / (8000 * 64)
+    assert time.seconds_per_step == pytest.approx(step)
+    # 400 saves of 10 s.
+    assert time.days == pytest.approx((40_000 * step + 4000) / 86_400)
+    assert time.gpu_hours == pytest.approx(time.days * 24 * 64)
+    energy = expected_energy(recipe, time, assumptions)
+    assert energy is not None
+    assert energy.megawatt_hours == pytest.approx(time.gpu_hours * 1275 * 1.5 / 1e6)
+    assert energy.co2_tonnes == pytest.approx(energy.megawatt_hours * 0.1)
+
+
+def test_checkpoint_has_the_published_size() -> None:
+    recipe = load_recipe("emma_llama3_8b_bi")
+    cost = checkpoint_cost(recipe, 30.0, Assumptions())
+    # swiss-ai: 105 GB for weights and FP32 Adam.
+    assert cost.gib == pytest.approx(105, rel=0.01)
+    assert (cost.saves, cost.kept) == (400, 8 + 3)
+    assert cost.disk_gib == pytest.approx(12 * cost.gib)
+    assert cost.minutes_between == pytest.approx(50)
+    assert cost.share_of_time == pytest.approx(cost.seconds / (3000 + cost.seconds))
+
+
+def test_saving_in_the_background_blocks_for_the_copy_alone() -> None:
+    recipe = load_recipe("emma_llama3_8b_bi", ["checkpoint.asynchronous=true"])
+    cost = checkpoint_cost(recipe, None, Assumptions())
+    assert cost.seconds == pytest.approx(8.030261248 * 14 / 64 / 10)
+    assert cost.share_of_time is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "saves", "kept"),
+    [
+        (["checkpoint.keep=null", "checkpoint.keep_every=null"], 400, 400),
+        (["checkpoint.keep_every=null"], 400, 3),
+        (["schedule.steps=1050"], 11, 3),
+    ],
+)
+def test_how_many_checkpoints_stay(overrides: list[str], saves: int, kept: int) -> None:
+    cost = checkpoint_cost(load_recipe("emma_llama3_8b_bi", overrides), None, Assumptions())
+    assert (cost.saves, cost.kept) == (saves, kept)
+
+
+def test_nothing_is_said_of_a_cpus_power() -> None:
+    recipe = load_recipe("emma_llama3_8b_bi", ["layout=local_cpu"])
+    assert expected_energy(recipe, expected_time(recipe, 100.0, Assumptions()), Assumptions()) is None

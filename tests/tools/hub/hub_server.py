@@ -1,0 +1,303 @@
+"""A local server for the parts of the Hub's protocol that an upload uses, over HTTP and git LFS.
+
+It keeps repositories in memory, requires a token, and drops connections during uploads when told to.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import yaml
+
+from emma.tools.hub.licenses import known_licenses
+
+TOKEN = "hf_" + "testtoken" * 3
+
+
+@dataclass
+class Repository:
+    private: bool
+    kind: str = "model"
+    branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {".gitattributes": b"*"}})
+    large: set[str] = field(default_factory=set)
+    commits: int = 0
+
+
+@dataclass
+class Hub:
+    """The server's state. It drops the first `drops` uploads of large files halfway, and answers `refusals`
+    requests with 503."""
+
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    drops: int = 0
+    refusals: int = 0
+    received: int = 0
+    requests: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self, name: str) -> bool:
+        """Whether a fault of that kind is due."""
+        with self.lock:
+            due: int = getattr(self, name)
+            setattr(self, name, max(0, due - 1))
+            return due > 0
+
+
+def git_blob(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def metadata_errors(content: str, kind: str) -> list[str]:
+    """Violations of the Hub's documented rules for card metadata."""
+    block = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
+    try:
+        data = yaml.safe_load(block[1]) if block else None
+    except yaml.YAMLError as error:
+        return [f"not YAML: {error}"]
+    if not isinstance(data, dict):
+        return ["no metadata"]
+
+    def listed(key: str) -> list[Any]:
+        found = data.get(key) or []
+        return found if isinstance(found, list) else [found]
+
+    errors = [f'"{key}" is required' for key in ("license",) if not data.get(key)]
+    errors += [
+        f'"license" must not be {name!r}' for name in listed("license") if name not in known_licenses()
+    ]
+    errors += [
+        f'"language" must be ISO 639, not {code!r}'
+        for code in listed("language")
+        if not isinstance(code, str) or not re.fullmatch("[a-z]{2,3}", code)
+    ]
+    strings = (
+        "tags",
+        "base_model",
+        "datasets",
+        "library_name",
+        "pipeline_tag",
+        "pretty_name",
+        "size_categories",
+    )
+    for key in (*strings, "task_categories", "multilinguality", "license_name", "license_link"):
+        if not all(isinstance(item, str) and item for item in listed(key)):
+            errors.append(f'"{key}" must be text')
+    if "license_name" in data and not re.fullmatch("[a-z0-9.-]+", str(data["license_name"])):
+        errors.append('"license_name" must be lower-case letters, digits, dots and dashes')
+    for base in listed("base_model"):
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(base)):
+            errors.append(f'"base_model" must be a name on the Hub, not {base!r}')
+    for model in data.get("model-index") or []:
+        if not isinstance(model, dict) or not model.get("name") or not model.get("results"):
+            errors.append('"model-index" needs "name" and "results"')
+            continue
+        for result in model["results"]:
+            if not result.get("task", {}).get("type"):
+                errors.append('a result needs "task.type"')
+            dataset = result.get("dataset", {})
+            errors += [f'a result needs "dataset.{key}"' for key in ("type", "name") if not dataset.get(key)]
+            for metric in result.get("metrics") or [{}]:
+                if not metric.get("type") or not isinstance(metric.get("value"), int | float):
+                    errors.append('a result needs "metrics" with "type" and a number as "value"')
+    names = [entry.get("config_name") for entry in data.get("configs") or []]
+    if kind == "dataset" and (len(set(names)) != len(names) or not all(names)):
+        errors.append('"configs" needs a "config_name" of its own for each')
+    if any(re.search(r"[<>:/\\|?*]", str(name)) for name in names):
+        errors.append('"config_name" holds a character that no file name may')
+    if sum(bool(entry.get("default")) for entry in data.get("configs") or []) > 1:
+        errors.append('"configs" has two defaults')
+    return errors
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Logs nothing."""
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def _answer(self, value: Any, status: int = 200) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _handle(self, method: str) -> None:
+        path = urlsplit(self.path).path
+        self.hub.requests.append(f"{method} {path}")
+        open_to_all = path.startswith("/lfs/") or path == "/api/validate-yaml"
+        if not open_to_all and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self._body()
+            self._answer({"error": "Invalid username or password."}, 401)
+            return
+        for pattern, route in ROUTES:
+            match = re.fullmatch(pattern, f"{method} {path}")
+            if match:
+                route(self, **{key: unquote(value) for key, value in match.groupdict().items()})
+                return
+        self._body()
+        self._answer({"error": f"no such route: {method} {path}"}, 404)
+
+    def do_GET(self) -> None:
+        self._handle("GET")
+
+    def do_POST(self) -> None:
+        self._handle("POST")
+
+    def do_PUT(self) -> None:
+        self._handle("PUT")
+
+    def create(self) -> None:
+        value = json.loads(self._body())
+        name = f"{value['organization']}/{value['name']}" if value.get("organization") else value["name"]
+        kind = value.get("type", "model")
+        url = {"url": f"http://{self.headers['Host']}/{name}", "name": name}
+        if name in self.hub.repositories:
+            self._answer({"error": f"You already created this {kind} repo", **url}, 409)
+            return
+        private = value.get("visibility", "private" if value.get("private") else "public") == "private"
+        self.hub.repositories[name] = Repository(private, kind)
+        self._answer(url)
+
+    def validate(self) -> None:
+        value = json.loads(self._body())
+        errors = [{"message": message} for message in metadata_errors(value["content"], value["repoType"])]
+        self._answer({"errors": errors, "warnings": []}, 400 if errors else 200)
+
+    def branch(self, repo: str, branch: str) -> None:
+        self._body()
+        branches = self.hub.repositories[repo].branches
+        if branch in branches:
+            self._answer({"error": f"Reference already exists: {branch}"}, 409)
+            return
+        branches[branch] = dict(branches["main"])
+        self._answer({})
+
+    def preupload(self, repo: str, branch: str) -> None:
+        value = json.loads(self._body())
+        if self.hub.take("refusals"):
+            self._answer({"error": "over capacity"}, 503)
+            return
+        held = self.hub.repositories[repo].branches[branch]
+        large = self.hub.repositories[repo].large
+        files = []
+        for file in value["files"]:
+            name = file["path"]
+            as_lfs = name.endswith((".safetensors", ".parquet"))
+            row = {"path": name, "uploadMode": "lfs" if as_lfs else "regular", "shouldIgnore": False}
+            if name in held:
+                content = held[name]
+                row["oid"] = hashlib.sha256(content).hexdigest() if name in large else git_blob(content)
+            files.append(row)
+        self._answer({"files": files})
+
+    def batch(self, repo: str) -> None:
+        value = json.loads(self._body())
+        objects = []
+        for wanted in value["objects"]:
+            entry = {"oid": wanted["oid"], "size": wanted["size"]}
+            if wanted["oid"] not in self.hub.objects:
+                entry["actions"] = {"upload": {"href": f"http://{self.headers['Host']}/lfs/{wanted['oid']}"}}
+            objects.append(entry)
+        self._answer({"transfer": "basic", "objects": objects})
+
+    def store(self, oid: str) -> None:
+        if self.hub.take("drops"):
+            length = int(self.headers["Content-Length"])
+            self.rfile.read(length // 2)
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        body = self._body()
+        if hashlib.sha256(body).hexdigest() != oid:
+            self._answer({"error": "hash"}, 400)
+            return
+        self.hub.received += len(body)
+        self.hub.objects[oid] = body
+        self._answer({})
+
+    def commit(self, repo: str, branch: str) -> None:
+        lines = [json.loads(line) for line in self._body().splitlines()]
+        repository = self.hub.repositories[repo]
+        files = repository.branches[branch]
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.objects[value["oid"]]
+                repository.large.add(value["path"])
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+        repository.commits += 1
+        oid = f"{repository.commits:040x}"
+        self._answer(
+            {
+                "success": True,
+                "commitOid": oid,
+                "commitUrl": f"http://{self.headers['Host']}/{repo}/commit/{oid}",
+            }
+        )
+
+    def tree(self, repo: str, branch: str) -> None:
+        repository = self.hub.repositories[repo]
+        rows = []
+        for name, content in sorted(repository.branches[branch].items()):
+            row: dict[str, Any] = {
+                "type": "file",
+                "path": name,
+                "size": len(content),
+                "oid": git_blob(content),
+            }
+            if name in repository.large:
+                oid = hashlib.sha256(content).hexdigest()
+                row["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 134}
+            rows.append(row)
+        self._answer(rows)
+
+    def info(self, repo: str, branch: str = "main") -> None:
+        if repo not in self.hub.repositories or branch not in self.hub.repositories[repo].branches:
+            self._answer({"error": "Repository not found"}, 404)
+            return
+        names = [{"rfilename": name} for name in self.hub.repositories[repo].branches[branch]]
+        self._answer({"id": repo, "sha": f"{self.hub.repositories[repo].commits:040x}", "siblings": names})
+
+
+_KIND = "(?:models|datasets)"
+_REPO = r"(?P<repo>[^/]+/[^/]+)"
+ROUTES: list[tuple[str, Callable[..., None]]] = [
+    (r"POST /api/validate-yaml", Handler.validate),
+    (r"POST /api/repos/create", Handler.create),
+    (rf"POST /api/{_KIND}/{_REPO}/branch/(?P<branch>[^/]+)", Handler.branch),
+    (rf"POST /api/{_KIND}/{_REPO}/preupload/(?P<branch>[^/]+)", Handler.preupload),
+    (rf"POST /(?:datasets/)?{_REPO}\.git/info/lfs/objects/batch", Handler.batch),
+    (r"PUT /lfs/(?P<oid>[0-9a-f]+)", Handler.store),
+    (rf"POST /api/{_KIND}/{_REPO}/commit/(?P<branch>[^/]+)", Handler.commit),
+    (rf"GET /api/{_KIND}/{_REPO}/tree/(?P<branch>[^/]+)", Handler.tree),
+    (rf"GET /api/{_KIND}/{_REPO}/revision/(?P<branch>[^/]+)", Handler.info),
+    (rf"GET /api/{_KIND}/{_REPO}", Handler.info),
+]
+
+
+def serve(hub: Hub) -> tuple[ThreadingHTTPServer, str]:
+    """Starts the server on a free port of this machine; returns it and its address."""
+    handler = type("BoundHandler", (Handler,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, f"http://127.0.0.1:{server.server_address[1]}"

@@ -1,0 +1,92 @@
+"""The state of a run between launches."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emma.base.errors import UserError
+from emma.base.files import read_json, write_json
+from emma.recipes.load import load_recipe
+from emma.tools.runs.run_folder import RunFolder
+from tests.small_recipe import small_recipe
+from tests.tools.runs.test_checkpoints import save
+
+
+def test_prepare_writes_what_the_ranks_and_the_reader_need(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    run = RunFolder(recipe.run_folder)
+    launch = run.prepare(recipe)
+    assert run.read_launch() == launch and launch.number == 1 and launch.load.mode == "scratch"
+    assert load_recipe(run.path).sha256 == recipe.sha256
+    facts = read_json(run.environment_file)
+    assert facts["versions"]["megatron-core"] == "0.19.2" and facts["patches"] and len(facts["launches"]) == 1
+    assert run.holds_claim(launch)
+
+
+def test_the_next_launch_resumes_from_the_latest_complete_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = small_recipe(tmp_path)
+    run = RunFolder(recipe.run_folder)
+    run.release_claim(run.prepare(recipe))
+    save(run.checkpoints, 5)
+    save(run.checkpoints, 10, complete=False)
+    launch = run.prepare(recipe)
+    assert (launch.number, launch.load.mode, launch.load.step) == (2, "resume", 5)
+    assert "passing over checkpoint iter_0000010: complete.json is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("schedule.learning_rate=1e-3", "schedule.learning_rate"),
+        ("batch.global=16", "batch.global"),
+        ("model.norm_epsilon=1e-6", "model.norm_epsilon"),
+        ("data.mix.seed=5", "data.mix.seed"),
+        ("optimizer.beta2=0.99", "optimizer.beta2"),
+    ],
+)
+def test_another_recipe_is_refused_under_the_same_name(tmp_path: Path, override: str, key: str) -> None:
+    recipe = small_recipe(tmp_path)
+    run = RunFolder(recipe.run_folder)
+    run.release_claim(run.prepare(recipe))
+    with pytest.raises(UserError, match=rf"this run has {key} = .*start\.mode=phase"):
+        run.prepare(small_recipe(tmp_path, [override]))
+
+
+def test_layout_and_logging_may_change_between_launches(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    run = RunFolder(recipe.run_folder)
+    run.release_claim(run.prepare(recipe))
+    changed = ["cluster.gpus_per_node=4", "parallelism.tensor=2", "batch.micro=2", "logging.interval=5"]
+    run.prepare(small_recipe(tmp_path, changed))
+    assert load_recipe(run.path).parallelism.tensor == 2
+
+
+def test_two_live_writers_are_refused(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    run = RunFolder(recipe.run_folder)
+    first = run.prepare(recipe)  # claimed by this process, which lives
+    with pytest.raises(UserError, match=rf"process {os.getpid()} on .* writes this run .*--take-over"):
+        run.prepare(recipe)
+    second = run.prepare(recipe, take_over=True)
+    assert run.holds_claim(second) and not run.holds_claim(first)
+    run.release_claim(first)
+    assert run.holds_claim(second), "an older launch must not remove the claim of a newer one"
+
+
+def test_the_claim_of_a_dead_process_is_no_obstacle(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    run = RunFolder(recipe.run_folder)
+    run.prepare(recipe)
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
+    )
+    write_json(run.writer_file, {"writer": "x", "host": socket.gethostname(), "pid": int(dead.stdout)})
+    assert run.prepare(recipe).number == 2

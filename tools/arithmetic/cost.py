@@ -1,0 +1,137 @@
+"""What a run costs: time, GPU-hours, energy, CO2, and what checkpoints take of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from emma.recipes.devices import device
+from emma.recipes.schema import Recipe
+from emma.tools.arithmetic.parameters import total_parameters
+
+__all__ = [
+    "Assumptions",
+    "CheckpointCost",
+    "Energy",
+    "Time",
+    "checkpoint_bytes",
+    "checkpoint_cost",
+    "expected_energy",
+    "expected_time",
+]
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What the recipe does not say; options of `emma plan` change them."""
+
+    pue: float = 1.2
+    """Power usage effectiveness: power of the site over power of its nodes. This project's choice, between new HPC sites
+    (1.05) and the average data centre (about 1.5)."""
+    grid_g_per_kwh: float = 450.0
+    """CO2 of electricity, g/kWh; about the world's average. National grids go from under 50 to over 700."""
+    storage_gb_per_s: float = 5.0
+    """Speed at which all ranks together write a checkpoint, 10^9 bytes/s. This project's choice, a modest parallel file
+    system; NVIDIA reports 23 (a 920 GB checkpoint in 40 s)."""
+    host_copy_gb_per_s: float = 10.0
+    """Speed at which a rank copies to host memory before it saves in the background, 10^9 bytes/s."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """Duration of a run."""
+
+    seconds_per_step: float
+    """Optimizer step, without validation and checkpoints."""
+    days: float
+    """All steps and blocking saves, without interruptions, queues and validation."""
+    gpu_hours: float
+    """`days` of all GPUs."""
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Energy of a run, every board and host at its maximum."""
+
+    megawatt_hours: float
+    """With the site's share (PUE)."""
+    co2_tonnes: float
+    """From the grid's intensity."""
+
+
+@dataclass(frozen=True)
+class CheckpointCost:
+    """Checkpoints of a run."""
+
+    gib: float
+    """One checkpoint: weights, main weights, both moments."""
+    saves: int
+    """Number of saves in the run."""
+    kept: int
+    """Most that are on disk at once."""
+    disk_gib: float
+    """Space for those, and for the one being written."""
+    seconds: float
+    """Blocking time of one save."""
+    share_of_time: float | None
+    """Blocking saves as a share of the run; None without a speed."""
+    minutes_between: float | None
+    """Training time between two saves: what an interruption loses at most; None without a speed."""
+
+
+def checkpoint_bytes(recipe: Recipe) -> int:
+    """Bytes of one checkpoint: weights, main weights, both moments."""
+    # Megatron writes the weights in the compute format (FP8 ones as BF16), and the optimizer in FP32 whatever it is in
+    # memory.
+    weights = 4 if recipe.precision.compute == "fp32" else 2
+    optimizer = 8 if recipe.precision.compute == "fp32" else 12
+    return total_parameters(recipe.model) * (weights + optimizer)
+
+
+def checkpoint_cost(
+    recipe: Recipe, seconds_per_step: float | None, assumptions: Assumptions
+) -> CheckpointCost:
+    """Size, number and price of the run's checkpoints."""
+    checkpoint, steps = recipe.checkpoint, recipe.schedule.steps
+    size = checkpoint_bytes(recipe)
+    saves = -(-steps // checkpoint.interval)
+    kept = saves
+    if checkpoint.keep is not None:
+        milestones = steps // checkpoint.keep_every if checkpoint.keep_every else 0
+        kept = min(saves, milestones + checkpoint.keep)
+    seconds = size / 1e9 / assumptions.storage_gb_per_s
+    if checkpoint.asynchronous:
+        # Each rank copies its share to host memory; the writing overlaps training.
+        seconds = size / 1e9 / recipe.cluster.world_size / assumptions.host_copy_gb_per_s
+    between = None if seconds_per_step is None else checkpoint.interval * seconds_per_step
+    return CheckpointCost(
+        gib=size / _GIB,
+        saves=saves,
+        kept=kept,
+        disk_gib=(kept + 1) * size / _GIB,
+        seconds=seconds,
+        share_of_time=None if between is None else seconds / (between + seconds),
+        minutes_between=None if between is None else between / 60,
+    )
+
+
+def expected_time(recipe: Recipe, tokens_per_second_per_gpu: float, assumptions: Assumptions) -> Time:
+    """Duration of the run at a speed."""
+    gpus = recipe.cluster.world_size
+    step = recipe.tokens_per_step / (tokens_per_second_per_gpu * gpus)
+    checkpoints = checkpoint_cost(recipe, step, assumptions)
+    seconds = recipe.schedule.steps * step + checkpoints.saves * checkpoints.seconds
+    return Time(seconds_per_step=step, days=seconds / 86400, gpu_hours=seconds / 3600 * gpus)
+
+
+def expected_energy(recipe: Recipe, time: Time, assumptions: Assumptions) -> Energy | None:
+    """Energy and CO2 of the run; None for a device whose power the table does not say."""
+    kind = device(recipe.cluster.device)
+    if kind.power_w is None or kind.host_power_w is None:
+        return None
+    watts = (kind.power_w + kind.host_power_w) * assumptions.pue
+    megawatt_hours = time.gpu_hours * watts / 1e6
+    return Energy(
+        megawatt_hours=megawatt_hours, co2_tonnes=megawatt_hours * assumptions.grid_g_per_kwh / 1000
+    )

@@ -1,0 +1,138 @@
+"""Charts as SVG that stands alone: colours and labels are in the drawing, no style sheet and no package is needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+__all__ = ["Line", "Mark", "ParallelAxis", "log_scatter", "parallel_coordinates", "share_bars"]
+
+_COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#8e5ea2", "#b8860b", "#5b5b5b", "#0f8b8d", "#a23b72")
+_WIDTH, _HEIGHT, _LEFT, _TOP = 900, 360, 90, 40
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A dot of a scatter plot; `title` is shown when it is pointed at."""
+
+    x: float
+    y: float
+    title: str
+
+
+@dataclass(frozen=True)
+class ParallelAxis:
+    """One of several vertical axes; `ticks` are labels and their places, from 0 at the bottom to 1 at the top."""
+
+    label: str
+    ticks: Sequence[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line over parallel axes: its place on each, from 0 to 1, and the text shown when it is pointed at."""
+
+    places: Sequence[float]
+    title: str
+
+
+def log_scatter(
+    groups: Mapping[str, Sequence[Mark]], *, x_label: str, y_label: str, width: int = 960, height: int = 480
+) -> str:
+    """A scatter plot with a logarithmic x axis and a y axis from 0, a colour and a legend entry for each group.
+
+    Args:
+        groups: marks by group, at least one in all; x is above 0, y at least 0.
+        x_label: under the drawing.
+        y_label: beside it.
+        width: of the view box.
+        height: of the view box.
+    """
+    marks = [mark for group in groups.values() for mark in group]
+    left, right, top, bottom = 64, 16, 32, 48
+    low = math.floor(min(math.log10(mark.x) for mark in marks))
+    high = max(math.ceil(max(math.log10(mark.x) for mark in marks)), low + 1)
+    tallest = max(max(mark.y for mark in marks) * 1.05, 1e-3)
+
+    def x(value: float) -> float:
+        return left + (math.log10(value) - low) / (high - low) * (width - left - right)
+
+    def y(value: float) -> float:
+        return height - bottom - value / tallest * (height - top - bottom)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        f'<text x="{width / 2}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>',
+        f'<text x="14" y="{height / 2}" text-anchor="middle" transform="rotate(-90 14 {height / 2})">{escape(y_label)}</text>',
+    ]
+    for power in range(low, high + 1):
+        at = x(10**power)
+        parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{height - bottom}" stroke="#ddd"/>')
+        parts.append(f'<text x="{at:.1f}" y="{height - bottom + 16}" text-anchor="middle">1e{power}</text>')
+    for step in range(5):
+        value = tallest * step / 4
+        parts.append(
+            f'<line x1="{left}" x2="{width - right}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#ddd"/>'
+        )
+        parts.append(f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+    for number, (name, group) in enumerate(groups.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        parts.append(f'<circle cx="{left + 8 + 150 * number}" cy="16" r="4" fill="{colour}"/>')
+        parts.append(f'<text x="{left + 16 + 150 * number}" y="20">{escape(name)}</text>')
+        parts += [
+            f'<circle cx="{x(mark.x):.1f}" cy="{y(mark.y):.1f}" r="2.5" fill="{colour}" fill-opacity="0.6">'
+            f"<title>{escape(mark.title)}</title></circle>"
+            for mark in group
+        ]
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def parallel_coordinates(axes: Sequence[ParallelAxis], lines: Sequence[Line]) -> str:
+    """Vertical axes side by side and a line over all of them for each item.
+
+    Args:
+        axes: from left to right.
+        lines: the best first: it is red and on top, the others the paler the later they come.
+    """
+    gap = (_WIDTH - 2 * _LEFT) / max(1, len(axes) - 1)
+    bottom = _HEIGHT - _TOP
+    parts = []
+    for index, axis in enumerate(axes):
+        x = _LEFT + gap * index
+        parts.append(f'<line x1="{x:.0f}" y1="{_TOP}" x2="{x:.0f}" y2="{bottom}" stroke="#999"/>')
+        parts.append(f'<text x="{x:.0f}" y="{_TOP - 16}" text-anchor="middle">{escape(axis.label)}</text>')
+        parts += [
+            f'<text x="{x + 6:.0f}" y="{bottom - place * (bottom - _TOP) + 4:.0f}">{escape(label)}</text>'
+            for label, place in axis.ticks
+        ]
+    for rank, line in reversed(list(enumerate(lines))):
+        points = " ".join(
+            f"{_LEFT + gap * index:.0f},{bottom - place * (bottom - _TOP):.1f}"
+            for index, place in enumerate(line.places)
+        )
+        opacity = 1 - 0.8 * rank / max(1, len(lines) - 1)
+        colour, width = ("#c33", 2.5) if rank == 0 else ("#257", 1.5)
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{width}" '
+            f'opacity="{opacity:.2f}"><title>{escape(line.title)}</title></polyline>'
+        )
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="parallel coordinates">{"".join(parts)}</svg>'
+
+
+def share_bars(shares: Mapping[str, float], label: str) -> str:
+    """A horizontal bar with its percentage for each share, from the top down.
+
+    Args:
+        shares: name → share of 1.
+        label: for screen readers.
+    """
+    bars = "".join(
+        f'<text x="{_LEFT + 160}" y="{26 + 28 * i}" text-anchor="end">{escape(name)}</text>'
+        f'<rect x="{_LEFT + 170}" y="{12 + 28 * i}" width="{max(1, 450 * share):.0f}" height="18" fill="#4a7"/>'
+        f'<text x="{_LEFT + 176 + 450 * share:.0f}" y="{26 + 28 * i}">{share:.0%}</text>'
+        for i, (name, share) in enumerate(shares.items())
+    )
+    return f'<svg viewBox="0 0 {_WIDTH} {28 * len(shares) + 16}" role="img" aria-label="{escape(label)}">{bars}</svg>'

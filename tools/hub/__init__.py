@@ -1,0 +1,1 @@
+"""What every release for the Hub shares: checksums, cards, licences, upload."""

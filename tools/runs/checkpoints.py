@@ -1,0 +1,169 @@
+"""The checkpoints of a run on disk: which are complete, which stay. Needs neither torch nor Megatron."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from emma.base.errors import UserError
+from emma.base.files import read_json, write_json
+
+__all__ = [
+    "COMPLETE_MARK",
+    "TRACKER",
+    "LoadPlan",
+    "StartPoint",
+    "checkpoint_folder",
+    "complete_steps",
+    "incomplete_steps",
+    "mark_complete",
+    "prune",
+    "resolve_start",
+    "tracked_step",
+]
+
+COMPLETE_MARK = "complete.json"
+TRACKER = "latest_checkpointed_iteration.txt"
+_NAME = re.compile(r"iter_(\d{7,})")
+
+
+def checkpoint_folder(checkpoints: Path, step: int) -> Path:
+    """`checkpoints/iter_NNNNNNN`."""
+    return checkpoints / f"iter_{step:07d}"
+
+
+def _steps(checkpoints: Path) -> list[int]:
+    names = (_NAME.fullmatch(path.name) for path in checkpoints.iterdir()) if checkpoints.is_dir() else ()
+    return sorted(int(name[1]) for name in names if name)
+
+
+def complete_steps(checkpoints: Path) -> list[int]:
+    """Steps whose checkpoint carries a completion mark that matches its files, ascending."""
+    return [step for step in _steps(checkpoints) if _fault(checkpoint_folder(checkpoints, step)) is None]
+
+
+def incomplete_steps(checkpoints: Path) -> dict[int, str]:
+    """Steps whose checkpoint must not be used, with the reason."""
+    faults = {step: _fault(checkpoint_folder(checkpoints, step)) for step in _steps(checkpoints)}
+    return {step: fault for step, fault in faults.items() if fault is not None}
+
+
+def _files(folder: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != COMPLETE_MARK
+    }
+
+
+def _fault(folder: Path) -> str | None:
+    mark = folder / COMPLETE_MARK
+    if not mark.is_file():
+        return f"{mark.name} is missing: the save did not finish"
+    try:
+        listed = read_json(mark)["files"]
+    except (UserError, KeyError, TypeError):
+        return f"{mark.name} is damaged"
+    for name, size in listed.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, {size} were written"
+    return None
+
+
+def mark_complete(folder: Path, **facts: object) -> None:
+    """Writes the completion mark of a checkpoint: the size of each of its files, and `facts` (step, tokens, ...).
+
+    Call it when all ranks have finished writing.
+    """
+    write_json(folder / COMPLETE_MARK, {**facts, "files": _files(folder)})
+
+
+def tracked_step(checkpoints: Path) -> int | None:
+    """Step that Megatron's tracker file names, which it writes when a save has ended on all ranks; None if none."""
+    tracker = checkpoints / TRACKER
+    text = tracker.read_text().strip() if tracker.is_file() else ""
+    return int(text) if text.isdigit() else None
+
+
+def prune(checkpoints: Path, keep: int | None, keep_every: int | None) -> list[int]:
+    """Deletes complete checkpoints that the recipe does not keep, and incomplete ones older than the latest.
+
+    A checkpoint is renamed before it is deleted, so that an interrupted deletion never leaves a part under its name.
+
+    Returns:
+        The steps deleted.
+    """
+    for rest in checkpoints.glob(".deleted-iter_*"):
+        shutil.rmtree(rest)
+    if keep is None:
+        return []
+    complete = complete_steps(checkpoints)
+    if not complete:
+        return []
+    stay = set(complete[-keep:]) | {step for step in complete if keep_every and step % keep_every == 0}
+    deleted = [step for step in _steps(checkpoints) if step not in stay and step <= complete[-1]]
+    for step in deleted:
+        folder = checkpoint_folder(checkpoints, step)
+        doomed = checkpoints / f".deleted-{folder.name}"
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+    return deleted
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """What a launch begins from, decided once for all ranks.
+
+    `mode` is `scratch`, `weights`, `phase` or `resume`; `folder` holds `iter_NNNNNNN/` and the tracker file; `step`
+    chooses one of them (None: the tracker's).
+    """
+
+    mode: str
+    folder: str | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class StartPoint:
+    """A checkpoint to start from: `folder` holds the tracker file, `step` is one of its iterations."""
+
+    folder: Path
+    step: int
+
+
+def resolve_start(checkpoint: str, step: int | None) -> StartPoint:
+    """The checkpoint that `start.checkpoint` and `start.step` name.
+
+    Args:
+        checkpoint: folder of a Megatron checkpoint, or of a run (then its `checkpoints/`).
+        step: iteration, or None for the latest complete one.
+
+    Raises:
+        UserError: no such folder, nothing complete in it, or not that step.
+    """
+    folder = Path(checkpoint)
+    if (folder / "checkpoints").is_dir():
+        folder = folder / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(
+            f"start.checkpoint: {checkpoint} does not exist. Fix: import the base model with "
+            f"`emma convert hf-to-megatron <folder of the Hugging Face model> {checkpoint}`, or name another folder"
+        )
+    complete, broken = complete_steps(folder), incomplete_steps(folder)
+    if step is not None and step not in complete:
+        reason = broken.get(step, f"it is not there; complete are {complete or 'none'}")
+        raise UserError(f"start.step: {step} of {folder} cannot be used: {reason}")
+    if not complete:
+        reasons = (
+            "; ".join(f"iter_{s:07d}: {why}" for s, why in broken.items())
+            or "it holds no iter_NNNNNNN folder"
+        )
+        raise UserError(
+            f"start.checkpoint: no complete checkpoint in {folder} ({reasons}). Fix: write it anew"
+        )
+    return StartPoint(folder, step if step is not None else complete[-1])

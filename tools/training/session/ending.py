@@ -1,0 +1,38 @@
+"""How a launch ended: `state.json`, read by the launcher and by the next link of a chain.
+
+Answers no seam: the worker calls it when `pretrain` has returned.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from emma.base.files import write_json
+from emma.recipes.schema import Recipe
+from emma.tools.runs.checkpoints import complete_steps
+from emma.tools.runs.run_folder import Launch, RunFolder
+from emma.tools.runs.safety import Rewind, record_skip
+
+__all__ = ["record_end", "record_rewind"]
+
+
+def record_rewind(recipe: Recipe, run: RunFolder, launch: Launch, rewind: Rewind) -> None:
+    """Records the step to skip and asks the launcher for another launch.
+
+    Raises:
+        UserError: the run has gone back as often as the recipe allows (on rank 0, whose failure ends the others).
+    """
+    if torch.distributed.get_rank() == 0:
+        record_skip(run.skipped_file, rewind, launch.number, recipe.safety.rewinds)
+        state = {"writer": launch.writer, "state": "rewind", "step": rewind.step, "reason": rewind.reason}
+        write_json(run.state_file, state)
+    torch.distributed.barrier()
+
+
+def record_end(recipe: Recipe, run: RunFolder, launch: Launch) -> None:
+    """Records whether the run has finished or stopped, and at which step."""
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0 and run.holds_claim(launch):
+        reached = max(complete_steps(run.checkpoints), default=0)
+        state = "finished" if reached >= recipe.schedule.steps else "stopped"
+        write_json(run.state_file, {"writer": launch.writer, "state": state, "step": reached})

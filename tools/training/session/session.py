@@ -1,0 +1,112 @@
+"""The session of one rank: its parts, in the order in which they answer the seams of Megatron's loop.
+
+At each seam the parts are nested, the first of the list outermost. In megatron-core 0.19.2 that makes
+
+| seam                           | parts, outermost first                       |
+|--------------------------------|----------------------------------------------|
+| `load_checkpoint`              | `Phase`                                      |
+| `train`                        | `Skips` `Reference` `Validation` `Metrics`   |
+| `dummy_train_step`             | `Skips`                                      |
+| `training_log`                 | `Skips` `Metrics`                            |
+| `post_training_step_callbacks` | `Validation`                                 |
+| `checkpoint_and_decide_exit`   | `SaveAndStop`                                |
+| `save_checkpoint_and_time`     | `Metrics` `Claim` `Space` `Marks`            |
+| `maybe_finalize_async_save`    | `Marks`                                      |
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Sequence
+
+from megatron.training import training
+
+from emma.base.errors import UserError
+from emma.recipes.schema import Recipe
+from emma.tools.runs.run_folder import Launch, RunFolder
+from emma.tools.training.dataset import MixInfo
+from emma.tools.training.forward import ForwardStep
+from emma.tools.training.session.claim import Claim
+from emma.tools.training.session.clock import Clock
+from emma.tools.training.session.data import Datasets
+from emma.tools.training.session.marks import Marks
+from emma.tools.training.session.metrics import Metrics
+from emma.tools.training.session.phase import Phase
+from emma.tools.training.session.reference import Reference
+from emma.tools.training.session.save_and_stop import SaveAndStop
+from emma.tools.training.session.skips import Skips
+from emma.tools.training.session.space import Space
+from emma.tools.training.session.validation import Validation
+
+__all__ = ["SEAMS", "Session", "answers", "install"]
+
+SEAMS = {
+    "load_checkpoint": ("ddp_model", "optimizer", "opt_param_scheduler"),
+    "train": (
+        *("forward_step_func", "model", "optimizer", "opt_param_scheduler", "train_data_iterator"),
+        *("valid_data_iterator", "process_non_loss_data_func", "config", "checkpointing_context"),
+    ),
+    "dummy_train_step": ("data_iterator",),
+    "training_log": (
+        *("loss_dict", "total_loss_dict", "learning_rate", "iteration", "loss_scale", "report_memory_flag"),
+        *("skipped_iter", "grad_norm"),
+    ),
+    "post_training_step_callbacks": ("model", "optimizer", "opt_param_scheduler", "iteration"),
+    "checkpoint_and_decide_exit": ("model", "optimizer", "opt_param_scheduler", "iteration"),
+    "save_checkpoint_and_time": ("iteration", "model"),
+    "maybe_finalize_async_save": ("blocking",),
+}
+"""Each seam with the leading parameters that the parts rely on."""
+
+
+class Session:
+    """What one rank hands to `pretrain` (`datasets`, `forward_step`), and the parts around it."""
+
+    def __init__(self, recipe: Recipe, run: RunFolder, launch: Launch, mix: MixInfo) -> None:
+        self.datasets, self.forward_step = Datasets(recipe, mix), ForwardStep()
+        claim, clock = Claim(run, launch), Clock()
+        self.parts = (
+            Phase(launch),
+            Skips(recipe, run, launch),
+            Reference(recipe, run, launch, self.datasets),
+            Validation(recipe, run, mix, self.datasets, claim, clock),
+            Metrics(recipe, run, self.forward_step, claim, clock),
+            claim,
+            Space(recipe, run),
+            Marks(recipe, run, mix),
+            SaveAndStop(run),
+        )
+
+    def install(self) -> None:
+        """Puts the parts around the seams of the loop.
+
+        Raises:
+            UserError: this Megatron's loop is not the one that the seams were written for.
+        """
+        install(self.parts)
+
+
+def answers(parts: Sequence[object], seam: str) -> list[object]:
+    """The parts that answer a seam, outermost first."""
+    return [part for part in parts if hasattr(part, seam)]
+
+
+def install(parts: Sequence[object]) -> None:
+    """Replaces each seam in `megatron.training.training` by its parts around the original.
+
+    Raises:
+        UserError: a seam is missing or has other parameters than in `SEAMS`.
+    """
+    for seam, parameters in SEAMS.items():
+        original = getattr(training, seam, None)
+        known = tuple(inspect.signature(original).parameters) if callable(original) else ()
+        if known[: len(parameters)] != parameters:
+            raise UserError(
+                f"megatron.training.training.{seam}{known} is not the function of megatron-core 0.19.2. "
+                "Fix: install the pinned version (requirements.lock)"
+            )
+        wrapped = original
+        for part in reversed(answers(parts, seam)):
+            wrapped = functools.partial(getattr(part, seam), wrapped)
+        setattr(training, seam, functools.wraps(original)(wrapped))  # type: ignore[arg-type]

@@ -1,0 +1,85 @@
+"""Validation: the loss of each group, at the recipe's interval, after the last step and, if asked for, before the first.
+
+Answers `train` (before the loop) and `post_training_step_callbacks` (before Megatron's function). How a loss is computed
+is in `tools/training/evaluator.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from megatron.training import get_args, get_timers, training
+
+from emma.recipes.schema import Recipe
+from emma.tools.runs.metrics import append_metrics
+from emma.tools.runs.run_folder import RunFolder
+from emma.tools.training.dataset import MixInfo
+from emma.tools.training.session.alerts import alert
+from emma.tools.training.session.claim import Claim
+from emma.tools.training.session.clock import Clock
+from emma.tools.training.session.data import Datasets
+from emma.tools.training.session.weights_and_biases import log_to_wandb
+
+__all__ = ["Validation"]
+
+
+class Validation:
+    """Evaluates, and writes to `metrics.jsonl`, TensorBoard, Weights & Biases and standard output."""
+
+    def __init__(
+        self, recipe: Recipe, run: RunFolder, mix: MixInfo, datasets: Datasets, claim: Claim, clock: Clock
+    ) -> None:
+        self.recipe, self.run, self.mix, self.datasets = recipe, run, mix, datasets
+        self.claim, self.clock = claim, clock
+
+    def train(
+        self, original: Callable[..., Any], forward_step: Any, model: Any, *rest: Any, **named: Any
+    ) -> Any:
+        """Validates at step 0, then trains."""
+        if get_args().iteration == 0 and self.recipe.validation.at_start:
+            self._validate(model, 0)
+        return original(forward_step, model, *rest, **named)
+
+    def post_training_step_callbacks(
+        self,
+        original: Callable[..., Any],
+        model: Any,
+        optimizer: Any,
+        scheduler: Any,
+        iteration: int,
+        *rest: Any,
+    ) -> Any:
+        """Validates where the step is due."""
+        if iteration % self.recipe.validation.interval == 0 or iteration == self.recipe.schedule.steps:
+            timers, args = get_timers(), get_args()
+            timers("interval-time").stop()
+            gathers = training.should_disable_forward_pre_hook(args)
+            if gathers:
+                training.disable_forward_pre_hook(model, optimizer=optimizer)
+            self._validate(model, iteration)
+            if gathers:
+                training.enable_forward_pre_hook(model)
+            timers("interval-time", log_level=0).start(barrier=True)
+        return original(model, optimizer, scheduler, iteration, *rest)
+
+    def _validate(self, model: Any, iteration: int) -> None:
+        evaluator = self.datasets.evaluator
+        if evaluator is None or not evaluator.groups:
+            return
+        with self.clock.paused():
+            self.claim.check(iteration)
+            losses = evaluator(model)
+            if training.is_last_rank():
+                self._write(losses, iteration)
+
+    def _write(self, losses: dict[str, float], iteration: int) -> None:
+        append_metrics(self.run.metrics_file, {"step": iteration, "validation": losses})
+        alert(self.recipe, self.run, self.mix, iteration, losses)
+        writer = training.get_tensorboard_writer()
+        if writer:
+            for name, loss in losses.items():
+                writer.add_scalar(f"validation/{name}", loss, iteration)
+        log_to_wandb({f"validation/{name}": loss for name, loss in losses.items()}, iteration)
+        mean = sum(losses.values()) / len(losses)
+        print(f"validation at step {iteration}: mean over {len(losses)} groups {mean:.4f}", flush=True)
