@@ -1,11 +1,11 @@
 """Bootstrap errors of ratios over documents, and errors and intervals of averages over languages.
 
-Languages are a sample of those that a model may meet, and the items of a parallel benchmark are one sample that all
-languages share: a lucky choice of items lifts every language at once. So an average has three sources of chance,
-languages, items and what is left of each cell, as in a crossed random-effects model. Resampling rows and columns of the
-table counts the last one three times (Owen 2007, The pigeonhole bootstrap); here the effects are scaled to their estimated
-variances before they are resampled (Carpenter, Goldstein and Rasbash 2003, Applied Statistics 52), which is
-unbiased, and the draws are spread as Student's t, with Satterthwaite's degrees of freedom, for averages of few languages.
+The languages are a sample of those that a model may meet, and the items of a parallel benchmark are one sample that all
+languages share: a lucky choice of items lifts every language at once. An average therefore has three sources of chance,
+as in a crossed random-effects model: languages, items, and the residual of each cell. Resampling rows and columns of the
+table counts the residual three times (Owen 2007, The pigeonhole bootstrap). Here the effects are scaled to their
+estimated variances before resampling (Carpenter, Goldstein and Rasbash 2003, Applied Statistics 52), which is unbiased,
+and the draws are widened to Student's t with Satterthwaite's degrees of freedom, for averages of few languages.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 __all__ = ["DRAWS", "Estimate", "average", "average_of_items", "error_of", "ratio_draws"]
 
 DRAWS = 1000
-"""Bootstrap resamples; the error of the error is about 2 %."""
+"""Number of bootstrap resamples, which makes the error known to about 2 %."""
 
 # Documents resampled at once, in draws × documents.
 _CELLS_AT_ONCE = 4 << 20
 
 
 def _generator(name: str) -> np.random.Generator:
-    """A generator that depends on nothing but `name`, so that two models' draws over the same documents are paired."""
+    """A generator that depends only on `name`, so that draws for two models over the same documents are paired."""
     return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little"))
 
 
@@ -38,9 +38,9 @@ def ratio_draws(
     """Bootstrap draws of `sum(numerator) / sum(denominator)` over documents.
 
     Args:
-        numerator: one value a document, e.g. bits.
-        denominator: one positive value a document, e.g. bytes.
-        name: seeds the draws; equal names resample equal documents.
+        numerator: one value per document, e.g. bits.
+        denominator: one positive value per document, e.g. bytes.
+        name: seeds the draws; equal names resample the same documents.
         draws: number of resamples.
 
     Returns:
@@ -57,7 +57,7 @@ def ratio_draws(
 
 
 def error_of(draws: NDArray[np.float64], count: int) -> float | None:
-    """Standard error: the draws' standard deviation; None for fewer than two documents, where nothing varies."""
+    """Standard error, which is the draws' standard deviation; None for fewer than two documents."""
     return float(np.std(draws, ddof=1)) if count > 1 else None
 
 
@@ -67,11 +67,11 @@ class Estimate:
 
     Attributes:
         value: the mean, each language counted once.
-        error: its standard error, None where nothing varies that could tell it.
+        error: its standard error, None if there is too little to estimate it from.
         low: lower end of the interval, None without an error.
         high: upper end.
         languages: number of languages.
-        items: items that all languages share, None where the average knows of none.
+        items: number of items that all languages share, None if they share none.
     """
 
     value: float
@@ -85,16 +85,16 @@ class Estimate:
 def average(
     values: Sequence[float], name: str, *, level: float = 0.95, errors: Sequence[float | None] = ()
 ) -> Estimate:
-    """Average of one value a language, with the interval of a resampling of languages.
+    """Average of one value per language, with an interval from resampling the languages.
 
-    The values vary between languages by what the languages are and by the items that each was measured on, so both are
-    in the error; nothing is known about items that languages share.
+    Values vary both between languages and with the items that each language was measured on, so the error covers both.
+    It does not account for items that languages share.
 
     Args:
-        values: one a language.
+        values: one per language.
         name: seeds the draws.
-        level: of the interval.
-        errors: standard errors of the values; used for a single language, which has no spread between languages.
+        level: coverage of the interval.
+        errors: standard errors of the values, used only for a single language, where there is no spread.
     """
     rows = np.asarray(values, np.float64)
     count, mean = len(rows), float(np.mean(values))
@@ -113,12 +113,12 @@ def average(
 def average_of_items(items: Mapping[str, Mapping[str, float]], name: str, *, level: float = 0.95) -> Estimate:
     """Average over languages of the mean over each language's items.
 
-    Languages that were measured on the same items are resampled with the items kept together; else `average` is taken.
+    If all languages were measured on the same items, languages and items are resampled together, else as in `average`.
 
     Args:
-        items: language → item → score (or difference of two models' scores).
+        items: language → item → score (or difference between two models' scores).
         name: seeds the draws.
-        level: of the interval.
+        level: coverage of the interval.
     """
     languages = list(items)
     first = list(items[languages[0]])
@@ -130,11 +130,11 @@ def average_of_items(items: Mapping[str, Mapping[str, float]], name: str, *, lev
 
 
 _INTERVAL_DRAWS = 2000
-"""Resamples behind an interval: its ends are known to about 3 % of its width."""
+"""Resamples per interval, which makes its ends known to about 3 % of its width."""
 
 
 def _crossed(table: NDArray[np.float64], name: str, level: float) -> Estimate:
-    """Average of a table [languages, items] whose rows and columns are both samples."""
+    """Average of a table [languages, items] of which both rows and columns are samples."""
     rows, columns = table.shape
     cells = rows * columns
     mean = float(table.mean())
@@ -166,7 +166,7 @@ def _crossed(table: NDArray[np.float64], name: str, level: float) -> Estimate:
 def _resampled(
     effects: NDArray[np.float64], variance: float | np.floating[Any], generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Means of resamples of `effects`, which are first scaled to `variance`."""
+    """Means of resamples of `effects`, after scaling them to `variance`."""
     own = float(np.mean(effects**2))
     if own == 0 or variance == 0:
         return np.zeros(_INTERVAL_DRAWS)
@@ -180,7 +180,7 @@ def _resampled(
 
 
 def _t_spread(generator: np.random.Generator, freedom: float) -> NDArray[np.float64]:
-    """Factors that turn normal draws into Student's t."""
+    """Factors that turn normal draws into draws from Student's t."""
     spread: NDArray[np.float64] = (freedom / generator.chisquare(freedom, _INTERVAL_DRAWS)) ** 0.5
     return spread
 

@@ -1,4 +1,4 @@
-"""Models beside each other on the benchmarks they share: averages with intervals, wins and losses, groups, health."""
+"""Comparing models on the benchmarks they share: averages with intervals, wins and losses, groups, health."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ __all__ = [
 ]
 
 Items = Callable[[str, str, str], Mapping[str, Any] | None]
-"""(benchmark, language, metric) → scores of single items by id, or their statistics where the metric is a function of the
-sum of those; None where they were not kept."""
+"""(benchmark, language, metric) → scores of single items by id, or their statistics if the metric is a function of the
+sum of these; None if they were not kept."""
 
 _PREFERRED = ("acc", "exact_match", "chrf++", "spbleu", "rougeL_uni", "bits_per_byte", "nll")
 
 
 @dataclass(frozen=True)
 class BenchmarkScores:
-    """One model on one benchmark: `scores` by language in the stored unit, `health` rates by metric and language."""
+    """One model on one benchmark: `scores` by language, in the unit of the results; `health` rates by metric and
+    language."""
 
     benchmark: Benchmark
     metric: Metric
@@ -53,16 +54,16 @@ class BenchmarkScores:
 
 @dataclass(frozen=True)
 class Change:
-    """A trained model against its base on one benchmark.
+    """A trained model and its base on one benchmark.
 
     Attributes:
-        languages: tests of every language, English too.
-        average: mean difference over languages without English, None where there is only English.
+        languages: tests for every language, including English.
+        average: mean difference over all languages but English, None if there is only English.
         groups: mean differences by dimension and group.
         members: languages of every (dimension, group).
         group_counts: wins, ties and losses by (dimension, group).
         counts: wins, ties and losses over all languages but English.
-        english: the test of English, None where it was not evaluated.
+        english: the test for English, None if it was not evaluated.
     """
 
     languages: list[Verdicts]
@@ -75,12 +76,12 @@ class Change:
 
 
 def benchmarks_of(rows: Iterable[Result], prefix: str = "heldout") -> list[str]:
-    """Benchmarks in results, in their order there, without those on held-out text (named `prefix/...`)."""
+    """Benchmarks in the results, in order of appearance, without those on held-out text (named `prefix/...`)."""
     return list(dict.fromkeys(row.benchmark for row in rows if row.benchmark.split("/")[0] != prefix))
 
 
 def main_metric(name: str, metrics: Iterable[str]) -> str | None:
-    """The metric that stands for a benchmark among those in its results; None where none of them is a score."""
+    """The main metric of a benchmark among those in its results; None if none of them is a score."""
     found = [key for key in dict.fromkeys(metrics) if metric(key).is_score]
     wanted = (benchmark(name).metric, *_PREFERRED, *sorted(found))
     return next((key for key in wanted if key in found), None)
@@ -89,14 +90,14 @@ def main_metric(name: str, metrics: Iterable[str]) -> str | None:
 def benchmark_scores(
     rows: Sequence[Result], model: str, name: str, *, key: str | None = None, items: Items | None = None
 ) -> BenchmarkScores | None:
-    """Scores of a model on a benchmark; None where it has none.
+    """Scores of a model on a benchmark; None if it has none.
 
     Args:
         rows: results, of any models and benchmarks.
-        model: name in them.
-        name: benchmark in them.
-        key: metric; default the one that stands for the benchmark.
-        items: scores of single items, where they were kept.
+        model: name of the model.
+        name: name of the benchmark.
+        key: metric; default: the benchmark's main one.
+        items: where to find scores of single items.
     """
     mine = [row for row in rows if row.model == model and row.benchmark == name]
     key = key or main_metric(name, (row.metric for row in mine))
@@ -118,8 +119,8 @@ def _score(row: Result, items: Mapping[str, Any] | None) -> Score:
 
 
 def _value_of(key: str) -> Callable[[NDArray[np.float64]], float] | None:
-    """Score of a sum of items' statistics: a ratio of two, or sacreBLEU's; None for other metrics, and where sacreBLEU is
-    not installed."""
+    """The score of a sum of items' statistics: a ratio of two, or sacreBLEU's; None for other metrics, and if sacreBLEU
+    is not installed."""
     if key in ("bits_per_byte", "nll_per_token"):
         return lambda row: float(row[0] / row[1])
     if key not in ("chrf++", "spbleu", "bleu"):
@@ -128,13 +129,13 @@ def _value_of(key: str) -> Callable[[NDArray[np.float64]], float] | None:
         from sacrebleu.metrics import BLEU, CHRF
     except ImportError:
         return None
-    # The statistics are counts already, so no tokenizer has a say any more.
+    # The statistics are counts already, so the tokenizer no longer matters.
     scorer: Any = CHRF(word_order=2) if key == "chrf++" else BLEU(tokenize="none", force=True)
     return lambda row: float(scorer._compute_score_from_stats([round(n) for n in row]).score)
 
 
 def estimate(scores: BenchmarkScores) -> Estimate | None:
-    """Average over languages without English, with its 95 % interval; None where there is only English."""
+    """Average over all languages but English, with its 95 % interval; None if there is only English."""
     others = {name: score for name, score in scores.scores.items() if not language(name).is_english}
     return (
         _estimate(others, scores.benchmark, f"{scores.benchmark.key}/{scores.metric.key}") if others else None
@@ -143,7 +144,7 @@ def estimate(scores: BenchmarkScores) -> Estimate | None:
 
 def _estimate(scores: Mapping[str, Score], of: Benchmark, name: str) -> Estimate:
     items = {key: score.items for key, score in scores.items() if score.items}
-    # A corpus-level metric (BLEU, chrF++) is no mean of its items: the values themselves are averaged then.
+    # A corpus-level metric (BLEU, chrF++) is not the mean of its items; then the languages' scores are averaged.
     faithful = len(items) == len(scores) and all(
         abs(sum(row.values()) / len(row) - scores[key].value) < 1e-6 for key, row in items.items()
     )
@@ -162,17 +163,17 @@ def change(
     seen: frozenset[str] | None = None,
     correction: Correction = "bh",
 ) -> Change | None:
-    """What training changed on a benchmark; None where the two models have no language in common.
+    """What training changed on a benchmark; None if the two models have no language in common.
 
     Args:
         base: scores of the base.
         trained: scores of the trained model, by the same metric.
         trained_on: languages of the run's mix.
         seen: languages that the base was pre-trained on.
-        correction: for many languages, see `significance.adjust`.
+        correction: for the number of languages, see `significance.adjust`.
 
     Raises:
-        UserError: a language was scored on different items.
+        UserError: the two models were scored on different items of a language.
     """
     rows = compare_languages(
         base.scores,
@@ -212,8 +213,8 @@ def _difference(base: Score, trained: Score, row: Verdicts) -> Score:
 
 
 def baseline(rows: Sequence[Result], name: str, kind: str) -> float | None:
-    """Accuracy of guessing (`chance`) or of the most frequent answer (`majority`): the mean over languages without
-    English of what the results hold, else what is known of the benchmark; None where it has none."""
+    """Accuracy of guessing (`chance`) or of the most frequent answer (`majority`): the results' mean over all languages
+    but English or, failing that, the benchmark's known value; None if there is neither."""
     values = {
         row.language: row.value
         for row in rows
@@ -226,7 +227,7 @@ def baseline(rows: Sequence[Result], name: str, kind: str) -> float | None:
 
 
 def health(scores: BenchmarkScores) -> list[tuple[Metric, float, str]]:
-    """Signs of broken outputs: metric, its mean over languages, and the language where it is worst."""
+    """Signs of broken outputs: the metric, its mean over languages, and the worst language."""
     rows = []
     for key, rates in scores.health.items():
         worst = max(rates, key=lambda name: rates[name])

@@ -1,4 +1,4 @@
-"""What a trained model won and forgot against its base, per language and per group of languages."""
+"""What a trained model gained and forgot relative to its base, per language and per group of languages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CLEAR = 2.0
 class LanguageGain:
     """Bits per byte of one language under both models; a negative difference is a gain.
 
-    `error` is the standard error of the difference by a bootstrap that is paired over documents; None for one document.
+    `error` is the standard error of the difference, from a bootstrap paired over documents; None for one document.
     """
 
     kind: str
@@ -39,7 +39,7 @@ class LanguageGain:
 
     @property
     def verdict(self) -> str:
-        """`gain` or `loss` where the difference exceeds two standard errors, else `tie`."""
+        """`gain` or `loss` if the difference exceeds two standard errors, else `tie`."""
         if self.error is None or abs(self.difference) <= _CLEAR * self.error:
             return "tie"
         return "gain" if self.difference < 0 else "loss"
@@ -47,8 +47,8 @@ class LanguageGain:
 
 @dataclass(frozen=True)
 class GroupGain:
-    """Averages over the languages of a group, each counted once; `error` is that of a sample of
-    languages, each measured on a sample of documents."""
+    """Averages over the languages of a group, each counted once; `error` accounts for languages as a sample, each
+    measured on a sample of documents."""
 
     kind: str
     group: str
@@ -64,7 +64,7 @@ class GroupGain:
 
 @dataclass(frozen=True)
 class Gains:
-    """Base against trained, in bits per byte."""
+    """Base and trained model, in bits per byte."""
 
     base: str
     trained: str
@@ -73,7 +73,7 @@ class Gains:
     groups: tuple[GroupGain, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `gains.json` holds them."""
+        """Plain values, as written to `gains.json`."""
         value = asdict(self)
         for row, language in zip(value["languages"], self.languages, strict=True):
             row["verdict"] = language.verdict
@@ -87,17 +87,17 @@ def compare(
     scores_of_trained: Mapping[tuple[str, str], LanguageScores],
     facts: LanguageFacts,
 ) -> Gains:
-    """Differences of two models on the same documents.
+    """Differences between two models on the same documents.
 
     Args:
         base: name of the base model.
         trained: name of the trained model.
         scores_of_base: by kind and language.
         scores_of_trained: by kind and language.
-        facts: what is known about the languages.
+        facts: categories of the languages, and whether the base and the mix contain them.
 
     Raises:
-        UserError: no language was scored under both, or a language on different documents.
+        UserError: the models have no language in common, or were scored on different documents of one.
     """
     common = sorted(set(scores_of_base) & set(scores_of_trained))
     if not common:

@@ -1,4 +1,4 @@
-"""Paired tests of two models per language, corrected for the number of languages."""
+"""Paired tests of two models, per language, corrected for the number of languages."""
 
 from __future__ import annotations
 
@@ -30,13 +30,18 @@ __all__ = [
 Correction = Literal["bh", "holm", "none"]
 
 ALPHA = 0.05
-"""Level of the tests."""
+"""Significance level of the tests."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One model on one language: `items` are the scores of single items by their id, where they were kept; `statistics`
-    those of a metric that is a function of their sum (BLEU, chrF++)."""
+    """One model on one language.
+
+    Attributes:
+        value: the score.
+        error: its standard error, if known.
+        items: scores of single items by id, if they were kept.
+        statistics: statistics of single items by id, for a metric that is a function of their sum (BLEU, chrF++)."""
 
     value: float
     error: float | None = None
@@ -49,14 +54,14 @@ class Verdicts:
     """Two models on one language.
 
     Attributes:
-        language: language or direction.
-        base: value of the first model.
-        trained: value of the second.
-        difference: `trained − base`, in the stored unit.
-        error: standard error of the difference, None where nothing says it.
-        p: two-sided; 1 where nothing can be told.
-        adjusted: p corrected for all languages of the comparison.
-        test: `McNemar`, `paired t`, `paired bootstrap`, `two errors` or empty.
+        language: language or translation direction.
+        base: score of the first model.
+        trained: score of the second.
+        difference: `trained − base`, in the unit of the results.
+        error: standard error of the difference, None if unknown.
+        p: two-sided p-value; 1 if there is no test.
+        adjusted: p-value corrected for the number of languages compared.
+        test: `McNemar`, `paired t`, `paired bootstrap`, `two errors`, or empty if there is none.
         verdict: `win`, `loss` or `tie`.
     """
 
@@ -99,9 +104,9 @@ def paired_t(differences: Sequence[float] | NDArray[np.float64]) -> tuple[float,
 
 
 def two_errors(base: Score, trained: Score) -> tuple[float, float | None]:
-    """Two-sided p of the difference of two values with errors, as if they were independent, and its error.
+    """Two-sided p of the difference between two scores with errors, taken as independent, and its standard error.
 
-    Where both models saw the same items the true error is smaller, so this finds fewer differences than there are.
+    If both models saw the same items the true error is smaller, so this misses some differences.
     """
     if base.error is None or trained.error is None:
         return 1.0, None
@@ -117,16 +122,16 @@ def paired_statistics(
     value_of: Callable[[NDArray[np.float64]], float],
     draws: int = 1000,
 ) -> tuple[float, float | None]:
-    """Two-sided p and error of the difference of two scores that are functions of the sum of the items' statistics.
+    """Two-sided p and standard error of the difference between two scores that are functions of summed statistics.
 
-    Both are resampled over the same items; the differences' spread is the error, and p is that of a normal deviate, so
-    that it isn't bounded by the number of draws.
+    Both models are resampled over the same items. The error is the standard deviation of the differences, and p that of
+    a normal deviate, so that the number of draws does not bound it.
 
     Args:
         base: item → statistics.
-        trained: the same items.
+        trained: item → statistics, for the same items.
         value_of: score of a sum of statistics.
-        draws: resamples.
+        draws: number of resamples.
     """
     tables = [np.array([found[item] for item in base], np.float64) for found in (base, trained)]
     count = len(tables[0])
@@ -142,12 +147,12 @@ def paired_statistics(
 
 
 def adjust(p: Sequence[float], correction: Correction = "bh") -> list[float]:
-    """p-values corrected for their number.
+    """p-values corrected for multiple testing, in the order given.
 
     Args:
-        p: any order.
-        correction: `bh`, Benjamini and Hochberg's step-up, which bounds the share of false findings among all; `holm`,
-            which bounds the chance of a single false one; `none`.
+        p: p-values.
+        correction: `bh` (Benjamini and Hochberg) bounds the expected share of false findings, `holm` the chance of
+            any false finding; `none` corrects nothing.
     """
     if correction == "none" or not p:
         return list(p)
@@ -171,21 +176,21 @@ def compare_languages(
     alpha: float = ALPHA,
     value_of: Callable[[NDArray[np.float64]], float] | None = None,
 ) -> list[Verdicts]:
-    """Tests of every language that both models have.
+    """Tests for every language that both models were scored on.
 
-    Items that both models have are paired: McNemar's exact test where every score is 0 or 1, else the paired t-test.
-    Without items, the two values' own errors are taken.
+    Scores of single items are paired: McNemar's exact test if all are 0 or 1, else the paired t-test. Statistics of
+    single items are resampled. With neither, the two scores' own errors are used.
 
     Args:
         base: scores by language.
         trained: scores by language.
         better: `higher` or `lower`.
         correction: see `adjust`.
-        alpha: level under which a corrected p is a win or a loss.
+        alpha: a corrected p below this makes a win or a loss.
         value_of: score of a sum of statistics, for scores that have them.
 
     Raises:
-        UserError: the items of a language differ between the models.
+        UserError: the two models were scored on different items of a language.
     """
     rows = [
         _test(language, base[language], trained[language], value_of)
@@ -228,6 +233,6 @@ def _test(
 
 
 def verdict_counts(rows: Sequence[Verdicts]) -> dict[str, int]:
-    """How many languages are won, tied and lost."""
+    """Number of languages won, tied and lost."""
     found = Counter(row.verdict for row in rows)
     return {verdict: found[verdict] for verdict in ("win", "tie", "loss")}
