@@ -1,4 +1,4 @@
-"""`emma recipe`: resolved recipes, and which there are."""
+"""`emma recipe`: what a run resolves to, what is shipped, what a key means."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def group() -> None:
 @click.argument("run")
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of YAML.")
-@click.option("--origins", is_flag=True, help="Say behind each value where it was given.")
+@click.option("--origins", is_flag=True, help="Note after each value where it was set.")
 def show(run: str, overrides: tuple[str, ...], as_json: bool, origins: bool) -> None:
-    """Print the resolved recipe of RUN: every key, defaults included.
+    """Print the resolved recipe of RUN: every key, including defaults.
 
     RUN is a name in recipes/runs, a YAML file or a run folder.
 
@@ -31,9 +31,7 @@ def show(run: str, overrides: tuple[str, ...], as_json: bool, origins: bool) -> 
     from emma.recipes.load import dump_yaml, load_with_origins
 
     if as_json and origins:
-        raise click.UsageError(
-            "--origins writes YAML comments, which JSON does not have; give one of the two"
-        )
+        raise click.UsageError("--origins writes YAML comments, which JSON does not have; use one of the two")
     recipe, composed = load_with_origins(run, overrides)
     if as_json:
         import orjson
@@ -48,7 +46,7 @@ def show(run: str, overrides: tuple[str, ...], as_json: bool, origins: bool) -> 
 @group.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
-    """List the shipped runs, and the names that their sections can take."""
+    """List the shipped runs and the names that their sections can take."""
     from emma.recipes.compose import FOLDERS, LAYOUTS, list_names
     from emma.recipes.load import load_recipe
 
@@ -82,7 +80,7 @@ def list_(as_json: bool) -> None:
 @click.argument("key", default="")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def explain(key: str, as_json: bool) -> None:
-    """Say what KEY means: type, default, unit; for a section, all keys of it.
+    """Explain KEY: meaning, type, unit, default; for a section, all of its keys.
 
     \b
     Examples:
