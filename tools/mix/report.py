@@ -1,4 +1,4 @@
-"""A plan for the reader: a table by component and resource category, and a plot of every source's epochs."""
+"""A plan for people: a table by component and resource category, and a plot of every source's epochs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#8e5ea2", "#b8860b", "#5b5b5b", "#
 
 
 def plan_lines(plan: MixPlan) -> Iterator[str]:
-    """The plan as a text table: a line a component and category."""
+    """The plan as a text table: one line per component and category."""
     head = f"{'component':<14}{'category':<14}{'sources':>8}{'tokens held':>20}{'tokens in mix':>20}{'share %':>9}{'epochs':>9}{'highest':>9}{'capped':>8}"
     yield head
     yield "-" * len(head)
@@ -76,7 +76,7 @@ def plan_summary(plan: MixPlan) -> dict[str, object]:
 
 
 def plan_svg(plan: MixPlan, width: int = 960, height: int = 480) -> str:
-    """A scatter plot: tokens that a source holds (logarithmic) against its epochs, a colour a component."""
+    """A scatter plot of a source's tokens (logarithmic) against its epochs, one colour per component."""
     points = [row for row in plan.sources if row.source.tokens > 0]
     left, right, top, bottom = 64, 16, 32, 48
     low = min(math.log10(row.source.tokens) for row in points)
