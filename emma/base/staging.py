@@ -116,8 +116,7 @@ def sole_writer(destination: Path, *, wait: bool = False, continues: bool = Fals
         if before is not None and continues and (before.machine != machine() or not certain):
             raise InUseError(
                 f"{destination}: {before} was writing it and may still be. Fix: wait for it; if it is gone, "
-                f"remove {path} "
-                "and run the same command again, which continues its work",
+                f"remove {path} and run the same command again, which continues its work",
                 str(before),
             )
         writer = _Writer(machine(), socket.gethostname(), os.getpid(), _now())
@@ -356,8 +355,7 @@ def _give_name(partial: Path, destination: Path, before: tuple[int, int] | None)
 def _written_meanwhile(destination: Path) -> WrittenMeanwhileError:
     return WrittenMeanwhileError(
         f"{destination}: another process wrote it in the meantime; its files are kept and these are dropped. "
-        "Fix: use "
-        "what is there, or name another output"
+        "Fix: use what is there, or name another output"
     )
 
 

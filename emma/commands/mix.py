@@ -205,9 +205,8 @@ def build(
     train = read_dataset_info(info.train)
     click.echo(
         f"{info.folder}: {info.samples:,} samples of {info.sequence_length:,} tokens ({info.tokens:,}), "
-        f"{train.rows:,} rows of "
-        f"{sum(1 for source in train.sources if source.documents):,} sources, packing {info.packing}, "
-        f"padding {100 * train.padding:.3f} %, fingerprint {info.fingerprint[:12]}"
+        f"{train.rows:,} rows of {sum(1 for source in train.sources if source.documents):,} sources, packing "
+        f"{info.packing}, padding {100 * train.padding:.3f} %, fingerprint {info.fingerprint[:12]}"
     )
     click.echo(
         f"documents cut: {train.cut_documents:,} ({100 * train.cut_documents / max(train.documents, 1):.2f} "

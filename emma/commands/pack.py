@@ -134,8 +134,7 @@ def run(
         removed = ", ".join(f"{count:,} {reason}" for reason, count in entry["removed_by"].items()) or "none"
         click.echo(
             f"{name}: {entry['status']}: {entry['tokens']:,} tokens in {entry['kept']:,} documents of "
-            f"{entry['in']:,} "
-            f"records (removed: {removed}; cut: {entry['documents_cut']:,})"
+            f"{entry['in']:,} records (removed: {removed}; cut: {entry['documents_cut']:,})"
         )
         for reason in entry["engines_passed_over"].values():
             click.echo(f"{name}: {reason}; {entry['engine']} encoded it")
@@ -173,8 +172,7 @@ def _show_plan(settings: PackSettings, components: list[str], as_json: bool) -> 
     for row in rows:
         click.echo(
             f"{row['component']}: {row['files']:,} files, {row['bytes'] / 1e6:,.1f} MB on disk, "
-            f"{row['units']:,} work units, "
-            f"engine {row['engine']} → {row['folder']}"
+            f"{row['units']:,} work units, engine {row['engine']} → {row['folder']}"
         )
 
 
@@ -263,8 +261,7 @@ def peek(
     for document in found:
         click.secho(
             f"── {document.component} {document.language} {document.split} · {document.document_id} "
-            f"({document.source}) · "
-            f"shard {document.shard} row {document.row} · {document.tokens:,} tokens",
+            f"({document.source}) · shard {document.shard} row {document.row} · {document.tokens:,} tokens",
             bold=True,
         )
         click.echo(document.text)

@@ -108,8 +108,7 @@ def _prepare(settings: MixSettings, statistics: Sequence[Path] = ()) -> _Prepare
     if settings.tokenizer_sha256 not in (None, components[0].settings["tokenizer_sha256"]):
         raise UserError(
             f"{settings.store}: was packed with another tokenizer than the run's; pack it again with this "
-            "recipe, or give "
-            "another paths.store"
+            "recipe, or give another paths.store"
         )
     words = {}
     for path in statistics:
@@ -191,10 +190,8 @@ def _present(settings: MixSettings, fingerprint: str, *, replace: bool) -> MixIn
         return None
     raise UserError(
         f"{settings.folder}: holds another mix (fingerprint {present.fingerprint[:12]}, {present.samples} "
-        "samples; "
-        f"this recipe's is {fingerprint[:12]}, {settings.samples} samples). A run that was begun with it "
-        "needs it. "
-        "Give data.name another value, or call with --replace"
+        f"samples; this recipe's is {fingerprint[:12]}, {settings.samples} samples). A run that was begun "
+        "with it needs it. Give data.name another value, or call with --replace"
     )
 
 

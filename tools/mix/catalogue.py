@@ -113,15 +113,13 @@ def load_catalogue(component: Component, consumed: Mapping[int, np.ndarray] | No
         if position - begin != shard.rows:
             raise UserError(
                 f"{shard.documents_path}: holds {position - begin} documents, the manifest says "
-                f"{shard.rows}; run "
-                "`emma pack verify`"
+                f"{shard.rows}; run `emma pack verify`"
             )
         size = int(tokens[begin:position].sum(dtype=np.int64)) * component.dtype.itemsize
         if size != shard.bytes:
             raise UserError(
                 f"{shard.documents_path}: its documents hold {size} bytes, {shard.bin_path.name} "
-                f"{shard.bytes}; run "
-                "`emma pack verify`"
+                f"{shard.bytes}; run `emma pack verify`"
             )
         first.append(position)
     if len(names) > np.iinfo(np.uint16).max:
@@ -168,8 +166,8 @@ def consumed_documents(
             if name in by_name and by_name[name].fingerprint != fingerprint:
                 raise UserError(
                     f"data.mix.exclude_consumed: {entry.mix} was built from another {name!r} than "
-                    f"{by_name[name].folder}, "
-                    "so its documents cannot be told; build this mix from the same store"
+                    f"{by_name[name].folder}, so its documents cannot be told; build this mix from the same "
+                    "store"
                 )
         info = read_dataset_info(mix.train)
         samples = info.samples if entry.samples is None else entry.samples

@@ -200,8 +200,7 @@ def make_plan(
         if not any(source.tokens for source in members):
             raise UserError(
                 f"data.mix.components.{name}: no source takes part (categories, include and exclude leave "
-                "none, or the "
-                "store holds none)"
+                "none, or the store holds none)"
             )
         caps[name] = [_cap(mix, source) for source in members]
     names = list(by_component)
@@ -224,8 +223,7 @@ def make_plan(
         if abs(share - 100 * wanted[name]) > mix.share_tolerance and abs(part - asked) > 1:
             message = (
                 f"component {name} gets {share:.2f} % of the mix, its share is {100 * wanted[name]:.2f} %: "
-                "at its caps it "
-                f"holds {sum(caps[name]):,} tokens, the share asks for {round(asked):,}"
+                f"at its caps it holds {sum(caps[name]):,} tokens, the share asks for {round(asked):,}"
             )
             if mix.allow_short:
                 notes.append(message)
@@ -234,8 +232,7 @@ def make_plan(
     if (total := sum(row.target_tokens for row in planned)) < tokens:
         faults.append(
             f"the mix holds {total:,} tokens at its caps and the budget is {tokens:,}; raise max_epochs, or "
-            "lower the budget "
-            "(schedule.steps × batch.global × batch.sequence_length)"
+            "lower the budget (schedule.steps × batch.global × batch.sequence_length)"
         )
     return MixPlan(tokens, sequence_length, planned, wanted, [], faults, notes)
 

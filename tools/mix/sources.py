@@ -219,8 +219,8 @@ def _described_components(data: Data, statistics: Mapping[str, object]) -> dict[
         ]
         if len(texts) != 1:
             raise UserError(
-                "counts of languages describe one text component, but "
-                f"{', '.join(texts) or 'none'} could be meant; give declared_tokens to the others"
+                f"counts of languages describe one text component, but {', '.join(texts) or 'none'} could be "
+                "meant; give declared_tokens to the others"
             )
         described[texts[0]] = "language"
     return described

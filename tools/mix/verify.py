@@ -41,8 +41,7 @@ def verify_mix(folder: Path, *, fingerprint: str | None = None) -> tuple[list[st
     if fingerprint is not None and fingerprint != mix.fingerprint:
         faults.append(
             f"{folder / 'mix.json'}: fingerprint {mix.fingerprint[:12]}, this recipe's mix would be "
-            f"{fingerprint[:12]}: it was "
-            "built from another recipe or store"
+            f"{fingerprint[:12]}: it was built from another recipe or store"
         )
     catalogues = {}
     for name, expected in mix.components.items():
@@ -51,8 +50,7 @@ def verify_mix(folder: Path, *, fingerprint: str | None = None) -> tuple[list[st
             if component.fingerprint != expected:
                 faults.append(
                     f"{component.folder}: fingerprint {component.fingerprint[:12]}, the mix was built from "
-                    f"{expected[:12]}: "
-                    "this is another store"
+                    f"{expected[:12]}: this is another store"
                 )
                 continue
             catalogues[name] = load_catalogue(component)
@@ -101,8 +99,8 @@ def _plan_faults(mix: MixInfo) -> Iterator[str]:
         elif (source.documents, source.tokens) != (row["built_documents"], row["built_tokens"]):
             yield (
                 f"{path}: {name} was planned with {row['built_documents']} documents and "
-                f"{row['built_tokens']} tokens, the "
-                f"training data holds {source.documents} and {source.tokens}"
+                f"{row['built_tokens']} tokens, the training data holds {source.documents} and "
+                f"{source.tokens}"
             )
 
 
@@ -124,8 +122,7 @@ class _DatasetCheck:
         if (info.samples, info.sequence_length) != (promised, mix.sequence_length):
             yield (
                 f"{self.folder / 'dataset.json'}: {info.samples} samples of {info.sequence_length} tokens, "
-                "mix.json promises "
-                f"{promised} of {mix.sequence_length}"
+                f"mix.json promises {promised} of {mix.sequence_length}"
             )
         if self.rows.dtype != ROW or len(self.rows) != info.rows:
             yield f"{self.folder / 'rows.npy'}: {len(self.rows)} rows of {self.rows.dtype}, dataset.json says {info.rows}"
@@ -163,9 +160,8 @@ class _DatasetCheck:
                 row = start + int(np.argmax(wrong))
                 yield (
                     f"{path}: row {row} takes {int(self.rows['tokens'][row])} tokens at byte "
-                    f"{int(self.rows['offset'][row])} of "
-                    f"{info.shards[int(self.rows['shard'][row])].name}, which has "
-                    f"{int(sizes[self.rows['shard'][row]])} bytes"
+                    f"{int(self.rows['offset'][row])} of {info.shards[int(self.rows['shard'][row])].name}, "
+                    f"which has {int(sizes[self.rows['shard'][row]])} bytes"
                 )
                 return
             counts += np.bincount(rows["source"], minlength=len(counts))
@@ -175,8 +171,7 @@ class _DatasetCheck:
             if (source.rows, source.tokens) != (int(counts[number]), int(tokens[number])):
                 yield (
                     f"{path}: {source.component}/{source.language} has {int(counts[number])} rows and "
-                    f"{int(tokens[number])} "
-                    f"tokens, dataset.json says {source.rows} and {source.tokens}"
+                    f"{int(tokens[number])} tokens, dataset.json says {source.rows} and {source.tokens}"
                 )
         if info.packing == "concatenate":
             yield from self._repetition_faults(times)
@@ -211,8 +206,7 @@ class _DatasetCheck:
                 document = int(at[np.argmin(right)])
                 yield (
                     f"{path}: row {row} counts as {languages[int(self.rows['source'][row])]}, its document "
-                    "is "
-                    f"{catalogue.languages[int(catalogue.language[document])]}"
+                    f"is {catalogue.languages[int(catalogue.language[document])]}"
                 )
             if (catalogue.validation[at] == self.train).any():
                 yield f"{path}: rows from {first} hold documents of the other split"
@@ -231,8 +225,7 @@ class _DatasetCheck:
                 if len(seen) and int(seen.max()) - int(seen.min()) > 1:
                     yield (
                         f"{self.folder / 'rows.npy'}: documents of {name}/{language} are seen "
-                        f"{int(seen.min())} to "
-                        f"{int(seen.max())} times"
+                        f"{int(seen.min())} to {int(seen.max())} times"
                     )
 
     def _sample_faults(self) -> Iterator[str]:

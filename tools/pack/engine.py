@@ -358,8 +358,7 @@ class Encoder:
             text = texts[document].as_py()
             raise UserError(
                 f"{self.tokenizer.path}: a text became the control token {int(ids[at])}; it starts "
-                f"{text[:60]!r}. Mark "
-                "that token as not special in tokenizer.json, or remove it from the text"
+                f"{text[:60]!r}. Mark that token as not special in tokenizer.json, or remove it from the text"
             )
         return encoded
 

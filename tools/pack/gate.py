@@ -66,8 +66,7 @@ def gate_verdicts(
     if any(other != (name, passed_over) for other in others):
         raise UserError(
             f"{settings.tokenizer.path}: processes of this machine came to load different engines; run the "
-            "command again, "
-            "or name one in data.pack.engine"
+            "command again, or name one in data.pack.engine"
         )
     fast = {language: encoded for _, part in results for language, encoded in part.items()}
     return name, passed_over, {language: agree(fast[language], expected[language]) for language in samples}

@@ -99,8 +99,7 @@ def list_inputs(patterns: Sequence[str | Path]) -> list[InputFile]:
         if not matches:
             raise UserError(
                 f"{pattern}: no input there; expected {', '.join(SUFFIXES)} files. Run the corpus stage "
-                "before, "
-                "or correct data.pack.components.*.inputs"
+                "before, or correct data.pack.components.*.inputs"
             )
         for match in matches:
             if not match.name.endswith(SUFFIXES):

@@ -61,8 +61,7 @@ class PackSettings:
         if not folder.is_dir():
             raise UserError(
                 f"{folder}: no such folder, so component {name!r} has no input; run the corpus stage, or "
-                "give "
-                f"data.pack.components.{name}.inputs"
+                f"give data.pack.components.{name}.inputs"
             )
         return list_inputs([folder])
 

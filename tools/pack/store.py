@@ -203,8 +203,7 @@ def open_store(folder: Path, names: Sequence[str]) -> list[Component]:
         if size != shard.bytes:
             raise UserError(
                 f"{shard.bin_path}: {size} bytes, {shard.bytes} were written; put the file back, or pack "
-                "this component "
-                "again"
+                "this component again"
             )
     first = components[0]
     for other in components[1:]:
@@ -212,7 +211,7 @@ def open_store(folder: Path, names: Sequence[str]) -> list[Component]:
             if first.settings[key] != other.settings[key]:
                 raise UserError(
                     f"{other.folder}: {key} is {other.settings[key]}, but {first.settings[key]} in "
-                    f"{first.folder}; a mix "
-                    "needs components that were packed with the same tokenizer. Pack one of them again"
+                    f"{first.folder}; a mix needs components that were packed with the same tokenizer. Pack "
+                    "one of them again"
                 )
     return components

@@ -103,8 +103,7 @@ class TokenizerFile:
         if self.settings.sha256 is not None and found != self.settings.sha256:
             raise UserError(
                 f"{self.path}: its SHA-256 is {found}, model.tokenizer.sha256 asks for "
-                f"{self.settings.sha256}; "
-                "this is another tokenizer"
+                f"{self.settings.sha256}; this is another tokenizer"
             )
         return content, found
 
@@ -170,8 +169,7 @@ class TokenizerFile:
         if self._content.largest >= self.vocab_size:
             raise UserError(
                 f"{self.path}: its largest id is {self._content.largest}, but model.vocab_size is "
-                f"{self.vocab_size}; "
-                "tokenizer and model don't belong together"
+                f"{self.vocab_size}; tokenizer and model don't belong together"
             )
 
 

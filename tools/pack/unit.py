@@ -321,8 +321,7 @@ class _ShardWriter:
             if wrong.any():
                 raise UserError(
                     f"{self.bin_path}: document {int(np.flatnonzero(wrong)[0])} doesn't keep the convention "
-                    "for begin and "
-                    "end of text right after it was written; check the disk"
+                    "for begin and end of text right after it was written; check the disk"
                 )
 
 

@@ -178,8 +178,7 @@ def _verify_documents(component: Component, shard: Shard, report: _ShardReport) 
         if (lengths < least).any():
             report.faults.append(
                 f"{path}: row {row + int(np.argmax(lengths < least))} has {int(lengths.min())} tokens, a "
-                "document has "
-                f"{least} at least"
+                f"document has {least} at least"
             )
             return
         ends = position + np.cumsum(lengths, dtype=np.int64)
@@ -188,8 +187,7 @@ def _verify_documents(component: Component, shard: Shard, report: _ShardReport) 
             wrong = int(np.argmax(offsets != starts * width))
             report.faults.append(
                 f"{path}: row {row + wrong} begins at byte {int(offsets[wrong])}, the documents before it "
-                "end at "
-                f"{int(starts[wrong]) * width}"
+                f"end at {int(starts[wrong]) * width}"
             )
             return
         if int(ends[-1]) > len(tokens):
@@ -245,8 +243,7 @@ def _verify_tokens(
         if found[id_] != len(starts):
             report.faults.append(
                 f"{name}: rows {first_row} to {first_row + len(starts) - 1} hold {found[id_]} tokens for "
-                f"{what}, one a "
-                f"document would be {len(starts)}"
+                f"{what}, one a document would be {len(starts)}"
             )
 
 
@@ -280,7 +277,6 @@ def _count_faults(component: Component, totals: dict[tuple[str, str], np.ndarray
     if (counts["kept"], counts["tokens"]) != (documents, tokens):
         faults.append(
             f"{component.folder / MANIFEST_NAME}: counts {counts['kept']} documents and {counts['tokens']} "
-            "tokens, the "
-            f"shards hold {documents} and {tokens}"
+            f"tokens, the shards hold {documents} and {tokens}"
         )
     return faults
