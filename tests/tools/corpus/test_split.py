@@ -7,6 +7,8 @@ import pytest
 
 from emma.recipes.schema.corpus import Split, Thresholds
 from emma.tools.corpus.build import build_corpus
+from emma.tools.corpus.split import document_hashes
+from emma.tools.corpus.stage import Build
 from tests.tools.corpus.raw_text import build_at, mono_source, pair_source, rows_of, words, write_jsonl
 
 OFF: dict[str, Any] = {"filters": {"monolingual": Thresholds(), "parallel": Thresholds()}}
@@ -79,6 +81,32 @@ def test_validation_text_is_no_side_of_a_training_pair(tmp_path: Path) -> None:
     assert len(held_out) > 10
     assert len(trained) > 150
     assert not held_out & trained
+
+
+def test_equal_hashes_are_never_parted_by_the_cap(tmp_path: Path) -> None:
+    """Pairs that share a side have equal hashes where that side's is the lower one."""
+    pairs = write_jsonl(
+        tmp_path / "pairs.jsonl",
+        (
+            {"src_lang": "de", "src_text": words(1000 + number, 12), "tgt_lang": "en", "tgt_text": english}
+            for number, english in enumerate(words(number // 2, 12) for number in range(120))
+        ),
+    )
+
+    def build(**settings: Any) -> Build:
+        return build_at(tmp_path / "corpus", {"p": pair_source(pairs)}, split=Split(**settings), **OFF)
+
+    def hashes_of(stage: str, split: str | None = None) -> list[int]:
+        rows = [r for r in rows_of(tmp_path / "corpus", stage) if split is None or r["split"] == split]
+        texts = [[row[name] for row in rows] for name in ("src_text", "tgt_text")]
+        return sorted(document_hashes(texts, "parallel").tolist())
+
+    build_corpus(build(), "deduplicated")
+    hashes = hashes_of("deduplicated")
+    cap = next(n for n in range(10, len(hashes)) if hashes[n - 1] == hashes[n])
+    build_corpus(build(share=0.9, cap=cap))
+    assert hashes_of("split", "validation") == hashes[: cap - 1], "the two at the cap are both beyond it"
+    assert not set(hashes_of("split", "train")) & set(hashes[: cap + 1])
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
