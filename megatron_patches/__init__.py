@@ -10,7 +10,8 @@ Megatron or torch.
 
 from __future__ import annotations
 
-from emma.megatron_patches.registry import PatchError, PatchStatus, apply, status
+from emma.megatron_patches.patch import PatchError
+from emma.megatron_patches.registry import PatchStatus, apply, status
 
 __all__ = ["PatchError", "PatchStatus", "apply", "status"]
 

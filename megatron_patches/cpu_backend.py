@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from emma.megatron_patches.machine import Machine
-from emma.megatron_patches.registry import Decision, Patch, PatchError, Target
+from emma.megatron_patches.patch import Decision, Patch, PatchError, Target
 
 __all__ = ["PATCH", "hide_gpu_libraries", "needed_without_gpu"]
 

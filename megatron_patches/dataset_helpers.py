@@ -7,7 +7,7 @@ import importlib.util
 from pathlib import Path
 
 from emma.megatron_patches.machine import Machine
-from emma.megatron_patches.registry import Decision, Patch, PatchError, Target
+from emma.megatron_patches.patch import Decision, Patch, PatchError, Target
 
 __all__ = ["PATCH"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from emma.megatron_patches.cpu_backend import needed_without_gpu
-from emma.megatron_patches.registry import Patch, PatchError, Target
+from emma.megatron_patches.patch import Patch, PatchError, Target
 
 __all__ = ["PATCH"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emma.megatron_patches.machine import Machine
-from emma.megatron_patches.registry import Decision, Patch, Target
+from emma.megatron_patches.patch import Decision, Patch, Target
 
 __all__ = ["PATCH", "RopeScaling", "set_rope_scaling"]
 

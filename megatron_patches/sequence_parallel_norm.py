@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from emma.megatron_patches.machine import Machine
-from emma.megatron_patches.registry import Decision, Patch, Target
+from emma.megatron_patches.patch import Decision, Patch, Target
 
 __all__ = ["PATCH"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from emma.base.processes import end_with_parent
 from emma.megatron_patches.machine import Machine
-from emma.megatron_patches.registry import Decision, Patch, Target
+from emma.megatron_patches.patch import Decision, Patch, Target
 
 __all__ = ["PATCH", "shielded"]
 

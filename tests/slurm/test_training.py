@@ -120,7 +120,7 @@ def test_ranks_of_a_lost_node_that_live_on_write_no_more(
     before, resumed = run.logged(), run.events("began")[1]["step"]
     send(alive, signal.SIGCONT)
     slurm.wait(lambda: not any(Path(f"/proc/{pid}").is_dir() for pid in alive), "the old ranks stopped", 120)
-    assert "it took this run over" in run.rank_log(1)
+    assert "which took this run over" in run.rank_log(1)
     written = run.logged()[len(before) :]
     assert written == list(range(resumed + 1, resumed + 1 + len(written))), "only the new ranks wrote"
     slurm.start_node(node)

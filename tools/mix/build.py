@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emma.base.errors import UserError
@@ -24,8 +23,8 @@ from emma.base.staging import sole_writer, staged_folder
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.data import Mix
 from emma.tools.mix.catalogue import Catalogue, consumed_documents, load_catalogue
-from emma.tools.mix.layout import FORMAT, DatasetInfo, MixInfo, Packing, SourceInfo, read_mix
-from emma.tools.mix.plan import PLAN_SCHEMA, MixPlan, ValidationGroup, make_plan, plan_validation
+from emma.tools.mix.layout import FORMAT, DatasetInfo, MixInfo, Packing, read_mix
+from emma.tools.mix.plan import MixPlan, ValidationGroup, make_plan, plan_validation, realised
 from emma.tools.mix.select import Selection, generator, select_documents, select_validation
 from emma.tools.mix.shuffle import shuffled
 from emma.tools.mix.sources import Source, read_statistics, sources_of_store
@@ -242,7 +241,7 @@ def _write(
         )
         for group in prepared.plan.groups
     }
-    pq.write_table(_realised(prepared.plan, train), folder / "plan.parquet", compression="zstd")
+    pq.write_table(realised(prepared.plan, train), folder / "plan.parquet", compression="zstd")
     first = prepared.components[0]
     info = MixInfo(
         folder=folder,
@@ -352,21 +351,6 @@ def _bytes_per_token(group: ValidationGroup, sources: Mapping[tuple[str, str], S
         if tokens
     )
     return text / group.tokens
-
-
-def _realised(plan: MixPlan, train: DatasetInfo) -> pa.Table:
-    """The plan's table with the documents and tokens that were built."""
-    built: dict[tuple[str, str], SourceInfo] = {
-        (source.component, source.language): source for source in train.sources
-    }
-    rows = plan.table().to_pylist()
-    for row in rows:
-        source = built[row["component"], row["language"]]
-        row["built_documents"], row["built_tokens"] = source.documents, source.tokens
-    schema = PLAN_SCHEMA.append(pa.field("built_documents", pa.int64())).append(
-        pa.field("built_tokens", pa.int64())
-    )
-    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def _manifest(

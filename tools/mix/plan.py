@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from emma.base.errors import CheckFailedError, UserError
 from emma.recipes.schema.data import Mix
+from emma.tools.mix.layout import DatasetInfo, SourceInfo
 from emma.tools.mix.sources import Source
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "make_plan",
     "plan_validation",
     "water_fill",
+    "realised",
 ]
 
 
@@ -327,3 +329,18 @@ def by_category(plan: MixPlan) -> dict[tuple[str, str | None], dict[str, Any]]:
         row["capped"] += planned.capped
         row["highest_epochs"] = max(row["highest_epochs"], planned.epochs)
     return totals
+
+
+def realised(plan: MixPlan, train: DatasetInfo) -> pa.Table:
+    """The plan's table with the documents and tokens that were built."""
+    built: dict[tuple[str, str], SourceInfo] = {
+        (source.component, source.language): source for source in train.sources
+    }
+    rows = plan.table().to_pylist()
+    for row in rows:
+        source = built[row["component"], row["language"]]
+        row["built_documents"], row["built_tokens"] = source.documents, source.tokens
+    schema = PLAN_SCHEMA.append(pa.field("built_documents", pa.int64())).append(
+        pa.field("built_tokens", pa.int64())
+    )
+    return pa.Table.from_pylist(rows, schema=schema)

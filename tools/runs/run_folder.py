@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
 import secrets
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,13 +13,14 @@ from typing import Any
 
 from emma.base.errors import UserError
 from emma.base.files import read_json, write_json
-from emma.base.manifest import now, package_versions
+from emma.base.manifest import now
 from emma.recipes.load import load_recipe, write_recipe
 from emma.recipes.schema import Recipe
 from emma.tools.runs.checkpoints import TRACKER, LoadPlan, complete_steps, incomplete_steps, resolve_start
+from emma.tools.runs.environment import environment
 from emma.tools.runs.safety import steps_to_skip
 
-__all__ = ["Launch", "RunFolder", "environment"]
+__all__ = ["Launch", "RunFolder"]
 
 # Sections that may change between launches of one run: where and how it runs, what it logs and keeps. All else
 # decides which weights come out, so a change of it is another run, or a phase.
@@ -212,29 +211,6 @@ class RunFolder:
         )
 
 
-def environment(recipe: Recipe) -> dict[str, Any]:
-    """What produced a run: versions, commit, patches, machine, Slurm job."""
-    from emma import megatron_patches
-
-    return {
-        "written": now(),
-        "recipe_sha256": recipe.sha256,
-        "versions": package_versions(),
-        "commit": _commit(),
-        "patches": [status.as_dict() for status in megatron_patches.status()],
-        "hardware": {
-            "host": socket.gethostname(),
-            "platform": platform.platform(),
-            "cores": os.cpu_count(),
-            "gpus": _gpus(),
-            "cluster": recipe.cluster.name,
-            "ranks": recipe.cluster.world_size,
-        },
-        "slurm": {k: v for k, v in sorted(os.environ.items()) if k in ("SLURM_JOB_ID", "SLURM_JOB_NODELIST")},
-        "command": sys.argv,
-    }
-
-
 def _launch_record(launch: Launch) -> dict[str, Any]:
     return {
         "number": launch.number,
@@ -272,32 +248,3 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return pid > 0
-
-
-def _commit() -> str | None:
-    """Commit of this checkout, with `-dirty` where files differ; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    try:
-        described = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
-
-
-def _gpus() -> list[str]:
-    """Names of the GPUs that the driver reports; empty without a driver."""
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return []
-    return listed.stdout.strip().splitlines()

@@ -19,8 +19,8 @@ from emma.tools.evaluation.results import Result, heldout_results, read_results,
 from emma.tools.evaluation.stored import journal_of
 from emma.tools.mix.plan import MixPlan, PlannedSource
 from emma.tools.mix.sources import Source
+from emma.tools.runs.environment import environment
 from emma.tools.runs.metrics import append_metrics
-from emma.tools.runs.run_folder import environment
 
 CATEGORIES = {"high": 20_000, "medium": 4_000, "low": 0}
 SIGNATURE = "nll:1|prefix:<|begin_of_text|>|end_of_text:0|window:512|stride:256|dtype:float32"
