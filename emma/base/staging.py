@@ -1,7 +1,8 @@
 """Output folders that appear whole or not at all, each with one writer at a time.
 
-A writer locks `.NAME.lock` beside the folder, works in a temporary folder there, and renames it at the end. The lock
-file says who holds it. What another machine or a living process may still be writing is never removed.
+A writer locks `.NAME.lock` beside the folder, works in a temporary folder there, and renames it at the end.
+The lock file says who holds it. What another machine or a living process may still be writing is never
+removed.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ class Lock:
 
     Attributes:
         destination: absolute path of the output.
-        certain: whether no other process of this machine can hold it; False where the file system has no locks.
+        certain: whether no other process of this machine can hold it; False where the file system has no
+            locks.
     """
 
     destination: Path
@@ -98,11 +100,12 @@ def sole_writer(destination: Path, *, wait: bool = False, continues: bool = Fals
     Args:
         destination: the output; its parent is made.
         wait: wait for a process that is writing it, and say so on stderr.
-        continues: the caller works on in what the last writer left, so it must be certain that that one has ended.
+        continues: the caller works on in what the last writer left, so it must be certain that that one has
+            ended.
 
     Raises:
-        InUseError: another process is writing it and `wait` is off; or with `continues`, a writer on another machine
-            did not end by itself, and a lock cannot tell whether it lives.
+        InUseError: another process is writing it and `wait` is off; or with `continues`, a writer on another
+            machine did not end by itself, and a lock cannot tell whether it lives.
     """
     destination = destination.absolute()
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -112,8 +115,8 @@ def sole_writer(destination: Path, *, wait: bool = False, continues: bool = Fals
         before = _read_writer(descriptor)
         if before is not None and continues and (before.machine != machine() or not certain):
             raise InUseError(
-                f"{destination}: {before} was writing it and may still be. Fix: wait for it; if it is gone, remove {path} "
-                "and run the same command again, which continues its work",
+                f"{destination}: {before} was writing it and may still be. Fix: wait for it; if it is gone, "
+                f"remove {path} and run the same command again, which continues its work",
                 str(before),
             )
         writer = _Writer(machine(), socket.gethostname(), os.getpid(), _now())
@@ -122,7 +125,8 @@ def sole_writer(destination: Path, *, wait: bool = False, continues: bool = Fals
         try:
             yield Lock(destination, certain)
         finally:
-            # Removed while it is held: whoever opened this file meanwhile finds that the path no longer names it.
+            # Removed while it is held: whoever opened this file meanwhile finds that the path no longer names
+            # it.
             path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
@@ -168,7 +172,8 @@ def _now() -> str:
 
 @contextmanager
 def _termination_as_exit() -> Iterator[None]:
-    """Within it SIGTERM raises SystemExit, so that what is half done is removed (in a program's main thread only)."""
+    """Within it SIGTERM raises SystemExit, so that what is half done is removed (in a program's main thread
+    only)."""
     if threading.current_thread() is not threading.main_thread() or parent_process() is not None:
         yield
         return
@@ -187,8 +192,9 @@ def _termination_as_exit() -> Iterator[None]:
 def staged_folder(destination: Path, *, overwrite: bool = False, lock: Lock | None = None) -> Iterator[Path]:
     """Lends a temporary folder beside `destination`, which takes its name when the block ends without error.
 
-    On an error, an interrupt or SIGTERM the temporary folder is removed and `destination` is as it was. After SIGKILL
-    the next call for the same destination on the same machine removes it; a call on another machine names it.
+    On an error, an interrupt or SIGTERM the temporary folder is removed and `destination` is as it was. After
+    SIGKILL the next call for the same destination on the same machine removes it; a call on another machine
+    names it.
 
     Args:
         destination: final name.
@@ -197,7 +203,8 @@ def staged_folder(destination: Path, *, overwrite: bool = False, lock: Lock | No
 
     Raises:
         InUseError: another process is writing `destination`.
-        WrittenMeanwhileError: another machine, which this one's lock did not keep out, wrote it in the meantime.
+        WrittenMeanwhileError: another machine, which this one's lock did not keep out, wrote it in the
+            meantime.
         UserError: `destination` exists and `overwrite` is off.
     """
     with sole_writer(destination) if lock is None else nullcontext(lock) as held:
@@ -219,9 +226,9 @@ def staged_folder(destination: Path, *, overwrite: bool = False, lock: Lock | No
 def resumable_folder(destination: Path, fingerprint: str, *, overwrite: bool = False) -> Iterator[Path]:
     """Lends a temporary folder beside `destination`, which takes its name when the block ends without error.
 
-    Unlike `staged_folder`, a block that fails leaves what it finished: the next call with the same fingerprint gets the
-    same folder again. The block keeps its marks of finished work (`*.json`) in the folder's subfolder `WORK_NAME`;
-    where there are none, nothing is left.
+    Unlike `staged_folder`, a block that fails leaves what it finished: the next call with the same
+    fingerprint gets the same folder again. The block keeps its marks of finished work (`*.json`) in the
+    folder's subfolder `WORK_NAME`; where there are none, nothing is left.
 
     Args:
         destination: final name.
@@ -258,10 +265,11 @@ def resumable_folder(destination: Path, fingerprint: str, *, overwrite: bool = F
 
 
 def clear_leftovers(folder: Path, lock: Lock, name: str | None = None) -> list[Path]:
-    """Removes what killed writers of this machine left of outputs in `folder`; names on stderr what others left.
+    """Removes what killed writers of this machine left of outputs in `folder`; names on stderr what others
+    left.
 
-    Writers hold the lock, so on this machine nobody else writes. A writer that was killed while it exchanged two folders
-    left the old one under another name: it gets its place back.
+    Writers hold the lock, so on this machine nobody else writes. A writer that was killed while it exchanged
+    two folders left the old one under another name: it gets its place back.
 
     Args:
         folder: where to look.
@@ -282,7 +290,8 @@ def clear_leftovers(folder: Path, lock: Lock, name: str | None = None) -> list[P
         if not lock.certain or not of_this_machine(path):
             stay.append(path)
             print(
-                f"{path}: left by a process of another machine, or from before a restart; remove it if nothing writes there",
+                f"{path}: left by a process of another machine, or from before a restart; remove it if "
+                "nothing writes there",
                 file=sys.stderr,
                 flush=True,
             )
@@ -345,8 +354,8 @@ def _give_name(partial: Path, destination: Path, before: tuple[int, int] | None)
 
 def _written_meanwhile(destination: Path) -> WrittenMeanwhileError:
     return WrittenMeanwhileError(
-        f"{destination}: another process wrote it in the meantime; its files are kept and these are dropped. Fix: use "
-        "what is there, or name another output"
+        f"{destination}: another process wrote it in the meantime; its files are kept and these are dropped. "
+        "Fix: use what is there, or name another output"
     )
 
 

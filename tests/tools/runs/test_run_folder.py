@@ -90,5 +90,10 @@ def test_the_claim_of_a_dead_process_is_no_obstacle(tmp_path: Path) -> None:
     dead = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
-    write_json(run.writer_file, {"writer": "x", "host": socket.gethostname(), "pid": int(dead.stdout)})
+    claim = {"writer": "x", "host": socket.gethostname(), "pid": int(dead.stdout)}
+    # In another container of this host the same number may be a process that lives.
+    write_json(run.writer_file, {**claim, "pid_namespace": "pid:[1]"})
+    with pytest.raises(UserError, match="--take-over"):
+        run.prepare(recipe)
+    write_json(run.writer_file, claim)
     assert run.prepare(recipe).number == 2
