@@ -85,8 +85,8 @@ def remove_abandoned(paths: Iterable[Path]) -> None:
     for path in filter(of_this_machine, paths):
         try:
             descriptor = os.open(path, os.O_RDWR)
-        except FileNotFoundError:
-            continue
+        except (FileNotFoundError, PermissionError):
+            continue  # gone, or another user's
         try:
             if try_lock(descriptor):
                 path.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing import parent_process
@@ -125,9 +125,10 @@ def sole_writer(destination: Path, *, wait: bool = False, continues: bool = Fals
         try:
             yield Lock(destination, certain)
         finally:
-            # Removed while it is held: whoever opened this file meanwhile finds that the path no longer names
-            # it.
-            path.unlink(missing_ok=True)
+            os.ftruncate(descriptor, 0)
+            # Removed while it is held: whoever has opened it meanwhile finds that the path no longer names it.
+            with suppress(PermissionError):  # another user's, in a sticky folder
+                path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
 
@@ -138,6 +139,10 @@ def _acquire(path: Path, destination: Path, wait: bool) -> tuple[int, bool]:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                os.fchmod(
+                    descriptor, 0o666
+                )  # others who share the folder may find it left by a killed writer
             held = try_lock(descriptor)
             if held is not False and is_at(path, descriptor):
                 result, descriptor = descriptor, -1
@@ -277,28 +282,32 @@ def clear_leftovers(folder: Path, lock: Lock, name: str | None = None) -> list[P
         name: of one output; default all.
 
     Returns:
-        What stays, since a process of another machine may be writing it.
+        What stays: a process of another machine may be writing it, or it belongs to another user.
     """
     pattern = re.compile(
         rf"\.(?P<name>{'.+' if name is None else re.escape(name)})\.[^.]+-\d+-[0-9a-f]{{8}}\.(partial|old)"
     )
-    stay = []
+    stay: list[Path] = []
     for path in sorted(folder.iterdir()):
         match = pattern.fullmatch(path.name)
         if match is None:
             continue
-        if not lock.certain or not of_this_machine(path):
-            stay.append(path)
-            print(
-                f"{path}: left by a process of another machine, or from before a restart; remove it if "
-                "nothing writes there",
-                file=sys.stderr,
-                flush=True,
-            )
-        elif path.suffix == ".old" and not (folder / match["name"]).exists():
-            path.rename(folder / match["name"])
-        else:
-            _remove(path)
+        who = "another machine, or from before a restart"
+        if lock.certain and of_this_machine(path):
+            try:
+                if path.suffix == ".old" and not (folder / match["name"]).exists():
+                    path.rename(folder / match["name"])
+                else:
+                    _remove(path)
+                continue
+            except PermissionError:
+                who = "another user"
+        stay.append(path)
+        print(
+            f"{path}: left by a process of {who}; remove it if nothing writes there",
+            file=sys.stderr,
+            flush=True,
+        )
     return stay
 
 
