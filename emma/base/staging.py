@@ -1,8 +1,7 @@
 """Output folders that appear whole or not at all, each with one writer at a time.
 
 A writer locks `.NAME.lock` beside the folder, works in a temporary folder there, and renames it at the end.
-The lock file says who holds it. What another machine or a living process may still be writing is never
-removed.
+The lock file says who holds it. Nothing is removed that a living process or another machine may be writing.
 """
 
 from __future__ import annotations
@@ -100,12 +99,11 @@ def sole_writer(destination: Path, *, wait: bool = False, continues: bool = Fals
     Args:
         destination: the output; its parent is made.
         wait: wait for a process that is writing it, and say so on stderr.
-        continues: the caller works on in what the last writer left, so it must be certain that that one has
-            ended.
+        continues: the caller continues the last writer's work, so that writer must certainly have ended.
 
     Raises:
-        InUseError: another process is writing it and `wait` is off; or with `continues`, a writer on another
-            machine did not end by itself, and a lock cannot tell whether it lives.
+        InUseError: another process is writing it and `wait` is off; or, with `continues`, a writer on another
+            machine has left its lock file, and a lock cannot tell whether it is alive.
     """
     destination = destination.absolute()
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +166,7 @@ def _read_writer(descriptor: int) -> _Writer | None:
     try:
         return _Writer(**orjson.loads(os.pread(descriptor, 4096, 0)))
     except (orjson.JSONDecodeError, TypeError):
-        return None  # it has just been made, or its writer died before it wrote its name
+        return None  # just made, or its writer died before it wrote its name
 
 
 def _now() -> str:
@@ -177,8 +175,7 @@ def _now() -> str:
 
 @contextmanager
 def _termination_as_exit() -> Iterator[None]:
-    """Within it SIGTERM raises SystemExit, so that what is half done is removed (in a program's main thread
-    only)."""
+    """Turns SIGTERM into SystemExit, so that unfinished folders are removed; only in a program's main thread."""
     if threading.current_thread() is not threading.main_thread() or parent_process() is not None:
         yield
         return
@@ -270,11 +267,10 @@ def resumable_folder(destination: Path, fingerprint: str, *, overwrite: bool = F
 
 
 def clear_leftovers(folder: Path, lock: Lock, name: str | None = None) -> list[Path]:
-    """Removes what killed writers of this machine left of outputs in `folder`; names on stderr what others
-    left.
+    """Removes what killed writers of this machine left in `folder`; names what others left on stderr.
 
-    Writers hold the lock, so on this machine nobody else writes. A writer that was killed while it exchanged
-    two folders left the old one under another name: it gets its place back.
+    The caller holds the lock, so no other process of this machine is writing. A writer that was killed while
+    it replaced a folder has left the old one under another name: it is put back.
 
     Args:
         folder: where to look.
@@ -333,7 +329,7 @@ def _remove(path: Path) -> None:
 
 
 def _give_name(partial: Path, destination: Path, before: tuple[int, int] | None) -> None:
-    """Makes a finished folder durable and renames it.
+    """Makes a finished folder durable and gives it its name.
 
     Args:
         partial: the folder.
@@ -345,7 +341,7 @@ def _give_name(partial: Path, destination: Path, before: tuple[int, int] | None)
         raise _written_meanwhile(destination)
     old = None
     if before is not None:
-        # Not every file system can swap two folders in one step, so the old one steps aside for an instant.
+        # Not every file system can swap two folders in one step, so the old one is moved aside first.
         old = destination.parent / temporary_name(destination.name, "old")
         destination.rename(old)
     try:
