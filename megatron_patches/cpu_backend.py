@@ -1,8 +1,8 @@
 """Megatron's training loop on a machine without a GPU.
 
-Megatron writes "cuda" wherever it means "the device I train on", and has no path for CPUs. Without a GPU this patch
-gives those calls the CPU's answer: devices, streams, events, random generators, memory statistics. It never applies
-where torch sees a GPU, and `torch.cuda.is_available()` stays False.
+Megatron writes "cuda" wherever it means "the device I train on", and has no path for CPUs. Without a GPU this
+patch gives those calls the CPU's answer: devices, streams, events, random generators, memory statistics. It
+never applies where torch sees a GPU, and `torch.cuda.is_available()` stays False.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ def needed_without_gpu(machine: Machine) -> Decision:
 
 
 def hide_gpu_libraries() -> None:
-    """Makes `import transformer_engine` and `import apex` fail, so that Megatron takes its paths without them.
+    """Makes `import transformer_engine` and `import apex` fail, so that Megatron takes its paths without
+    them.
 
-    A machine without a GPU may have them installed, a cluster's login node for instance; their kernels need a GPU.
+    A machine without a GPU may have them installed, a cluster's login node for instance; their kernels need a
+    GPU.
 
     Raises:
         PatchError: one of them is already imported, so Megatron may have chosen it.
@@ -315,7 +317,8 @@ def _send_cuda_tensors_to_cpu() -> None:
 
 
 def install() -> None:
-    """Gives torch.cuda the CPU's answers and turns torch.compile off (Megatron's jit_fuser is torch.compile)."""
+    """Gives torch.cuda the CPU's answers and turns torch.compile off (Megatron's jit_fuser is
+    torch.compile)."""
     import torch
 
     hide_gpu_libraries()
@@ -335,8 +338,8 @@ def install() -> None:
     def cuda_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs:
             return plain_type(self, *args, **kwargs)
-        # The distributed optimizer sorts parameters by these names. Under a TorchFunctionMode the C method calls this one
-        # by name, so the answer may already have its prefix.
+        # The distributed optimizer sorts parameters by these names. Under a TorchFunctionMode the C method
+        # calls this one by name, so the answer may already have its prefix.
         return "torch.cuda." + plain_type(self).rpartition(".")[2]
 
     TENSOR_TYPE.replace(cuda_type)

@@ -16,7 +16,8 @@ __all__ = ["Decision", "Patch", "PatchError", "Target"]
 
 
 class PatchError(UserError):
-    """A patch that cannot be applied here: untested version, or a target that is not what the patch expects."""
+    """A patch that cannot be applied here: untested version, or a target that is not what the patch
+    expects."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Target:
 
     Args:
         path: `module:qualified.name`.
-        parameters: names of the parameters it must have, in order, separated by spaces; None for a class, a value or a
-            C function, which have no signature to compare.
+        parameters: names of the parameters it must have, in order, separated by spaces; None for a class, a
+            value or a C function, which have no signature to compare.
     """
 
     path: str
@@ -47,7 +48,8 @@ class Target:
         return getattr(holder, name)
 
     def check(self, patch: str) -> None:
-        """Raises PatchError if the target does not exist or its signature is not what the patch was written for."""
+        """Raises PatchError if the target does not exist or its signature is not what the patch was written
+        for."""
         try:
             found = self.get()
         except (ImportError, AttributeError) as error:

@@ -63,7 +63,8 @@ def _status(patch: Patch, decision: Decision, applied: bool) -> PatchStatus:
 
 
 def apply() -> tuple[PatchStatus, ...]:
-    """Applies the patches that this machine needs; call it before Megatron is used. A second call changes nothing.
+    """Applies the patches that this machine needs; call it before Megatron is used. A second call changes
+    nothing.
 
     Returns:
         One record per patch, in order, including those that stay off.
@@ -89,7 +90,8 @@ def apply() -> tuple[PatchStatus, ...]:
 
 
 def status() -> tuple[PatchStatus, ...]:
-    """Returns what `apply` did in this process or, before it was called, what it would do. Imports no torch."""
+    """Returns what `apply` did in this process or, before it was called, what it would do. Imports no
+    torch."""
     if _applied is not None:
         return _applied
     machine = Machine.from_outside()

@@ -1,7 +1,7 @@
 """Llama 3.1's RoPE scaling with all four constants taken from the model's configuration.
 
-In Megatron the factor is a parameter of the model that no command-line argument reaches; the other three (low and high
-frequency factor, original context) are defaults that no caller overrides.
+In Megatron the factor is a parameter of the model that no command-line argument reaches; the other three (low
+and high frequency factor, original context) are defaults that no caller overrides.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class RopeScaling:
     Args:
         factor: wavelengths above original_max_position_embeddings / low_freq_factor grow by it.
         low_freq_factor: see factor.
-        high_freq_factor: wavelengths below original_max_position_embeddings / high_freq_factor stay; between the two
-            bounds the frequencies are interpolated.
+        high_freq_factor: wavelengths below original_max_position_embeddings / high_freq_factor stay; between
+            the two bounds the frequencies are interpolated.
         original_max_position_embeddings: context length of the model before scaling, in tokens.
 
     Raises:
@@ -61,10 +61,12 @@ _current: ContextVar[RopeScaling | None] = ContextVar("rope_scaling", default=No
 
 
 def set_rope_scaling(config: Any, scaling: RopeScaling) -> None:
-    """Makes models built from `config` use these constants; without this call Megatron's own (8, 1, 4, 8192) apply.
+    """Makes models built from `config` use these constants; without this call Megatron's own (8, 1, 4, 8192)
+    apply.
 
     Args:
-        config: a TransformerConfig, or a GPTModelConfig that holds one; the model must be built with rope_scaling on.
+        config: a TransformerConfig, or a GPTModelConfig that holds one; the model must be built with
+            rope_scaling on.
         scaling: the constants.
     """
     setattr(getattr(config, "transformer", config), ATTRIBUTE, scaling)

@@ -29,8 +29,8 @@ def install() -> None:
             return plain(cls, config, hidden_size, *args, **kwargs)
         norm = plain(cls, _Without(config), hidden_size, *args, **kwargs)
         for parameter in norm.parameters():
-            # finalize_model_grads sums the gradients of parameters with this mark over the tensor-parallel ranks,
-            # each of which has seen its own part of the sequence.
+            # finalize_model_grads sums the gradients of parameters with this mark over the tensor-parallel
+            # ranks, each of which has seen its own part of the sequence.
             parameter.sequence_parallel = True
         return norm
 

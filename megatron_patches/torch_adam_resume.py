@@ -1,7 +1,8 @@
 """The distributed optimizer over torch's AdamW can be neither saved before its first step nor resumed.
 
-`DistributedOptimizer` has a separate path for torch's AdamW, which keeps `step` in each parameter's state, while the fused
-Adams of Transformer Engine and apex keep one per group. That path has three faults, the last of them silent.
+`DistributedOptimizer` has a separate path for torch's AdamW, which keeps `step` in each parameter's state,
+while the fused Adams of Transformer Engine and apex keep one per group. That path has three faults, the last
+of them silent.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def condition(machine: Machine) -> Decision:
 
 
 def initialise_state(optimizer: Any) -> None:
-    """Gives every parameter the state that torch's AdamW creates in its first step: zero moments (fp32), step 0."""
+    """Gives every parameter the state that torch's AdamW creates in its first step: zero moments (fp32), step
+    0."""
     import torch
 
     for group in optimizer.param_groups:

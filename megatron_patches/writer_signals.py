@@ -1,5 +1,5 @@
-"""A helper process of the checkpoint writer dies of the signal that asks its rank to save and stop, and outlives a rank
-that is killed."""
+"""A helper process of the checkpoint writer dies of the signal that asks its rank to save and stop, and
+outlives a rank that is killed."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ def condition(machine: Machine) -> Decision:
 def shielded(get_queue: Callable[..., Any]) -> Callable[..., Any]:
     """`get_write_results_queue` whose server process starts with the stop signals blocked.
 
-    The first save starts a server that holds the writers' queue as long as the rank lives. Blocked signals are inherited,
-    so the server never sees them; the rank gets those that arrived meanwhile once the server has started. The server
-    still ends with the rank, even by SIGKILL, after which it would otherwise wait forever.
+    The first save starts a server that holds the writers' queue as long as the rank lives. Blocked signals
+    are inherited, so the server never sees them; the rank gets those that arrived meanwhile once the server
+    has started. The server still ends with the rank, even by SIGKILL, after which it would otherwise wait
+    forever.
     """
 
     def get_write_results_queue(mp_mode: str = "spawn") -> Any:

@@ -1,7 +1,8 @@
-"""What this machine has for training: processors, memory, GPUs, libraries, Slurm, and the patches with their reasons.
+"""What this machine has for training: processors, memory, GPUs, libraries, Slurm, and the patches with their
+reasons.
 
-Everything is probed from outside (files, metadata, short subprocesses with a time-out), so that a broken driver, or a
-library that crashes on import, becomes a line of the report instead of ending it.
+Everything is probed from outside (files, metadata, short subprocesses with a time-out), so that a broken
+driver, or a library that crashes on import, becomes a line of the report instead of ending it.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Report:
-    """All that `emma doctor` reports. `trains_on` is "gpu", "cpu" or None; `problems` are sentences with their fix."""
+    """All that `emma doctor` reports. `trains_on` is "gpu", "cpu" or None; `problems` are sentences with
+    their fix."""
 
     python: str
     system: str

@@ -14,8 +14,9 @@ __all__ = ["command"]
 def command(as_json: bool) -> int:
     """Report what this machine has for training, and which Megatron patches are on and why.
 
-    Lists cores, memory, disk, GPUs with their driver, libraries with their versions, Slurm's commands, and every
-    Megatron patch with its reason. The exit code is 0 if training can run here, on a GPU or on the CPU, and 1 if not.
+    Lists cores, memory, disk, GPUs with their driver, libraries with their versions, Slurm's commands, and
+    every Megatron patch with its reason. The exit code is 0 if training can run here, on a GPU or on the CPU,
+    and 1 if not.
     """
     from emma.tools.doctor import examine, format_report
 

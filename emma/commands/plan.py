@@ -52,13 +52,14 @@ def command(
     grid: float | None,
     storage: float | None,
 ) -> int:
-    """Say what RUN takes before it runs: memory, time, GPU-hours, energy, checkpoints, and which other layouts fit.
+    """Say what RUN takes before it runs: memory, time, GPU-hours, energy, checkpoints, and which other
+    layouts fit.
 
-    Needs no GPU. A run that does not fit into its devices' memory is refused (exit code 2), and a layout that fits is
-    named. What the recipe does not say is assumed, and listed as such.
+    Needs no GPU. A run that does not fit into its devices' memory is refused (exit code 2), and a layout that
+    fits is named. What the recipe does not say is assumed, and listed as such.
 
-    --simulate takes about a minute and, where the machine has it, 8 bytes of memory per parameter of a rank. If
-    Megatron builds something other than what was planned, the exit code is 1.
+    --simulate takes about a minute and, where the machine has it, 8 bytes of memory per parameter of a rank.
+    If Megatron builds something other than what was planned, the exit code is 1.
 
     \b
     Examples:

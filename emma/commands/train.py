@@ -29,8 +29,8 @@ def command(
 ) -> int:
     """Train RUN on this machine, or resume it.
 
-    An interrupted run resumes from its latest complete checkpoint; for a finished one there is nothing to do. SIGTERM
-    or Ctrl-C saves after the current step and exits with 0. The ranks' output is in RUN/logs/.
+    An interrupted run resumes from its latest complete checkpoint; for a finished one there is nothing to do.
+    SIGTERM or Ctrl-C saves after the current step and exits with 0. The ranks' output is in RUN/logs/.
 
     \b
     Example:

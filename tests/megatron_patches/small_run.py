@@ -1,4 +1,5 @@
-"""A real run of Megatron's `pretrain` on a small Llama and synthetic tokens, for the ranks of `tests/ranks.py`."""
+"""A real run of Megatron's `pretrain` on a small Llama and synthetic tokens, for the ranks of
+`tests/ranks.py`."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ FLAGS = """
 
 
 class Tokens:
-    """Sample i is always the same; its tokens are half pattern, half noise, so that there is something to learn."""
+    """Sample i is always the same; its tokens are half pattern, half noise, so that there is something to
+    learn."""
 
     def __init__(self, samples: int, length: int) -> None:
         self._samples, self._length = samples, length
@@ -75,7 +77,8 @@ def forward_step(iterator: Any, model: Any) -> tuple[Any, Any]:
 
 
 def train(*flags: str) -> list[tuple[int, float]]:
-    """Runs `pretrain` with FLAGS and `flags`; returns (step, loss) per step, empty but on the last pipeline stage."""
+    """Runs `pretrain` with FLAGS and `flags`; returns (step, loss) per step, empty but on the last pipeline
+    stage."""
     from megatron.core.enums import ModelType
     from megatron.training import pretrain, training
     from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args

@@ -13,7 +13,8 @@ from tests.ranks import run_ranks, start_ranks
 
 
 def stop_and_put(when: str) -> tuple[int, list[int]]:
-    """Starts the queue, sends SIGTERM to the rank's process group, as torchrun does, and puts and gets a value.
+    """Starts the queue, sends SIGTERM to the rank's process group, as torchrun does, and puts and gets a
+    value.
 
     Returns:
         The value, and the signals that the rank itself got.

@@ -27,13 +27,14 @@ class Assumptions:
     """What the recipe does not say; options of `emma plan` override it."""
 
     pue: float = 1.2
-    """Power usage effectiveness: power of the site divided by power of its nodes. This project's choice, between new HPC
-    sites (1.05) and the average data centre (about 1.5)."""
+    """Power usage effectiveness: power of the site divided by power of its nodes. This project's choice,
+    between new HPC sites (1.05) and the average data centre (about 1.5)."""
     grid_g_per_kwh: float = 450.0
-    """CO2 per kWh of electricity, g; about the world average. National grids range from under 50 to over 700."""
+    """CO2 per kWh of electricity, g; about the world average. National grids range from under 50 to over
+    700."""
     storage_gb_per_s: float = 5.0
-    """Speed at which all ranks together write a checkpoint, 10^9 bytes/s. This project's choice: a modest parallel file
-    system. NVIDIA reports 23 (a 920 GB checkpoint in 40 s)."""
+    """Speed at which all ranks together write a checkpoint, 10^9 bytes/s. This project's choice: a modest
+    parallel file system. NVIDIA reports 23 (a 920 GB checkpoint in 40 s)."""
     host_copy_gb_per_s: float = 10.0
     """Speed at which a rank copies its share to host memory before saving in the background, 10^9 bytes/s."""
 
@@ -82,8 +83,8 @@ class CheckpointCost:
 
 def checkpoint_bytes(recipe: Recipe) -> int:
     """Bytes of one checkpoint: weights, main weights, both moments."""
-    # Megatron writes the weights in the compute format (FP8 ones as BF16), and the optimizer's states in FP32, whatever
-    # their format in memory.
+    # Megatron writes the weights in the compute format (FP8 ones as BF16), and the optimizer's states in
+    # FP32, whatever their format in memory.
     weights = 4 if recipe.precision.compute == "fp32" else 2
     optimizer = 8 if recipe.precision.compute == "fp32" else 12
     return total_parameters(recipe.model) * (weights + optimizer)

@@ -18,8 +18,9 @@ _MULTIPLY_AND_ADD = 2
 def attention_flops_per_token(model: Model, sequence_length: int, convention: Convention = "causal") -> float:
     """FLOPs of the attention core (queries × keys, probabilities × values) per token, forward and backward.
 
-    `full` counts the whole square of scores, `causal` the half that causal attention needs. With document masking,
-    documents shorter than the sequence need even less; both conventions ignore that, as published figures do.
+    `full` counts the whole square of scores, `causal` the half that causal attention needs. With document
+    masking, documents shorter than the sequence need even less; both conventions ignore that, as published
+    figures do.
     """
     width = model.attention_heads * model.channels
     square = 2 * _MULTIPLY_AND_ADD * _FORWARD_AND_BACKWARD * model.layers * width * sequence_length
@@ -29,9 +30,9 @@ def attention_flops_per_token(model: Model, sequence_length: int, convention: Co
 def flops_per_token(model: Model, sequence_length: int, convention: Convention = "causal") -> float:
     """Model FLOPs per training token, forward and backward, without recomputation.
 
-    6 × the weights of matrix products (including the output layer, not the input embedding, which is a look-up) plus the
-    attention core. Llama 3 8B at 8,192 tokens: 51.5e9 causal, 57.9e9 full. Megatron's own log and NVIDIA's published
-    numbers since 2025 use the causal figure, older logs the full one.
+    6 × the weights of matrix products (including the output layer, not the input embedding, which is a
+    look-up) plus the attention core. Llama 3 8B at 8,192 tokens: 51.5e9 causal, 57.9e9 full. Megatron's own
+    log and NVIDIA's published numbers since 2025 use the causal figure, older logs the full one.
 
     Args:
         model: shape of the network.

@@ -81,7 +81,8 @@ class RankParameters:
 def rank_parameters(model: Model, tensor: int, pipeline: int, stage: int) -> RankParameters:
     """Weights of a rank of pipeline stage `stage` (0 to `pipeline` − 1) at tensor-parallel size `tensor`.
 
-    The vocabulary is padded as Megatron pads it. With tied embeddings and several stages, the last stage holds a copy.
+    The vocabulary is padded as Megatron pads it. With tied embeddings and several stages, the last stage
+    holds a copy.
     """
     layer = layer_parameters(model)
     layers = model.layers // pipeline

@@ -60,8 +60,8 @@ def _yaml(value: object) -> str:
 def alternatives(recipe: Recipe) -> list[Alternative]:
     """Combinations of a few tensor, pipeline, context and micro-batch sizes, fastest first.
 
-    A layout that does not fit recomputes as few layers as it needs to. Impossible and too large ones come last, with the
-    reason.
+    A layout that does not fit recomputes as few layers as it needs to. Impossible and too large ones come
+    last, with the reason.
     """
     found = [
         _alternative(recipe, *sizes) for sizes in itertools.product(_TENSOR, _PIPELINE, _CONTEXT, _MICRO)

@@ -1,8 +1,9 @@
-"""Memory of a rank, by part: what Megatron allocates, counted tensor by tensor, plus what measurements add to it.
+"""Memory of a rank, by part: what Megatron allocates, counted tensor by tensor, plus what measurements add to
+it.
 
-The counts are exact for weights, gradients and optimizer states. Activations are counted as Transformer Engine keeps
-them for the backward pass (no dropout, fused attention, SwiGLU); the two constants below are fitted to the published
-measurements in `published.yaml` (see docs/plan.md).
+The counts are exact for weights, gradients and optimizer states. Activations are counted as Transformer
+Engine keeps them for the backward pass (no dropout, fused attention, SwiGLU); the two constants below are
+fitted to the published measurements in `published.yaml` (see docs/plan.md).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ MARGIN = 0.03
 """Share of the card's memory that a plan leaves free."""
 
 _RUNTIME_GIB = {"gpu": 4.0, "cpu": 1.0}
-"""CUDA context, NCCL's buffers, workspaces of cuBLAS, cuDNN and Transformer Engine; on a CPU, Python and its libraries."""
+"""CUDA context, NCCL's buffers, workspaces of cuBLAS, cuDNN and Transformer Engine; on a CPU, Python and its
+libraries."""
 
 _ALLOCATOR = 1.12
 """What the caching allocator holds relative to what is in use: rounding, fragments, short-lived buffers."""
@@ -99,7 +101,8 @@ def _held(recipe: Recipe, stage: int) -> tuple[int, int]:
 
 def _weights(recipe: Recipe, stage: int) -> int:
     fp8, other = _held(recipe, stage)
-    # A product in FP8 needs the weight and its transpose, 1 byte each; without fp8_params the BF16 weight stays too.
+    # A product in FP8 needs the weight and its transpose, 1 byte each; without fp8_params the BF16 weight
+    # stays too.
     fp8_bytes = 2 if recipe.precision.fp8_params else 4
     return fp8 * fp8_bytes + other * _BYTES[recipe.precision.compute]
 
@@ -141,10 +144,12 @@ def _layer_bytes(recipe: Recipe) -> tuple[float, float]:
     product = 1 if fp8 else unit  # inputs of matrix products are kept in the format of the product
     h, f = model.hidden_size, model.ffn_hidden_size
     queries, keys = model.attention_heads * model.channels, model.query_groups * model.channels
-    # Input and middle of the residual stream, and the outputs of both norms (inputs of QKV and of gate and up).
+    # Input and middle of the residual stream, and the outputs of both norms (inputs of QKV and of gate and
+    # up).
     cut = p.tensor if p.sequence else 1
     sequence_wise = (2 * h * unit + 2 * h * product) / cut
-    # Q, K, V; the attention's output, and its FP8 copy as input of the projection; gate and up; input of down.
+    # Q, K, V; the attention's output, and its FP8 copy as input of the projection; gate and up; input of
+    # down.
     width_wise = (queries + 2 * keys) * unit + queries * unit + (queries if fp8 else 0)
     width_wise += 2 * f * unit + f * product
     tokens = _tokens(recipe)
@@ -163,7 +168,8 @@ def _activations(recipe: Recipe, stage: int) -> float:
     recomputed = (p.recompute_layers or layers) if p.recompute == "full" else 0
     input_bytes, whole = _layer_bytes(recipe)
     chunk = recomputed * input_bytes + (layers - recomputed) * whole
-    # While a layer is recomputed, its own activations come back; the kept layers of its micro-batch are gone by then.
+    # While a layer is recomputed, its own activations come back; the kept layers of its micro-batch are gone
+    # by then.
     working = whole if recomputed == layers else 0.0
     return _chunks_in_flight(recipe, stage) * chunk + working
 
@@ -179,7 +185,8 @@ def _chunks_in_flight(recipe: Recipe, stage: int) -> int:
 
 
 def _logits(recipe: Recipe) -> float:
-    """Logits in the compute format and in FP32 (the loss works on the FP32 copy in place), and the last norm."""
+    """Logits in the compute format and in FP32 (the loss works on the FP32 copy in place), and the last
+    norm."""
     p = recipe.parallelism
     unit = _BYTES[recipe.precision.compute]
     width = recipe.model.padded_vocab_size(p.tensor) / p.tensor

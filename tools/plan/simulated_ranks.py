@@ -1,6 +1,7 @@
 """The process behind `emma plan --simulate`: `python -P -m emma.tools.plan.simulated_ranks FOLDER`.
 
-Reads `FOLDER/recipe.yaml`, imports Megatron once, forks a process per simulated rank, writes `FOLDER/result.json`.
+Reads `FOLDER/recipe.yaml`, imports Megatron once, forks a process per simulated rank, writes
+`FOLDER/result.json`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def main(folder: Path) -> int:
     import megatron.core.tokenizers.text
     import megatron.training  # noqa: F401
 
-    # The recipe was checked for its real cluster. Here only its shapes matter, on a machine that could not run it.
+    # The recipe was checked for its real cluster. Here only its shapes matter, on a machine that could not
+    # run it.
     recipe = Recipe.model_validate(compose_file(folder / "recipe.yaml").values)
     p = recipe.parallelism
     results = []
@@ -157,7 +159,8 @@ def _buffers(args: Any, chunks: list[Any]) -> dict[str, int]:
 
 
 def _samples(recipe: Recipe, data_parallel: int, microbatches: int) -> dict[str, bool | str]:
-    """Whether Megatron's samplers read exactly the samples of the first and the last step, over all data-parallel ranks."""
+    """Whether Megatron's samplers read exactly the samples of the first and the last step, over all
+    data-parallel ranks."""
     from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
 
     total, batch = recipe.total_samples, recipe.batch

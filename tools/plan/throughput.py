@@ -1,8 +1,8 @@
 """Expected speed, from published measurements of the same model and software.
 
-A run's speed is the best published share of the device's peak, reduced by a factor for each cost: tensor parallelism,
-small micro-batches, pipeline bubbles, scale, recomputation. The factors are ratios of published figures
-(`published.yaml`); where there are none, `Throughput.assumptions` says what was assumed instead.
+A run's speed is the best published share of the device's peak, reduced by a factor for each cost: tensor
+parallelism, small micro-batches, pipeline bubbles, scale, recomputation. The factors are ratios of published
+figures (`published.yaml`); where there are none, `Throughput.assumptions` says what was assumed instead.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ __all__ = ["UNCERTAINTY", "Throughput", "expected_throughput"]
 UNCERTAINTY = 0.15
 """Relative spread to expect between the estimate and a tuned run on another cluster."""
 
-# Model FLOP/s (causal) as a share of peak with TP1 CP2 on 8 H100s: Swallow (BF16), examples/llama of Megatron-LM (FP8).
+# Model FLOP/s (causal) as a share of peak with TP1 CP2 on 8 H100s: Swallow (BF16), examples/llama of
+# Megatron-LM (FP8).
 _SHARE_OF_PEAK = {"bf16": 0.445, "fp8": 0.359}
 
 # Tensor parallelism against none: 2 and 4 from Swallow; 8 continues the trend.
 _TENSOR = {1: 1.0, 2: 0.966, 4: 0.92, 8: 0.85}
 
-# With fewer tokens per rank and micro-batch, matrix products are too small to fill the device (Swallow: TP2, one
-# sequence against two).
+# With fewer tokens per rank and micro-batch, matrix products are too small to fill the device (Swallow: TP2,
+# one sequence against two).
 _FULL_MICROBATCH = 8192
 _SMALL_MICROBATCH = 0.925
 

@@ -76,7 +76,8 @@ def _fault(folder: Path) -> str | None:
 
 
 def mark_complete(folder: Path, **facts: object) -> None:
-    """Writes the completion mark of a checkpoint: the size of each of its files, and `facts` (step, tokens, ...).
+    """Writes the completion mark of a checkpoint: the size of each of its files, and `facts` (step, tokens,
+    ...).
 
     Call it when all ranks have finished writing.
     """
@@ -84,16 +85,19 @@ def mark_complete(folder: Path, **facts: object) -> None:
 
 
 def tracked_step(checkpoints: Path) -> int | None:
-    """Step named by Megatron's tracker file, which is written when a save has ended on all ranks; None without one."""
+    """Step named by Megatron's tracker file, which is written when a save has ended on all ranks; None
+    without one."""
     tracker = checkpoints / TRACKER
     text = tracker.read_text().strip() if tracker.is_file() else ""
     return int(text) if text.isdigit() else None
 
 
 def prune(checkpoints: Path, keep: int | None, keep_every: int | None) -> list[int]:
-    """Deletes complete checkpoints that the recipe does not keep, and incomplete ones older than the latest complete one.
+    """Deletes complete checkpoints that the recipe does not keep, and incomplete ones older than the latest
+    complete one.
 
-    A checkpoint is renamed before it is deleted, so an interrupted deletion never leaves part of one under its name.
+    A checkpoint is renamed before it is deleted, so an interrupted deletion never leaves part of one under
+    its name.
 
     Returns:
         The steps deleted.

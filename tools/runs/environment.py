@@ -1,4 +1,5 @@
-"""What produces a run, for `environment.json`: versions, the source that runs, patches, machine, Slurm job. No torch."""
+"""What produces a run, for `environment.json`: versions, the source that runs, patches, machine, Slurm job.
+No torch."""
 
 from __future__ import annotations
 
@@ -43,10 +44,12 @@ def environment(recipe: Recipe) -> dict[str, Any]:
 
 
 def source_commit(package: Path) -> str | None:
-    """Commit of the checkout that a package's folder belongs to, with `-dirty` where tracked files differ from it.
+    """Commit of the checkout that a package's folder belongs to, with `-dirty` where tracked files differ
+    from it.
 
-    None where the package is installed from a wheel, even if the folder of that installation lies in a checkout of
-    something else: git must track the package, in a folder of its name at the top of the checkout.
+    None where the package is installed from a wheel, even if the folder of that installation lies in a
+    checkout of something else: git must track the package, in a folder of its name at the top of the
+    checkout.
     """
     tracked = _output("git", "-C", str(package), "ls-files", "--full-name", "--error-unmatch", "__init__.py")
     if tracked != f"{package.name}/__init__.py":

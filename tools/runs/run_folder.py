@@ -22,8 +22,8 @@ from emma.tools.runs.safety import steps_to_skip
 
 __all__ = ["Launch", "RunFolder"]
 
-# What may change between launches of one run: where and how it runs, what it logs and keeps. Everything else decides
-# which weights come out, so changing it makes another run, or a phase.
+# What may change between launches of one run: where and how it runs, what it logs and keeps. Everything else
+# decides which weights come out, so changing it makes another run, or a phase.
 _MAY_CHANGE = {
     *(
         "cluster",
@@ -80,7 +80,8 @@ class RunFolder:
         self.reference_file = self.path / "reference.json"
         self.skipped_file = self.path / "skipped.json"
         self.alerts_file = self.path / "alerts.jsonl"
-        # Anyone with write access can create these files: the run saves once, or saves and stops until the file is removed.
+        # Anyone with write access can create these files: the run saves once, or saves and stops until the
+        # file is removed.
         self.save_request = self.path / "save"
         self.stop_request = self.path / "stop"
         self.checkpoints = self.path / "checkpoints"
@@ -104,8 +105,8 @@ class RunFolder:
         """Prepares the folder for a launch: recipe, claim, environment, and the decision what to load.
 
         Raises:
-            UserError: the folder belongs to another recipe, another live process writes it, a team-mate asked it to
-                stop, or the checkpoint to start from cannot be used.
+            UserError: the folder belongs to another recipe, another live process writes it, a team-mate asked
+                it to stop, or the checkpoint to start from cannot be used.
         """
         if self.stop_request.exists():
             raise UserError(

@@ -1,8 +1,9 @@
 """Spoilt steps: what counts as one, and the list of steps whose batch is skipped. Needs no torch.
 
-A step whose gradient norm is not finite, or exceeds the recipe's bound, has spoilt the weights. The norm is reduced over
-all ranks, so all of them see it at the same step without another collective. The launch ends there, before anything is
-written; the next one starts from the latest complete checkpoint and skips that step's batch.
+A step whose gradient norm is not finite, or exceeds the recipe's bound, has spoilt the weights. The norm is
+reduced over all ranks, so all of them see it at the same step without another collective. The launch ends
+there, before anything is written; the next one starts from the latest complete checkpoint and skips that
+step's batch.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def spoilt(grad_norm: float | None, bound: float | None) -> str | None:
     """Why a step must be undone, or None.
 
     Args:
-        grad_norm: global gradient norm before clipping; None where clipping is off and Megatron does the checking.
+        grad_norm: global gradient norm before clipping; None where clipping is off and Megatron does the
+            checking.
         bound: `safety.max_grad_norm`.
     """
     if grad_norm is None:

@@ -1,7 +1,8 @@
 """From a recipe to the command-line arguments of Megatron's training loop (megatron-core 0.19.2).
 
-Each group of arguments is a table of flag and value, written like `megatron_args` of a recipe: the flag without its
-dashes; True for a switch; False or None for a flag that is left out; a list for a flag with several values.
+Each group of arguments is a table of flag and value, written like `megatron_args` of a recipe: the flag
+without its dashes; True for a switch; False or None for a flag that is left out; a list for a flag with
+several values.
 """
 
 from __future__ import annotations
@@ -53,10 +54,11 @@ def megatron_arguments(
     tensorboard: Path | None,
     skip: Sequence[int] = (),
 ) -> list[str]:
-    """Arguments for `megatron.training`, in the order model, layout, precision, schedule, data, start, output, device.
+    """Arguments for `megatron.training`, in the order model, layout, precision, schedule, data, start,
+    output, device.
 
-    The recipe's `megatron_args` come last: argparse takes the last of repeated options, and `false` leaves out a flag
-    of the tables.
+    The recipe's `megatron_args` come last: argparse takes the last of repeated options, and `false` leaves
+    out a flag of the tables.
 
     Args:
         recipe: a checked recipe.
@@ -171,7 +173,8 @@ def _precision(recipe: Recipe) -> Flags:
             "grad-reduce-in-bf16": not precision.grad_reduce_fp32,
         }
     if precision.fp8 is not None:
-        # Transformer Engine's own defaults of delayed scaling are one step; Megatron's published runs use these.
+        # Transformer Engine's own defaults of delayed scaling are one step; Megatron's published runs use
+        # these.
         delayed, edge_layers = precision.fp8 == "delayed", precision.first_last_layers_bf16 or None
         flags |= {
             "fp8-format": precision.fp8_format,
@@ -209,14 +212,15 @@ def _schedule(recipe: Recipe) -> Flags:
         "weight-decay": optimizer.weight_decay,
         "clip-grad": optimizer.clip_grad,
         "seed": recipe.seed,
-        # Padding and document ends make micro-batches differ in the tokens that count. In any layout, the loss is the
-        # mean over the tokens of the whole global batch.
+        # Padding and document ends make micro-batches differ in the tokens that count. In any layout, the
+        # loss is the mean over the tokens of the whole global batch.
         "calculate-per-token-loss": True,
         # The project's own evaluator runs at the seams of the loop; Megatron's is never called.
         "eval-iters": 0,
         "eval-interval": schedule.steps,
-        # The session looks at each step's gradient norm and goes back (session/skips.py); Megatron's own check would
-        # end one rank and leave the others waiting. Without clipping there is no norm, and Megatron's check stays.
+        # The session looks at each step's gradient norm and goes back (session/skips.py); Megatron's own
+        # check would end one rank and leave the others waiting. Without clipping there is no norm, and
+        # Megatron's check stays.
         "no-check-for-nan-in-loss-and-grad": optimizer.clip_grad > 0,
         "lr-wsd-decay-iters": schedule.wsd_decay_steps,
         "lr-wsd-decay-style": None if schedule.wsd_decay_steps is None else "linear",
@@ -224,8 +228,8 @@ def _schedule(recipe: Recipe) -> Flags:
 
 
 def _documents(recipe: Recipe) -> Flags:
-    """Documents see only themselves: packed sequences with Transformer Engine, which would silently ignore a dense mask;
-    a dense mask without it."""
+    """Documents see only themselves: packed sequences with Transformer Engine, which would silently ignore a
+    dense mask; a dense mask without it."""
     masked, dense = recipe.batch.document_masking, recipe.cluster.device == "cpu"
     return {
         "dataloader-type": "single",

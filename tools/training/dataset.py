@@ -2,20 +2,24 @@
 
 How the training entry uses it:
 
-    mix = read_mix(recipe.mix_folder)                      # mix.json: fingerprint, samples, groups; no data is opened
-    train = open_dataset(mix.train, config)                # config: Megatron's GPTDatasetConfig
+    mix = read_mix(recipe.mix_folder)                      # mix.json: fingerprint, samples, groups; no data
+    is opened train = open_dataset(mix.train, config)                # config: Megatron's GPTDatasetConfig
     group = open_dataset(mix.validation("component-monolingual"), config)
 
-- `len(train)` is exactly steps × global batch. Sample i is the same at every start, so a plain sequential sampler that
-  begins after the consumed samples resumes exactly, and it is known what was consumed (`mix.exclude_consumed` in a later
-  phase).
-- `train[i]` is the dictionary that `GPTDataset` returns. Masks, position ids and `cu_seqlens` are Megatron's own code;
-  only the indexing is replaced. Nothing is built at start-up and no collective is needed: each rank may open it.
-- Concatenation: the stream holds samples × L + 1 tokens, where L is the sequence length. Sample i takes tokens
-  [i·L, (i+1)·L], as `GPTDataset` does, so each token but the stream's first is a label exactly once. The last sample of a
-  validation group may be padded, with a loss mask of 0, so sum(loss × mask) / sum(mask) is the exact mean over tokens.
-- Best fit: a sample holds whole documents (or pieces of longer ones), up to L + 1 tokens; the rest is masked padding.
-- Padding inside the dataset is −1, which no token of a store can be (Megatron turns it into 0 with a loss mask of 0).
+- `len(train)` is exactly steps × global batch. Sample i is the same at every start, so a plain sequential
+  sampler that begins after the consumed samples resumes exactly, and it is known what was consumed
+  (`mix.exclude_consumed` in a later phase).
+- `train[i]` is the dictionary that `GPTDataset` returns. Masks, position ids and `cu_seqlens` are Megatron's
+  own code; only the indexing is replaced. Nothing is built at start-up and no collective is needed: each rank
+  may open it.
+- Concatenation: the stream holds samples × L + 1 tokens, where L is the sequence length. Sample i takes
+  tokens [i·L, (i+1)·L], as `GPTDataset` does, so each token but the stream's first is a label exactly once.
+  The last sample of a validation group may be padded, with a loss mask of 0, so sum(loss × mask) / sum(mask)
+  is the exact mean over tokens.
+- Best fit: a sample holds whole documents (or pieces of longer ones), up to L + 1 tokens; the rest is masked
+  padding.
+- Padding inside the dataset is −1, which no token of a store can be (Megatron turns it into 0 with a loss
+  mask of 0).
 """
 
 from __future__ import annotations
@@ -43,9 +47,9 @@ _OPEN_FILES = 128
 class MixRows:
     """Tokens of a dataset folder's rows, read from the store's shards.
 
-    Takes the place of Megatron's `IndexedDataset` in a `GPTDataset`. Shards are opened when first read, at most 128 at a
-    time, and read with `pread`, so copies in forked data-loader workers do not disturb each other; spawned workers, which
-    get a pickled copy, open them again.
+    Takes the place of Megatron's `IndexedDataset` in a `GPTDataset`. Shards are opened when first read, at
+    most 128 at a time, and read with `pread`, so copies in forked data-loader workers do not disturb each
+    other; spawned workers, which get a pickled copy, open them again.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Validation loss of each group of the mix: the exact mean over its tokens, in any layout.
 
-Megatron's own evaluation takes whole global batches and, with several sets, repeats samples until they fill one. Here
-each sample is read once: samples are dealt out to the data-parallel ranks, and an incomplete micro-batch is filled up
-with samples whose loss mask is zero.
+Megatron's own evaluation takes whole global batches and, with several sets, repeats samples until they fill
+one. Here each sample is read once: samples are dealt out to the data-parallel ranks, and an incomplete
+micro-batch is filled up with samples whose loss mask is zero.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(self, model: list[torch.nn.Module]) -> dict[str, float]:
-        """Mean loss of each group in nats per token, equal on all ranks of the last pipeline stage; empty elsewhere.
+        """Mean loss of each group in nats per token, equal on all ranks of the last pipeline stage; empty
+        elsewhere.
 
         Args:
             model: the model chunks of this rank.

@@ -30,8 +30,8 @@ def loss_sum(
         output: [batch, sequence] float, cross entropy in nats.
 
     Returns:
-        Sum of the losses (scalar, float32), number of tokens that count (scalar, int32), and both as the report
-        `{LOSS: [sum, count]}`.
+        Sum of the losses (scalar, float32), number of tokens that count (scalar, int32), and both as the
+        report `{LOSS: [sum, count]}`.
     """
     mask = loss_mask.reshape(-1).float()
     total = torch.sum(output.reshape(-1).float() * mask)
@@ -43,8 +43,8 @@ def loss_sum(
 class ForwardStep:
     """Callable for Megatron's schedules; remembers how long it waited for data.
 
-    Every rank reads its own batches (the dataset provider is distributed), so nothing is broadcast over tensor-parallel
-    ranks, and middle pipeline stages know the document boundaries too.
+    Every rank reads its own batches (the dataset provider is distributed), so nothing is broadcast over
+    tensor-parallel ranks, and middle pipeline stages know the document boundaries too.
     """
 
     def __init__(self) -> None:

@@ -48,14 +48,16 @@ def launch_command(recipe: Recipe, run: RunFolder, logs: str) -> list[str]:
             f"--nproc-per-node={recipe.cluster.gpus_per_node}",
         ),
         *(f"--shutdown-timeout={SHUTDOWN_SECONDS}", f"--log-dir={logs}", "--redirects=3"),
-        # torchrun itself would start `python -m` without -P, and a folder in the working directory could shadow this package.
+        # torchrun itself would start `python -m` without -P, and a folder in the working directory could
+        # shadow this package.
         *("--no-python", sys.executable, "-P", "-m", "emma.tools.training.worker", str(run.path)),
     ]
 
 
 def rank_environment(recipe: Recipe) -> dict[str, str]:
     """Environment variables that every rank gets besides the caller's: the cluster's, then the run's."""
-    # Megatron requires it where tensor- and sequence-parallel kernels must not overtake each other (up to Hopper).
+    # Megatron requires it where tensor- and sequence-parallel kernels must not overtake each other (up to
+    # Hopper).
     defaults = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONUNBUFFERED": "1"}
     if recipe.cluster.device == "cpu":
         defaults["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // recipe.cluster.world_size))
@@ -100,13 +102,15 @@ def run_launch(recipe: Recipe, run: RunFolder, launch: Launch) -> str:
     """Starts the ranks, shows their progress, passes signals on to them and waits for them to end.
 
     Returns:
-        `finished`; `stopped` after a signal, with a complete checkpoint; `rewind` if another launch must skip a step.
+        `finished`; `stopped` after a signal, with a complete checkpoint; `rewind` if another launch must skip
+        a step.
 
     Raises:
         CheckFailedError: a rank failed; the message quotes the end of its log.
     """
     command = launch_command(recipe, run, launch.logs)
-    # In a session of its own, Ctrl-C reaches the ranks once, through this process, and not a second time from the terminal.
+    # In a session of its own, Ctrl-C reaches the ranks once, through this process, and not a second time from
+    # the terminal.
     child = subprocess.Popen(
         command,
         env={**os.environ, **rank_environment(recipe)},
@@ -165,7 +169,8 @@ def _watch(child: subprocess.Popen[bytes], recipe: Recipe, run: RunFolder) -> No
 
 
 def _failure(logs: Path) -> str:
-    """End of the most telling log: that of the first rank whose output ends in an error, else the launcher's."""
+    """End of the most telling log: that of the first rank whose output ends in an error, else the
+    launcher's."""
     candidates = [*sorted(logs.rglob("stderr.log")), *sorted(logs.glob("rank-*.log")), logs / "launcher.log"]
     found = None
     for path in candidates:

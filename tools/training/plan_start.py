@@ -20,8 +20,8 @@ def check_mix(recipe: Recipe) -> MixInfo:
     """The recipe's mix, checked against what the run will ask of it.
 
     Raises:
-        UserError: the mix is missing, has another number of samples, sequence length or vocabulary, or its token store
-            has changed.
+        UserError: the mix is missing, has another number of samples, sequence length or vocabulary, or its
+            token store has changed.
     """
     folder = recipe.mix_folder
     if not folder.is_dir():
@@ -87,8 +87,8 @@ def describe(recipe: Recipe, run: RunFolder, mix: MixInfo) -> str:
 
 
 def preview_arguments(recipe: Recipe, run: RunFolder) -> list[str]:
-    """Megatron's arguments for the next launch. What is not on disk yet has a stand-in: 0 for the end-of-text id of a
-    missing mix, the recipe's words for the checkpoint to start from."""
+    """Megatron's arguments for the next launch. What is not on disk yet has a stand-in: 0 for the end-of-text
+    id of a missing mix, the recipe's words for the checkpoint to start from."""
     end = read_mix(recipe.mix_folder).end_id if recipe.mix_folder.is_dir() else 0
     steps = complete_steps(run.checkpoints)
     if steps:

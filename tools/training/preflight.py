@@ -1,9 +1,9 @@
-"""A short test of every device of a job before training, one process per rank, started by srun as the ranks are:
-`python -P -m emma.tools.training.preflight FOLDER GPUS_PER_NODE`.
+"""A short test of every device of a job before training, one process per rank, started by srun as the ranks
+are: `python -P -m emma.tools.training.preflight FOLDER GPUS_PER_NODE`.
 
-Each rank writes `FOLDER/preflight-<rank>.json` with its node and the faults it found: too few devices, memory that
-someone else holds, a wrong or slow matrix product, an all-reduce that is wrong or never returns, a disk that cannot be
-written. The exit code is 1 if this rank found a fault.
+Each rank writes `FOLDER/preflight-<rank>.json` with its node and the faults it found: too few devices, memory
+that someone else holds, a wrong or slow matrix product, an all-reduce that is wrong or never returns, a disk
+that cannot be written. The exit code is 1 if this rank found a fault.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _CPU_SIZE = 256
 
 
 def check_device(local_rank: int, expected: int) -> list[str]:
-    """Faults of this rank's device: number of devices on the node, free memory, a matrix product compared with its exact
-    value and, on a GPU, its speed in BF16."""
+    """Faults of this rank's device: number of devices on the node, free memory, a matrix product compared
+    with its exact value and, on a GPU, its speed in BF16."""
     import torch
 
     if torch.cuda.device_count() < expected:
@@ -47,7 +47,8 @@ def check_device(local_rank: int, expected: int) -> list[str]:
 
 
 def _check_product(device: Any) -> list[str]:
-    """Small whole numbers multiply and add up exactly in FP32 and TF32, in any order, so a wrong bit shows."""
+    """Small whole numbers multiply and add up exactly in FP32 and TF32, in any order, so a wrong bit
+    shows."""
     import torch
 
     on_gpu = device.type == "cuda"

@@ -1,8 +1,10 @@
-"""The base model's own loss, before a run may change a weight: `python -P -m emma.tools.training.reference RUN_FOLDER`.
+"""The base model's own loss, before a run may change a weight: `python -P -m emma.tools.training.reference
+RUN_FOLDER`.
 
-A wrong import first shows as a loss that is too high, and training then hides it. So the loss of the first validation
-samples is computed with `transformers` from the Hugging Face folder that the run names (`start.reference`), and the
-run's first launch compares its own loss with it before the first update (`session/reference.py`).
+A wrong import first shows as a loss that is too high, and training then hides it. So the loss of the first
+validation samples is computed with `transformers` from the Hugging Face folder that the run names
+(`start.reference`), and the run's first launch compares its own loss with it before the first update
+(`session/reference.py`).
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ __all__ = ["main", "reference_losses"]
 def reference_losses(recipe: Recipe) -> dict[str, float]:
     """Mean loss in nats per token of the first `start.reference_samples` samples of each validation group.
 
-    With document masking, documents are computed one by one, which comes to the same: only differences of rotary
-    positions count.
+    With document masking, documents are computed one by one, which comes to the same: only differences of
+    rotary positions count.
     """
     from emma import megatron_patches
 

@@ -1,8 +1,9 @@
 """Vocabulary padding: rows of the output layer that belong to no token.
 
-Megatron pads the vocabulary to a multiple that depends on the tensor-parallel size and includes the padding in the
-softmax. The loss would depend on the layout, and differ from that of the released model, which has no padding. Here the
-padding's logits are set to the lowest value of their type: it has no probability and gets no gradient.
+Megatron pads the vocabulary to a multiple that depends on the tensor-parallel size and includes the padding
+in the softmax. The loss would depend on the layout, and differ from that of the released model, which has no
+padding. Here the padding's logits are set to the lowest value of their type: it has no probability and gets
+no gradient.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One rank of a run: `python -P -m emma.tools.training.worker RUN_FOLDER`, started by torchrun or srun.
 
-Reads from the run folder what the launcher decided, applies the Megatron patches that this machine needs, and hands over
-to Megatron's own `pretrain`.
+Reads from the run folder what the launcher decided, applies the Megatron patches that this machine needs, and
+hands over to Megatron's own `pretrain`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def main(arguments: list[str]) -> int:
 
 
 def train(folder: Path) -> None:
-    """Trains to the end of the schedule or until a signal; needs RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
+    """Trains to the end of the schedule or until a signal; needs RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
+    MASTER_PORT.
 
     Raises:
         UserError: the mix or the checkpoint does not fit the recipe.

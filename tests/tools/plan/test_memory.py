@@ -27,7 +27,8 @@ def test_estimate_says_what_fitted_and_what_did_not(measurement: Measurement) ->
     assert (measurement.memory().total <= limit) == measurement.fits
 
 
-# GPUs → GiB by Megatron's formula: TP1 with FP32 and BF16 gradients, the same with CP2, and TP2 with FP32 gradients.
+# GPUs → GiB by Megatron's formula: TP1 with FP32 and BF16 gradients, the same with CP2, and TP2 with FP32
+# gradients.
 FORMULA = {
     8: (92.1, 77.2, 74.1, 59.2, 51.7),
     32: (83.7, 68.8, 65.7, 50.7, 43.3),
@@ -71,7 +72,8 @@ def test_parts_by_hand() -> None:
     assert memory.weights == pytest.approx(2 * held / GIB)
     assert memory.gradients == pytest.approx(4 * held / GIB)
     assert memory.optimizer == pytest.approx(12 * held / 32 / GIB)
-    # A layer: 4 tensors of hidden size, Q and output, K and V, gate, up and their product; 2 bytes, halved by TP2 SP.
+    # A layer: 4 tensors of hidden size, Q and output, K and V, gate, up and their product; 2 bytes, halved by
+    # TP2 SP.
     layer = 2 * (4 * 4096 + 2 * 4096 + 2 * 1024 + 3 * 14_336) / 2
     assert memory.activations == pytest.approx(32 * layer * 2 * 8192 / GIB)
     assert memory.logits == pytest.approx(2 * 8192 * (6 * 128_256 + 2 * 2 * 4096) / 2 / GIB)

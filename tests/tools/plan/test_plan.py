@@ -116,7 +116,8 @@ def test_imports_neither_torch_nor_megatron(arguments: list[str]) -> None:
 
 
 def _cpu_seconds(*arguments: str) -> float:
-    """CPU time of a command, which other work on the machine does not change; the best of two (the first may compile)."""
+    """CPU time of a command, which other work on the machine does not change; the best of two (the first may
+    compile)."""
     times = []
     for _ in range(2):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,4 +1,5 @@
-"""`emma plan --simulate`: what Megatron builds at 512 ranks is what the plan counts, and a difference is found."""
+"""`emma plan --simulate`: what Megatron builds at 512 ranks is what the plan counts, and a difference is
+found."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ __all__ = ["dataset_config", "validation_samples"]
 
 
 def dataset_config(length: int, *, eod: int = 0, mask_documents: bool = False) -> Any:
-    """Megatron's dataset config as the trainer makes it, with a tokenizer that only knows its end of document."""
+    """Megatron's dataset config as the trainer makes it, with a tokenizer that only knows its end of
+    document."""
     from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 
     tokenizer = SimpleNamespace(eod=eod, pad=-1, vocab_size=512, unique_identifiers={"class": "test"})

@@ -43,8 +43,8 @@ def overrides(small: Small, name: str) -> list[str]:
 
 @pytest.mark.slow
 def test_stop_and_resume(make_small: Callable[[int], Small], base_model: Path, other_clone: Path) -> None:
-    """Two ranks over torchrun, checked against the base model first; SIGTERM to `emma train` saves and exits 0, and the
-    same command resumes."""
+    """Two ranks over torchrun, checked against the base model first; SIGTERM to `emma train` saves and exits
+    0, and the same command resumes."""
     small = make_small(20)
     start = f"start={{mode: weights, checkpoint: '{small.base}', reference: '{base_model}'}}"
     layout = ("cluster.gpus_per_node=2", "parallelism.tensor=2")
@@ -61,8 +61,8 @@ def test_stop_and_resume(make_small: Callable[[int], Small], base_model: Path, o
 def test_sigterm_to_the_command_saves_and_ends_well(
     make_small: Callable[[int], Small], other_clone: Path
 ) -> None:
-    """One rank over torchrun, called in another clone; the same command would resume, and where all steps are done there
-    is nothing to do."""
+    """One rank over torchrun, called in another clone; the same command would resume, and where all steps are
+    done there is nothing to do."""
     small = make_small(10)
     command = ["train", *overrides(small, "stopped"), "checkpoint.interval=1000"]
     run = RunFolder(small.folder / "runs" / "stopped")
@@ -78,7 +78,8 @@ def test_sigterm_to_the_command_saves_and_ends_well(
 
 
 def stopped_by_sigterm(command: list[str], folder: Path, run: RunFolder, step: int) -> int:
-    """Starts `emma` in a folder, sends it SIGTERM at a step, and returns the step of the checkpoint it left."""
+    """Starts `emma` in a folder, sends it SIGTERM at a step, and returns the step of the checkpoint it
+    left."""
     log = folder / f"{run.path.name}.log"
     with log.open("w") as output:
         process = subprocess.Popen([*EMMA, *command], stdout=output, stderr=subprocess.STDOUT, cwd=folder)

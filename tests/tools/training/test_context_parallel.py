@@ -1,4 +1,5 @@
-"""The arithmetic of context parallelism in the forward step: which rank sees what, and that the loss is the whole's.
+"""The arithmetic of context parallelism in the forward step: which rank sees what, and that the loss is the
+whole's.
 
 Attention itself needs Transformer Engine (test_gpu_training.py).
 """
@@ -11,7 +12,8 @@ LENGTH, SEQUENCES = 16, 3
 
 
 def seen_by_a_rank(context: int) -> tuple[list[list[int]], list[list[int]], float, int]:
-    """In a rank: positions and labels that reach the model, the sum of losses, and the number of labels that count.
+    """In a rank: positions and labels that reach the model, the sum of losses, and the number of labels that
+    count.
 
     The model's stand-in gives each label itself as its loss.
     """
@@ -50,7 +52,8 @@ def test_ranks_share_each_sequence_and_their_losses_add_up() -> None:
     ((_, labels, total, count),) = run_ranks(seen_by_a_rank, 1, 1)
     assert count == 2 * LENGTH + 11
     parts = run_ranks(seen_by_a_rank, 2, 2)
-    # First and last quarter on one rank, the middle on the other, so that both have the same work under a causal mask.
+    # First and last quarter on one rank, the middle on the other, so that both have the same work under a
+    # causal mask.
     assert [part[0][0] for part in parts] == [[0, 1, 2, 3, 12, 13, 14, 15], [4, 5, 6, 7, 8, 9, 10, 11]]
     for sequence in range(SEQUENCES):
         assert sorted(parts[0][1][sequence] + parts[1][1][sequence]) == labels[sequence]

@@ -1,4 +1,5 @@
-"""The training dataset against an independent construction, against Megatron's own dataset, and at its edges."""
+"""The training dataset against an independent construction, against Megatron's own dataset, and at its
+edges."""
 
 from __future__ import annotations
 
@@ -168,7 +169,8 @@ def abs_difference(read: Mapping[tuple[int, int], int], wanted: Mapping[tuple[in
 
 
 def test_megatron_reads_every_index(tiny: TinyMix, packed: TinyMix) -> None:
-    """`IndexedDataset` finds in each `.idx` the rows of its shard, in the order of training, with the store's tokens."""
+    """`IndexedDataset` finds in each `.idx` the rows of its shard, in the order of training, with the store's
+    tokens."""
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     for mix in (tiny, packed):
@@ -184,12 +186,14 @@ def test_megatron_reads_every_index(tiny: TinyMix, packed: TinyMix) -> None:
             for index in range(len(mine)):
                 tokens = dataset[index]
                 assert len(tokens) == mine["tokens"][index]
-                # Best-fit packing cuts documents that are longer than a sample: a row is a document or a part of one.
+                # Best-fit packing cuts documents that are longer than a sample: a row is a document or a part
+                # of one.
                 assert any(tokens.tobytes() in document for document in known)
 
 
 def test_masks_positions_and_boundaries_are_megatrons(tiny: TinyMix, tmp_path: Path) -> None:
-    """Over one shard, the stock dataset without shuffling returns the same dictionaries, whatever the options."""
+    """Over one shard, the stock dataset without shuffling returns the same dictionaries, whatever the
+    options."""
     import torch
     from megatron.core.datasets.gpt_dataset import GPTDataset
     from megatron.core.datasets.indexed_dataset import IndexedDataset

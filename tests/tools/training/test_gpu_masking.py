@@ -1,4 +1,5 @@
-"""Whether a document's logits depend on the document before it, with Transformer Engine's packed sequences."""
+"""Whether a document's logits depend on the document before it, with Transformer Engine's packed
+sequences."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ pytestmark = pytest.mark.gpu
 
 
 def packed_differences(flags: list[str], mix: str, eos: int, mask_documents: bool) -> dict[str, float]:
-    """In a rank: largest change of the second document's logits when the first changes in content or in length."""
+    """In a rank: largest change of the second document's logits when the first changes in content or in
+    length."""
     import sys
 
     import torch

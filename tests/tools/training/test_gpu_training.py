@@ -1,5 +1,5 @@
-"""The trainer on real GPUs with Transformer Engine: layouts, context parallelism, FP8, 16-bit states, saving in the
-background. Each test prints what it measured."""
+"""The trainer on real GPUs with Transformer Engine: layouts, context parallelism, FP8, 16-bit states, saving
+in the background. Each test prints what it measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from tests.training_run import losses, train_run, validation
 pytestmark = pytest.mark.gpu
 
 BF16 = "precision={name: bf16, compute: bf16}"
-# Loss in BF16 against another order of the same sums; the differences seen between layouts in FP32 are below 1e-5.
+# Loss in BF16 against another order of the same sums; the differences seen between layouts in FP32 are below
+# 1e-5.
 TOLERANCE = 0.03
 
 
@@ -133,7 +134,8 @@ def transformers_losses(
 def test_an_fp8_trained_checkpoint_becomes_a_hugging_face_model(
     precision: str, make_small: Callable[[int], Small], tmp_path: Path
 ) -> None:
-    """The exported model has the loss that the run measured at its end, within what FP8 products differ from FP32's."""
+    """The exported model has the loss that the run measured at its end, within what FP8 products differ from
+    FP32's."""
     from emma.checkpoints_conversion import megatron_to_hf
     from emma.tools.training.dataset import read_mix
 

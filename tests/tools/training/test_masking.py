@@ -1,4 +1,5 @@
-"""Whether a document's logits depend on the document before it, in Megatron's model with the dataset's own masks."""
+"""Whether a document's logits depend on the document before it, in Megatron's model with the dataset's own
+masks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Stopping, killing and going on, with Megatron's real loop on CPU.
 
-Launches are what costs time here, so each of them serves several assertions: one run is stopped, killed and damaged in
-turn, and compared with the uninterrupted one after every launch.
+Launches are what costs time here, so each of them serves several assertions: one run is stopped, killed and
+damaged in turn, and compared with the uninterrupted one after every launch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def kill_during_the_save_of(step: int, job: Job, run: RunFolder) -> None:
 
 
 def same_so_far(run: RunFolder, whole: RunFolder) -> int:
-    """Asserts that every logged loss is the uninterrupted run's to the last digit; returns how many there are."""
+    """Asserts that every logged loss is the uninterrupted run's to the last digit; returns how many there
+    are."""
     ours, theirs = losses(run), losses(whole)
     assert ours == {step: theirs[step] for step in ours}
     return len(ours)
@@ -66,7 +67,8 @@ def test_retention_keeps_what_the_recipe_says(whole: RunFolder) -> None:
 def test_sigterm_sigkill_and_damage_change_no_loss(
     whole: RunFolder, make_small: Callable[[int], Small], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SIGTERM saves; SIGKILL in a save loses the steps since the one before; a checkpoint cut in half is passed over."""
+    """SIGTERM saves; SIGKILL in a save loses the steps since the one before; a checkpoint cut in half is
+    passed over."""
     recipe = make_small(STEPS).recipe("broken", *TWO)
     job, run = start_run(recipe), RunFolder(recipe.run_folder)
     at_step(job, 6, 2)
@@ -132,7 +134,8 @@ def test_sigkill_during_the_first_and_the_last_save(
 def test_another_layout_goes_on_within_tolerance_after_a_team_mate_stopped_the_run(
     whole: RunFolder, make_small: Callable[[int], Small]
 ) -> None:
-    """TP2 → PP2. The files `save` and `stop` in the run folder ask for one more checkpoint, and for the end."""
+    """TP2 → PP2. The files `save` and `stop` in the run folder ask for one more checkpoint, and for the
+    end."""
     recipe = make_small(STEPS).recipe("moved", *TWO, NO_SAVES)
     job, run = start_run(recipe), RunFolder(recipe.run_folder)
     at_step(job, 2, 2)
@@ -158,7 +161,8 @@ def test_another_layout_goes_on_within_tolerance_after_a_team_mate_stopped_the_r
 def test_three_layouts_of_four_ranks_follow_one_course(
     whole: RunFolder, make_small: Callable[[int], Small]
 ) -> None:
-    """TP2·PP2 → TP1·PP1·DP4 → TP2·PP1·DP2, each from the checkpoint that the one before left, the second by SIGKILL."""
+    """TP2·PP2 → TP1·PP1·DP4 → TP2·PP1·DP2, each from the checkpoint that the one before left, the second by
+    SIGKILL."""
     small = make_small(STEPS)
     layouts = [
         ("{tensor: 2, pipeline: 2, sequence: true}", 7, signal.SIGTERM),
@@ -183,7 +187,8 @@ def test_three_layouts_of_four_ranks_follow_one_course(
 def test_phase_and_weights_take_the_schedule_from_the_recipe_and_a_phase_keeps_the_moments(
     whole: RunFolder, make_small: Callable[[int], Small]
 ) -> None:
-    """Both from step 10 of another run. With fresh moments the first update is another one, so the second loss tells."""
+    """Both from step 10 of another run. With fresh moments the first update is another one, so the second
+    loss tells."""
     changed = (*TWO, NO_SAVES, "validation.groups=[]", "schedule.steps=6", "schedule.warmup_steps=0")
     rates = ("schedule.learning_rate=3.5e-3", "schedule.min_learning_rate=2e-5")
     start = f"checkpoint: '{whole.path}', step: 10"

@@ -25,7 +25,8 @@ TWO = ("cluster.gpus_per_node=2", "parallelism={tensor: 2}")
 
 
 def write_reference(folder: str) -> None:
-    """In a rank: what the launcher starts as a process of its own (the slow test of the command takes that way)."""
+    """In a rank: what the launcher starts as a process of its own (the slow test of the command takes that
+    way)."""
     sys.exit(reference.main([folder]))
 
 
@@ -78,7 +79,8 @@ def launch(recipe: Recipe, step: int) -> RunFolder:
 def test_a_batch_that_gives_nan_is_undone_and_skipped_and_so_are_named_ones(
     make_small: Callable[[int], Small], referenced: Callable[[str, Path], Recipe]
 ) -> None:
-    """Step 7 is found to be spoilt; 3 and 10 the recipe names, and the last checkpoint is written all the same."""
+    """Step 7 is found to be spoilt; 3 and 10 the recipe names, and the last checkpoint is written all the
+    same."""
     small = make_small(10)
     recipe = referenced("poisoned", small.base, "safety.skip_steps=[3, 10]")
     run = launch(recipe, 7)

@@ -10,7 +10,8 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """A stopwatch shared by the parts: `Metrics` reads and restarts it, whoever interrupts training pauses it."""
+    """A stopwatch shared by the parts: `Metrics` reads and restarts it, whoever interrupts training pauses
+    it."""
 
     def __init__(self) -> None:
         self.restart()

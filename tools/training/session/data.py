@@ -1,6 +1,7 @@
 """The datasets of a rank: training data for `pretrain`, and the evaluator over the validation groups.
 
-Answers no seam: `pretrain` takes it as its dataset provider. Each rank opens its own files, so nothing is broadcast.
+Answers no seam: `pretrain` takes it as its dataset provider. Each rank opens its own files, so nothing is
+broadcast.
 """
 
 from __future__ import annotations

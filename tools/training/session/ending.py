@@ -20,7 +20,8 @@ def record_rewind(recipe: Recipe, run: RunFolder, launch: Launch, rewind: Rewind
     """Records the step to skip and asks the launcher for another launch.
 
     Raises:
-        UserError: the run has gone back as often as the recipe allows (on rank 0, whose failure ends the others).
+        UserError: the run has gone back as often as the recipe allows (on rank 0, whose failure ends the
+            others).
     """
     if torch.distributed.get_rank() == 0:
         record_skip(run.skipped_file, rewind, launch.number, recipe.safety.rewinds)

@@ -1,4 +1,5 @@
-"""Completion marks and retention: a finished checkpoint gets its `complete.json`, then old checkpoints are deleted.
+"""Completion marks and retention: a finished checkpoint gets its `complete.json`, then old checkpoints are
+deleted.
 
 Answers `save_checkpoint_and_time` (after a blocking save) and `maybe_finalize_async_save` (after a save in the
 background has ended). The mark itself is in `tools/runs/checkpoints.py`.
@@ -43,7 +44,8 @@ class Marks:
         return result
 
     def _mark(self) -> None:
-        """Marks the checkpoint that Megatron's tracker file names: it is written last, when all ranks are done."""
+        """Marks the checkpoint that Megatron's tracker file names: it is written last, when all ranks are
+        done."""
         if torch.distributed.get_rank() != 0:
             return
         step, checkpoint = tracked_step(self.run.checkpoints), self.recipe.checkpoint

@@ -1,4 +1,5 @@
-"""Step metrics: loss, gradient norm, learning rate, speed, memory and data wait, every `logging.interval` steps.
+"""Step metrics: loss, gradient norm, learning rate, speed, memory and data wait, every `logging.interval`
+steps.
 
 Answers `train` (before the loop: starts the clock), `training_log` (around Megatron's log: collects, then writes) and
 `save_checkpoint_and_time` (around everything: pauses the clock). The format is in `tools/runs/metrics.py`.
@@ -86,7 +87,8 @@ class Metrics:
             return original(*values, **named)
 
     def _write(self, iteration: int, grad_norm: float | None) -> None:
-        """Writes a row and starts collecting again; stops all ranks where another launch has claimed the run."""
+        """Writes a row and starts collecting again; stops all ranks where another launch has claimed the
+        run."""
         seconds = self.clock.seconds
         # The slowest rank's wait and the fullest card's memory are the ones that matter.
         lost = training.is_last_rank() and not self.claim.held()

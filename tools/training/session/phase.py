@@ -1,6 +1,7 @@
 """The start of a phase: weights and moments of another run, under this recipe's schedule and learning rate.
 
-Answers `load_checkpoint`: changes the optimizer's state while Megatron loads it, and resets step and schedule after.
+Answers `load_checkpoint`: changes the optimizer's state while Megatron loads it, and resets step and schedule
+after.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Phase:
         if self.launch.load.mode != "phase":
             loaded: tuple[int, float] = original(ddp_model, optimizer, scheduler, *rest, **named)
             return loaded
-        # Megatron tells parameter groups apart by their learning rates. With other rates it would not find the
-        # checkpoint's groups; with equal ones it would keep the checkpoint's rates.
+        # Megatron tells parameter groups apart by their learning rates. With other rates it would not find
+        # the checkpoint's groups; with equal ones it would keep the checkpoint's rates.
         args = get_args()
         load = optimizer.load_state_dict
         optimizer.load_state_dict = lambda state: load(_with_rates(state, args.lr, args.min_lr))

@@ -43,8 +43,9 @@ class Skips:
     def dummy_train_step(self, original: Callable[..., Any], data_iterator: Any) -> None:
         """Passes over the batch of a skipped step on every rank.
 
-        Megatron's function reads it on the first tensor-parallel rank and sends it to the others. Here each rank reads
-        for itself: the others would stay one batch behind, and train on other samples than the first from then on.
+        Megatron's function reads it on the first tensor-parallel rank and sends it to the others. Here each
+        rank reads for itself: the others would stay one batch behind, and train on other samples than the
+        first from then on.
         """
         rerun = get_rerun_state_machine()
         while rerun.should_run_forward_backward(data_iterator):
@@ -61,8 +62,8 @@ class Skips:
         *rest: Any,
         **named: Any,
     ) -> Any:
-        """Saves after the loop where its last step was skipped: Megatron saves neither at a skipped step nor, where the
-        interval divides it, after the last one."""
+        """Saves after the loop where its last step was skipped: Megatron saves neither at a skipped step nor,
+        where the interval divides it, after the last one."""
         iteration, flops = original(forward_step, model, optimizer, *rest, **named)
         if iteration in self.launch.skip and tracked_step(self.run.checkpoints) != iteration:
             scheduler, data, context = rest[0], rest[1], rest[5]

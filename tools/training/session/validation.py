@@ -1,7 +1,8 @@
-"""Validation: the loss of each group, at the recipe's interval, after the last step and, if asked for, before the first.
+"""Validation: the loss of each group, at the recipe's interval, after the last step and, if asked for, before
+the first.
 
-Answers `train` (before the loop) and `post_training_step_callbacks` (before Megatron's function). How a loss is computed
-is in `tools/training/evaluator.py`.
+Answers `train` (before the loop) and `post_training_step_callbacks` (before Megatron's function). How a loss
+is computed is in `tools/training/evaluator.py`.
 """
 
 from __future__ import annotations
