@@ -189,11 +189,11 @@ def _batch(recipe: Recipe) -> Iterator[Fault]:
             f"{batch.global_} is not a multiple of micro × data-parallel size = {batch.micro} × {recipe.data_parallel} = {step}",
             f"use a multiple of {step}",
         )
-    microbatches = batch.global_ // step
-    if p.virtual_pipeline > 1 and microbatches % p.pipeline:
+    micro_batches = batch.global_ // step
+    if p.virtual_pipeline > 1 and micro_batches % p.pipeline:
         yield (
             "batch.global",
-            f"{microbatches} micro-batches per step are not a multiple of the {p.pipeline} pipeline stages, as the "
+            f"{micro_batches} micro-batches per step are not a multiple of the {p.pipeline} pipeline stages, as the "
             "interleaved schedule requires",
             f"use a multiple of {step * p.pipeline}",
         )

@@ -36,7 +36,7 @@ def _check_template(
         found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
     except ValueError as error:
         raise ValueError(
-            f"{key}: {template!r} is no template ({error}); write {{{{ and }}}} for literal braces"
+            f"{key}: {template!r} is not a template ({error}); write {{{{ and }}}} for literal braces"
         ) from None
     if missing := sorted(required - found):
         raise ValueError(f"{key}: {template!r} lacks {', '.join(f'{{{name}}}' for name in missing)}")
@@ -52,7 +52,7 @@ def _check_names(names: dict[str, object], key: str) -> None:
     """Component names become folder names and parts of validation groups' names, so '-' and '/' are refused."""
     for name in names:
         if not _NAME.fullmatch(name):
-            raise ValueError(f"{key}: {name!r} is no component name; use letters, digits, '_' and '.'")
+            raise ValueError(f"{key}: {name!r} is not a component name; use letters, digits, '_' and '.'")
 
 
 class BilingualDocuments(Section):
@@ -219,7 +219,7 @@ class MixComponent(Section):
         for name in self.categories:
             if not _NAME.fullmatch(name.replace("-", "_")):
                 raise ValueError(
-                    f"categories: {name!r} is no category name; use letters, digits, '_', '.' and '-'"
+                    f"categories: {name!r} is not a category name; use letters, digits, '_', '.' and '-'"
                 )
         return self
 

@@ -25,7 +25,7 @@ def seconds(time_limit: str) -> int:
     match = _TIME.fullmatch(time_limit)
     if match is None:
         raise ValueError(
-            f"{time_limit!r} is no time limit; write [days-]hours:minutes:seconds, e.g. 1-12:00:00"
+            f"{time_limit!r} is not a time limit; write [days-]hours:minutes:seconds, e.g. 1-12:00:00"
         )
     days, hours, minutes, rest = (int(part or 0) for part in match.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + rest

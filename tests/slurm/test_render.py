@@ -151,7 +151,7 @@ def test_a_template_is_found_beside_the_recipe_that_names_it(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("cluster.slurm.time_limit=10h", r"'10h' is no time limit"),
+        ("cluster.slurm.time_limit=10h", r"'10h' is not a time limit"),
         ("cluster.slurm.time_limit=00:05:00", "leaves no time to train before the signal 600 s"),
         ("cluster.slurm.template=docker", "none of venv, apptainer, pyxis"),
         ("cluster.slurm.template=pyxis", "needs a container"),
