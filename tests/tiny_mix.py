@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from emma.recipes.schema.data import Data
 from emma.recipes.schema.model import Tokenizer
-from emma.tools.mix.build import MixSettings, build_mix
+from emma.tools.mix.build import build_mix
+from emma.tools.mix.prepare import MixSettings
 from emma.tools.pack.plan import PackSettings
 from emma.tools.pack.run import pack_store
 from emma.tools.pack.tokenizer_file import TokenizerFile

@@ -146,8 +146,8 @@ def _plan_data(name: str, overrides: list[str], tokens: int | None, files: list[
 def _plan_run(recipe: Recipe, tokens: int | None, files: list[Path]) -> MixPlan:
     from dataclasses import replace
 
-    from emma.tools.mix.build import MixSettings, plan_mix
     from emma.tools.mix.plan import make_plan
+    from emma.tools.mix.prepare import MixSettings, plan_mix
     from emma.tools.mix.sources import sources_of_statistics
 
     settings = MixSettings.of_recipe(recipe)
@@ -181,7 +181,8 @@ def build(
     The same recipe and store give the same bytes; the same mix, if it is there, is left alone. The folder
     appears when it is complete; a second command waits for the first.
     """
-    from emma.tools.mix.build import MixSettings, build_mix, plan_mix
+    from emma.tools.mix.build import build_mix
+    from emma.tools.mix.prepare import MixSettings, plan_mix
     from emma.tools.mix.report import plan_lines, plan_summary
 
     files = [Path(name) for name in (*statistics, *(a for a in overrides if a.endswith(".csv")))]
@@ -226,7 +227,7 @@ def verify(run: str, overrides: tuple[str, ...], statistics: tuple[str, ...], as
 
     Exits with 1 if there is a fault; names file, row and values.
     """
-    from emma.tools.mix.build import MixSettings, expected_fingerprint
+    from emma.tools.mix.prepare import MixSettings, expected_fingerprint
     from emma.tools.mix.verify import verify_mix
 
     settings = MixSettings.of_recipe(_recipe(run, overrides))

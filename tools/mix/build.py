@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emma.base.errors import UserError
@@ -20,131 +18,16 @@ from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package
 from emma.base.processes import available_cores
 from emma.base.progress import progress
 from emma.base.staging import sole_writer, staged_folder
-from emma.recipes.schema import Recipe
-from emma.recipes.schema.data import Mix
-from emma.tools.mix.catalogue import Catalogue, consumed_documents, load_catalogue
-from emma.tools.mix.layout import FORMAT, DatasetInfo, MixInfo, Packing, read_mix
-from emma.tools.mix.plan import MixPlan, ValidationGroup, make_plan, plan_validation, realised
+from emma.tools.mix.catalogue import Catalogue, load_catalogue
+from emma.tools.mix.layout import FORMAT, DatasetInfo, MixInfo, Packing, SourceInfo, read_mix
+from emma.tools.mix.plan import PLAN_SCHEMA, MixPlan, ValidationGroup
+from emma.tools.mix.prepare import MixSettings, Prepared, fingerprint_of, prepare
 from emma.tools.mix.select import Selection, generator, select_documents, select_validation
 from emma.tools.mix.shuffle import shuffled
-from emma.tools.mix.sources import Source, read_statistics, sources_of_store
+from emma.tools.mix.sources import Source
 from emma.tools.mix.writer import DatasetWriter, ShardTable
-from emma.tools.pack.store import Component, open_store
-from emma.tools.pack.tokenizer_file import TokenizerFile
 
-__all__ = ["MixSettings", "build_mix", "expected_fingerprint", "plan_mix"]
-
-
-@dataclass(frozen=True)
-class MixSettings:
-    """What `emma mix` works with.
-
-    Args:
-        mix: the recipe's `data.mix`.
-        name: the mix's name.
-        folder: the mix's folder.
-        store: the token store.
-        samples: sequences of training: steps × global batch.
-        sequence_length: input tokens of a sequence.
-        recipe_sha256: hash of the resolved recipe, for the manifest.
-        tokenizer_sha256: of the run's tokenizer, where its file exists; a store packed with another one is
-            refused.
-    """
-
-    mix: Mix
-    name: str
-    folder: Path
-    store: Path
-    samples: int
-    sequence_length: int
-    recipe_sha256: str
-    tokenizer_sha256: str | None = None
-
-    @classmethod
-    def of_recipe(cls, recipe: Recipe) -> MixSettings:
-        """Settings of a run's recipe."""
-        tokenizer = TokenizerFile(recipe.model.tokenizer, recipe.model.vocab_size)
-        return cls(
-            recipe.data.mix,
-            recipe.data.name,
-            recipe.mix_folder,
-            Path(recipe.paths.store),
-            recipe.total_samples,
-            recipe.batch.sequence_length,
-            recipe.sha256,
-            tokenizer.sha256 if tokenizer.path.is_file() else None,
-        )
-
-    @property
-    def tokens(self) -> int:
-        """Budget: samples × sequence length."""
-        return self.samples * self.sequence_length
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    components: list[Component]
-    catalogues: dict[str, Catalogue] | None
-    sources: list[Source]
-    plan: MixPlan
-
-
-def plan_mix(settings: MixSettings, statistics: Sequence[Path] = ()) -> MixPlan:
-    """Plans a mix from the store's true counts.
-
-    Args:
-        settings: what to plan.
-        statistics: published word counts that decide the categories; by default they are estimated.
-
-    Raises:
-        UserError: the store lacks a component, or its components don't belong together.
-    """
-    return _prepare(settings, statistics).plan
-
-
-def _prepare(settings: MixSettings, statistics: Sequence[Path] = ()) -> _Prepared:
-    components = open_store(settings.store, sorted(settings.mix.components))
-    if settings.tokenizer_sha256 not in (None, components[0].settings["tokenizer_sha256"]):
-        raise UserError(
-            f"{settings.store}: was packed with another tokenizer than the run's; pack it again with this "
-            "recipe, or give another paths.store"
-        )
-    words = {}
-    for path in statistics:
-        kind, counts = read_statistics(path)
-        words[kind] = {name: values["words"] for name, values in counts.items()}
-    sources = sources_of_store(settings.mix, components, words)
-    catalogues = None
-    if settings.mix.exclude_consumed:
-        consumed = consumed_documents(settings.mix.exclude_consumed, components)
-        catalogues = {
-            component.name: load_catalogue(component, consumed.get(component.name))
-            for component in components
-        }
-        sources = [_without_consumed(source, catalogues[source.component]) for source in sources]
-    # Each best-fit sample has its own last label, so it holds one token more than its length.
-    tokens = settings.tokens if settings.mix.packing == "concatenate" else settings.tokens + settings.samples
-    plan = make_plan(settings.mix, sources, tokens, settings.sequence_length)
-    groups, faults, notes = plan_validation(settings.mix, sources)
-    plan.groups.extend(groups)
-    plan.faults.extend(faults)
-    plan.notes.extend(notes)
-    return _Prepared(components, catalogues, sources, plan)
-
-
-def _without_consumed(source: Source, catalogue: Catalogue) -> Source:
-    left = catalogue.of_language(source.language, validation=False)
-    return Source(
-        source.component,
-        source.language,
-        source.category,
-        source.words,
-        len(left),
-        int(catalogue.tokens[left].sum(dtype=np.int64)),
-        source.validation_documents,
-        source.validation_tokens,
-        source.validation_bytes,
-    )
+__all__ = ["build_mix"]
 
 
 def build_mix(settings: MixSettings, *, replace: bool = False, statistics: Sequence[Path] = ()) -> MixInfo:
@@ -160,9 +43,9 @@ def build_mix(settings: MixSettings, *, replace: bool = False, statistics: Seque
         UserError: the plan fails, or another mix is in the folder.
     """
     started = now()
-    prepared = _prepare(settings, statistics)
+    prepared = prepare(settings, statistics)
     prepared.plan.check()
-    fingerprint = _fingerprint(settings, prepared)
+    fingerprint = fingerprint_of(settings, prepared)
     if present := _present(settings, fingerprint, replace=replace):
         return present
     with sole_writer(settings.folder, wait=True) as lock:
@@ -194,38 +77,8 @@ def _present(settings: MixSettings, fingerprint: str, *, replace: bool) -> MixIn
     )
 
 
-def expected_fingerprint(settings: MixSettings, statistics: Sequence[Path] = ()) -> str:
-    """Fingerprint of the mix that these settings would build from the store as it is.
-
-    Raises:
-        UserError: the store lacks a component, or its components don't belong together.
-    """
-    return _fingerprint(settings, _prepare(settings, statistics))
-
-
-def _fingerprint(settings: MixSettings, prepared: _Prepared) -> str:
-    """SHA-256 over everything that the mix's content depends on."""
-    content = {
-        "format": FORMAT,
-        "seed": settings.mix.seed,
-        "packing": settings.mix.packing,
-        "samples": settings.samples,
-        "sequence_length": settings.sequence_length,
-        "store": {component.name: component.fingerprint for component in prepared.components},
-        "sources": [
-            [row.source.component, row.source.language, row.target_tokens, row.cap_tokens]
-            for row in prepared.plan.sources
-        ],
-        "groups": [[group.name, sorted(group.targets.items())] for group in prepared.plan.groups],
-        "consumed": [
-            [read_mix(Path(entry.mix)).fingerprint, entry.samples] for entry in settings.mix.exclude_consumed
-        ],
-    }
-    return hashlib.sha256(orjson.dumps(content)).hexdigest()
-
-
 def _write(
-    settings: MixSettings, prepared: _Prepared, fingerprint: str, folder: Path, started: str
+    settings: MixSettings, prepared: Prepared, fingerprint: str, folder: Path, started: str
 ) -> MixInfo:
     catalogues = prepared.catalogues or {
         component.name: load_catalogue(component) for component in prepared.components
@@ -277,7 +130,7 @@ def _write(
 
 def _write_train(
     settings: MixSettings,
-    prepared: _Prepared,
+    prepared: Prepared,
     catalogues: Mapping[str, Catalogue],
     shards: ShardTable,
     fingerprint: str,
@@ -322,7 +175,7 @@ def _rows(
 
 def _write_group(
     settings: MixSettings,
-    prepared: _Prepared,
+    prepared: Prepared,
     catalogues: Mapping[str, Catalogue],
     shards: ShardTable,
     fingerprint: str,
@@ -354,7 +207,7 @@ def _bytes_per_token(group: ValidationGroup, sources: Mapping[tuple[str, str], S
 
 
 def _manifest(
-    settings: MixSettings, prepared: _Prepared, train: DatasetInfo, folder: Path, started: str
+    settings: MixSettings, prepared: Prepared, train: DatasetInfo, folder: Path, started: str
 ) -> Manifest:
     files = sorted(
         path

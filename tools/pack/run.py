@@ -3,34 +3,28 @@ processes on any machines share the units."""
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from emma.base.errors import UserError
-from emma.base.files import atomic_write, fsync_path, read_json, write_json
-from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
+from emma.base.manifest import MANIFEST_NAME
 from emma.base.processes import available_cores, result_of
 from emma.base.progress import progress
 from emma.base.staging import InUseError, Lock, clear_leftovers, sole_writer
 from emma.tools.pack.engine import REFERENCE, forget_engine
 from emma.tools.pack.gate import gate_verdicts
 from emma.tools.pack.inputs import InputFile, Unit
+from emma.tools.pack.join import join_units, missing_units, work_folder
 from emma.tools.pack.plan import (
     ComponentPlan,
     PackSettings,
@@ -38,8 +32,8 @@ from emma.tools.pack.plan import (
     input_difference,
     plan_component,
 )
-from emma.tools.pack.store import FORMAT, SOURCE_SCHEMA, bin_name, documents_name, open_component, token_dtype
-from emma.tools.pack.unit import UNIT_FILE, pack_unit, unit_name
+from emma.tools.pack.store import open_component
+from emma.tools.pack.unit import pack_unit
 from emma.tools.pack.workers import worker_pool
 
 __all__ = ["PackReport", "pack_store"]
@@ -98,7 +92,7 @@ def pack_store(
             _pack_units(settings, plans, shard, workers, pool)
     for name, plan in plans.items():
         if shard is not None and not _is_finished(settings, name):
-            missing = _missing(settings, plan)
+            missing = missing_units(settings, plan)
             report[name] = {"status": "unfinished", "units": len(plan.units), "units_missing": len(missing)}
         else:
             _finish(settings, plan)
@@ -121,7 +115,7 @@ def _plan(
     with sole_writer(settings.store / name, wait=True):
         if _is_finished(settings, name):
             return None
-        path = _work_folder(settings, name) / "plan.json"
+        path = work_folder(settings, name) / "plan.json"
         if fresh is None or path.is_file():
             plan = _existing_plan(settings, name)
             if fresh is not None:
@@ -148,7 +142,7 @@ def _with_verdicts(
 
 
 def _existing_plan(settings: PackSettings, name: str) -> ComponentPlan:
-    path = _work_folder(settings, name) / "plan.json"
+    path = work_folder(settings, name) / "plan.json"
     if not path.is_file():
         raise UserError(
             f"{path.parent}: nothing was packed of component {name!r} yet; run `emma pack run` first"
@@ -197,10 +191,6 @@ def _counts(settings: PackSettings, name: str) -> dict[str, Any]:
     }
 
 
-def _work_folder(settings: PackSettings, name: str) -> Path:
-    return settings.store / name / ".pack"
-
-
 def _remove_work(settings: PackSettings, name: str, lock: Lock | None = None) -> None:
     """Removes a finished component's work folder, but for what a process on another machine may still be
     writing.
@@ -210,7 +200,7 @@ def _remove_work(settings: PackSettings, name: str, lock: Lock | None = None) ->
         name: the component.
         lock: of a caller that is the component's sole writer.
     """
-    work = _work_folder(settings, name)
+    work = work_folder(settings, name)
     if not work.is_dir():
         return
     with sole_writer(settings.store / name, wait=True) if lock is None else nullcontext(lock) as held:
@@ -225,17 +215,9 @@ def _remove_work(settings: PackSettings, name: str, lock: Lock | None = None) ->
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _missing(settings: PackSettings, plan: ComponentPlan) -> list[Unit]:
-    folder = _work_folder(settings, plan.name)
-    return [unit for unit in plan.units if not (folder / unit_name(unit.index) / UNIT_FILE).is_file()]
-
-
-# ---- processes ------------------------------------------------------------------------------------------------------
-
-
 def _pack_one(settings: PackSettings, plan: ComponentPlan) -> str | None:
     """Runs in a worker: packs the one unit of a plan; where another process is packing it, returns who."""
-    component, work = settings.pack.components[plan.name], _work_folder(settings, plan.name)
+    component, work = settings.pack.components[plan.name], work_folder(settings, plan.name)
     (unit,) = plan.units
     try:
         pack_unit(unit, plan.name, component, settings.pack, plan.encoder(settings), work)
@@ -254,7 +236,7 @@ def _pack_units(
     """Packs the missing units of all components; units that other processes are packing are waited for."""
     numbered = [(plan, unit) for plan in plans.values() for unit in plan.units]
     mine = numbered if shard is None else numbered[shard[0] :: shard[1]]
-    missing = {(plan.name, unit.index) for plan in plans.values() for unit in _missing(settings, plan)}
+    missing = {(plan.name, unit.index) for plan in plans.values() for unit in missing_units(settings, plan)}
     queue = deque((plan, unit) for plan, unit in mine if (plan.name, unit.index) in missing)
     running: dict[Future[str | None], tuple[ComponentPlan, Unit]] = {}
     busy: list[tuple[ComponentPlan, Unit]] = []
@@ -286,115 +268,13 @@ def _pack_units(
                     told = True
 
 
-# ---- joining --------------------------------------------------------------------------------------------------------
-
-
 def _finish(settings: PackSettings, plan: ComponentPlan) -> None:
-    """Gives the shards of all units their numbers and writes `sources.parquet` and the manifest, unless
-    another process has done so.
-
-    Files are renamed, not copied; the next call completes what a killed one began.
+    """Joins a component's units, unless another process has done so, and removes the work folder.
 
     Raises:
         UserError: units are missing.
     """
     with sole_writer(settings.store / plan.name, wait=True) as lock:
         if not _is_finished(settings, plan.name):
-            _join(settings, plan)
+            join_units(settings, plan)
         _remove_work(settings, plan.name, lock)
-
-
-def _join(settings: PackSettings, plan: ComponentPlan) -> None:
-    folder, work = settings.store / plan.name, _work_folder(settings, plan.name)
-    layout = work / "layout.json"
-    if not layout.is_file():
-        missing = _missing(settings, plan)
-        if missing:
-            raise UserError(
-                f"{folder}: {len(missing)} of {len(plan.units)} work units are not packed yet (the first is "
-                f"{missing[0].index}); run `emma pack run` again, or the array tasks that failed"
-            )
-        write_json(layout, [read_json(work / unit_name(unit.index) / UNIT_FILE) for unit in plan.units])
-    reports = read_json(layout)
-    shards: list[dict[str, Any]] = []
-    for report in reports:
-        unit_folder = work / unit_name(report["index"])
-        for index, shard in enumerate(report["shards"]):
-            number = len(shards)
-            _move(unit_folder / f"shard-{index:03d}.bin", folder / bin_name(number))
-            _move(unit_folder / f"documents-{index:03d}.parquet", folder / documents_name(number))
-            shards.append(shard)
-    fsync_path(folder)
-    outputs = []
-    for number, shard in enumerate(shards):
-        outputs.append(FileRecord(bin_name(number), shard["bytes"], f"sha256:{shard['bin_sha256']}"))
-        outputs.append(
-            FileRecord(
-                documents_name(number), shard["documents_bytes"], f"sha256:{shard['documents_sha256']}"
-            )
-        )
-    sources = _sum_sources(reports)
-    with atomic_write(folder / "sources.parquet") as handle:
-        pq.write_table(sources, handle, compression="zstd")
-    outputs.append(FileRecord.of(folder / "sources.parquet", folder))
-    _manifest(settings, plan, reports, shards, outputs).write(folder)
-
-
-def _move(source: Path, target: Path) -> None:
-    try:
-        source.rename(target)
-    except FileNotFoundError:
-        if not target.exists():
-            raise UserError(
-                f"{source}: packed before and now missing; remove {target.parent} and pack this component "
-                "again"
-            ) from None
-
-
-def _sum_sources(reports: list[dict[str, Any]]) -> pa.Table:
-    totals: dict[tuple[str, str], np.ndarray] = {}
-    for report in reports:
-        for language, split, *counts in report["sources"]:
-            totals[language, split] = totals.get((language, split), 0) + np.array(counts, np.int64)
-    rows = [(*key, *map(int, totals[key])) for key in sorted(totals)]
-    columns = zip(*rows, strict=True) if rows else [[] for _ in SOURCE_SCHEMA]
-    return pa.table([list(column) for column in columns], schema=SOURCE_SCHEMA)
-
-
-def _manifest(
-    settings: PackSettings,
-    plan: ComponentPlan,
-    reports: list[dict[str, Any]],
-    shards: list[dict[str, Any]],
-    outputs: list[FileRecord],
-) -> Manifest:
-    removed: Counter[str] = Counter()
-    for report in reports:
-        removed.update(report["counts"]["removed_by"])
-    totals = {
-        key: sum(report["counts"][key] for report in reports)
-        for key in ("in", "kept", "documents_cut", "tokens")
-    }
-    checksums = orjson.dumps([record.checksum for record in outputs])
-    refused = sorted({*plan.refused, *(language for report in reports for language in report["refused"])})
-    return Manifest(
-        "pack",
-        settings.recipe_sha256,
-        inputs=[FileRecord(**record) for report in reports for record in report["inputs"]],
-        outputs=outputs,
-        counts={**totals, "removed_by": dict(sorted(removed.items()))},
-        versions=package_versions(("emma-recipes", "numpy", "pyarrow", "tokenizers", plan.engine)),
-        started=now(),
-        extra={
-            "format": FORMAT,
-            "fingerprint": hashlib.sha256(checksums).hexdigest(),
-            "dtype": token_dtype(settings.tokenizer.vocab_size).name,
-            "settings": plan.settings,
-            "tokenizer": str(settings.tokenizer.path),
-            "engine": plan.engine,
-            "engines_passed_over": plan.passed_over,
-            "languages_encoded_by_the_reference": refused,
-            "input_files": [vars(file) for file in plan.inputs],
-            "shards": [{"bytes": shard["bytes"], "rows": shard["rows"]} for shard in shards],
-        },
-    )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from emma.recipes.schema.data import Mix
-from emma.tools.mix.build import MixSettings
+from emma.tools.mix.prepare import MixSettings
 from tests.tiny_mix import TinyMix, make_tiny_mix
 
 MakeSettings = Callable[..., MixSettings]

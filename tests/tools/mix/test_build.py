@@ -12,10 +12,11 @@ from emma.base.claims import temporary_name
 from emma.base.errors import CheckFailedError, UserError
 from emma.tools.mix import build as build_module
 from emma.tools.mix import shuffle, writer
-from emma.tools.mix.build import build_mix, expected_fingerprint, plan_mix
+from emma.tools.mix.build import build_mix
 from emma.tools.mix.catalogue import load_catalogue
 from emma.tools.mix.layout import read_dataset_info, read_mix
 from emma.tools.mix.plan import PlannedSource
+from emma.tools.mix.prepare import expected_fingerprint, plan_mix
 from emma.tools.mix.select import select_documents
 from emma.tools.mix.sources import Source
 from emma.tools.mix.verify import verify_mix

@@ -14,7 +14,8 @@ from tests.tools.mix.conftest import MakeSettings
 BUILD = """
 import os, sys
 from pathlib import Path
-from emma.tools.mix.build import MixSettings, build_mix
+from emma.tools.mix.build import build_mix
+from emma.tools.mix.prepare import MixSettings
 from tests.tiny_mix import tiny_data
 
 if __name__ == "__main__":

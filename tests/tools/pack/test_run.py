@@ -336,12 +336,12 @@ def test_an_unknown_component_and_a_missing_corpus_are_refused(make_settings: Ma
 def test_a_kill_between_renames_is_completed(
     make_settings: MakeSettings, corpus: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from emma.tools.pack import run
+    from emma.tools.pack import join
 
     monkeypatch.setattr(inputs, "_SMALLEST_UNIT", 10_000)
     right, settings = make_settings(corpus, "right"), make_settings(corpus)
     pack_store(right, workers=1)
-    real, moves = run._move, 0
+    real, moves = join._move, 0
 
     def dying(source: Path, target: Path) -> None:
         nonlocal moves
@@ -350,10 +350,10 @@ def test_a_kill_between_renames_is_completed(
             raise KeyboardInterrupt
         real(source, target)
 
-    monkeypatch.setattr(run, "_move", dying)
+    monkeypatch.setattr(join, "_move", dying)
     with pytest.raises(KeyboardInterrupt):
         pack_store(settings, workers=1)
-    monkeypatch.setattr(run, "_move", real)
+    monkeypatch.setattr(join, "_move", real)
     assert pack_store(settings, workers=1)["web"]["status"] == "packed"
     assert content(settings.store / "web") == content(right.store / "web")
 

@@ -1,0 +1,168 @@
+"""What a mix will be: the settings of a run, its plan from the store's counts, and its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from emma.base.errors import UserError
+from emma.recipes.schema import Recipe
+from emma.recipes.schema.data import Mix
+from emma.tools.mix.catalogue import Catalogue, consumed_documents, load_catalogue
+from emma.tools.mix.layout import FORMAT, read_mix
+from emma.tools.mix.plan import MixPlan, make_plan, plan_validation
+from emma.tools.mix.sources import Source, read_statistics, sources_of_store
+from emma.tools.pack.store import Component, open_store
+from emma.tools.pack.tokenizer_file import TokenizerFile
+
+__all__ = ["MixSettings", "Prepared", "expected_fingerprint", "fingerprint_of", "plan_mix", "prepare"]
+
+
+@dataclass(frozen=True)
+class MixSettings:
+    """What `emma mix` works with.
+
+    Args:
+        mix: the recipe's `data.mix`.
+        name: the mix's name.
+        folder: the mix's folder.
+        store: the token store.
+        samples: sequences of training: steps × global batch.
+        sequence_length: input tokens of a sequence.
+        recipe_sha256: hash of the resolved recipe, for the manifest.
+        tokenizer_sha256: of the run's tokenizer, where its file exists; a store packed with another one is
+            refused.
+    """
+
+    mix: Mix
+    name: str
+    folder: Path
+    store: Path
+    samples: int
+    sequence_length: int
+    recipe_sha256: str
+    tokenizer_sha256: str | None = None
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> MixSettings:
+        """Settings of a run's recipe."""
+        tokenizer = TokenizerFile(recipe.model.tokenizer, recipe.model.vocab_size)
+        return cls(
+            recipe.data.mix,
+            recipe.data.name,
+            recipe.mix_folder,
+            Path(recipe.paths.store),
+            recipe.total_samples,
+            recipe.batch.sequence_length,
+            recipe.sha256,
+            tokenizer.sha256 if tokenizer.path.is_file() else None,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Budget: samples × sequence length."""
+        return self.samples * self.sequence_length
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A planned mix and what it was planned from; `catalogues` only where they had to be read."""
+
+    components: list[Component]
+    catalogues: dict[str, Catalogue] | None
+    sources: list[Source]
+    plan: MixPlan
+
+
+def plan_mix(settings: MixSettings, statistics: Sequence[Path] = ()) -> MixPlan:
+    """Plans a mix from the store's true counts.
+
+    Args:
+        settings: what to plan.
+        statistics: published word counts that decide the categories; by default they are estimated.
+
+    Raises:
+        UserError: the store lacks a component, or its components don't belong together.
+    """
+    return prepare(settings, statistics).plan
+
+
+def prepare(settings: MixSettings, statistics: Sequence[Path] = ()) -> Prepared:
+    """Opens the store and plans the mix; raises as `plan_mix` does."""
+    components = open_store(settings.store, sorted(settings.mix.components))
+    if settings.tokenizer_sha256 not in (None, components[0].settings["tokenizer_sha256"]):
+        raise UserError(
+            f"{settings.store}: was packed with another tokenizer than the run's; pack it again with this "
+            "recipe, or give another paths.store"
+        )
+    words = {}
+    for path in statistics:
+        kind, counts = read_statistics(path)
+        words[kind] = {name: values["words"] for name, values in counts.items()}
+    sources = sources_of_store(settings.mix, components, words)
+    catalogues = None
+    if settings.mix.exclude_consumed:
+        consumed = consumed_documents(settings.mix.exclude_consumed, components)
+        catalogues = {
+            component.name: load_catalogue(component, consumed.get(component.name))
+            for component in components
+        }
+        sources = [_without_consumed(source, catalogues[source.component]) for source in sources]
+    # Each best-fit sample has its own last label, so it holds one token more than its length.
+    tokens = settings.tokens if settings.mix.packing == "concatenate" else settings.tokens + settings.samples
+    plan = make_plan(settings.mix, sources, tokens, settings.sequence_length)
+    groups, faults, notes = plan_validation(settings.mix, sources)
+    plan.groups.extend(groups)
+    plan.faults.extend(faults)
+    plan.notes.extend(notes)
+    return Prepared(components, catalogues, sources, plan)
+
+
+def _without_consumed(source: Source, catalogue: Catalogue) -> Source:
+    left = catalogue.of_language(source.language, validation=False)
+    return Source(
+        source.component,
+        source.language,
+        source.category,
+        source.words,
+        len(left),
+        int(catalogue.tokens[left].sum(dtype=np.int64)),
+        source.validation_documents,
+        source.validation_tokens,
+        source.validation_bytes,
+    )
+
+
+def expected_fingerprint(settings: MixSettings, statistics: Sequence[Path] = ()) -> str:
+    """Fingerprint of the mix that these settings would build from the store as it is.
+
+    Raises:
+        UserError: the store lacks a component, or its components don't belong together.
+    """
+    return fingerprint_of(settings, prepare(settings, statistics))
+
+
+def fingerprint_of(settings: MixSettings, prepared: Prepared) -> str:
+    """SHA-256 over everything that the mix's content depends on."""
+    content = {
+        "format": FORMAT,
+        "seed": settings.mix.seed,
+        "packing": settings.mix.packing,
+        "samples": settings.samples,
+        "sequence_length": settings.sequence_length,
+        "store": {component.name: component.fingerprint for component in prepared.components},
+        "sources": [
+            [row.source.component, row.source.language, row.target_tokens, row.cap_tokens]
+            for row in prepared.plan.sources
+        ],
+        "groups": [[group.name, sorted(group.targets.items())] for group in prepared.plan.groups],
+        "consumed": [
+            [read_mix(Path(entry.mix)).fingerprint, entry.samples] for entry in settings.mix.exclude_consumed
+        ],
+    }
+    return hashlib.sha256(orjson.dumps(content)).hexdigest()
