@@ -317,8 +317,7 @@ def _send_cuda_tensors_to_cpu() -> None:
 
 
 def install() -> None:
-    """Gives torch.cuda the CPU's answers and turns torch.compile off (Megatron's jit_fuser is
-    torch.compile)."""
+    """Gives torch.cuda the CPU's answers and turns torch.compile off, which is Megatron's jit_fuser."""
     import torch
 
     hide_gpu_libraries()

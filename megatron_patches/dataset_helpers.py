@@ -1,5 +1,4 @@
-"""Megatron's wheel contains the compiled dataset helpers, but not the Makefile that it calls to compile
-them."""
+"""Megatron's wheel contains the compiled dataset helpers, but not the Makefile to compile them."""
 
 from __future__ import annotations
 

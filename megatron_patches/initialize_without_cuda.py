@@ -29,8 +29,7 @@ def refuse_async_save(rank: int, mp_mode: str = "spawn") -> None:
 
 
 def install() -> None:
-    """Makes `allow_no_cuda` true by default; the function object stays, since other modules import it by
-    name."""
+    """Makes `allow_no_cuda` true by default; the function stays, since other modules import it by name."""
     function: Any = INITIALIZE.get()
     function.__defaults__ = (True, *function.__defaults__[1:])
     ASYNC_WORKER.replace(refuse_async_save)

@@ -34,8 +34,7 @@ class Machine:
 
     @classmethod
     def from_outside(cls) -> Machine:
-        """Asks torch if it is already imported, otherwise the driver, without importing or initialising
-        anything."""
+        """Asks torch if it is already imported, else the driver; imports and initialises nothing."""
         if "torch" in sys.modules:
             return cls.from_torch()
         return cls._with_gpus(_visible(nvml_device_count()))

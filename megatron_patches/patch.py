@@ -16,8 +16,7 @@ __all__ = ["Decision", "Patch", "PatchError", "Target"]
 
 
 class PatchError(UserError):
-    """A patch that cannot be applied here: untested version, or a target that is not what the patch
-    expects."""
+    """A patch that cannot be applied here: an untested version, or an unexpected target."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,7 @@ class Target:
         return getattr(holder, name)
 
     def check(self, patch: str) -> None:
-        """Raises PatchError if the target does not exist or its signature is not what the patch was written
-        for."""
+        """Raises PatchError if the target does not exist or has another signature than expected."""
         try:
             found = self.get()
         except (ImportError, AttributeError) as error:

@@ -90,8 +90,7 @@ def apply() -> tuple[PatchStatus, ...]:
 
 
 def status() -> tuple[PatchStatus, ...]:
-    """Returns what `apply` did in this process or, before it was called, what it would do. Imports no
-    torch."""
+    """Returns what `apply` did in this process or, before the call, would do. Imports no torch."""
     if _applied is not None:
         return _applied
     machine = Machine.from_outside()

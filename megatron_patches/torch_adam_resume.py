@@ -35,8 +35,7 @@ def condition(machine: Machine) -> Decision:
 
 
 def initialise_state(optimizer: Any) -> None:
-    """Gives every parameter the state that torch's AdamW creates in its first step: zero moments (fp32), step
-    0."""
+    """Gives every parameter the state that AdamW creates in its first step: zero moments (fp32), step 0."""
     import torch
 
     for group in optimizer.param_groups:

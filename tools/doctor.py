@@ -66,8 +66,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Report:
-    """All that `emma doctor` reports. `trains_on` is "gpu", "cpu" or None; `problems` are sentences with
-    their fix."""
+    """All that `emma doctor` reports. `trains_on` is "gpu", "cpu" or None; `problems` name their fix."""
 
     python: str
     system: str

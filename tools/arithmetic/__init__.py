@@ -1,2 +1,1 @@
-"""What follows from a recipe by arithmetic alone: parameters, FLOPs, checkpoint sizes, time, energy. No
-torch."""
+"""What follows from a recipe by arithmetic: parameters, FLOPs, checkpoint sizes, time, energy. No torch."""

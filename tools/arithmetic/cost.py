@@ -30,8 +30,7 @@ class Assumptions:
     """Power usage effectiveness: power of the site divided by power of its nodes. This project's choice,
     between new HPC sites (1.05) and the average data centre (about 1.5)."""
     grid_g_per_kwh: float = 450.0
-    """CO2 per kWh of electricity, g; about the world average. National grids range from under 50 to over
-    700."""
+    """CO2 per kWh of electricity, g: about the world average. National grids range from below 50 to 700."""
     storage_gb_per_s: float = 5.0
     """Speed at which all ranks together write a checkpoint, 10^9 bytes/s. This project's choice: a modest
     parallel file system. NVIDIA reports 23 (a 920 GB checkpoint in 40 s)."""

@@ -1,2 +1,1 @@
-"""What a run takes before it runs: memory, speed, time, energy, other layouts. Needs neither torch nor a
-GPU."""
+"""What a run will take: memory, speed, time, energy, other layouts. Needs neither torch nor a GPU."""

@@ -185,8 +185,7 @@ def _chunks_in_flight(recipe: Recipe, stage: int) -> int:
 
 
 def _logits(recipe: Recipe) -> float:
-    """Logits in the compute format and in FP32 (the loss works on the FP32 copy in place), and the last
-    norm."""
+    """Logits in the compute format and in FP32 (the loss works on that copy in place), and the last norm."""
     p = recipe.parallelism
     unit = _BYTES[recipe.precision.compute]
     width = recipe.model.padded_vocab_size(p.tensor) / p.tensor

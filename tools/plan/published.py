@@ -44,8 +44,7 @@ def measurements() -> list[Measurement]:
 
 
 def comparison() -> str:
-    """Markdown table of every measurement beside the plan; `python -P -m emma.tools.plan.published` prints
-    it."""
+    """Markdown table of every measurement beside the plan; running this module prints it."""
     lines = [
         "| Run | Memory estimated, GB (GiB) | may be used, GiB | measured | Speed estimated | measured | difference |",
         "|---|---|---|---|---|---|---|",

@@ -118,8 +118,7 @@ def _without_gpu(recipe: Recipe) -> tuple[Recipe, list[str]]:
 
 
 def expected_shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
-    """Global shapes of a checkpoint's tensors, by Megatron's names: stacked over layers, vocabulary
-    padded."""
+    """Global shapes of a checkpoint's tensors by Megatron's names, stacked over layers, vocabulary padded."""
     model = recipe.model
     vocab, h, layers = model.padded_vocab_size(recipe.parallelism.tensor), model.hidden_size, model.layers
     queries, keys = model.attention_heads * model.channels, model.query_groups * model.channels
@@ -174,8 +173,7 @@ def _buffer_faults(recipe: Recipe, rank: dict[str, Any], where: str, planned: in
 
 
 def _shape_faults(recipe: Recipe, ranks: list[dict[str, Any]]) -> Iterator[str]:
-    """Global shapes other than the expected ones, and tensors that the ranks' pieces do not cover exactly
-    once."""
+    """Unexpected global shapes, and tensors that the ranks' pieces do not cover exactly once."""
     expected = expected_shapes(recipe)
     pieces: dict[str, set[tuple[int, ...]]] = {}
     covered: dict[str, int] = {}

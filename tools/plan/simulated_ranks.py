@@ -159,8 +159,7 @@ def _buffers(args: Any, chunks: list[Any]) -> dict[str, int]:
 
 
 def _samples(recipe: Recipe, data_parallel: int, microbatches: int) -> dict[str, bool | str]:
-    """Whether Megatron's samplers read exactly the samples of the first and the last step, over all
-    data-parallel ranks."""
+    """Whether Megatron's samplers, over all ranks, read exactly the first and the last step's samples."""
     from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
 
     total, batch = recipe.total_samples, recipe.batch

@@ -85,8 +85,7 @@ def mark_complete(folder: Path, **facts: object) -> None:
 
 
 def tracked_step(checkpoints: Path) -> int | None:
-    """Step named by Megatron's tracker file, which is written when a save has ended on all ranks; None
-    without one."""
+    """Step in Megatron's tracker file, which is written when a save has ended on all ranks; None without it."""
     tracker = checkpoints / TRACKER
     text = tracker.read_text().strip() if tracker.is_file() else ""
     return int(text) if text.isdigit() else None

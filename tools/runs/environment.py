@@ -1,5 +1,4 @@
-"""What produces a run, for `environment.json`: versions, the source that runs, patches, machine, Slurm job.
-No torch."""
+"""What produces a run, for `environment.json`: versions, source, patches, machine, Slurm job. No torch."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class RunFolder:
         """Prepares the folder for a launch: recipe, claim, environment, and the decision what to load.
 
         Raises:
-            UserError: the folder belongs to another recipe, another live process writes it, a team-mate asked
+            UserError: the folder belongs to another recipe, another live process writes it, a teammate asked
                 it to stop, or the checkpoint to start from cannot be used.
         """
         if self.stop_request.exists():

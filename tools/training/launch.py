@@ -169,8 +169,7 @@ def _watch(child: subprocess.Popen[bytes], recipe: Recipe, run: RunFolder) -> No
 
 
 def _failure(logs: Path) -> str:
-    """End of the most telling log: that of the first rank whose output ends in an error, else the
-    launcher's."""
+    """End of the most telling log: the first rank's whose output ends in an error, else the launcher's."""
     candidates = [*sorted(logs.rglob("stderr.log")), *sorted(logs.glob("rank-*.log")), logs / "launcher.log"]
     found = None
     for path in candidates:

@@ -47,8 +47,7 @@ def check_device(local_rank: int, expected: int) -> list[str]:
 
 
 def _check_product(device: Any) -> list[str]:
-    """Small whole numbers multiply and add up exactly in FP32 and TF32, in any order, so a wrong bit
-    shows."""
+    """In FP32 and TF32, small whole numbers add up exactly, in any order, so a wrong bit shows."""
     import torch
 
     on_gpu = device.type == "cuda"

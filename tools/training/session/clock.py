@@ -10,8 +10,7 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """A stopwatch shared by the parts: `Metrics` reads and restarts it, whoever interrupts training pauses
-    it."""
+    """A stopwatch: `Metrics` reads and restarts it, and what interrupts training pauses it."""
 
     def __init__(self) -> None:
         self.restart()

@@ -44,8 +44,7 @@ class Marks:
         return result
 
     def _mark(self) -> None:
-        """Marks the checkpoint that Megatron's tracker file names: it is written last, when all ranks are
-        done."""
+        """Marks the checkpoint in Megatron's tracker file, which is written when all ranks are done."""
         if torch.distributed.get_rank() != 0:
             return
         step, checkpoint = tracked_step(self.run.checkpoints), self.recipe.checkpoint

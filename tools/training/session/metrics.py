@@ -87,8 +87,7 @@ class Metrics:
             return original(*values, **named)
 
     def _write(self, iteration: int, grad_norm: float | None) -> None:
-        """Writes a row and starts collecting again; stops all ranks where another launch has claimed the
-        run."""
+        """Writes a row and starts collecting again; stops all ranks if the claim is lost."""
         seconds = self.clock.seconds
         # The slowest rank's wait and the fullest card's memory are the ones that matter.
         lost = training.is_last_rank() and not self.claim.held()
