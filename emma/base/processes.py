@@ -79,6 +79,9 @@ class _Renewed(Executor):
 
 # One thread per process: the processes already share the cores.
 _THREADS = {"RAYON_NUM_THREADS": "1"}
+# Python 3.12 starts the process with the working folder first on the path: a user's own `numpy.py` or `emma/` would be
+# imported there.
+_PATH = {"PYTHONSAFEPATH": "1"}
 # Batches are smaller than the first limit, so that their memory is used again instead of being asked from the
 # system page by page; what is larger goes back to it when it is freed. Values that the user has set stay.
 _MEMORY = {
@@ -97,7 +100,7 @@ def start_forkserver(preload: Sequence[str], environment: Mapping[str, str] | No
         environment: variables that are set while they are imported.
     """
     get_context("forkserver").set_forkserver_preload(list(preload))
-    with _variables({**_MEMORY, **os.environ, **_THREADS, **(environment or {})}):
+    with _variables({**_MEMORY, **os.environ, **_THREADS, **_PATH, **(environment or {})}):
         forkserver.ensure_running()
 
 

@@ -55,6 +55,8 @@ def command(
         click.echo("\n# arguments of megatron.training that each rank gets from the recipe")
         click.echo(" \\\n  ".join(preview_arguments(recipe, folder)))
         return 0
+    if not dry_run:
+        need("train", "emma train", "torch", "megatron", "transformers")
     check_fits(recipe)
     mix = check_mix(recipe)
     if folder.finished(recipe):
@@ -65,7 +67,6 @@ def command(
     if dry_run:
         click.echo(describe(recipe, folder, mix))
         return 0
-    need("train", "emma train", "torch", "megatron", "transformers")
     launch = folder.prepare(recipe, take_over=take_over)
     click.echo(describe(recipe, folder, mix))
     if prepare:

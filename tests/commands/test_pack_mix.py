@@ -20,7 +20,7 @@ from tests.tiny_text import END, train_tokenizer
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A run whose corpus, store and mix are made by the commands."""
+    """A run whose corpus, store, and mix were made by the commands."""
     folder = tmp_path_factory.mktemp("run")
     tokenizer = train_tokenizer(folder / "tokenizer")
     make_tiny_corpus(folder / "corpus")
@@ -136,7 +136,7 @@ def test_bad_calls(run: str) -> None:
 
 
 def published(path: Path, name: str, rows: list[tuple[str, int]]) -> Path:
-    """A csv like the released statistics."""
+    """A CSV like the released statistics."""
     with path.open("w", newline="") as handle:
         writer = csv.writer(handle)
         if name == "lang_code":
@@ -149,7 +149,8 @@ def published(path: Path, name: str, rows: list[tuple[str, int]]) -> Path:
 
 
 def test_the_papers_mixes_are_planned_to_the_token_from_published_counts(tmp_path: Path) -> None:
-    """Counts like the released ones (27 languages above a billion words, ...): files may follow one --stats."""
+    """Counts like the released ones (27 languages above a billion words, ...): several files may follow one
+    --stats."""
     rng = np.random.default_rng(0)
     sizes = {9: 27, 8: 79, 7: 68, 6: 162, 5: 210, 4: 100}
     languages = [

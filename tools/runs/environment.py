@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import emma
 from emma import megatron_patches
 from emma.base.manifest import now, package_versions
 from emma.recipes.schema import Recipe
@@ -20,7 +19,9 @@ __all__ = ["environment", "source_commit"]
 
 def environment(recipe: Recipe) -> dict[str, Any]:
     """The facts of this process's machine and installation."""
-    package = Path(emma.__file__).resolve().parent
+    package = (
+        Path(__file__).parents[2].resolve()
+    )  # of emma/tools/runs/environment.py, whose rooms may be links
     return {
         "written": now(),
         "recipe_sha256": recipe.sha256,

@@ -285,7 +285,7 @@ def test_a_folder_holds_one_corpus(tmp_path: Path) -> None:
 BAD: list[tuple[str, dict[str, Any], bytes, str]] = [
     ("a.jsonl", {}, b'{"lang": "en", "text": "fine"}\n{"lang": "en"\n', r"a\.jsonl: line 2: not valid JSON"),
     ("a.jsonl", {}, b'{"lang": "en", "body": "x"}\n', r"a\.jsonl: line 1: no key `text` .*lang, body"),
-    ("a.jsonl", {}, b'{"lang": "en", "text": 3}\n', r"a\.jsonl: line 1: `text` is a int"),
+    ("a.jsonl", {}, b'{"lang": "en", "text": 3}\n', r"a\.jsonl: line 1: `text` is of type int, not text"),
     ("a.jsonl", {}, b'{"lang": "en", "text": "\xe9"}\n', r"a\.jsonl: line 1: invalid UTF-8 at byte 25"),
     (
         "a.jsonl",
@@ -293,14 +293,14 @@ BAD: list[tuple[str, dict[str, Any], bytes, str]] = [
         b'{"lang": "qqx", "text": "fine"}\n',
         r"a\.jsonl: line 1: unknown language code `qqx`; nearest",
     ),
-    ("a.jsonl", {}, b'{"lang": null, "text": "fine"}\n', r"a\.jsonl: line 1: `lang` is a NoneType"),
+    ("a.jsonl", {}, b'{"lang": null, "text": "fine"}\n', r"a\.jsonl: line 1: `lang` is of type NoneType"),
     ("a.jsonl", {}, b"", "no document left"),
     ("a.jsonl", {}, b'{"lang": "en", "text": "  "}\n', r"no document left .*'empty': 1"),
     (
         "a.jsonl.gz",
         {},
         b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03",
-        r"a\.jsonl\.gz: its compressed data is cut",
+        r"a\.jsonl\.gz: its compressed data is truncated",
     ),
     ("a.jsonl", {"template": "{q}"}, b'{"lang": "en", "text": "x"}\n', r"line 1: the template names 'q'"),
 ]

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from emma.recipes.schema.corpus import Split, Thresholds
+from emma.recipes.schema.corpus import Deduplication, Split, Thresholds
 from emma.tools.corpus.build import build_corpus
 from emma.tools.corpus.split import document_hashes
 from emma.tools.corpus.stage import Build
@@ -50,6 +51,30 @@ def test_a_single_document_trains(tmp_path: Path) -> None:
         assert list(split_of(tmp_path / text[:5], [text], share=0.5).values()) == ["train"]
     few = split_of(tmp_path, texts[:4], share=0.9, min_train=3)
     assert sum(split == "train" for split in few.values()) >= 3
+
+
+def test_equal_hashes_are_not_parted_by_the_cap(tmp_path: Path) -> None:
+    """Copies (of a corpus that keeps them) share a hash: a cap in the midst of them takes none of them."""
+    texts = [words(seed, 12) for seed in range(40)]
+    hashes = document_hashes([texts], "monolingual")
+    order = [texts[place] for place in hashes.argsort()]
+    raw = write_jsonl(tmp_path / "raw.jsonl", ({"lang": "en", "text": text} for text in texts * 3))
+    for cap, whole in ((6, 2), (7, 2), (8, 2), (9, 3)):
+        build = build_at(
+            tmp_path / f"corpus-{cap}",
+            {"s": mono_source(raw)},
+            split=Split(share=0.5, cap=cap),
+            deduplication=Deduplication(exact=False),
+            **OFF,
+        )
+        build_corpus(build)
+        found = Counter((row["text"], row["split"]) for row in rows_of(build.root, "split"))
+        held_out = {text: count for (text, split), count in found.items() if split == "validation"}
+        assert held_out == dict.fromkeys(order[:whole], 3)
+        trained = {text: count for (text, split), count in found.items() if split == "train"}
+        assert set(trained.values()) == {3}
+        # What the cap leaves out of validation trains neither, or growth would move it.
+        assert order[whole] not in trained
 
 
 def test_shares_of_single_languages_and_no_validation(tmp_path: Path) -> None:
