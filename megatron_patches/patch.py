@@ -21,12 +21,12 @@ class PatchError(UserError):
 
 @dataclass(frozen=True)
 class Target:
-    """Something of another library that a patch replaces or changes.
+    """A function, class or value of another library that a patch replaces or changes.
 
     Args:
         path: `module:qualified.name`.
-        parameters: names of the parameters it must have, in order, space-separated; None where it is a class, a value
-            or a C function, which have no signature to compare.
+        parameters: names of the parameters it must have, in order, separated by spaces; None for a class, a value or a
+            C function, which have no signature to compare.
     """
 
     path: str
@@ -42,12 +42,12 @@ class Target:
         return holder, name
 
     def get(self) -> Any:
-        """Returns the target as it stands now."""
+        """Returns the target as it is now."""
         holder, name = self.owner()
         return getattr(holder, name)
 
     def check(self, patch: str) -> None:
-        """Raises PatchError where the target has vanished or has another signature than the patch was written for."""
+        """Raises PatchError if the target does not exist or its signature is not what the patch was written for."""
         try:
             found = self.get()
         except (ImportError, AttributeError) as error:
@@ -69,7 +69,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a patch is needed on this machine, and why (a short clause for people)."""
+    """Whether a patch is needed on this machine, and why (a short clause for readers)."""
 
     on: bool
     why: str
@@ -77,15 +77,15 @@ class Decision:
 
 @dataclass(frozen=True)
 class Patch:
-    """The declared record of a patch.
+    """The record of a patch.
 
     Args:
-        name: how people and reports call it.
+        name: what reports call it.
         targets: what it changes; checked before it is applied.
-        versions: per distribution, the versions it was tested with.
+        versions: the versions it was tested with, by distribution.
         reason: what goes wrong without it.
         upstream: address of the code or thread upstream.
-        condition: says from the machine whether it is needed.
+        condition: decides from the machine whether it is needed.
         install: changes the targets; called once, after the checks.
     """
 
@@ -98,7 +98,7 @@ class Patch:
     install: Callable[[], None]
 
     def check_versions(self) -> None:
-        """Raises PatchError where an installed version is not one that the patch was tested with."""
+        """Raises PatchError if an installed version is not one that the patch was tested with."""
         for distribution, tested in self.versions.items():
             try:
                 # What follows the + names the build (a CUDA version), not the source.

@@ -11,7 +11,7 @@ from emma.megatron_patches.patch import Decision, Patch
 
 __all__ = ["PatchStatus", "apply", "patches", "status"]
 
-# Applied in this order: the CPU backend has to be there before the first Megatron module is imported.
+# Applied in this order: the CPU backend must be in place before the first Megatron module is imported.
 MODULES = (
     "cpu_backend",
     "initialize_without_cuda",
@@ -25,7 +25,7 @@ MODULES = (
 
 @dataclass(frozen=True)
 class PatchStatus:
-    """What became of a patch in this process (`applied`), or would (`on`), in words that fit a report."""
+    """What was done about a patch in this process (`applied`) or would be (`on`), ready for a report."""
 
     name: str
     on: bool
@@ -45,7 +45,7 @@ _applied: tuple[PatchStatus, ...] | None = None
 
 
 def patches() -> tuple[Patch, ...]:
-    """Returns every patch, in the order in which they are applied."""
+    """Returns all patches, in the order in which they are applied."""
     return tuple(importlib.import_module(f"emma.megatron_patches.{module}").PATCH for module in MODULES)
 
 
@@ -66,10 +66,10 @@ def apply() -> tuple[PatchStatus, ...]:
     """Applies the patches that this machine needs; call it before Megatron is used. A second call changes nothing.
 
     Returns:
-        One record a patch, in order, those that stay off included.
+        One record per patch, in order, including those that stay off.
 
     Raises:
-        PatchError: an untested version (nothing has been applied then), or a target that is not as expected.
+        PatchError: an untested version (in which case nothing has been applied), or an unexpected target.
     """
     global _applied
     if _applied is not None:

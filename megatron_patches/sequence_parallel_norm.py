@@ -1,4 +1,4 @@
-"""Megatron's torch norm refuses sequence parallelism, which the local implementation can do."""
+"""Megatron's torch norm refuses sequence parallelism, which the local implementation supports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEW = Target(
 
 
 def condition(machine: Machine) -> Decision:
-    """Always on: whether a model uses the local implementation is not known yet."""
+    """Always on: it is not known yet whether a model will use the local implementation."""
     return Decision(True, "the local transformer implementation normalises with torch's modules")
 
 

@@ -95,7 +95,7 @@ def test_a_job_that_is_gone_loses_its_claim(run: RunFolder, monkeypatch: pytest.
     begin(run.path, [7])
     first = run.read_launch()
     monkeypatch.setenv("SLURM_JOB_ID", "8")
-    with pytest.raises(UserError, match=r"Slurm job 7 .* writes this run"):
+    with pytest.raises(UserError, match=r"Slurm job 7 .* has been writing this run"):
         begin(run.path, [7, 8])
     begin(run.path, [8])
     assert not run.holds_claim(first) and run.holds_claim(run.read_launch())
@@ -110,7 +110,7 @@ def test_a_restarted_job_takes_its_own_claim_over(run: RunFolder) -> None:
 
 def test_a_writer_outside_slurm_is_respected(run: RunFolder) -> None:
     write_json(run.writer_file, {"writer": "x", "host": "another", "pid": 5, "job": None, "started": "now"})
-    with pytest.raises(UserError, match="process 5 on another writes this run"):
+    with pytest.raises(UserError, match="process 5 on another has been writing this run"):
         begin(run.path, [7])
 
 

@@ -73,7 +73,9 @@ def test_two_live_writers_are_refused(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     run = RunFolder(recipe.run_folder)
     first = run.prepare(recipe)  # claimed by this process, which lives
-    with pytest.raises(UserError, match=rf"process {os.getpid()} on .* writes this run .*--take-over"):
+    with pytest.raises(
+        UserError, match=rf"process {os.getpid()} on .* has been writing this run .*--take-over"
+    ):
         run.prepare(recipe)
     second = run.prepare(recipe, take_over=True)
     assert run.holds_claim(second) and not run.holds_claim(first)

@@ -220,5 +220,5 @@ def test_transformer_engine_masks_documents_by_packed_sequences(tmp_path: Path) 
 
 
 def test_a_fractional_rope_base_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"model\.rope_theta: 10000\.5 is no whole number"):
+    with pytest.raises(RecipeError, match=r"model\.rope_theta: 10000\.5 is not a whole number"):
         arguments(small_recipe(tmp_path, ["model.rope_theta=10000.5"]))

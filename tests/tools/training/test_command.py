@@ -72,7 +72,7 @@ def test_sigterm_to_the_command_saves_and_ends_well(
     assert facts["package"] == str(package) and facts["commit"] == source_commit(package)
     again = emma(*command, "--dry-run")
     if reached < 10:
-        assert again.code == 0 and f"goes on from step {reached}, to step 10" in again.out
+        assert again.code == 0 and f"resumes from step {reached}, to step 10" in again.out
     else:
         assert again.code == 0 and "nothing to do" in again.out
 
@@ -141,7 +141,7 @@ def test_print_command_and_dry_run_start_nothing(make_small: Callable[[int], Sma
     [
         ("schedule.steps=11", "steps × batch.global = 11 × 8 = 88 samples, but .* holds 80"),
         ("batch.sequence_length=64", "64, but .* was built for 32"),
-        ("validation.groups=[nowhere]", "`nowhere` is no group"),
+        ("validation.groups=[nowhere]", "`nowhere` is not a group"),
         ("data.name=other", "the mix does not exist. Fix: `emma mix build"),
         ("logging.wandb_offline=true", "wandb_offline does nothing without wandb_project"),
         ("start={mode: weights, checkpoint: nowhere}", "start.checkpoint: nowhere does not exist"),
