@@ -65,7 +65,7 @@ def language_faults(data: dict[str, Any]) -> list[str]:
     """Languages of a card's metadata that are no codes of ISO 639."""
     codes = data.get("language") or []
     return [
-        f"README.md: metadata `language` holds {code!r}, which is no ISO 639 code"
+        f"README.md: metadata `language` holds {code!r}, which is not an ISO 639 code"
         for code in ([codes] if isinstance(codes, str) else codes)
         if not isinstance(code, str) or not _LANGUAGE.fullmatch(code)
     ]

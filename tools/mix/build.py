@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emma.base.errors import UserError
@@ -19,8 +18,8 @@ from emma.base.processes import available_cores
 from emma.base.progress import progress
 from emma.base.staging import sole_writer, staged_folder
 from emma.tools.mix.catalogue import Catalogue, load_catalogue
-from emma.tools.mix.layout import FORMAT, DatasetInfo, MixInfo, Packing, SourceInfo, read_mix
-from emma.tools.mix.plan import PLAN_SCHEMA, MixPlan, ValidationGroup
+from emma.tools.mix.layout import FORMAT, DatasetInfo, MixInfo, Packing, read_mix
+from emma.tools.mix.plan import ValidationGroup, realised
 from emma.tools.mix.prepare import MixSettings, Prepared, fingerprint_of, prepare
 from emma.tools.mix.select import Selection, generator, select_documents, select_validation
 from emma.tools.mix.shuffle import shuffled

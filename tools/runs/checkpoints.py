@@ -120,7 +120,7 @@ def prune(checkpoints: Path, keep: int | None, keep_every: int | None) -> list[i
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """What a launch begins from, decided once for all ranks.
+    """What a launch starts from, decided once for all ranks.
 
     `mode` is `scratch`, `weights`, `phase` or `resume`; `folder` holds `iter_NNNNNNN/` and the tracker file; `step`
     chooses one of them (None: the tracker's).
