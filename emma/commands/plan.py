@@ -52,8 +52,8 @@ def command(
     Needs no GPU. A run that does not fit into its devices' memory is refused (exit code 2) with one that does. What
     cannot be known from the recipe is assumed, and said.
 
-    --simulate takes about a minute, and 8 bytes of memory a parameter of a rank where they are there; where Megatron builds something
-    else than the plan counted, the exit code is 1.
+    --simulate takes about a minute, and 8 bytes of memory per parameter of a rank where there are so many; if Megatron
+    builds something other than the plan counted, the exit code is 1.
 
     \b
     Examples:
