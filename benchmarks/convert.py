@@ -2,11 +2,11 @@
 
     python -m benchmarks.convert [--model llama3_8b] [--layers N] [--folder DIR] [--transformers]
 
-Makes a model of random BF16 weights (16 GB for Llama 3 8B), then copies its files and hashes the copy, imports it, and
-exports the import, each in its own process with the input dropped from the page cache. Files are deleted once no longer
-needed, so free disk of twice the model's size is enough. At the end the SHA-256 of every exported tensor is compared
-with that of the original. `--transformers` also times `from_pretrained` and `save_pretrained`, which need as much memory
-as the model is large. Peak anonymous memory is sampled from /proc every 10 ms. The last line is JSON.
+Makes a model of random BF16 weights (16 GB for Llama 3 8B), then copies its files and hashes the copy, imports it,
+and exports the import, each in its own process with the input dropped from the page cache. Files are deleted once no
+longer needed, so free disk of twice the model's size is enough. At the end the SHA-256 of every exported tensor is
+compared with that of the original. `--transformers` also times `from_pretrained` and `save_pretrained`, which need as
+much memory as the model is large. Peak anonymous memory is sampled from /proc every 10 ms. The last line is JSON.
 """
 
 from __future__ import annotations

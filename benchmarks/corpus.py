@@ -1,18 +1,18 @@
-"""Speed of the corpus stages against datatrove's blocks on the same text, one process each, in one run.
+"""Speed of the corpus stages, compared with datatrove's blocks on the same text, one process each, in one run.
 
     python -m benchmarks.corpus [--input FILE.jsonl] [--megabytes 60] [--folder DIR]
 
-FILE has `text`, `language` and `id`; without one, real text is fetched (benchmarks.real_text). Near duplicates of known
-Jaccard index are planted into it. Each side of each stage runs in a process of its own, ours before and after
-datatrove's, and the mean counts. Speeds are those of a core: text over processor time, so that other work on the
-machine matters little. What is compared:
+FILE has `text`, `language` and `id`; without it, real text is fetched (benchmarks/real_text.py). Near duplicates with
+a known Jaccard index are planted in the text. Each side of each stage runs in its own process, ours before and after
+datatrove's, and the mean counts. Speeds are per core, text over processor time, so that other work on the machine
+matters little. What is compared:
 
     integrate   JSON lines → normalised parquet      JsonlReader, FTFYFormatter, ParquetWriter
     filter      all rules                            GopherRepetitionFilter, GopherQualityFilter
     exact       exact duplicates removed             ExactDedupSignature, ExactFindDedups, ExactDedupFilter
     near        MinHash, 20 bands of 6 rows          MinhashDedup{Signature,Buckets,Cluster,Filter}
 
-datatrove's word splitters need packages per language; it is given `\\w+` instead, which is faster than they are.
+datatrove's word splitters need a package per language; it gets `\\w+` instead, which is faster.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PLANTED = 1500
 def plant(
     rows: Sequence[dict[str, Any]], seed: int = 1
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str, float]]]:
-    """Adds copies of documents with some words replaced; the pairs' ids and exact Jaccard indices."""
+    """Adds copies of documents with some words replaced; also returns the pairs' ids and exact Jaccard indices."""
     from emma.tools.corpus.minhash import jaccard, shingle_sets, shingles_of
 
     chooser = random.Random(seed)
@@ -63,7 +63,7 @@ def plant(
     return everything, pairs
 
 
-# Ours: a build up to the stage before is made once; a run times the stage alone.
+# Ours: the stages before are built once, so that a run times one stage alone.
 
 
 def _build(folder: Path, stage: str) -> Any:
@@ -86,7 +86,7 @@ def _build(folder: Path, stage: str) -> Any:
 
 
 def ours(folder: Path, stage: str) -> Callable[[], Any]:
-    """The stage's run; the stages before it are built first."""
+    """What runs the stage; the stages before it are built first."""
     from emma.tools.corpus.build import stages_of
     from emma.tools.corpus.stage import Stage
 
@@ -111,7 +111,7 @@ def ours(folder: Path, stage: str) -> Callable[[], Any]:
 
 
 def ours_kept(folder: Path, stage: str) -> set[str]:
-    """Ids (as in the input) that the stage kept."""
+    """Input ids that the stage kept."""
     import pyarrow.parquet as pq
 
     paths = (_build(folder, stage).root / "deduplicated").glob("monolingual/*/part-*.parquet")
@@ -133,7 +133,7 @@ def measure(folder: Path, side: str, stage: str) -> dict[str, float]:
 
 
 def _peak_kib() -> int:
-    """Of this program; `ru_maxrss` would be that of the process that started it, if that is larger."""
+    """Peak memory of this program; `ru_maxrss` would include the process that started it."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
 
@@ -158,8 +158,8 @@ def _measured(folder: Path, side: str, stage: str) -> dict[str, float]:
 def recall_and_precision(
     pairs: Sequence[tuple[str, str, float]], kept: set[str], searched: set[str]
 ) -> dict[str, float]:
-    """Of planted pairs with a Jaccard index of at least 0.8, the share of which one document is gone; of the pairs of
-    which one is gone, the share with such an index. Pairs whose documents didn't both come to the stage are left out."""
+    """Recall: of planted pairs with a Jaccard index of at least 0.8, the share that lost a document. Precision: of the
+    pairs that lost a document, the share with such an index. Only pairs that reached the stage whole count."""
     inside = [pair for pair in pairs if pair[0] in searched and pair[1] in searched]
     alike = [pair for pair in inside if pair[2] >= NEAR.jaccard]
     found = [pair for pair in inside if pair[0] not in kept or pair[1] not in kept]
@@ -173,7 +173,7 @@ def recall_and_precision(
 
 
 def prepare(folder: Path, text: Path, megabytes: int) -> tuple[int, int, list[tuple[str, str, float]]]:
-    """Writes the input of both sides; documents, bytes of text, and the planted pairs."""
+    """Writes the input of both sides; returns documents, bytes of text, and the planted pairs."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -224,7 +224,7 @@ def run(folder: Path, text: Path, megabytes: int, rounds: int) -> dict[str, Any]
 
 
 def _came(folder: Path, stage: str, documents: int, size: int) -> dict[str, float]:
-    """What came into our stage: filters before it may have removed documents."""
+    """What reached our stage: earlier filters may have removed documents."""
     from emma.base.files import read_json
 
     if stage == "integrate":

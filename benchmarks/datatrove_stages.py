@@ -1,4 +1,4 @@
-"""The stages of a corpus in datatrove's blocks: the same text in and out of parquet."""
+"""The stages of a corpus built from datatrove's blocks, with the same text as parquet in and out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _words() -> Any:
 
 
 def _let_xxhash_take_text() -> None:
-    """datatrove 0.10 hands texts to xxhash, whose version 4 takes bytes only."""
+    """datatrove 0.10 hands strings to xxhash, whose version 4 takes only bytes."""
     import xxhash
     from datatrove.utils.hashes import xxhash as hashes
 
@@ -135,7 +135,7 @@ def _near(root: Path, text: str, run: Callable[..., None], near: NearDuplicates)
 
 
 def kept(folder: Path) -> set[str]:
-    """Ids that datatrove's near deduplication kept."""
+    """Ids that datatrove's near-deduplication kept."""
     import pyarrow.parquet as pq
 
     paths = (folder / "datatrove-near" / "out").glob("*.parquet")

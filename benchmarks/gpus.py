@@ -13,7 +13,7 @@ __all__ = ["Gpus", "device_of", "find_gpus"]
 
 @dataclass(frozen=True)
 class Gpus:
-    """GPUs of this machine, of one kind."""
+    """This machine's GPUs, all of one kind."""
 
     device: str
     count: int
@@ -24,7 +24,7 @@ def find_gpus() -> Gpus:
     """This machine's GPUs.
 
     Raises:
-        UserError: none, or none that `recipes/devices.yaml` knows, or no Transformer Engine.
+        UserError: there is none, `recipes/devices.yaml` does not know it, or Transformer Engine is missing.
     """
     from importlib.util import find_spec
 
@@ -47,7 +47,7 @@ def device_of(name: str) -> str:
     Raises:
         UserError: the table has no such device.
     """
-    # The longest first: a GH200 is no H200.
+    # Longest name first: a GH200 is not an H200.
     for known in sorted(device_names(), key=len, reverse=True):
         if known in name.lower().replace(" ", "_").split("_") or known in name.lower():
             return known

@@ -2,8 +2,8 @@
 
     python -m benchmarks.mix --folder FOLDER [--rows 50]
 
-Makes a token store of 546 languages and 2,507 pairs (benchmarks/synthetic_store.py: real document tables, sparse `.bin`
-files), then
+Makes a token store of 546 languages and 2,507 pairs (benchmarks/synthetic_store.py: real document tables, sparse
+`.bin` files), then
 
 - builds a mix from it with `emma mix build` (time and memory of the whole command), and again with other shares;
 - builds mixes from smaller stores that differ only in documents or only in tokens, to show what the time depends on;

@@ -2,13 +2,13 @@
 
     python -m benchmarks.pack --folder FOLDER [--input TEXT.jsonl] [--workers 2] [--memory]
 
-Ours is the whole command `emma pack run`. The peer does what Megatron-LM's tools/preprocess_data.py does: as many worker
-processes encode one document per call with Hugging Face `tokenizers` (control tokens removed, end of text appended), and
-the parent adds one document per call with `IndexedDatasetBuilder`. The tokenizer is tekken (131,072 ids); the text,
-unless given, is that of benchmarks/real_text.py. The last line is JSON.
+Ours is the whole command `emma pack run`. The peer does what Megatron-LM's tools/preprocess_data.py does: as many
+worker processes encode one document per call with Hugging Face `tokenizers` (control tokens removed, end of text
+appended), and the parent adds one document per call with `IndexedDatasetBuilder`. The tokenizer is tekken (131,072
+ids); the text, unless given, is that of benchmarks/real_text.py. The last line is JSON.
 
-`--memory` also reports the peak memory of packing the text, its first 100 MB, and ten times as much (repeating the text
-with altered words where it is too short).
+`--memory` also reports the peak memory of packing the text, its first 100 MB, and ten times as much (repeating the
+text with altered words where it is too short).
 """
 
 from __future__ import annotations

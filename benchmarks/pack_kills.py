@@ -2,11 +2,11 @@
 
     python -m benchmarks.pack_kills --folder FOLDER [--kills 20] [--megabytes 100] [--seed 1]
 
-Text and tokenizer are those of benchmarks/pack.py. Each kill comes at a random moment within the time of an uninterrupted
-pack, alternately to all processes and to the parent alone (its workers then end by themselves). If a pack finishes before
-its kill, its store is compared and the next pack starts from scratch; the last one runs to its end. The last line is
-JSON; the exit code is 1 if a store differs from the uninterrupted one in any byte (manifests, which hold times, are
-compared by their outputs).
+Text and tokenizer are those of benchmarks/pack.py. Each kill comes at a random moment within the time of an
+uninterrupted pack, alternately to all processes and to the parent alone (its workers then end by themselves). If a
+pack finishes before its kill, its store is compared and the next pack starts from scratch; the last one runs to its
+end. The last line is JSON; the exit code is 1 if a store differs from the uninterrupted one in any byte (manifests,
+which hold times, are compared by their outputs).
 """
 
 from __future__ import annotations

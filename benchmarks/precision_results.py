@@ -1,4 +1,4 @@
-"""What the runs of a benchmark of precisions measured, and tables of it."""
+"""Results of a benchmark of precisions, and tables of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Result", "loss_table", "result_of", "result_table"]
 
 @dataclass(frozen=True)
 class Result:
-    """One precision; rates are a GPU's."""
+    """Results of one precision; rates are per GPU."""
 
     precision: str
     layers: int
@@ -34,7 +34,7 @@ def result_of(
         recipe: the run.
         rows: its logged steps.
         baseline: those of the BF16 run.
-        warm: first steps that are not timed.
+        warm: number of first steps that are not timed.
     """
     timed = rows[warm:]
     last = len(rows) - max(1, len(rows) // 4)
@@ -71,7 +71,7 @@ def result_table(results: Sequence[Result]) -> str:
 
 
 def loss_table(losses: Mapping[str, Sequence[float]], points: int = 10) -> str:
-    """Markdown table of loss over steps: means over as many equal stretches as points."""
+    """Markdown table of loss over steps, averaged over `points` equal stretches."""
     names, steps = list(losses), len(next(iter(losses.values())))
     lines = [f"| steps | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for point in range(min(points, steps)):

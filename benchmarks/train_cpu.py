@@ -4,9 +4,9 @@
 
 Both sides train the same model on the same documents, in turn, in one forked rank each. Ours is the trainer as `emma
 train` starts it; Megatron's is `pretrain` with the recipe's flags and nothing of ours (benchmarks/megatron_loop.py).
-Each pair gives the ratio of their times per step (from the third step on, without saving and validation); the interval
-is a bootstrap over pairs. The ratio of processor times shows how much of it is work, also on a busy machine. The last
-line is JSON.
+Each pair gives the ratio of their times per step (from the third step on, without saving and validation); the
+interval is a bootstrap over pairs. The ratio of processor times shows how much of it is work, also on a busy machine.
+The last line is JSON.
 """
 
 from __future__ import annotations

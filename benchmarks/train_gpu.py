@@ -1,17 +1,17 @@
-"""Training the 8B shape on this machine's GPUs: BF16 against each FP8 recipe, and ours against plain Megatron.
+"""Training the 8B shape on this machine's GPUs: each FP8 recipe against BF16, and ours against plain Megatron.
 
     python -m benchmarks.train_gpu [--steps 200] [--precision NAME]... [--text TEXT.jsonl] [--folder FOLDER] [section.key=value]...
     python -m benchmarks.train_gpu --dry-run [--device h100]      # what would run; needs no GPU
 
-Every precision trains the same model from the same random weights on the same samples, with as many layers of the shape
-as the plan's memory fits for all of them (two fewer where a card is full all the same). Ours is `emma train` through
-torchrun; the peer is Megatron's own loop with the same flags in BF16 (benchmarks/megatron_loop.py), before and after.
-Text, unless given: the demo's, with a tokenizer trained on it; ids stay below the shape's vocabulary, so loss values
-say something between precisions only.
+Every precision trains the same model from the same random weights on the same samples, with as many layers of the
+shape as the plan's memory estimate fits for all of them (two fewer each time a card still runs out). Ours is `emma
+train` over torchrun; the peer is Megatron's own loop with the same flags in BF16 (benchmarks/megatron_loop.py),
+before and after ours. The text, unless given, is the demo's, with a tokenizer trained on it; its ids stay below the
+shape's vocabulary, so losses are comparable only between precisions.
 
-Prints a table of results and one of losses, writes `losses.csv` into the folder, and ends with a JSON list, an object a
-precision: tokens/s of a GPU (median step after the warm-up), causal TFLOP/s, MFU against the peak of the precision's
-format, largest memory, and the mean loss of the last quarter of the steps less BF16's.
+Prints a table of results and one of losses, writes `losses.csv` into the folder, and ends with a JSON list of one
+object per precision: tokens/s per GPU (median step after the warm-up), causal TFLOP/s, MFU against the peak of the
+precision's format, peak memory, and the mean loss over the last quarter of the steps minus BF16's.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ DEMO_TEXT = (
 
 @dataclass(frozen=True)
 class Bench:
-    """What all runs of the benchmark share; `overrides` go on top of the run file."""
+    """What all runs of the benchmark share; `overrides` apply on top of the run file."""
 
     run: Path
     folder: Path
@@ -83,7 +83,7 @@ def layers_that_fit(recipe: Callable[[str, int], Recipe], precisions: Sequence[s
     """Largest number of layers that the plan's memory fits for every precision.
 
     Raises:
-        UserError: not even the smallest number that the precisions can have fits; the message has the last reason.
+        UserError: not even the smallest number that all precisions allow fits; the message gives the last reason.
     """
     reason = ""
     for layers in range(most, 0, -1):
@@ -115,9 +115,9 @@ def train_ours(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def peer_job(recipe: Recipe, folder: Path, number: int) -> dict[str, Any]:
-    """Megatron's own loop on the flags of a recipe: what `benchmarks.megatron_loop` reads.
+    """Megatron's own loop with a recipe's flags, as `benchmarks.megatron_loop` reads it.
 
-    The mix has one shard of tokens here, which the stock dataset opens by its prefix.
+    The mix has a single shard of tokens here, which the stock dataset opens by its prefix.
     """
     from emma.tools.mix.layout import read_mix
 
@@ -179,7 +179,7 @@ def run_all(bench: Bench, precisions: Sequence[str], layers: int, warm: int) -> 
 
 
 def run_fitting(bench: Bench, precisions: Sequence[str], layers: int, warm: int) -> dict[str, Any]:
-    """`run_all`, anew with two layers fewer while a card's memory is not enough."""
+    """`run_all`, repeated with two layers fewer each time a card runs out of memory."""
     while True:
         try:
             return run_all(bench, precisions, layers, warm)
@@ -194,7 +194,7 @@ def run_fitting(bench: Bench, precisions: Sequence[str], layers: int, warm: int)
 
 
 def write_run(folder: Path, options: argparse.Namespace, gpus: Gpus) -> Bench:
-    """Writes the run file all precisions share: the 8B shape on this machine's GPUs."""
+    """Writes the run file that all precisions share: the 8B shape on this machine's GPUs."""
     run = {
         "name": "bench",
         "model": options.model,
@@ -214,7 +214,7 @@ def write_run(folder: Path, options: argparse.Namespace, gpus: Gpus) -> Bench:
         },
         "schedule": {"steps": options.steps, "learning_rate": 1e-4, "warmup_steps": options.steps // 10},
         "start": {"mode": "scratch"},
-        # Nothing is saved but the end, which is not timed.
+        # Only the end is saved, which is not timed.
         "checkpoint": {"interval": 1_000_000, "keep": 1},
         "validation": {"groups": [], "at_start": False},
         "logging": {"interval": 1, "tensorboard": False},
@@ -253,7 +253,7 @@ def _demo_texts() -> Iterator[str]:
 
 
 def prepare_data(bench: Bench, layers: int) -> None:
-    """Tokenizer, token store and mix of exactly the run's samples, by the project's own commands."""
+    """Makes tokenizer, token store and a mix of exactly the run's samples with the project's own commands."""
     from emma.tools.demo.tokenizer import train_tokenizer, write_tokenizer
 
     recipe = bench.recipe(BASELINE, layers)
@@ -269,7 +269,7 @@ def prepare_data(bench: Bench, layers: int) -> None:
 
 
 def dry_run(bench: Bench, precisions: Sequence[str], layers: int) -> str:
-    """What would run: the estimate, the launch line and Megatron's arguments of each precision, and the peer's."""
+    """What would run: for each precision the estimate, launch line and Megatron's arguments, then the peer's."""
     parts = []
     for precision in precisions:
         recipe = bench.recipe(precision, layers)
@@ -293,7 +293,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="changes of the recipe, for all precisions"
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="overrides of the recipe, for all precisions",
     )
     parser.add_argument("--steps", type=int, default=200, help="steps of every run (default 200)")
     parser.add_argument(
@@ -303,19 +306,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--model", default="llama3.1_8b", help="model recipe (default llama3.1_8b)")
     parser.add_argument("--layers", type=int, help="layers (default: as many as fit)")
-    parser.add_argument("--sequence-length", type=int, default=8192, help="tokens a sequence (default 8192)")
-    parser.add_argument("--global-batch", type=int, default=4, help="sequences a step and GPU (default 4)")
-    parser.add_argument("--text", type=Path, help="jsonl or parquet to train on (default: the demo's text)")
-    parser.add_argument("--folder", type=Path, help="where data, runs and losses.csv go (default: temporary)")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run, start nothing")
     parser.add_argument(
-        "--device", default="h100", help="with --dry-run: the GPU to reckon with (default h100)"
+        "--sequence-length", type=int, default=8192, help="tokens per sequence (default 8192)"
     )
+    parser.add_argument("--global-batch", type=int, default=4, help="sequences per step and GPU (default 4)")
+    parser.add_argument("--text", type=Path, help="jsonl or parquet to train on (default: the demo's text)")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for data, runs and losses.csv (default: temporary)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would run; start nothing")
+    parser.add_argument("--device", default="h100", help="with --dry-run: the GPU to plan for (default h100)")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measures; exit code 2 with one message where it cannot."""
+    """Measures; exits with code 2 and one message if it cannot."""
     options = parse(arguments)
     try:
         with tempfile.TemporaryDirectory() as temporary:
@@ -347,7 +352,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> None:
     print(result_table(measured["results"]))
     print()
     print(loss_table(measured["losses"]))
-    print(f"\nover plain Megatron: {found['overhead_percent']:+.2f} % time a step")
+    print(f"\nover plain Megatron: {found['overhead_percent']:+.2f} % time per step")
     print(json.dumps([asdict(result) for result in measured["results"]]))
 
 

@@ -47,7 +47,7 @@ class Record:
 
 @contextmanager
 def exclusive(folder: Path, patience: float = 180.0) -> Iterator[IO[Any]]:
-    """Holds `<folder>/.lock`. Steps inherit it, so it becomes free only when the last step of an earlier demo has ended.
+    """Holds `<folder>/.lock`. Steps inherit it, so it becomes free only when an earlier demo's last step has ended.
 
     Raises:
         UserError: another demo kept it for `patience` seconds.
