@@ -1,16 +1,16 @@
-# `make demo` and `make test` do all set-up they need on a fresh machine with Python 3.12; called again they set up nothing.
+# Every target sets up what it needs, once; all that a fresh machine needs is Python 3.12.
 PYTHON ?= python3.12
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-slurm demo demo-compare docs clean
+.PHONY: help setup check format test test-slow test-slurm demo demo-compare docs dist clean
 
-help:  ## what can be made
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(READY)  ## virtual environment with the pinned packages
+setup: $(READY)  ## create the virtual environment with the pinned packages
 
 $(READY): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is needed (set PYTHON=... to name another 3.12)" >&2; exit 2; }
@@ -19,36 +19,41 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $(READY)
 
-check: $(READY)  ## formatter, linter, type checker
+check: $(READY)  ## check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(READY)  ## format and mend what the linter can
+format: $(READY)  ## format, and fix what the linter can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(READY)  ## the tests of every commit (under 15 minutes on two cores)
+test: $(READY)  ## run the tests of every commit (under 15 minutes on two cores)
 	$(BIN)/pytest --durations=15
 
-test-slow: $(READY)  ## tests that take minutes each
+test-slow: $(READY)  ## run the tests that take minutes each
 	$(BIN)/pytest -m slow --durations=0
 
-test-slurm: $(READY)  ## jobs on a real Slurm of two nodes on this machine (root; installs Slurm, munge and MariaDB)
+test-slurm: $(READY)  ## run jobs on a real two-node Slurm on this machine (as root; installs Slurm, munge and MariaDB)
 	@$(BIN)/python -m tests.slurm.two_nodes check || { apt-get update && \
 		DEBIAN_FRONTEND=noninteractive apt-get install --yes slurm-wlm munge && \
 		DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
 		slurmdbd mariadb-server-core mariadb-client-core; }
 	$(BIN)/pytest -m slurm --durations=0
 
-demo: $(READY)  ## the whole road on this machine, with real text in 100+ languages
+demo: $(READY)  ## run every stage on this machine, on real text in 100+ languages
 	$(BIN)/python -P -m emma.tools.demo
 
-demo-compare: $(READY)  ## the demo, and at equal budget the same with and without translations, compared on one page
+demo-compare: $(READY)  ## run the demo, then compare training with and without translations at equal budget
 	$(BIN)/python -P -m emma.tools.demo --compare
 
-docs: $(READY)  ## the guides and the API reference as a searchable site in site/
+docs: $(READY)  ## build the guides and the API reference as a searchable site in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-clean:  ## remove the virtual environment and caches; runs and data stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+dist: $(READY)  ## build the source distribution and the wheel, and check them
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+
+clean:  ## remove the virtual environment, caches, the site and built distributions; runs and data stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist site *.egg-info

@@ -1,13 +1,12 @@
-"""Time and memory of converting a full-size model in both directions, against copying the same bytes and hashing them.
+"""Time and memory of converting a full-size model in both directions, against copying and hashing its bytes.
 
     python -m benchmarks.convert [--model llama3_8b] [--layers N] [--folder DIR] [--transformers]
 
-Makes a model of random BF16 weights (16 GB for Llama 3 8B), then, each in a process of its own and with the input
-dropped from the page cache: copies its files and hashes the copy; imports it; exports the import. What is not needed
-any more is deleted on the way, so that twice the model's size of free disk is enough. In the end the SHA-256 of every
-exported tensor is compared with that of the original. `--transformers` also times `from_pretrained` +
-`save_pretrained`, which needs the model's size of memory. The peak of anonymous memory is sampled from /proc every
-10 ms.
+Makes a model of random BF16 weights (16 GB for Llama 3 8B), then copies its files and hashes the copy, imports it, and
+exports the import, each in its own process with the input dropped from the page cache. Files are deleted once no longer
+needed, so free disk of twice the model's size is enough. At the end the SHA-256 of every exported tensor is compared
+with that of the original. `--transformers` also times `from_pretrained` and `save_pretrained`, which need as much memory
+as the model is large. Peak anonymous memory is sampled from /proc every 10 ms. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _SAMPLE_SECONDS = 0.01
 
 
 def make_model(folder: Path, shape: Shape) -> None:
-    """Writes a Hugging Face folder of random BF16 weights, without ever holding more than a block of them."""
+    """Writes a Hugging Face folder of random BF16 weights, holding no more than a block of them in memory."""
     import torch
 
     from emma.base.files import write_json
@@ -62,7 +61,7 @@ def make_model(folder: Path, shape: Shape) -> None:
 
 
 def copy_and_hash(source: Path, destination: Path) -> None:
-    """The yardstick: the same bytes copied to disk, and hashed once."""
+    """The yardstick: copies the same bytes to disk and hashes them once."""
     destination.mkdir()
     for path in source.glob("*.safetensors"):
         shutil.copyfile(path, destination / path.name)
@@ -73,7 +72,7 @@ def copy_and_hash(source: Path, destination: Path) -> None:
 
 
 def transformers_load_and_save(source: Path, destination: Path) -> None:
-    """What a user would do with transformers."""
+    """What a user of transformers would do."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -81,7 +80,7 @@ def transformers_load_and_save(source: Path, destination: Path) -> None:
 
 
 def run_phase(phase: str, source: Path, destination: Path) -> None:
-    """One measured piece of work, in its own process."""
+    """Does the work of one phase, in its own process."""
     if phase == "copy":
         copy_and_hash(source, destination)
     elif phase == "transformers":
@@ -97,7 +96,7 @@ def run_phase(phase: str, source: Path, destination: Path) -> None:
 
 
 def drop_from_cache(folder: Path) -> None:
-    """Lets go of a folder's pages in the page cache, so that each phase begins with a cold input."""
+    """Drops a folder from the page cache, so that each phase starts with a cold input."""
     for path in folder.rglob("*"):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
@@ -116,7 +115,7 @@ def _anonymous_bytes(process: int) -> int:
 
 
 def measure(phase: str, source: Path, destination: Path) -> dict[str, float]:
-    """Runs a phase; returns `seconds` (with starting Python) and `peak_anonymous_gib`."""
+    """Runs a phase; returns `seconds` (including Python's start) and `peak_anonymous_gib`."""
     drop_from_cache(source)
     command = [sys.executable, "-m", "benchmarks.convert", "--phase", phase, str(source), str(destination)]
     start = time.perf_counter()
@@ -133,23 +132,25 @@ def measure(phase: str, source: Path, destination: Path) -> dict[str, float]:
 
 
 def compare_hashes(before: dict[str, str], after: dict[str, str]) -> bool:
-    """Whether two models hold the same tensors, by SHA-256; says how many do."""
+    """Whether two models hold the same tensors by SHA-256; prints how many are equal."""
     same = sum(after.get(name) == checksum for name, checksum in before.items())
-    print(f"{same} of {len(before)} tensors came back with equal SHA-256, {len(after)} came back", flush=True)
+    print(f"{same} of {len(before)} tensors have equal SHA-256; {len(after)} were exported", flush=True)
     return same == len(before) == len(after)
 
 
 def main() -> None:
-    """Measures and prints one JSON object last."""
+    """Measures; prints one JSON object last."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="llama3_8b", help="model recipe (default llama3_8b)")
-    parser.add_argument("--layers", type=int, help="fewer layers, for a quick look")
+    parser.add_argument("--layers", type=int, help="use fewer layers, for a quick look")
     parser.add_argument(
-        "--folder", type=Path, default=Path(tempfile.gettempdir()), help="where scratch files go"
+        "--folder", type=Path, default=Path(tempfile.gettempdir()), help="folder for scratch files"
     )
-    parser.add_argument("--transformers", action="store_true", help="time transformers' load and save too")
+    parser.add_argument(
+        "--transformers", action="store_true", help="also time loading and saving with transformers"
+    )
     parser.add_argument("--phase", nargs=3, metavar=("PHASE", "SRC", "DST"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.phase:
@@ -171,7 +172,7 @@ def main() -> None:
         start = time.perf_counter()
         make_model(base, shape)
         print(
-            f"{size / 1e9:.2f} GB of random weights made in {time.perf_counter() - start:.1f} s", flush=True
+            f"{size / 1e9:.2f} GB of random weights, made in {time.perf_counter() - start:.1f} s", flush=True
         )
         hashes = tensor_hashes(base)
         results["copy"] = measure("copy", base, copy)

@@ -33,6 +33,7 @@ from typing import Any
 
 import orjson
 
+from benchmarks import datatrove_stages
 from emma.recipes.schema.corpus import Corpus, Deduplication, Languages, NearDuplicates, Source
 
 STAGES = ("integrate", "filter", "exact", "near")
@@ -121,136 +122,10 @@ def ours_kept(folder: Path, stage: str) -> set[str]:
     }
 
 
-# datatrove: the same text in and out of parquet.
-
-
-def _words() -> Any:
-    import re
-
-    from datatrove.utils.word_tokenizers import WordTokenizer
-
-    word = re.compile(r"\w+")
-
-    class Words(WordTokenizer):
-        def word_tokenize(self, text: str) -> list[str]:
-            return word.findall(text)
-
-        def sent_tokenize(self, text: str) -> list[str]:
-            return text.splitlines()
-
-        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-            return [match.span() for match in word.finditer(text)]
-
-    return Words()
-
-
-def _let_xxhash_take_text() -> None:
-    """datatrove 0.10 hands texts to xxhash, whose version 4 takes bytes only."""
-    import xxhash
-    from datatrove.utils.hashes import xxhash as hashes
-
-    def xxhash64(data: str | bytes) -> int:
-        return xxhash.xxh64_intdigest(data.encode() if isinstance(data, str) else data)
-
-    hashes.xxhash64 = xxhash64
-
-
-def datatrove(folder: Path, stage: str) -> Callable[[], Any]:
-    """The stage's run."""
-    _let_xxhash_take_text()
-    from datatrove.executor import LocalPipelineExecutor
-    from datatrove.pipeline.readers import JsonlReader, ParquetReader
-    from datatrove.pipeline.writers import ParquetWriter
-
-    root = folder / f"datatrove-{stage}"
-    shutil.rmtree(root, ignore_errors=True)
-    text = str(folder / "parquet")
-
-    def run(*steps: Any, tasks: int = 1) -> None:
-        LocalPipelineExecutor(
-            pipeline=list(steps),
-            tasks=tasks,
-            workers=1,
-            logging_dir=str(root.with_name(f"logs-{time.time_ns()}")),
-        ).run()
-
-    if stage == "integrate":
-        from datatrove.pipeline.formatters import FTFYFormatter
-
-        reader = JsonlReader(str(folder), glob_pattern="input.jsonl")
-        return lambda: run(reader, FTFYFormatter(), ParquetWriter(str(root)))
-    if stage == "filter":
-        from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter
-
-        words = _words()
-        quality = GopherQualityFilter(min_stop_words=0, language=words)
-        steps = (
-            ParquetReader(text),
-            GopherRepetitionFilter(language=words),
-            quality,
-            ParquetWriter(str(root)),
-        )
-        return lambda: run(*steps)
-    if stage == "exact":
-        return lambda: _datatrove_exact(root, text, run)
-    return lambda: _datatrove_near(root, text, run)
-
-
-def _datatrove_exact(root: Path, text: str, run: Callable[..., None]) -> None:
-    from datatrove.pipeline.dedup.exact_dedup import (
-        ExactDedupConfig,
-        ExactDedupFilter,
-        ExactDedupSignature,
-        ExactFindDedups,
-    )
-    from datatrove.pipeline.readers import ParquetReader
-    from datatrove.pipeline.writers import ParquetWriter
-
-    config = ExactDedupConfig(content_getter=lambda document: document.text)
-    run(ParquetReader(text), ExactDedupSignature(str(root / "signatures"), finder_workers=1, config=config))
-    run(ExactFindDedups(str(root / "signatures"), str(root / "duplicates"), config=config))
-    run(
-        ParquetReader(text),
-        ExactDedupFilter(str(root / "duplicates"), config=config),
-        ParquetWriter(str(root / "out")),
-    )
-
-
-def _datatrove_near(root: Path, text: str, run: Callable[..., None]) -> None:
-    from datatrove.pipeline.dedup import (
-        MinhashDedupBuckets,
-        MinhashDedupCluster,
-        MinhashDedupFilter,
-        MinhashDedupSignature,
-    )
-    from datatrove.pipeline.dedup.minhash import MinhashConfig
-    from datatrove.pipeline.readers import ParquetReader
-    from datatrove.pipeline.writers import ParquetWriter
-
-    config = MinhashConfig(
-        n_grams=NEAR.word_shingle,
-        num_buckets=NEAR.bands,
-        hashes_per_bucket=NEAR.rows,
-    )
-    signatures, buckets, removed = (str(root / name) for name in ("signatures", "buckets", "removed"))
-    run(ParquetReader(text), MinhashDedupSignature(signatures, config=config, language=_words()))
-    run(MinhashDedupBuckets(signatures, buckets, config=config), tasks=NEAR.bands)
-    run(MinhashDedupCluster(buckets, removed, config=config))
-    run(ParquetReader(text), MinhashDedupFilter(removed), ParquetWriter(str(root / "out")))
-
-
-def datatrove_kept(folder: Path) -> set[str]:
-    """Ids that datatrove's near deduplication kept."""
-    import pyarrow.parquet as pq
-
-    paths = (folder / "datatrove-near" / "out").glob("*.parquet")
-    return {i for path in paths for i in pq.read_table(path, columns=["id"])["id"].to_pylist()}
-
-
 def measure(folder: Path, side: str, stage: str) -> dict[str, float]:
     """Seconds and peak memory (GiB) of one run, in this process."""
     os.environ["EMMA_PROGRESS"] = "0"
-    function = ours(folder, stage) if side == "ours" else datatrove(folder, stage)
+    function = ours(folder, stage) if side == "ours" else datatrove_stages.stage_run(folder, stage, NEAR)
     start, cpu = time.perf_counter(), _cpu_seconds()
     function()
     seconds, cpu = time.perf_counter() - start, _cpu_seconds() - cpu
@@ -344,7 +219,7 @@ def run(folder: Path, text: Path, megabytes: int, rounds: int) -> dict[str, Any]
         print(f"{stage}: {ratio:.2f}×", file=sys.stderr)
     everything = {identifier for pair in pairs for identifier in pair[:2]}
     result["near_ours"] = recall_and_precision(pairs, ours_kept(folder, "near"), _searched(folder))
-    result["near_datatrove"] = recall_and_precision(pairs, datatrove_kept(folder), everything)
+    result["near_datatrove"] = recall_and_precision(pairs, datatrove_stages.kept(folder), everything)
     return result
 
 

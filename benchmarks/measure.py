@@ -1,4 +1,4 @@
-"""Wall time and peak memory of a command with all its processes, and how much slower one of two is."""
+"""Wall time and peak memory of a command with all its processes, and the overhead of one command over another."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["Measured", "measure", "overhead", "seconds_of"]
 
 @dataclass(frozen=True)
 class Measured:
-    """`seconds` of wall time and `peak_gib`, the largest sum of the processes' proportional memory (pages that
-    several share are counted once)."""
+    """`seconds` of wall time, and `peak_gib`, the largest sum of the processes' proportional memory, in which shared
+    pages count once."""
 
     seconds: float
     peak_gib: float
 
 
 def _family(process: int) -> list[int]:
-    """A process and its descendants."""
+    """A process and all its descendants."""
     found = [process]
     for member in found:
         try:
@@ -74,8 +74,8 @@ def measure(
 
 
 def seconds_of(command: Sequence[str], environment: Mapping[str, str] | None = None) -> float:
-    """Wall time of a command, with nothing beside it: watching memory takes a twentieth of two cores, and more from a
-    command that shares much memory among its processes.
+    """Wall time of a command that nothing watches: watching memory takes a twentieth of two cores, and more if the
+    processes share much memory.
 
     Raises:
         subprocess.CalledProcessError: it failed.
@@ -86,13 +86,13 @@ def seconds_of(command: Sequence[str], environment: Mapping[str, str] | None = N
 
 
 def overhead(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """How much more time ours takes than the peer, over pairs measured in turn.
+    """How much more time ours takes than the peer, from pairs measured in turn.
 
     Args:
         pairs: seconds of ours and of the peer.
 
     Returns:
-        `overhead_percent`, the median over pairs, with the 95 % interval `low` to `high` (bootstrap over pairs).
+        `overhead_percent`, the median over pairs, and `low` and `high`, its 95 % interval (bootstrap over pairs).
     """
     ratios = [own / peer for own, peer in pairs]
     generator = random.Random(0)

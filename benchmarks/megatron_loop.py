@@ -1,8 +1,7 @@
-"""Megatron's own loop without this project's dataset, forward step, seams and logs: what a training benchmark compares
-with.
+"""Megatron's own loop, without this project's dataset, forward step, wrappers and logs, for benchmarks to compare with.
 
-The same flags, `pretrain`, the stock `GPTDataset` over the same mix, and the shortest forward step that masks documents
-as the flags say. As a program it is one rank: `python -m benchmarks.megatron_loop JOB.json`, started by torchrun.
+It has the same flags, `pretrain`, the stock `GPTDataset` over the same mix, and the shortest forward step that masks
+documents as the flags say. Run as `python -m benchmarks.megatron_loop JOB.json` by torchrun, it is one rank.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ __all__ = ["Course", "timed", "train_megatron", "train_ours"]
 
 @dataclass
 class Course:
-    """What the steps of a run left behind; `losses` only on ranks of the last pipeline stage."""
+    """Records of a run's steps; only ranks of the last pipeline stage have `losses`."""
 
     starts: list[float] = field(default_factory=list)
-    """Time at the start of each step in s."""
+    """Time at the start of each step, in s."""
     processor: list[float] = field(default_factory=list)
-    """Processor time of the rank, all its threads, at the start of each step in s."""
+    """Processor time of the rank's threads at the start of each step, in s."""
     losses: list[float] = field(default_factory=list)
-    """Loss of each step in nats a token."""
+    """Loss of each step, in nats per token."""
     memory_gib: float = 0.0
-    """Largest memory of the rank's tensors in GiB."""
+    """Peak memory of the rank's tensors, in GiB."""
 
     def seconds_per_step(self, warm: int) -> float:
-        """Median time between the starts of steps, without the first `warm`."""
+        """Median time between the starts of steps, leaving out the first `warm`."""
         return _median_gap(self.starts[warm:])
 
     def processor_seconds_per_step(self, warm: int) -> float:
-        """The same in processor time, which other programs on the machine hardly change."""
+        """The same in processor time, which other programs on the machine barely affect."""
         return _median_gap(self.processor[warm:])
 
 
@@ -49,7 +48,7 @@ def _median_gap(times: Sequence[float]) -> float:
 
 
 def timed() -> Course:
-    """Wraps Megatron's step so that the returned course fills as training goes."""
+    """Wraps Megatron's step so that the returned course fills during training."""
     import torch
     from megatron.training import training
 

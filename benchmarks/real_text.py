@@ -1,9 +1,9 @@
-"""Real text in some 45 languages from Debian packages, as jsonl, for benchmarks: help, manuals and manual pages.
+"""Real text for benchmarks, as jsonl: help, manuals and manual pages in some 45 languages from Debian packages.
 
     python -m benchmarks.real_text FOLDER [--megabytes 300]
 
-needs `apt-get` and the distribution's package registry; it installs nothing, needs no root, and fetches package lists of
-its own below FOLDER.
+Needs `apt-get` and the distribution's package registry, but no root: it installs nothing and keeps its package lists
+below FOLDER.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MANUALS = ("usr/share/doc/debian-handbook/html", "usr/share/doc/installation-gu
 
 
 def fetch(folder: Path) -> Path:
-    """Downloads and unpacks the packages below `folder` and returns the folder with their files."""
+    """Downloads and unpacks the packages below `folder`; returns the folder of their files."""
     unpacked = folder / "unpacked"
     if unpacked.is_dir():
         return unpacked
@@ -49,7 +49,7 @@ def fetch(folder: Path) -> Path:
 
 
 def own_lists(folder: Path, languages: str = "none") -> list[str]:
-    """Options that make apt keep its lists below `folder`: a fresh machine has none, and a user may not fetch them."""
+    """Options that make apt keep its lists below `folder`: only root may fetch the system's, if it has any."""
     for name in ("lists/partial", "cache/archives/partial"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     settings = {
@@ -62,7 +62,7 @@ def own_lists(folder: Path, languages: str = "none") -> list[str]:
 
 
 def _page_text(content: str) -> str:
-    """Text of a page, a line a block."""
+    """Text of a page, one block per line."""
     content = re.sub(r"<(script|style|head|nav)\b.*?</\1>", " ", content, flags=re.S | re.I)
     content = re.sub(r"</?(p|div|li|tr|h[1-6]|br|title|item)\b[^>]*>", "\n", content, flags=re.I)
     text = html.unescape(re.sub(r"<[^>]*>", "", content))
@@ -80,7 +80,7 @@ def _manual_text(content: str) -> str:
 
 
 def documents(unpacked: Path) -> Iterator[tuple[str, str, str]]:
-    """(language, id, text) of every page and manual page, sorted by file name."""
+    """Language, id and text of every help page and manual page, sorted by file name."""
     help_folder = unpacked / "usr/share/libreoffice/help"
     for path in sorted(help_folder.rglob("*.html")):
         language = path.relative_to(help_folder).parts[0]
@@ -112,10 +112,10 @@ def documents(unpacked: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def write_jsonl(unpacked: Path, target: Path, megabytes: int) -> int:
-    """Writes documents, sixteen of each language in turn, until `megabytes` MB of text are reached or all is written.
+    """Writes documents, sixteen of each language in turn, until `megabytes` MB of text are written.
 
     Returns:
-        Number of languages; variants of one (`pt`, `pt-BR`) count once.
+        Number of languages; variants (`pt`, `pt-BR`) count once.
 
     Raises:
         ValueError: the packages hold less text.
@@ -136,7 +136,9 @@ def write_jsonl(unpacked: Path, target: Path, megabytes: int) -> int:
             turn += 1
             left = [language for language in left if turn * 16 < len(by_language[language])]
         if written < megabytes * 1_000_000:
-            raise ValueError(f"the packages hold {written / 1e6:.0f} MB of text, {megabytes} were asked for")
+            raise ValueError(
+                f"the packages hold {written / 1e6:.0f} MB of text, but {megabytes} MB were asked for"
+            )
     return len({re.split("[-_@]", language)[0] for language in by_language})
 
 

@@ -1,5 +1,5 @@
-"""A token store of any size without its tokens: real document tables and manifests, and `.bin` files that are holes (of
-the right size, every token 0, next to nothing on disk)."""
+"""A token store of any size without its tokens: real document tables and manifests, and sparse `.bin` files of the
+right size, whose tokens are all 0 and which take next to nothing on disk."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def make_component(
     Args:
         folder: the store.
         name: the component.
-        languages: its languages or pairs; their sizes spread evenly over five orders of magnitude.
+        languages: its languages or pairs, whose sizes spread evenly over five orders of magnitude.
         documents: of all languages together, about.
-        tokens: mean length of a document.
+        tokens: mean length of the documents.
         seed: of sizes and lengths.
     """
     target = folder / name
@@ -92,7 +92,7 @@ def make_component(
 
 
 def make_holes(path: Path, size: int) -> None:
-    """Makes a file of `size` bytes that are all 0 and take no disk."""
+    """Makes a sparse file of `size` zero bytes, which takes no disk."""
     with path.open("wb") as handle:
         handle.truncate(size)
 

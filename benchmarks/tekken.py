@@ -11,13 +11,14 @@ from typing import Any
 import orjson
 
 from emma.base.errors import UserError
+from emma.base.extras import install_command
 from emma.base.files import write_json
 
 __all__ = ["byte_level_characters", "tekken_tokenizer", "write_tekken"]
 
 
 def byte_level_characters() -> list[str]:
-    """The printable character that stands for each byte value in byte-level BPE vocabularies (GPT-2's table)."""
+    """The printable character for each byte value in byte-level BPE vocabularies (GPT-2's table)."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -31,10 +32,10 @@ def byte_level_characters() -> list[str]:
 
 
 def _merges(tokens: list[bytes]) -> list[tuple[bytes, bytes]]:
-    """Every split of every token into two tokens, by the rank of the token and of its halves.
+    """Every split of every token into two tokens, ordered by the ranks of the token and of its halves.
 
-    A rank vocabulary doesn't say which merges made it. One merge a token is not enough: some tokens would become
-    unreachable; all splits whose halves are tokens, in this order, give the same ids as merging by rank.
+    A rank vocabulary doesn't record which merges made it. With one merge per token some tokens would be unreachable;
+    all splits whose halves are tokens, in this order, give the same ids as merging by rank.
     """
     ranks = {token: rank for rank, token in enumerate(tokens)}
     merges = []
@@ -51,14 +52,14 @@ def _merges(tokens: list[bytes]) -> list[tuple[bytes, bytes]]:
 
 
 def tekken_tokenizer() -> dict[str, Any]:
-    """Content of a tokenizer.json: `<s>` is id 1, `</s>` id 2; control tokens are ids 0 to 999.
+    """Content of a tokenizer.json: `<s>` is id 1, `</s>` is id 2, and ids 0 to 999 are control tokens.
 
     Raises:
         UserError: `mistral-common` is not installed.
     """
     if importlib.util.find_spec("mistral_common") is None:
         raise UserError(
-            "mistral-common, whose vocabulary the benchmark uses, is missing: pip install mistral-common"
+            f"mistral-common has the vocabulary and is not installed. Fix: {install_command('mistral_common')}"
         )
     source = resources.files("mistral_common") / "data" / "tekken_240911.json"
     tekken = orjson.loads(source.read_bytes())
@@ -122,7 +123,7 @@ def tekken_tokenizer() -> dict[str, Any]:
 
 
 def write_tekken(folder: Path) -> Path:
-    """Writes `folder/tokenizer.json`, if it isn't there yet, and returns the folder."""
+    """Writes `folder/tokenizer.json` unless it exists; returns the folder."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         write_json(path, tekken_tokenizer())

@@ -1,11 +1,11 @@
-"""Overhead of this project's dataset, forward step, metrics and seams over Megatron's own loop, on the CPU.
+"""Overhead of this project's dataset, forward step, metrics and wrappers over Megatron's own loop, on the CPU.
 
     python -m benchmarks.train_cpu [--pairs 8] [--steps 30]
 
-Both sides train the same model on the same documents in one forked rank each, in turn: ours is the trainer as `emma
-train` starts it; Megatron's is `pretrain` with the flags of the recipe and nothing of ours (benchmarks/megatron_loop.py).
-Each pair gives the ratio of their times a step (from the third step on, saving and validation off); the interval is a
-bootstrap over pairs. The same in processor time tells what of it is work, on a machine that does other things too. The last
+Both sides train the same model on the same documents, in turn, in one forked rank each. Ours is the trainer as `emma
+train` starts it; Megatron's is `pretrain` with the recipe's flags and nothing of ours (benchmarks/megatron_loop.py).
+Each pair gives the ratio of their times per step (from the third step on, without saving and validation); the interval
+is a bootstrap over pairs. The ratio of processor times shows how much of it is work, also on a busy machine. The last
 line is JSON.
 """
 
@@ -32,7 +32,7 @@ LENGTH, BATCH, WARM = 256, 4, 2
 
 
 def measure_pair(recipe: Recipe, folder: Path, pair: int, eos: int) -> tuple[Course, Course]:
-    """A run of ours and one of Megatron's, in an order that alternates with the pair."""
+    """One run of ours and one of Megatron's; the order alternates from pair to pair."""
     environment = rank_environment(recipe)
     run = RunFolder(recipe.run_folder)
     flags = megatron_arguments(recipe, LoadPlan("scratch"), eos, folder / f"peer-{pair}", None)
@@ -55,12 +55,12 @@ def measure_pair(recipe: Recipe, folder: Path, pair: int, eos: int) -> tuple[Cou
 
 
 def main() -> None:
-    """Measures, prints a line a pair and one JSON object last."""
+    """Measures; prints one line per pair and a JSON object last."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pairs", type=int, default=8, help="interleaved pairs of runs (default 8)")
-    parser.add_argument("--steps", type=int, default=30, help="steps a run (default 30)")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs of runs (default 8)")
+    parser.add_argument("--steps", type=int, default=30, help="steps per run (default 30)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -86,7 +86,7 @@ def main() -> None:
             pairs.append((own, peer))
             processor.append((own_cpu, peer_cpu))
             print(
-                f"pair {number + 1}: ours {own * 1e3:.1f} ms a step, Megatron's {peer * 1e3:.1f} ms, ratio {own / peer:.4f}; "
+                f"pair {number + 1}: ours {own * 1e3:.1f} ms per step, Megatron's {peer * 1e3:.1f} ms, ratio {own / peer:.4f}; "
                 f"processor time {own_cpu * 1e3:.1f} and {peer_cpu * 1e3:.1f} ms, ratio {own_cpu / peer_cpu:.4f}",
                 flush=True,
             )

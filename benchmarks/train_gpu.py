@@ -20,11 +20,10 @@ import argparse
 import csv
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +31,12 @@ from typing import Any
 import orjson
 from ruamel.yaml import YAML
 
+from benchmarks.gpus import Gpus, find_gpus
 from benchmarks.measure import overhead
 from benchmarks.megatron_loop import Course
+from benchmarks.precision_results import loss_table, result_of, result_table
 from emma.base.errors import CheckFailedError, RecipeError, UserError
-from emma.base.extras import install_command
 from emma.base.files import read_json, write_json
-from emma.recipes.devices import device_names
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
 from emma.tools.plan.memory import estimate_memory, memory_limit
@@ -47,7 +46,7 @@ from emma.tools.runs.run_folder import RunFolder
 from emma.tools.training.arguments import megatron_arguments
 from emma.tools.training.launch import launch_command, rank_environment, train_here
 
-__all__ = ["Bench", "Result", "layers_that_fit", "loss_table", "main", "result_of", "result_table", "run_all"]
+__all__ = ["Bench", "layers_that_fit", "main", "run_all"]
 
 PRECISIONS = ("bf16", "fp8_tensorwise", "fp8_delayed", "fp8_blockwise")
 BASELINE = "bf16"
@@ -80,19 +79,6 @@ class Bench:
         )
 
 
-@dataclass(frozen=True)
-class Result:
-    """One precision; rates are a GPU's."""
-
-    precision: str
-    layers: int
-    tokens_per_second: float
-    tflops_causal: float
-    mfu: float | None
-    memory_gib: float
-    loss_difference: float
-
-
 def layers_that_fit(recipe: Callable[[str, int], Recipe], precisions: Sequence[str], most: int) -> int:
     """Largest number of layers that the plan's memory fits for every precision.
 
@@ -116,62 +102,6 @@ def layers_that_fit(recipe: Callable[[str, int], Recipe], precisions: Sequence[s
             continue
         return layers
     raise UserError(f"no number of layers can be measured: {reason}")
-
-
-def result_of(
-    recipe: Recipe, rows: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], warm: int
-) -> Result:
-    """Result of a run from the lines of its `metrics.jsonl`.
-
-    Args:
-        recipe: the run.
-        rows: its logged steps.
-        baseline: those of the BF16 run.
-        warm: first steps that are not timed.
-    """
-    timed = rows[warm:]
-    last = len(rows) - max(1, len(rows) // 4)
-    mfu = [row["mfu"] for row in timed if row["mfu"] is not None]
-    return Result(
-        precision=recipe.precision.name,
-        layers=recipe.model.layers,
-        tokens_per_second=statistics.median(row["tokens_per_second_per_gpu"] for row in timed),
-        tflops_causal=statistics.median(row["tflops_per_gpu_causal"] for row in timed),
-        mfu=statistics.median(mfu) if mfu else None,
-        memory_gib=max(row["memory_gib"] for row in rows),
-        loss_difference=_mean_loss(rows[last:]) - _mean_loss(baseline[last:]),
-    )
-
-
-def _mean_loss(rows: Sequence[Mapping[str, Any]]) -> float:
-    return statistics.fmean(row["loss"] for row in rows)
-
-
-def result_table(results: Sequence[Result]) -> str:
-    """Markdown table, with each speed relative to the first result's."""
-    lines = [
-        "| precision | layers | tokens/s/GPU | speed-up | TFLOP/s (causal) | MFU | memory, GiB | loss − BF16's |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for result in results:
-        mfu = "–" if result.mfu is None else f"{result.mfu:.1%}"
-        lines.append(
-            f"| {result.precision} | {result.layers} | {result.tokens_per_second:,.0f} "
-            f"| {result.tokens_per_second / results[0].tokens_per_second:.2f} | {result.tflops_causal:.1f} | {mfu} "
-            f"| {result.memory_gib:.1f} | {result.loss_difference:+.4f} |"
-        )
-    return "\n".join(lines)
-
-
-def loss_table(losses: Mapping[str, Sequence[float]], points: int = 10) -> str:
-    """Markdown table of loss over steps: means over as many equal stretches as points."""
-    names, steps = list(losses), len(next(iter(losses.values())))
-    lines = [f"| steps | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for point in range(min(points, steps)):
-        begin, end = point * steps // min(points, steps), (point + 1) * steps // min(points, steps)
-        means = " | ".join(f"{statistics.fmean(losses[name][begin:end]):.4f}" for name in names)
-        lines.append(f"| {begin + 1}–{end} | {means} |")
-    return "\n".join(lines)
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
@@ -261,49 +191,6 @@ def run_fitting(bench: Bench, precisions: Sequence[str], layers: int, warm: int)
 
 
 # --- the machine and the data ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Gpus:
-    """GPUs of this machine, of one kind."""
-
-    device: str
-    count: int
-    memory_gib: float | None
-
-
-def find_gpus() -> Gpus:
-    """This machine's GPUs.
-
-    Raises:
-        UserError: none, or none that `recipes/devices.yaml` knows, or no Transformer Engine.
-    """
-    from importlib.util import find_spec
-
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UserError(
-            "no GPU: this benchmark measures training on NVIDIA GPUs, and torch sees none (`emma doctor` tells more). "
-            "Fix: run it on a machine with one, or add --dry-run to see what would run"
-        )
-    if find_spec("transformer_engine") is None:
-        raise UserError(f"transformer_engine is not installed. Fix: {install_command('transformer_engine')}")
-    name, memory = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory / 2**30
-    return Gpus(device_of(name), torch.cuda.device_count(), memory)
-
-
-def device_of(name: str) -> str:
-    """Name in `recipes/devices.yaml` of a GPU as CUDA names it, e.g. `NVIDIA H100 80GB HBM3` → `h100`.
-
-    Raises:
-        UserError: the table has no such device.
-    """
-    # The longest first: a GH200 is no H200.
-    for known in sorted(device_names(), key=len, reverse=True):
-        if known in name.lower().replace(" ", "_").split("_") or known in name.lower():
-            return known
-    raise UserError(f"{name}: not in recipes/devices.yaml, so no peak to compare with; add it there")
 
 
 def write_run(folder: Path, options: argparse.Namespace, gpus: Gpus) -> Bench:

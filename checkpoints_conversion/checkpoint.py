@@ -1,7 +1,7 @@
-"""Which checkpoint folder is meant, whether it is whole, and what model it holds. Needs no torch.
+"""Finds a checkpoint folder, checks that it is complete, and tells what model it holds. Needs no torch.
 
-An imported checkpoint describes itself in `model.yaml` beside its tensors; a checkpoint of a run is described by the
-run's `recipe.yaml`, two levels up.
+An imported checkpoint describes itself in `model.yaml` beside its tensors; a run's checkpoint is described by
+the run's `recipe.yaml`, two levels up.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class Checkpoint:
     """A complete checkpoint on disk.
 
     Attributes:
-        folder: holds the `.distcp` files, or the `mp_rank_…` folders of the format `torch`.
-        step: optimizer step; 0 for an imported one.
-        shape: the model; a `Model` for the checkpoint of a run.
-        tokenizer: folder with the tokenizer's files; None if the checkpoint knows of none.
-        huggingface: name of the base model on the Hub, if known.
+        folder: holds the `.distcp` files, or the `mp_rank_…` folders of the `torch` format.
+        step: optimizer step; 0 for an imported checkpoint.
+        shape: the model; a `Model` for a run's checkpoint.
+        tokenizer: folder with the tokenizer's files; None if unknown.
+        huggingface: the base model's name on the Hub, if known.
         recipe_sha256: fingerprint of the run's recipe; empty for an imported checkpoint.
-        description: the file that said all this.
-        base_tokens: special tokens that the base model came with; None for the checkpoint of a run.
+        description: the file that all this comes from.
+        base_tokens: special tokens of the imported base model; None for a run's checkpoint.
     """
 
     folder: Path
@@ -77,7 +77,7 @@ class Checkpoint:
         """Special tokens of the released model.
 
         Raises:
-            UserError: the recipe's tokenizer is missing, another one, or lacks these tokens.
+            UserError: the recipe's tokenizer is missing, is a different one, or lacks these tokens.
         """
         if self.base_tokens is not None:
             return self.base_tokens
@@ -87,7 +87,7 @@ class Checkpoint:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a run's, a folder of Megatron checkpoints, or one such checkpoint."""
+    """Whether a folder is a run folder, a folder of Megatron checkpoints, or a single such checkpoint."""
     return (
         (folder / ".metadata").is_file()
         or any(folder.glob("mp_rank_*"))
@@ -112,7 +112,7 @@ def _step_folder(source: Path, step: int | None) -> tuple[Path, int]:
     if step is not None and step in complete:
         return checkpoint_folder(root, step), step
     if step is not None:
-        reason = broken.get(step, f"it is not there; complete are {_listed(complete)}")
+        reason = broken.get(step, f"it does not exist; complete steps: {_listed(complete)}")
         raise UserError(f"step {step} of {root} cannot be used: {reason}")
     if not complete:
         faults = "; ".join(f"step {number}: {why}" for number, why in broken.items())
@@ -121,10 +121,10 @@ def _step_folder(source: Path, step: int | None) -> tuple[Path, int]:
 
 
 def _complete(root: Path) -> tuple[list[int], dict[int, str]]:
-    """Complete steps, and why others are not.
+    """Complete steps, and why the others are not.
 
-    Stock Megatron leaves no completion marks. Where no checkpoint of a folder has one, the step that Megatron's tracker
-    file names counts as complete: it is written when all ranks have saved.
+    Stock Megatron leaves no completion marks. If no checkpoint in the folder has one, the step in Megatron's
+    tracker file counts as complete: Megatron writes that file once all ranks have saved.
     """
     complete, broken = complete_steps(root), incomplete_steps(root)
     step = tracked_step(root)
@@ -138,15 +138,16 @@ def _listed(steps: Sequence[int]) -> str:
 
 
 def find_checkpoint(source: Path, step: int | None = None, *, tokenizer: Path | None = None) -> Checkpoint:
-    """Finds a checkpoint and what it holds.
+    """Finds a checkpoint and determines what it holds.
 
     Args:
-        source: a run folder, a folder of checkpoints, or one checkpoint folder `iter_NNNNNNN`.
-        step: which; default the latest complete one.
-        tokenizer: folder with tokenizer files, instead of the one that the checkpoint's description names.
+        source: a run folder, a folder of checkpoints, or a single checkpoint folder `iter_NNNNNNN`.
+        step: step to use; by default, the latest complete one.
+        tokenizer: folder with tokenizer files, instead of the one named in the checkpoint's description.
 
     Raises:
-        UserError: there is none, the step is incomplete (with what is missing), or nothing describes its model.
+        UserError: there is none, the step is incomplete (the message says what is missing), or nothing
+            describes its model.
     """
     folder, number = _step_folder(source, step)
     sidecar, recipe = folder / SIDECAR_NAME, folder.absolute().parent.parent / "recipe.yaml"
@@ -155,19 +156,19 @@ def find_checkpoint(source: Path, step: int | None = None, *, tokenizer: Path | 
     if recipe.is_file():
         return _from_recipe(folder, number, recipe, tokenizer)
     raise UserError(
-        f"{folder}: neither {SIDECAR_NAME} in it nor {recipe}; without one of them the shape of the model is unknown. "
+        f"{folder}: neither {SIDECAR_NAME} in it nor {recipe}; without either, the model's shape is unknown. "
         "Put the run's resolved recipe there (`emma recipe show RUN`)"
     )
 
 
 def check_start(recipe: Recipe) -> None:
-    """Refuses a checkpoint to start from that is missing, incomplete, or of another model than the recipe's.
+    """Refuses a starting checkpoint that is missing, incomplete, or of a different model than the recipe's.
 
-    A checkpoint that nothing describes (Megatron's own, of another project) is left to Megatron, which compares the
-    tensors' shapes as it loads them.
+    Megatron itself checks a checkpoint without a description (from stock Megatron or another project): it
+    compares the tensors' shapes as it loads them.
 
     Raises:
-        UserError: with what is wrong and what to do.
+        UserError: says what is wrong and how to fix it.
     """
     if recipe.start.checkpoint is None:
         return
@@ -193,14 +194,16 @@ def _from_sidecar(folder: Path, step: int, sidecar: Path, tokenizer: Path | None
             base_tokens=TokenIds.from_dict(values["tokens"]),
         )
     except (KeyError, ValidationError) as error:
-        raise UserError(f"{sidecar}: not as the import wrote it ({error}); import the model again") from None
+        raise UserError(
+            f"{sidecar}: not a file that the import wrote ({error}); import the model again"
+        ) from None
 
 
 def _from_recipe(folder: Path, step: int, recipe: Path, tokenizer: Path | None) -> Checkpoint:
     try:
         model = Model.model_validate(read_yaml(recipe).values["model"])
     except (KeyError, ValidationError) as error:
-        raise UserError(f"{recipe}: its section `model` cannot be read ({error})") from None
+        raise UserError(f"{recipe}: cannot read its section `model` ({error})") from None
     with recipe.open(encoding="utf-8") as handle:
         fingerprint = _SHA256.match(handle.readline())
     return Checkpoint(
@@ -230,9 +233,9 @@ def write_sidecar(
         folder: the checkpoint folder.
         shape: the model.
         tokens: special tokens of the base model.
-        huggingface: its name on the Hub, if known.
-        source: folder that it was imported from.
-        files: the files read there, with their hashes.
+        huggingface: the base model's name on the Hub, if known.
+        source: folder that the model was imported from.
+        files: the files read from it, with their hashes.
     """
     values: dict[str, Any] = {
         "shape": shape.model_dump(include=set(Shape.model_fields)),
@@ -248,6 +251,6 @@ def write_sidecar(
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     with atomic_write(folder / SIDECAR_NAME, "w") as handle:
         handle.write(
-            "# The model in this checkpoint, for conversion back. Written by the import; the hashes are SHA-256.\n"
+            "# The model in this checkpoint, for converting it back. Written by the import; the hashes are SHA-256.\n"
         )
         yaml.dump(values, handle)

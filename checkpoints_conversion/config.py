@@ -1,4 +1,4 @@
-"""Hugging Face's `config.json` ⇄ the recipe's shape of a model. Needs no torch."""
+"""Hugging Face's `config.json` ⇄ a recipe's model shape. Needs no torch."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ __all__ = [
     "token_ids_from_hf",
 ]
 
-# Fields that the weights or their meaning depend on; the others (context length, initialisation, padding) may differ
-# between a base model and the recipe that trains it on.
+# Fields that affect the weights or their meaning; the others (context length, initialisation, padding) may
+# differ between a base model and the recipe that continues its training.
 _SAME = (
     "layers",
     "hidden_size",
@@ -47,9 +47,9 @@ class TokenIds:
     """Special tokens of a released model.
 
     Args:
-        begin: token that generation starts from; None if the model knows none.
+        begin: token that generation starts from; None if the model has none.
         end: tokens that end generation.
-        pad: padding token; None if the model knows none.
+        pad: padding token; None if the model has none.
     """
 
     begin: int | None = None
@@ -58,7 +58,7 @@ class TokenIds:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> TokenIds:
-        """Reads `begin`, `end` (a list) and `pad`."""
+        """Reads `begin`, `end` (a list), and `pad`."""
         return cls(value["begin"], tuple(value["end"]), value["pad"])
 
     def as_dict(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _refuse_others(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuses what Megatron's Llama cannot express, one clear message a case."""
+    """Refuses what Megatron's Llama cannot express, with one specific message per case."""
 
     def refuse(key: str, why: str) -> None:
         raise UserError(f"{path}: `{key}` is {config.get(key)!r}: {why}")
@@ -85,7 +85,9 @@ def _refuse_others(path: Path, config: Mapping[str, Any]) -> None:
     if config.get("architectures") not in (None, [], ["LlamaForCausalLM"]):
         refuse("architectures", "only LlamaForCausalLM can be converted")
     if config.get("quantization_config"):
-        refuse("quantization_config", "dequantise the model first, quantised weights cannot be trained on")
+        refuse(
+            "quantization_config", "dequantise the model first; quantised weights cannot be trained further"
+        )
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
             refuse(key, "the project trains Llamas without biases; such a model would lose them")
@@ -100,12 +102,12 @@ def _rope(path: Path, config: Mapping[str, Any]) -> tuple[float, RopeScaling | N
     kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope.pop("type", None)
     if rope.pop("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) not in (None, 1, 1.0):
-        raise UserError(f"{path}: `partial_rotary_factor` is not 1: Llama turns all channels of a head")
+        raise UserError(f"{path}: `partial_rotary_factor` is not 1: Llama rotates all channels of a head")
     if kind == "default":
         return float(theta), None
     if kind != "llama3":
         raise UserError(
-            f"{path}: rope type {kind!r} is not known; models without scaling and with `llama3` can be converted"
+            f"{path}: unknown rope type {kind!r}; only models with `llama3` scaling or none can be converted"
         )
     if lost := [key for key in _SCALING_KEYS if key not in rope]:
         raise UserError(f"{path}: rope scaling `llama3` lacks {', '.join(lost)}; copy the file again")
@@ -117,7 +119,7 @@ def model_from_hf(folder: Path, *, vocab_padding: int = 128) -> Shape:
 
     Args:
         folder: holds `config.json`.
-        vocab_padding: padding multiple of the shape, of which `config.json` knows nothing.
+        vocab_padding: padding multiple of the shape, which `config.json` does not contain.
 
     Raises:
         UserError: no `config.json`, a model that is not a plain Llama, or values that contradict each other.
@@ -127,7 +129,7 @@ def model_from_hf(folder: Path, *, vocab_padding: int = 128) -> Shape:
     if lost := [key for key in _REQUIRED if key not in config]:
         raise UserError(f"{path}: `{lost[0]}` is missing; copy the file again")
     theta, scaling = _rope(path, config)
-    # Defaults are those of transformers' LlamaConfig, which leaves out what equals them.
+    # These are the defaults of transformers' LlamaConfig, which omits fields equal to its defaults.
     try:
         return Shape(
             layers=config["num_hidden_layers"],
@@ -154,7 +156,7 @@ def model_from_hf(folder: Path, *, vocab_padding: int = 128) -> Shape:
 
 
 def token_ids_from_hf(folder: Path) -> TokenIds:
-    """Special tokens from `generation_config.json`, or from `config.json` where that has none."""
+    """Special tokens from `generation_config.json`, or from `config.json` if it has none."""
     _, config = _read(folder)
     generation = (
         read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
@@ -174,12 +176,12 @@ def hf_config(shape: Shape, *, dtype: str, tokens: TokenIds) -> dict[str, Any]:
 
     Args:
         shape: the model.
-        dtype: type of the weights, as torch calls it (`bfloat16`).
+        dtype: type of the weights, in torch's spelling (`bfloat16`).
         tokens: special tokens.
 
     Returns:
-        A configuration that transformers 4 and 5, vLLM and llama.cpp read: RoPE stands in `rope_theta` and
-        `rope_scaling`, which the newer `rope_parameters` is derived from.
+        A configuration that transformers 4 and 5, vLLM, and llama.cpp read: RoPE is given as `rope_theta` and
+        `rope_scaling`, from which the newer `rope_parameters` is derived.
     """
     scaling = shape.rope_scaling
     return {
@@ -212,22 +214,22 @@ def hf_config(shape: Shape, *, dtype: str, tokens: TokenIds) -> dict[str, Any]:
 
 
 def generation_config(tokens: TokenIds) -> dict[str, Any]:
-    """Content of `generation_config.json`: where generation begins and ends, greedy decoding otherwise."""
+    """Content of `generation_config.json`: begin and end tokens; otherwise greedy decoding."""
     values = {"bos_token_id": tokens.begin, "eos_token_id": _eos(tokens), "pad_token_id": tokens.pad}
     return {key: value for key, value in values.items() if value is not None}
 
 
 def shape_differences(one: Shape, other: Shape) -> list[str]:
-    """Fields that change the network's function and differ, as `name: one != other`."""
+    """Differing fields that change the network's function, as `name: one != other`."""
     pairs = ((name, getattr(one, name), getattr(other, name)) for name in _SAME)
     return [f"{name}: {a} != {b}" for name, a, b in pairs if a != b]
 
 
 def check_same_shape(base: Shape, recipe: Shape, base_name: str, recipe_name: str) -> None:
-    """Refuses a base model that is not the recipe's.
+    """Refuses a base model that differs from the recipe's.
 
     Raises:
-        UserError: naming each field that differs.
+        UserError: names each field that differs.
     """
     if differences := shape_differences(base, recipe):
         raise UserError(

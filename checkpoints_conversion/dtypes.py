@@ -1,4 +1,4 @@
-"""The number formats that weights may have, under the names of recipes, of safetensors files and of torch."""
+"""The number formats of weights, as named in recipes, in safetensors files, and in torch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ SAFETENSORS_NAMES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.
 
 
 def parse_dtype(name: str) -> torch.dtype:
-    """`fp32`, `bf16` or `fp16` → torch's type.
+    """`fp32`, `bf16`, or `fp16` → torch's type.
 
     Raises:
         UserError: another name.
     """
     if name not in DTYPES:
-        raise UserError(f"dtype {name!r} is not known; use one of {', '.join(DTYPES)}")
+        raise UserError(f"unknown dtype {name!r}; use one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`torch.bfloat16` → `bfloat16`, as configuration files write it."""
+    """`torch.bfloat16` → `bfloat16`, as in configuration files."""
     return str(dtype).removeprefix("torch.")

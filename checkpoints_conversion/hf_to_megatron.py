@@ -1,4 +1,4 @@
-"""Hugging Face → Megatron: each parameter is written as its slice of a global tensor, straight from the mapped file."""
+"""Hugging Face → Megatron: writes each parameter as its slice of a global tensor, from the mapped file."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from emma.tools.runs.checkpoints import TRACKER, checkpoint_folder, mark_complet
 
 __all__ = ["convert", "plan"]
 
-_VOCABULARY_BLOCK = 256 << 20  # bytes of a block of the embedding, its largest tensor by far
+_VOCABULARY_BLOCK = 256 << 20  # bytes per block of the embedding, by far the largest tensor
 
-# Modules of a layer that keep an `_extra_state`, in Megatron's local and in its Transformer Engine implementation.
+# Modules of a layer with an `_extra_state`, in Megatron's local and Transformer Engine implementations.
 _LAYER_EXTRA_STATES = (
     "self_attention.linear_qkv",
     "self_attention.linear_proj",
@@ -49,7 +49,7 @@ def _shape_to_write(base: Shape, model: Shape | None, source: Path) -> Shape:
         return base
     name = model.name if isinstance(model, Model) else "the given shape"
     check_same_shape(base, model, str(source), name)
-    # What the network computes is the same; padding and context length are as the recipe has them.
+    # The network's function is the same; padding and context length come from the recipe.
     return Shape.model_validate(model.model_dump(include=set(Shape.model_fields)))
 
 
@@ -66,7 +66,7 @@ def _dtype(weights: HuggingFaceWeights, chunk: Chunk, cast: torch.dtype | None) 
 
 
 def _blocks(weights: HuggingFaceWeights, shape: Shape, cast: torch.dtype | None) -> list[Block]:
-    """The blocks of the checkpoint, in the order of the network."""
+    """The checkpoint's blocks, in network order."""
     sizes = global_sizes(shape)
     dtypes: dict[str, torch.dtype] = {}
     result = []
@@ -74,7 +74,7 @@ def _blocks(weights: HuggingFaceWeights, shape: Shape, cast: torch.dtype | None)
         dtype = _dtype(weights, chunk, cast) or dtypes[chunk.key]
         if dtypes.setdefault(chunk.key, dtype) != dtype:
             raise UserError(
-                f"{weights.folder}: {chunk.names[0]} is {dtype_name(dtype)}, in other layers it is "
+                f"{weights.folder}: {chunk.names[0]} is {dtype_name(dtype)}, but in other layers it is "
                 f"{dtype_name(dtypes[chunk.key])}; Megatron stores them as one tensor: choose a type with --dtype"
             )
         for piece, first in _pieces(chunk, dtype):
@@ -84,7 +84,7 @@ def _blocks(weights: HuggingFaceWeights, shape: Shape, cast: torch.dtype | None)
 
 
 def _pieces(chunk: Chunk, dtype: torch.dtype) -> Iterator[tuple[Chunk, int]]:
-    """Cuts a block of the vocabulary into smaller ones; yields them with their first row within the block."""
+    """Cuts a block of the vocabulary into smaller ones; yields each with its first row within the block."""
     if chunk.key not in (EMBEDDING, OUTPUT):
         yield chunk, 0
         return
@@ -147,7 +147,7 @@ def _architecture(shape: Shape) -> Namespace:
 
 
 def _objects(shape: Shape) -> dict[str, Any]:
-    """What the loader wants besides tensors, under the unique keys of Megatron's sharded objects."""
+    """What the loader needs besides tensors, by the unique keys of Megatron's sharded objects."""
     common = {
         "args": _architecture(shape),
         "checkpoint_version": 3.0,
@@ -155,7 +155,7 @@ def _objects(shape: Shape) -> dict[str, Any]:
         "num_floating_point_operations_so_far": 0.0,
         "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
     }
-    # Nothing in FP8 has happened yet, so every extra state is empty; both implementations take None for that.
+    # No FP8 history exists yet, so every extra state is empty; both implementations accept None for that.
     extra = {
         f"decoder.layers.{module}._extra_state/shard_{layer}_{shape.layers}": None
         for layer in range(shape.layers)
@@ -165,10 +165,11 @@ def _objects(shape: Shape) -> dict[str, Any]:
 
 
 def plan(source: Path, *, model: Shape | None = None, dtype: str | None = None) -> dict[str, Any]:
-    """What `convert` would do, after all checks that need no reading of weights.
+    """What `convert` would do, after all checks that don't read weights.
 
     Returns:
-        `shape`, `dtype` (of the embedding), `tensors` (global ones), `bytes` to write and `padding_rows`.
+        `shape`, `dtype` (of the embedding), `tensors` (number of global tensors), `bytes` to write, and
+        `padding_rows`.
     """
     weights = HuggingFaceWeights(source)
     shape = _shape_to_write(weights.shape, model, source)
@@ -195,21 +196,21 @@ def convert(
     """Imports a Hugging Face model as a Megatron checkpoint that every TP×PP layout can start from.
 
     Args:
-        source: folder with `config.json`, safetensors files and, if it has one, the tokenizer.
-        destination: folder to write: the tracker file, `iter_0000000/` and `manifest.json`.
-        model: the recipe's model (or a shape), which the base has to match; default what `config.json` says.
-        dtype: cast to `fp32`, `bf16` or `fp16`; default the type of each weight as it is.
+        source: folder with `config.json`, safetensors files and, if the model has one, the tokenizer.
+        destination: folder to write: the tracker file, `iter_0000000/`, and `manifest.json`.
+        model: the recipe's model (or a shape), which the base must match; by default, that of `config.json`.
+        dtype: cast to `fp32`, `bf16`, or `fp16`; by default, each weight keeps its type.
         overwrite: replace `destination`.
         threads: files written at once.
-        check: called with the weights and the folder before the folder gets its name; it returns what the manifest
-            says of it, may add files, and refuses the import by raising.
+        check: called with the weights and the folder before the folder gets its final name. Returns the text
+            that the manifest records, may add files, and raises to refuse the import.
 
     Returns:
         The manifest, as written.
 
     Raises:
-        UserError: wrong or damaged input, another shape than the recipe's, no space, or `destination` exists.
-            Nothing is left behind then.
+        UserError: wrong or damaged input, a shape other than the recipe's, too little disk space, or
+            `destination` exists. Leaves nothing behind.
     """
     weights = HuggingFaceWeights(source)
     shape = _shape_to_write(weights.shape, model, source)
@@ -257,7 +258,7 @@ def _read_files(source: Path, weights: HuggingFaceWeights) -> list[Path]:
 
 @contextmanager
 def _hashing(paths: list[Path], root: Path) -> Iterator[Future[list[FileRecord]]]:
-    """Hashes files on a thread; when the block is left early, no further file is begun."""
+    """Hashes files on a thread; if the block exits early, no further file is started."""
     stopped = threading.Event()
 
     def records() -> list[FileRecord]:
@@ -279,7 +280,7 @@ def _write_companions(
     records: list[FileRecord],
     inputs: list[FileRecord],
 ) -> None:
-    """Everything in the checkpoint folder beside the tensors; the completion mark comes last."""
+    """Writes everything in the checkpoint folder except the tensors; the completion mark comes last."""
     config = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     (folder / "metadata.json").write_text(json.dumps(config))
     hashes = {record.path: record.checksum.removeprefix("sha256:") for record in records}

@@ -1,4 +1,4 @@
-"""Files mapped into memory: tensors are views of the page cache, and their pages are let go when they are used up."""
+"""Memory-mapped files: tensors are views of the page cache, and their pages are released after use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["MappedFile"]
 class MappedFile:
     """A read-only file in memory.
 
-    It is unmapped when neither this object nor a tensor of it is referred to any more.
+    The mapping ends when neither this object nor any of its tensors is referenced.
 
     Args:
         path: file to map; it must not change while it is mapped.
@@ -30,19 +30,19 @@ class MappedFile:
         self.path = path
         try:
             with path.open("rb") as handle:
-                # A private copy-on-write mapping, since torch warns about buffers that cannot be written.
-                # Nothing writes, so that no page ever becomes anonymous memory.
+                # A private copy-on-write mapping, since torch warns about read-only buffers. Nothing writes
+                # to it, so no page becomes anonymous memory.
                 self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file") from None
         except ValueError:
-            raise UserError(f"{path}: the file is empty; write it anew") from None
+            raise UserError(f"{path}: the file is empty; write it again") from None
 
     def __len__(self) -> int:
         return len(self._map)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Returns a copy of `size` bytes at `offset`, fewer at the end of the file."""
+        """Returns a copy of `size` bytes at `offset`; fewer at the end of the file."""
         return self._map[offset : offset + size]
 
     def tensor(self, offset: int, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
@@ -57,13 +57,13 @@ class MappedFile:
         if count == 0:
             return torch.empty(tuple(shape), dtype=dtype)
         if offset % dtype.itemsize:
-            # A view needs aligned elements; writers align, so this copy is rare.
+            # A view needs aligned elements. Writers align them, so this copy is rare.
             raw = bytearray(self.read(offset, count * dtype.itemsize))
             return torch.frombuffer(raw, dtype=dtype).view(tuple(shape))
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).view(tuple(shape))
 
     def release(self, offset: int, size: int) -> None:
-        """Lets go of the pages that lie wholly within a range; a later access reads them again."""
+        """Releases the pages that lie entirely within a range; later accesses read them again."""
         start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (offset + size) // mmap.PAGESIZE * mmap.PAGESIZE
         if end > start:

@@ -1,4 +1,4 @@
-"""Megatron → Hugging Face: slices of the global tensors are written, block by block, as safetensors."""
+"""Megatron → Hugging Face: writes slices of the global tensors as safetensors, block by block."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DEFAULT_SHARD_BYTES = 5_000_000_000
 
 
 class _Export:
-    """What is read for an export, checked before anything is written."""
+    """The inputs of an export, checked before anything is written."""
 
     def __init__(
         self,
@@ -42,9 +42,9 @@ class _Export:
         tokenizer: Path | None,
     ) -> None:
         if average and step is not None:
-            raise UserError("--step and --average exclude each other: the average names its own steps")
+            raise UserError("--step and --average cannot be combined: --average names its own steps")
         if len(set(average)) != len(average) or len(average) == 1:
-            raise UserError(f"--average {','.join(map(str, average))}: give two or more steps, each once")
+            raise UserError(f"--average {','.join(map(str, average))}: give two or more distinct steps")
         steps: Sequence[int | None] = average or [step]
         self.checkpoints = [find_checkpoint(source, one, tokenizer=tokenizer) for one in steps]
         self.kind = weights
@@ -60,19 +60,19 @@ class _Export:
 
     @property
     def last(self) -> Checkpoint:
-        """The latest checkpoint: its description is that of the export."""
+        """The latest checkpoint; its description becomes the export's."""
         return max(self.checkpoints, key=lambda checkpoint: checkpoint.step)
 
     @property
     def dtype(self) -> str:
-        """Type of most of the weights, for `config.json`."""
+        """The most common type among the weights, for `config.json`."""
         weight: dict[torch.dtype, int] = {}
         for tensor in self.tensors:
             weight[tensor.dtype] = weight.get(tensor.dtype, 0) + tensor.size
         return dtype_name(max(weight, key=lambda dtype: weight[dtype]))
 
     def merged(self) -> Weights:
-        """The weights that are exported, as one."""
+        """The exported weights, as one object."""
         return self.sources[0] if len(self.sources) == 1 else AveragedWeights(self.sources)
 
     def _tensor(self, name: str, sizes: tuple[int, ...], cast: torch.dtype | None) -> OutgoingTensor:
@@ -90,8 +90,8 @@ class _Export:
 
 
 def _inputs(checkpoint: Checkpoint) -> list[FileRecord]:
-    """Records of what was read. The hashes of `.distcp` files are those that the checkpoint carries, if it does: most of
-    their bytes (and of the `.pt` files of the format `torch`) are optimizer state, which an export does not read."""
+    """Records of the files read. Hashes of `.distcp` files are taken from the checkpoint if it has them: most
+    of their bytes (and of the `torch` format's `.pt` files) are optimizer state, which exports don't read."""
     integrity = checkpoint.folder / "integrity.json"
     known = read_json(integrity)["files"] if integrity.is_file() else {}
     records = []
@@ -116,10 +116,11 @@ def plan(
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     tokenizer: Path | None = None,
 ) -> dict[str, Any]:
-    """What `convert` would write, after all checks that need no reading of weights.
+    """What `convert` would write, after all checks that don't read weights.
 
     Returns:
-        `checkpoints` (folders), `steps`, `dtype`, `parameters` (tensors), `bytes`, `tokens` and `tokenizer`.
+        `checkpoints` (folders), `steps`, `dtype`, `parameters` (number of tensors), `bytes`, `tokens`, and
+        `tokenizer`.
     """
     export = _Export(source, step, weights, average, dtype, tokenizer)
     last = export.last
@@ -152,25 +153,25 @@ def convert(
     """Exports a checkpoint as a Hugging Face folder.
 
     Args:
-        source: a run folder, a folder of checkpoints, or one checkpoint.
+        source: a run folder, a folder of checkpoints, or a single checkpoint.
         destination: folder to write.
-        step: which checkpoint; default the latest complete one.
-        weights: `model`, or `optimizer` for its FP32 copies of the weights.
-        average: steps whose weights are averaged (in FP32); excludes `step`.
-        dtype: cast to `fp32`, `bf16` or `fp16`; default the type in which the weights are stored.
-        shard_bytes: largest size of a safetensors file's tensors.
-        tokenizer: folder with the tokenizer's files; default the one that the recipe or the import names.
+        step: step to export; by default, the latest complete one.
+        weights: `model`, or `optimizer` for the optimizer's FP32 copies of the weights.
+        average: steps whose weights are averaged (in FP32); cannot be combined with `step`.
+        dtype: cast to `fp32`, `bf16`, or `fp16`; by default, each weight keeps its stored type.
+        shard_bytes: maximum size of the tensors in one safetensors file.
+        tokenizer: folder with the tokenizer's files; by default, the one named by the recipe or the import.
         overwrite: replace `destination`.
         threads: files written at once.
-        check: called with the weights and the folder before the folder gets its name; it returns what the manifest
-            says of it, may add files, and refuses the export by raising.
+        check: called with the weights and the folder before the folder gets its final name. Returns the text
+            that the manifest records, may add files, and raises to refuse the export.
 
     Returns:
         The manifest, as written.
 
     Raises:
-        UserError: no such step, an incomplete one, damaged files, a wrong tokenizer, no space, or `destination`
-            exists. Nothing is left behind then.
+        UserError: the step is missing or incomplete, files are damaged, the tokenizer is wrong, there is too
+            little disk space, or `destination` exists. Leaves nothing behind.
     """
     export = _Export(source, step, weights, average, dtype, tokenizer)
     last = export.last

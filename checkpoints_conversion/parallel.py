@@ -1,4 +1,5 @@
-"""A few jobs on threads, stopped together: writing and hashing leave Python's lock, so two cores work as two."""
+"""A few jobs on threads that stop together. Writing and hashing release Python's lock, so two cores do the
+work of two."""
 
 from __future__ import annotations
 
@@ -13,19 +14,20 @@ Advance = Callable[[int], Any]
 
 
 class _StoppedError(Exception):
-    """Raised inside a job whose sibling has failed."""
+    """Raised inside a job when another job has failed."""
 
 
 def run_jobs[T](jobs: Sequence[Callable[[Advance], T]], threads: int, advance: Advance) -> list[T]:
     """Runs jobs and returns their results in order.
 
     Args:
-        jobs: functions of `advance`, which they call with the bytes done, often: that is where they can be stopped.
+        jobs: functions of `advance`. They call it often with the number of bytes done, which is where they
+            can be stopped.
         threads: jobs that run at once.
-        advance: gets the bytes of all jobs, one call at a time.
+        advance: receives the bytes of all jobs, one call at a time.
 
     Raises:
-        Exception: the first failure. The other jobs have ended by then; so too when the caller is interrupted.
+        Exception: the first failure. By then the other jobs have ended, also when the caller is interrupted.
     """
     stopped, lock = threading.Event(), threading.Lock()
 

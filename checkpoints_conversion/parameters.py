@@ -1,9 +1,10 @@
-"""The parameters of a Llama under transformers' names, and where each lies in Megatron's global tensors.
+"""A Llama's parameters under transformers' names, and where each lies in Megatron's global tensors.
 
-Megatron stores a weight of all layers as one tensor with the layers as its first axis. Two of its weights hold several
-of transformers': `linear_qkv` has, for each query group in turn, the rows of the group's query heads, of its key head
-and of its value head; `linear_fc1` has the gate's rows, then the up projection's. Both libraries turn the first half of
-a head's channels against the second half (`rotate_half`), so rows within a head keep their order.
+Megatron stores a weight of all layers as one tensor whose first axis is the layer. Two of its weights each
+combine several of transformers': `linear_qkv` has, for each query group in turn, the rows of the group's
+query heads, its key head, and its value head; `linear_fc1` has the gate's rows, then the up projection's.
+Both libraries rotate the first half of a head's channels against the second half (`rotate_half`), so rows
+within a head keep their order.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ FUSED_QKV = "decoder.layers.self_attention.linear_qkv.weight"
 FUSED_FC1 = "decoder.layers.mlp.linear_fc1.weight"
 _FINAL_NORM = "decoder.final_layernorm.weight"
 
-# Within a layer: transformers' name → Megatron's key, for the weights that both store alike.
+# Within a layer: transformers' name → Megatron's key, for weights that both store the same way.
 _ALIKE = {
     "input_layernorm": "decoder.layers.self_attention.linear_qkv.layer_norm_weight",
     "self_attn.o_proj": "decoder.layers.self_attention.linear_proj.weight",
     "post_attention_layernorm": "decoder.layers.mlp.linear_fc1.layer_norm_weight",
     "mlp.down_proj": "decoder.layers.mlp.linear_fc2.weight",
 }
-# The local implementation's name of a norm ahead of a projection → its name in checkpoints, which follow Transformer
-# Engine.
+# The local implementation's name of a norm before a projection → its name in checkpoints, which follow
+# Transformer Engine.
 NORM_KEYS = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
@@ -61,8 +62,9 @@ class Location:
     Args:
         key: Megatron's global tensor.
         offsets: first element along each axis of the global tensor.
-        sizes: extent along each axis; for a part of `linear_qkv`, of the whole fused weight of the layer.
-        part: 0, 1 or 2 for the query, key and value part of `linear_qkv`; None where the extent is the parameter.
+        sizes: extent along each axis; for a part of `linear_qkv`, that of the layer's whole fused weight.
+        part: 0, 1, or 2 for the query, key, or value part of `linear_qkv`; None if the extent is the
+            parameter itself.
     """
 
     key: str
@@ -79,8 +81,8 @@ class Chunk:
         key: Megatron's global tensor.
         offsets: first element along each axis.
         sizes: extent along each axis.
-        names: the parameters that it is made of: one as it is, three for a fused query, key and value, none for rows
-            of vocabulary padding, which are zero.
+        names: the parameters that make it up: one unchanged, three for a fused query, key, and value, none
+            for rows of vocabulary padding, which are zero.
     """
 
     key: str
@@ -94,7 +96,7 @@ def _layer(index: int, name: str) -> str:
 
 
 def parameter_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
-    """Sizes of each parameter under transformers' name, in the order of the network."""
+    """Sizes of each parameter under transformers' names, in network order."""
     hidden, query, key = (
         shape.hidden_size,
         shape.attention_heads * shape.channels,
@@ -129,7 +131,7 @@ def global_sizes(shape: Shape, vocabulary_rows: int | None = None) -> dict[str, 
 
     Args:
         shape: the model.
-        vocabulary_rows: rows of the embedding with its padding; default as at tensor-parallel size 1.
+        vocabulary_rows: rows of the embedding including padding; by default, as for tensor-parallel size 1.
     """
     rows = shape.padded_vocab_size(1) if vocabulary_rows is None else vocabulary_rows
     hidden, ffn, layers = shape.hidden_size, shape.ffn_hidden_size, shape.layers
@@ -172,11 +174,11 @@ def locations(shape: Shape) -> dict[str, Location]:
 
 
 def chunks(shape: Shape, vocabulary_rows: int | None = None) -> Iterator[Chunk]:
-    """Yields the blocks that make up all global tensors, in the order of the network.
+    """Yields the blocks that make up all global tensors, in network order.
 
     Args:
         shape: the model.
-        vocabulary_rows: rows of the embedding with its padding; default as at tensor-parallel size 1.
+        vocabulary_rows: rows of the embedding including padding; by default, as for tensor-parallel size 1.
     """
     rows = shape.padded_vocab_size(1) if vocabulary_rows is None else vocabulary_rows
     fused: list[str] = []
@@ -194,7 +196,7 @@ def chunks(shape: Shape, vocabulary_rows: int | None = None) -> Iterator[Chunk]:
 
 
 def fuse_qkv(shape: Shape, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Query [heads × channels, hidden], key and value [groups × channels, hidden] → Megatron's `linear_qkv`.
+    """Query [heads × channels, hidden], key, and value [groups × channels, hidden] → Megatron's `linear_qkv`.
 
     Returns:
         A new tensor [(heads + 2 × groups) × channels, hidden] of the parts' type.
@@ -204,7 +206,7 @@ def fuse_qkv(shape: Shape, parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def split_qkv(shape: Shape, fused: torch.Tensor, part: int) -> torch.Tensor:
-    """The query (0), key (1) or value (2) rows of a layer's `linear_qkv`, [rows, hidden]; a copy."""
+    """The query (0), key (1), or value (2) rows of a layer's `linear_qkv`, [rows, hidden]; a copy."""
     channels = shape.channels
     query = shape.attention_heads // shape.query_groups * channels
     first = (0, query, query + channels)[part]

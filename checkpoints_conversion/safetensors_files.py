@@ -1,7 +1,7 @@
-"""Reading and writing the safetensors files of a Hugging Face folder without holding them in memory.
+"""Reads and writes the safetensors files of a Hugging Face folder without holding them in memory.
 
-A file is eight bytes with the length of a JSON header, the header (name → type, sizes and place of each tensor), and
-the tensors' bytes one after the other.
+A file is eight bytes with the length of a JSON header, the header (name → type, sizes, and location of each
+tensor), and the tensors' bytes, one after another.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _LARGEST_HEADER = 100_000_000
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """A tensor of a file: `offset` and `size` in bytes from the file's start."""
+    """A tensor in a file: `offset` and `size` in bytes, from the start of the file."""
 
     file: str
     dtype: torch.dtype
@@ -56,13 +56,13 @@ class TensorRecord:
 
 
 def _read_header(mapped: MappedFile) -> dict[str, TensorRecord]:
-    """Header of one file; every fault names the file and, where there is one, the tensor."""
+    """Reads one file's header; every error names the file and, if applicable, the tensor."""
     path = mapped.path
     prefix = mapped.read(0, _LENGTH.size)
     length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else len(mapped)
     start = _LENGTH.size + length
     if length > _LARGEST_HEADER or start > len(mapped):
-        raise UserError(f"{path}: cut inside its header, or no safetensors file; copy it again")
+        raise UserError(f"{path}: truncated inside its header, or not a safetensors file; copy it again")
     try:
         header = json.loads(mapped.read(_LENGTH.size, length))
     except ValueError as error:
@@ -77,7 +77,7 @@ def _read_header(mapped: MappedFile) -> dict[str, TensorRecord]:
         except KeyError as missing:
             raise UserError(
                 f"{path}: tensor {name} has the type {entry.get('dtype')!r} ({missing}); only "
-                f"{', '.join(SAFETENSORS_NAMES)} can be converted, a quantised model has to be dequantised first"
+                f"{', '.join(SAFETENSORS_NAMES)} can be converted; dequantise a quantised model first"
             ) from None
         if end - first != math.prod(shape) * dtype.itemsize:
             raise UserError(
@@ -93,7 +93,7 @@ def _read_header(mapped: MappedFile) -> dict[str, TensorRecord]:
 
 
 def _shard_names(folder: Path) -> tuple[list[str], dict[str, str] | None]:
-    """File names of a folder's weights and, where it has an index, tensor → file."""
+    """File names of a folder's weights and, if it has an index, tensor → file."""
     index = folder / INDEX_NAME
     if index.is_file():
         value = read_json(index)
@@ -105,7 +105,7 @@ def _shard_names(folder: Path) -> tuple[list[str], dict[str, str] | None]:
         return [SINGLE_NAME], None
     if any(folder.glob("pytorch_model*.bin")):
         raise UserError(
-            f"{folder}: holds pytorch_model.bin files, which run code when they are read; "
+            f"{folder}: contains pytorch_model.bin files, which can run code when read; "
             "convert them to safetensors first (transformers: save_pretrained)"
         )
     raise UserError(
@@ -120,7 +120,7 @@ class SafetensorsReader:
         folder: holds `model.safetensors`, or shards and their index.
 
     Raises:
-        UserError: a shard or a tensor is missing, cut or damaged; the message names it.
+        UserError: a shard or a tensor is missing, truncated, or damaged; the message names it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -128,7 +128,7 @@ class SafetensorsReader:
         names, weight_map = _shard_names(folder)
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise UserError(
-                f"{folder / INDEX_NAME}: names {len(names)} files of which {len(missing)} are not there "
+                f"{folder / INDEX_NAME}: names {len(names)} files, of which {len(missing)} are missing "
                 f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}); copy them too"
             )
         self._files = {name: MappedFile(folder / name) for name in names}
@@ -139,8 +139,8 @@ class SafetensorsReader:
                     self.records[tensor] = record
         if weight_map and (lost := sorted(weight_map.keys() - self.records.keys())):
             raise UserError(
-                f"{folder / INDEX_NAME}: tensor {lost[0]} is said to be in {weight_map[lost[0]]} and is not "
-                f"({len(lost)} such tensors); index and shards are not of one model"
+                f"{folder / INDEX_NAME}: tensor {lost[0]} should be in {weight_map[lost[0]]} but is not "
+                f"({len(lost)} such tensors); index and shards are from different models"
             )
 
     @property
@@ -150,11 +150,11 @@ class SafetensorsReader:
 
     @contextmanager
     def open(self, name: str, rows: tuple[int, int] | None = None) -> Iterator[torch.Tensor]:
-        """Lends a view of a tensor and lets its pages go afterwards; the view must not be used after that.
+        """Lends a view of a tensor and releases its pages afterwards; don't use the view after that.
 
         Args:
             name: the tensor.
-            rows: first row and number of rows; default all.
+            rows: first row and number of rows; by default, all.
         """
         record = self.records[name]
         mapped = self._files[record.file]
@@ -180,7 +180,7 @@ class OutgoingTensor:
         name: its name in the file.
         dtype: its type in the file.
         shape: its sizes.
-        blocks: gives its elements in order, as contiguous tensors of that type; called when its turn comes.
+        blocks: yields its elements in order, as contiguous tensors of that type; called at write time.
     """
 
     name: str
@@ -190,12 +190,12 @@ class OutgoingTensor:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def _plan(tensors: Sequence[OutgoingTensor], shard_bytes: int) -> list[list[OutgoingTensor]]:
-    """Cuts the tensors, in their order, into files of at most `shard_bytes` (or one larger tensor)."""
+    """Groups the tensors, in order, into files of at most `shard_bytes` (or one larger tensor)."""
     shards: list[list[OutgoingTensor]] = [[]]
     filled = 0
     for tensor in tensors:
@@ -231,7 +231,7 @@ def _write_shard(path: Path, tensors: Sequence[OutgoingTensor], advance: Advance
                 handle.write(content)
                 advance(len(content))
             if handle.tell() != _LENGTH.size + len(text) + header[tensor.name]["data_offsets"][1]:
-                raise RuntimeError(f"{tensor.name}: its blocks do not add up to {tensor.shape}")
+                raise RuntimeError(f"{tensor.name}: its blocks do not make up {tensor.shape}")
         handle.flush()
         os.fsync(handle.fileno())
     return FileRecord(path.name, path.stat().st_size, f"sha256:{digest.hexdigest()}")
@@ -245,17 +245,17 @@ def write_shards(
     threads: int = 2,
     advance: Advance = lambda size: None,
 ) -> list[FileRecord]:
-    """Writes tensors as `model.safetensors`, or as numbered shards with their index.
+    """Writes tensors as `model.safetensors`, or as numbered shards with an index.
 
     Args:
         folder: where the files go; it must exist.
-        tensors: what is written, in order.
-        shard_bytes: largest size of the tensors in a file.
-        threads: files that are written at once.
+        tensors: the tensors, in order.
+        shard_bytes: maximum size of the tensors in one file.
+        threads: files written at once.
         advance: called with the number of bytes after each block, one call at a time.
 
     Returns:
-        A record of each file, with its SHA-256 taken while it was written.
+        A record of each file, with its SHA-256 computed while writing.
     """
     shards = _plan(tensors, shard_bytes)
     count = len(shards)

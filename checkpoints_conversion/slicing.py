@@ -1,4 +1,4 @@
-"""Slices of a large tensor that lies in blocks. Needs no torch."""
+"""Slices of a large tensor that is stored in blocks. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ __all__ = ["Overlap", "covered", "overlaps"]
 
 @dataclass(frozen=True)
 class Overlap:
-    """The part of a block that a request wants: its place in the block and in the request, one slice an axis."""
+    """The part of a block that a request needs: its place in the block and in the request, one slice per
+    axis."""
 
     block: int
     inside: tuple[slice, ...]
@@ -21,12 +22,12 @@ class Overlap:
 def overlaps(
     blocks: Iterable[tuple[Sequence[int], Sequence[int]]], offsets: Sequence[int], sizes: Sequence[int]
 ) -> list[Overlap]:
-    """Which parts of which blocks make up a slice.
+    """Finds the parts of blocks that make up a slice.
 
     Args:
         blocks: first element and extent of each block along each axis.
         offsets: first element of the slice along each axis.
-        sizes: its extent along each axis.
+        sizes: extent of the slice along each axis.
     """
     result = []
     for number, (starts, extents) in enumerate(blocks):
@@ -41,5 +42,5 @@ def overlaps(
 
 
 def covered(parts: Iterable[Overlap]) -> int:
-    """Numbers that some overlaps hold together; they must not overlap each other."""
+    """Number of elements that the overlaps cover together; they must not overlap each other."""
     return sum(math.prod(part.stop - part.start for part in overlap.wanted) for overlap in parts)

@@ -1,4 +1,4 @@
-"""The files of a tokenizer, which travel with the weights, and the ids of its special tokens. Needs no torch."""
+"""A tokenizer's files, which accompany the weights, and the ids of its special tokens. Needs no torch."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _FILES = (
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The tokenizer's files in a folder, which may hold others too."""
+    """The tokenizer's files in a folder that may hold others."""
     return [folder / name for name in _FILES if (folder / name).is_file()]
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer that `tokenizers` reads."""
+    """Whether a folder has a tokenizer that `tokenizers` can read."""
     return (folder / "tokenizer.json").is_file()
 
 
@@ -47,31 +47,34 @@ def _configured(settings: dict[str, Any], key: str) -> str | None:
 
 
 def special_tokens(section: Tokenizer, folder: Path, vocab_size: int) -> TokenIds:
-    """Ids of the tokens that open and close a document.
+    """Ids of the tokens that begin and end a document.
 
     Args:
-        section: the recipe's tokenizer; where it puts no token before a document, the tokenizer's own `bos_token` counts.
+        section: the recipe's tokenizer; if it puts no token before a document, the tokenizer's own
+            `bos_token` is used.
         folder: holds the tokenizer's files.
-        vocab_size: number of ids that the model has.
+        vocab_size: the model's number of ids.
 
     Raises:
-        UserError: the tokenizer is missing, another one than the recipe names, lacks a token, or has too many ids.
+        UserError: the tokenizer is missing, differs from the recipe's, lacks a token, or has too many ids.
     """
     from tokenizers import Tokenizer as Engine
 
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file; the recipe's model.tokenizer.path starts at the working folder: "
+            f"{path}: no such file; the recipe's model.tokenizer.path is relative to the working folder: "
             "go to that folder, or pass --tokenizer with the tokenizer's folder"
         )
     if section.sha256 is not None and (found := sha256_file(path)) != section.sha256:
         raise UserError(
-            f"{path}: SHA-256 {found} is not the recipe's {section.sha256}; take the recipe's tokenizer"
+            f"{path}: SHA-256 {found} is not the recipe's {section.sha256}; use the recipe's tokenizer"
         )
     engine = Engine.from_file(str(path))
     if (ids := engine.get_vocab_size(with_added_tokens=True)) > vocab_size:
-        raise UserError(f"{path}: {ids} tokens, the model has {vocab_size}; take the model's own tokenizer")
+        raise UserError(
+            f"{path}: {ids} tokens, but the model has {vocab_size}; use the model's own tokenizer"
+        )
     settings_file = folder / "tokenizer_config.json"
     settings = read_json(settings_file) if settings_file.is_file() else {}
 
@@ -79,7 +82,7 @@ def special_tokens(section: Tokenizer, folder: Path, vocab_size: int) -> TokenId
         found = engine.token_to_id(token)
         if found is None:
             raise UserError(
-                f"{path}: has no token {token!r}, which the recipe's model.tokenizer names; correct either"
+                f"{path}: has no token {token!r}, which the recipe's model.tokenizer names; correct one of the two"
             )
         return found
 

@@ -1,9 +1,9 @@
-"""Reading Megatron's `torch_dist` checkpoints without Megatron, process group or model: slices of global tensors as
-views of memory-mapped files.
+"""Reads Megatron's `torch_dist` checkpoints without Megatron, process group, or model: slices of global
+tensors as views of memory-mapped files.
 
-A checkpoint is a folder of `.distcp` files and a pickled `.metadata` that says which block of which global tensor
-lies where in them. Each block was written by `torch.save`, an uncompressed zip archive; its numbers can be used in
-place.
+A checkpoint is a folder of `.distcp` files and a pickled `.metadata` that says where in them each block of
+each global tensor lies. Each block was written by `torch.save` as an uncompressed zip archive, so its data
+can be used in place.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from emma.checkpoints_conversion.slicing import covered, overlaps
 
 __all__ = ["TorchDistReader"]
 
-_OPEN_FILES = 64  # a mapping holds a file descriptor, and large runs write more files than a process may open
+# Each mapping holds a file descriptor, and large runs write more files than a process may open.
+_OPEN_FILES = 64
 _LOCAL_HEADER = struct.Struct("<26xHH")
 _MODULES = "torch.distributed.checkpoint."
 _NAMES = {
@@ -49,7 +50,7 @@ _NAMES = {
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Unpickles `.metadata`, and nothing but the plain records and enumerations that it consists of."""
+    """Unpickles `.metadata`, and only the plain records and enumerations that it consists of."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _NAMES:
@@ -60,7 +61,7 @@ class _MetadataUnpickler(pickle.Unpickler):
             found = super().find_class(module, name)
             if isinstance(found, type) and found.__module__ == module:
                 return found
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no checkpoint needs")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which checkpoints do not need")
 
 
 class _Window(io.RawIOBase):
@@ -92,7 +93,7 @@ class _Window(io.RawIOBase):
 
 @dataclass(frozen=True)
 class _Stored:
-    """Numbers of one block: the file, their range in it, and how they are to be viewed."""
+    """Data of one block: the file, the byte range in it, and how to view it."""
 
     file: str
     offset: int
@@ -110,19 +111,19 @@ class TorchDistReader:
         folder: holds `.metadata` and `metadata.json`.
 
     Raises:
-        UserError: it is no `torch_dist` checkpoint, or files of it are missing, damaged or cut.
+        UserError: not a `torch_dist` checkpoint, or some of its files are missing, damaged, or truncated.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / ".metadata").is_file() or not (folder / "metadata.json").is_file():
             raise UserError(
-                f"{folder}: .metadata or metadata.json is missing, so it is no complete torch_dist checkpoint; "
+                f"{folder}: .metadata or metadata.json is missing, so it is not a complete torch_dist checkpoint; "
                 "name a folder that Megatron wrote with --ckpt-format torch_dist"
             )
         backend = read_json(folder / "metadata.json").get("sharded_backend")
         if backend != "torch_dist":
-            raise UserError(f"{folder}: its format is {backend!r}; torch_dist and torch can be read")
+            raise UserError(f"{folder}: its format is {backend!r}; only torch_dist and torch can be read")
         try:
             with (folder / ".metadata").open("rb") as handle:
                 metadata: Metadata = _MetadataUnpickler(handle).load()
@@ -145,7 +146,7 @@ class TorchDistReader:
 
     @property
     def files(self) -> list[Path]:
-        """The `.distcp` files that the metadata refers to."""
+        """The `.distcp` files to which the metadata refers."""
         return [
             self.folder / name for name in sorted({info.relative_path for info in self._storage.values()})
         ]
@@ -161,7 +162,7 @@ class TorchDistReader:
 
     @contextmanager
     def open(self, key: str, offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[torch.Tensor]:
-        """Lends a slice of a global tensor: a view of the file where one block holds all of it, else a new tensor.
+        """Lends a slice of a global tensor: a view of the file if one block holds it, otherwise a new tensor.
 
         Args:
             key: the global tensor.
@@ -169,14 +170,14 @@ class TorchDistReader:
             sizes: extent along each axis.
 
         Raises:
-            UserError: blocks of the slice are not in the checkpoint, or their file is cut.
+            UserError: blocks of the slice are missing from the checkpoint, or their file is truncated.
         """
         chunks = self._tensors[key].chunks
         parts = overlaps(((chunk.offsets, chunk.sizes) for chunk in chunks), offsets, sizes)
         if (found := covered(parts)) != math.prod(sizes):
             raise UserError(
-                f"{self.folder}: {found} of the {math.prod(sizes)} numbers of {key} at {list(offsets)} are stored; "
-                "the checkpoint is not whole, take another step"
+                f"{self.folder}: only {found} of the {math.prod(sizes)} values of {key} at {list(offsets)} are stored; "
+                "the checkpoint is incomplete; use another step"
             )
         stored = [self._stored_block(MetadataIndex(key, chunks[part.block].offsets)) for part in parts]
         try:
@@ -196,20 +197,18 @@ class TorchDistReader:
             if name not in self._files:
                 self._files[name] = MappedFile(self.folder / name)
                 if len(self._files) > _OPEN_FILES:
-                    self._files.popitem(last=False)  # unmapped with the last tensor that views it
+                    self._files.popitem(last=False)  # unmapped together with the last tensor that views it
             self._files.move_to_end(name)
             return self._files[name]
 
     def _stream(self, info: Any) -> io.BufferedReader:
         if getattr(info, "transform_descriptors", None):
-            raise UserError(
-                f"{self.folder}: written with stream transforms, which this version does not undo"
-            )
+            raise UserError(f"{self.folder}: written with stream transforms, which this version cannot undo")
         mapped = self._map(info.relative_path)
         if info.offset + info.length > len(mapped):
             raise UserError(
                 f"{mapped.path}: {len(mapped)} bytes, but the metadata refers to byte {info.offset + info.length}; "
-                "the file is truncated: copy it again, or take another step"
+                "the file is truncated: copy it again, or use another step"
             )
         return io.BufferedReader(_Window(mapped, info.offset, info.length))
 
@@ -219,8 +218,8 @@ class TorchDistReader:
         return self._stored[index]
 
     def _part(self, block: _Stored, inside: tuple[slice, ...]) -> torch.Tensor:
-        """A part of a block: a view of the file, or a copy of that part where its numbers do not lie at multiples of
-        their size, as in the files that Megatron writes (archives follow each other without a gap)."""
+        """A part of a block: a view of the file, or a copy if its elements are not aligned to their size, as
+        in files that Megatron writes (archives follow each other without gaps)."""
         width = block.dtype.itemsize
         mapped = self._map(block.file)
         if block.offset % width == 0:
@@ -233,7 +232,7 @@ class TorchDistReader:
         return numbers[inside].clone(memory_format=torch.contiguous_format).view(block.dtype).squeeze(-1)
 
     def _locate(self, index: MetadataIndex) -> _Stored:
-        """Finds a block's numbers in the zip archive that torch wrote."""
+        """Finds a block's data in the zip archive that torch wrote."""
         info = self._storage.get(index)
         if info is None:
             raise UserError(f"{self.folder}: .metadata does not say where {index.fqn} {index.offset} lies")
@@ -247,7 +246,7 @@ class TorchDistReader:
         except (RuntimeError, ValueError, zipfile.BadZipFile, struct.error) as error:
             raise UserError(
                 f"{self.folder / info.relative_path}: damaged where {index.fqn} {index.offset} lies ({error}); "
-                "copy it again, or take another step"
+                "copy it again, or use another step"
             ) from None
         offset = info.offset + entry.header_offset + _LOCAL_HEADER.size + names + extra
         return _Stored(

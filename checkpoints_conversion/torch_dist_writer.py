@@ -1,7 +1,7 @@
-"""Writing Megatron's `torch_dist` format through `torch.distributed.checkpoint`, without process group or model.
+"""Writes Megatron's `torch_dist` format with `torch.distributed.checkpoint`, without process group or model.
 
-The planner promises blocks of global tensors and makes each only when the storage asks for it, so one block a thread
-is in memory. The storage writes several files at once and hashes them on the way.
+The planner announces blocks of global tensors and creates each only when the storage asks for it, so only one
+block per thread is in memory. The storage writes several files at once and hashes them while writing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from emma.checkpoints_conversion.parallel import Advance, run_jobs
 
 __all__ = ["Block", "write_torch_dist"]
 
-_ALIGNMENT = 64  # bytes; also that of the numbers within torch's archives
+_ALIGNMENT = 64  # bytes; also the alignment of the data within torch's archives
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Block:
 
     Args:
         key: name of the global tensor.
-        global_size: its sizes.
+        global_size: sizes of the global tensor.
         offsets: first element of the block along each axis.
         sizes: extent along each axis.
-        dtype: type of the numbers.
-        open: lends the numbers, contiguous, of sizes `sizes` and type `dtype`; called when the block is written.
+        dtype: type of the elements.
+        open: lends the data, contiguous, with sizes `sizes` and type `dtype`; called at write time.
     """
 
     key: str
@@ -73,7 +73,7 @@ class Block:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return math.prod(self.sizes) * self.dtype.itemsize
 
 
@@ -85,7 +85,7 @@ class _LazyPlanner(SavePlanner):
         self.objects = dict(objects)
 
     def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
-        """The state dict is empty: everything is known from the blocks."""
+        """The state dict is empty: the blocks define everything."""
 
     def create_local_plan(self) -> SavePlan:
         items = [WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in self.objects]
@@ -110,7 +110,7 @@ class _LazyPlanner(SavePlanner):
         return new_plan
 
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
-        """Only objects are resolved here; the storage opens blocks itself, to close them after writing."""
+        """Resolves objects only; the storage opens blocks itself, so that it can close them after writing."""
         return io.BytesIO(self.objects[write_item.index.fqn])
 
 
@@ -149,7 +149,7 @@ class _HashingStream(io.RawIOBase):
 
 
 class _HashingWriter(dcp.FileSystemWriter):
-    """Torch's file system storage with files of bounded size, written in parallel, errors raised, hashes kept."""
+    """Torch's file system storage with files of bounded size, parallel writes, raised errors, kept hashes."""
 
     def __init__(self, folder: Path, file_bytes: int, threads: int, advance: Advance) -> None:
         super().__init__(folder)
@@ -159,7 +159,7 @@ class _HashingWriter(dcp.FileSystemWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         if not isinstance(planner, _LazyPlanner):
             raise TypeError(
-                f"this storage writes the blocks of a lazy planner, not of {type(planner).__name__}"
+                f"this storage writes only the blocks of a lazy planner, not of {type(planner).__name__}"
             )
         groups: list[list[WriteItem]] = [[]]
         filled = 0
@@ -186,7 +186,7 @@ class _HashingWriter(dcp.FileSystemWriter):
         results = []
         with _HashingStream(self._folder / name, advance) as stream:
             for item in items:
-                # Readers can use numbers in place only where they lie at multiples of their size.
+                # Readers can use data in place only if it is aligned to the size of its elements.
                 stream.write(bytes(-stream.tell() % _ALIGNMENT))
                 start = stream.tell()
                 if block := planner.blocks.get(item.index):
@@ -215,28 +215,28 @@ def write_torch_dist(
 
     Args:
         folder: an empty folder.
-        blocks: blocks that make up the global tensors without gap or overlap.
+        blocks: blocks that make up the global tensors without gaps or overlaps.
         objects: unique key of a Megatron sharded object → its value.
-        file_bytes: size at which a new `.distcp` file begins; also the unit of parallel writing.
+        file_bytes: size at which a new `.distcp` file starts; also the unit of parallel writing.
         threads: files written at once.
         advance: called with the bytes written, one call at a time.
 
     Returns:
-        A record of each `.distcp` file, with its SHA-256 taken while it was written.
+        A record of each `.distcp` file, with its SHA-256 computed while writing.
     """
     packed = {}
     for key, value in objects.items():
         buffer = io.BytesIO()
-        torch.save([value], buffer)  # a list with one element for each local shard, as Megatron packs them
+        torch.save([value], buffer)  # a list with one element per local shard, as Megatron packs them
         packed[key] = buffer.getvalue()
     writer = _HashingWriter(folder, file_bytes, threads, advance)
     with warnings.catch_warnings():
-        # That this is a single process is what `no_dist` says.
+        # `no_dist` already states that this is a single process.
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
         try:
             dcp.save({}, storage_writer=writer, planner=_LazyPlanner(blocks, packed), no_dist=True)
         except CheckpointException as wrapped:
-            # Torch gathers the failures of all ranks; here there is one, which says by itself what is wrong.
+            # Torch gathers the failures of all ranks; the only one here says what is wrong by itself.
             failure, _ = wrapped.failures[0]
             raise failure from None
     return writer.records

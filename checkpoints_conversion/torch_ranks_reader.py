@@ -1,8 +1,9 @@
-"""Reading Megatron's older `torch` checkpoints, one pickled file a rank, as the global tensors that `torch_dist` has.
+"""Reads Megatron's older `torch` checkpoints, one pickled file per rank, as `torch_dist`'s global tensors.
 
-A checkpoint is a folder with `mp_rank_TT[_PPP]/model_optim_rng.pt` for each tensor-parallel (TT) and pipeline-parallel
-(PPP) rank: zip archives of a pickle and of the tensors' bytes. Unpickling runs no code of the file's choosing: what is
-not needed to make a tensor becomes an inert object. Tensors are views of the mapped files.
+A checkpoint is a folder with `mp_rank_TT[_PPP]/model_optim_rng.pt` for each tensor-parallel (TT) and
+pipeline-parallel (PPP) rank: zip archives of a pickle and the tensors' bytes. Unpickling runs no code that
+the file chooses: whatever is not needed to make a tensor becomes an inert object. Tensors are views of the
+mapped files.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _FILE = "model_optim_rng.pt"
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _MODEL = re.compile(r"model(\d*)")
 
-# Axis that tensor parallelism cuts; what is not listed is the same on all its ranks. The rows of linear_fc1 are a
-# rank's share of the gate, then its share of the up projection.
+# Axis along which tensor parallelism splits; weights not listed are the same on all its ranks. A rank's rows
+# of linear_fc1 are its share of the gate, then its share of the up projection.
 _AXES = {
     "embedding.word_embeddings.weight": 0,
     "output_layer.weight": 0,
@@ -53,25 +54,25 @@ _MAKERS = {
 
 
 class _Inert:
-    """Stands for whatever a pickle asks for that is no part of a tensor; it takes everything and does nothing."""
+    """Stands in for anything in a pickle that is not part of a tensor; accepts any call, does nothing."""
 
     def __new__(cls, *arguments: Any, **named: Any) -> _Inert:
         return object.__new__(cls)
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        """Whatever it is made from is forgotten."""
+        """Ignores all arguments."""
 
     def __setstate__(self, state: Any) -> None:
-        """As is what it is filled with,"""
+        """Ignores the state."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """or is said to hold,"""
+        """Ignores the item."""
 
     def append(self, item: Any) -> None:
-        """one thing"""
+        """Ignores the item."""
 
     def extend(self, items: Any) -> None:
-        """or many."""
+        """Ignores the items."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -89,19 +90,19 @@ def _load(file: Any, **options: Any) -> Any:
     return _Unpickler(file, **options).load()
 
 
-# What `torch.load` uses of a module for unpickling.
+# The parts of a pickle module that `torch.load` uses.
 _PICKLE = types.ModuleType("inert_pickle")
 _PICKLE.Unpickler, _PICKLE.load = _Unpickler, _load  # type: ignore[attr-defined]
 
 
 def holds_ranks(folder: Path) -> bool:
-    """Whether a folder is a checkpoint of the `torch` format."""
+    """Whether a folder is a checkpoint in the `torch` format."""
     return folder.is_dir() and any(_FOLDER.fullmatch(path.name) for path in folder.iterdir())
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Numbers of a global tensor: where they lie in it, and themselves."""
+    """Data of a global tensor, and its location in it."""
 
     offsets: tuple[int, ...]
     numbers: torch.Tensor
@@ -112,10 +113,10 @@ class TorchRanksReader:
 
     Args:
         folder: holds `mp_rank_…` folders.
-        shape: the model; it says whether the last stage's output layer is the embedding once more.
+        shape: the model; it says whether the last stage's output layer repeats the embedding.
 
     Raises:
-        UserError: ranks are missing, damaged, or of a model that this project does not train.
+        UserError: ranks are missing or damaged, or belong to a model that this project does not train.
     """
 
     def __init__(self, folder: Path, shape: Shape) -> None:
@@ -126,17 +127,15 @@ class TorchRanksReader:
         if missing := sorted({(p, t) for p in range(pipeline) for t in range(tensor)} - ranks.keys()):
             raise UserError(
                 f"{folder}: the file of pipeline rank {missing[0][0]}, tensor rank {missing[0][1]} is missing "
-                f"({len(missing)} of {pipeline * tensor}); copy it too, or take another step"
+                f"({len(missing)} of {pipeline * tensor}); copy it too, or use another step"
             )
         self.files = [ranks[key] for key in sorted(ranks)]
         stages = {key: self._read(path) for key, path in ranks.items()}
         chunks = {len(stage) for stage in stages.values()}
         if len(chunks) != 1:
-            raise UserError(f"{folder}: its ranks hold different numbers of model chunks; take another step")
+            raise UserError(f"{folder}: its ranks hold different numbers of model chunks; use another step")
         layer = 0
-        for number in range(
-            chunks.pop()
-        ):  # virtual pipeline stages run through all ranks, one after the other
+        for number in range(chunks.pop()):  # virtual pipeline stages pass through all ranks in turn
             for p in range(pipeline):
                 parts = [stages[p, t][number] for t in range(tensor)]
                 layer += self._add(parts, layer, shape, last=p == pipeline - 1)
@@ -148,7 +147,7 @@ class TorchRanksReader:
                 continue
             name = _FOLDER.fullmatch(path.name)
             if name is None:
-                raise UserError(f"{path}: expert parallelism; only dense models can be converted")
+                raise UserError(f"{path}: has expert parallelism; only dense models can be converted")
             if (path / _FILE).is_file():
                 found[int(name[2] or 0), int(name[1])] = path / _FILE
         if not found:
@@ -168,18 +167,16 @@ class TorchRanksReader:
             ValueError,
         ) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{path}: cannot be read ({first}); copy it again, or take another step"
-            ) from None
+            raise UserError(f"{path}: cannot be read ({first}); copy it again, or use another step") from None
         models = {}
         for key, value in state.items() if isinstance(state, dict) else ():
             if (name := _MODEL.fullmatch(str(key))) and isinstance(value, Mapping):
                 models[int(name[1] or 0)] = value
         if not models:
-            raise UserError(f"{path}: holds no model; is it a checkpoint of megatron-core?")
+            raise UserError(f"{path}: contains no model; is it a megatron-core checkpoint?")
         if any(key.startswith("language_model") for model in models.values() for key in model):
             raise UserError(
-                f"{path}: written by Megatron's legacy models (`language_model`); only megatron-core's can be read"
+                f"{path}: written by Megatron's legacy models (`language_model`); only megatron-core's models can be read"
             )
         return [
             {key: value for key, value in models[number].items() if isinstance(value, torch.Tensor)}
@@ -187,9 +184,9 @@ class TorchRanksReader:
         ]
 
     def _add(self, parts: Sequence[dict[str, torch.Tensor]], first: int, shape: Shape, *, last: bool) -> int:
-        """Adds the tensors of one stage, as its tensor-parallel ranks hold them; returns its number of layers."""
+        """Adds one stage's tensors, as its tensor-parallel ranks hold them; returns its number of layers."""
         if any(part.keys() != parts[0].keys() for part in parts):
-            raise UserError(f"{self.folder}: tensor-parallel ranks hold different tensors; take another step")
+            raise UserError(f"{self.folder}: tensor-parallel ranks hold different tensors; use another step")
         layers = 0
         for name in parts[0]:
             tensors = [part[name].detach() for part in parts]
@@ -204,7 +201,7 @@ class TorchRanksReader:
         return layers
 
     def _place(self, key: str, inner: str, tensors: Sequence[torch.Tensor], layer: tuple[int, ...]) -> None:
-        """Adds a weight's blocks, one a rank (or two), to the global tensor `key`."""
+        """Adds a weight's blocks, one per rank (or two), to the global tensor `key`."""
         blocks = self._blocks.setdefault(key, [])
         axis = _AXES.get(inner)
         if axis is None:
@@ -243,14 +240,14 @@ class TorchRanksReader:
         """Lends a slice of a global tensor; see `TorchDistReader.open`.
 
         Raises:
-            UserError: blocks of the slice are not in the checkpoint.
+            UserError: blocks of the slice are missing from the checkpoint.
         """
         blocks = self._blocks[key]
         parts = overlaps(((block.offsets, block.numbers.shape) for block in blocks), offsets, sizes)
         if (found := covered(parts)) != math.prod(sizes):
             raise UserError(
-                f"{self.folder}: {found} of the {math.prod(sizes)} numbers of {key} at {list(offsets)} are stored; "
-                "the checkpoint is not whole, take another step"
+                f"{self.folder}: only {found} of the {math.prod(sizes)} values of {key} at {list(offsets)} are stored; "
+                "the checkpoint is incomplete; use another step"
             )
         if len(parts) == 1:
             yield blocks[parts[0].block].numbers[parts[0].inside]

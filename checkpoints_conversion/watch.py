@@ -1,4 +1,4 @@
-"""Converting the checkpoints of a running job as they become complete."""
+"""Converts a running job's checkpoints as they become complete."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["last_step", "watch"]
 
 
 def last_step(source: Path) -> int | None:
-    """Last step of the schedule, where `source` is a run folder that says so."""
+    """Last step of the schedule, if `source` is a run folder that states it."""
     recipe = source / "recipe.yaml"
     if not recipe.is_file():
         return None
@@ -33,22 +33,22 @@ def watch(
     say: Callable[[str], None] = print,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[int]:
-    """Converts every complete checkpoint to `destination/step-N`, and each new one, until the last.
+    """Converts every complete checkpoint to `destination/step-N`, then each new one, until the last step.
 
     Args:
         source: run folder or folder of checkpoints.
-        destination: folder of the exports; steps that are there already are left alone.
-        convert: converts a step into a folder.
-        until: the last step; None goes on until interrupted.
-        interval: seconds between looks.
-        say: told what happens.
-        sleep: waits.
+        destination: folder of the exports; existing steps are left alone.
+        convert: converts one step into a folder.
+        until: the last step; if None, continues until interrupted.
+        interval: seconds between checks.
+        say: receives progress messages.
+        sleep: waits for a number of seconds.
 
     Returns:
         The steps converted.
 
     Raises:
-        UserError: a conversion failed, and not because its checkpoint was deleted meanwhile.
+        UserError: a conversion failed, other than because its checkpoint was deleted meanwhile.
     """
     root = source / "checkpoints" if (source / "checkpoints").is_dir() else source
     converted: list[int] = []
@@ -62,7 +62,7 @@ def watch(
             except UserError:
                 if step in complete_steps(root):
                     raise
-                say(f"step {step} was deleted while it was converted; going on")
+                say(f"step {step} was deleted during conversion; continuing")
                 continue
             converted.append(step)
             say(f"step {step}: {target}")

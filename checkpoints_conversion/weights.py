@@ -1,4 +1,5 @@
-"""One view of the parameters of a Llama, whichever format they lie in: transformers' names, slices on demand."""
+"""One view of a Llama's parameters, whatever format they are stored in: transformers' names, slices on
+demand."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ class Weights(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Where they lie."""
+        """Their folder."""
 
     @property
     def shape(self) -> Shape:
@@ -64,7 +65,7 @@ class Weights(Protocol):
         """Type in which a parameter is stored."""
 
     def open(self, name: str, rows: Rows | None = None) -> AbstractContextManager[torch.Tensor]:
-        """Lends a parameter, or only some of its rows; it must neither be written to nor used after the block."""
+        """Lends a parameter, or some of its rows; don't write to it or use it after the block."""
 
 
 class HuggingFaceWeights:
@@ -74,7 +75,7 @@ class HuggingFaceWeights:
         folder: holds `config.json` and safetensors files.
 
     Raises:
-        UserError: not a plain Llama, or parameters are missing, too many or of other sizes.
+        UserError: not a plain Llama, or parameters are missing, superfluous, or of other sizes.
     """
 
     layout: Literal["huggingface", "megatron"] = "huggingface"
@@ -90,15 +91,15 @@ class HuggingFaceWeights:
         for name, sizes in expected.items():
             if name not in found:
                 hint = " (is tie_word_embeddings meant to be true?)" if name == "lm_head.weight" else ""
-                raise UserError(f"{folder}: parameter {name} is missing, which config.json implies{hint}")
+                raise UserError(f"{folder}: parameter {name} is missing, but config.json implies it{hint}")
             if found[name] != sizes:
                 raise UserError(
-                    f"{folder}: parameter {name} has sizes {list(found[name])}, config.json implies {list(sizes)}; "
-                    "weights and config.json are not of one model"
+                    f"{folder}: parameter {name} has sizes {list(found[name])}, but config.json implies {list(sizes)}; "
+                    "weights and config.json are from different models"
                 )
         if extra := sorted(found.keys() - expected.keys()):
             raise UserError(
-                f"{folder}: parameter {extra[0]} belongs to no Llama of this config.json ({len(extra)} such); "
+                f"{folder}: parameter {extra[0]} does not belong to a Llama with this config.json ({len(extra)} such); "
                 "converting would lose it"
             )
         if tied_copy is not None:
@@ -112,7 +113,7 @@ class HuggingFaceWeights:
             if output.dtype != table.dtype or not torch.equal(output, table):
                 raise UserError(
                     f"{self.folder}: config.json ties input and output embeddings, but lm_head.weight differs from "
-                    "model.embed_tokens.weight; set tie_word_embeddings to false if both are meant"
+                    "model.embed_tokens.weight; set tie_word_embeddings to false if both are intended"
                 )
 
     def dtype(self, name: str) -> torch.dtype:
@@ -127,10 +128,11 @@ class MegatronWeights:
 
     Args:
         checkpoint: the checkpoint.
-        kind: `model` for the weights that the forward pass uses, `optimizer` for the optimizer's FP32 copies.
+        kind: `model` for the weights of the forward pass, `optimizer` for the optimizer's FP32 copies.
 
     Raises:
-        UserError: tensors are missing, too many or of other sizes, or the optimizer's state is not fully reshardable.
+        UserError: tensors are missing, superfluous, or of other sizes, or the optimizer's state is not fully
+            reshardable.
     """
 
     layout: Literal["huggingface", "megatron"] = "megatron"
@@ -152,7 +154,7 @@ class MegatronWeights:
             self._check(key, sizes, checkpoint.description)
         if extra := sorted(model_keys - global_sizes(self.shape).keys()):
             raise UserError(
-                f"{self.folder}: tensor {extra[0]} belongs to no Llama of the shape in {checkpoint.description} "
+                f"{self.folder}: tensor {extra[0]} does not belong to a Llama with the shape in {checkpoint.description} "
                 f"({len(extra)} such); exporting would lose it"
             )
 
@@ -162,28 +164,28 @@ class MegatronWeights:
         if any(key.startswith("optimizer.") for key in self.reader.keys):
             raise UserError(
                 f"{self.folder}: the optimizer's state is not in the fully reshardable layout, so its FP32 weights "
-                "cannot be told apart; train with checkpoint.reshardable: true, or export --weights model"
+                "cannot be separated; train with checkpoint.reshardable: true, or export --weights model"
             )
         if isinstance(self.reader, TorchRanksReader):
             raise UserError(
-                f"{self.folder}: the format `torch` does not say which of the optimizer's numbers are of which weight; "
+                f"{self.folder}: the `torch` format does not say which of the optimizer's values belong to which weight; "
                 "export --weights model"
             )
-        raise UserError(f"{self.folder}: holds no optimizer state; export --weights model")
+        raise UserError(f"{self.folder}: contains no optimizer state; export --weights model")
 
     def _check(self, key: str, sizes: Sequence[int], description: Path) -> None:
         if self._prefix + key not in self.reader.keys:
             raise UserError(
-                f"{self.folder}: tensor {self._prefix + key} is missing, which {description} implies"
+                f"{self.folder}: tensor {self._prefix + key} is missing, but {description} implies it"
             )
         found = self.reader.size(self._prefix + key)
         wanted = tuple(sizes)
-        if key in (EMBEDDING, OUTPUT):  # rows of padding depend on the layout that wrote them
+        if key in (EMBEDDING, OUTPUT):  # the number of padding rows depends on the layout that wrote them
             wanted = (max(found[0], self.shape.vocab_size), *sizes[1:])
         if found != wanted:
             raise UserError(
-                f"{self.folder}: tensor {self._prefix + key} has sizes {list(found)}, {description} implies "
-                f"{list(wanted)}; the checkpoint is of another model"
+                f"{self.folder}: tensor {self._prefix + key} has sizes {list(found)}, but {description} implies "
+                f"{list(wanted)}; the checkpoint holds another model"
             )
 
     def dtype(self, name: str) -> torch.dtype:
@@ -192,7 +194,7 @@ class MegatronWeights:
     def open_stored(
         self, key: str, offsets: Sequence[int], sizes: Sequence[int]
     ) -> AbstractContextManager[torch.Tensor]:
-        """Lends a slice of one of Megatron's global tensors as it is stored."""
+        """Lends a slice of one of Megatron's global tensors, as stored."""
         return self.reader.open(self._prefix + key, offsets, sizes)
 
     @contextmanager
@@ -204,7 +206,7 @@ class MegatronWeights:
             with self.open_stored(place.key, place.offsets, place.sizes) as stored:
                 yield split_qkv(self.shape, stored, place.part)[first : first + count]
             return
-        axis = len(place.sizes) - len(whole)  # behind the axis of layers, where there is one
+        axis = len(place.sizes) - len(whole)  # after the layer axis, if there is one
         offsets = tuple(start + first * (i == axis) for i, start in enumerate(place.offsets))
         sizes = tuple(count if i == axis else size for i, size in enumerate(place.sizes))
         with self.open_stored(place.key, offsets, sizes) as stored:
@@ -212,10 +214,10 @@ class MegatronWeights:
 
 
 def open_weights(folder: Path, step: int | None = None, kind: WeightsKind = "model") -> Weights:
-    """Opens a folder of either format.
+    """Opens a folder in either format.
 
     Raises:
-        UserError: it is neither, or its weights are not whole.
+        UserError: it is in neither format, or its weights are incomplete.
     """
     if is_checkpoint(folder):
         return MegatronWeights(find_checkpoint(folder, step), kind)
@@ -227,10 +229,10 @@ def open_weights(folder: Path, step: int | None = None, kind: WeightsKind = "mod
 
 
 def blocks(sources: Sequence[Weights], name: str, dtype: torch.dtype) -> Iterator[torch.Tensor]:
-    """Yields a parameter in blocks of rows, so that memory does not grow with it.
+    """Yields a parameter in blocks of rows, so that memory use does not depend on its size.
 
     Args:
-        sources: where it is read; of several the mean is taken, in FP32.
+        sources: where to read it; for several sources, yields the mean, computed in FP32.
         name: the parameter.
         dtype: type of the blocks.
     """
@@ -254,10 +256,10 @@ def _mean(parts: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
 
 
 class AveragedWeights:
-    """The mean of the weights of several checkpoints, in FP32, in the type that they share.
+    """The mean of several checkpoints' weights, computed in FP32, in their common type.
 
     Args:
-        sources: two or more checkpoints of one shape.
+        sources: two or more checkpoints of the same shape.
     """
 
     layout: Literal["huggingface", "megatron"] = "megatron"
@@ -283,7 +285,7 @@ class AveragedWeights:
 
 
 class RoundedWeights:
-    """Weights as they are after rounding to the types of another model's, where those are narrower.
+    """Weights rounded to the types of another model's, where those are narrower.
 
     Args:
         source: the weights.
@@ -314,7 +316,8 @@ class RoundedWeights:
 
 
 def rounded_alike(a: Weights, b: Weights) -> tuple[Weights, Weights]:
-    """Two models of one shape, each rounded to the narrower type of both; as they are where the types are the same."""
+    """Two models of the same shape, each rounded to the narrower type of the two; unchanged where the types
+    are the same."""
     if all(a.dtype(name) == b.dtype(name) for name in parameter_shapes(a.shape)):
         return a, b
     return RoundedWeights(a, b), RoundedWeights(b, a)

@@ -1,16 +1,16 @@
-"""What Megatron gets wrong for this project, one file a patch.
+"""What Megatron gets wrong for this project, one file per patch.
 
     from emma import megatron_patches
     megatron_patches.apply()      # before the first import of Megatron
 
-Each patch names its targets, the versions it was tested with, its reason and the upstream thread, says when it is on,
-and refuses every version it was not tested with. `status()` tells what is on, what is off, and why, without importing
-Megatron or torch.
+Each patch names its targets, the versions it was tested with, its reason and the upstream thread, says where it is needed,
+and refuses other versions. `status()` says what is on, what is off, and why, without importing Megatron or torch.
 """
 
 from __future__ import annotations
 
-from emma.megatron_patches.registry import PatchError, PatchStatus, apply, status
+from emma.megatron_patches.patch import PatchError
+from emma.megatron_patches.registry import PatchStatus, apply, status
 
 __all__ = ["PatchError", "PatchStatus", "apply", "status"]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from emma.megatron_patches.machine import Machine
-from emma.megatron_patches.registry import Decision, Patch, PatchError, Target
+from emma.megatron_patches.patch import Decision, Patch, PatchError, Target
 
 __all__ = ["PATCH", "hide_gpu_libraries", "needed_without_gpu"]
 
@@ -32,12 +32,12 @@ def needed_without_gpu(machine: Machine) -> Decision:
 
 
 def hide_gpu_libraries() -> None:
-    """Makes `import transformer_engine` and `import apex` fail, so that Megatron takes its ways without them.
+    """Makes `import transformer_engine` and `import apex` fail, so that Megatron takes its paths without them.
 
-    A machine without a GPU may have them all the same, a cluster's login node for instance; their kernels know no CPU.
+    A machine without a GPU may have them installed, a cluster's login node for instance; their kernels need a GPU.
 
     Raises:
-        PatchError: one of them is imported already, so Megatron may have decided for it.
+        PatchError: one of them is already imported, so Megatron may have chosen it.
     """
     for library in ("transformer_engine", "apex"):
         if sys.modules.get(library) is not None:
@@ -48,7 +48,7 @@ def hide_gpu_libraries() -> None:
 
 
 def local_ranks() -> int:
-    """Returns the number of ranks on this machine, as the launcher says it (torchrun, srun), else 1."""
+    """Returns the number of ranks on this machine according to the launcher (torchrun, srun), else 1."""
     for variable in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
         if os.environ.get(variable, "").isdigit():
             return int(os.environ[variable])
@@ -63,7 +63,7 @@ def resident_bytes() -> tuple[int, int]:
 
 
 class CpuEvent:
-    """A CUDA event's interface over the host's clock: on the CPU everything before it has happened."""
+    """The interface of a CUDA event over the host's clock: on the CPU, everything before it has happened."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self._recorded = 0.0
@@ -88,7 +88,7 @@ class CpuEvent:
 
 
 class CpuStream:
-    """A CUDA stream's interface: the CPU runs one operation after another."""
+    """The interface of a CUDA stream: the CPU runs one operation after another."""
 
     device_index = 0
     cuda_stream = 0
@@ -122,7 +122,7 @@ class CpuStream:
 
 
 class EveryDevice:
-    """Stands for `torch.cuda.default_generators`: whatever the index, the CPU's generator."""
+    """Replaces `torch.cuda.default_generators`: the CPU's generator at every index."""
 
     def __getitem__(self, index: Any) -> Any:
         import torch
@@ -136,7 +136,7 @@ class EveryDevice:
 class CpuProperties:
     """What Megatron asks of `get_device_properties`, with this machine's numbers.
 
-    The compute capability is Hopper's (9.0), the one whose limits in Megatron's argument checks are widest.
+    The compute capability is Hopper's (9.0), for which Megatron's argument checks have the widest limits.
     """
 
     name = "cpu"
@@ -150,7 +150,7 @@ class CpuProperties:
 def memory_stats(device: Any = None) -> dict[str, Any]:
     """Returns the process's resident memory (bytes) under the names of the CUDA allocator's statistics.
 
-    What an allocator would count (allocations, segments, retries) the CPU does not, and reads 0.
+    What an allocator would count (allocations, segments, retries) is 0 on the CPU.
     """
     now, peak = resident_bytes()
     sizes = {
@@ -167,7 +167,7 @@ def memory_stats(device: Any = None) -> dict[str, Any]:
 
 
 def _nothing() -> Callable[..., None]:
-    # One function object a name: torch._dynamo refuses an object that stands under two.
+    # One function object per name: torch._dynamo refuses an object that has two.
     return lambda *_, **__: None
 
 
@@ -206,7 +206,7 @@ CUDA: dict[str, str | None] = {
     "manual_seed_all": "seed",
     "default_generators": None,
 }
-# Modules that import torch.cuda._lazy_call by name, in case they were imported before.
+# Modules that import torch.cuda._lazy_call by name, in case they are already imported.
 BINDS_LAZY_CALL = {
     "megatron.core.tensor_parallel.random",
     "megatron.core.distributed.fsdp.src.megatron_fsdp.utils",
@@ -216,7 +216,7 @@ TENSOR_CUDA = Target("torch:Tensor.cuda")
 MODULE_CUDA = Target("torch.nn:Module.cuda", "self device")
 RANGE_PUSH = Target("torch.cuda.nvtx:range_push", "msg")
 RANGE_POP = Target("torch.cuda.nvtx:range_pop", "")
-# Megatron asks for the generator through the module as well as through the package.
+# Megatron asks for the generator through both the module and the package.
 RANDOM = {
     name: Target(f"torch.cuda.random:{name}", CUDA[name]) for name in ("get_rng_state", "set_rng_state")
 }
@@ -315,7 +315,7 @@ def _send_cuda_tensors_to_cpu() -> None:
 
 
 def install() -> None:
-    """Gives torch.cuda the CPU's answers and keeps torch.compile out (Megatron's jit_fuser is torch.compile)."""
+    """Gives torch.cuda the CPU's answers and turns torch.compile off (Megatron's jit_fuser is torch.compile)."""
     import torch
 
     hide_gpu_libraries()
@@ -335,13 +335,13 @@ def install() -> None:
     def cuda_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs:
             return plain_type(self, *args, **kwargs)
-        # The distributed optimizer sorts parameters by these names. Under a TorchFunctionMode the C method comes back
-        # here by its name, so the answer may have its prefix already.
+        # The distributed optimizer sorts parameters by these names. Under a TorchFunctionMode the C method calls this one
+        # by name, so the answer may already have its prefix.
         return "torch.cuda." + plain_type(self).rpartition(".")[2]
 
     TENSOR_TYPE.replace(cuda_type)
     _send_cuda_tensors_to_cpu()
-    # Megatron warns where the CPU's generator moves while the "GPU's" is in use; here they are one.
+    # Megatron warns if the CPU's generator advances while the "GPU's" is in use; here they are the same.
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(
         lambda record: "CPU RNG state changed" not in record.msg
     )
@@ -361,7 +361,7 @@ PATCH = Patch(
         )
     ),
     versions={"torch": ("2.11.0", "2.12.1", "2.13.0"), "megatron-core": ("0.19.2",)},
-    reason="Megatron puts every tensor on 'cuda' and asserts that it is there; without a GPU nothing of it runs",
+    reason="Megatron puts every tensor on 'cuda' and asserts that it is there; without a GPU, none of it runs",
     upstream="https://github.com/NVIDIA-NeMo/Speech/issues/14244",
     condition=needed_without_gpu,
     install=install,

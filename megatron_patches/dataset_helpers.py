@@ -1,4 +1,4 @@
-"""The wheel brings the compiled dataset helpers but neither the Makefile nor a use for it."""
+"""Megatron's wheel contains the compiled dataset helpers, but not the Makefile that it calls to compile them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib.util
 from pathlib import Path
 
 from emma.megatron_patches.machine import Machine
-from emma.megatron_patches.registry import Decision, Patch, PatchError, Target
+from emma.megatron_patches.patch import Decision, Patch, PatchError, Target
 
 __all__ = ["PATCH"]
 
@@ -22,7 +22,7 @@ def _makefile() -> Path:
 
 
 def condition(machine: Machine) -> Decision:
-    """On where Megatron comes from its wheel, which holds no Makefile."""
+    """On where Megatron comes from its wheel, which has no Makefile."""
     if _makefile().is_file():
         return Decision(
             False, "Megatron comes from a source tree with a Makefile and can compile its helpers"
@@ -31,7 +31,7 @@ def condition(machine: Machine) -> Decision:
 
 
 def use_prebuilt_helpers() -> None:
-    """Stands for `compile_helpers`: checks that the compiled module imports instead of calling make."""
+    """Replaces `compile_helpers`: checks that the compiled module imports, instead of calling make."""
     try:
         importlib.import_module("megatron.core.datasets.helpers_cpp")
     except ImportError as error:

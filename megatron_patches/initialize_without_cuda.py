@@ -1,11 +1,11 @@
-"""`initialize_megatron` asserts that CUDA is there; `pretrain` gives no way to tell it otherwise."""
+"""`initialize_megatron` asserts that CUDA is available, and `pretrain` offers no way to turn that off."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from emma.megatron_patches.cpu_backend import needed_without_gpu
-from emma.megatron_patches.registry import Patch, PatchError, Target
+from emma.megatron_patches.patch import Patch, PatchError, Target
 
 __all__ = ["PATCH"]
 
@@ -18,9 +18,9 @@ ASYNC_WORKER = Target("megatron.training.initialize:init_persistent_async_worker
 
 
 def refuse_async_save(rank: int, mp_mode: str = "spawn") -> None:
-    """Stands for the start of the worker that saves checkpoints in the background.
+    """Replaces the start of the worker that saves checkpoints in the background.
 
-    The worker is a fresh interpreter that asks CUDA for its devices and dies; the ranks then wait for it for ever.
+    The worker is a fresh interpreter that asks CUDA for its devices and dies, and the ranks wait for it forever.
     """
     raise PatchError(
         "--async-save needs a GPU: its worker process asks CUDA for devices. Fix: save synchronously here"
@@ -28,7 +28,7 @@ def refuse_async_save(rank: int, mp_mode: str = "spawn") -> None:
 
 
 def install() -> None:
-    """Makes `allow_no_cuda` true by default: the function object stays, since others import it by name."""
+    """Makes `allow_no_cuda` true by default; the function object stays, since other modules import it by name."""
     function: Any = INITIALIZE.get()
     function.__defaults__ = (True, *function.__defaults__[1:])
     ASYNC_WORKER.replace(refuse_async_save)

@@ -27,14 +27,14 @@ class Machine:
 
     @classmethod
     def from_torch(cls) -> Machine:
-        """Asks torch, the one whose answer counts when training."""
+        """Asks torch, whose answer is the one that counts when training."""
         import torch
 
         return cls._with_gpus(torch.cuda.device_count() if torch.cuda.is_available() else 0)
 
     @classmethod
     def from_outside(cls) -> Machine:
-        """Asks torch if it is imported already, otherwise the driver, without importing or initialising anything."""
+        """Asks torch if it is already imported, otherwise the driver, without importing or initialising anything."""
         if "torch" in sys.modules:
             return cls.from_torch()
         return cls._with_gpus(_visible(nvml_device_count()))

@@ -1,7 +1,7 @@
 """Llama 3.1's RoPE scaling with all four constants taken from the model's configuration.
 
-Megatron has the factor as a parameter of the model, which its argument parser does not reach, and the other three
-(low and high frequency factor, original context) as defaults that nothing passes.
+In Megatron the factor is a parameter of the model that no command-line argument reaches; the other three (low and high
+frequency factor, original context) are defaults that no caller overrides.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emma.megatron_patches.machine import Machine
-from emma.megatron_patches.registry import Decision, Patch, Target
+from emma.megatron_patches.patch import Decision, Patch, Target
 
 __all__ = ["PATCH", "RopeScaling", "set_rope_scaling"]
 
@@ -42,7 +42,7 @@ class RopeScaling:
         original_max_position_embeddings: context length of the model before scaling, in tokens.
 
     Raises:
-        ValueError: constants that the formula has no meaning for.
+        ValueError: the formula is not defined for these constants.
     """
 
     factor: float = 8.0
@@ -61,17 +61,17 @@ _current: ContextVar[RopeScaling | None] = ContextVar("rope_scaling", default=No
 
 
 def set_rope_scaling(config: Any, scaling: RopeScaling) -> None:
-    """Makes models built from `config` use these constants; without this call Megatron's own (8, 1, 4, 8192) stand.
+    """Makes models built from `config` use these constants; without this call Megatron's own (8, 1, 4, 8192) apply.
 
     Args:
-        config: a TransformerConfig, or a GPTModelConfig that holds one; the model is to be built with rope_scaling on.
+        config: a TransformerConfig, or a GPTModelConfig that holds one; the model must be built with rope_scaling on.
         scaling: the constants.
     """
     setattr(getattr(config, "transformer", config), ATTRIBUTE, scaling)
 
 
 def install() -> None:
-    """The model's constructor lends the constants of its configuration to the rotary embedding it makes."""
+    """Makes the model's constructor pass the configuration's constants to the rotary embedding it creates."""
     scale, init = APPLY_SCALING.get(), GPT_INIT.get()
 
     @functools.wraps(scale)

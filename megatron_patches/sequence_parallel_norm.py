@@ -1,11 +1,11 @@
-"""Megatron's torch norm refuses sequence parallelism, which the local implementation can do."""
+"""Megatron's torch norm refuses sequence parallelism, which the local implementation supports."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from emma.megatron_patches.machine import Machine
-from emma.megatron_patches.registry import Decision, Patch, Target
+from emma.megatron_patches.patch import Decision, Patch, Target
 
 __all__ = ["PATCH"]
 
@@ -16,7 +16,7 @@ NEW = Target(
 
 
 def condition(machine: Machine) -> Decision:
-    """Always on: whether a model uses the local implementation is not known yet."""
+    """Always on: it is not known yet whether a model will use the local implementation."""
     return Decision(True, "the local transformer implementation normalises with torch's modules")
 
 

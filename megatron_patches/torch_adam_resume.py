@@ -1,7 +1,7 @@
-"""The distributed optimizer over torch's AdamW cannot be saved before its first step, nor be resumed.
+"""The distributed optimizer over torch's AdamW can be neither saved before its first step nor resumed.
 
-`DistributedOptimizer` has a second way through for torch's AdamW, which keeps `step` in each parameter's state where
-the fused Adams of Transformer Engine and apex keep one in the group. Three faults in it, the last one silent.
+`DistributedOptimizer` has a separate path for torch's AdamW, which keeps `step` in each parameter's state, while the fused
+Adams of Transformer Engine and apex keep one per group. That path has three faults, the last of them silent.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from emma.megatron_patches.machine import Machine
-from emma.megatron_patches.registry import Decision, Patch, Target
+from emma.megatron_patches.patch import Decision, Patch, Target
 
 __all__ = ["PATCH"]
 
@@ -34,7 +34,7 @@ def condition(machine: Machine) -> Decision:
 
 
 def initialise_state(optimizer: Any) -> None:
-    """Gives every parameter the state that torch's AdamW makes in its first step: zero moments (fp32), step 0."""
+    """Gives every parameter the state that torch's AdamW creates in its first step: zero moments (fp32), step 0."""
     import torch
 
     for group in optimizer.param_groups:
@@ -48,7 +48,7 @@ def initialise_state(optimizer: Any) -> None:
 
 
 def install() -> None:
-    """Wraps the three methods; where the inner optimizer is not torch's AdamW they do as before."""
+    """Wraps the three methods; they are unchanged where the inner optimizer is not torch's AdamW."""
     import torch
 
     state_dict, set_states, load = STATE_DICT.get(), SET_STATES.get(), LOAD.get()
@@ -63,13 +63,13 @@ def install() -> None:
         return state_dict(self)
 
     def set_states_without_step(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
-        # The checkpoint keeps the step in the parameter groups; what is no tensor is passed over.
+        # The checkpoint keeps the step in the parameter groups; values that are not tensors are passed over.
         set_states(self, model_param, {"step": None, **tensors} if runs_torch_adamw(self) else tensors)
 
     def load_with_own_steps(self: Any, loaded: dict[str, Any]) -> Any:
         result = load(self, loaded)
         if runs_torch_adamw(self):
-            # Megatron gives all parameters one step tensor, which AdamW then advances once a parameter.
+            # Megatron gives all parameters one step tensor, which AdamW then advances once per parameter.
             for state in self.optimizer.state.values():
                 state["step"] = state["step"].clone()
         return result
@@ -84,7 +84,7 @@ PATCH = Patch(
     targets=(STATE_DICT, SET_STATES, LOAD),
     versions={"megatron-core": ("0.19.2",), "torch": ("2.11.0", "2.12.1", "2.13.0")},
     reason="resuming with torch's AdamW fails on the empty state, then on a missing step, and then advances the step "
-    "once a parameter instead of once a step, so that the loss silently leaves its course",
+    "once per parameter instead of once per optimizer step, so that the loss silently leaves its course",
     upstream="https://github.com/NVIDIA/Megatron-LM/blob/core_v0.19.2/megatron/core/optimizer/distrib_optimizer.py",
     condition=condition,
     install=install,

@@ -1,5 +1,5 @@
-"""A helper process of the checkpoint writer dies of the signal that asks its rank to save and stop, and does not die with
-a killed rank."""
+"""A helper process of the checkpoint writer dies of the signal that asks its rank to save and stop, and outlives a rank
+that is killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from emma.base.processes import end_with_parent
 from emma.megatron_patches.machine import Machine
-from emma.megatron_patches.registry import Decision, Patch, Target
+from emma.megatron_patches.patch import Decision, Patch, Target
 
 __all__ = ["PATCH", "shielded"]
 
@@ -21,26 +21,26 @@ QUEUE = Target(
     "megatron.core.dist_checkpointing.strategies.filesystem_async:get_write_results_queue", "mp_mode"
 )
 
-# What launchers send to all processes of a rank when the run is to stop: torchrun to the rank's process group, Slurm
-# to everything in the step.
+# What launchers send to all processes of a rank to stop a run: torchrun to the rank's process group, Slurm to
+# everything in the job step.
 _STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 def condition(machine: Machine) -> Decision:
     """On everywhere."""
-    return Decision(True, "a stopped run has to save, also after it has saved before")
+    return Decision(True, "a stopped run must save, even if it has saved before")
 
 
 def shielded(get_queue: Callable[..., Any]) -> Callable[..., Any]:
     """`get_write_results_queue` whose server process starts with the stop signals blocked.
 
-    The first save starts a server that holds the writers' queue for as long as the rank lives. Blocked signals are
-    inherited, so that the server never sees them; the rank gets those that came meanwhile as soon as it is started.
-    The end of the rank ends the server all the same, also SIGKILL, after which it would wait for ever.
+    The first save starts a server that holds the writers' queue as long as the rank lives. Blocked signals are inherited,
+    so the server never sees them; the rank gets those that arrived meanwhile once the server has started. The server
+    still ends with the rank, even by SIGKILL, after which it would otherwise wait forever.
     """
 
     def get_write_results_queue(mp_mode: str = "spawn") -> Any:
-        # Python's resource tracker unblocks SIGTERM as it starts, so it has to be there before.
+        # Python's resource tracker unblocks SIGTERM when it starts, so it must be running before.
         resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
         try:

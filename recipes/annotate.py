@@ -1,4 +1,4 @@
-"""A resolved recipe as YAML that says behind each value where it was given."""
+"""A resolved recipe as YAML with the origin of each value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["annotated_yaml"]
 
 
 def annotated_yaml(recipe: Recipe, composed: Composed) -> str:
-    """YAML of the recipe with a comment a value: `recipes/runs/….yaml:12`, `command line` or `default`."""
+    """YAML of the recipe, each value followed by its origin: `recipes/runs/….yaml:12`, `command line` or `default`."""
     text = StringIO()
     yaml = YAML()
     yaml.width = 1000
@@ -35,7 +35,7 @@ def _annotated(values: dict[str, Any], composed: Composed, at: tuple[str, ...]) 
             result[name] = _annotated(value, composed, here)
             continue
         if isinstance(value, list):
-            # On one line, so that the comment has a place.
+            # On one line, which leaves room for the comment.
             result[name] = _flow(value)
         else:
             result[name] = value

@@ -1,4 +1,4 @@
-"""What must hold between the sections of a recipe: each impossible combination is refused with its numbers and a fix."""
+"""What must hold between the sections of a recipe: an impossible combination is refused with its numbers and a fix."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ __all__ = ["check_combination"]
 Fault = tuple[str, str, str]
 """Dotted key, problem, fix."""
 
-# Megatron arguments that would undo a guarantee of this project, and why.
+# Megatron arguments that would break a guarantee of this project, and why.
 REFUSED_MEGATRON_ARGS = {
     "allow-ambiguous-pad-tokens": "it masks the loss of every token that equals the pad id",
-    "no-load-optim": "how a run starts is said by start.mode",
-    "no-load-rng": "how a run starts is said by start.mode",
-    "finetune": "how a run starts is said by start.mode",
+    "no-load-optim": "start.mode says how a run starts",
+    "no-load-rng": "start.mode says how a run starts",
+    "finetune": "start.mode says how a run starts",
     "load": "the checkpoint to start from is start.checkpoint",
     "save": "checkpoints are written into the run folder",
-    "data-path": "the data is the mix of the recipe",
-    "split": "the mix holds its own validation data",
+    "data-path": "the data is the recipe's mix",
+    "split": "the mix has its own validation data",
     "train-iters": "it is schedule.steps",
     "train-samples": "it is schedule.steps × batch.global",
-    "override-opt-param-scheduler": "the learning rate of a phase is taken from the recipe already",
-    # What plan, sample arithmetic and logs read from the sections must not differ in the loop.
+    "override-opt-param-scheduler": "a phase takes its learning rate from the recipe already",
+    # What planning, sample arithmetic and logs read from the sections must hold in the training loop.
     "tensor-model-parallel-size": "it is parallelism.tensor",
     "pipeline-model-parallel-size": "it is parallelism.pipeline",
     "context-parallel-size": "it is parallelism.context",
@@ -46,8 +46,8 @@ def check_combination(recipe: Recipe, origin: Callable[[Sequence[str | int]], st
     """Checks a whole recipe.
 
     Args:
-        recipe: a recipe whose sections are valid by themselves.
-        origin: where a key was given (`file:line`), for the message.
+        recipe: a recipe whose sections are each valid.
+        origin: `file:line` of a key, for the message.
 
     Raises:
         RecipeError: the first combination that cannot work.
@@ -78,8 +78,8 @@ def _cluster(recipe: Recipe) -> Iterator[Fault]:
     if p.tensor > cluster.gpus_per_node:
         yield (
             "parallelism.tensor",
-            f"{p.tensor} is more than the {cluster.gpus_per_node} GPUs of a node: every layer would wait for the network "
-            "four times",
+            f"{p.tensor} exceeds the {cluster.gpus_per_node} GPUs of a node: every layer would wait for the network four "
+            "times",
             f"use at most {cluster.gpus_per_node}, and pipeline parallelism across nodes",
         )
 
@@ -128,7 +128,7 @@ def _layout(recipe: Recipe) -> Iterator[Fault]:
     if p.sequence and p.tensor == 1:
         yield (
             "parallelism.sequence",
-            "sequence parallelism cuts over tensor-parallel ranks, of which there is 1",
+            "sequence parallelism divides work over tensor-parallel ranks, of which there is 1",
             "set sequence to false or tensor to 2 or more",
         )
     if p.context > 1 and recipe.cluster.device == "cpu":
@@ -140,8 +140,8 @@ def _layout(recipe: Recipe) -> Iterator[Fault]:
     if p.context > 1 and recipe.batch.document_masking:
         yield (
             "parallelism.context",
-            f"context parallelism ({p.context}) cuts every document into {2 * p.context} equal parts, which documents of "
-            "any length don't have: it cannot mask documents",
+            f"context parallelism ({p.context}) cuts every document into {2 * p.context} equal parts, so it cannot mask "
+            "documents of arbitrary length",
             "set context to 1 (tensor 2 with sequence: true saves as much memory), or batch.document_masking to false",
         )
 
@@ -158,7 +158,7 @@ def _recompute(recipe: Recipe) -> Iterator[Fault]:
     if p.recompute_layers is not None and p.recompute_layers > chunk:
         yield (
             "parallelism.recompute_layers",
-            f"{p.recompute_layers} is more than the {chunk} layers of a pipeline stage's model chunk",
+            f"{p.recompute_layers} exceeds the {chunk} layers of a pipeline stage's model chunk",
             f"use at most {chunk}",
         )
 
@@ -169,7 +169,7 @@ def _distribution(recipe: Recipe) -> Iterator[Fault]:
         yield (
             "parallelism.overlap_param_gather",
             "it needs distributed_optimizer and overlap_grad_reduce",
-            "turn both on, or this off",
+            "turn both on, or turn this off",
         )
     instances = p.distributed_optimizer_instances
     if instances > 1 and (not p.distributed_optimizer or recipe.data_parallel % instances):
@@ -193,8 +193,8 @@ def _batch(recipe: Recipe) -> Iterator[Fault]:
     if p.virtual_pipeline > 1 and microbatches % p.pipeline:
         yield (
             "batch.global",
-            f"{microbatches} microbatches a step are not a multiple of the {p.pipeline} pipeline stages, which the "
-            "interleaved schedule needs",
+            f"{microbatches} micro-batches per step are not a multiple of the {p.pipeline} pipeline stages, as the "
+            "interleaved schedule requires",
             f"use a multiple of {step * p.pipeline}",
         )
     if batch.sequence_length > recipe.model.max_position_embeddings:
@@ -207,7 +207,7 @@ def _batch(recipe: Recipe) -> Iterator[Fault]:
     if batch.sequence_length % cuts:
         yield (
             "batch.sequence_length",
-            f"{batch.sequence_length} is not a multiple of the {cuts} ranks that sequence parallelism cuts it over",
+            f"{batch.sequence_length} is not a multiple of the {cuts} ranks that sequence parallelism divides it over",
             f"use a multiple of {cuts}",
         )
     if p.context > 1 and batch.sequence_length % (2 * p.context):
@@ -239,27 +239,27 @@ def _precision(recipe: Recipe) -> Iterator[Fault]:
     if precision.fp8_params and not recipe.parallelism.distributed_optimizer:
         yield (
             "precision.fp8_params",
-            "weights kept in FP8 need parallelism.distributed_optimizer, which holds their exact copy",
-            "turn it on, or fp8_params off",
+            "weights kept in FP8 need parallelism.distributed_optimizer, which keeps their exact copy",
+            "turn it on, or turn fp8_params off",
         )
     stage = recipe.model.layers // recipe.parallelism.pipeline
     if precision.first_last_layers_bf16 > stage:
         yield (
             "precision.first_last_layers_bf16",
-            f"{precision.first_last_layers_bf16} is more than the {stage} layers of a pipeline stage",
+            f"{precision.first_last_layers_bf16} exceeds the {stage} layers of a pipeline stage",
             f"use at most {stage}",
         )
     yield from _fp8_shapes(recipe)
     if 2 * precision.first_last_layers_bf16 >= recipe.model.layers:
         yield (
             "precision.first_last_layers_bf16",
-            f"{precision.first_last_layers_bf16} at either end leave no layer of {recipe.model.layers} in FP8",
+            f"{precision.first_last_layers_bf16} at each end leave none of {recipe.model.layers} layers in FP8",
             "lower it",
         )
 
 
 def _fp8_shapes(recipe: Recipe) -> Iterator[Fault]:
-    """FP8 matrix products of Transformer Engine want multiples of 16 (blockwise: of 128) in every dimension."""
+    """Transformer Engine's FP8 matrix products need multiples of 16 (blockwise: 128) in every dimension."""
     model, p, batch = recipe.model, recipe.parallelism, recipe.batch
     unit = 128 if recipe.precision.fp8 == "blockwise" else 16
     rows = batch.micro * batch.sequence_length // (p.context * (p.tensor if p.sequence else 1))
@@ -269,7 +269,7 @@ def _fp8_shapes(recipe: Recipe) -> Iterator[Fault]:
             model.ffn_hidden_size // p.tensor,
             f" on each of {p.tensor} tensor-parallel ranks",
         ),
-        "batch.sequence_length": (rows, " tokens a microbatch and rank"),
+        "batch.sequence_length": (rows, " tokens per micro-batch and rank"),
     }
     for key, (size, where) in sizes.items():
         if size % unit:

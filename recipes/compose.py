@@ -1,4 +1,4 @@
-"""Reading YAML recipes and composing them: names become sections, overrides are applied, origins are remembered."""
+"""Read YAML recipes and compose them: names become sections, overrides are applied, origins are recorded."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ __all__ = [
 
 ROOT = Path(__file__).parent
 
-# Sections that may be given by name, and the folder that holds their files.
+# Sections that may be given by name, and the folders of their files.
 FOLDERS = {"model": "models", "data": "data", "precision": "precision", "cluster": "clusters"}
 
-# Folder of layouts: partial recipes (cluster, precision, parallelism, ...) that a run names by `layout`.
+# Folder of layouts: partial recipes (cluster, precision, parallelism, ...) that a run names as its `layout`.
 LAYOUTS = "layouts"
 
-# Deeper nesting than any recipe has: an anchor that holds itself.
+# No recipe is nested deeper; an anchor that contains itself is.
 _DEEPEST = 32
 
-# Origin of what was given as an override.
+# Origin of overrides.
 COMMAND_LINE = "command line"
 
 Key = tuple[str, ...]
 
 
 class Composed:
-    """Plain values of a recipe and, for each dotted key, the `file:line` it came from."""
+    """Plain values of a recipe and, for each key, the `file:line` it came from."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
         self.origins: dict[Key, str] = {}
 
     def origin(self, key: Sequence[str | int]) -> str | None:
-        """Origin of `key` or, where the key itself is absent, of the nearest key that contains it."""
+        """Origin of `key` or, if the key itself is absent, of the innermost key that contains it."""
         path = tuple(str(part) for part in key)
         while path:
             if path in self.origins:
@@ -61,12 +61,12 @@ class Composed:
         return self.origins.get(())
 
     def drop(self, name: str) -> None:
-        """Forgets a top-level key and where it came from."""
+        """Removes a top-level key and its origins."""
         self.values.pop(name, None)
         self.origins = {key: origin for key, origin in self.origins.items() if key[:1] != (name,)}
 
     def merge(self, other: Composed, at: Key = ()) -> None:
-        """Lays `other` over the values at `at`: mappings merge key by key, anything else replaces."""
+        """Lays `other` over the values at `at`: mappings merge key by key, anything else is replaced."""
         target = self.values
         for part in at:
             target = target.setdefault(part, {})
@@ -88,7 +88,7 @@ class Composed:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """`did you mean …?` with the closest known names, or the list of all where none is close."""
+    """`did you mean …?` with the closest known names, or a list of all names if none is close."""
     close = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
     first, second = (difflib.SequenceMatcher(None, word, name).ratio() for name in [*close, "", ""][:2])
     if close:
@@ -98,7 +98,7 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def list_names(kind: str) -> list[str]:
-    """Names of the shipped recipe files of a folder (`runs`, `models`, ...), sorted."""
+    """Names of the shipped recipe files in a folder (`runs`, `models`, ...), sorted."""
     return sorted(path.stem for path in (ROOT / kind).glob("*.yaml"))
 
 
@@ -106,7 +106,7 @@ def read_yaml(path: Path) -> Composed:
     """Reads one YAML 1.2 file.
 
     Raises:
-        UserError: the file is missing, no UTF-8, no YAML, has a key twice, or is no mapping.
+        UserError: the file is missing, is not UTF-8 or YAML, has a key twice, or is not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -119,7 +119,7 @@ def read_yaml(path: Path) -> Composed:
 
 @functools.lru_cache(maxsize=256)
 def _parse(path: Path, text: str) -> Composed:
-    """Parsing takes 20 times as long as reading, and a sweep composes hundreds of recipes from the same few files."""
+    """Cached, since parsing takes 20 times as long as reading and a sweep composes hundreds of recipes from few files."""
     composed = Composed()
     composed.origins[()] = str(path)
     yaml = YAML(typ="safe", pure=True)
@@ -141,13 +141,13 @@ def _parse(path: Path, text: str) -> Composed:
 
 
 class _Reader:
-    """Turns YAML nodes into plain values and notes the line of each."""
+    """Turns YAML nodes into plain values and records the line of each."""
 
     def __init__(self, path: Path, construct: Callable[[Any], Any], origins: dict[Key, str]) -> None:
         self.path, self.construct, self.origins = path, construct, origins
 
     def mapping(self, node: MappingNode, at: Key) -> dict[str, Any]:
-        """A mapping; keys that a merge (<<) brings in have no line of their own."""
+        """A mapping; keys from a merge (<<) have no line of their own."""
         if len(at) > _DEEPEST:
             raise UserError(f"{self._place(node)}: nested more than {_DEEPEST} deep, or in itself")
         result: dict[str, Any] = {}
@@ -184,7 +184,7 @@ def _is_path(value: Any) -> TypeGuard[str]:
 
 
 def _named_file(key: str, folder: str, name: str, origin: str | None) -> Path:
-    """File of a name in a folder of recipes, or of a path that ends in `.yaml`."""
+    """The file that is meant by a name in a folder of recipes or by a path ending in `.yaml`."""
     if _is_path(name):
         path = Path(name)
         if not path.is_file():
@@ -203,10 +203,10 @@ def _named_file(key: str, folder: str, name: str, origin: str | None) -> Path:
 
 
 def compose_section(section: str, value: Any, origin: str | None, seen: tuple[Path, ...] = ()) -> Composed:
-    """A section given by name or path, with its `base` below it; its `name` is the file's.
+    """A section given by name or path, laid over its `base`; its `name` is the file's.
 
     Raises:
-        RecipeError: `value` is no name, there is no such file, or files are each other's base.
+        RecipeError: `value` is not a name, there is no such file, or files are each other's base.
     """
     if not isinstance(value, str):
         fix = f"name a file of recipes/{FOLDERS[section]}"
@@ -232,7 +232,7 @@ def _loop(key: str, files: tuple[Path, ...], origin: str | None) -> RecipeError:
 
 
 def _resolve_sections(run: Composed) -> Composed:
-    """Replaces section names by the values of their files; keys given inline win over the file's."""
+    """Replaces section names with the contents of their files; keys given inline take precedence."""
     resolved, rest = Composed(), Composed()
     resolved.origins[()] = run.origins[()]
     rest.values, rest.origins = dict(run.values), run.origins
@@ -259,10 +259,10 @@ def _resolve_sections(run: Composed) -> Composed:
 
 
 def parse_override(text: str) -> tuple[Key, Any]:
-    """`section.key=value` → key path and value; the value is read as YAML (`true`, `3`, `1e-5`, `[a, b]`, `null`).
+    """`section.key=value` → path of the key, and value, read as YAML (`true`, `3`, `1e-5`, `[a, b]`, `null`).
 
     Raises:
-        UserError: no `=`, an empty key, or a value that is no YAML.
+        UserError: no `=`, an empty key, or a value that is not YAML.
     """
     name, separator, value = text.partition("=")
     key = tuple(part.strip() for part in name.split("."))
@@ -279,12 +279,12 @@ def parse_override(text: str) -> tuple[Key, Any]:
 def compose_file(path: Path, overrides: Sequence[str] = ()) -> Composed:
     """Reads a run file, follows `extends`, lays it over its `layout`, applies overrides, resolves section names.
 
-    An override of a whole section (`data=mala_monolingual`) names another file; one of a key inside
-    (`model.rope_theta=1e6`) wins over the file's value. `layout=NAME` replaces the file's layout and, unlike a layout
-    named in the file, wins over the file's own keys; it comes before all other overrides.
+    Overriding a whole section (`data=mala_monolingual`) names another file; overriding a key (`model.rope_theta=1e6`)
+    takes precedence over the file's value. `layout=NAME` replaces the file's layout and, unlike a layout named in the
+    file, takes precedence over the file's own keys; it is applied before all other overrides.
 
     Raises:
-        UserError: anything in the files or overrides that cannot be composed, with file and line.
+        UserError: the files or overrides cannot be composed; with file and line.
     """
     run = _extended(path, "runs")
     parsed = [parse_override(text) for text in overrides]
@@ -312,10 +312,10 @@ def compose_file(path: Path, overrides: Sequence[str] = ()) -> Composed:
 
 
 def _extended(path: Path, folder: str, seen: tuple[Path, ...] = ()) -> Composed:
-    """A file over those it `extends` (of the same folder of recipes, or paths); of several, the later wins."""
+    """A file laid over those it `extends` (names in the same folder, or paths); of several, later ones take precedence."""
     run = read_yaml(path)
     for section in FOLDERS:
-        # From here on a path no longer depends on the file that holds it.
+        # From here on, paths do not depend on the file they were written in.
         value = run.values.get(section)
         if _is_path(value):
             run.values[section] = str(path.parent / value)
@@ -338,13 +338,13 @@ def _extended(path: Path, folder: str, seen: tuple[Path, ...] = ()) -> Composed:
         if parent.resolve() in seen:
             raise _loop("extends", (*seen, parent.resolve()), origin)
         below.append(_extended(parent, folder, seen))
-        below[-1].drop("name")  # a run's name is its own: given, or the file's
+        below[-1].drop("name")  # a run is named by itself or by its file, never by a parent
     return functools.reduce(_laid_over, [*below, run])
 
 
 def _laid_over(below: Composed, above: Composed) -> Composed:
-    """`above` over `below`. A section that `above` names replaces the one below; where `above` changes single keys of
-    a section that `below` only named, that name becomes the base."""
+    """`above` over `below`. A section that `above` names replaces the one below; if `above` changes single keys of a
+    section that `below` gives by name, that name becomes the base."""
     for section in FOLDERS:
         value, inherited = above.values.get(section), below.values.get(section)
         if isinstance(value, str) or (isinstance(value, dict) and "base" in value):

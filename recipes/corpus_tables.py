@@ -1,4 +1,4 @@
-"""The YAML and CSV tables of `recipes/corpus`, read once, and a fingerprint of them for the manifests."""
+"""The YAML and CSV tables of `recipes/corpus`, each read once, and their fingerprint for the manifests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def table(name: str) -> dict[str, Any]:
 
 @functools.cache
 def scripts_of_languages() -> dict[str, tuple[str, ...]]:
-    """ISO 639-3 code → ISO 15924 codes of the scripts in customary use, the usual one first."""
+    """ISO 639-3 code → ISO 15924 codes of the scripts in customary use, most common first."""
     with (FOLDER / "scripts_of_languages.csv").open(newline="", encoding="utf-8") as handle:
         found = {row["language"]: tuple(row["scripts"].split()) for row in csv.DictReader(handle)}
     for code, scripts in table("languages")["scripts"].items():
@@ -37,7 +37,7 @@ def scripts_of_languages() -> dict[str, tuple[str, ...]]:
 
 @functools.cache
 def tables_sha256() -> str:
-    """SHA-256 over all tables, so that a stage built with other tables is known as such."""
+    """SHA-256 over all tables, so that stages built with other tables are recognised."""
     digest = hashlib.sha256()
     for path in sorted(FOLDER.glob("*.yaml")) + sorted(FOLDER.glob("*.csv")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")

@@ -21,7 +21,7 @@ Format = Literal["fp32", "bf16", "fp8"]
 
 
 class Device(Section):
-    """One kind of device; None where nothing can be said (CPU)."""
+    """A kind of device; values are None where nothing can be assumed (CPU)."""
 
     name: str
     """Value of `cluster.device`."""
@@ -30,17 +30,17 @@ class Device(Section):
     memory_gib: float | None = Field(None, gt=0)
     """Total memory as CUDA reports it, in GiB."""
     peak_by_format: dict[Format, float] = Field(default_factory=dict, alias="peak_tflops")
-    """Dense peak speed of matrix products in TFLOP/s, by number format; absent formats are not supported."""
+    """Dense peak speed of matrix products in TFLOP/s, by number format; formats that are absent are not supported."""
     power_w: float | None = Field(None, gt=0)
     """Maximum power of the board, in W."""
     host_power_w: float | None = Field(None, ge=0)
-    """Share of the node's other parts a device, in W."""
+    """Power of the node's other parts, per device, in W."""
 
     def peak_tflops(self, precision: Precision | Format) -> float | None:
-        """Dense peak speed in TFLOP/s for a precision section or a format; None where the table has none.
+        """Dense peak speed in TFLOP/s for a precision section or a format; None if the table has none.
 
-        With FP8 it is the FP8 peak, although attention and the output layer run in BF16: an MFU against it is the
-        lower of the two in use.
+        With FP8 this is the FP8 peak, although attention and the output layer run in BF16: MFU against it is the lower
+        of the two figures in use.
         """
         return self.peak_by_format.get(precision if isinstance(precision, str) else matmul_format(precision))
 
@@ -65,7 +65,7 @@ def device(name: str) -> Device:
     """The device of that name.
 
     Raises:
-        UserError: the table has no such device.
+        UserError: there is no such device in the table.
     """
     if name not in _table():
         raise UserError(f"device `{name}`: not in recipes/devices.yaml; known are {', '.join(_table())}")

@@ -1,4 +1,4 @@
-"""The documentation of recipe keys, taken from where they are defined."""
+"""The documentation of recipe keys, as written at their definitions."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class KeyDocumentation:
     """What a key means."""
 
     key: str
-    """Dotted key; `<name>` stands for a name that the recipe chooses."""
+    """Dotted key; `<name>` stands for any name that a recipe chooses."""
     type: str
-    """Type as one writes it, e.g. `whole number` or `one of cosine, linear`."""
+    """Type in words, e.g. `whole number` or `one of cosine, linear`."""
     default: str
-    """Default as YAML; `required` where there is none."""
+    """Default as YAML, or `required`."""
     description: str
     """Meaning, unit and limits."""
 
 
 def explain(key: str = "") -> list[KeyDocumentation]:
-    """A key and, where it is a section, the keys below it.
+    """A key and, if it is a section, the keys in it.
 
     Args:
-        key: dotted, e.g. `parallelism` or `data.mix.components.code.share`; empty: the whole recipe's sections.
+        key: dotted, e.g. `parallelism` or `data.mix.components.code.share`; empty for the sections of a recipe.
 
     Raises:
         UserError: there is no such key; the message names the nearest one.
@@ -82,7 +82,7 @@ def _fields(annotation: Any) -> dict[str, FieldInfo] | None:
 
 
 def _values(annotation: Any) -> Any:
-    """Type of the values of a mapping from names, or of a list's items; None for anything else."""
+    """Type of a mapping's values or a list's items; None for anything else."""
     origin = typing.get_origin(annotation)
     if origin in (dict, list):
         return _inner(typing.get_args(annotation)[-1])

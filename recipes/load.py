@@ -30,17 +30,17 @@ __all__ = [
 
 
 def run_file(run: str) -> Path:
-    """File of a RUN: a name in recipes/runs, a path of a YAML file, or a run folder (its `recipe.yaml`).
+    """File of a RUN: a name in recipes/runs, the path of a YAML file, or a run folder (its `recipe.yaml`).
 
     Raises:
-        UserError: nothing of these exists.
+        UserError: there is none.
     """
     path = Path(run)
     if path.is_dir():
         if (path / "recipe.yaml").is_file():
             return path / "recipe.yaml"
         if not (ROOT / "runs" / f"{run}.yaml").is_file():
-            raise UserError(f"{run}: a folder without recipe.yaml, so not a run folder")
+            raise UserError(f"{run}: not a run folder, since it has no recipe.yaml")
     if run.endswith((".yaml", ".yml")):
         if not path.is_file():
             raise UserError(f"{run}: no such recipe file")
@@ -57,17 +57,17 @@ def load_recipe(run: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads, composes and checks the recipe of a run.
 
     Args:
-        run: a name in recipes/runs, a path of a YAML file, or a run folder.
+        run: a name in recipes/runs, the path of a YAML file, or a run folder.
         overrides: `section.key=value` texts, applied in order.
 
     Raises:
-        UserError: (mostly `RecipeError`) one message with file, key, value and fix.
+        UserError: mostly a `RecipeError`, with file, key, value and fix.
     """
     return load_with_origins(run, overrides)[0]
 
 
 def load_with_origins(run: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Composed]:
-    """As `load_recipe`, and where each key was given."""
+    """Like `load_recipe`, with the origin of each key."""
     composed = compose_file(run_file(str(run)), overrides)
     recipe: Recipe = _validate(Recipe, composed)
     check_combination(recipe, composed.origin)
@@ -75,20 +75,20 @@ def load_with_origins(run: str | Path, overrides: Sequence[str] = ()) -> tuple[R
 
 
 def load_section(section: str, name: str) -> Any:
-    """One section by itself, e.g. `load_section("model", "tiny")` → `Model`; `name` may be a path ending in .yaml.
+    """A single section, e.g. `load_section("model", "tiny")` → `Model`; `name` may be a path ending in .yaml.
 
     Raises:
-        UserError: there is no such file, or it is not a valid section.
+        UserError: there is no such file, or the section is invalid.
     """
     composed = compose_section(section, name, None)
     return _validate(Recipe.model_fields[section].annotation, composed)
 
 
 def load_sweep(sweep: str) -> Sweep:
-    """A sweep: a name in recipes/sweeps, or a path ending in .yaml.
+    """Reads a sweep: a name in recipes/sweeps, or a path ending in .yaml.
 
     Raises:
-        UserError: no such sweep, or a key that cannot be used.
+        UserError: there is no such sweep, or it is invalid.
     """
     path = Path(sweep) if sweep.endswith((".yaml", ".yml")) else ROOT / "sweeps" / f"{sweep}.yaml"
     if not path.is_file():
@@ -112,7 +112,7 @@ def dump_yaml(recipe: Recipe) -> str:
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Writes the resolved recipe as YAML, atomically; `load_recipe(path)` gives an equal one."""
+    """Writes the resolved recipe as YAML, atomically; `load_recipe(path)` returns an equal one."""
     write_text(path, f"# Resolved recipe of {recipe.name}; sha256 {recipe.sha256}\n{dump_yaml(recipe)}")
 
 
@@ -124,8 +124,8 @@ def _validate(schema: Any, composed: Composed) -> Any:
 
 
 def _recipe_error(schema: Any, composed: Composed, error: ValidationError) -> RecipeError:
-    """The first fault as one message; unknown keys come first, since they often cause the others (a misspelt key
-    is unknown under its wrong name and missing under its right one)."""
+    """The first fault as one message. Unknown keys come first, since they often cause the others: a misspelt key is
+    unknown under its wrong name and missing under its right one."""
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     fault = faults[0]
     parts = [str(part) for part in fault["loc"]]
@@ -137,7 +137,7 @@ def _recipe_error(schema: Any, composed: Composed, error: ValidationError) -> Re
             key, "unknown key" + more, nearest(parts[-1], _keys_at(schema, fault["loc"][:-1])), origin
         )
     if kind == "missing":
-        # It belongs into the section's own file or, where the section has none, into the run's.
+        # It belongs in the section's own file or, if the section has none, in the run's.
         place = composed.origins.get((parts[0], "name"), composed.origins[()])
         where = f"`{'.'.join(parts[:-1])}`" if parts[:-1] else "the recipe"
         return RecipeError(key, "is required and absent" + more, f"add `{parts[-1]}` to {where}", place)

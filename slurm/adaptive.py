@@ -1,4 +1,4 @@
-"""Sweeps whose next trial is chosen by an Optuna sampler, over a journal file that all jobs share."""
+"""Sweeps in which an Optuna sampler chooses each trial, over a journal file that all jobs share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _optuna() -> Any:
 def _study(folder: SweepFolder, number: int = 0) -> Any:
     optuna = _optuna()
     sweep, samplers = folder.sweep, optuna.samplers
-    # Jobs ask at the same time: each draws from a stream of its own.
+    # Jobs ask at the same time, so each draws from its own stream.
     seed = sweep.seed + number
 
     def violations(trial: Any) -> Sequence[float]:
@@ -57,7 +57,7 @@ def _study(folder: SweepFolder, number: int = 0) -> Any:
 
 
 def ask(folder: SweepFolder, number: int) -> tuple[dict[str, Value], int]:
-    """Parameters of a new trial, from what the finished ones brought, and its number in the journal."""
+    """Parameters of a new trial, based on the finished ones' results, and its number in the journal."""
     folder.path.mkdir(parents=True, exist_ok=True)
     tell_all(folder)
     trial = _study(folder, number).ask()
@@ -74,7 +74,7 @@ def _suggest(trial: Any, key: str, parameter: Parameter) -> Value:
 
 
 def tell_all(folder: SweepFolder) -> None:
-    """Reports trials that ended since the last report."""
+    """Reports the trials that have ended since the last call."""
     states = _optuna().trial.TrialState
     ended = [trial for trial in folder.trials() if trial.state in ("finished", "pruned", "failed")]
     if not ended:
@@ -97,7 +97,7 @@ def tell_all(folder: SweepFolder) -> None:
 
 
 def prune(folder: SweepFolder, trial: Trial) -> bool:
-    """Reports the validations of a running trial; whether it should stop. If so, `trial.json` says so."""
+    """Reports a running trial's validations; returns whether it should stop, noting that in `trial.json`."""
     states = _optuna().trial.TrialState
     file = trial.folder / "trial.json"
     facts = read_json(file)

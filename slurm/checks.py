@@ -1,4 +1,4 @@
-"""What would make a job fail or never start, found before it is submitted."""
+"""Checks before submission for what would make a job fail or never start."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["Problems", "check_account", "check_base", "check_inputs", "check_par
 
 
 class Problems:
-    """Around each check: a dry run collects what is wrong, so that the scripts can be shown all the same; otherwise the
-    first problem is raised."""
+    """Context for each check: a dry run collects problems, so that the scripts can still be shown; otherwise
+    the first problem is raised."""
 
     def __init__(self, dry_run: bool) -> None:
         self.dry_run, self.found = dry_run, list[UserError]()
@@ -38,7 +38,7 @@ class Problems:
 
 
 def check_inputs(recipe: Recipe, stages: Sequence[Stage]) -> None:
-    """The inputs of the first stage must be there: what stages between write can't be checked yet.
+    """The first stage's inputs must exist; those that the chain itself writes can't be checked yet.
 
     Raises:
         UserError: an input is missing.
@@ -48,10 +48,10 @@ def check_inputs(recipe: Recipe, stages: Sequence[Stage]) -> None:
 
 
 def check_base(recipe: Recipe, stages: Sequence[Stage]) -> None:
-    """The base model must be there, and of the recipe's shape, if training is to begin from it.
+    """The base model must exist and have the recipe's shape if training is to start from it.
 
     Raises:
-        UserError: it is missing or another model.
+        UserError: it is missing, or it is another model.
     """
     from emma.checkpoints_conversion.checkpoint import check_start
 
@@ -67,10 +67,10 @@ def check_base(recipe: Recipe, stages: Sequence[Stage]) -> None:
 
 
 def check_paths(recipe: Recipe) -> None:
-    """Environment and output folders must be usable.
+    """The environment and the output folders must be usable.
 
     Raises:
-        UserError: a folder cannot be written, or the environment of the jobs is not there.
+        UserError: a folder is not writable, or the environment of the jobs does not exist.
     """
     slurm = recipe.cluster.slurm
     if (
@@ -80,8 +80,8 @@ def check_paths(recipe: Recipe) -> None:
     ):
         raise RecipeError(
             "cluster.slurm.venv",
-            f"{slurm.venv} holds no bin/activate",
-            "name a virtual environment with this project",
+            f"{slurm.venv} has no bin/activate",
+            "name a virtual environment that has this project installed",
         )
     if (
         slurm.container is not None
@@ -99,11 +99,13 @@ def check_paths(recipe: Recipe) -> None:
         while not folder.exists():
             folder = folder.parent
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise RecipeError(f"paths.{key}", f"{folder} cannot be written", "choose a folder of yours")
+            raise RecipeError(
+                f"paths.{key}", f"{folder} is not writable", "choose a folder that you can write"
+            )
 
 
 def check_partitions(recipe: Recipe, stages: Sequence[Stage]) -> None:
-    """Partitions must exist, be up, have the nodes, and allow the time limit.
+    """Partitions must exist, be up, have enough nodes, and allow the time limit.
 
     Raises:
         RecipeError: one does not.
@@ -142,7 +144,7 @@ def check_partitions(recipe: Recipe, stages: Sequence[Stage]) -> None:
 
 
 def _requests(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[tuple[str, str | None, int, str]]:
-    """Key, partition, nodes and time limit of each stage's job."""
+    """Key, partition, nodes, and time limit of each stage's job."""
     slurm = recipe.cluster.slurm
     for stage in stages:
         if stage.name == "train":
@@ -153,7 +155,7 @@ def _requests(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[tuple[str, st
 
 
 def check_account(recipe: Recipe) -> None:
-    """The settings that the cluster demands must be there, and the account must be the user's.
+    """The settings that the cluster requires must be set, and the account must be the user's.
 
     Raises:
         RecipeError: one is missing, or the accounting database does not list the account.
@@ -163,7 +165,7 @@ def check_account(recipe: Recipe) -> None:
         if getattr(slurm, name) is None:
             raise RecipeError(
                 f"cluster.slurm.{name}",
-                f"is not set, and {recipe.cluster.name} runs no job without one",
+                f"is not set, and {recipe.cluster.name} requires it",
                 f"add cluster.slurm.{name}=... on the command line, or to the cluster file",
             )
     if not query.needs_account():
@@ -176,6 +178,6 @@ def check_account(recipe: Recipe) -> None:
     if slurm.account is not None and slurm.account not in allowed:
         raise RecipeError(
             "cluster.slurm.account",
-            f"`{slurm.account}` is none of your accounts",
-            nearest(slurm.account, allowed) if allowed else "ask the administrators of the cluster",
+            f"`{slurm.account}` is not one of your accounts",
+            nearest(slurm.account, allowed) if allowed else "ask the cluster's administrators",
         )

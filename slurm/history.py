@@ -1,4 +1,4 @@
-"""What happened to a run under Slurm: `RUN/slurm/history.jsonl`, one event a line, only ever appended to."""
+"""What happened to a run under Slurm: `RUN/slurm/history.jsonl`, one event per line, append-only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ FOLDER = "slurm"
 
 @dataclass(frozen=True)
 class History:
-    """Events of a run: `submitted` (stage, job, after), `began` and `ended` (job, launch, step, ...) of training."""
+    """Events of a run: `submitted` (stage, job, after), and training's `began` and `ended` (job, launch,
+    step, ...)."""
 
     run: Path
 
@@ -30,14 +31,14 @@ class History:
         return self.run / FOLDER / "history.jsonl"
 
     def add(self, event: str, **facts: Any) -> None:
-        """Appends an event with the time."""
+        """Appends an event with its time."""
         append_line(self.file, orjson.dumps({"event": event, "time": now(), **facts}))
 
     def events(self) -> list[dict[str, Any]]:
         """All events, oldest first.
 
         Raises:
-            UserError: a complete line is no JSON object.
+            UserError: a complete line is not a JSON object.
         """
         if not self.file.is_file():
             return []
@@ -54,8 +55,9 @@ class History:
         return found
 
     def attempts_without_progress(self, step: int) -> int:
-        """Training jobs in a row, the latest backwards, that began at `step` or later: where the run still stands
-        there, they brought nothing. A launch that went back to skip a step does not count."""
+        """Number of consecutive training jobs, counted back from the latest, that began at `step` or later.
+        If the run is still at `step`, none of them made progress. A launch that went back to skip a step does
+        not count."""
         count, rewound = 0, set[int]()
         for event in self._since_submission():
             if event["event"] == "ended" and event.get("rewinds"):
@@ -72,12 +74,12 @@ class History:
         return {node for event in failed for node in event["nodes"]}
 
     def _since_submission(self) -> Iterator[dict[str, Any]]:
-        """Events after the last submission of training, the latest first: a new submission starts counts anew."""
+        """Events since training was last submitted, latest first; a new submission resets the counts."""
         for event in reversed(self.events()):
             if event["event"] == "submitted" and event["stage"] == "train":
                 return
             yield event
 
     def submitted(self) -> list[dict[str, Any]]:
-        """Events of submission."""
+        """Submission events."""
         return [event for event in self.events() if event["event"] == "submitted"]

@@ -1,12 +1,12 @@
-"""The job's side of training: what is left of a run, and what becomes of it when the ranks have ended.
+"""The job's side of training: what a run still has to do, and what happens when its ranks end.
 
     squeue --noheader --states=RUNNING --format=%A | python -P -m emma.slurm.link begin RUN
     python -P -m emma.slurm.link preflight RUN --nodes n1,n2
     python -P -m emma.slurm.link end RUN --exit-code N
 
-Job scripts call these on the first node; the run folder is all that links share. Exit codes: `begin` 0 (start the
-ranks), 10 (finished); `end` 0 (finished), 20 (goes on in another job or a restart), 30 (the same job starts the ranks
-again); 1 and 2 otherwise.
+Job scripts call these on the first node; links share nothing but the run folder. Exit codes: `begin` 0 (start
+the ranks), 10 (finished); `end` 0 (finished), 20 (continues in another job or after a restart), 30 (the same
+job starts the ranks again); otherwise 1 or 2.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from emma.recipes.schema import Recipe
 from emma.slurm.history import History
 from emma.tools.runs.run_folder import RunFolder
 
-__all__ = ["AGAIN", "FINISHED", "GOES_ON", "begin", "end", "failed_nodes"]
+__all__ = ["AGAIN", "CONTINUES", "FINISHED", "begin", "end", "failed_nodes"]
 
-FINISHED, GOES_ON, AGAIN = 10, 20, 30
+FINISHED, CONTINUES, AGAIN = 10, 20, 30
 """Exit codes of `begin` and of `end`."""
 
 
 def begin(folder: Path, running: Iterable[int]) -> str | None:
-    """Claims a run for this job and decides what the ranks begin from.
+    """Claims a run for this job and decides what the ranks start from.
 
     Args:
         folder: run folder with `recipe.yaml`.
-        running: ids of the jobs that run now, of all users.
+        running: ids of all users' running jobs.
 
     Returns:
-        Folder of the ranks' logs, or None if the run is finished.
+        Folder of the ranks' logs; None if the run is finished.
 
     Raises:
-        CheckFailedError: the last jobs brought no progress, or the base model's loss cannot be computed.
-        UserError: the mix or the checkpoint to start from does not fit, a team mate asked the run to stop, or another
-            job or process writes it.
+        CheckFailedError: the last jobs made no progress, or the base model's loss cannot be computed.
+        UserError: the mix or the starting checkpoint does not fit the run, a teammate asked the run to stop,
+            or another job or process writes to it.
     """
     from emma.checkpoints_conversion.checkpoint import check_start
     from emma.tools.training.launch import compute_reference
@@ -69,8 +69,8 @@ def begin(folder: Path, running: Iterable[int]) -> str | None:
 
 
 def _writer_is_gone(run: RunFolder, running: set[int]) -> bool:
-    """Whether the claim belongs to a Slurm job that ended (or was this one, before a restart). A process that was
-    started without Slurm is judged by `RunFolder.prepare`."""
+    """Whether the claim belongs to a Slurm job that has ended (or to this job before a restart).
+    `RunFolder.prepare` decides about processes that were started without Slurm."""
     if not run.writer_file.is_file():
         return False
     job = read_json(run.writer_file).get("job")
@@ -78,7 +78,7 @@ def _writer_is_gone(run: RunFolder, running: set[int]) -> bool:
 
 
 def _pruned(folder: Path) -> bool:
-    """Whether the run is a trial of a sweep that was stopped because others do better."""
+    """Whether the run is a sweep trial that was stopped because others do better."""
     file = folder / "trial.json"
     return file.is_file() and read_json(file).get("pruned") is not None
 
@@ -88,7 +88,7 @@ def _check_progress(recipe: Recipe, history: History, step: int) -> None:
     if attempts >= limit:
         raise CheckFailedError(
             f"{recipe.run_folder}: given up: {attempts} jobs in a row ended at step {step} without a new checkpoint "
-            f"(cluster.slurm.attempts = {limit}). Fix: read {recipe.run_folder}/logs/launch-*/, mend the cause, and "
+            f"(cluster.slurm.attempts = {limit}). Fix: read {recipe.run_folder}/logs/launch-*/, correct the cause, and "
             "submit again"
         )
 
@@ -97,11 +97,11 @@ def end(folder: Path, exit_code: int) -> int:
     """Records how the ranks ended and releases the claim.
 
     Returns:
-        0 if the run is finished, `GOES_ON` if another job or a restart is to go on, `AGAIN` if the ranks went back to
-        skip a step and this job starts them again.
+        0 if the run is finished, `CONTINUES` if another job or a restart is to continue it, `AGAIN` if the
+        ranks went back to skip a step and this job starts them again.
 
     Raises:
-        CheckFailedError: the run is not to go on: no progress, or a team mate asked it to stop.
+        CheckFailedError: the run must not continue: no progress, or a teammate asked it to stop.
     """
     recipe, run, history = load_recipe(folder), RunFolder(folder), History(folder)
     launch, step = run.read_launch(), run.latest_step()
@@ -119,33 +119,37 @@ def end(folder: Path, exit_code: int) -> int:
         held=held,
         rewinds=rewinds,
     )
-    print(f"ranks ended with {exit_code} at step {step} of {recipe.schedule.steps}", file=sys.stderr)
+    print(
+        f"ranks ended with exit code {exit_code} at step {step} of {recipe.schedule.steps}", file=sys.stderr
+    )
     if run.finished(recipe) or _pruned(folder):
         return 0
     if not held:
         raise CheckFailedError(
-            f"{run.writer_file}: another launch took this run over; this job leaves it alone"
+            f"{run.writer_file}: another launch has taken over this run; this job leaves it alone"
         )
     if run.stop_request.exists():
-        raise CheckFailedError(f"{run.stop_request}: stopped. Fix: remove the file and submit again to go on")
+        raise CheckFailedError(
+            f"{run.stop_request}: stopped. Fix: to continue, remove the file and submit again"
+        )
     if rewinds:
         # `safety.rewinds` limits how often.
         print(f"step {state['step']}: {state['reason']}; going back to skip its batch", file=sys.stderr)
         return AGAIN
     _check_progress(recipe, history, step)
-    return GOES_ON
+    return CONTINUES
 
 
 def failed_nodes(folder: Path, nodes: Sequence[str]) -> list[str]:
-    """Nodes to exclude after a preflight that failed, and releases the claim.
+    """Returns the nodes to exclude after a failed preflight, and releases the claim.
 
-    A node failed if one of its ranks reported a fault, or if none of its ranks reported anything. Where only the
-    network between them failed, or none of several nodes reported (then their common environment is at fault), none
-    can be named. Nodes that failed in earlier jobs of this submission stay excluded.
+    A node failed if one of its ranks reported a fault, or if none of its ranks reported anything. No node can
+    be named if only the network between them failed, or if none of several nodes reported (their common
+    environment is at fault). Nodes that failed in earlier jobs of this submission stay excluded.
 
     Args:
         folder: run folder.
-        nodes: nodes of the job.
+        nodes: the job's nodes.
     """
     run = RunFolder(folder)
     launch = run.read_launch()
@@ -191,7 +195,7 @@ def group() -> None:
 @group.command("begin")
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def begin_command(run: Path) -> int:
-    """Claim RUN and print the folder of its logs; ids of running jobs come from standard input."""
+    """Claim RUN and print the folder of its logs; read the ids of running jobs from standard input."""
     logs = begin(run, [int(line) for line in sys.stdin.read().split()])
     if logs is None:
         click.echo(f"{run}: finished; nothing to do", err=True)
@@ -202,9 +206,9 @@ def begin_command(run: Path) -> int:
 
 @group.command("preflight")
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--nodes", required=True, help="Nodes of the job, separated by commas.")
+@click.option("--nodes", required=True, help="The job's nodes, separated by commas.")
 def preflight_command(run: Path, nodes: str) -> int:
-    """Print the nodes of RUN's job that failed, separated by commas; an empty line if none can be named."""
+    """Print the failed nodes of RUN's job, separated by commas; an empty line if none can be named."""
     click.echo(",".join(failed_nodes(run, nodes.split(","))))
     return 0
 
@@ -213,7 +217,8 @@ def preflight_command(run: Path, nodes: str) -> int:
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--exit-code", type=int, required=True, help="Exit code of the ranks.")
 def end_command(run: Path, exit_code: int) -> int:
-    """Record how the ranks of RUN ended; 0 if it is finished, 20 if it goes on, 30 if this job starts them again."""
+    """Record how RUN's ranks ended; exit with 0 if it is finished, 20 if it continues, 30 to start them again
+    in this job."""
     return end(run, exit_code)
 
 

@@ -1,4 +1,4 @@
-"""A template of one's own, beside the recipe that names it."""
+"""Custom job templates, stored beside the recipe that names them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["load_run"]
 
 
 def load_run(run: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A run's recipe; a template that a file names is looked for beside that file, then in the working folder.
+    """A run's recipe. A template named in a file is looked up beside that file, then in the working folder.
 
     Raises:
         UserError: as `recipes.load.load_recipe`.

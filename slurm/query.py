@@ -1,4 +1,4 @@
-"""What Slurm says: jobs, partitions, accounts. Every call runs a Slurm command; nothing is cached."""
+"""What Slurm reports: jobs, partitions, accounts. Every call runs a Slurm command; nothing is cached."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ _FINAL = frozenset(
 
 
 class SlurmError(UserError):
-    """A Slurm command refused; the message is its own."""
+    """A Slurm command failed; the message is Slurm's own."""
 
 
 def run_slurm(arguments: Sequence[str]) -> str:
     """Standard output of a Slurm command.
 
     Raises:
-        SlurmError: there is no such command, or it failed; the message holds what it said.
+        SlurmError: the command does not exist or failed; the message holds its output.
     """
     if shutil.which(arguments[0]) is None:
         raise SlurmError(f"{arguments[0]}: not found. Fix: run this on a login node of a Slurm cluster")
-    # Zero: squeue writes the waiting tasks of an array in full.
+    # 0: squeue writes an array's waiting tasks in full.
     environment = {**os.environ, "SLURM_BITSTR_LEN": "0"}
     done = subprocess.run(list(arguments), capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
@@ -62,9 +62,9 @@ class Job:
     """A job, or one task of an array, as `squeue` shows it.
 
     Attributes:
-        id: job id; a task of an array has one of its own.
-        array: id of the array (equals `id` outside arrays), which dependencies name.
-        task: array task, or None; `0-3%2` for tasks that wait together.
+        id: job id; each task of an array has its own.
+        array: id of the array, which dependencies name (equals `id` outside arrays).
+        task: array task, e.g. `3`, or `0-3%2` for tasks that wait together; None outside arrays.
         state: Slurm's word, e.g. PENDING, RUNNING, COMPLETING.
         time_left: `[days-]hours:minutes:seconds` until the time limit.
         dependency: what it waits for, e.g. `afterok:12`.
@@ -87,12 +87,12 @@ class Job:
 
     @property
     def active(self) -> bool:
-        """Whether it waits or runs."""
+        """Whether it is waiting or running."""
         return self.state not in _FINAL
 
 
 def parse_jobs(text: str) -> list[Job]:
-    """Jobs from the output of `squeue` in the format that `jobs` asks for."""
+    """Jobs from the output of `squeue` in the format that `jobs` requests."""
     found = []
     for line in text.splitlines():
         values = line.split(_SEPARATOR)
@@ -131,7 +131,7 @@ def array_tasks(task: str) -> list[int]:
 
 
 def jobs(names: Sequence[str] = ()) -> list[Job]:
-    """Jobs of this user that wait or run, optionally only those with one of `names`."""
+    """This user's waiting and running jobs, optionally only those named in `names`."""
     command = ["squeue", "--me", "--noheader", f"--format={_SEPARATOR.join(_JOB_FIELDS)}"]
     if names:
         command.append(f"--name={','.join(names)}")
@@ -140,7 +140,7 @@ def jobs(names: Sequence[str] = ()) -> list[Job]:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition: its largest wall time in seconds (None: no limit), and number of nodes."""
+    """A partition: its longest wall time in seconds (None: no limit) and its number of nodes."""
 
     name: str
     default: bool
@@ -150,7 +150,7 @@ class Partition:
 
 
 def parse_partitions(text: str) -> dict[str, Partition]:
-    """Partitions by name from `scontrol --oneliner show partition`."""
+    """Partitions by name, from `scontrol --oneliner show partition`."""
     found = {}
     for line in text.splitlines():
         values = dict(item.split("=", 1) for item in line.split() if "=" in item)
@@ -167,7 +167,7 @@ def parse_partitions(text: str) -> dict[str, Partition]:
 
 
 def partitions() -> dict[str, Partition]:
-    """Partitions of this cluster by name."""
+    """This cluster's partitions by name."""
     return parse_partitions(run_slurm(["scontrol", "--oneliner", "show", "partition"]))
 
 
@@ -181,7 +181,7 @@ def _seconds(limit: str) -> int | None:
 
 
 def needs_account() -> bool:
-    """Whether this cluster runs only jobs of accounts that its database knows (`AccountingStorageEnforce`)."""
+    """Whether this cluster runs jobs only for accounts in its database (`AccountingStorageEnforce`)."""
     for line in run_slurm(["scontrol", "show", "config"]).splitlines():
         key, _, value = line.partition("=")
         if key.strip() == "AccountingStorageEnforce":
@@ -190,7 +190,7 @@ def needs_account() -> bool:
 
 
 def accounts() -> list[str]:
-    """Accounts that this user may charge, the default one first. Needs the accounting database."""
+    """Accounts that this user may charge, the default first. Needs the accounting database."""
     columns = "format=defaultaccount,account"
     listed = run_slurm(
         ["sacctmgr", "--noheader", "--parsable2", "show", "user", getpass.getuser(), "withassoc", columns]
@@ -203,7 +203,7 @@ def accounts() -> list[str]:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a job ended, as the accounting database has it."""
+    """How a job ended, according to the accounting database."""
 
     id: str
     state: str
@@ -222,7 +222,7 @@ def parse_accounting(text: str) -> dict[str, Ended]:
 
 
 def ended_jobs(numbers: Sequence[int]) -> dict[str, Ended]:
-    """What accounting knows of jobs; empty where it is off."""
+    """What accounting knows about jobs; empty if it is off."""
     if not numbers or shutil.which("sacct") is None:
         return {}
     try:

@@ -26,13 +26,13 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Script:
-    """A job script and what it needs to be submitted.
+    """A job script and what its submission needs.
 
     Attributes:
-        stage: stage that it runs, or `finish` for what follows an array.
-        name: job name; jobs of one name never run at the same time.
+        stage: stage that it runs; `-finish` is appended for the part that follows an array.
+        name: job name; jobs with the same name never run at the same time.
         text: the script.
-        gpu_hours: most that the job can use.
+        gpu_hours: upper limit of what the job can use.
     """
 
     stage: str
@@ -57,7 +57,7 @@ class _Job:
 
 
 def render_stage(recipe: Recipe, stage: StageName, *, finish: bool = False) -> Script:
-    """Script of a stage around training; `finish` is the part that follows an array."""
+    """Script of a stage other than training; `finish` selects the part that follows an array."""
     slurm, job = recipe.cluster.slurm, stage_job(recipe, stage)
     run, name = recipe.run_folder.absolute(), job_name(place(recipe, stage), stage)
     array = job.tasks > 1 and not finish
@@ -96,7 +96,7 @@ def render_stage(recipe: Recipe, stage: StageName, *, finish: bool = False) -> S
 
 
 def render_train(recipe: Recipe) -> Script:
-    """Script of one link of training; every link of a run is the same script."""
+    """Script of one training link; all links of a run share it."""
     cluster, slurm = recipe.cluster, recipe.cluster.slurm
     run, name = recipe.run_folder.absolute(), job_name(place(recipe, "train"), "train")
     options = [
@@ -107,7 +107,7 @@ def render_train(recipe: Recipe) -> Script:
         *slurm.sbatch,
     ]
     described = _Job(
-        title=f"training of {recipe.name}: one link of a chain, which goes on from the run folder",
+        title=f"training of {recipe.name}: one link of a chain; continues from the run folder",
         body="train.sh.j2",
         options=options,
         run=str(run),
@@ -119,8 +119,8 @@ def render_train(recipe: Recipe) -> Script:
 
 
 def render_trials(recipe: Recipe, sweep: Sweep, folder: Path, count: int) -> Script:
-    """Script of the array of a sweep's trials; `recipe` is that of any trial, which all have the same layout. The array
-    itself (which trials are left, how many at once) is an option of its submission."""
+    """Script of the array of a sweep's trials; `recipe` is that of any trial, since all have the same layout.
+    The array itself (which trials are left, how many run at once) is an option of its submission."""
     cluster, slurm, name = recipe.cluster, recipe.cluster.slurm, job_name(folder, "trials")
     options = [
         *_common_options(slurm, name, folder, "trials", "%a"),
@@ -130,7 +130,7 @@ def render_trials(recipe: Recipe, sweep: Sweep, folder: Path, count: int) -> Scr
         *slurm.sbatch,
     ]
     described = _Job(
-        title=f"trials of sweep {sweep.name}, one an array task",
+        title=f"trials of sweep {sweep.name}, one per array task",
         body="trial.sh.j2",
         options=options,
         run=str(folder),
@@ -143,7 +143,7 @@ def render_trials(recipe: Recipe, sweep: Sweep, folder: Path, count: int) -> Scr
 
 
 def render_results(recipe: Recipe, sweep: Sweep, folder: Path) -> Script:
-    """Script of the job that collects a sweep's results when its trials have ended."""
+    """Script of the job that collects a sweep's results once its trials have ended."""
     slurm, name = recipe.cluster.slurm, job_name(folder, "results")
     options = [
         *_common_options(slurm, name, folder, "results", "%j"),
@@ -157,7 +157,7 @@ def render_results(recipe: Recipe, sweep: Sweep, folder: Path) -> Script:
 
 
 def train_layout(recipe: Recipe) -> list[str]:
-    """Options of a training job: nodes, ranks, devices, the signal ahead of the time limit."""
+    """Options of a training job: nodes, ranks, devices, and the signal ahead of the time limit."""
     cluster, slurm = recipe.cluster, recipe.cluster.slurm
     return [
         f"--nodes={cluster.nodes}",
@@ -166,7 +166,7 @@ def train_layout(recipe: Recipe) -> list[str]:
         *([f"--cpus-per-task={slurm.cpus_per_rank}"] if slurm.cpus_per_rank else []),
         *(["--exclusive"] if slurm.exclusive else []),
         *_option("--mem", slurm.memory),
-        # To the ranks (no `B:`), as scancel and preemption send it: they save and leave with 0.
+        # To the ranks (no `B:`), as scancel and preemption do: they save and exit with 0.
         f"--signal=TERM@{slurm.signal_seconds}",
         "--requeue",
     ]
@@ -175,7 +175,7 @@ def train_layout(recipe: Recipe) -> list[str]:
 def rank_options(recipe: Recipe) -> list[str]:
     """Options of the `srun` that starts the ranks."""
     cluster, slurm = recipe.cluster, recipe.cluster.slurm
-    # srun takes no cores a task from the job since Slurm 22.05.
+    # Since Slurm 22.05 srun does not inherit the job's cores per task.
     cores = [f"--cpus-per-task={slurm.cpus_per_rank}"] if slurm.cpus_per_rank else []
     layout = [f"--nodes={cluster.nodes}", f"--ntasks-per-node={cluster.gpus_per_node}"]
     return [*layout, *cores, "--kill-on-bad-exit=1", "--open-mode=append", *slurm.srun]

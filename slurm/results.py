@@ -1,4 +1,4 @@
-"""Results of a sweep: what each trial brought, which is best, how much each parameter matters."""
+"""A sweep's results: each trial's objective, the best trial, the importance of each parameter."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Result:
-    """What a trial brought.
+    """Result of a trial.
 
     Attributes:
-        objective: value of the objective, or None without one (not finished, or not a number).
-        constraints: value of each constraint's metric, in their order.
-        violations: by how much each limit is exceeded; at most 0 where it is kept.
+        objective: value of the objective; None if the trial has none yet or it is not finite.
+        constraints: value of each constraint's metric, in the sweep's order; None as above.
+        violations: by how much each limit is exceeded; at most 0 if it is met, infinite without a value.
     """
 
     trial: Trial
@@ -46,11 +46,11 @@ class Result:
 
     @property
     def feasible(self) -> bool:
-        """Whether every constraint is kept."""
+        """Whether every constraint is met."""
         return all(violation <= 0 for violation in self.violations)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON."""
+        """For JSON."""
         return {
             "trial": self.trial.number,
             "state": self.trial.state,
@@ -71,7 +71,7 @@ def _measure(
     elif validations:
         losses = validations[-1]["validation"]
         chosen = [loss for name, loss in losses.items() if any(fnmatchcase(name, g) for g in metric.groups)]
-        # JSON has no NaN: the loss of a run that diverged is null.
+        # JSON has no NaN: a diverged run's loss is null.
         value = sum(chosen) / len(chosen) if chosen and None not in chosen else None
     else:
         value = None
@@ -79,7 +79,7 @@ def _measure(
 
 
 def result_of(sweep: Sweep, trial: Trial) -> Result:
-    """Result of a trial as far as it has come."""
+    """A trial's result so far."""
     rows, validations = read_metrics(RunFolder(trial.folder).metrics_file)
     values, violations = [], []
     for constraint in sweep.constraints:
@@ -96,7 +96,7 @@ def result_of(sweep: Sweep, trial: Trial) -> Result:
 
 
 def objective_at(sweep: Sweep, folder: Path) -> dict[int, float]:
-    """The objective after each validation of a run."""
+    """A run's objective after each validation, by step."""
     rows, validations = read_metrics(RunFolder(folder).metrics_file)
     found = {}
     for index, validation in enumerate(validations):
@@ -108,20 +108,20 @@ def objective_at(sweep: Sweep, folder: Path) -> dict[int, float]:
 
 
 def results(folder: SweepFolder) -> list[Result]:
-    """Results of all trials, in their order."""
+    """Results of all trials, in order."""
     return [result_of(folder.sweep, trial) for trial in folder.trials()]
 
 
 def best(sweep: Sweep, found: Sequence[Result]) -> Result | None:
-    """The best finished trial that keeps every constraint; None if there is none."""
+    """The best finished trial that meets every constraint; None if there is none."""
     candidates = [r for r in found if r.trial.state == "finished" and r.objective is not None and r.feasible]
     sign = 1 if sweep.direction == "minimize" else -1
     return min(candidates, key=lambda r: (sign * (r.objective or 0.0), r.trial.number), default=None)
 
 
 def importance(sweep: Sweep, found: Sequence[Result]) -> dict[str, float]:
-    """Share of the objective's variance that lies between the values of each parameter (η²; numbers drawn from an
-    interval are cut into three equally large groups). Shares of parameters that interact need not add up to 1."""
+    """Share of the objective's variance that each parameter's values explain (η²; numbers drawn from an
+    interval are binned into three equal groups). Shares of interacting parameters need not sum to 1."""
     done = [
         r for r in found if r.trial.state == "finished" and r.objective is not None and r.trial.parameters
     ]
@@ -164,7 +164,7 @@ def columns(sweep: Sweep, result: Result) -> dict[str, Any]:
 
 
 def results_text(folder: SweepFolder, found: Sequence[Result]) -> str:
-    """Table of the trials, best first, and the importance of the parameters."""
+    """Table of the trials, best first, and the importance of each parameter."""
     sweep, winner = folder.sweep, best(folder.sweep, found)
     sign = 1 if sweep.direction == "minimize" else -1
     ordered = sorted(found, key=lambda r: (r.objective is None, sign * (r.objective or 0.0), r.trial.number))

@@ -55,7 +55,7 @@ def _page(sweep: Sweep, found: Sequence[Result]) -> str:
             for v in (result.trial.number, result.trial.state, *values, objective)
         )
         rows.append(f"<tr{' class="best"' if winner is not None and result is winner else ''}>{cells}</tr>")
-    chosen = "no trial is finished and keeps the constraints"
+    chosen = "no finished trial meets the constraints"
     if winner is not None:
         settings = ", ".join(f"{key} = {value}" for key, value in (winner.trial.parameters or {}).items())
         chosen = f"best: trial {winner.trial.number} with {winner.objective:.5f} ({settings})"
@@ -98,7 +98,7 @@ def _trials(sweep: Sweep, found: Sequence[Result]) -> str:
 def _places(
     sweep: Sweep, key: str, done: Sequence[Result]
 ) -> tuple[dict[int, float], list[tuple[str, float]]]:
-    """Place of each trial on an axis, from 0 to 1, and the axis' labels with theirs."""
+    """Position of each trial on an axis, from 0 to 1, and the axis labels with their positions."""
     if key == "objective":
         values = {id(r): float(r.objective or 0.0) for r in done}
         return _scaled(values, log=False)

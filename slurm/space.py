@@ -1,7 +1,7 @@
-"""Room on disk for what a chain writes: what is free, and what the user's quota leaves.
+"""Disk space for what a chain writes: what is free, and what the user's quotas leave.
 
-`statvfs` shows quotas where the file system reports them so (XFS and Lustre projects, most NFS servers); on Lustre the
-quotas of user, group and project are asked for as well.
+`statvfs` includes quotas where the file system reports them that way (XFS and Lustre projects, most NFS
+servers); on Lustre the user, group, and project quotas are queried as well.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Room:
     """What may still be written.
 
     Attributes:
-        bytes, files: how much; None without a limit.
-        limit: whose limit that is, for a message.
+        bytes, files: how much; None if unlimited.
+        limit: what imposes the limit, for messages.
     """
 
     bytes: int | None
@@ -41,8 +41,8 @@ class Room:
 
 
 def parse_quota(text: str) -> tuple[int | None, int | None]:
-    """Bytes and files that are left by `lfs quota -q`: a path, then KiB used, soft limit, hard limit, grace, and the same
-    for files. A star marks what is above the soft limit; a limit of 0 is none."""
+    """Bytes and files left according to `lfs quota -q`: a path, then KiB used, soft limit, hard limit, and
+    grace, then the same for files. A star marks usage above the soft limit; a limit of 0 means none."""
     columns = text.replace("\n", " ").split()
     if len(columns) < 9:
         return None, None
@@ -54,7 +54,7 @@ def parse_quota(text: str) -> tuple[int | None, int | None]:
 def _left(columns: list[str]) -> int | None:
     used, soft, hard = (int(re.sub(r"\D", "", column) or 0) for column in columns[:3])
     limits = [limit for limit in (soft, hard) if limit]
-    # Above the soft limit writes end when the grace period does.
+    # Above the soft limit, writes fail once the grace period ends.
     return max(0, min(limits) - used) if limits else None
 
 
@@ -66,7 +66,7 @@ def room(folder: Path) -> list[Room]:
 
 
 def lustre_room(folder: Path) -> list[Room]:
-    """What Lustre's quotas leave; empty elsewhere."""
+    """What Lustre's quotas leave; empty on other file systems."""
     if shutil.which("lfs") is None or _lfs("project", "-d", str(folder)) is None:
         return []
     owners = [("-u", getpass.getuser(), "user"), ("-g", grp.getgrgid(folder.stat().st_gid).gr_name, "group")]
@@ -82,16 +82,17 @@ def lustre_room(folder: Path) -> list[Room]:
 
 
 def _lfs(*arguments: str) -> str | None:
-    """Output of `lfs`; None where the folder is not on Lustre, or it keeps no such quota."""
+    """Output of `lfs`; None if the folder is not on Lustre or has no such quota."""
     done = subprocess.run(["lfs", *arguments], capture_output=True, text=True, check=False)
     return done.stdout if done.returncode == 0 else None
 
 
 def check_room(recipe: Recipe, stages: list[Stage], runs: int = 1) -> None:
-    """There must be room for the checkpoints of a run (of `runs` like it) that is to be trained, and for a file elsewhere.
+    """There must be room for the checkpoints of a run that is to be trained (or of `runs` such runs), and for
+    one more file in every other output folder.
 
     Raises:
-        RecipeError: there is not.
+        RecipeError: there is not enough.
     """
     trains = any(stage.name == "train" for stage in stages)
     cost = checkpoint_cost(recipe, None, Assumptions())

@@ -18,7 +18,7 @@ from emma.tools.runs.run_folder import RunFolder
 __all__ = ["STAGES", "Stage", "job_name", "place", "stage_job"]
 
 TASK = "$SLURM_ARRAY_TASK_ID"
-"""Placeholder of the array task in a command; stays unquoted in the script."""
+"""Placeholder for the array task in a command; the job's shell expands it."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Stage:
     """One stage of a chain.
 
     Attributes:
-        name: as `--from` names it.
-        place: the folder that it writes; two runs that share it share the stage's job.
-        done: whether a recipe's stage has nothing left to do.
-        missing: first input that is not on disk, with the fix, or None.
-        mark: file that says that the stage is done, where its command refuses to run twice.
-        commands: command lines of `emma` (without `emma`), for a run folder; `TASK` stands for the array task.
-        after: command lines that follow when all array tasks are done, in a job of their own.
+        name: the name that `--from` takes.
+        place: the folder that it writes; runs that share the folder share the stage's job.
+        done: whether the stage has nothing left to do for a recipe.
+        missing: the first input that is not on disk, with the fix, or None.
+        mark: file that marks the stage as done, for commands that refuse to run twice.
+        commands: `emma` command lines (without `emma`) for a run folder; `TASK` stands for the array task.
+        after: command lines to run in a separate job once all array tasks are done.
     """
 
     name: StageName
@@ -58,8 +58,8 @@ def place(recipe: Recipe, stage: StageName) -> Path:
 
 
 def job_name(folder: Path, stage: str) -> str:
-    """Name of the jobs of a stage: one name a folder that is written, so that a singleton dependency lets only one of
-    them run at a time."""
+    """Name of a stage's jobs: one name per output folder, so that a singleton dependency runs only one of
+    them at a time."""
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:6]
     return f"{folder.name}-{stage}-{digest}"
 
@@ -115,7 +115,7 @@ def _evaluate_commands(recipe: Recipe, job: StageJob) -> list[list[str]]:
 
 
 def _join_evaluation(recipe: Recipe, job: StageJob) -> list[list[str]]:
-    """The same without a share: it finds everything finished and writes the tables."""
+    """The same command without a share: it finds everything finished and writes the tables."""
     return [["evaluate", "run", str(recipe.run_folder), *job.arguments]] if job.tasks > 1 else []
 
 
@@ -151,7 +151,7 @@ _STAGES = (
         name="train",
         place=lambda recipe: recipe.run_folder,
         done=lambda recipe: RunFolder(recipe.run_folder).finished(recipe),
-        missing=lambda recipe: _folder(recipe.mix_folder, "the mix", "submit --from mix, or from pack"),
+        missing=lambda recipe: _folder(recipe.mix_folder, "the mix", "submit --from mix or --from pack"),
         commands=lambda recipe, job: [],
     ),
     Stage(
@@ -189,7 +189,7 @@ STAGES: dict[StageName, Stage] = {stage.name: stage for stage in _STAGES}
 
 
 def shell_line(arguments: list[str]) -> str:
-    """A command line of `emma` for a script; the array task's variable stays a variable."""
+    """An `emma` command line for a script; the shell still expands the array task's variable."""
     words = []
     for argument in arguments:
         if TASK in argument:
@@ -200,6 +200,6 @@ def shell_line(arguments: list[str]) -> str:
 
 
 def stages_between(first: StageName, last: StageName) -> list[Stage]:
-    """Stages of a chain from `first` to `last`, both included."""
+    """Stages of a chain from `first` to `last`, inclusive."""
     names = list(typing.get_args(StageName))
     return [STAGES[name] for name in names[names.index(first) : names.index(last) + 1]]

@@ -1,4 +1,4 @@
-"""A chain of jobs for a run: which stages are left, what waits for what, and their submission."""
+"""A run's chain of jobs: which stages are left, what waits for what, and the submission."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["Chain", "Link", "Submitted", "plan_chain", "submit", "write_script"]
 
-# Share of the wall time that is not training: queueing of the step, imports, loading, validation, saving.
+# Share of the wall time that is not training: starting the step, imports, loading, validation, saving.
 _OVERHEAD = 0.1
 
 
@@ -37,9 +37,9 @@ class Link:
     Attributes:
         script: what it runs.
         number, of: place among the jobs of its stage.
-        after_ok: keys of the links that must have succeeded.
-        after_any: keys of the links that must have ended.
-        waits_for: ids of jobs in the queue already that must succeed.
+        after_ok: keys of the links that must succeed first.
+        after_any: keys of the links that must end first.
+        waits_for: ids of jobs already in the queue that must succeed first.
     """
 
     script: Script
@@ -61,9 +61,9 @@ class Chain:
 
     Attributes:
         links: jobs to submit, in order.
-        settled: stages that need none, with the reason.
-        plan: estimate of the training, where training is among the links.
-        problems: why a submission would be refused (dry runs only; else the first one is raised).
+        settled: stages that need no job, with the reason.
+        plan: the training estimate, if training is among the links.
+        problems: why a submission would be refused (dry runs only; otherwise the first is raised).
     """
 
     recipe: Recipe
@@ -74,15 +74,15 @@ class Chain:
 
     @property
     def gpu_hours(self) -> float:
-        """Most that the jobs can use: GPUs × time limit, all links; or what training should take, where fewer links are
-        queued than that, since the last one requeues itself."""
+        """Upper limit of what the jobs can use: GPUs × time limit over all links. If fewer links are queued
+        than training should need, its estimate counts instead, since the last link requeues itself."""
         training = sum(link.script.gpu_hours for link in self.links if link.script.stage == "train")
         others = sum(link.script.gpu_hours for link in self.links) - training
         expected = self.plan.time.gpu_hours if self.plan and self.plan.time and training else 0.0
         return others + max(training, expected)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON of `--dry-run --json`."""
+        """For `--dry-run --json`."""
         time = self.plan.time if self.plan else None
         return {
             "run": str(self.recipe.run_folder),
@@ -114,12 +114,12 @@ def plan_chain(
 ) -> Chain:
     """Decides what a chain still needs.
 
-    Stages whose output is there are left out, and so are those that only feed one that is. Stages that are in the queue
-    already are not submitted again: what follows waits for them.
+    Stages whose output exists are left out, and so are stages that only feed one that is done. Stages already
+    in the queue are not submitted again; later stages wait for them.
 
     Raises:
-        UserError: an input is missing, the model does not fit its devices, the environment is unusable, or Slurm would
-            refuse a partition or account. A dry run keeps these in the chain's `problems`.
+        UserError: an input is missing, the model does not fit its devices, the environment is unusable, or
+            Slurm would refuse a partition or account. A dry run collects these in the chain's `problems`.
     """
     problems = Problems(dry_run)
     stages = stages_between(first, last)
@@ -173,7 +173,7 @@ def plan_chain(
 
 
 def _finished(recipe: Recipe, stages: Sequence[Stage]) -> dict[str, str]:
-    """Stages with nothing left to do. What an export was made from may have been deleted since."""
+    """Stages with nothing left to do. The checkpoints behind a finished export may have been deleted."""
     done = {stage.name: stage.done(recipe) for stage in stages_between("pack", "release")}
     fed: dict[StageName, tuple[StageName, ...]] = {
         "pack": ("train", "convert", "release"),
@@ -199,7 +199,7 @@ def _queue(names: list[str]) -> list[query.Job]:
 
 
 def _link_count(recipe: Recipe, plan: Plan | None) -> int:
-    """Training jobs that the estimated time needs, with a tenth for starting, validating and loading."""
+    """Number of training jobs for the estimated time, plus a tenth for starting, loading, and validating."""
     slurm = recipe.cluster.slurm
     if slurm.links is not None or plan is None or plan.time is None:
         return slurm.links or 1
@@ -225,19 +225,19 @@ def _links(
 
 
 def write_script(run: Path, script: Script) -> Path:
-    """Writes a script into the run's folder, where the job log and its successors find it."""
+    """Writes a script into the run folder, where the job's log and its successors find it."""
     path = run / FOLDER / f"{script.stage}.sbatch"
     write_text(path, script.text)
     return path
 
 
 def submit(chain: Chain) -> list[Submitted]:
-    """Writes the resolved recipe and the scripts into the run folder, and submits.
+    """Writes the resolved recipe and the scripts into the run folder, and submits the jobs.
 
-    The jobs read the recipe of the run folder, so that an edit of a recipe file does not reach what is in the queue.
+    Jobs read the run folder's recipe, so editing a recipe file does not affect jobs in the queue.
 
     Raises:
-        UserError: Slurm refuses a job; those that were submitted before it are cancelled.
+        UserError: Slurm refuses a job; the jobs submitted before it are cancelled.
     """
     if not chain.links:
         return []
@@ -278,16 +278,16 @@ def sbatch(script: Path, options: Sequence[str]) -> int:
 
 
 def refuse_if_slurm_would(script: Path) -> None:
-    """Asks Slurm whether a job like this could ever run here.
+    """Asks Slurm whether such a job could ever run here.
 
     Raises:
-        UserError: it could not, with Slurm's reason.
+        UserError: it could not; the message gives Slurm's reason.
     """
     try:
         query.run_slurm(["sbatch", "--test-only", str(script)])
     except query.SlurmError as error:
         reason = str(error).replace("sbatch: ", "").replace("error: ", "").replace("\n", "; ")
         raise UserError(
-            f"{script}: Slurm would refuse this job: {reason}. Fix: change cluster.slurm.* or cluster.* to what this "
-            f"cluster has (sinfo, sacctmgr show assoc user={os.environ.get('USER', '$USER')})"
+            f"{script}: Slurm would refuse this job: {reason}. Fix: change cluster.slurm.* or cluster.* to match this "
+            f"cluster (sinfo, sacctmgr show assoc user={os.environ.get('USER', '$USER')})"
         ) from None

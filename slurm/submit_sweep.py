@@ -1,4 +1,4 @@
-"""Submission of a sweep: which trials are left, as an array of jobs, and a job that collects the results."""
+"""Submission of a sweep: its remaining trials as a job array, and a job that collects the results."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class SweepPlan:
 
     Attributes:
         numbers: trials to submit.
-        queued: trials in the queue already.
+        queued: trials already in the queue.
         concurrent: trials that may run at the same time.
-        limit: GPU-hours that need no confirmation.
-        expected: GPU-hours that the trials should take; None without an estimate.
-        problems: why a submission would be refused (dry runs only; else the first one is raised).
+        limit: GPU-hours allowed without confirmation.
+        expected: estimated GPU-hours of the trials; None without an estimate.
+        problems: why a submission would be refused (dry runs only; otherwise the first is raised).
     """
 
     folder: SweepFolder
@@ -51,7 +51,7 @@ class SweepPlan:
 
     @property
     def gpu_hours(self) -> float:
-        """Most that the trials can use."""
+        """Upper limit of what the trials can use."""
         return self.script.gpu_hours
 
     @property
@@ -60,7 +60,7 @@ class SweepPlan:
         return f"{','.join(map(str, self.numbers))}%{self.concurrent}"
 
     def summary(self) -> str:
-        """A few lines."""
+        """A summary in a few lines."""
         done = sum(trial.done for trial in self.trials)
         failed = [
             trial.number
@@ -79,7 +79,7 @@ class SweepPlan:
         return "\n".join(lines)
 
     def text(self) -> str:
-        """The dry run: trials with their parameters, and the script."""
+        """The dry run's output: trials with their parameters, and the script."""
         lines = [self.summary()]
         for trial in self.trials:
             chosen = "chosen when it starts"
@@ -89,7 +89,7 @@ class SweepPlan:
         return "\n".join([*lines, "", f"# sbatch --array={self.array}", self.script.text])
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON of the dry run."""
+        """For the dry run's JSON."""
         return {
             "folder": str(self.folder.path),
             "trials": [
@@ -104,10 +104,10 @@ class SweepPlan:
 
 
 def open_sweep(sweep: str, overrides: Sequence[str] = ()) -> SweepFolder:
-    """A sweep by name, file or folder.
+    """A sweep by name, file, or folder.
 
     Raises:
-        UserError: there is none.
+        UserError: it does not exist.
     """
     if (Path(sweep) / "sweep.yaml").is_file():
         folder = SweepFolder.read(Path(sweep).absolute())
@@ -125,8 +125,8 @@ def plan_sweep(
     """Decides which trials are left.
 
     Raises:
-        UserError: a trial's recipe cannot work, its inputs are missing, or Slurm would refuse the jobs. A dry run keeps
-            what is missing or refused in the plan's `problems`.
+        UserError: a trial's recipe cannot work, its inputs are missing, or Slurm would refuse the jobs. A dry
+            run collects what is missing or refused in the plan's `problems`.
     """
     problems = Problems(dry_run)
     trials = folder.trials()
@@ -178,10 +178,10 @@ def _queued(folder: SweepFolder) -> list[int]:
 
 
 def _recipes(folder: SweepFolder) -> list[Recipe]:
-    """Recipes of the trials that are known; before an adaptive search has chosen, the run that it varies.
+    """Recipes of the known trials; before an adaptive search has chosen any, that of the base run.
 
     Raises:
-        UserError: one cannot work, or they ask for different nodes or ranks.
+        UserError: a recipe cannot work, or trials need different numbers of nodes or ranks.
     """
     points = design(folder.sweep)
     if points is None:
@@ -191,18 +191,18 @@ def _recipes(folder: SweepFolder) -> list[Recipe]:
     if len(layouts) > 1:
         raise UserError(
             f"{folder.sweep.name}: trials of one sweep share a job array, so they need the same nodes and ranks; these "
-            f"have {sorted(layouts)} (nodes, ranks a node). Fix: make a sweep of each"
+            f"have {sorted(layouts)} (nodes, ranks per node). Fix: make one sweep per layout"
         )
     if any(rank_environment(recipe) != rank_environment(recipes[0]) for recipe in recipes):
         raise UserError(
             f"{folder.sweep.name}: trials of one sweep share a job script, so `environment` cannot vary between them. "
-            "Fix: make a sweep of each"
+            "Fix: make one sweep per environment"
         )
     return recipes
 
 
 def submit_sweep(plan: SweepPlan) -> list[Submitted]:
-    """Writes `sweep.yaml` and the scripts, and submits the array and the collection of results after it.
+    """Writes `sweep.yaml` and the scripts; submits the array and the job that collects its results.
 
     Raises:
         UserError: the folder holds another sweep, or Slurm refuses.
@@ -216,7 +216,7 @@ def submit_sweep(plan: SweepPlan) -> list[Submitted]:
     refuse_if_slurm_would(script)
     for number in plan.numbers:
         if plan.trials[number].state == "failed":
-            # The count of attempts without progress starts anew.
+            # Resets the count of attempts without progress.
             History(plan.trials[number].folder).add(
                 "submitted", stage="train", link="trial", job=None, after=""
             )

@@ -1,5 +1,5 @@
-"""Trials of a sweep: their parameters, recipes and state. All of it stands in the sweep's folder:
-`<paths.runs>/<sweep>/sweep.yaml` and a run folder with `trial.json` for each trial."""
+"""Trials of a sweep: their parameters, recipes, and state. The sweep's folder holds everything:
+`<paths.runs>/<sweep>/sweep.yaml`, and one run folder with `trial.json` per trial."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Parameters = dict[str, Value]
 
 
 def design(sweep: Sweep) -> list[Parameters] | None:
-    """Parameters of every trial of a grid or random search, in order; None where a sampler of Optuna chooses them
-    one after the other."""
+    """Parameters of every trial of a grid or random search, in order; None if Optuna chooses them one by
+    one."""
     if sweep.search == "grid":
         values = [parameter.choices or [] for parameter in sweep.parameters.values()]
         return [dict(zip(sweep.parameters, point, strict=True)) for point in itertools.product(*values)]
@@ -42,7 +42,7 @@ def design(sweep: Sweep) -> list[Parameters] | None:
 
 
 def _draw(sweep: Sweep, number: int) -> Parameters:
-    """One random point; trial `number` is the same whatever the number of trials."""
+    """One random point; trial `number` does not depend on the number of trials."""
     random = np.random.default_rng([sweep.seed, number])
     return {key: _draw_one(parameter, random) for key, parameter in sweep.parameters.items()}
 
@@ -59,7 +59,7 @@ def _draw_one(parameter: Parameter, random: np.random.Generator) -> Value:
 
 
 def with_overrides(sweep: Sweep, overrides: Sequence[str]) -> Sweep:
-    """The sweep with `section.key=value` texts set in every trial."""
+    """The sweep with `section.key=value` overrides set in every trial."""
     from emma.recipes.compose import parse_override
 
     given = {".".join(key): value for key, value in map(parse_override, overrides)}
@@ -67,12 +67,12 @@ def with_overrides(sweep: Sweep, overrides: Sequence[str]) -> Sweep:
 
 
 def base_recipe(sweep: Sweep) -> Recipe:
-    """The run that is varied, with the overrides of all trials."""
+    """The run that the sweep varies, with the overrides of all trials."""
     return load_run(sweep.run, _texts(sweep.overrides))
 
 
 def trial_name(number: int) -> str:
-    """Name of a trial's run folder within its sweep's."""
+    """Name of a trial's run folder within its sweep's folder."""
     return f"trial-{number:04d}"
 
 
@@ -84,7 +84,7 @@ class Trial:
         number: 0, 1, ...
         folder: its run folder.
         state: `waiting`, `begun`, `finished`, `pruned` or `failed`.
-        parameters: None before an adaptive search has chosen them.
+        parameters: None until an adaptive search has chosen them.
     """
 
     number: int
@@ -106,12 +106,12 @@ class SweepFolder:
 
     @classmethod
     def of(cls, sweep: Sweep) -> SweepFolder:
-        """The folder that a sweep gets: in the run folders' place of its base run."""
+        """The sweep's folder, beside the run folder of its base run."""
         return cls(Path(base_recipe(sweep).paths.runs).absolute() / sweep.name, sweep)
 
     @classmethod
     def read(cls, path: Path) -> SweepFolder:
-        """The sweep of an existing folder."""
+        """The sweep in an existing folder."""
         return cls(path, load_sweep(str(path / "sweep.yaml")))
 
     def write(self) -> None:
@@ -121,7 +121,7 @@ class SweepFolder:
             UserError: the folder holds another sweep.
         """
         file = self.path / "sweep.yaml"
-        # The number that may run at once, and where, says nothing about the results.
+        # How many trials run at once, and where, does not affect the results.
         if file.is_file() and _essence(load_sweep(str(file))) != _essence(self.sweep):
             raise UserError(
                 f"{file}: this folder holds another sweep: run, parameters, overrides, search or objective differ. "
@@ -130,7 +130,7 @@ class SweepFolder:
         with atomic_write(file, "w") as handle:
             yaml = YAML(typ="safe")
             yaml.default_flow_style = False
-            # The order of the parameters numbers the trials.
+            # Trials are numbered in the order of the parameters.
             yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
             yaml.dump(self.sweep.model_dump(mode="json"), handle)
 
@@ -145,7 +145,7 @@ class SweepFolder:
         return self.path / trial_name(number)
 
     def recipe(self, number: int, parameters: Mapping[str, Value]) -> Recipe:
-        """Recipe of a trial. Its mix is named by what goes into it, so that trials with the same data share one."""
+        """A trial's recipe. Its mix is named after its contents, so trials with the same data share one."""
         chosen: dict[str, Any] = {}
         for key, value in parameters.items():
             settings = self.sweep.parameters[key].settings
@@ -180,7 +180,7 @@ class SweepFolder:
         """Writes a trial's `trial.json` and recipe; returns its run folder."""
         folder, recipe = self.folder(number), self.recipe(number, parameters)
         write_recipe(recipe, folder / "recipe.yaml")
-        # What tells a trial's state, so that a table of hundreds need not read their recipes.
+        # What determines a trial's state, so that a table of hundreds need not read their recipes.
         limits = {"steps": recipe.schedule.steps, "attempts": recipe.cluster.slurm.attempts}
         write_json(
             folder / "trial.json", {"number": number, "parameters": dict(parameters), **limits, **facts}
@@ -202,11 +202,11 @@ def _essence(sweep: Sweep) -> dict[str, Any]:
     values["overrides"] = {
         key: value for key, value in values["overrides"].items() if not key.startswith("cluster")
     }
-    # Their order numbers the trials.
+    # Trials are numbered in the order of the parameters.
     values["parameters"] = list(values["parameters"].items())
     return values
 
 
 def _texts(values: Mapping[str, Any]) -> list[str]:
-    """Overrides as texts of the command line; JSON is YAML."""
+    """Overrides as on the command line; JSON is valid YAML."""
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]

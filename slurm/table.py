@@ -1,4 +1,4 @@
-"""`emma slurm jobs`: one row a job or run, from the queue and from the run folders."""
+"""`emma slurm jobs`: one row per job or run, from the queue and the run folders."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ class Row:
 
     Attributes:
         run: name of the run.
-        stage: stage of the job; `train` for a run without jobs.
-        job: id, with the task of an array; None without a job.
-        state: Slurm's state and, where it waits, what for; else `finished`, `stopped`, `given up`, `idle`.
-        step, steps: reached and planned optimizer steps (training only, as all that follow).
+        stage: stage of the job; `train` for a run without a job.
+        job: id, with the array task; None without a job.
+        state: Slurm's state and, if pending, what the job waits for; without a job, what became of the run,
+            e.g. `finished` or `given up`.
+        step, steps: current and planned optimizer steps (this and all below: training only).
         tokens: consumed so far.
-        loss: of the last logged step.
-        tokens_per_second: of all devices, at the last logged step.
+        loss: at the last logged step.
+        tokens_per_second: over all devices, at the last logged step.
         seconds_left: until the last step, at that speed.
         checkpoint: step of the latest complete checkpoint.
         next: jobs that wait for this one.
@@ -60,10 +61,10 @@ class Row:
 
 
 def find_runs(places: Iterable[Path]) -> list[Path]:
-    """Run folders among `places`: each is one, or holds some.
+    """Run folders among `places`; each place is a run folder or contains some.
 
     Raises:
-        UserError: a place is no folder.
+        UserError: a place is not a folder.
     """
     found = []
     for place in places:
@@ -77,11 +78,11 @@ def find_runs(places: Iterable[Path]) -> list[Path]:
 
 
 def collect(runs: Sequence[Path], queue: Sequence[query.Job] | None = None) -> list[Row]:
-    """Rows of all jobs of this project in the queue, and of the runs among `runs` that have none.
+    """Rows of all this project's jobs in the queue, and of the runs in `runs` that have none.
 
     Args:
         runs: run folders to show besides those in the queue.
-        queue: jobs of this user; default asks Slurm.
+        queue: this user's jobs; by default, asks Slurm.
     """
     queue = query.jobs() if queue is None else queue
     ours = [(job, *_stage_and_folder(job)) for job in queue if job.comment.startswith(f"{_COMMENT} ")]
@@ -114,7 +115,7 @@ def _stage_and_folder(job: query.Job) -> tuple[str, Path]:
 
 
 def _trial(job: query.Job, sweep: Path) -> Path:
-    """Run folder of the trial that an array task trains; the sweep's for tasks that wait together."""
+    """Run folder of the trial that an array task trains; the sweep's folder for tasks that wait together."""
     return sweep / trial_name(int(job.task)) if job.task is not None and job.task.isdigit() else sweep
 
 
@@ -132,7 +133,7 @@ def _conditions(job: query.Job) -> list[str]:
 
 
 def _next(job: query.Job, queue: Sequence[query.Job]) -> str | None:
-    """Jobs that wait for this one, or that share its name and wait their turn."""
+    """Jobs that wait for this one, or that share its name and wait for their turn."""
     waiting = []
     for other in queue:
         conditions = [number for part in _conditions(other) for number in part.split(":")]
@@ -142,7 +143,7 @@ def _next(job: query.Job, queue: Sequence[query.Job]) -> str | None:
 
 
 def _training_facts(folder: Path) -> dict[str, Any]:
-    """Columns of a training job from its run folder; empty before the first launch."""
+    """A training job's columns, from its run folder; empty before the first launch."""
     if not (folder / "recipe.yaml").is_file():
         return {}
     recipe, run = load_recipe(folder), RunFolder(folder)
@@ -180,7 +181,7 @@ def _idle_state(recipe: Recipe, run: RunFolder) -> str:
     history = History(run.path)
     if history.attempts_without_progress(run.latest_step()) >= recipe.cluster.slurm.attempts:
         return "given up"
-    # A trial that is tried again has no job of its own: its array has.
+    # A retried trial has no job of its own, only its array's.
     numbers = [e["job"] for e in history.submitted() if e["stage"] == "train" and e["job"] is not None]
     if not numbers:
         return "not submitted"

@@ -1,8 +1,8 @@
 """The job's side of a sweep.
 
-python -P -m emma.slurm.trial begin SWEEP_FOLDER NUMBER     # prints the run folder of the trial
-python -P -m emma.slurm.trial mix SWEEP_FOLDER NUMBER       # prints the folder of its mix
-python -P -m emma.slurm.trial watch SWEEP_FOLDER NUMBER     # stops the trial where pruning says so
+python -P -m emma.slurm.trial begin SWEEP_FOLDER NUMBER     # prints the trial's run folder
+python -P -m emma.slurm.trial mix SWEEP_FOLDER NUMBER       # prints its mix folder
+python -P -m emma.slurm.trial watch SWEEP_FOLDER NUMBER     # stops the trial if the sweep prunes it
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WATCH_SECONDS = 10.0
 
 
 def begin(path: Path, number: int) -> Path:
-    """Run folder of a trial; one that was begun before keeps its parameters."""
+    """Run folder of a trial; a trial that has already begun keeps its parameters."""
     folder = SweepFolder.read(path)
     trial = folder.trial(number)
     if (trial.folder / "trial.json").is_file():
@@ -42,7 +42,7 @@ def mix_folder(path: Path, number: int) -> Path:
 
 
 def watch(path: Path, number: int, seconds: float = WATCH_SECONDS) -> None:
-    """Reports a trial's validations until it ends, and asks it to stop where pruning says so."""
+    """Reports a trial's validations until it ends, and asks it to stop if the sweep prunes it."""
     from emma.slurm.adaptive import prune
 
     folder = SweepFolder.read(path)

@@ -32,7 +32,7 @@ def require_gpus(count: int = 1, *, hopper: bool = False) -> str:
     """
     import torch
 
-    from benchmarks.train_gpu import device_of
+    from benchmarks.gpus import device_of
 
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found < count:

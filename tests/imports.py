@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,30 +60,25 @@ def read_sources(root: Path = ROOT) -> dict[str, str]:
 def imports_of_house(sources: Mapping[str, str]) -> list[Import]:
     """The imports of all modules."""
     return [
-        found
-        for module, source in sources.items()
-        for found in imports_of(module, source, sources.keys(), is_package=_is_package(module, sources))
+        found for module, source in sources.items() for found in imports_of(module, source, sources.keys())
     ]
 
 
-def _is_package(module: str, sources: Mapping[str, str]) -> bool:
-    return any(name.startswith(f"{module}.") for name in sources)
-
-
-def imports_of(
-    module: str, source: str, known: Iterable[str], *, is_package: bool = False
-) -> Iterator[Import]:
+def imports_of(module: str, source: str, known: Iterable[str]) -> Iterator[Import]:
     """The imports of one module.
 
     Args:
         module: its name.
         source: its text.
         known: names of the house's modules, to tell a module from a name inside one.
-        is_package: whether the text is that of an `__init__.py`; relative imports start there.
     """
     modules = frozenset(known)
+    # A relative import starts at the package that holds the module, or at the module if it is a package.
+    package = module if any(name.startswith(f"{module}.") for name in modules) else module.rpartition(".")[0]
     for node, when in _nodes(ast.parse(source), "import"):
-        for target in _targets(node, module, modules, is_package):
+        for target in _targets(node, package, modules):
+            if target == module:  # its own name, for a process that is to import it
+                continue
             # A string is read when something is called, wherever it stands.
             yield Import(module, target, node.lineno, "call" if isinstance(node, ast.Constant) else when)
 
@@ -108,17 +103,17 @@ def _nodes(parent: ast.AST, when: str) -> Iterator[tuple[_Node, str]]:
 
 
 def _is_type_checking(test: ast.expr) -> bool:
-    return ast.unparse(test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+    return _last_name(test) == "TYPE_CHECKING"
 
 
-def _targets(node: _Node, module: str, known: frozenset[str], is_package: bool) -> Iterator[str]:
+def _targets(node: _Node, package: str, known: frozenset[str]) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
         start = node.module or ""
         if node.level:
-            parts = module.split(".")
-            parts = parts[: len(parts) - node.level + is_package]
+            parts = package.split(".")
+            parts = parts[: len(parts) - node.level + 1]
             start = ".".join([*parts, start] if start else parts)
         for alias in node.names:
             name = f"{start}.{alias.name}"
@@ -128,11 +123,18 @@ def _targets(node: _Node, module: str, known: frozenset[str], is_package: bool) 
         match = _MODULE.fullmatch(node.value) if isinstance(node.value, str) else None
         if match and match[1] in known:
             yield match[1]
-    elif ast.unparse(node.func) in ("import_module", "importlib.import_module", "__import__") and node.args:
+    elif _last_name(node.func) in ("import_module", "__import__") and node.args:
         argument = node.args[0]
         named = isinstance(argument, ast.Constant) and isinstance(argument.value, str)
         if named and not argument.value.startswith("emma."):  # those are found as strings
             yield argument.value
+
+
+def _last_name(expression: ast.expr) -> str:
+    """`b` of the expressions `a.b` and `b`; empty for others."""
+    if isinstance(expression, ast.Attribute):
+        return expression.attr
+    return expression.id if isinstance(expression, ast.Name) else ""
 
 
 def reached(start: Iterable[str], edges: Mapping[str, Iterable[str]]) -> set[str]:
@@ -182,12 +184,3 @@ def _visit(root: str, edges: Mapping[str, Iterable[str]], seen: set[str], order:
         else:
             seen.add(following)
             stack.append((following, iter(edges.get(following, ()))))
-
-
-def edges_of(imports: Sequence[Import]) -> dict[str, set[str]]:
-    """Importing module → imported names; a module never imports itself."""
-    edges: dict[str, set[str]] = {}
-    for found in imports:
-        if found.module != found.target:
-            edges.setdefault(found.module, set()).add(found.target)
-    return edges

@@ -1,7 +1,7 @@
 """What this machine has for training: processors, memory, GPUs, libraries, Slurm, and the patches with their reasons.
 
-Everything is asked from outside (files, metadata, short subprocesses with a time-out), so that a broken driver or a
-library that crashes on import becomes a line of the report instead of the end of it.
+Everything is probed from outside (files, metadata, short subprocesses with a time-out), so that a broken driver, or a
+library that crashes on import, becomes a line of the report instead of ending it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PACKAGES = (
 )
 SLURM_COMMANDS = ("sbatch", "srun", "squeue", "sacct", "scancel", "sinfo", "scontrol")
 GPU_FIELDS = ("name", "memory.total", "driver_version", "compute_cap")
-# Asked in a process of its own: importing torch can fail in ways that no except clause catches.
+# Run in a process of its own: importing torch can fail in ways that no except clause catches.
 ASK_TORCH = """
 import json, torch
 nccl = torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else None
@@ -65,7 +65,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything `emma doctor` says. `trains_on` is "gpu", "cpu" or None; `problems` are sentences with their fix."""
+    """All that `emma doctor` reports. `trains_on` is "gpu", "cpu" or None; `problems` are sentences with their fix."""
 
     python: str
     system: str
@@ -89,7 +89,7 @@ class Report:
 
 
 def examine(folder: Path | None = None) -> Report:
-    """Looks at this machine; `folder` (default: the current one) is where free disk space is measured."""
+    """Examines this machine; free disk space is measured in `folder` (default: the current one)."""
     problems: list[str] = []
     packages = {name: _version(name) for name in PACKAGES}
     torch = _ask_torch(problems) if packages["torch"] else {}
@@ -167,7 +167,7 @@ def _gpus(problems: list[str]) -> list[Gpu]:
 
 
 def _cores() -> int:
-    """Returns the cores this process may use: its affinity, and the container's quota where there is one."""
+    """Returns the cores this process may use: its affinity, limited by the container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.is_file():
@@ -178,7 +178,7 @@ def _cores() -> int:
 
 
 def _memory_gib() -> tuple[float, float]:
-    """Returns total and available memory, the container's limit taken into account."""
+    """Returns total and available memory, limited by the container's."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.is_file():
         return _gib(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), 0.0
@@ -195,7 +195,7 @@ def _memory_gib() -> tuple[float, float]:
 
 
 def _slurm() -> dict[str, str | None]:
-    """Returns each Slurm command's path or None, the version or why there is none, and the job this runs in."""
+    """Returns each Slurm command's path or None, the version or why it is unknown, and the current job."""
     found: dict[str, str | None] = {name: shutil.which(name) for name in SLURM_COMMANDS}
     version, fault = _run(["sbatch", "--version"]) if found["sbatch"] else (None, None)
     return found | {
@@ -217,7 +217,7 @@ def _describe_slurm(slurm: dict[str, str | None]) -> str:
 
 
 def _patches() -> tuple[list[PatchStatus], list[str]]:
-    """Returns the patches' status, and one sentence for each that is needed here but refuses these versions."""
+    """Returns the patches' status, and a sentence for each that is needed here but refuses these versions."""
     statuses, refusals = list(status()), []
     for patch, its_status in zip(patches(), statuses, strict=True):
         if its_status.on and all(_version(distribution) for distribution in patch.versions):
@@ -231,7 +231,7 @@ def _patches() -> tuple[list[PatchStatus], list[str]]:
 def _verdict(
     packages: dict[str, str | None], torch: dict[str, Any], gpus: list[Gpu], problems: list[str]
 ) -> str | None:
-    """Returns what training can run on, and adds what stands in the way to `problems`."""
+    """Returns what training can run on, and adds to `problems` what prevents it."""
     missing = [name for name in ("torch", "megatron-core") if packages[name] is None]
     problems += [f"{name} is not installed. Fix: {install_command(name, 'train')}" for name in missing]
     if gpus and torch and not torch["cuda_available"]:

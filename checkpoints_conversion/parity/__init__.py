@@ -1,4 +1,4 @@
-"""Proof that two folders hold one model: parameters bit for bit, logits in FP32, layer by layer."""
+"""Proof that two folders hold the same model: parameters bit for bit, logits in FP32, layer by layer."""
 
 from __future__ import annotations
 
@@ -45,24 +45,25 @@ def compare(
 
     Args:
         a: what was converted.
-        b: what it became.
-        texts: language → texts for the logits; default the built-in sample.
-        step: step of a folder that holds several checkpoints; default the latest complete one.
+        b: the result.
+        texts: language → texts for the logits; by default, the built-in sample.
+        step: step to use in a folder with several checkpoints; by default, the latest complete one.
         weights: `model`, or `optimizer` for the FP32 copies in a Megatron checkpoint.
-        tokenizer: folder with `tokenizer.json`; default that of `a` or `b`; without any, bytes are the ids.
-        tolerance: largest difference of two logits.
+        tokenizer: folder with `tokenizer.json`; by default, that of `a` or `b`; if neither has one, bytes are
+            the ids.
+        tolerance: largest allowed difference between two logits.
         tensors: compare parameters.
         logits: compare logits.
-        length: most tokens of a text.
-        mixed_length: most tokens of the sequence through all languages.
+        length: maximum tokens per text.
+        mixed_length: maximum tokens of the sequence that spans all languages.
 
     Raises:
-        UserError: a folder is no model, damaged or incomplete, or the text cannot be used.
+        UserError: a folder is not a model, is damaged or incomplete, or the text cannot be used.
     """
     from emma.checkpoints_conversion.weights import open_weights
 
     if weights not in ("model", "optimizer"):
-        raise UserError(f"weights {weights!r} is not known; use model or optimizer")
+        raise UserError(f"unknown weights {weights!r}; use model or optimizer")
     one, other = open_weights(a, step, weights), open_weights(b, step, weights)  # type: ignore[arg-type]
     return compare_weights(
         one,
@@ -81,7 +82,7 @@ def compare(
 def _tokenizer(given: Path | None, *folders: Path) -> Path | None:
     if given is not None:
         if not has_tokenizer(given):
-            raise UserError(f"{given}: holds no tokenizer.json; name the tokenizer's folder")
+            raise UserError(f"{given}: has no tokenizer.json; name the tokenizer's folder")
         return given
     candidates = [folder for root in folders for folder in (root, root / "tokenizer")]
     return next((folder for folder in candidates if has_tokenizer(folder)), None)
@@ -100,7 +101,7 @@ def compare_weights(
     length: int = 64,
     mixed_length: int = 512,
 ) -> Report:
-    """`compare` for weights that are open already; `names` are what the report calls them."""
+    """`compare` for weights that are already open; `names` are their names in the report."""
     from emma.checkpoints_conversion.config import shape_differences
     from emma.checkpoints_conversion.parameters import parameter_shapes
     from emma.checkpoints_conversion.parity.tensors import compare_tensors
@@ -120,7 +121,7 @@ def compare_weights(
             chosen = sample_texts() if texts is None else texts
             vocabulary = a.shape.vocab_size
             sequences = tokenize(chosen, folder, vocabulary, length, mixed_length)
-            # A folder that is being written has another name than it will have.
+            # A folder that is being written still has its temporary name.
             origin = sequences.tokenizer.replace(str(a.folder), names[0]).replace(str(b.folder), names[1])
             sequences = dataclasses.replace(sequences, tokenizer=origin)
             logits_result = _compare_logits(a, b, sequences, tolerance)
@@ -177,7 +178,7 @@ def _language(language: str, one: list[torch.Tensor], other: list[torch.Tensor])
         divergences.append((log_a.exp() * (log_a - log_b)).sum(-1))
         agreed += int((a.argmax(-1) == b.argmax(-1)).sum())
         tokens += len(a)
-    divergence = torch.cat(divergences).clamp(min=0)  # rounding can leave it a hair below zero
+    divergence = torch.cat(divergences).clamp(min=0)  # rounding can make it slightly negative
     return LanguageResult(
         language,
         tokens,

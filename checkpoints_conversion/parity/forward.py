@@ -1,4 +1,4 @@
-"""What a forward pass one layer at a time consists of, whichever library computes it."""
+"""The parts of a forward pass that runs one layer at a time, whichever library computes it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ __all__ = ["LayerwiseForward", "device"]
 
 
 def device() -> torch.device:
-    """Where logits are computed: the GPU if there is one, else the CPU; Megatron's modules insist on the former."""
+    """Where logits are computed: the GPU if there is one, which Megatron's modules then require; otherwise
+    the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class LayerwiseForward(Protocol):
-    """A model of which only the part at work is in memory, in FP32.
+    """A model in FP32 of which only the part in use is in memory.
 
-    Hidden states are [tokens, hidden_size] in FP32, of one sequence.
+    Hidden states are [tokens, hidden_size] in FP32, one tensor per sequence.
     """
 
     @property
@@ -28,7 +29,7 @@ class LayerwiseForward(Protocol):
         """Embeds sequences of token ids [tokens]."""
 
     def layer(self, index: int, hidden: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Sends the hidden states of sequences through a layer."""
+        """Passes the hidden states of sequences through a layer."""
 
     def logits(self, hidden: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Last norm and output layer: [tokens, vocab_size] of each sequence."""
+        """Applies the final norm and the output layer: [tokens, vocab_size] per sequence."""

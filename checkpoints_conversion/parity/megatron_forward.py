@@ -1,4 +1,4 @@
-"""Forward pass with Megatron's own GPTModel, each layer as a pipeline stage of its own."""
+"""Forward pass with Megatron's own GPTModel, each layer as its own pipeline stage."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StoredWeights(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Where they lie."""
+        """Their folder."""
 
     @property
     def shape(self) -> Shape:
@@ -42,13 +42,14 @@ class StoredWeights(Protocol):
 
 @contextmanager
 def parallel_state_of_one() -> Iterator[None]:
-    """Process groups of one process, which Megatron's modules ask for; those that are there already stay."""
+    """Sets up the single-process process groups that Megatron's modules need; keeps existing ones."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of missing fused kernels, which a comparison in FP32 has no use for
+        warnings.simplefilter("ignore")  # about missing fused kernels, which an FP32 comparison does not need
         megatron_patches.apply()
         from megatron.core import parallel_state
         from megatron.core.models.gpt import gpt_model
-    logging.getLogger(gpt_model.__name__).setLevel(logging.ERROR)  # it deprecates itself at each construction
+    # It warns of its own deprecation at each construction.
+    logging.getLogger(gpt_model.__name__).setLevel(logging.ERROR)
     from megatron.core.tensor_parallel import random
 
     groups, model_groups = torch.distributed.is_initialized(), parallel_state.model_parallel_is_initialized()
@@ -75,7 +76,7 @@ def _transformer_config(shape: Shape) -> Any:
     from emma.megatron_patches.rope_scaling import RopeScaling, set_rope_scaling
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the constructor deprecates defaults of its own
+        warnings.simplefilter("ignore")  # the constructor warns about its own defaults
         config = TransformerConfig(
             num_layers=1,
             hidden_size=shape.hidden_size,
@@ -106,12 +107,12 @@ def _transformer_config(shape: Shape) -> Any:
 
 
 class MegatronForward:
-    """Builds pipeline stages of the model and fills them with the checkpoint's tensors as they are stored: a fused
-    weight reaches Megatron fused, so that the conversion's own taking apart is not trusted. Lives within
-    `parallel_state_of_one`.
+    """Builds pipeline stages of the model and fills them with the checkpoint's tensors as stored. Fused
+    weights reach Megatron fused, so the comparison does not rely on the conversion's own splitting. Use it
+    within `parallel_state_of_one`.
 
     Args:
-        weights: the checkpoint's.
+        weights: the checkpoint's weights.
     """
 
     def __init__(self, weights: StoredWeights) -> None:
@@ -123,7 +124,7 @@ class MegatronForward:
         self.library = f"megatron-core {megatron.core.__version__}, local implementation"
 
     def _build(self, *, last: bool) -> Any:
-        """A stage of one layer, on `last` with the output layer; its weights are not set."""
+        """A stage with one layer and, if `last`, the output layer; its weights are not set."""
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
         from megatron.core.models.gpt.gpt_model import GPTModel
 
@@ -149,7 +150,8 @@ class MegatronForward:
 
     @torch.no_grad()
     def embed(self, ids: list[torch.Tensor]) -> list[torch.Tensor]:
-        # Looking rows up in the stored table is what the embedding does; a module would hold all of it in FP32.
+        # Looking up rows in the stored table is all the embedding does; a module would hold the whole table
+        # in FP32.
         sizes = (self._shape.vocab_size, self._shape.hidden_size)
         with self._weights.open_stored(EMBEDDING, (0, 0), sizes) as table:
             return [torch.nn.functional.embedding(one, table).to(self._device, torch.float32) for one in ids]

@@ -1,4 +1,4 @@
-"""What a comparison found: `parity.json` for programs, `parity.html` for people."""
+"""The result of a comparison: `parity.json` for programs, `parity.html` for people."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["LanguageResult", "LogitsResult", "Report"]
 
 @dataclass(frozen=True)
 class LanguageResult:
-    """Logits of one language's text.
+    """Comparison of the logits on one language's text.
 
     Attributes:
         language: the language.
         tokens: positions compared.
-        max_abs_delta: largest difference of two logits.
+        max_abs_delta: largest difference between two logits.
         mean_kl: mean over positions of KL(first ‖ second), in nats.
-        max_kl: its largest value.
+        max_kl: largest KL at any position, in nats.
         top1_agreement: share of positions where both models rank the same token first.
     """
 
@@ -39,13 +39,13 @@ class LogitsResult:
     """Logits compared in FP32.
 
     Attributes:
-        tolerance: largest difference allowed.
-        tokenizer: what made the token ids.
-        library_a: what computed the first model's logits.
-        library_b: the second's.
+        tolerance: largest allowed difference.
+        tokenizer: what produced the token ids.
+        library_a: library that computed the first model's logits.
+        library_b: library that computed the second model's logits.
         device: `cpu` or `cuda`.
-        languages: by language.
-        layers: largest difference of the hidden states after the embedding and after each layer.
+        languages: results by language.
+        layers: largest difference between the hidden states after the embedding and after each layer.
     """
 
     tolerance: float
@@ -78,27 +78,27 @@ class LogitsResult:
 
     @property
     def passed(self) -> bool:
-        """Whether all differences are within the tolerance; one that is no number is not."""
+        """Whether all differences are within the tolerance; NaN is not."""
         return all(result.max_abs_delta <= self.tolerance for result in self.languages)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values: the totals first, then the details."""
+        """Plain values: totals first, then details."""
         totals = ("max_abs_delta", "mean_kl", "max_kl", "top1_agreement", "tokens", "passed")
         return {name: getattr(self, name) for name in totals} | asdict(self)
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that a comparison found.
+    """The full result of a comparison.
 
     Attributes:
         a: first folder.
         b: second folder.
-        shape_differences: fields of the models that change what they compute and differ.
-        tensors: by parameter; None if they were not compared.
-        logits: None if they were not compared.
-        started: when, UTC.
-        finished: when, UTC.
+        shape_differences: differing model fields that change what is computed.
+        tensors: results by parameter; None if not compared.
+        logits: None if not compared.
+        started: start time, UTC.
+        finished: end time, UTC.
     """
 
     a: str
@@ -117,19 +117,19 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing that was compared differs."""
+        """Whether everything that was compared is equal, or within the tolerance for logits."""
         return (
             not self.shape_differences and not self.different and (self.logits is None or self.logits.passed)
         )
 
     def faults(self) -> list[str]:
-        """What differs, one line each, the most telling first."""
+        """What differs, one line each, most significant first."""
         faults = [f"the models differ in {difference}" for difference in self.shape_differences]
         if different := self.different:
             first = different[0]
             faults.append(
                 f"{len(different)} of {len(self.tensors or [])} parameters differ; the first is {first.name}, "
-                f"in {first.numbers_different} numbers by up to {first.max_abs_delta:.3g}"
+                f"in {first.numbers_different} values, by up to {first.max_abs_delta:.3g}"
             )
         if self.logits is not None and not self.logits.passed:
             worst = max(
@@ -138,12 +138,12 @@ class Report:
             faults.append(
                 f"logits differ by up to {worst.max_abs_delta:.3g} ({worst.language}), more than "
                 f"{self.logits.tolerance:.0e}; mean KL {self.logits.mean_kl:.3g}, "
-                f"same first choice in {self.logits.top1_agreement:.2%}"
+                f"same top token in {self.logits.top1_agreement:.2%}"
             )
         return faults
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as `parity.json` holds them."""
+        """Plain values, as in `parity.json`."""
         tensors = None
         if self.tensors is not None:
             tensors = {

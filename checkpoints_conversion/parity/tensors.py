@@ -20,16 +20,16 @@ __all__ = ["TensorResult", "compare_tensors"]
 
 @dataclass(frozen=True)
 class TensorResult:
-    """How one parameter compares.
+    """Comparison of one parameter.
 
     Attributes:
         name: under transformers' name.
         equal: whether every bit is the same.
-        sha256_a: SHA-256 of the first one's bytes, in the type compared.
-        sha256_b: of the second one's.
-        dtype: type compared.
-        max_abs_delta: largest difference of two numbers, in FP32.
-        numbers_different: how many numbers differ.
+        sha256_a: SHA-256 of the first one's bytes, in the compared type.
+        sha256_b: SHA-256 of the second one's bytes.
+        dtype: compared type.
+        max_abs_delta: largest difference between two values, in FP32.
+        numbers_different: number of values that differ.
     """
 
     name: str
@@ -49,9 +49,8 @@ def _compare(a: Weights, b: Weights, name: str) -> TensorResult:
         digests[0].update(tensor_bytes(one))
         digests[1].update(tensor_bytes(other))
         integers = torch.int16 if dtype.itemsize == 2 else torch.int32
-        unlike = one.view(integers) != other.view(
-            integers
-        )  # bits, so that -0.0 and NaN count as what they are
+        # As bits, so that -0.0 differs from 0.0 and a NaN equals itself.
+        unlike = one.view(integers) != other.view(integers)
         if count := int(unlike.sum()):
             different += count
             largest = max(largest, (one.float() - other.float()).abs().nan_to_num(torch.inf).max().item())
@@ -62,13 +61,13 @@ def _compare(a: Weights, b: Weights, name: str) -> TensorResult:
 def compare_tensors(
     a: Weights, b: Weights, *, threads: int = 2, done: Callable[[], Any] = lambda: None
 ) -> list[TensorResult]:
-    """Compares all parameters of two models of one shape, block by block.
+    """Compares all parameters of two models with the same shape, block by block.
 
     Args:
         a: one model.
-        b: the other, with parameters of the same sizes and types (`rounded_alike`).
+        b: the other model, with parameters of the same sizes and types (`rounded_alike`).
         threads: parameters compared at once.
-        done: called after each.
+        done: called after each parameter.
     """
 
     def one(name: str) -> TensorResult:

@@ -1,4 +1,4 @@
-"""The text that logits are compared on."""
+"""The text on which logits are compared."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Sequences:
 
     Args:
         languages: language of each sequence.
-        ids: its tokens, at least two.
-        tokenizer: folder of the tokenizer that made them, or how they were made without one.
+        ids: token ids of each sequence, at least two.
+        tokenizer: folder of the tokenizer that produced them, or how they were produced without one.
     """
 
     languages: tuple[str, ...]
@@ -38,13 +38,13 @@ def sample_texts() -> dict[str, list[str]]:
 
 
 def read_texts(path: Path) -> dict[str, list[str]]:
-    """Texts by language from a file.
+    """Reads texts by language from a file.
 
     Args:
-        path: JSON lines or parquet with columns `text` and `language`, or plain text with one text a line.
+        path: JSON lines or parquet with columns `text` and `language`, or plain text with one text per line.
 
     Raises:
-        UserError: no such file, or a line without these fields.
+        UserError: the file does not exist, or a line lacks these fields.
     """
     if not path.is_file():
         raise UserError(
@@ -70,25 +70,25 @@ def read_texts(path: Path) -> dict[str, list[str]]:
             row = orjson.loads(line)
             texts.setdefault(row["language"], []).append(row["text"])
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{path}:{number}: no object with `text` and `language` ({error})") from None
+            raise UserError(f"{path}:{number}: not an object with `text` and `language` ({error})") from None
     return texts
 
 
 def tokenize(
     texts: Mapping[str, Sequence[str]], folder: Path | None, vocab_size: int, length: int, mixed_length: int
 ) -> Sequences:
-    """Texts → token ids, with one sequence more that runs through all languages.
+    """Texts → token ids, plus one sequence that spans all languages.
 
     Args:
         texts: language → texts.
-        folder: holds `tokenizer.json`; None takes the UTF-8 bytes of the text as ids.
-        vocab_size: ids must be below it.
-        length: most tokens of a text.
-        mixed_length: most tokens of the sequence of all languages; long, so that errors of the position embedding
-            show. 0 leaves it out.
+        folder: holds `tokenizer.json`; if None, the text's UTF-8 bytes are the ids.
+        vocab_size: upper bound (exclusive) of the ids.
+        length: maximum tokens per text.
+        mixed_length: maximum tokens of the sequence that spans all languages; long, so that errors in the
+            position embedding show. 0 omits it.
 
     Raises:
-        UserError: nothing is left to compare on, or the tokenizer has ids that the model does not have.
+        UserError: nothing is left to compare on, or the tokenizer has ids that the model lacks.
     """
     rows: list[tuple[str, list[int]]] = []
     if folder is None:
@@ -114,6 +114,6 @@ def tokenize(
     largest = max(max(ids) for _, ids in kept)
     if largest >= vocab_size:
         raise UserError(
-            f"{origin}: gives id {largest}, the model has {vocab_size} ids; take the model's tokenizer"
+            f"{origin}: gives id {largest}, but the model has {vocab_size} ids; use the model's tokenizer"
         )
     return Sequences(tuple(language for language, _ in kept), tuple(ids for _, ids in kept), origin)

@@ -15,10 +15,10 @@ __all__ = ["TransformersForward"]
 
 
 class TransformersForward:
-    """Reads `config.json` with transformers, so that what it says of RoPE and norms is what counts.
+    """Reads `config.json` through transformers, so that its own reading of RoPE and norms is compared.
 
     Args:
-        weights: the parameters, in a Hugging Face folder.
+        weights: parameters in a Hugging Face folder.
     """
 
     def __init__(self, weights: Weights) -> None:

@@ -33,7 +33,7 @@ DEFAULT_SHARD_BYTES = 5_000_000_000
 
 @dataclass(frozen=True)
 class ReleasePlan:
-    """A release that can be written: everything that needs no reading of weights was checked."""
+    """A release that is ready to be written: all checks that don't read weights have passed."""
 
     record: RunRecord
     step: int
@@ -61,23 +61,24 @@ class ReleasePlan:
 def plan_release(
     run: str, step: int | None = None, *, name: str | None = None, license_from: Path | None = None
 ) -> ReleasePlan:
-    """Checks what a release is made of.
+    """Checks what a release is made from.
 
     Args:
         run: a RUN.
-        step: export to release; default the latest.
-        name: name of the model in its card; default the run's, with the prefix that the licence asks for.
-        license_from: folder with the base model's licence files, looked in first.
+        step: export to release; by default, the latest.
+        name: name of the model on its card; by default, the run's name, with the prefix that the licence
+            requires.
+        license_from: folder with the base model's licence files, searched first.
 
     Raises:
-        UserError: no such export, no parity report, a damaged or incomplete folder, a tokenizer without the recipe's
-            begin- or end-of-text token.
+        UserError: no such export, no parity report, a damaged or incomplete folder, or a tokenizer without
+            the recipe's begin- or end-of-text token.
         CheckFailedError: the parity report fails.
     """
     record = read_run(run)
     steps = exported_steps(record.folder)
     if not steps or (step is not None and step not in steps):
-        there = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
+        there = f"which has steps {', '.join(map(str, steps))}" if steps else "which has none"
         raise UserError(
             f"run {record.name}: no export of step {step if step is not None else '(latest)'} in {record.folder / 'hf'}, "
             f"{there}; write it with `emma convert megatron-to-hf`"
@@ -87,13 +88,13 @@ def plan_release(
     report = export / "parity.json"
     if not report.is_file():
         raise UserError(
-            f"{report}: missing; an export is not released without proof: "
+            f"{report}: missing; an export is released only with proof of parity: "
             f"`emma convert verify {record.folder} {export} --step {step}`"
         )
     parity = read_json(report)
     check_parity(parity, report)
     if not has_tokenizer(export):
-        raise UserError(f"{export}: holds no tokenizer.json; export again with --tokenizer FOLDER")
+        raise UserError(f"{export}: has no tokenizer.json; export again with --tokenizer FOLDER")
     size = _check_tensors(export)
     model = record.recipe.model
     base = Path(model.tokenizer.path)
@@ -110,7 +111,7 @@ def plan_release(
 
 
 def _check_tensors(export: Path) -> int:
-    """Bytes of the weights, after comparing their names and sizes with config.json."""
+    """Returns the size of the weights in bytes, after comparing their names and sizes with config.json."""
     reader = SafetensorsReader(export)
     found = {name: record.shape for name, record in reader.records.items()}
     expected = parameter_shapes(model_from_hf(export))
@@ -118,8 +119,8 @@ def _check_tensors(export: Path) -> int:
         name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
     ):
         raise UserError(
-            f"{export}: weights and config.json do not belong together: {wrong[0]} is {found.get(wrong[0])} in the files "
-            f"and {expected.get(wrong[0])} by the config ({len(wrong)} such tensors); export again"
+            f"{export}: weights and config.json do not match: {wrong[0]} is {found.get(wrong[0])} in the files "
+            f"and {expected.get(wrong[0])} according to the config ({len(wrong)} such tensors); export again"
         )
     return sum(record.size for record in reader.records.values())
 
@@ -127,17 +128,17 @@ def _check_tensors(export: Path) -> int:
 def write_release(
     plan: ReleasePlan, destination: Path, *, shard_bytes: int = DEFAULT_SHARD_BYTES, overwrite: bool = False
 ) -> Manifest:
-    """Writes the release folder; it appears whole, verified, or not at all.
+    """Writes the release folder; it appears complete and verified, or not at all.
 
     Args:
         plan: from `plan_release`.
         destination: folder to write.
-        shard_bytes: largest size of a safetensors file's tensors.
+        shard_bytes: maximum size of the tensors in one safetensors file.
         overwrite: replace `destination`.
 
     Raises:
-        UserError: `destination` exists, the disk is too small, a licence file is missing.
-        CheckFailedError: the parity report is about other weights, or the folder does not pass its verification.
+        UserError: `destination` exists, the disk has too little space, or a licence file is missing.
+        CheckFailedError: the parity report is about other weights, or the folder fails verification.
     """
     check_free_space(destination, int(plan.bytes * 1.01) + (1 << 20))
     record, export = plan.record, plan.export
@@ -183,8 +184,8 @@ def _inputs(plan: ReleasePlan, evaluation: list[Path]) -> list[Path]:
 
 
 def _write_configs(plan: ReleasePlan, staging: Path) -> None:
-    """config.json as exported, and generation_config.json with the tokens that the recipe's documents begin and end
-    with; further end tokens of the export (Llama 3's `<|eot_id|>`) stay."""
+    """Writes config.json as exported, and generation_config.json with the begin and end tokens of the
+    recipe's documents; the export's other end tokens (Llama 3's `<|eot_id|>`) are kept."""
     config = read_json(plan.export / "config.json")
     exported = token_ids_from_hf(plan.export)
     end = tuple(dict.fromkeys((*plan.tokens.end, *exported.end)))

@@ -19,7 +19,7 @@ _METRIC = "bits_per_byte"
 
 
 def card_metadata(facts: CardFacts) -> ModelCardData:
-    """Metadata of the card, checked by `huggingface_hub`."""
+    """The card's metadata, checked by `huggingface_hub`."""
     from huggingface_hub import ModelCardData
 
     base = facts.record.recipe.model.huggingface
@@ -59,7 +59,7 @@ def _eval_results(facts: CardFacts) -> list[EvalResult] | None:
 
 
 def render_card(facts: CardFacts) -> str:
-    """README.md: metadata between lines of dashes, and the text."""
+    """README.md: metadata between lines of dashes, then the text."""
     from emma.base.manifest import now
     from emma.tools.charts.scales import duration, number
     from emma.tools.report.provenance import recipe_facts
@@ -85,17 +85,17 @@ def _power_of_ten(value: float) -> str:
 
 
 def _extremes(facts: CardFacts) -> dict[str, Any]:
-    """Languages of monolingual text with the largest gains, and those that lost clearly."""
+    """Languages of monolingual text with the largest gains, and those with clear losses."""
     rows = [row for row in facts.gains["languages"] if row["kind"] == "monolingual"] if facts.gains else []
     rows.sort(key=lambda row: row["difference"])
     return {"best": rows[:10], "lost": [row for row in rows[::-1] if row["verdict"] == "loss"]}
 
 
 def card_faults(folder: Path) -> list[str]:
-    """What the Hub would refuse in a card, or what it lacks.
+    """What the Hub would refuse in a card, or what the card lacks.
 
     Raises:
-        UserError: there is no card, or its metadata is not readable.
+        UserError: the card is missing, or its metadata is not readable.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -115,13 +115,13 @@ def card_faults(folder: Path) -> list[str]:
             validate_repo_id(base)
         except HFValidationError:
             faults.append(
-                f"README.md: metadata `base_model` is {base!r}, which is no name of a model on the Hub"
+                f"README.md: metadata `base_model` is {base!r}, which is not the name of a model on the Hub"
             )
     for entry in data.get("model-index") or []:
         for result in entry["results"]:
             for metric in result["metrics"]:
                 if not isinstance(metric.get("value"), int | float):
-                    faults.append(f"README.md: a result of {result['dataset']['name']} is no number")
+                    faults.append(f"README.md: a result of {result['dataset']['name']} is not a number")
     if not re.search(r"^# .+", text, re.MULTILINE):
         faults.append("README.md: has no heading with the model's name")
     return faults

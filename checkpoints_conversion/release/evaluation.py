@@ -1,4 +1,4 @@
-"""What of a run's evaluation travels with the release of a step."""
+"""The parts of a run's evaluation that are released with a step."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ TABLES = ("results.csv", "gains.json")
 
 
 def step_files(evaluation: Path, step: int) -> list[Path]:
-    """Sample-level outputs of a step: files below an evaluation folder that are named after it, or lie in a folder that is.
+    """Sample-level outputs of a step: files in an evaluation folder that are named after the step, or are in
+    a folder that is.
 
-    A name is one of the step if it ends in `step-N` before its endings: `samples/demo_step-150/`,
-    `heldout/demo_step-150.jsonl`, and the folders that lm-eval names after the path of a model,
+    A name belongs to the step if it ends in `step-N`, ignoring file extensions: `samples/demo_step-150/`,
+    `heldout/demo_step-150.jsonl`, and the folders that lm-eval names after a model's path,
     `runs__demo__hf__step-150/`.
     """
     named = re.compile(rf"(?:.*[^0-9A-Za-z])?step-{step}(?:\..*)?")
@@ -27,10 +28,10 @@ def step_files(evaluation: Path, step: int) -> list[Path]:
 
 
 def copy_evaluation(evaluation: Path, destination: Path, step: int, *, tables: bool) -> list[Path]:
-    """Copies the tables and the sample-level outputs of a step into a folder; makes none where there is nothing.
+    """Copies a step's tables and sample-level outputs into a folder, which is not created if there are none.
 
     Args:
-        evaluation: the run's evaluation folder; it need not exist.
+        evaluation: the run's evaluation folder; it may be missing.
         destination: folder to fill.
         step: the step.
         tables: whether the tables are about this step.

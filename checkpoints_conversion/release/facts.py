@@ -1,4 +1,4 @@
-"""What a model card says, taken from the run's own records."""
+"""The content of a model card, from the run's own records."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ __all__ = ["CardFacts", "Compute", "card_facts"]
 
 @dataclass(frozen=True)
 class Compute:
-    """What the released step took.
+    """What training up to the released step took.
 
-    `hardware` is the number and kind of devices, `device_hours` is measured over the logged steps; `megawatt_hours` and `co2_tonnes` follow from it with the boards at
-    their maximum power and the assumptions named (None where the table of devices says no power).
+    `hardware` is the number and kind of devices; `device_hours` is measured over the logged steps.
+    `megawatt_hours` and `co2_tonnes` follow from it, with the boards at maximum power and the stated
+    assumptions (None if the table of devices has no power for this kind).
     """
 
     tokens: int
@@ -46,16 +47,16 @@ class CardFacts:
     license: License
     mix: MixView | None
     languages: list[tuple[str, str, str]]
-    """Code, English name, category of every natural language in the mix."""
+    """Code, English name, and category of every natural language in the mix."""
     pairs: list[str]
     sources: list[tuple[str, str, str, str]]
-    """Name, kind, licence, address of every source of text."""
+    """Name, kind, licence, and address of every text source."""
     compute: Compute
     gains: dict[str, Any] | None
-    """Content of gains.json, if it is about this step."""
+    """Content of gains.json, if it covers this step."""
     parity: dict[str, Any]
     samples: int
-    """Files with outputs of this step, document by document."""
+    """Number of files with this step's outputs, document by document."""
 
 
 def card_facts(record: RunRecord, step: int, parity: dict[str, Any], name: str | None = None) -> CardFacts:
@@ -65,10 +66,10 @@ def card_facts(record: RunRecord, step: int, parity: dict[str, Any], name: str |
         record: the run.
         step: exported step.
         parity: the export's parity report.
-        name: name of the model; default the run's, with the prefix that the licence asks for.
+        name: name of the model; by default, the run's name, with the prefix that the licence requires.
 
     Raises:
-        UserError: the given name is not one that the licence allows.
+        UserError: the licence does not allow the given name.
     """
     from emma.tools.arithmetic.parameters import total_parameters
     from emma.tools.report.mix import mix_view
@@ -77,7 +78,7 @@ def card_facts(record: RunRecord, step: int, parity: dict[str, Any], name: str |
     licence = license_of(recipe.model.license)
     if name is not None and fitting_name(name, licence) != name:
         raise UserError(
-            f"--name {name}: the {licence.name} asks for a name that begins with “{licence.name_prefix}”"
+            f"--name {name}: the {licence.name} requires a name that begins with “{licence.name_prefix}”"
         )
     about_step = record.gains is not None and record.gains["trained"] == f"{recipe.name}/step-{step}"
     return CardFacts(

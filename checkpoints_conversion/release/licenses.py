@@ -1,4 +1,4 @@
-"""What the licence of a base model asks of a release, and whether a release does it."""
+"""What a base model's licence requires of a release, and whether a release complies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ENDINGS = ("", ".md", ".txt")
 
 
 class License(Section):
-    """Rules of one licence; the fields are explained in `licenses.yaml`."""
+    """Rules of one licence; `licenses.yaml` explains the fields."""
 
     id: str
     name: str
@@ -39,12 +39,12 @@ def _table() -> dict[str, License]:
 
 
 def license_of(identifier: str) -> License:
-    """Rules of a licence by its identifier on the Hub; a licence without rules here is named by its identifier."""
+    """Rules of a licence by its Hub identifier; a licence without rules here is named by its identifier."""
     return _table().get(identifier, License(id=identifier, name=identifier))
 
 
 def fitting_name(name: str, license_: License) -> str:
-    """The name under which a model may be released: with the licence's prefix where it asks for one."""
+    """The name under which a model may be released: with the licence's prefix if it requires one."""
     if license_.name_prefix is None or _plain(name).startswith(_plain(license_.name_prefix)):
         return name
     return f"{license_.name_prefix} {name}"
@@ -55,11 +55,11 @@ def _plain(name: str) -> str:
 
 
 def copy_licence_files(license_: License, sources: Sequence[Path], destination: Path) -> list[Path]:
-    """Copies the files that have to travel with the release and writes NOTICE.
+    """Copies the files that must accompany the release and writes NOTICE.
 
     Args:
         license_: the rules.
-        sources: folders to look in, in this order: the export, the base model, ...
+        sources: folders to search, in this order: the export, the base model, ...
         destination: existing folder.
 
     Raises:
@@ -71,7 +71,7 @@ def copy_licence_files(license_: License, sources: Sequence[Path], destination: 
         if found is None:
             places = ", ".join(str(folder) for folder in sources)
             raise UserError(
-                f"the {license_.name} asks for a copy of the base model's {name} file in the release, and it is not in "
+                f"the {license_.name} requires a copy of the base model's {name} file in the release, but it is not in "
                 f"{places}; give the base model's folder with --license-from"
             )
         copied.append(Path(shutil.copyfile(found, destination / found.name)))
@@ -89,16 +89,16 @@ def _find(name: str, folders: Sequence[Path]) -> Path | None:
 
 
 def licence_faults(license_: License, folder: Path, model_name: str, card: str) -> list[str]:
-    """What a release folder lacks of the licence's rules.
+    """The licence's rules that a release folder does not meet.
 
     Args:
         license_: the rules.
         folder: the release.
-        model_name: the name in its card.
+        model_name: the name on its card.
         card: text of its card.
     """
     faults = [
-        f"{folder}: no {name} file, which the {license_.name} asks for"
+        f"{folder}: no {name} file, which the {license_.name} requires"
         for name in license_.copies
         if _find(name, [folder]) is None
     ]

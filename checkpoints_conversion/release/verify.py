@@ -24,7 +24,7 @@ def release_faults(folder: Path, *, read_weights: bool = True) -> list[str]:
 
     Args:
         folder: the release.
-        read_weights: hash all files and tensors; off where they were hashed while being written.
+        read_weights: hash all files and tensors; off if they were hashed while being written.
     """
     faults: list[str] = []
     checks = [_tensor_faults, _token_faults, card_faults, _licence_faults]
@@ -40,26 +40,26 @@ def release_faults(folder: Path, *, read_weights: bool = True) -> list[str]:
 
 
 def _tensor_faults(folder: Path) -> list[str]:
-    """Index, shards and config describe one model."""
+    """Checks that index, shards, and config describe the same model."""
     faults = []
     reader = SafetensorsReader(folder)
     expected = parameter_shapes(model_from_hf(folder))
     found = {name: record.shape for name, record in reader.records.items()}
     wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if wrong:
-        faults.append(f"{folder}: {len(wrong)} tensors do not fit config.json, the first is {wrong[0]}")
+        faults.append(f"{folder}: {len(wrong)} tensors do not match config.json, the first is {wrong[0]}")
     index = folder / INDEX_NAME
     if not index.is_file():
         faults.append(f"{index}: missing")
         return faults
     total = sum(record.size for record in reader.records.values())
     if (claimed := read_json(index).get("metadata", {}).get("total_size")) != total:
-        faults.append(f"{index}: total_size is {claimed}, the tensors have {total} bytes")
+        faults.append(f"{index}: total_size is {claimed}, but the tensors have {total} bytes")
     return faults
 
 
 def _token_faults(folder: Path) -> list[str]:
-    """Tokenizer, config and generation config agree on the tokens that begin and end a document."""
+    """Checks that tokenizer, config, and generation config agree on a document's begin and end tokens."""
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
@@ -71,7 +71,7 @@ def _token_faults(folder: Path) -> list[str]:
         return [f"{generation_file}: missing"]
     config, generation = read_json(folder / "config.json"), read_json(generation_file)
     faults = [
-        f"{generation_file}: {key} is {generation.get(key)}, config.json says {config.get(key)}"
+        f"{generation_file}: {key} is {generation.get(key)}, but config.json says {config.get(key)}"
         for key in ("bos_token_id", "eos_token_id")
         if generation.get(key) != config.get(key)
     ]
@@ -83,13 +83,13 @@ def _token_faults(folder: Path) -> list[str]:
         token = token.get("content") if isinstance(token, dict) else token
         if token is not None and engine.token_to_id(token) not in known:
             faults.append(
-                f"{generation_file}: {key}_id is {generation.get(f'{key}_id')}, the tokenizer's {key} {token} is "
+                f"{generation_file}: {key}_id is {generation.get(f'{key}_id')}, but the tokenizer's {key} {token} is "
                 f"{engine.token_to_id(token)}"
             )
     if not ids.end:
-        faults.append(f"{generation_file}: no eos_token_id, so generation would not end")
+        faults.append(f"{generation_file}: has no eos_token_id, so generation would not end")
     if (count := engine.get_vocab_size()) > config["vocab_size"]:
-        faults.append(f"{path}: {count} tokens, the model has {config['vocab_size']}")
+        faults.append(f"{path}: {count} tokens, but the model has {config['vocab_size']}")
     return faults
 
 
@@ -105,17 +105,17 @@ def _parity_passes(folder: Path) -> list[str]:
 
 
 def _parity_faults(folder: Path) -> list[str]:
-    """The parity report passes and is about these very tensors."""
+    """Checks that the parity report passes and is about these tensors."""
     check_parity(read_json(folder / "parity.json"), folder / "parity.json", tensor_hashes(folder))
     return []
 
 
 def generate_faults(folder: Path, tokens: int = 8) -> list[str]:
-    """Loads the folder with `transformers` and continues a text; what goes wrong is returned as one fault.
+    """Loads the folder with `transformers` and continues a text; returns a failure as one fault.
 
     Args:
         folder: the release.
-        tokens: most tokens to generate.
+        tokens: maximum number of tokens to generate.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -127,5 +127,5 @@ def generate_faults(folder: Path, tokens: int = 8) -> list[str]:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         return [f"{folder}: transformers cannot use it: {error}"]
     if made.shape[1] <= inputs["input_ids"].shape[1]:
-        return [f"{folder}: generate gave no token"]
+        return [f"{folder}: generate returned no tokens"]
     return []

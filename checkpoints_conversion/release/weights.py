@@ -1,4 +1,4 @@
-"""Weights of a release: shards with an index, and the hash of every tensor."""
+"""Release weights: shards with an index, and the hash of every tensor."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def _blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def copy_weights(source: Path, destination: Path, shard_bytes: int) -> tuple[dict[str, str], dict[str, str]]:
-    """Writes the tensors of a model folder as shards with their index, whatever their number.
+    """Writes a model folder's tensors as shards with an index, even if there is only one shard.
 
     Args:
         source: folder with safetensors files.
         destination: existing folder.
-        shard_bytes: largest size of the tensors in a file.
+        shard_bytes: maximum size of the tensors in one file.
 
     Returns:
-        SHA-256 of every tensor's bytes by name, and of every file written by name.
+        SHA-256 of every tensor's bytes, by tensor name, and of every written file, by file name.
     """
     reader = SafetensorsReader(source)
     hashes: dict[str, str] = {}
@@ -75,7 +75,7 @@ def copy_weights(source: Path, destination: Path, shard_bytes: int) -> tuple[dic
 
 
 def tensor_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of the bytes of every tensor in a model folder."""
+    """SHA-256 of every tensor's bytes in a model folder."""
     reader = SafetensorsReader(folder)
     hashes = {}
     bar: tqdm[Any]
@@ -93,25 +93,27 @@ def tensor_hashes(folder: Path) -> dict[str, str]:
 
 
 def check_parity(parity: Any, where: Path, hashes: dict[str, str] | None = None) -> None:
-    """Refuses a parity report that fails, is incomplete, or is about other weights.
+    """Refuses a parity report that fails, is incomplete, or covers other weights.
 
     Args:
         parity: content of `parity.json`.
         where: the file, for messages.
-        hashes: SHA-256 of the tensors that it has to be about; not compared without.
+        hashes: SHA-256 of the tensors that it must cover; without them, not compared.
 
     Raises:
         UserError: not a parity report, or one without parameters or logits.
-        CheckFailedError: it fails, or names other tensors.
+        CheckFailedError: the report fails, or covers other tensors.
     """
-    again = "prove it again with `emma convert verify CHECKPOINT EXPORT`, or export anew"
+    again = "prove parity again with `emma convert verify CHECKPOINT EXPORT`, or export again"
     if not isinstance(parity, dict) or not isinstance(parity.get("passed"), bool):
         raise UserError(f"{where}: not a parity report; {again}")
     if not parity["passed"]:
-        raise CheckFailedError(f"{where}: parity failed ({'; '.join(parity.get('faults', []))}); export anew")
+        raise CheckFailedError(
+            f"{where}: parity failed ({'; '.join(parity.get('faults', []))}); export again"
+        )
     for part, what in (("tensors", "parameters"), ("logits", "logits")):
         if not parity.get(part):
-            raise UserError(f"{where}: the report compares no {what}; {again}")
+            raise UserError(f"{where}: the report does not compare {what}; {again}")
     if hashes is None:
         return
     proven = parity["tensors"]["sha256"]

@@ -1,1 +1,2 @@
-"""What every room stands on: errors, files, manifests, processes, progress. Imports nothing of the other rooms."""
+"""What every room stands on: errors, files, staging, manifests, processes, progress. It imports no other
+room."""

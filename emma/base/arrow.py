@@ -17,17 +17,17 @@ class _NoPandas(MetaPathFinder):
 
 
 def keep_pandas_out() -> None:
-    """Keeps pyarrow from importing pandas on its own account in this process, unless that was imported already.
+    """Keeps pyarrow from importing pandas in this process, unless it has been imported already.
 
-    Wherever pandas is installed (lm-eval needs it), pyarrow imports it to convert the first list or NumPy array, only to
-    ask whether that is one of its objects: half a second and 50 MiB in every process. Until something asks for pandas
-    itself (`to_pandas()`), pyarrow won't know its objects (`pandas.NA`, a categorical series): this is for processes that
-    have none.
+    Wherever pandas is installed (lm-eval needs it), pyarrow imports it to convert the first list or NumPy
+    array, only to check whether it is a pandas object: half a second and 50 MiB in every process. Until
+    something asks for pandas itself (`to_pandas()`), pyarrow does not recognise its objects (`pandas.NA`, a
+    categorical series): use this in processes that have none.
     """
     if "pandas" not in sys.modules:
         finder = _NoPandas()
         sys.meta_path.insert(0, finder)
         try:
-            pa.array([])  # pyarrow looks for pandas once
+            pa.array([])  # pyarrow looks for pandas only once
         finally:
             sys.meta_path.remove(finder)

@@ -1,8 +1,9 @@
-"""Who writes what: temporary names that no two processes share, and locks that end with the process that holds them.
+"""Who writes what: temporary names that no two processes share, and locks that end with the process that
+holds them.
 
-A process id identifies nobody: two machines, and two pid namespaces of one machine, count from 1 each. A lock of the
-kernel (`flock`) does, on one machine. Whether it reaches across machines depends on how the file system is mounted, so
-what another machine may still hold is never taken for abandoned.
+A process id does not identify a process: every machine, and every pid namespace on a machine, counts from 1.
+On one machine a lock of the kernel (`flock`) tells whether a writer is alive. Whether locks reach other
+machines depends on how the file system is mounted, so files of another machine are never taken for abandoned.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 @functools.cache
 def machine() -> str:
-    """This machine until its next boot: its host name (dots become underscores) and the start of the kernel's boot id,
-    which is the same in every container and pid namespace of the machine."""
+    """This machine until its next boot: its host name (dots become underscores) and the start of the kernel's
+    boot id, which is the same in every container and pid namespace of the machine."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
     except OSError:
@@ -43,8 +44,8 @@ def of_this_machine(path: Path) -> bool:
 
 
 def try_lock(descriptor: int) -> bool | None:
-    """Takes an exclusive lock on an open file without waiting; it ends when the file is closed, at the latest with the
-    process.
+    """Takes an exclusive lock on an open file without waiting; it ends when the file is closed, at the latest
+    with the process.
 
     Returns:
         Whether this process holds it now; None where the file system has no locks.
@@ -69,10 +70,11 @@ def is_at(path: Path | str, descriptor: int) -> bool:
 
 
 def claim(path: str, flags: int) -> int:
-    """An `opener` for `open`: the file is locked from before anybody could take it for abandoned until it is closed."""
+    """An `opener` for `open` that locks a temporary file until it is closed; `remove_abandoned` leaves it
+    alone from the start."""
     while True:
         descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
-        # Nobody else writes a file with such a name, but `remove_abandoned` may have a look at it.
+        # Nobody else writes this file, but `remove_abandoned` may remove it before it is locked here.
         if try_lock(descriptor) is not False and is_at(path, descriptor):
             return descriptor
         os.close(descriptor)
@@ -83,8 +85,8 @@ def remove_abandoned(paths: Iterable[Path]) -> None:
     for path in filter(of_this_machine, paths):
         try:
             descriptor = os.open(path, os.O_RDWR)
-        except FileNotFoundError:
-            continue
+        except (FileNotFoundError, PermissionError):
+            continue  # gone, or another user's
         try:
             if try_lock(descriptor):
                 path.unlink(missing_ok=True)

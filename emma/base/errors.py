@@ -1,7 +1,7 @@
 """Errors that a user can act on.
 
-The command line prints them as one message, without a stack trace, and exits with code 2. Anything else that escapes
-is a bug of this project and shows its trace.
+The command line prints them as one message, without a stack trace, and exits with code 2. Anything else that
+escapes is a bug of this project and shows its trace.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ __all__ = ["CheckFailedError", "RecipeError", "UserError"]
 
 
 class UserError(Exception):
-    """A mistake or a bad input that the user can mend; the message names file, place, field and fix."""
+    """A mistake or a bad input that the user can fix; the message names file, place, field and fix."""
 
     exit_code = 2
 
 
 class CheckFailedError(UserError):
-    """A verification ran to its end and found faults (exit code 1, so that scripts can tell it from misuse)."""
+    """A verification completed and found faults (exit code 1, so that scripts can tell it from misuse)."""
 
     exit_code = 1
 

@@ -39,8 +39,8 @@ def fsync_path(path: Path) -> None:
 def atomic_write(path: Path | str, mode: str = "wb", **open_options: Any) -> Iterator[IO[Any]]:
     """Opens a temporary file beside `path`; on success fsyncs and renames it to `path`, on error removes it.
 
-    Any number of processes on any machines may write the same file at once: each writes a temporary file of its own,
-    locked while it is open, and the last one to finish wins.
+    Any number of processes on any machines may write the same file at once: each writes a temporary file of
+    its own, locked while it is open, and the last one to finish wins.
 
     Args:
         path: final name; its folder is created.

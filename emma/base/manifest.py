@@ -1,4 +1,4 @@
-"""`manifest.json`: what a stage read, wrote, counted and ran with."""
+"""`manifest.json`: what a stage read, wrote and counted, and the versions it ran with."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def now() -> str:
 
 
 def package_versions(names: Iterable[str] = _PACKAGES) -> dict[str, str]:
-    """Versions of the installed ones among `names`, and of Python, read from metadata (nothing is imported)."""
+    """Versions of Python and of those packages that are installed, from metadata (nothing is imported)."""
     versions = {"python": platform.python_version()}
     for name in names:
         try:
@@ -47,7 +47,8 @@ def package_versions(names: Iterable[str] = _PACKAGES) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file: `path` relative to the manifest's folder (or absolute outside it), `bytes`, `checksum` ("sha256:…")."""
+    """One file: `path` relative to the manifest's folder (or absolute outside it), `bytes`, `checksum`
+    ("sha256:…")."""
 
     path: str
     bytes: int
@@ -61,9 +62,10 @@ class FileRecord:
 
 @dataclass
 class Manifest:
-    """Manifest of a stage output; the fields are those of the contract between stages.
+    """Manifest of a stage's output; its fields are the contract between stages.
 
-    `counts` holds at least `in`, `kept` and `removed_by` (a mapping from rule to count) where a stage selects.
+    `counts` holds at least `in`, `kept` and `removed_by` (a mapping from rule to count) where a stage
+    selects.
     """
 
     stage: str
@@ -77,7 +79,8 @@ class Manifest:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Stamps `finished` and writes `folder/manifest.json` atomically (last, so that it marks completion)."""
+        """Stamps `finished` and writes `folder/manifest.json` atomically (last, so that it marks
+        completion)."""
         self.finished = self.finished or now()
         write_json(Path(folder) / MANIFEST_NAME, asdict(self))
 
@@ -105,7 +108,7 @@ class Manifest:
             ) from None
 
     def check_outputs(self, folder: Path, *, contents: bool = False) -> list[str]:
-        """Faults of the listed outputs against the disk: missing, other size, and with `contents` other checksum."""
+        """Outputs that are missing, have another size or, with `contents`, another checksum."""
         faults = []
         for record in self.outputs:
             path = Path(folder) / record.path

@@ -23,9 +23,9 @@ def available_cores() -> int:
 
 
 def end_with_parent() -> None:
-    """Called in a process of `multiprocessing`: ends it as soon as its parent is gone, however that ended.
+    """Called in a `multiprocessing` child: ends it as soon as its parent is gone, for whatever reason.
 
-    Without it, a process whose parent got SIGKILL waits for work for ever.
+    Without it, a child whose parent was killed with SIGKILL would wait for work forever.
     """
     parent = parent_process()
     if parent is None:
@@ -39,7 +39,7 @@ def end_with_parent() -> None:
 
 
 class _ThisProcess(Executor):
-    """Does the work where it is called: one worker needs no other process."""
+    """Runs tasks in this process: one worker needs no other."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -51,8 +51,8 @@ class _ThisProcess(Executor):
 
 
 class _Renewed(Executor):
-    """Processes that are replaced by fresh ones after some tasks. A task that is submitted while no process is idle waits
-    for one that is busy, so there should never be more tasks than processes.
+    """Processes that are replaced after a number of tasks. A task submitted while none is idle waits for a
+    busy one, so never submit more tasks than there are processes.
 
     The executor's own `max_tasks_per_child` can hang in Python 3.12.
     """
@@ -77,10 +77,13 @@ class _Renewed(Executor):
             pool.shutdown(wait, cancel_futures=cancel_futures)
 
 
-# One thread a process: the processes share the cores already.
+# One thread per process: the processes already share the cores.
 _THREADS = {"RAYON_NUM_THREADS": "1"}
-# Batches are smaller than the first limit, so that their memory is used again instead of being asked from the system page
-# by page; what is larger goes back to it when it is freed. Values that the user has set stay.
+# Python 3.12 starts the process with the working folder first on the path: a user's own `numpy.py` or `emma/` would be
+# imported there.
+_PATH = {"PYTHONSAFEPATH": "1"}
+# Batches are smaller than the first limit, so that their memory is used again instead of being asked from the
+# system page by page; what is larger goes back to it when it is freed. Values that the user has set stay.
 _MEMORY = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_MMAP_THRESHOLD_": str(8 << 20),
@@ -89,15 +92,15 @@ _MEMORY = {
 
 
 def start_forkserver(preload: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-    """Starts the process that workers are forked from, unless there is one, and doesn't wait for its imports. A caller
-    who knows early what the work needs wins the time that they take.
+    """Starts the process that workers are forked from, unless it runs already, without waiting for its
+    imports: a caller that starts it early saves their time.
 
     Args:
         preload: modules that the work needs.
-        environment: variables that they see as they are imported.
+        environment: variables that are set while they are imported.
     """
     get_context("forkserver").set_forkserver_preload(list(preload))
-    with _variables({**_MEMORY, **os.environ, **_THREADS, **(environment or {})}):
+    with _variables({**_MEMORY, **os.environ, **_THREADS, **_PATH, **(environment or {})}):
         forkserver.ensure_running()
 
 
@@ -109,16 +112,16 @@ def process_pool(
     tasks: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Executor]:
-    """Processes that end when their parent does, forked from one that has imported what they need and worked on nothing
-    yet: thread pools (of tokenizer engines, of pyarrow) don't survive a fork.
+    """Processes that end with their parent, forked from one that has imported what they need but done no
+    work: thread pools (of tokenizer engines, of pyarrow) do not survive a fork.
 
     Args:
-        workers: processes; 1 works in this one.
+        workers: processes; with 1, this process does the work.
         preload: modules that the work needs.
-        tasks: a process is replaced by a fresh one after so many; no more tasks may then be submitted than there are
-            processes. None: processes stay.
-        environment: variables that the process they are forked from sees as it starts; there is one for all pools of a
-            process, and the first pool, or `start_forkserver` before it, starts it.
+        tasks: a process is replaced after this many, and no more tasks may be submitted than there are
+            processes; None: processes stay.
+        environment: variables of the process that they are forked from. All pools of a process share it; the
+            first pool, or `start_forkserver` before it, starts it.
     """
     if workers == 1:
         yield _ThisProcess()
@@ -138,7 +141,7 @@ def process_pool(
 
 @contextmanager
 def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables, for a while."""
+    """Sets environment variables within the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -155,11 +158,12 @@ def result_of[T](task: Future[T]) -> T:
     """A task's result.
 
     Raises:
-        UserError: a process was killed from outside.
+        UserError: the process was killed.
     """
     try:
         return task.result()
     except BrokenProcessPool:
         raise UserError(
-            "a working process was killed (out of memory?); run the same command again to go on, with fewer --workers"
+            "a worker process was killed (out of memory?); run the same command again with fewer --workers; "
+            "it continues where it stopped"
         ) from None

@@ -1,4 +1,4 @@
-"""Progress bars: rate and time left on a terminal, a line now and then in a log file, silent where asked."""
+"""Progress bars on a terminal, occasional lines in a log file, silence on request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["progress"]
 def progress[T](iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
     """A tqdm bar on standard error.
 
-    In a log (no terminal) it prints at most one line every 30 s; `EMMA_PROGRESS=0` turns it off.
+    Without a terminal it prints at most one line every 30 s; `EMMA_PROGRESS=0` turns it off.
     """
     options.setdefault("file", sys.stderr)
     options.setdefault("dynamic_ncols", True)

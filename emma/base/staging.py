@@ -1,7 +1,7 @@
 """Output folders that appear whole or not at all, each with one writer at a time.
 
-A writer locks `.NAME.lock` beside the folder, works in a temporary folder there, and renames it at the end. The lock
-file says who holds it. What another machine or a living process may still be writing is never removed.
+A writer locks `.NAME.lock` beside the folder, works in a temporary folder there, and renames it at the end.
+The lock file says who holds it. Nothing is removed that a living process or another machine may be writing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing import parent_process
@@ -84,7 +84,8 @@ class Lock:
 
     Attributes:
         destination: absolute path of the output.
-        certain: whether no other process of this machine can hold it; False where the file system has no locks.
+        certain: whether no other process of this machine can hold it; False where the file system has no
+            locks.
     """
 
     destination: Path
@@ -98,11 +99,11 @@ def sole_writer(destination: Path, *, wait: bool = False, continues: bool = Fals
     Args:
         destination: the output; its parent is made.
         wait: wait for a process that is writing it, and say so on stderr.
-        continues: the caller works on in what the last writer left, so it must be certain that that one has ended.
+        continues: the caller continues the last writer's work, so that writer must certainly have ended.
 
     Raises:
-        InUseError: another process is writing it and `wait` is off; or with `continues`, a writer on another machine
-            did not end by itself, and a lock cannot tell whether it lives.
+        InUseError: another process is writing it and `wait` is off; or, with `continues`, a writer on another
+            machine has left its lock file, and a lock cannot tell whether it is alive.
     """
     destination = destination.absolute()
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -112,8 +113,8 @@ def sole_writer(destination: Path, *, wait: bool = False, continues: bool = Fals
         before = _read_writer(descriptor)
         if before is not None and continues and (before.machine != machine() or not certain):
             raise InUseError(
-                f"{destination}: {before} was writing it and may still be. Fix: wait for it; if it is gone, remove {path} "
-                "and run the same command again, which continues its work",
+                f"{destination}: {before} was writing it and may still be. Fix: wait for it; if it is gone, "
+                f"remove {path} and run the same command again, which continues its work",
                 str(before),
             )
         writer = _Writer(machine(), socket.gethostname(), os.getpid(), _now())
@@ -122,8 +123,10 @@ def sole_writer(destination: Path, *, wait: bool = False, continues: bool = Fals
         try:
             yield Lock(destination, certain)
         finally:
-            # Removed while it is held: whoever opened this file meanwhile finds that the path no longer names it.
-            path.unlink(missing_ok=True)
+            os.ftruncate(descriptor, 0)
+            # Removed while it is held: whoever has opened it meanwhile finds that the path no longer names it.
+            with suppress(PermissionError):  # another user's, in a sticky folder
+                path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
 
@@ -134,6 +137,10 @@ def _acquire(path: Path, destination: Path, wait: bool) -> tuple[int, bool]:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                os.fchmod(
+                    descriptor, 0o666
+                )  # others who share the folder may find it left by a killed writer
             held = try_lock(descriptor)
             if held is not False and is_at(path, descriptor):
                 result, descriptor = descriptor, -1
@@ -159,7 +166,7 @@ def _read_writer(descriptor: int) -> _Writer | None:
     try:
         return _Writer(**orjson.loads(os.pread(descriptor, 4096, 0)))
     except (orjson.JSONDecodeError, TypeError):
-        return None  # it has just been made, or its writer died before it wrote its name
+        return None  # just made, or its writer died before it wrote its name
 
 
 def _now() -> str:
@@ -168,7 +175,7 @@ def _now() -> str:
 
 @contextmanager
 def _termination_as_exit() -> Iterator[None]:
-    """Within it SIGTERM raises SystemExit, so that what is half done is removed (in a program's main thread only)."""
+    """Turns SIGTERM into SystemExit, so that unfinished folders are removed; only in a program's main thread."""
     if threading.current_thread() is not threading.main_thread() or parent_process() is not None:
         yield
         return
@@ -187,8 +194,9 @@ def _termination_as_exit() -> Iterator[None]:
 def staged_folder(destination: Path, *, overwrite: bool = False, lock: Lock | None = None) -> Iterator[Path]:
     """Lends a temporary folder beside `destination`, which takes its name when the block ends without error.
 
-    On an error, an interrupt or SIGTERM the temporary folder is removed and `destination` is as it was. After SIGKILL
-    the next call for the same destination on the same machine removes it; a call on another machine names it.
+    On an error, an interrupt or SIGTERM the temporary folder is removed and `destination` is as it was. After
+    SIGKILL the next call for the same destination on the same machine removes it; a call on another machine
+    names it.
 
     Args:
         destination: final name.
@@ -197,7 +205,8 @@ def staged_folder(destination: Path, *, overwrite: bool = False, lock: Lock | No
 
     Raises:
         InUseError: another process is writing `destination`.
-        WrittenMeanwhileError: another machine, which this one's lock did not keep out, wrote it in the meantime.
+        WrittenMeanwhileError: another machine, which this one's lock did not keep out, wrote it in the
+            meantime.
         UserError: `destination` exists and `overwrite` is off.
     """
     with sole_writer(destination) if lock is None else nullcontext(lock) as held:
@@ -219,9 +228,9 @@ def staged_folder(destination: Path, *, overwrite: bool = False, lock: Lock | No
 def resumable_folder(destination: Path, fingerprint: str, *, overwrite: bool = False) -> Iterator[Path]:
     """Lends a temporary folder beside `destination`, which takes its name when the block ends without error.
 
-    Unlike `staged_folder`, a block that fails leaves what it finished: the next call with the same fingerprint gets the
-    same folder again. The block keeps its marks of finished work (`*.json`) in the folder's subfolder `WORK_NAME`;
-    where there are none, nothing is left.
+    Unlike `staged_folder`, a block that fails leaves what it finished: the next call with the same
+    fingerprint gets the same folder again. The block keeps its marks of finished work (`*.json`) in the
+    folder's subfolder `WORK_NAME`; where there are none, nothing is left.
 
     Args:
         destination: final name.
@@ -258,10 +267,10 @@ def resumable_folder(destination: Path, fingerprint: str, *, overwrite: bool = F
 
 
 def clear_leftovers(folder: Path, lock: Lock, name: str | None = None) -> list[Path]:
-    """Removes what killed writers of this machine left of outputs in `folder`; names on stderr what others left.
+    """Removes what killed writers of this machine left in `folder`; names what others left on stderr.
 
-    Writers hold the lock, so on this machine nobody else writes. A writer that was killed while it exchanged two folders
-    left the old one under another name: it gets its place back.
+    The caller holds the lock, so no other process of this machine is writing. A writer that was killed while
+    it replaced a folder has left the old one under another name: it is put back.
 
     Args:
         folder: where to look.
@@ -269,27 +278,32 @@ def clear_leftovers(folder: Path, lock: Lock, name: str | None = None) -> list[P
         name: of one output; default all.
 
     Returns:
-        What stays, since a process of another machine may be writing it.
+        What stays: a process of another machine may be writing it, or it belongs to another user.
     """
     pattern = re.compile(
         rf"\.(?P<name>{'.+' if name is None else re.escape(name)})\.[^.]+-\d+-[0-9a-f]{{8}}\.(partial|old)"
     )
-    stay = []
+    stay: list[Path] = []
     for path in sorted(folder.iterdir()):
         match = pattern.fullmatch(path.name)
         if match is None:
             continue
-        if not lock.certain or not of_this_machine(path):
-            stay.append(path)
-            print(
-                f"{path}: left by a process of another machine, or from before a restart; remove it if nothing writes there",
-                file=sys.stderr,
-                flush=True,
-            )
-        elif path.suffix == ".old" and not (folder / match["name"]).exists():
-            path.rename(folder / match["name"])
-        else:
-            _remove(path)
+        who = "another machine, or from before a restart"
+        if lock.certain and of_this_machine(path):
+            try:
+                if path.suffix == ".old" and not (folder / match["name"]).exists():
+                    path.rename(folder / match["name"])
+                else:
+                    _remove(path)
+                continue
+            except PermissionError:
+                who = "another user"
+        stay.append(path)
+        print(
+            f"{path}: left by a process of {who}; remove it if nothing writes there",
+            file=sys.stderr,
+            flush=True,
+        )
     return stay
 
 
@@ -315,7 +329,7 @@ def _remove(path: Path) -> None:
 
 
 def _give_name(partial: Path, destination: Path, before: tuple[int, int] | None) -> None:
-    """Makes a finished folder durable and renames it.
+    """Makes a finished folder durable and gives it its name.
 
     Args:
         partial: the folder.
@@ -327,7 +341,7 @@ def _give_name(partial: Path, destination: Path, before: tuple[int, int] | None)
         raise _written_meanwhile(destination)
     old = None
     if before is not None:
-        # Not every file system can swap two folders in one step, so the old one steps aside for an instant.
+        # Not every file system can swap two folders in one step, so the old one is moved aside first.
         old = destination.parent / temporary_name(destination.name, "old")
         destination.rename(old)
     try:
@@ -345,8 +359,8 @@ def _give_name(partial: Path, destination: Path, before: tuple[int, int] | None)
 
 def _written_meanwhile(destination: Path) -> WrittenMeanwhileError:
     return WrittenMeanwhileError(
-        f"{destination}: another process wrote it in the meantime; its files are kept and these are dropped. Fix: use "
-        "what is there, or name another output"
+        f"{destination}: another process wrote it in the meantime; its files are kept and these are dropped. "
+        "Fix: use what is there, or name another output"
     )
 
 

@@ -34,7 +34,7 @@ class _Size(click.ParamType[int]):
             return value
         match = re.fullmatch(r"([\d.]+)\s*([KMGT]?B?)", str(value).strip().upper())
         if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
-            self.fail(f"{value!r} is no size; write 5GB, 500MB or a number of bytes", param, ctx)
+            self.fail(f"{value!r} is not a size; write 5GB, 500MB, or a number of bytes", param, ctx)
         return int(float(match[1]) * _UNITS[match[2]])
 
 
@@ -50,7 +50,7 @@ class _Steps(click.ParamType[tuple[int, ...]]):
             return value
         parts = str(value).replace(",", " ").split()
         if not parts or not all(part.isdigit() for part in parts):
-            self.fail(f"{value!r} is no list of steps; write 1000,2000,3000", param, ctx)
+            self.fail(f"{value!r} is not a list of steps; write 1000,2000,3000", param, ctx)
         return tuple(int(part) for part in parts)
 
 
@@ -60,16 +60,20 @@ _DTYPE = click.option(
     help="Cast the weights; by default every weight keeps its type.",
 )
 _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
-_DRY_RUN = click.option("--dry-run", is_flag=True, help="Check the input and say what would be written.")
+_DRY_RUN = click.option("--dry-run", is_flag=True, help="Check the input and show what would be written.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 _TEXT = click.option(
     "--text",
     type=_PATH,
-    help="Text for the logits: JSON lines or parquet with `text` and `language`, or plain text, one a line. "
+    help="Text for the logits: JSON lines or parquet with `text` and `language`, or plain text, one per line. "
     "By default a built-in sample of 19 languages.",
 )
 _TOLERANCE = click.option(
-    "--tolerance", type=float, default=1e-4, show_default=True, help="Largest difference of two logits."
+    "--tolerance",
+    type=float,
+    default=1e-4,
+    show_default=True,
+    help="Largest allowed difference between two logits.",
 )
 
 
@@ -77,8 +81,8 @@ _TOLERANCE = click.option(
 def group() -> None:
     """Hugging Face ⇄ Megatron checkpoints, and proof of parity.
 
-    Both directions stream: no GPU, no model in memory, no process group, and the same bits come back. A conversion
-    that fails leaves nothing behind.
+    Both directions stream: they need no GPU, no model in memory, and no process group, and a round trip
+    restores the same bits. A failed conversion leaves nothing behind.
     """
 
 
@@ -103,7 +107,7 @@ def _written(destination: Path, manifest: Manifest, as_json: bool) -> None:
 def _proof(
     source: Path, destination: Path, text: Path | None, tolerance: float, **options: Any
 ) -> Callable[[Weights, Path], str]:
-    """The check of a fresh conversion: parameters and logits; its report goes into the folder."""
+    """The check of a fresh conversion, of parameters and logits; its report goes into the folder."""
 
     def check(weights: Weights, folder: Path) -> str:
         from emma.checkpoints_conversion.parity import compare_weights, read_texts
@@ -119,7 +123,7 @@ def _proof(
         )
         if not report.passed:
             raise CheckFailedError(
-                f"{destination} was not written, since it would not be the model of {source}: "
+                f"{destination} was not written, because it would differ from the model in {source}: "
                 + "; ".join(report.faults())
             )
         report.write(folder)
@@ -134,11 +138,11 @@ def _proof(
 @click.option(
     "--model",
     metavar="NAME",
-    help="Model recipe (name or YAML file) that SRC has to match; its padding is used.",
+    help="Model recipe (name or YAML file) that SRC must match; its padding is used.",
 )
 @_DTYPE
 @click.option(
-    "--parity/--no-parity", default=False, show_default=True, help="Prove parity before DST gets its name."
+    "--parity/--no-parity", default=False, show_default=True, help="Prove parity before DST appears."
 )
 @_TEXT
 @_TOLERANCE
@@ -159,9 +163,9 @@ def hf_to_megatron(
 ) -> None:
     """Import the Hugging Face model in SRC as a Megatron checkpoint in DST.
 
-    SRC holds config.json and safetensors files of a Llama (2, 3, 3.1, 3.2). DST gets `iter_0000000/` with the weights,
-    a description of the model and its tokenizer, and can be the `start.checkpoint` of a run at any tensor- and
-    pipeline-parallel size: Megatron loads it with `--load DST --finetune`.
+    SRC holds config.json and safetensors files of a Llama (2, 3, 3.1, 3.2). DST gets `iter_0000000/` with the
+    weights, a description of the model, and its tokenizer. It can be a run's `start.checkpoint` at any
+    tensor- and pipeline-parallel size: Megatron loads it with `--load DST --finetune`.
     """
     from emma.checkpoints_conversion import hf_to_megatron as conversion
     from emma.recipes.load import load_section
@@ -180,24 +184,24 @@ def hf_to_megatron(
 @group.command("megatron-to-hf")
 @click.argument("source", metavar="SRC", type=_PATH)
 @click.argument("destination", metavar="DST", type=_PATH)
-@click.option("--step", type=int, help="Checkpoint to export; by default the latest complete one.")
+@click.option("--step", type=int, help="Checkpoint to export. Default: the latest complete one.")
 @click.option(
     "--weights",
     type=click.Choice(["model", "optimizer"]),
     default="model",
     show_default=True,
-    help="The weights of the forward pass, or the optimizer's FP32 copies of them.",
+    help="Export the weights of the forward pass, or the optimizer's FP32 copies of them.",
 )
 @click.option(
     "--average", type=_Steps(), default=(), help="Export the mean of these steps, e.g. 1000,2000,3000."
 )
 @_DTYPE
 @click.option(
-    "--shard-size", type=_Size(), default="5GB", show_default=True, help="Largest safetensors file."
+    "--shard-size", type=_Size(), default="5GB", show_default=True, help="Maximum size of a safetensors file."
 )
 @click.option("--tokenizer", type=_PATH, help="Folder with the tokenizer's files, instead of the recipe's.")
 @click.option(
-    "--parity/--no-parity", default=True, show_default=True, help="Prove parity before DST gets its name."
+    "--parity/--no-parity", default=True, show_default=True, help="Prove parity before DST appears."
 )
 @_TEXT
 @_TOLERANCE
@@ -205,7 +209,7 @@ def hf_to_megatron(
     "--watch", "watching", is_flag=True, help="Export each checkpoint of a running job to DST/step-N."
 )
 @click.option(
-    "--interval", type=float, default=30.0, show_default=True, help="With --watch: seconds between looks."
+    "--interval", type=float, default=30.0, show_default=True, help="Seconds between checks with --watch."
 )
 @_OVERWRITE
 @_DRY_RUN
@@ -230,9 +234,9 @@ def megatron_to_hf(
 ) -> None:
     """Export a Megatron checkpoint of SRC as a Hugging Face model in DST.
 
-    SRC is a run folder, a folder of checkpoints, or one checkpoint, written at any layout of ranks. DST gets
-    safetensors with their index, config.json, generation_config.json, the tokenizer, manifest.json, and parity.json
-    and parity.html, the proof that it is the same model.
+    SRC is a run folder, a folder of checkpoints, or a single checkpoint, written with any layout of ranks.
+    DST gets safetensors with an index, config.json, generation_config.json, the tokenizer, manifest.json, and
+    the proof that it is the same model: parity.json and parity.html.
     """
     from emma.checkpoints_conversion import megatron_to_hf as conversion
 
@@ -254,7 +258,7 @@ def megatron_to_hf(
 
         if step is not None or average or dry_run or overwrite:
             raise UserError(
-                "--watch exports every step; it goes without --step, --average, --overwrite and --dry-run"
+                "--watch exports every step and cannot be combined with --step, --average, --overwrite, or --dry-run"
             )
         steps = watch(
             source,
@@ -277,31 +281,31 @@ def megatron_to_hf(
 @click.argument("a", metavar="A", type=_PATH)
 @click.argument("b", metavar="B", type=_PATH)
 @_TEXT
-@click.option("--tokenizer", type=_PATH, help="Folder with tokenizer.json; by default that of A or B.")
+@click.option("--tokenizer", type=_PATH, help="Folder with tokenizer.json. Default: that of A or B.")
 @click.option(
-    "--step", type=int, help="Step of a folder with several checkpoints; by default the latest complete one."
+    "--step", type=int, help="Step in a folder with several checkpoints. Default: the latest complete one."
 )
 @click.option(
     "--weights",
     type=click.Choice(["model", "optimizer"]),
     default="model",
     show_default=True,
-    help="Of a Megatron checkpoint, the weights of the forward pass or the optimizer's FP32 copies.",
+    help="For a Megatron checkpoint, compare the weights of the forward pass or the optimizer's FP32 copies.",
 )
 @_TOLERANCE
 @click.option(
-    "--length", type=click.IntRange(2), default=64, show_default=True, help="Most tokens of a text."
+    "--length", type=click.IntRange(2), default=64, show_default=True, help="Maximum tokens per text."
 )
 @click.option(
     "--mixed-length",
     type=click.IntRange(0),
     default=512,
     show_default=True,
-    help="Most tokens of the sequence that runs through all languages.",
+    help="Maximum tokens of the sequence that spans all languages.",
 )
 @click.option("--tensors/--no-tensors", default=True, help="Compare parameters bit for bit.")
 @click.option("--logits/--no-logits", default=True, help="Compare logits in FP32.")
-@click.option("--output", type=_PATH, help="Folder for parity.json and parity.html; by default B.")
+@click.option("--output", type=_PATH, help="Folder for parity.json and parity.html. Default: B.")
 @_JSON
 def verify(
     a: Path,
@@ -318,10 +322,10 @@ def verify(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Prove that A and B, each a Hugging Face model or a Megatron checkpoint, are one model.
+    """Prove that A and B, each a Hugging Face model or a Megatron checkpoint, are the same model.
 
-    Every parameter is compared bit for bit, and the logits of transformers and Megatron in FP32, one layer in memory
-    at a time. Exit code 1 when anything differs.
+    Compares every parameter bit for bit, and the logits of transformers and Megatron in FP32, with one layer
+    in memory at a time. Exits with code 1 if anything differs.
     """
     from emma.checkpoints_conversion.parity import compare, read_texts
 
@@ -346,14 +350,14 @@ def verify(
         report.write(folder)
     except OSError as error:
         raise UserError(
-            f"{folder}: the report cannot be written there ({error}); name a folder with --output"
+            f"{folder}: cannot write the report there ({error}); name a folder with --output"
         ) from None
     if as_json:
         click.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
     else:
         _summarise(report, folder)
     if not report.passed:
-        raise CheckFailedError(f"{a} and {b} are not one model: " + "; ".join(report.faults()))
+        raise CheckFailedError(f"{a} and {b} are not the same model: " + "; ".join(report.faults()))
 
 
 def _summarise(report: Report, folder: Path) -> None:
@@ -365,7 +369,7 @@ def _summarise(report: Report, folder: Path) -> None:
         totals = report.logits
         click.echo(
             f"logits: max |Δ| {totals.max_abs_delta:.3g} (allowed {totals.tolerance:.0e}), mean KL {totals.mean_kl:.3g}, "
-            f"same first choice {totals.top1_agreement:.2%}, {totals.tokens} positions in "
+            f"same top token {totals.top1_agreement:.2%}, {totals.tokens} positions in "
             f"{len(totals.languages)} groups; tokenizer {totals.tokenizer}"
         )
     click.echo(f"report: {folder / 'parity.html'}")

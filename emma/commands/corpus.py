@@ -1,4 +1,4 @@
-"""`emma corpus`: raw text → clean, deduplicated, split text and its statistics."""
+"""`emma corpus`: turns raw text into clean, deduplicated, split text with statistics."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _KINDS = click.Choice(["monolingual", "parallel", "code", "papers", "books", "in
 
 @click.group()
 def group() -> None:
-    """Raw text → clean, deduplicated, split text and its statistics.
+    """Turn raw text into clean, deduplicated, split text with statistics.
 
     \b
-    The sources, filters and limits stand in the run's data recipe (data.corpus); every stage writes
+    The run's data recipe (data.corpus) sets the sources, filters and limits. Each stage writes
     <paths.corpus>/<stage>/<kind>/<language or pair>/part-NNNNN.parquet:
-      integrated     what the sources hold: normalised text, ISO codes, provenance
+      integrated     all documents of the sources: normalised text, ISO codes, provenance
       filtered       without documents that a rule removes
       deduplicated   without exact and near copies
-      split          with a column that says what trains and what validates
+      split          with a column that assigns documents to training or validation
     """
 
 
@@ -53,22 +53,30 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 @overrides_argument
 @click.option("--until", type=_STAGES, default="split", show_default=True, help="Last stage to build.")
 @click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes. [default: one a core]  The result is the same."
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes; any number gives the same result. [default: one per core]",
+)
+@click.option("--slurm", is_flag=True, help="Build in consecutive Slurm job arrays; the result is the same.")
+@click.option(
+    "--tasks",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="With --slurm: tasks per array.",
 )
 @click.option(
-    "--slurm", is_flag=True, help="Submit the build to Slurm as job arrays, one after the other. Same result."
+    "--concurrent",
+    type=click.IntRange(min=1),
+    help="With --slurm: most tasks that run at once. [default: all]",
 )
 @click.option(
-    "--tasks", type=click.IntRange(min=1), default=16, show_default=True, help="With --slurm: tasks an array."
+    "--time", "time_limit", default="24:00:00", show_default=True, help="With --slurm: time limit per task."
 )
 @click.option(
-    "--concurrent", type=click.IntRange(min=1), help="With --slurm: tasks at the same time. [default: all]"
-)
-@click.option(
-    "--time", "time_limit", default="24:00:00", show_default=True, help="With --slurm: time limit of a task."
-)
-@click.option(
-    "--dry-run", is_flag=True, help="Say which files would be read and what is built already; write nothing."
+    "--dry-run",
+    is_flag=True,
+    help="Show which files would be read and which stages are built; write nothing.",
 )
 @json_option
 def build(
@@ -85,8 +93,8 @@ def build(
 ) -> None:
     """Build the corpus of RUN's data recipe.
 
-    Goes on where it was interrupted, and does nothing where everything is there. A stage is built anew when its
-    settings, the stage before it or the source files changed.
+    An interrupted build resumes where it stopped, and finished stages are skipped. A stage is rebuilt when
+    its settings, the previous stage or the source files have changed.
 
     \b
     Examples:
@@ -121,7 +129,7 @@ def build(
             return
         for job in jobs:
             click.echo(f"{job['job']:>10}  {job['stage']:13} {job['phase']:8} {job['tasks']:6} tasks")
-        click.echo(f"logs: {work.root}/logs" if jobs else "everything is there")
+        click.echo(f"logs: {work.root}/logs" if jobs else "all stages are built")
         return
     build_corpus(work, until)
     found = totals(work)
@@ -137,9 +145,7 @@ def build(
 @run_argument
 @overrides_argument
 @click.option("--stage", type=_STAGES, help="Only this stage. [default: the last one built]")
-@click.option(
-    "--languages", is_flag=True, help="A row a language or pair instead of a row a resource category."
-)
+@click.option("--languages", is_flag=True, help="One row per language or pair, not per resource category.")
 @click.option("--kind", type=_KINDS, help="Only this kind.")
 @click.option(
     "--against",
@@ -148,7 +154,7 @@ def build(
     help="Published statistics: columns lang_code num_tokens num_texts, or lang_pair tot_num_tokens src_num_texts.",
 )
 @click.option(
-    "--tokens", is_flag=True, help="Count the tokens of the run's tokenizer too (reads the whole stage once)."
+    "--tokens", is_flag=True, help="Also count tokens of the run's tokenizer (reads the whole stage once)."
 )
 @click.option("--plots", is_flag=True, help="Draw plots into <paths.corpus>/statistics (needs matplotlib).")
 @json_option
@@ -163,9 +169,9 @@ def stats(
     plots: bool,
     as_json: bool,
 ) -> None:
-    """Say what the corpus holds: documents, characters, bytes, white-space tokens, resource categories.
+    """Show what the corpus holds: documents, characters, bytes, whitespace tokens, resource categories.
 
-    The tables are in <paths.corpus>/statistics, as parquet and CSV.
+    The tables are also in <paths.corpus>/statistics, as parquet and CSV.
 
     \b
     Examples:
@@ -214,11 +220,11 @@ def stats(
 @group.command()
 @run_argument
 @overrides_argument
-@click.option("--stage", type=_STAGES, help="Stage to look into. [default: the last one built]")
+@click.option("--stage", type=_STAGES, help="Stage to show. [default: the last one built]")
 @click.option("--kind", type=_KINDS, help="Only this kind.")
 @click.option("--language", help="Only this language (xxx_Ssss) or pair.")
-@click.option("--rejected-by", metavar="RULE", help="Show removed documents instead: of this rule, or `all`.")
-@click.option("--quarantine", is_flag=True, help="Show unusable lines instead: file, line and reason.")
+@click.option("--rejected-by", metavar="RULE", help="Show documents that this rule (or `all` rules) removed.")
+@click.option("--quarantine", is_flag=True, help="Show unusable lines with file, line and reason.")
 @click.option(
     "-n", "--number", type=click.IntRange(min=1), default=5, show_default=True, help="Documents to show."
 )
@@ -234,7 +240,7 @@ def peek(
     number: int,
     as_json: bool,
 ) -> None:
-    """Show documents of a stage, what a rule removed, or what no reader could use.
+    """Show documents of a stage, documents that a rule removed, or lines that no reader could use.
 
     \b
     Examples:
@@ -283,11 +289,11 @@ def peek(
 def decontaminate(
     run: str, overrides: tuple[str, ...], benchmarks: Path | None, stage: str, as_json: bool
 ) -> None:
-    """Report documents of a stage that share n-grams with evaluation texts, and the items of each benchmark and
-    language that were found; changes nothing.
+    """Report documents of a stage that share n-grams with evaluation texts, and which benchmark items they
+    contain, by language. Changes nothing.
 
-    `emma corpus build` removes them where the recipe has a section data.corpus.decontamination. Exit code 1 where
-    some are found, so that a script can stop.
+    `emma corpus build` removes such documents if the recipe has a section data.corpus.decontamination. The
+    exit code is 1 if any are found, so that a script can stop.
 
     \b
     Examples:
@@ -319,8 +325,8 @@ def decontaminate(
                     f"({row['found'] / row['searched']:.1%})"
                 )
         click.echo(
-            f"{found['contaminated']:,} of {found['documents']:,} documents overlap; examples in {found['examples']}, "
-            f"every benchmark and language in {found['items']}"
+            f"{found['contaminated']:,} of {found['documents']:,} documents overlap; examples are in "
+            f"{found['examples']}, all benchmarks and languages in {found['items']}"
         )
     raise SystemExit(1 if found["contaminated"] else 0)
 
@@ -328,14 +334,12 @@ def decontaminate(
 @group.command()
 @run_argument
 @overrides_argument
-@click.option(
-    "--contents", is_flag=True, help="Read every part and compare its SHA-256 and its number of rows."
-)
+@click.option("--contents", is_flag=True, help="Read every part and check its SHA-256, rows and columns.")
 @json_option
 def verify(run: str, overrides: tuple[str, ...], contents: bool, as_json: bool) -> None:
-    """Check that the corpus is whole: files, sizes, counts that add up from stage to stage.
+    """Check that the corpus is complete: files, sizes, and counts that add up from stage to stage.
 
-    Exit code 1 where faults are found; each is named with its file.
+    The exit code is 1 if there are faults; each is reported with its file.
 
     \b
     Examples:
@@ -347,7 +351,7 @@ def verify(run: str, overrides: tuple[str, ...], contents: bool, as_json: bool) 
     if as_json:
         _echo_json({"faults": faults})
     else:
-        click.echo("\n".join(faults) if faults else "whole: files, sizes and counts are as the manifests say")
+        click.echo("\n".join(faults) if faults else "complete: files, sizes and counts match the manifests")
     raise SystemExit(1 if faults else 0)
 
 
@@ -358,11 +362,11 @@ def verify(run: str, overrides: tuple[str, ...], contents: bool, as_json: bool) 
     type=click.Choice(["iso", "mala"]),
     default="iso",
     show_default=True,
-    help="Codes of the output.",
+    help="Spelling of the output codes.",
 )
 @json_option
 def languages(labels: tuple[str, ...], spelling: str, as_json: bool) -> None:
-    """Say what language labels stand for: any of BCP 47, ISO 639, old codes, locales, OPUS and FLORES spellings.
+    """Say what language labels stand for: BCP 47, ISO 639, old codes, locales, OPUS and FLORES spellings.
 
     \b
     Examples:

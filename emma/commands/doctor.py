@@ -12,10 +12,10 @@ __all__ = ["command"]
 @click.command(name="doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(as_json: bool) -> int:
-    """What this machine has for training, and which Megatron patches are on and why.
+    """Report what this machine has for training, and which Megatron patches are on and why.
 
-    Cores, memory, disk, GPUs with their driver, libraries with their versions, Slurm's commands, every patch of
-    Megatron with its reason. Exit code 0 if training can run here, on a GPU or on the CPU, else 1.
+    Lists cores, memory, disk, GPUs with their driver, libraries with their versions, Slurm's commands, and every
+    Megatron patch with its reason. The exit code is 0 if training can run here, on a GPU or on the CPU, and 1 if not.
     """
     from emma.tools.doctor import examine, format_report
 

@@ -1,4 +1,4 @@
-"""`emma evaluate`: scores of a model per language."""
+"""`emma evaluate`: scores a model per language."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ for _command in (fetch, check, list_benchmarks, prompts):
 @group.command()
 @click.argument("run_or_folder")
 @click.option(
-    "--step", type=click.IntRange(min=0), help="Export of the run to take, `hf/step-N`; default the latest."
+    "--step",
+    type=click.IntRange(min=0),
+    help="Export of the run to evaluate (`hf/step-N`); default the latest.",
 )
 @click.option(
     "--text",
@@ -43,29 +45,33 @@ for _command in (fetch, check, list_benchmarks, prompts):
 @click.option(
     "--seen",
     type=click.Path(path_type=Path),
-    help="Languages that the base was pre-trained on, one code a line; default `languages.json` in its folder.",
+    help="Languages that the base was pre-trained on, one code per line; default `languages.json` in its folder.",
 )
-@click.option("--kinds", help="Kinds of text, comma separated, e.g. monolingual,parallel; default all.")
-@click.option("--languages", help="Languages or pairs, comma separated; default all, or the tier's.")
+@click.option("--kinds", help="Comma-separated kinds of text, e.g. monolingual,parallel; default all.")
+@click.option("--languages", help="Comma-separated languages or pairs; default all, or the tier's.")
 @click.option(
-    "--limit", type=click.IntRange(min=1), help="Documents or items a language, at most; default all."
+    "--limit", type=click.IntRange(min=1), help="Maximum documents or items per language; default all."
 )
 @click.option(
     "--window",
     type=click.IntRange(min=1),
     help="Tokens of context; default what the models take, at most 4096.",
 )
-@click.option("--stride", type=click.IntRange(min=1), help="Tokens between windows; default half the window.")
-@click.option("--end-of-text", is_flag=True, help="Score the end-of-text token after each document too.")
 @click.option(
-    "--batch-tokens", type=click.IntRange(min=1), default=8192, show_default=True, help="Tokens of a batch."
+    "--stride",
+    type=click.IntRange(min=1),
+    help="Tokens from one window to the next; default half the window.",
+)
+@click.option("--end-of-text", is_flag=True, help="Also score the end-of-text token after each document.")
+@click.option(
+    "--batch-tokens", type=click.IntRange(min=1), default=8192, show_default=True, help="Tokens per batch."
 )
 @click.option("--device", help="Torch device; default the GPU if there is one, else the CPU.")
 @click.option("--dtype", help="float32, bfloat16, ...; default the checkpoint's on a GPU, float32 on a CPU.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="Folder of the results; default RUN/evaluation, or evaluation/<name> here for a model folder.",
+    help="Folder for the results; default RUN/evaluation or, for a model folder, evaluation/<name> here.",
 )
 @benchmark_options
 @click.option(
@@ -73,9 +79,9 @@ for _command in (fetch, check, list_benchmarks, prompts):
     type=click.IntRange(min=0),
     default=20,
     show_default=True,
-    help="Languages in the table; 0: all.",
+    help="Maximum languages in the table; 0: all.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be evaluated, and stop.")
+@click.option("--dry-run", is_flag=True, help="Show what would be evaluated, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def run(
     run_or_folder: str,
@@ -98,14 +104,14 @@ def run(
     as_json: bool,
     **benchmark: Any,
 ) -> None:
-    """Bits per byte on held-out text, or benchmarks, per language.
+    """Score a model per language: bits per byte on held-out text, or benchmarks.
 
-    RUN_OR_FOLDER is a run with an export in `hf/`, or a folder with a Hugging Face model. Finished languages are kept:
-    a run that died goes on where it stopped. Writes results.parquet and results.csv (long format), and with --base
-    gains.json; prints a table.
+    RUN_OR_FOLDER is a run with an export in `hf/`, or a folder with a Hugging Face model. Finished languages
+    are kept, so an interrupted evaluation resumes where it stopped. Writes results.parquet and results.csv
+    (long format) and, with --base, gains.json; prints a table.
 
-    With --tier or --benchmarks the benchmarks are run instead of the held-out text; name `heldout` among them to have
-    both. Their data come from --mirror (see `emma evaluate fetch`), else from the hub.
+    --tier or --benchmarks runs benchmarks instead of the held-out text; list `heldout` among the benchmarks
+    to run both. Their data comes from --mirror (see `emma evaluate fetch`), else from the hub.
 
     \b
     emma evaluate run demo --base demo/base
@@ -123,7 +129,7 @@ def run(
     request = make_request(_names(languages), limit, device, dtype, **benchmark)
     if request is not None:
         _run_benchmarks(request, target, base_target, output, rows, dry_run, as_json)
-        # Held-out text is not shared between array tasks: the run that joins them scores it.
+        # Held-out text is not sharded: the run that joins the shards scores it.
         if "heldout" not in request.benchmarks or request.shard is not None:
             return
     _run_heldout(
@@ -175,8 +181,8 @@ def _run_benchmarks(
     hours = sum(row.hours for row in costs) * len(targets)
     click.echo(
         f"{sum(row.languages for row in costs):,} languages of {len(costs)} benchmarks, "
-        f"{sum(row.requests for row in costs):,} requests a model; at most {hours:.2f} hours of one H100 if nothing is "
-        "finished yet (--dry-run shows the parts)",
+        f"{sum(row.requests for row in costs):,} requests per model; at most {hours:.2f} hours on one H100 if nothing "
+        "is finished yet (--dry-run shows details)",
         err=True,
     )
     outcome = run_models(prepared, targets, output)
@@ -187,7 +193,8 @@ def _run_benchmarks(
         click.echo(averages_table(outcome.rows, names, rows))
     else:
         click.echo(
-            f"{len(outcome.finished)} languages of this shard are finished; run the same without --shard to join them"
+            f"{len(outcome.finished)} languages of this shard are finished; "
+            "run the same command without --shard to join the shards"
         )
 
 
@@ -212,7 +219,7 @@ def _run_heldout(
 
     if text is None:
         if target.recipe is None:
-            raise UserError("--text is needed: a model folder does not name a corpus")
+            raise UserError("--text is required: a model folder does not name a corpus")
         text = Path(target.recipe.paths.corpus)
     heldout = find_heldout(text, kinds, languages)
     if dry_run:

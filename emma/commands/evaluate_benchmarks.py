@@ -1,4 +1,4 @@
-"""Options and commands of the benchmarks: data, prompts, and what `emma evaluate run` is told about them."""
+"""Benchmark commands for data and prompts, and the benchmark options of `emma evaluate run`."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ def _parse_shard(ctx: click.Context, parameter: click.Parameter, value: str | No
         return None
     index, _, count = value.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise click.BadParameter(f"{value!r} is no i/n with 0 <= i < n, e.g. 0/64")
+        raise click.BadParameter(f"{value!r} is not of the form i/n with 0 <= i < n, e.g. 0/64")
     return int(index), int(count)
 
 
 _OPTIONS = (
-    click.option("--tier", type=click.Choice(["smoke", "core", "full"]), help="How much of the benchmarks is run."),
-    click.option("--benchmarks", help="Benchmarks, comma separated (`emma evaluate list`); default all of the tier."),
+    click.option("--tier", type=click.Choice(["smoke", "core", "full"]), help="How much of the benchmarks to run."),
+    click.option("--benchmarks", help="Comma-separated benchmarks (see `emma evaluate list`); default all of the tier."),
     _MIRROR,
     click.option("--backend", type=click.Choice(["hf", "vllm"]), default="hf", show_default=True, help="What runs the model."),
-    click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Requests at once (hf)."),
+    click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Requests per batch (hf)."),
     click.option("--tensor-parallel", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs that share the model (vllm)."),
     click.option("--max-length", type=click.IntRange(min=16), help="Tokens of context; default what the model takes, at most 8192."),
-    click.option("--shots", multiple=True, metavar="NAME=N", help="Worked examples of a benchmark; may be given again."),
+    click.option("--shots", multiple=True, metavar="NAME=N", help="Number of worked examples for a benchmark; may be repeated."),
     click.option("--seed", type=int, default=42, show_default=True, help="Seed of sampled answers."),
-    click.option("--skip-missing", is_flag=True, help="Leave out languages without data instead of refusing."),
-    click.option("--shard", callback=_parse_shard, metavar="I/N", help="Only every N-th language from the I-th (from 0), for array tasks; the same without --shard joins the results."),
+    click.option("--skip-missing", is_flag=True, help="Skip languages without data instead of refusing to start."),
+    click.option("--shard", callback=_parse_shard, metavar="I/N", help="For array tasks: run only every N-th language from the I-th (counting from 0); a run without --shard joins the results."),
     click.option("--spbleu-model", type=click.Path(path_type=Path), help="The FLORES-200 sentencepiece model; default the mirror's."),
-    click.option("--spbleu-other", is_flag=True, help="Take another sentencepiece model; scores are named by its hash."),
-    click.option("--bertscore", type=click.Path(path_type=Path), help="Folder of bert-base-multilingual-cased; without it BERTScore is left out."),
+    click.option("--spbleu-other", is_flag=True, help="Accept another sentencepiece model; its scores are named by its hash."),
+    click.option("--bertscore", type=click.Path(path_type=Path), help="Folder of bert-base-multilingual-cased; without it, BERTScore is left out."),
 )  # fmt: skip
 
 
 def benchmark_options[F: Callable[..., Any]](function: F) -> F:
-    """Adds the options of the benchmarks to a command."""
+    """Adds the benchmark options to a command."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
@@ -58,7 +58,7 @@ def benchmark_options[F: Callable[..., Any]](function: F) -> F:
 def make_request(
     languages: set[str] | None, limit: int | None, device: str | None, dtype: str | None, **options: Any
 ) -> Request | None:
-    """What a user asked for; None if neither a tier nor benchmarks were named."""
+    """The user's request; None if it names neither a tier nor benchmarks."""
     if options["tier"] is None and options["benchmarks"] is None:
         return None
     from emma.tools.evaluation.benchmarks.backends import ModelSettings
@@ -91,7 +91,7 @@ def make_request(
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def list_benchmarks(as_json: bool) -> None:
-    """Benchmarks: languages, examples, metrics, where the data come from."""
+    """List the benchmarks with their languages, examples, metrics and sources of data."""
     from emma.tools.evaluation.benchmarks.definitions import benchmark_names, get_benchmark
 
     rows: list[dict[str, Any]] = []
@@ -120,15 +120,17 @@ def list_benchmarks(as_json: bool) -> None:
 
 @click.command()
 @click.argument("benchmark")
-@click.option("--languages", help="Languages or pairs, comma separated; default the first that has data.")
-@click.option("--items", type=click.IntRange(min=1), default=1, show_default=True, help="Items a language.")
-@click.option("--shots", type=click.IntRange(min=0), help="Worked examples; default the benchmark's.")
+@click.option("--languages", help="Comma-separated languages or pairs; default the first that has data.")
+@click.option("--items", type=click.IntRange(min=1), default=1, show_default=True, help="Items per language.")
+@click.option(
+    "--shots", type=click.IntRange(min=0), help="Number of worked examples; default the benchmark's."
+)
 @_MIRROR
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON, with choices and references.")
 def prompts(
     benchmark: str, languages: str | None, items: int, shots: int | None, mirror: Path | None, as_json: bool
 ) -> None:
-    """The prompts of BENCHMARK exactly as a model reads them.
+    """Show the prompts of BENCHMARK exactly as a model reads them.
 
     \b
     emma evaluate prompts flores200_eng_x_emma --languages swh_Latn --mirror benchmarks
@@ -170,15 +172,15 @@ def prompts(
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--benchmarks", help="Benchmarks, comma separated; default all.")
-@click.option("--languages", help="Languages, comma separated; default all.")
-@click.option("--dry-run", is_flag=True, help="Say what would be fetched, and stop.")
+@click.option("--benchmarks", help="Comma-separated benchmarks; default all.")
+@click.option("--languages", help="Comma-separated languages; default all.")
+@click.option("--dry-run", is_flag=True, help="Show what would be fetched, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was fetched as JSON.")
 def fetch(folder: Path, benchmarks: str | None, languages: str | None, dry_run: bool, as_json: bool) -> None:
-    """Fill FOLDER with the benchmarks' data, on a machine that has the network.
+    """Fill FOLDER with the benchmarks' data, on a machine with network access.
 
-    Files that are there with the size and checksum of the manifest are kept. What no hub gives out is named, with the
-    place where it is to be put. Writes manifest.json: repositories, commits, checksums.
+    Files that already match the manifest's size and checksum are kept. Data that is not on a hub is listed,
+    with where to put it. Writes manifest.json with repositories, commits and checksums.
 
     \b
     emma evaluate fetch benchmarks
@@ -196,16 +198,16 @@ def fetch(folder: Path, benchmarks: str | None, languages: str | None, dry_run: 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--benchmarks", help="Benchmarks, comma separated; default all.")
-@click.option("--languages", help="Languages, comma separated; default all.")
+@click.option("--benchmarks", help="Comma-separated benchmarks; default all.")
+@click.option("--languages", help="Comma-separated languages; default all.")
 @click.option("--checksums", is_flag=True, help="Compare every file with the manifest's checksum.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def check(
     folder: Path, benchmarks: str | None, languages: str | None, checksums: bool, as_json: bool
 ) -> None:
-    """Say what FOLDER lacks of the benchmarks' data, and what has another schema than they read.
+    """Check FOLDER for benchmark data that is missing or has an unexpected schema.
 
-    Every language's items are made as a run would make them. Exits with 1 if anything is wrong.
+    Builds each language's items as a run would. The exit code is 1 if anything is wrong.
     """
     from emma.tools.evaluation.benchmarks.definitions import benchmark_names, resolve_names
     from emma.tools.evaluation.benchmarks.mirror import check_mirror

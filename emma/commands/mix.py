@@ -26,8 +26,9 @@ def group() -> None:
       plan.parquet        every source: epochs, tokens, documents, samples
       train/              rows and samples in the order of training; plain Megatron indices beside links to the store
       validation/GROUP/   the same for every validation group
-    No token is copied: to change shares is to write new rows. Shares, categories, caps, packing, seed and validation
-    groups stand in data.mix of the recipe; the budget is schedule.steps × batch.global × batch.sequence_length.
+
+    No token is copied: changing shares writes new rows. data.mix of the recipe sets shares, categories, caps,
+    packing, seed and validation groups; the budget is schedule.steps × batch.global × batch.sequence_length.
     """
 
 
@@ -82,10 +83,10 @@ def plan(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Solve the mix of RUN: epochs and tokens of every language and pair, by component and resource category.
+    """Plan the mix of RUN: epochs and tokens of every language and pair, by component and resource category.
 
-    Uses the store's true counts or, with --stats and before anything is packed, published ones. Exits with 1 where a gate
-    fails: a component short of its share, the budget out of reach, a validation group too small.
+    Uses the store's true counts or, with --stats and before anything is packed, published ones. Exits with 1
+    if a gate fails: a component short of its share, the budget out of reach, a validation group too small.
 
     \b
     Examples:
@@ -163,7 +164,7 @@ def _plan_run(recipe: Recipe, tokens: int | None, files: list[Path]) -> MixPlan:
 @overrides_argument
 @statistics_option
 @click.option(
-    "--replace", is_flag=True, help="Another mix in the folder gives way; runs begun with it can't go on."
+    "--replace", is_flag=True, help="Replace another mix in the folder; runs begun with it cannot continue."
 )
 @click.option("--dry-run", is_flag=True, help="Plan only; write nothing.")
 @json_option
@@ -177,8 +178,8 @@ def build(
 ) -> None:
     """Build the mix of RUN from its token store; reads no .bin, copies no token.
 
-    The same recipe and store give the same bytes; a mix that is there already is left alone. It appears at once when all
-    of it is written.
+    The same recipe and store give the same bytes; the same mix, if it is there, is left alone. The folder
+    appears when it is complete; a second command waits for the first.
     """
     from emma.tools.mix.build import MixSettings, build_mix, plan_mix
     from emma.tools.mix.report import plan_lines, plan_summary
@@ -203,12 +204,13 @@ def build(
 
     train = read_dataset_info(info.train)
     click.echo(
-        f"{info.folder}: {info.samples:,} samples of {info.sequence_length:,} tokens ({info.tokens:,}), {train.rows:,} rows of "
-        f"{sum(1 for source in train.sources if source.documents):,} sources, packing {info.packing}, "
-        f"padding {100 * train.padding:.3f} %, fingerprint {info.fingerprint[:12]}"
+        f"{info.folder}: {info.samples:,} samples of {info.sequence_length:,} tokens ({info.tokens:,}), "
+        f"{train.rows:,} rows of {sum(1 for source in train.sources if source.documents):,} sources, packing "
+        f"{info.packing}, padding {100 * train.padding:.3f} %, fingerprint {info.fingerprint[:12]}"
     )
     click.echo(
-        f"documents cut: {train.cut_documents:,} ({100 * train.cut_documents / max(train.documents, 1):.2f} %)"
+        f"documents cut: {train.cut_documents:,} ({100 * train.cut_documents / max(train.documents, 1):.2f} "
+        "%)"
     )
     for group_name, entry in info.groups.items():
         click.echo(f"validation {group_name}: {entry['tokens']:,} tokens, {entry['samples']:,} samples")
@@ -222,7 +224,7 @@ def build(
 def verify(run: str, overrides: tuple[str, ...], statistics: tuple[str, ...], as_json: bool) -> None:
     """Check the mix of RUN: every row, sample and index against the store, the plan and the recipe.
 
-    Exits with 1 where there is a fault, and names file, row and values.
+    Exits with 1 if there is a fault; names file, row and values.
     """
     from emma.tools.mix.build import MixSettings, expected_fingerprint
     from emma.tools.mix.verify import verify_mix
@@ -239,8 +241,8 @@ def verify(run: str, overrides: tuple[str, ...], statistics: tuple[str, ...], as
         _echo_json({"faults": faults, **seen})
     else:
         click.echo(
-            f"{settings.folder}: {seen['samples']:,} samples, {seen['rows']:,} rows, {seen['groups']:,} validation groups: "
-            + (f"{len(faults)} faults" if faults else "no fault")
+            f"{settings.folder}: {seen['samples']:,} samples, {seen['rows']:,} rows, {seen['groups']:,} "
+            "validation groups: " + (f"{len(faults)} faults" if faults else "no fault")
         )
     if faults:
         raise CheckFailedError("\n".join(["the mix has faults:", *faults]))
@@ -253,7 +255,7 @@ def verify(run: str, overrides: tuple[str, ...], statistics: tuple[str, ...], as
 @click.option("--group", "group_name", help="A validation group instead of the training data.")
 @click.option("--sample", type=click.IntRange(min=0), help="All of this sample instead of single documents.")
 @click.option("--count", type=click.IntRange(min=1), default=3, show_default=True, help="Documents.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other documents.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed shows other documents.")
 @json_option
 def peek(
     run: str,

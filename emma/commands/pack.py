@@ -20,12 +20,13 @@ def group() -> None:
 
     \b
     A component of the store, <paths.store>/<component>/, holds
-      shard-NNNNN.bin            token ids, one document after the other
-      documents-NNNNN.parquet    a row a document: language, source, id, place, tokens
+      shard-NNNNN.bin            token ids of consecutive documents
+      documents-NNNNN.parquet    one row per document: language, source, id, place, tokens
       sources.parquet            counts of every language and split
       manifest.json              inputs, outputs with checksums, counts, settings
-    What the components are, how documents are made and how large shards are stands in data.pack of the recipe; the
-    tokens that open and close a document in model.tokenizer.
+
+    data.pack of the recipe sets the components, the making of documents and the size of shards;
+    model.tokenizer sets begin and end of text.
     """
 
 
@@ -60,10 +61,12 @@ def _parse_shard(
 run_argument = click.argument("run")
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 component_option = click.option(
-    "--component", "components", multiple=True, help="Only this component; may be given several times."
+    "--component", "components", multiple=True, help="Only this component; repeatable."
 )
 workers_option = click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes. [default: one a core]  The result is the same."
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Number of processes; the result is the same. [default: one per core]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -76,11 +79,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
     "--shard",
     callback=_parse_shard,
     metavar="I/N",
-    help="Only every N-th work unit, from the I-th (0 ≤ I < N), for array tasks; join with --finish afterwards.",
+    help="Pack only every N-th work unit from the I-th (0 ≤ I < N), for array tasks; then join them with --finish.",
 )
-@click.option("--finish", is_flag=True, help="Only join what the array tasks packed.")
+@click.option("--finish", is_flag=True, help="Only join what array tasks have packed.")
 @workers_option
-@click.option("--dry-run", is_flag=True, help="Say what would be read and packed; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be read and packed; write nothing.")
 @json_option
 def run(
     run: str,
@@ -94,8 +97,9 @@ def run(
 ) -> None:
     """Tokenise the corpus of RUN into its token store, on all cores.
 
-    Can be killed at any moment: the same command goes on where it was and ends in the same bytes, with any number of
-    processes or array tasks. What is packed already stays; other inputs or settings than it was packed with are refused.
+    It can be killed at any moment: the same command continues and ends in the same bytes, with any number of
+    processes or array tasks, which may run at the same time. Finished components are left alone; changed
+    inputs or settings are refused.
 
     \b
     Examples:
@@ -129,8 +133,8 @@ def run(
             continue
         removed = ", ".join(f"{count:,} {reason}" for reason, count in entry["removed_by"].items()) or "none"
         click.echo(
-            f"{name}: {entry['status']}: {entry['tokens']:,} tokens in {entry['kept']:,} documents of {entry['in']:,} "
-            f"records (removed: {removed}; cut: {entry['documents_cut']:,})"
+            f"{name}: {entry['status']}: {entry['tokens']:,} tokens in {entry['kept']:,} documents of "
+            f"{entry['in']:,} records (removed: {removed}; cut: {entry['documents_cut']:,})"
         )
         for reason in entry["engines_passed_over"].values():
             click.echo(f"{name}: {reason}; {entry['engine']} encoded it")
@@ -167,8 +171,8 @@ def _show_plan(settings: PackSettings, components: list[str], as_json: bool) -> 
         return
     for row in rows:
         click.echo(
-            f"{row['component']}: {row['files']:,} files, {row['bytes'] / 1e6:,.1f} MB on disk, {row['units']:,} work units, "
-            f"engine {row['engine']} → {row['folder']}"
+            f"{row['component']}: {row['files']:,} files, {row['bytes'] / 1e6:,.1f} MB on disk, "
+            f"{row['units']:,} work units, engine {row['engine']} → {row['folder']}"
         )
 
 
@@ -178,7 +182,7 @@ def _show_plan(settings: PackSettings, components: list[str], as_json: bool) -> 
 @component_option
 @workers_option
 @click.option(
-    "--no-checksums", is_flag=True, help="Don't hash files again; every document and token is still read."
+    "--no-checksums", is_flag=True, help="Skip the checksums; every document and token is still read."
 )
 @json_option
 def verify(
@@ -191,7 +195,7 @@ def verify(
 ) -> None:
     """Check the token store of RUN: every file, document and token against manifest and rules.
 
-    Exits with 1 where there is a fault, and names file, document and values.
+    Exits with 1 if there is a fault; names file, document and values.
     """
     from emma.tools.pack.verify import verify_component
 
@@ -205,8 +209,8 @@ def verify(
     else:
         for name, entry in result.items():
             click.echo(
-                f"{name}: {entry['tokens']:,} tokens, {entry['documents']:,} documents, {entry['shards']:,} shards: "
-                + (f"{len(entry['faults'])} faults" if entry["faults"] else "no fault")
+                f"{name}: {entry['tokens']:,} tokens, {entry['documents']:,} documents, {entry['shards']:,} "
+                "shards: " + (f"{len(entry['faults'])} faults" if entry["faults"] else "no fault")
             )
     faults = [fault for entry in result.values() for fault in entry["faults"]]
     if faults:
@@ -219,9 +223,9 @@ def verify(
 @component_option
 @click.option("--language", help="Only this language or pair, e.g. swh_Latn or eng_Latn-fra_Latn.")
 @click.option(
-    "--count", type=click.IntRange(min=1), default=3, show_default=True, help="Documents a component."
+    "--count", type=click.IntRange(min=1), default=3, show_default=True, help="Documents per component."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other documents.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed shows other documents.")
 @json_option
 def peek(
     run: str,
@@ -256,8 +260,8 @@ def peek(
         return
     for document in found:
         click.secho(
-            f"── {document.component} {document.language} {document.split} · {document.document_id} ({document.source}) · "
-            f"shard {document.shard} row {document.row} · {document.tokens:,} tokens",
+            f"── {document.component} {document.language} {document.split} · {document.document_id} "
+            f"({document.source}) · shard {document.shard} row {document.row} · {document.tokens:,} tokens",
             bold=True,
         )
         click.echo(document.text)

@@ -16,25 +16,30 @@ __all__ = ["command"]
     "--speed",
     type=click.FloatRange(min=0, min_open=True),
     metavar="TOKENS",
-    help="Measured tokens a second and GPU, instead of the estimate.",
+    help="Measured tokens per second and GPU, instead of the estimate.",
 )
 @click.option(
     "--simulate",
     "with_simulation",
     is_flag=True,
-    help="Also build the model of every pipeline stage with Megatron at the full number of ranks, on the CPU.",
+    help="Also build every pipeline stage with Megatron, on the CPU, at the full number of ranks.",
 )
 @click.option(
-    "--pue", type=click.FloatRange(min=1), help="Power of the site over power of its nodes. [default: 1.2]"
+    "--pue",
+    type=click.FloatRange(min=1),
+    help="Power of the site divided by power of its nodes. [default: 1.2]",
 )
 @click.option(
-    "--grid", type=click.FloatRange(min=0), metavar="G", help="CO2 of electricity, g/kWh. [default: 450]"
+    "--grid",
+    type=click.FloatRange(min=0),
+    metavar="G",
+    help="CO2 per kWh of electricity, in grams. [default: 450]",
 )
 @click.option(
     "--storage",
     type=click.FloatRange(min=0, min_open=True),
     metavar="GB",
-    help="Speed of saving, GB/s over all ranks. [default: 5]",
+    help="Speed of saving, GB/s by all ranks together. [default: 5]",
 )
 def command(
     run: str,
@@ -47,13 +52,13 @@ def command(
     grid: float | None,
     storage: float | None,
 ) -> int:
-    """Say what RUN takes before it runs: memory, time, GPU-hours, energy, checkpoints, and which layouts would do.
+    """Say what RUN takes before it runs: memory, time, GPU-hours, energy, checkpoints, and which other layouts fit.
 
-    Needs no GPU. A run that does not fit into its devices' memory is refused (exit code 2) with one that does. What
-    cannot be known from the recipe is assumed, and said.
+    Needs no GPU. A run that does not fit into its devices' memory is refused (exit code 2), and a layout that fits is
+    named. What the recipe does not say is assumed, and listed as such.
 
-    --simulate takes about a minute, and 8 bytes of memory a parameter of a rank where they are there; where Megatron builds something
-    else than the plan counted, the exit code is 1.
+    --simulate takes about a minute and, where the machine has it, 8 bytes of memory per parameter of a rank. If
+    Megatron builds something other than what was planned, the exit code is 1.
 
     \b
     Examples:

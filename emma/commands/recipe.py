@@ -1,4 +1,4 @@
-"""`emma recipe`: resolved recipes, and which there are."""
+"""`emma recipe`: list, resolve and explain recipes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ __all__ = ["group"]
 
 @click.group()
 def group() -> None:
-    """Show and list recipes, and explain their keys."""
+    """List, show and explain recipes."""
 
 
 @group.command()
 @click.argument("run")
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of YAML.")
-@click.option("--origins", is_flag=True, help="Say behind each value where it was given.")
+@click.option("--origins", is_flag=True, help="Add to each value where it was set.")
 def show(run: str, overrides: tuple[str, ...], as_json: bool, origins: bool) -> None:
-    """Print the resolved recipe of RUN: every key, defaults included.
+    """Print the resolved recipe of RUN, with all defaults.
 
-    RUN is a name in recipes/runs, a YAML file or a run folder.
+    RUN is a name in recipes/runs, the path of a YAML file, or a run folder.
 
     \b
     Examples:
@@ -32,7 +32,7 @@ def show(run: str, overrides: tuple[str, ...], as_json: bool, origins: bool) -> 
 
     if as_json and origins:
         raise click.UsageError(
-            "--origins writes YAML comments, which JSON does not have; give one of the two"
+            "--origins writes YAML comments, which JSON lacks; give either --json or --origins"
         )
     recipe, composed = load_with_origins(run, overrides)
     if as_json:
@@ -48,7 +48,7 @@ def show(run: str, overrides: tuple[str, ...], as_json: bool, origins: bool) -> 
 @group.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
-    """List the shipped runs, and the names that their sections can take."""
+    """List the shipped runs and the names that sections can take."""
     from emma.recipes.compose import FOLDERS, LAYOUTS, list_names
     from emma.recipes.load import load_recipe
 
@@ -82,7 +82,7 @@ def list_(as_json: bool) -> None:
 @click.argument("key", default="")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def explain(key: str, as_json: bool) -> None:
-    """Say what KEY means: type, default, unit; for a section, all keys of it.
+    """Explain KEY: type, default, meaning and unit. For a section, explain all its keys.
 
     \b
     Examples:

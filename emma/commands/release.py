@@ -1,4 +1,4 @@
-"""`emma release`: folders that the Hub takes as they are, their verification and upload."""
+"""`emma release`: writes folders that the Hub takes as they are, verifies them, and uploads them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _PATH = click.Path(path_type=Path)
 
 @click.group()
 def group() -> None:
-    """Release folders, cards, checksums, upload."""
+    """Write, verify, and upload release folders of models and corpora."""
 
 
 @group.command()
 @click.argument("run", metavar="RUN")
 @click.argument("destination", metavar="DST", type=_PATH)
 @click.option(
-    "--step", type=click.IntRange(min=0), help="Export to release, RUN/hf/step-N; default the latest."
+    "--step", type=click.IntRange(min=0), help="Export to release, RUN/hf/step-N. Default: the latest."
 )
 @click.option(
     "--name",
-    help="Name of the model in its card; default the run's, with the prefix that the licence asks for.",
+    help="Name of the model on its card. Default: the run's, with the prefix that the licence requires.",
 )
 @click.option("--license-from", type=_PATH, help="Folder with the base model's LICENSE and USE_POLICY files.")
 @click.option(
@@ -34,10 +34,10 @@ def group() -> None:
     type=float,
     default=5.0,
     show_default=True,
-    help="Largest safetensors file in GB.",
+    help="Maximum size of a safetensors file in GB.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
-@click.option("--dry-run", is_flag=True, help="Check everything that needs no reading of weights, and stop.")
+@click.option("--dry-run", is_flag=True, help="Run all checks that don't read weights; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def model(
     run: str,
@@ -52,9 +52,9 @@ def model(
 ) -> None:
     """Write the release folder of a run's export.
 
-    DST gets safetensors with their index, config.json, generation_config.json, the tokenizer, a model card made of the
-    run's own records, the licence's files, recipe, evaluation, parity report and SHA256SUMS. An export without a
-    passing parity report is refused. The folder appears whole or not at all.
+    DST gets safetensors with an index, config.json, generation_config.json, the tokenizer, a model card made
+    from the run's own records, the licence's files, recipe, evaluation, parity report, and SHA256SUMS.
+    Refuses an export without a passing parity report. The folder appears complete or not at all.
     """
     from emma.checkpoints_conversion.release.build import plan_release, write_release
 
@@ -75,20 +75,24 @@ def model(
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST", type=_PATH)
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
-@click.option("--name", help="Name of the corpus in its card; default that of its data recipe.")
+@click.option("--name", help="Name of the corpus on its card. Default: that of its data recipe.")
 @click.option(
     "--shard-size",
     "shard_gb",
     type=click.FloatRange(min=0, min_open=True),
     default=0.5,
     show_default=True,
-    help="Largest training file in GB, about.",
+    help="Approximate maximum size of a training file in GB.",
 )
 @click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes. [default: one a core]  The result is the same."
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Number of processes; does not affect the result. Default: one per core.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
-@click.option("--dry-run", is_flag=True, help="Check the corpus, say what would be written, and stop.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check the corpus and show what would be written; write nothing."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def corpus(
     source: str,
@@ -103,11 +107,12 @@ def corpus(
 ) -> None:
     """Write the release folder of a corpus.
 
-    SRC is a RUN whose corpus is built (`emma corpus build`), or the corpus folder itself. DST gets parquet files by kind
-    and language or pair, training and validation apart, a dataset card with a configuration for each, statistics,
-    licences by source, and SHA256SUMS. The folder appears whole or not at all; interrupted, the same command goes on.
+    SRC is a RUN whose corpus is built (`emma corpus build`), or the corpus folder itself. DST gets parquet
+    files by kind and language or pair, with training and validation separate, a dataset card with a
+    configuration for each, statistics, licences by source, and SHA256SUMS. The folder appears complete or not
+    at all; after an interruption, the same command continues.
 
-    
+    \b
     Examples:
       emma release corpus demo release/demo-corpus
       emma release corpus /data/emma/corpus release/corpus --name "EMMA corpus" --workers 16
@@ -145,18 +150,19 @@ def corpus(
 @click.option("--generate", is_flag=True, help="Also load it with transformers and generate a few tokens.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def verify(folder: Path, generate: bool, as_json: bool) -> None:
-    """Re-check the release folder of a model or a corpus.
+    """Verify the release folder of a model or a corpus.
 
-    Of a model: checksums of all files, index and shards against config.json, begin and end tokens, the card's metadata,
-    what the licence asks for, and that the parity report passes and is about these very weights. Of a corpus: checksums,
-    columns, rows, languages and licences of all files, the card's metadata and configurations, and that nothing that
-    validates also trains. Exit code 1 on a fault.
+    For a model, checks all files' checksums, the index and shards against config.json, the begin and end
+    tokens, the card's metadata, the licence's requirements, and that the parity report passes and covers
+    these weights. For a corpus, checks all files' checksums, columns, rows, languages, and licences, the
+    card's metadata and configurations, and that no document is in both training and validation. Exits with
+    code 1 on any fault.
     """
     from emma.base.errors import CheckFailedError, UserError
     from emma.tools.hub.kinds import release_kind
 
     if generate and release_kind(folder) == "dataset":
-        raise UserError(f"{folder}: holds a corpus; --generate is for models")
+        raise UserError(f"{folder}: holds a corpus; --generate works only for models")
     faults = _faults(folder)
     if generate and not faults:
         from emma.checkpoints_conversion.release.verify import generate_faults
@@ -166,31 +172,33 @@ def verify(folder: Path, generate: bool, as_json: bool) -> None:
         _print({"folder": str(folder), "passed": not faults, "faults": faults}, True)
     if faults:
         raise CheckFailedError(
-            f"{folder} is not a sound release:\n" + "\n".join(f"- {fault}" for fault in faults)
+            f"{folder} is not a valid release:\n" + "\n".join(f"- {fault}" for fault in faults)
         )
     if not as_json:
-        click.echo(f"{folder}: sound")
+        click.echo(f"{folder}: valid")
 
 
 @group.command()
 @click.argument("folder", metavar="FOLDER", type=_PATH)
 @click.argument("repository", metavar="OWNER/NAME")
-@click.option("--branch", help="Branch to upload to, e.g. step25000; made if it is not there. Default main.")
+@click.option("--branch", help="Branch to upload to, e.g. step25000; created if missing. Default: main.")
 @click.option(
-    "--private/--public", default=True, show_default=True, help="Visibility of a repository that is made."
+    "--private/--public", default=True, show_default=True, help="Visibility of a newly created repository."
 )
 @click.option(
     "--attempts",
     type=click.IntRange(min=1),
     default=10,
     show_default=True,
-    help="Times an interrupted upload goes on.",
+    help="Maximum attempts to resume an interrupted upload.",
 )
 @click.option(
-    "--delete-others", is_flag=True, help="Delete files of the branch that the release does not have."
+    "--delete-others", is_flag=True, help="Delete files on the branch that the release does not have."
 )
-@click.option("--check-only", is_flag=True, help="Only compare what the server holds with the folder.")
-@click.option("--dry-run", is_flag=True, help="Verify the folder, say what would be uploaded, and stop.")
+@click.option("--check-only", is_flag=True, help="Only compare the server's files with the folder.")
+@click.option(
+    "--dry-run", is_flag=True, help="Verify the folder and show what would be uploaded; upload nothing."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def upload(
     folder: Path,
@@ -203,10 +211,11 @@ def upload(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Upload a release folder to the Hub, and check by hash that it arrived.
+    """Upload a release folder to the Hub, and verify by hash that it arrived.
 
-    A corpus becomes a dataset repository, a model a model repository. The folder is verified first. An interrupted upload goes on with what is missing; so does the same command later.
-    The Hub's client takes the token from HF_TOKEN or from `hf auth login`; it is never printed.
+    A corpus becomes a dataset repository, a model a model repository. The folder is verified first. An
+    interrupted upload resumes with what is missing, and so does the same command later. The Hub's client
+    takes the token from HF_TOKEN or from `hf auth login`; it is never printed.
 
     \b
     emma release upload release/my-model my-team/my-model --branch step25000

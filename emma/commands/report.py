@@ -1,4 +1,4 @@
-"""`emma report`: one HTML page of a run, one that compares runs, and the published scores."""
+"""`emma report`: one HTML page per run, one that compares runs, and the published scores."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ __all__ = ["group"]
 
 @click.group()
 def group() -> None:
-    """Plots, tables and one HTML page of runs."""
+    """Write an HTML page about a run or a comparison of runs; show published scores."""
 
 
 @group.command()
 @click.argument("run_name", metavar="RUN")
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="File to write; default RUN/report/index.html."
+    "--output", type=click.Path(path_type=Path), help="File to write. Default: RUN/report/index.html."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the page's place and what it holds as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the page's path and contents as JSON.")
 def run(run_name: str, output: Path | None, as_json: bool) -> None:
-    """One self-contained page of a run: loss, validation, mix, gains per language, parity, environment.
+    """Write one self-contained page about a run: loss, validation, mix, gains per language, parity,
+    environment.
 
-    What the run does not have yet is shown as absent; the page can be written at any time. It loads nothing from the
-    network, reads well on a phone, and its main tables need no script.
+    The page can be written at any time; what the run does not have yet is shown as missing. It loads nothing
+    from the network, reads well on a phone, and its main tables need no script.
     """
     from emma.base.files import write_text
     from emma.tools.report.page import run_page
@@ -57,15 +58,16 @@ def run(run_name: str, output: Path | None, as_json: bool) -> None:
     "--export",
     "export_folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write every figure into as SVG and PNG, and every table as LaTeX.",
+    help="Folder for every figure as SVG and PNG, and every table as LaTeX.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the page's place as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the page's path as JSON.")
 def compare(runs: tuple[str, ...], output: Path, export_folder: Path | None, as_json: bool) -> None:
-    """One self-contained page that compares runs; the others are set against RUN_A. RUN@STEP is the run at one of its
-    evaluated checkpoints.
+    """Write one self-contained page that compares runs: every other run against RUN_A. RUN@STEP is the run as
+    of one of its evaluated checkpoints.
 
-    What each won on held-out text and on benchmarks and forgot, by resource category, script and family, with paired
-    tests a language; curves over checkpoints; the published scores of the EMMA-500 models and their bases.
+    Shows what each run gained and forgot on held-out text and benchmarks, by resource category, script, and
+    family, with paired tests per language; curves over checkpoints; the published scores of the EMMA-500
+    models and their bases.
 
     \b
     emma report compare demo/runs/demo_mono demo/runs/demo_bi --output demo/mono-bi.html
@@ -100,19 +102,21 @@ def compare(runs: tuple[str, ...], output: Path, export_folder: Path | None, as_
 @group.command()
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Write the compact table of averages, as it ships."
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write the compact table of averages in the format in which it ships.",
 )
 @click.option(
     "--published-codes",
     is_flag=True,
-    help="Categories by the codes of the published list alone, without the table that maps a benchmark's to them.",
+    help="Assign categories by the published list's codes alone, without mapping benchmark codes to them.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print every average as JSON.")
 def reference(folder: Path | None, output: Path | None, published_codes: bool, as_json: bool) -> None:
-    """Averages of the EMMA-500 models and their peers, over languages and by resource category.
+    """Show averages of the EMMA-500 models and their peers, over languages and by resource category.
 
-    FOLDER holds the published result tables, one row a model and one column a language (evaluation_results of the
-    EMMA-500 release). Without it, the table that ships is shown.
+    FOLDER holds the published result tables (evaluation_results of the EMMA-500 release), one row per model
+    and one column per language. Without it, the shipped table is shown.
 
     \b
     emma report reference
@@ -136,7 +140,7 @@ def reference(folder: Path | None, output: Path | None, published_codes: bool, a
 
     if folder is None:
         if output is not None or published_codes:
-            raise UserError("--output and --published-codes want FOLDER with the published result tables")
+            raise UserError("--output and --published-codes need FOLDER with the published result tables")
         rows = read_reference()
     else:
         category = published_category if published_codes else category_of

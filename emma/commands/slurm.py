@@ -1,4 +1,4 @@
-"""`emma slurm`: submit runs, chains and sweeps; show their state."""
+"""`emma slurm`: submits runs, chains, and sweeps, and shows their state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STAGES = click.Choice(["pack", "mix", "train", "convert", "evaluate", "release"]
 
 @click.group()
 def group() -> None:
-    """Submit runs, chains and sweeps to Slurm; show their state."""
+    """Submit runs, chains, and sweeps to Slurm; show their state."""
 
 
 @group.command()
@@ -28,16 +28,18 @@ def group() -> None:
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 @click.option("--from", "first", type=STAGES, default="pack", show_default=True, help="First stage.")
 @click.option("--to", "last", type=STAGES, default="release", show_default=True, help="Last stage.")
-@click.option("--only", type=STAGES, help="This stage alone.")
+@click.option("--only", type=STAGES, help="Only this stage.")
 @click.option(
-    "--links", type=click.IntRange(min=1), help="Training jobs in a row; default as many as the time needs."
+    "--links",
+    type=click.IntRange(min=1),
+    help="Number of consecutive training jobs. Default: as many as the estimated time needs.",
 )
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Print the scripts that would be submitted, what waits for what, and what would be refused.",
+    help="Print the scripts, what each waits for, and any problems; submit nothing.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask, whatever the GPU-hours.")
+@click.option("--yes", is_flag=True, help="Skip the confirmation, however many GPU-hours.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def submit(
     run: str,
@@ -52,8 +54,9 @@ def submit(
 ) -> int:
     """Submit what is left of RUN as a chain of jobs: pack → mix → train → convert → evaluate → release.
 
-    Stages that are done or in the queue are not submitted again. The resolved recipe is written into the run folder;
-    the jobs read it there. Training saves ahead of its time limit and goes on in the next job, or requeues itself.
+    Stages that are done or already in the queue are not submitted again. The resolved recipe is written to
+    the run folder, where the jobs read it. Training saves before its time limit and continues in the next
+    job, or requeues itself.
 
     \b
     Examples:
@@ -79,7 +82,7 @@ def submit(
     for job in done:
         click.echo(f"submitted {job.key:<12} job {job.job}, after {job.dependency}")
     if done:
-        click.echo("`emma slurm jobs --watch` shows them")
+        click.echo("`emma slurm jobs --watch` shows their state")
     return 0
 
 
@@ -89,12 +92,16 @@ def submit(
 @click.option(
     "--results",
     is_flag=True,
-    help="Collect what there is: table, results.parquet, .csv, .html; submit nothing.",
+    help="Print a table of the results so far and write results.parquet, .csv, and .html; submit nothing.",
 )
-@click.option("--retry-failed", is_flag=True, help="Also submit trials that were given up.")
-@click.option("--concurrent", type=click.IntRange(min=1), help="Trials at a time; default the sweep's.")
-@click.option("--dry-run", is_flag=True, help="Print the trials, the script, and what would be refused.")
-@click.option("--yes", is_flag=True, help="Do not ask, whatever the GPU-hours.")
+@click.option("--retry-failed", is_flag=True, help="Also resubmit failed trials.")
+@click.option("--concurrent", type=click.IntRange(min=1), help="Trials at a time. Default: the sweep's.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the trials, the script, and any problems; submit nothing.",
+)
+@click.option("--yes", is_flag=True, help="Skip the confirmation, however many GPU-hours.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def sweep(
     sweep: str,
@@ -106,11 +113,11 @@ def sweep(
     yes: bool,
     as_json: bool,
 ) -> int:
-    """Try a run with several values of its keys: the trials of SWEEP as an array of jobs.
+    """Try a run with several values of some keys: submit the trials of SWEEP as a job array.
 
-    SWEEP is a name in recipes/sweeps, a path of a YAML file, or the folder of a sweep. Trials that have a result or are
-    in the queue are not submitted again; interrupted ones go on from their last checkpoint. Overrides hold for every
-    trial.
+    SWEEP is a name in recipes/sweeps, the path of a YAML file, or a sweep's folder. Trials that have a result
+    or are in the queue are not submitted again; interrupted ones continue from their last checkpoint.
+    Overrides apply to every trial.
 
     \b
     Examples:
@@ -153,20 +160,20 @@ def sweep(
 @click.argument(
     "places", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN_FOLDER | FOLDER_OF_RUNS]..."
 )
-@click.option("--watch", is_flag=True, help="Show the table anew until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Refresh the table until Ctrl-C.")
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.5),
     default=5.0,
     show_default=True,
-    help="Seconds, with --watch.",
+    help="Seconds between refreshes with --watch.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def jobs(places: tuple[Path, ...], watch: bool, interval: float, as_json: bool) -> None:
     """Show your jobs and runs: state, step, tokens, loss, speed, time left, last checkpoint, what comes next.
 
-    Jobs in the queue are always shown; runs without jobs if they are in `runs/`, or in the folders given. Works with
-    and without Slurm's accounting.
+    Lists all jobs in the queue, and runs without a job if they are in `runs/` or in the folders given. Works
+    with and without Slurm accounting.
     """
     import time
 
@@ -201,7 +208,7 @@ def _summary(chain: Chain) -> str:
     if any(link.script.stage == "train" for link in chain.links):
         cluster = recipe.cluster
         lines.append(
-            f"training  {cluster.nodes} nodes × {cluster.gpus_per_node} {cluster.device}, {slurm.time_limit} a job"
+            f"training  {cluster.nodes} nodes × {cluster.gpus_per_node} {cluster.device}, {slurm.time_limit} per job"
         )
     time = chain.plan.time if chain.plan else None
     expected = f"; training should take {time.gpu_hours:,.0f} ({time.days:.1f} days)" if time else ""
@@ -216,10 +223,10 @@ def _confirm(gpu_hours: float, limit: float, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise UserError(
-            f"these jobs can use {gpu_hours:,.0f} GPU-hours, above the {limit:,.0f} that need no confirmation "
+            f"these jobs can use {gpu_hours:,.0f} GPU-hours, more than the {limit:,.0f} allowed without confirmation "
             "(cluster.slurm.confirm_gpu_hours). Fix: add --yes"
         )
-    click.confirm(f"Above {limit:,.0f} GPU-hours. Submit?", abort=True, err=True)
+    click.confirm(f"More than {limit:,.0f} GPU-hours. Submit?", abort=True, err=True)
 
 
 def _print_dry_run(chain: Chain, as_json: bool) -> None:
@@ -242,7 +249,7 @@ def _print_dry_run(chain: Chain, as_json: bool) -> None:
 
 
 def _say_problems(problems: Sequence[UserError]) -> int:
-    """Says after a dry run why a submission would be refused; returns the exit code."""
+    """Reports, after a dry run, why a submission would be refused; returns the exit code."""
     from emma.slurm.query import SlurmError
 
     refusals = [problem for problem in problems if not isinstance(problem, SlurmError)]
@@ -250,9 +257,7 @@ def _say_problems(problems: Sequence[UserError]) -> int:
         click.echo(f"error: {problem}", err=True)
     if len(refusals) < len(problems):
         reason = next(str(problem) for problem in problems if isinstance(problem, SlurmError)).splitlines()[0]
-        click.echo(
-            f"note: Slurm does not answer here ({reason}): what it would refuse is not known", err=True
-        )
+        click.echo(f"note: Slurm does not answer here ({reason}): cannot tell what it would refuse", err=True)
     return refusals[0].exit_code if refusals else 0
 
 

@@ -16,21 +16,21 @@ __all__ = ["command"]
     "--print-command", is_flag=True, help="Print the launch line and Megatron's arguments; start nothing."
 )
 @click.option(
-    "--dry-run", is_flag=True, help="Check recipe, mix and start; say what would happen; start nothing."
+    "--dry-run", is_flag=True, help="Check recipe, mix and start, and say what would happen; start nothing."
 )
 @click.option(
     "--prepare",
     is_flag=True,
-    help="Write the run folder and launch.json only; a job script starts the ranks.",
+    help="Only write the run folder and launch.json; a job script starts the ranks.",
 )
-@click.option("--take-over", is_flag=True, help="Claim the run although writer.json names another process.")
+@click.option("--take-over", is_flag=True, help="Claim the run even if writer.json names another process.")
 def command(
     run: str, overrides: tuple[str, ...], print_command: bool, dry_run: bool, prepare: bool, take_over: bool
 ) -> int:
-    """Train RUN on this machine, or go on with it.
+    """Train RUN on this machine, or resume it.
 
-    A run that was interrupted resumes from its latest complete checkpoint; a finished one does nothing. SIGTERM or
-    Ctrl-C saves after the step under way and exits with 0. The output of the ranks is in RUN/logs/.
+    An interrupted run resumes from its latest complete checkpoint; for a finished one there is nothing to do. SIGTERM
+    or Ctrl-C saves after the current step and exits with 0. The ranks' output is in RUN/logs/.
 
     \b
     Example:
@@ -55,6 +55,8 @@ def command(
         click.echo("\n# arguments of megatron.training that each rank gets from the recipe")
         click.echo(" \\\n  ".join(preview_arguments(recipe, folder)))
         return 0
+    if not dry_run:
+        need("train", "emma train", "torch", "megatron", "transformers")
     check_fits(recipe)
     mix = check_mix(recipe)
     if folder.finished(recipe):
@@ -65,7 +67,6 @@ def command(
     if dry_run:
         click.echo(describe(recipe, folder, mix))
         return 0
-    need("train", "emma train", "torch", "megatron", "transformers")
     launch = folder.prepare(recipe, take_over=take_over)
     click.echo(describe(recipe, folder, mix))
     if prepare:
@@ -77,6 +78,6 @@ def command(
         click.echo(f"finished at step {reached}: {folder.checkpoints}")
     else:
         click.echo(
-            f"stopped at step {reached} of {recipe.schedule.steps}; `emma train {run}` goes on from there"
+            f"stopped at step {reached} of {recipe.schedule.steps}; `emma train {run}` resumes from there"
         )
     return 0

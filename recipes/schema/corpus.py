@@ -44,7 +44,7 @@ _COMPRESSED = (".gz", ".zst", ".bz2")
 
 
 class Source(Section):
-    """One source of raw text: files, their format, where the language stands, the licence.
+    """One source of raw text: its files, their format, where the language is named, the licence.
 
     Monolingual kinds name the language by exactly one of `language`, `language_column` and a `{language}` in `path`;
     parallel sources by `src_lang`/`src_lang_column`/`{src}` and `tgt_lang`/`tgt_lang_column`/`{tgt}` (TMX names its
@@ -54,21 +54,20 @@ class Source(Section):
     kind: Kind
     """What the text is: `monolingual`, `parallel`, `code`, `papers`, `books` or `instruction`."""
     path: str
-    """Pattern of the files, relative to the working folder: `*`, `?`, `**` as in a shell; `{language}`, `{src}`,
-    `{tgt}` or any other `{name}` matches a part of a file name and is remembered, e.g. `raw/{language}.jsonl.zst`.
-    Files ending in .gz, .zst or .bz2 are decompressed."""
+    """Pattern of the files, relative to the working folder (or, for `recipes/...` that is not there, the shipped
+    recipes): `*`, `?` and `**` as in a shell; `{language}`, `{src}`, `{tgt}` or any other `{name}` captures part of a
+    file name, e.g. `raw/{language}.jsonl.zst`. Files ending in .gz, .zst or .bz2 are decompressed."""
     target_path: str | None = None
-    """Moses pairs: file of the target side, written with the `{names}` of `path`, e.g. path `c.{src}-{tgt}.{src}`
-    and target_path `c.{src}-{tgt}.{tgt}`."""
+    """Moses pairs: file of the target side, in terms of the `{names}` of `path`, e.g. path `c.{src}-{tgt}.{src}` and
+    target_path `c.{src}-{tgt}.{tgt}`."""
     format: Literal["jsonl", "csv", "tsv", "parquet", "text", "tmx", "moses"] | None = None
-    """Format of the files; default from their ending (and `moses` where `target_path` is given)."""
+    """Format of the files; default: what their ending says, or `moses` if `target_path` is given."""
     license: str = Field(min_length=1)
-    """Licence of the text (an SPDX identifier where there is one); stays with every document."""
+    """Licence of the text (an SPDX identifier if there is one); recorded with every document."""
     license_column: str | None = None
-    """Column with the licence of each document, where it differs from one to the next; empty falls back to
-    `license`."""
+    """Column with the licence of each document, if they differ; an empty value means `license`."""
     url: str = ""
-    """Where the source comes from; for the reader and the corpus card."""
+    """Where the source comes from, for readers and the corpus card."""
     language: str | None = None
     """Language of all documents: any code that `emma corpus languages` understands. For `code`: the programming
     language."""
@@ -83,24 +82,24 @@ class Source(Section):
     tgt_lang_column: str | None = None
     """Column with the language of the target side."""
     text_columns: list[str] = Field(default_factory=lambda: ["text"], min_length=1)
-    """Columns that make the text, joined by a blank line (unless `template` says how)."""
+    """Columns that make up the text, joined by a blank line unless `template` says otherwise."""
     src_text_column: str = "src_text"
     """Column with the text of the source side."""
     tgt_text_column: str = "tgt_text"
     """Column with the text of the target side."""
     template: str | None = None
-    """How the text is made of columns, e.g. `"{inputs}\\n{targets}"`; braces are doubled to stand for themselves."""
+    """How columns make up the text, e.g. `"{inputs}\\n{targets}"`; double a brace to write it literally."""
     id_column: str | None = None
-    """Column with an identifier; the document's id is then `<source>/<identifier>`, else `<source>/<file>#<row>`."""
+    """Column with an identifier: the document's id is `<source>/<identifier>`, without one `<source>/<file>#<row>`."""
     columns: list[str] | None = None
-    """csv and tsv without a header line: the names of the columns."""
+    """Names of the columns, for csv and tsv without a header line."""
     quoting: bool | None = None
-    """csv and tsv: whether `"` quotes fields; default yes for csv, no for tsv."""
+    """Whether `"` quotes fields in csv and tsv; default: yes for csv, no for tsv."""
     text_unit: Literal["file", "block", "line"] = "file"
-    """Plain text: whether a document is a file, a block between blank lines, or a line."""
+    """What a document is in plain text: a file, a block between blank lines, or a line."""
     max_bad_lines: float = Field(0.0, ge=0, le=1)
-    """Share of a source's lines that may be unusable (no JSON, a column missing, invalid UTF-8). They are set apart
-    in `quarantine/` with file, line and reason; above this share the build gives up. 0: the first one ends it."""
+    """Share of a source's lines that may be unusable (not JSON, a column missing, invalid UTF-8). They go to
+    `quarantine/` with file, line and reason; above this share the build stops. With 0 the first one stops it."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -186,32 +185,32 @@ class Languages(Section):
     """Codes of the output: `iso` (individual languages: `cmn_Hans`, `jpn_Jpan`, `npi_Deva`) or `mala` (the papers':
     `zho_Hani`, `jpn_Japn`, `nep_Deva`)."""
     labels: dict[str, str] = Field(default_factory=dict)
-    """Labels of the sources that the tables don't know, or know wrongly, and the `xxx_Ssss` they stand for."""
+    """Labels in the sources that the tables lack or get wrong, and the `xxx_Ssss` they stand for."""
     measure_script: bool = True
-    """Measure each document's script; where the label names none, or another one in which the language is written
-    too, the measured one is taken."""
+    """Measure each document's script, and use it where the label names no script, or another one that the language
+    is also written in."""
 
 
 class Normalisation(Section):
-    """What is done to every text before it is judged."""
+    """What is done to every text before it is filtered."""
 
     unicode: Literal["NFC", "NFKC"] = "NFC"
     """Unicode normalisation form."""
     mend_encoding: bool = True
-    """Mend UTF-8 that was read as Latin-1 or Windows-1252 (`Ã©` → `é`)."""
+    """Repair UTF-8 that was read as Latin-1 or Windows-1252 (`Ã©` → `é`)."""
     controls: bool = True
     """Remove control characters, zero-width spaces and byte-order marks; the joiners U+200C and U+200D stay where a
     script needs them (Arabic, Indic scripts, emoji)."""
     markup: bool = True
-    """Turn HTML entities into characters and remove tags that a page left in the text (not in code)."""
+    """Turn HTML entities into characters and remove leftover tags (not in code)."""
     white_space: bool = True
     """One space between words, no spaces at the ends of lines, at most one blank line (not in code)."""
     mask_pii: bool = False
-    """Replace e-mail addresses, IP addresses and telephone numbers by fixed placeholders."""
+    """Replace e-mail addresses, IP addresses and telephone numbers with fixed placeholders."""
 
 
 class Identification(Section):
-    """Language identification of documents: overrules labels only for languages that the model knows."""
+    """Language identification of documents. It overrules labels only for languages that the model knows."""
 
     backend: Literal["none", "fasttext", "py3langid"] = "none"
     """`none` trusts the label; `fasttext` reads any model in fastText's format (GlotLID, OpenLID, lid.176);
@@ -219,7 +218,7 @@ class Identification(Section):
     model: str | None = None
     """Path of the fastText model."""
     min_confidence: float = Field(0.9, ge=0, le=1)
-    """A document is removed (`language_mismatch`) where the model is at least this sure of another language."""
+    """A document is removed (`language_mismatch`) if the model is at least this confident of another language."""
     min_characters: int = Field(100, ge=0)
     """Shorter texts are not identified."""
 
@@ -231,113 +230,113 @@ class Identification(Section):
 
 
 class Thresholds(Section):
-    """Limits of the filter rules. A rule without a limit (`null`) is off; what a recipe leaves out comes from
-    `recipes/corpus/filters.yaml`, which differs by kind and script family."""
+    """Limits of the filter rules. A rule whose limit is `null` is off; limits that a recipe leaves out come from
+    `recipes/corpus/filters.yaml`, by kind and script family."""
 
     min_characters: int | None = Field(None, ge=0)
     """Rule `too_short`: characters of a document (or of a side of a pair)."""
     max_characters: int | None = Field(None, gt=0)
     """Rule `too_long`: characters of a document (or of a side)."""
     min_words: int | None = Field(None, ge=0)
-    """Rule `too_few_words`: white-space separated words; off in spaceless scripts."""
+    """Rule `too_few_words`: words separated by white space; off in scripts without spaces."""
     min_mean_word_length: float | None = Field(None, ge=0)
-    """Rule `word_length`: characters a word, mean; off in spaceless scripts."""
+    """Rule `word_length`: mean characters per word; off in scripts without spaces."""
     max_mean_word_length: float | None = Field(None, gt=0)
-    """Rule `word_length`: characters a word, mean."""
+    """Rule `word_length`: mean characters per word."""
     min_letter_share: float | None = Field(None, ge=0, le=1)
     """Rule `few_letters`: letters and marks as a share of the characters that are not white space."""
     max_digit_share: float | None = Field(None, ge=0, le=1)
     """Rule `many_digits`: digits as a share of the characters that are not white space."""
     max_symbol_share: float | None = Field(None, ge=0, le=1)
-    """Rule `many_symbols`: neither letter, mark, digit nor common punctuation, as a share of the characters that are
-    not white space."""
+    """Rule `many_symbols`: characters that are no letter, mark, digit or common punctuation, as a share of those
+    that are not white space."""
     max_repeated_line_share: float | None = Field(None, ge=0, le=1)
-    """Rule `repeated_lines`: characters in lines that occurred before in the document, as a share."""
+    """Rule `repeated_lines`: characters in lines that occurred earlier in the document, as a share."""
     max_repeated_ngram_share: float | None = Field(None, ge=0, le=1)
-    """Rule `repeated_ngrams`: word 5-grams (20-grams of characters in spaceless scripts) that occurred before in the
+    """Rule `repeated_ngrams`: word 5-grams (character 20-grams in scripts without spaces) that occurred earlier in the
     document, as a share."""
     max_line_characters: int | None = Field(None, gt=0)
-    """Rule `long_lines`: characters of the longest line (for code: minified files)."""
+    """Rule `long_lines`: characters of the longest line (in code, a sign of minified files)."""
     max_mean_line_characters: float | None = Field(None, gt=0)
-    """Rule `long_lines`: characters a line, mean."""
+    """Rule `long_lines`: mean characters per line."""
     max_boilerplate_share: float | None = Field(None, ge=0, le=1)
-    """Rule `boilerplate`: lines that match a pattern of `recipes/corpus/boilerplate.yaml`, as a share of lines."""
+    """Rule `boilerplate`: lines that match a pattern in `recipes/corpus/boilerplate.yaml`, as a share of all lines."""
     min_script_share: float | None = Field(None, ge=0, le=1)
     """Rule `wrong_script`: letters of the language's script as a share of all letters."""
     max_replacement_share: float | None = Field(None, ge=0, le=1)
-    """Rule `broken_encoding`: U+FFFD and mojibake that could not be mended, as a share of characters."""
+    """Rule `broken_encoding`: U+FFFD and mojibake that could not be repaired, as a share of all characters."""
     max_length_ratio: float | None = Field(None, ge=1)
     """Pairs, rule `length_ratio`: longer side over shorter side, in characters weighted by script (a Han character
     counts for several Latin ones)."""
     max_similarity: float | None = Field(None, ge=0, le=1)
-    """Pairs, rule `copy_of_source`: sides of the same script whose character 4-grams overlap by more are copies."""
+    """Pairs, rule `copy_of_source`: sides in the same script whose character 4-grams overlap by more than this."""
     numbers_match: bool | None = None
-    """Pairs, rule `numbers_differ`: the numbers of both sides (in any script's digits) must be the same."""
+    """Pairs, rule `numbers_differ`: both sides must have the same numbers, in whatever digits."""
     max_target_repeats: int | None = Field(None, gt=0)
-    """Pairs, rule `templated`: how many different sources may share one target text within a language pair, and the
-    other way round."""
+    """Pairs, rule `templated`: how many different sources may share one target text within a language pair, and vice
+    versa."""
 
 
 class NearDuplicates(Section):
-    """MinHash LSH. Candidates are verified by the exact Jaccard index of their shingle sets."""
+    """MinHash LSH; candidates are verified by the exact Jaccard index of their shingle sets."""
 
     jaccard: float = Field(0.8, gt=0, le=1)
-    """Documents at least this alike are duplicates."""
+    """Documents with at least this Jaccard index are duplicates."""
     bands: int = Field(20, gt=0)
     """Bands of the signature."""
     rows: int = Field(6, gt=0)
-    """Rows a band; a pair of Jaccard index s becomes a candidate with probability 1 − (1 − s^rows)^bands."""
+    """Rows per band. A pair with Jaccard index s becomes a candidate with probability 1 − (1 − s^rows)^bands."""
     word_shingle: int = Field(5, gt=0)
-    """Words a shingle."""
+    """Words per shingle."""
     character_shingle: int = Field(10, gt=0)
-    """Characters a shingle in scripts without spaces between words."""
+    """Characters per shingle in scripts without spaces between words."""
     min_characters: int = Field(100, ge=0)
-    """Shorter texts are compared exactly only."""
+    """Shorter texts are compared for equality only."""
     kinds: list[Kind] = Field(default_factory=lambda: [*_NEAR_KINDS])
     """Kinds that are searched."""
 
 
 class Deduplication(Section):
-    """Which copies are removed. Of equal documents the one from the source listed first in the recipe stays."""
+    """Which copies are removed. Of equal documents, the one whose source comes first in the recipe is kept."""
 
     exact: bool = True
-    """Documents equal after case, white space and punctuation are set aside; pairs in both directions."""
+    """Remove documents that are equal apart from case, white space and punctuation; pairs in both directions."""
     paragraphs: bool = False
-    """Paragraphs that stood in an earlier document of the language are cut out; documents left empty are removed."""
+    """Cut out paragraphs that occurred in an earlier document of the language, and remove documents left empty."""
     near: NearDuplicates | None = None
-    """Near duplicates; null leaves them in."""
+    """How near duplicates are found; `null` keeps them."""
 
 
 class Decontamination(Section):
-    """Documents that overlap with evaluation texts."""
+    """What happens to documents that overlap with evaluation texts."""
 
     benchmarks: str
-    """Folder with the benchmarks' texts (jsonl, json, csv, tsv, parquet, txt, also compressed); every text field
+    """Folder with the benchmarks' texts (jsonl, json, csv, tsv, parquet or txt, compressed or not); every text field
     counts."""
     ngram: int = Field(13, gt=0)
     """Words of an n-gram that count as overlap."""
     character_ngram: int = Field(40, gt=0)
     """Characters of an n-gram in scripts without spaces between words."""
     action: Literal["remove", "report"] = "remove"
-    """`remove` takes contaminated documents out (rule `contaminated`); `report` only lists them."""
+    """`remove` removes contaminated documents (rule `contaminated`); `report` only lists them."""
 
 
 class Split(Section):
-    """Training and validation documents, chosen by a hash of their text and nothing else (but for the two floors): a
-    text never changes sides when the corpus grows. What validates monolingually trains nowhere, also not as a side of
-    a pair; a pair validates where the text of either side would."""
+    """Which documents train and which validate: a hash of the text decides, and nothing else except `floor` and
+    `min_train`, so no text changes sides when the corpus grows. Monolingual validation text trains nowhere, not even as
+    one side of a pair; a pair validates if the text of either side would."""
 
     share: float = Field(0.01, ge=0, lt=1)
-    """Share of texts that never train: those whose hash is below it."""
+    """Share of texts that never train: those with the lowest hashes."""
     shares: dict[str, float] = Field(default_factory=dict)
-    """Share for single languages or pairs (`eng_Latn: 0.0001`), where the common one would set aside too much."""
+    """Share for single languages or pairs (`eng_Latn: 0.0001`) for which `share` would hold out too much."""
     cap: int = Field(1000, ge=0)
-    """Validation documents a language or pair, at most: those with the lowest hashes; the others are removed (rule
-    `validation_cap`), since they must not train. 0: everything trains."""
+    """Most validation documents per language or pair: those with the lowest hashes. The rest of the share is removed
+    (rule `validation_cap`), since it must not train. With 0 everything trains."""
     floor: int = Field(0, ge=0)
-    """Validation documents a language or pair, at least, as long as `min_train` stay: those with the lowest hashes.
-    What the floors choose is remembered in `split_choices.parquet` beside the stages and stays so in later builds
-    there; 0 keeps the choice a function of the text alone."""
+    """Fewest validation documents per language or pair, provided that `min_train` remain: those with the lowest
+    hashes. `split_choices.parquet`, beside the stages, records what the floors chose, for later builds. With 0 the
+    choice depends on the text alone."""
     min_train: int = Field(1, ge=0)
     """Documents of a language or pair that train before any validates."""
 
@@ -354,25 +353,25 @@ class Corpus(Section):
     """Raw text → integrated → filtered → deduplicated → split."""
 
     sources: dict[str, Source] = Field(default_factory=dict)
-    """Sources by name, best provenance first: of equal documents the copy of the first source stays."""
+    """Sources by name, best provenance first: of equal documents, the one from the earlier source is kept."""
     languages: Languages = Languages()
     normalisation: Normalisation = Normalisation()
     identification: Identification = Identification()
     filters: dict[Kind, Thresholds] = Field(default_factory=dict)
-    """Limits by kind that differ from `recipes/corpus/filters.yaml`."""
+    """Limits by kind, where they differ from `recipes/corpus/filters.yaml`."""
     language_filters: dict[str, Thresholds] = Field(default_factory=dict)
     """Limits by language (`tha_Thai`) or pair (`eng_Latn-tha_Thai`); they win over `filters`."""
     deduplication: Deduplication = Deduplication()
     decontamination: Decontamination | None = None
     split: Split = Split()
     max_document_megabytes: float = Field(32.0, gt=0)
-    """Longer lines and documents are removed while reading (rule `oversized`), before they fill the memory."""
+    """Longer lines and documents are removed while reading (rule `oversized`), before they fill memory."""
     part_megabytes: float = Field(256.0, gt=0)
-    """UTF-8 text of a part file, about; also the unit of parallel work."""
+    """Approximate size of a part file in MB of UTF-8 text; a part is also the unit of parallel work."""
     memory_gib: float = Field(4.0, gt=0)
-    """Memory of a worker process, about: buffers and hash tables are cut to fit."""
+    """Approximate memory of a worker process; buffers and hash tables are sized to fit."""
     samples: int = Field(20, ge=0)
-    """Removed documents of each rule, kind and language that are kept for `emma corpus peek`."""
+    """Removed documents kept per rule, kind and language, for `emma corpus peek`."""
 
     @field_validator("sources")
     @classmethod

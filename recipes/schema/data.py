@@ -49,7 +49,7 @@ def _check_template(
 
 
 def _check_names(names: dict[str, object], key: str) -> None:
-    """Component names are folder names and parts of validation groups' names, so they hold no '-' and no '/'."""
+    """Component names become folder names and parts of validation groups' names, so '-' and '/' are refused."""
     for name in names:
         if not _NAME.fullmatch(name):
             raise ValueError(f"{key}: {name!r} is no component name; use letters, digits, '_' and '.'")
@@ -59,17 +59,17 @@ class BilingualDocuments(Section):
     """How sentence pairs become documents."""
 
     pairs_per_document: int = Field(10, gt=0)
-    """Sentence pairs a document; the last document of a language pair may hold fewer."""
+    """Sentence pairs per document; the last document of a language pair may have fewer."""
     template: str = "[{src_lang}]: {src}\n[{tgt_lang}]: {tgt}\n"
     """Text of one sentence pair; a document is their concatenation. Placeholders: `{src_lang}` `{src}` `{tgt_lang}`
     `{tgt}`."""
     language_labels: Literal["name", "code"] = "name"
-    """What `{src_lang}` and `{tgt_lang}` become: the English name of the ISO 639-3 language (with the script where both
-    sides have the same name, as in `srp_Cyrl-srp_Latn`), or the code, e.g. `swh_Latn`. A code that ISO 639-3 gives no
-    name stays a code."""
+    """What `{src_lang}` and `{tgt_lang}` become: the language's English name in ISO 639-3 (with the script if both
+    sides have the same name, as in `srp_Cyrl-srp_Latn`), or the code, e.g. `swh_Latn`. A code without a name in ISO
+    639-3 stays a code."""
     direction: Literal["forward", "reverse", "balanced"] = "balanced"
-    """`forward`: documents go from the pair's source to its target language; `reverse`: the other way round;
-    `balanced`: alternating from document to document."""
+    """`forward`: from the pair's source language to its target language; `reverse`: the other way round; `balanced`:
+    alternating from document to document."""
 
     @field_validator("template")
     @classmethod
@@ -100,7 +100,7 @@ class CodeDocuments(Section):
     """How source files become documents."""
 
     header: str = ""
-    """Put before the file's text, e.g. `"<file: {path}, language: {language}>\\n"`; empty: the text alone.
+    """Text before the file's own, e.g. `"<file: {path}, language: {language}>\\n"`; default: none.
     Placeholders: `{path}` `{language}`."""
 
     @field_validator("header")
@@ -110,22 +110,22 @@ class CodeDocuments(Section):
 
 
 class PackComponent(Section):
-    """One component of the token store: a kind of document and where its text is."""
+    """A component of the token store: the kind of its documents and where their text is."""
 
     kind: Literal["text", "bilingual", "instruction", "code"] = "text"
-    """How records become documents: `text` (one record, one document: web text, papers, books), `bilingual`
-    (sentence pairs, see `bilingual`), `instruction`, `code`."""
+    """How records become documents: `text` (a document per record: web text, papers, books), `bilingual` (sentence
+    pairs), `instruction` or `code`; the last three as the sections of these names say."""
     inputs: list[str] | None = None
     """Files, folders or glob patterns (parquet, jsonl, jsonl.gz, jsonl.zst); relative paths start at the working
-    folder. Default: everything in `<paths.corpus>/split/<component>/`, for `kind: bilingual` in
+    folder. Default: everything in `<paths.corpus>/split/<component>/`, or for `kind: bilingual` in
     `<paths.corpus>/split/parallel/`."""
     language: str | None = None
-    """Language of records that name none; default the name of the folder that the file is in."""
+    """Language of records that name none; default: the name of the file's folder."""
 
 
 class Pack(Section):
-    """From clean text to the token store. The tokens that open and close a document are the model's
-    (`model.tokenizer`); every shard is checked to hold them."""
+    """From clean text to the token store. The tokens that begin and end a document are the model's
+    (`model.tokenizer`); every shard is checked for them."""
 
     components: dict[str, PackComponent]
     """Components of the store by name, e.g. `monolingual`, `bilingual`, `code`, `papers`, `instruction`, `books`."""
@@ -136,20 +136,20 @@ class Pack(Section):
     code: CodeDocuments = Field(default_factory=CodeDocuments)
     """How source files become documents."""
     shard_mib: int = Field(8192, gt=0)
-    """Largest `.bin` shard, in MiB; a document is never cut between two shards."""
+    """Largest `.bin` shard, in MiB; no document is split between shards."""
     min_tokens: int = Field(2, gt=0)
-    """Documents with fewer tokens (without the ones that open and close a document) are dropped and counted: one
-    token alone predicts nothing."""
+    """Documents with fewer tokens (not counting those that begin and end a document) are dropped and counted: a
+    single token predicts nothing."""
     max_tokens: int | None = Field(None, gt=1)
-    """Longest document in tokens (without the ones that open and close it); default no limit: whole books stay whole."""
+    """Longest document in tokens (not counting those that begin and end it); default: no limit, so books stay whole."""
     long_documents: Literal["split", "drop"] = "split"
-    """What happens to documents above `max_tokens`: cut into documents of at most that length, or dropped; both are
-    counted."""
+    """What happens to documents longer than `max_tokens`: split into documents of at most that length, or dropped;
+    both are counted."""
     engine: Literal["fastest", "fastokens", "gigatoken", "tokenizers"] = "fastest"
-    """Tokenizer engine. `tokenizers` is the reference; any other is used for a language only while its ids equal
-    the reference's on `gate_documents` sampled documents of it. `fastest` takes the fastest that can read the tokenizer."""
+    """Tokenizer engine. `tokenizers` is the reference; any other is used for a language only if its ids equal the
+    reference's on `gate_documents` sampled documents. `fastest` takes the fastest one that can read the tokenizer."""
     gate_documents: int = Field(32, gt=0)
-    """Documents of every language that are encoded with the reference too, as far as 8 KiB of text go."""
+    """Documents per language that are also encoded with the reference, each up to 8 KiB of text."""
 
     @field_validator("components")
     @classmethod
@@ -161,14 +161,14 @@ class Pack(Section):
 
 
 class Category(Section):
-    """A resource category: the sources that hold at least so many words and fewer than the next category asks for."""
+    """A resource category: the sources with at least this many words and fewer than the next category requires."""
 
     at_least: int = Field(ge=0)
-    """Smallest size in white-space separated words (both sides of a pair together)."""
+    """Smallest size in words separated by white space (both sides of a pair together)."""
     factor: float = Field(1.0, gt=0)
-    """Sampling weight a token relative to the other categories: 2 repeats twice as often as 1."""
+    """Sampling weight per token, relative to the other categories: tokens at 2 are seen twice as often as at 1."""
     max_epochs: float | None = Field(None, gt=0)
-    """Most often that a source of this category may be seen; default the component's."""
+    """Most epochs over a source of this category; default: the component's."""
 
 
 class MixComponent(Section):
@@ -177,21 +177,21 @@ class MixComponent(Section):
     share: float = Field(gt=0)
     """Part of the mix's tokens, relative to the other components' shares (percentages are fine)."""
     categories: dict[str, Category] = Field(default_factory=dict)
-    """Resource categories by name. Sources smaller than the smallest `at_least` are left out. Default: one category
-    that holds everything."""
+    """Resource categories by name. Sources below the smallest `at_least` are left out. Default: one category for
+    everything."""
     temperature: float | None = Field(None, ge=1)
     """Sources are weighted by tokens^(1/temperature) instead of by tokens × category factor; 1 is proportional."""
     max_epochs: float = Field(4.0, gt=0)
-    """Most often that a source may be seen. What a capped source cannot give goes to the others of its component."""
+    """Most epochs over a source. What a capped source cannot give, the others of its component do."""
     max_epochs_of: dict[str, float] = Field(default_factory=dict)
-    """Other caps for single languages or pairs."""
+    """Caps for single languages or pairs."""
     include: list[str] = Field(default_factory=lambda: ["*"])
     """Patterns (`*`, `?`) of languages or pairs that take part, e.g. `eng_Latn-*`."""
     exclude: list[str] = Field(default_factory=list)
-    """Patterns of languages or pairs that don't."""
+    """Patterns of languages or pairs that do not take part."""
     declared_tokens: int | None = Field(None, gt=0)
-    """Tokens this component holds, for planning from published statistics that don't list it; a store's own counts
-    replace it."""
+    """Tokens of this component, for planning from published statistics that do not list it; a store's own counts take
+    precedence."""
 
     @field_validator("max_epochs_of")
     @classmethod
@@ -225,57 +225,57 @@ class MixComponent(Section):
 
 
 class MixValidation(Section):
-    """Validation groups, made of the documents whose `split` is `validation`."""
+    """Validation groups, drawn from the documents whose `split` is `validation`."""
 
     by_component: bool = True
-    """A group for every component: `component-<component>`."""
+    """One group per component: `component-<component>`."""
     by_category: bool = True
-    """A group for every resource category of every component that has categories: `category-<component>-<category>`."""
+    """One group per resource category of every component that has any: `category-<component>-<category>`."""
     languages: list[str] = Field(default_factory=list)
     """Languages or pairs with a group of their own: `language-<language>`, over all components."""
     max_tokens: int = Field(2_000_000, gt=0)
     """Largest group in tokens. Documents are drawn evenly over the group's languages."""
     min_tokens: int = Field(1_000, gt=0)
-    """Planning fails where a group would hold fewer tokens: its loss would mean nothing."""
+    """Planning fails if a group would have fewer tokens: its loss would mean nothing."""
     omit_small: bool = False
-    """Leave groups below `min_tokens` out, and say so, instead of failing."""
+    """Leave out groups below `min_tokens`, with a message, instead of failing."""
 
 
 class Consumed(Section):
-    """Documents that an earlier phase has trained on."""
+    """Documents that an earlier phase trained on."""
 
     mix: str
     """Folder of the earlier phase's mix."""
     samples: int | None = Field(None, gt=0)
-    """Samples it consumed of it (steps × global batch); default all."""
+    """Samples of it that were consumed (steps × global batch); default: all."""
 
 
 class Mix(Section):
     """Which tokens training sees, how often and in which order."""
 
     components: dict[str, MixComponent]
-    """Components of the mix by the name of their store component."""
+    """Components of the mix, by their names in the store."""
     tokens: int | None = Field(None, gt=0)
-    """Budget for planning without a run (`emma mix plan --data NAME`); a run's is steps × global batch × sequence
-    length."""
+    """Budget for planning without a run (`emma mix plan --data NAME`); a run's budget is steps × global batch ×
+    sequence length."""
     packing: Literal["concatenate", "best_fit"] = "concatenate"
-    """How documents fill samples. `concatenate`: one stream, cut every sequence length. `best_fit`: no document that
-    fits a sample is cut (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"); what stays empty is padding,
-    masked from the loss."""
+    """How documents fill samples. `concatenate`: one stream, cut at every sequence length. `best_fit`: no document
+    that fits into a sample is cut (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"); the remaining
+    space is padding, masked from the loss."""
     seed: int = Field(1234, ge=0)
-    """Seed of the choice of documents and of their order."""
+    """Seed for choosing and ordering documents."""
     share_tolerance: float = Field(0.1, gt=0)
-    """Planning fails where a component misses its share by more percentage points than this."""
+    """Planning fails if a component misses its share by more percentage points than this."""
     allow_short: bool = False
-    """Plan on where a component is short of its share because of the caps: the others then fill the budget in
+    """Accept that a component falls short of its share because of its caps: the others then fill the budget in
     proportion to their shares. Otherwise planning fails."""
     validation: MixValidation = Field(default_factory=MixValidation)
     """Validation groups."""
     exclude_consumed: list[Consumed] = Field(default_factory=list)
-    """Documents that are left out because an earlier phase trained on them."""
+    """Documents to leave out because an earlier phase trained on them."""
     fertility: dict[str, float] = Field(default_factory=dict)
-    """Tokens a white-space separated word by ISO 15924 script, for planning from published statistics; replaces
-    entries of the shipped table (measured with Llama 3's tokenizer)."""
+    """Tokens per word (separated by white space) by ISO 15924 script, for planning from published statistics; replaces
+    entries of the shipped table, which was measured with Llama 3's tokenizer."""
 
     @field_validator("components")
     @classmethod
@@ -307,7 +307,7 @@ class Data(Section):
     """Name of the recipe file, e.g. `mala_bilingual`, and of the mix's folder. Two runs that plan different budgets
     over the same data need two names (`data: {base: mala_monolingual, name: mala_monolingual_671b}`)."""
     corpus: Corpus | None = None
-    """How raw text is cleaned; none where the corpus is given as it is."""
+    """How raw text is cleaned; none if the corpus is used as it is."""
     pack: Pack
     """From clean text to the token store."""
     mix: Mix

@@ -27,7 +27,7 @@ class Precision(Section):
     fp8_params: bool = False
     """Keep weights in FP8 between steps, so that they are gathered in FP8."""
     first_last_layers_bf16: int = Field(0, ge=0)
-    """Layers at either end that stay in BF16 under FP8 (not with `delayed`)."""
+    """Layers at each end that stay in BF16 under FP8 (not with `delayed`)."""
     grad_reduce_fp32: bool = True
     """Accumulate and reduce gradients in FP32."""
 
@@ -56,13 +56,13 @@ class Cluster(Section):
     nodes: int = Field(1, gt=0)
     """Number of nodes."""
     gpus_per_node: int = Field(gt=0)
-    """Ranks a node: one a GPU; on a machine without GPUs, the number of processes."""
+    """Ranks per node: one per GPU; without GPUs, the number of processes."""
     device: Literal["h100", "h200", "gh200", "a100", "b200", "cpu"]
-    """Kind of device, for memory, peak speed and what it can do."""
+    """Kind of device, which determines memory, peak speed and supported formats."""
     memory_gib: float | None = Field(None, gt=0)
-    """Usable memory a device in GiB; default from the table of devices."""
+    """Usable memory per device in GiB; default: as in `recipes/devices.yaml`."""
     launcher: Literal["torchrun", "srun"] = "torchrun"
-    """Who starts the ranks: `torchrun` on one machine, `srun` under Slurm."""
+    """What starts the ranks: `torchrun` on one machine, `srun` under Slurm."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Environment variables of every rank on this cluster (network interface, NCCL settings, ...)."""
     slurm: Slurm = Field(default_factory=Slurm)

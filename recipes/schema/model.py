@@ -33,20 +33,20 @@ class RopeScaling(Section):
 
 
 class Tokenizer(Section):
-    """Where the tokenizer's files are, and which of its tokens open and close a document."""
+    """Where the tokenizer's files are, and which of its tokens begin and end a document."""
 
     path: str
     """Folder with Hugging Face tokenizer files (`tokenizer.json`, ...). Relative paths start at the working folder."""
     begin_of_text: str | None = None
-    """Token put before each document, e.g. `<|begin_of_text|>`; none by default."""
+    """Token before each document, e.g. `<|begin_of_text|>`; default: none."""
     end_of_text: str
-    """Token put after each document: Megatron's end of document, and the released model's `eos_token`."""
+    """Token after each document: Megatron's end of document and the released model's `eos_token`."""
     sha256: str | None = None
-    """SHA-256 of `tokenizer.json`; when given, another file is refused."""
+    """SHA-256 of `tokenizer.json`; if given, any other file is refused."""
 
 
 class Shape(Section):
-    """What of a model its checkpoints depend on. Names follow Megatron."""
+    """The part of a model that its checkpoints depend on. Names follow Megatron."""
 
     layers: int = Field(gt=0)
     """Number of transformer layers."""
@@ -59,14 +59,14 @@ class Shape(Section):
     query_groups: int = Field(gt=0)
     """Number of key/value heads (`num_key_value_heads`): 1 is multi-query, `attention_heads` is full attention."""
     head_dim: int | None = Field(None, gt=0)
-    """Channels a head; default `hidden_size / attention_heads`."""
+    """Channels per head; default: `hidden_size / attention_heads`."""
     vocab_size: int = Field(gt=0)
-    """Number of token ids of tokenizer and embedding, without padding."""
+    """Number of token ids in tokenizer and embedding, without padding."""
     vocab_padding: int = Field(128, gt=0)
     """The embedding is padded to a multiple of this times the tensor-parallel size (Megatron's
-    `--make-vocab-size-divisible-by`). Padding never leaves the checkpoint: conversion removes it."""
+    `--make-vocab-size-divisible-by`). Padding exists only in checkpoints: conversion removes it."""
     max_position_embeddings: int = Field(gt=0)
-    """Longest context the released model declares, in tokens."""
+    """Longest context that the released model declares, in tokens."""
     rope_theta: float = Field(10000.0, gt=0)
     """Base of the rotary position embedding."""
     rope_scaling: RopeScaling | None = None
@@ -76,11 +76,11 @@ class Shape(Section):
     tie_embeddings: bool = False
     """Whether input and output embedding are one matrix."""
     init_std: float = Field(0.02, gt=0)
-    """Standard deviation of fresh weights (`initializer_range`); continual pre-training starts from the base's."""
+    """Standard deviation of new weights (`initializer_range`); continual pre-training starts from the base's weights."""
 
     @property
     def channels(self) -> int:
-        """Channels a head."""
+        """Channels per head."""
         return self.head_dim if self.head_dim is not None else self.hidden_size // self.attention_heads
 
     def padded_vocab_size(self, tensor: int) -> int:
@@ -101,7 +101,7 @@ class Shape(Section):
             )
         if self.channels % 2:
             raise ValueError(
-                f"head_dim ({self.channels}) must be even: rotary embeddings turn pairs of channels"
+                f"head_dim ({self.channels}) must be even: rotary embeddings rotate pairs of channels"
             )
         return self
 
@@ -112,7 +112,7 @@ class Model(Shape):
     name: str
     """Name of the recipe file, e.g. `llama3_8b`."""
     tokenizer: Tokenizer
-    """Tokenizer and its document boundaries."""
+    """The tokenizer and its document boundaries."""
     huggingface: str | None = None
     """Name of the base model on the Hugging Face Hub, for cards and lineage."""
     license: str = "apache-2.0"

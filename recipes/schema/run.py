@@ -30,14 +30,14 @@ __all__ = ["Recipe"]
 
 
 class Recipe(Section):
-    """Everything a run is made of. `recipes.load.load_recipe` reads, composes and checks one."""
+    """Everything a run is made of; `emma.recipes.load.load_recipe` reads, composes and checks one."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run and of its folder."""
     description: str = ""
-    """One line on what the run is for."""
+    """What the run is for, in one line."""
     seed: int = Field(1234, ge=0)
-    """Seed of fresh weights and dropout-free training; the mix has a seed of its own."""
+    """Seed of new weights and of training, which is free of dropout; the mix has its own seed."""
     model: Model
     data: Data
     precision: Precision
@@ -53,10 +53,10 @@ class Recipe(Section):
     logging: Logging = Logging()
     paths: Paths = Paths()
     environment: dict[str, str] = Field(default_factory=dict)
-    """Environment variables of every rank of this run; they win over the cluster's."""
+    """Environment variables of every rank of this run; they take precedence over the cluster's."""
     megatron_args: dict[str, bool | int | float | str | list[int | float | str]] = Field(default_factory=dict)
     """Megatron arguments passed through as given, named as in `megatron.training` without the leading dashes
-    (`{"log-params-norm": true}`); they win over what the sections above set."""
+    (`{"log-params-norm": true}`); they take precedence over what the sections above set."""
 
     @property
     def data_parallel(self) -> int:
@@ -66,7 +66,7 @@ class Recipe(Section):
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens an optimizer step: global batch × sequence length."""
+        """Tokens per optimizer step: global batch × sequence length."""
         return self.batch.global_ * self.batch.sequence_length
 
     @property
@@ -90,7 +90,7 @@ class Recipe(Section):
         return Path(self.paths.mix) / self.data.name
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain mappings, lists and scalars, under the keys of the YAML files; loads back to an equal recipe."""
+        """Plain mappings, lists and scalars, with the keys of the YAML files; loading them gives an equal recipe."""
         return self.model_dump(mode="json", by_alias=True)
 
     @property

@@ -8,9 +8,9 @@ __all__ = ["Section"]
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys and wrong types are refused, values don't change after loading.
+    """A part of a recipe. Unknown keys and wrong types are refused; values do not change after loading.
 
-    The docstring under each field is the documentation of that key: meaning, unit, default (`recipes.explain` reads it).
+    The docstring under a field documents its key (meaning, unit, default); `emma recipe explain` prints it.
     """
 
     model_config = ConfigDict(

@@ -1,4 +1,4 @@
-"""The part of the `cluster` section that says how jobs reach the machine."""
+"""The part of the `cluster` section that says how jobs are submitted."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def seconds(time_limit: str) -> int:
 
 
 class StageJob(Section):
-    """The job of one stage that is not training: one task on one node."""
+    """The job of a stage other than training: one task on one node."""
 
     partition: str | None = None
-    """Default: the partition of training."""
+    """Partition; default: that of training."""
     time_limit: str = "04:00:00"
-    """`[days-]hours:minutes:seconds`."""
+    """Wall time, `[days-]hours:minutes:seconds`."""
     cpus: int = Field(1, gt=0)
     """Cores of the job (of each array task)."""
     memory: str | None = None
-    """Memory a node as `sbatch --mem` takes it, e.g. `64G`; default the partition's."""
+    """Memory per node, as for `sbatch --mem`, e.g. `64G`; default: the partition's."""
     gpus: int | None = Field(None, ge=0)
-    """GPUs of the job; default one for `evaluate` where the cluster has GPUs, else none."""
+    """GPUs of the job; default: one for `evaluate` on a cluster with GPUs, else none."""
     tasks: int = Field(1, gt=0)
     """Array tasks that share the work (`pack`, and `evaluate` of benchmarks)."""
     concurrent: int | None = Field(None, gt=0)
-    """Array tasks that may run at the same time; default all."""
+    """Array tasks that may run at the same time; default: all."""
     arguments: list[str] = Field(default_factory=list)
     """Further arguments of the stage's command, e.g. `["--base", "models/llama3"]` for evaluate."""
 
@@ -59,15 +59,15 @@ class StageJob(Section):
 
 
 class Slurm(Section):
-    """How jobs are submitted on this cluster, and the environment that they run in."""
+    """How jobs are submitted on this cluster, and the environment they run in."""
 
     template: str = "venv"
-    """Template of the job scripts: `venv`, `apptainer` or `pyxis`, or the path of a file of your own that ends in `.j2`
+    """Template of the job scripts: `venv`, `apptainer`, `pyxis`, or the path of your own file, ending in `.j2`
     (`{% extends "job.sh.j2" %}` reuses the shipped parts)."""
     partition: str | None = None
-    """Partition of the training jobs; default the cluster's default partition."""
+    """Partition of the training jobs; default: Slurm's default partition."""
     account: str | None = None
-    """Account that is charged."""
+    """Account to charge."""
     qos: str | None = None
     """Quality of service."""
     reservation: str | None = None
@@ -77,25 +77,25 @@ class Slurm(Section):
     requires: list[Literal["account", "qos", "partition", "constraint", "reservation"]] = Field(
         default_factory=list
     )
-    """Settings without which this cluster refuses jobs; submission stops early where one is missing."""
+    """Settings that this cluster requires; submission is refused if one is missing."""
     time_limit: str = "24:00:00"
     """Wall time of one training job, `[days-]hours:minutes:seconds`."""
     signal_seconds: int = Field(600, ge=30)
-    """SIGTERM reaches the ranks this many seconds before the time limit (Slurm may be up to a minute early): time for
-    a step under way and a checkpoint."""
+    """SIGTERM reaches the ranks this many seconds before the time limit (Slurm may be a minute early), which must
+    suffice for the current step and a checkpoint."""
     links: int | None = Field(None, gt=0)
-    """Training jobs that are queued one behind the other; default as many as the estimated time needs, 1 without an
-    estimate. The last one requeues itself until the run is finished."""
+    """Training jobs queued one after another; default: as many as the estimated time needs, or 1 without an estimate.
+    The last one requeues itself until the run is finished."""
     attempts: int = Field(3, gt=0)
-    """A run whose jobs end this many times in a row without a new checkpoint is given up."""
+    """A run is given up after this many jobs in a row without a new checkpoint."""
     exclusive: bool = True
     """Training takes whole nodes."""
     gpu_option: str = "--gpus-per-node={gpus}"
-    """How GPUs are asked for; `{gpus}` is the number a node. E.g. `--gres=gpu:h100:{gpus}`."""
+    """Option that requests GPUs; `{gpus}` is the number per node, e.g. `--gres=gpu:h100:{gpus}`."""
     cpus_per_rank: int | None = Field(None, gt=0)
-    """Cores a rank; default the cluster's."""
+    """Cores per rank; default: the cluster's."""
     memory: str | None = None
-    """Memory a node as `sbatch --mem` takes it; `0` is all of it. Default the partition's."""
+    """Memory per node, as for `sbatch --mem`; `0` is all of it. Default: the partition's."""
     sbatch: list[str] = Field(default_factory=list)
     """Further options of every job, e.g. `--licenses=scratch`."""
     srun: list[str] = Field(default_factory=list)
@@ -105,18 +105,18 @@ class Slurm(Section):
     modules: list[str] = Field(default_factory=list)
     """Environment modules to load."""
     venv: str | None = None
-    """Virtual environment with this project (template `venv`); default the one that `emma` runs in."""
+    """Virtual environment with this project (template `venv`); default: the one that `emma` runs in."""
     container: str | None = None
-    """Image with this project (templates `apptainer` and `pyxis`): a .sif or .sqsh file, or a registry's name."""
+    """Image with this project (templates `apptainer` and `pyxis`): a .sif or .sqsh file, or a name in a registry."""
     mounts: list[str] = Field(default_factory=list)
     """Folders that the container sees, `path` or `path:inside`. The working folder is always among them."""
     network_interface: str | None = None
-    """Interface of the fast network's control traffic (NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME), e.g. `ib0` or
-    `hsn`; default their own choice."""
+    """Interface for control traffic (NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME), e.g. `ib0` or `hsn`; default: NCCL's
+    and gloo's own choice."""
     preflight: bool = True
-    """Test the nodes before training: device count, free memory, a matrix product, an all-reduce, disk."""
+    """Test the nodes before training: number of devices, free memory, a matrix product, an all-reduce, disk."""
     confirm_gpu_hours: float = Field(100.0, ge=0)
-    """Submissions that can use more GPU-hours than this ask for confirmation."""
+    """Submissions that may use more GPU-hours than this ask for confirmation."""
     stages: dict[StageName, StageJob] = Field(default_factory=dict)
     """Jobs of the stages around training."""
 

@@ -1,4 +1,4 @@
-"""Sweeps: one run, tried with several values of some of its keys."""
+"""Sweeps: one run, tried with different values for some of its keys."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Value = bool | int | float | str
 
 
 class Parameter(Section):
-    """What a key of the recipe may be: one of `values`, or a number between `low` and `high`; or, under a name of its
-    own, which of several `settings`."""
+    """What a key of the recipe may be: one of `values`, or a number between `low` and `high`. Under any other name: one
+    of several `settings`."""
 
     values: list[Value] | None = None
     """Values to choose from."""
     settings: dict[str, dict[str, Value]] | None = None
-    """Choices that each set several keys, by name, e.g. `{small: {batch.global: 512, schedule.steps: 1000}, ...}`."""
+    """Named choices that each set several keys, e.g. `{small: {batch.global: 512, schedule.steps: 1000}, ...}`."""
     low: float | None = None
     """Smallest number."""
     high: float | None = None
     """Largest number."""
     log: bool = False
-    """Numbers are spread evenly over their logarithm, as suits learning rates."""
+    """Spread numbers evenly on a logarithmic scale, which suits learning rates."""
     integer: bool = False
     """Whole numbers only."""
 
@@ -48,7 +48,7 @@ class Parameter(Section):
 
     @property
     def choices(self) -> list[Value] | None:
-        """What there is to choose from; None for a number between bounds."""
+        """The choices; None for a number between bounds."""
         return list(self.settings) if self.settings is not None else self.values
 
 
@@ -56,14 +56,14 @@ class Metric(Section):
     """A number that a trial logs."""
 
     metric: str = "validation"
-    """`validation`: mean of the groups' losses at the last validation; or a column of `metrics.jsonl` at the last
+    """`validation`, the mean of the groups' losses at the last validation, or a column of `metrics.jsonl` at the last
     step, e.g. `loss` or `tokens_per_second_per_gpu`."""
     groups: list[str] = Field(default_factory=lambda: ["*"])
-    """With `validation`: groups that count, by name or with `*`."""
+    """With `validation`: groups to average, by name or pattern (`*`)."""
 
 
 class Constraint(Metric):
-    """A limit that a trial must keep to be a candidate for the best."""
+    """A limit that a trial must respect to be considered."""
 
     at_most: float | None = None
     """Largest value allowed."""
@@ -83,28 +83,29 @@ class Sweep(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the sweep and of its folder in `<paths.runs>`."""
     description: str = ""
-    """One line on what it is for."""
+    """What the sweep is for, in one line."""
     run: str
     """The run that is varied: a name in recipes/runs or a path of a YAML file."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Keys set in every trial, e.g. `schedule.steps: 500`."""
     parameters: dict[str, Parameter]
-    """Keys that vary, dotted, e.g. `schedule.learning_rate`; whole sections by name, e.g. `precision`, vary too."""
+    """Keys to vary, dotted, e.g. `schedule.learning_rate`, or whole sections, by the names of their files, e.g.
+    `precision`."""
     search: Literal["grid", "random", "tpe", "cmaes", "gp"] = "grid"
-    """`grid`: all combinations of `values`; `random`: drawn independently; the others are Optuna's samplers, which
-    learn from the trials that are done (`pip install emma-recipes[sweep]`)."""
+    """`grid`: all combinations of `values`; `random`: independent draws; the others are Optuna's samplers, which learn
+    from finished trials (`pip install emma-recipes[sweep]`)."""
     trials: int | None = Field(None, gt=0)
-    """Number of trials; a grid has as many as combinations."""
+    """Number of trials; a grid has as many as there are combinations."""
     seed: int = Field(0, ge=0)
     """Seed of the search."""
     concurrent: int = Field(4, gt=0)
     """Trials that may run at the same time."""
     objective: Metric = Metric()
-    """What makes a trial better."""
+    """What is optimised."""
     direction: Literal["minimize", "maximize"] = "minimize"
-    """Which end of the objective is better."""
+    """Whether lower or higher is better."""
     constraints: list[Constraint] = Field(default_factory=list)
-    """What a trial must keep to be a candidate."""
+    """Limits that a trial must respect to be considered."""
     pruning: bool = False
     """Stop trials whose validation is worse than the median of the others at the same step (Optuna's samplers)."""
 

@@ -23,7 +23,7 @@ __all__ = [
 
 
 class Parallelism(Section):
-    """How the model is cut over ranks; what is left of the world size is data parallelism."""
+    """How the model is divided over ranks; the rest of the world size is data parallelism."""
 
     tensor: int = Field(1, gt=0)
     """Tensor-parallel size."""
@@ -32,36 +32,37 @@ class Parallelism(Section):
     context: int = Field(1, gt=0)
     """Context-parallel size (GPU only: it needs Transformer Engine)."""
     virtual_pipeline: int = Field(1, gt=0)
-    """Model chunks a pipeline rank holds (interleaved schedule); 1 is the plain 1F1B schedule."""
+    """Model chunks per pipeline rank (interleaved schedule); 1 is the plain 1F1B schedule."""
     sequence: bool = False
-    """Sequence parallelism: activations outside the tensor-parallel regions are cut along the sequence."""
+    """Sequence parallelism: activations outside the tensor-parallel regions are divided along the sequence."""
     distributed_optimizer: bool = True
-    """Optimizer states are sharded over data-parallel ranks (ZeRO-1)."""
+    """Shard optimizer states over data-parallel ranks (ZeRO-1)."""
     distributed_optimizer_instances: int = Field(1, gt=0)
-    """Groups of data-parallel ranks that each hold a full set of optimizer states."""
+    """Groups of data-parallel ranks, each of which holds a full set of optimizer states."""
     overlap_grad_reduce: bool = False
-    """Gradient reduction overlaps the backward pass."""
+    """Overlap gradient reduction with the backward pass."""
     overlap_param_gather: bool = False
-    """Parameter all-gather overlaps the forward pass; needs `distributed_optimizer` and `overlap_grad_reduce`."""
+    """Overlap the parameter all-gather with the forward pass; needs `distributed_optimizer` and
+    `overlap_grad_reduce`."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recomputation: none, the attention core, or whole layers."""
     recompute_layers: int | None = Field(None, gt=0)
-    """With `recompute: full`: layers a pipeline stage that are recomputed (method `block`); default all of them."""
+    """With `recompute: full`: layers per pipeline stage to recompute (method `block`); default: all."""
 
 
 class Batch(Section):
     """Batch sizes."""
 
     micro: int = Field(gt=0)
-    """Sequences a data-parallel rank processes at once."""
+    """Sequences that a data-parallel rank processes at once (the micro-batch)."""
     # `global` is a Python keyword, so the attribute carries another name than the key.
     global_: int = Field(gt=0, alias="global")
-    """Sequences an optimizer step, over all ranks. Tokens a step = this × `sequence_length`."""
+    """Sequences per optimizer step, over all ranks. Tokens per step: this × `sequence_length`."""
     sequence_length: int = Field(gt=0)
-    """Tokens a sequence."""
+    """Tokens per sequence."""
     document_masking: bool = True
-    """A token attends to its own document only, and positions start anew with each document. Off: it attends to the
-    whole sample, other documents included."""
+    """Tokens attend to their own document only, and positions restart with each document. If off, they attend to the
+    whole sample, including other documents."""
 
 
 class Schedule(Section):
@@ -78,7 +79,7 @@ class Schedule(Section):
     decay: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Shape of the decay; `wsd` is warm-up, stable, decay."""
     wsd_decay_steps: int | None = Field(None, gt=0)
-    """With `decay: wsd`: steps of the final decay."""
+    """With `decay: wsd`: length of the final decay, in steps."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -119,25 +120,25 @@ class Optimizer(Section):
 
 
 class Start(Section):
-    """What the first step of this run begins from. An interrupted run always goes on from its own checkpoints."""
+    """What the first step of this run starts from. An interrupted run always continues from its own checkpoints."""
 
     mode: Literal["weights", "resume", "phase", "scratch"]
-    """`weights`: the weights of `checkpoint`, fresh optimizer, schedule from step 0. `resume`: weights, optimizer,
+    """`weights`: the weights of `checkpoint`, a new optimizer, the schedule from step 0. `resume`: weights, optimizer,
     schedule, random state and data position of `checkpoint`. `phase`: weights and optimizer of `checkpoint`, with
-    schedule, learning rate and mix of this recipe from step 0. `scratch`: fresh weights."""
+    this recipe's schedule, learning rate and mix from step 0. `scratch`: new weights."""
     checkpoint: str | None = None
-    """Folder of a Megatron checkpoint (`emma convert hf-to-megatron` writes one) or of a run; relative paths start
+    """Folder of a run or of a Megatron checkpoint, such as `emma convert hf-to-megatron` writes; relative paths start
     at the working folder."""
     step: int | None = Field(None, gt=0)
-    """Step of `checkpoint` to take; default its latest complete one."""
+    """Step of `checkpoint` to start from; default: the latest complete one."""
 
     reference: str | None = None
-    """Hugging Face folder of the base model. With `mode: weights`: before the first update, the loss of the imported
-    weights on validation samples must equal this model's; otherwise nothing is trained."""
+    """Hugging Face folder of the base model, for `mode: weights`: before the first update, the imported weights must
+    have this model's loss on validation samples, or training does not start."""
     reference_samples: int = Field(1, gt=0)
-    """Samples of each validation group that are compared."""
+    """Samples to compare per validation group."""
     reference_tolerance: float = Field(0.01, gt=0)
-    """Largest difference in nats a token (BF16 rounding stays far below the default)."""
+    """Largest difference in nats per token (BF16 rounding stays far below the default)."""
 
     @model_validator(mode="after")
     def _named(self) -> Self:
@@ -156,15 +157,15 @@ class Checkpoint(Section):
     """When checkpoints are written and which are kept."""
 
     interval: int = Field(gt=0)
-    """Steps between checkpoints; the last step is always saved."""
+    """Steps between checkpoints. The last step is always saved."""
     keep: int | None = Field(None, gt=0)
-    """Latest checkpoints that stay on disk; default all."""
+    """Number of latest checkpoints to keep on disk; default: all."""
     keep_every: int | None = Field(None, gt=0)
-    """Checkpoints at multiples of this many steps stay for good; needs `keep`."""
+    """Checkpoints at multiples of this many steps are never deleted; needs `keep`."""
     asynchronous: bool = False
     """Save in the background."""
     reshardable: bool = True
-    """Optimizer states in the fully reshardable layout, so that another TP×PP×DP can resume."""
+    """Save optimizer states in the fully reshardable layout, so that a run can resume with another TP×PP×DP."""
 
     @model_validator(mode="after")
     def _keep(self) -> Self:
@@ -177,13 +178,13 @@ class Safety(Section):
     """What happens when a step goes wrong."""
 
     rewinds: int = Field(3, ge=0)
-    """Times a run goes back to its latest checkpoint by itself, and skips the batch of a step whose gradient norm was
-    not finite or above `max_grad_norm`, before it stops."""
+    """How often a run may return to its latest checkpoint by itself, to skip the batch of a step whose gradient norm
+    was not finite or above `max_grad_norm`, before it stops."""
     max_grad_norm: float | None = Field(None, gt=0)
-    """Gradient norm (before clipping) above which a step counts as a spike that must be undone; default: only a norm
-    that is not finite."""
+    """Gradient norm (before clipping) above which a step is a spike and undone; default: only if the norm is not
+    finite."""
     skip_steps: list[int] = Field(default_factory=list)
-    """Steps whose batch is read and not trained on."""
+    """Steps whose batch is read but not trained on."""
 
 
 class Validation(Section):
@@ -192,14 +193,14 @@ class Validation(Section):
     interval: int = Field(1000, gt=0)
     """Steps between validations."""
     samples: int | None = Field(None, gt=0)
-    """Sequences a group, at most; default all."""
+    """Most sequences per group; default: all."""
     groups: list[str] | None = None
-    """Groups to evaluate; default every group of the mix."""
+    """Groups to evaluate; default: all groups of the mix."""
     at_start: bool = True
-    """Also before the first step."""
+    """Validate before the first step, too."""
     alert_above: dict[str, float] = Field(default_factory=dict)
-    """Early warning of forgetting, by group: when its loss has risen by more than this many bits a byte since the
-    run's first validation, the run is marked (`alerts.jsonl`, a warning in the log, the report)."""
+    """Early warning of forgetting, by group: if its loss has risen by more than this many bits per byte since the
+    run's first validation, `alerts.jsonl`, the log and the report say so."""
 
 
 class Logging(Section):
@@ -208,12 +209,12 @@ class Logging(Section):
     interval: int = Field(1, gt=0)
     """Steps between lines of `metrics.jsonl`."""
     tensorboard: bool = True
-    """Write `tensorboard/` too."""
+    """Also write `tensorboard/`."""
     wandb_project: str | None = None
-    """Also log to this project of Weights & Biases, into `wandb/` of the run folder (extra `wandb`)."""
+    """Also log to this project on Weights & Biases, with files in `wandb/` of the run folder (extra `wandb`)."""
     wandb_offline: bool = False
-    """Keep Weights & Biases' files on this machine, for nodes without a network; `wandb sync RUN/wandb/offline-*`
-    uploads them later."""
+    """Keep the files of Weights & Biases on this machine, for nodes without network access; `wandb sync
+    RUN/wandb/offline-*` uploads them later."""
 
     @model_validator(mode="after")
     def _offline(self) -> Self:

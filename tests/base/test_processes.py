@@ -45,6 +45,22 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     assert not any(alive(worker) for worker in workers)
 
 
+def test_the_working_folder_is_not_imported_from(tmp_path: Path) -> None:
+    (tmp_path / "program").mkdir()
+    script = tmp_path / "program" / "parent.py"
+    script.write_text(PARENT.replace("preload=[]", "preload=['numpy']").replace("time.sleep(60)", ""))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "numpy.py").write_text('raise RuntimeError("a module of the user")')
+    (folder / "emma.py").write_text('raise RuntimeError("a module of the user")')
+    run = subprocess.run(
+        [sys.executable, str(script)], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "a module of the user" not in run.stderr
+    assert run.stdout.split()
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -204,6 +206,27 @@ def test_without_locks_nothing_is_taken_for_abandoned(
     with staged_folder(tmp_path / "out") as folder:
         (folder / "file").touch()
     assert names(tmp_path) == sorted([left.name, "out"]) and str(left) in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_leftovers_of_another_user_are_no_obstacle(capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that a team shares: one member's job was killed, another one's comes next."""
+    with tempfile.TemporaryDirectory() as name:
+        shared = Path(name)
+        shared.chmod(0o777)
+        before = os.umask(0o077)
+        try:
+            with another_writer(shared / "out") as other:
+                other.kill()
+            (left,) = shared.glob(".out.*.partial")
+            os.seteuid(65534)
+            with staged_folder(shared / "out") as folder:
+                (folder / "file").touch()
+        finally:
+            os.seteuid(0)
+            os.umask(before)
+        assert names(shared) == sorted([left.name, "out"])
+    assert f"{left}: left by a process of another user" in capsys.readouterr().err
 
 
 def work(destination: Path, fingerprint: str, *, fail: bool) -> list[str]:

@@ -9,15 +9,9 @@ from typing import Any
 import pytest
 
 from benchmarks import train_gpu
-from benchmarks.train_gpu import (
-    PRECISIONS,
-    Bench,
-    device_of,
-    layers_that_fit,
-    loss_table,
-    result_of,
-    result_table,
-)
+from benchmarks.gpus import Gpus, device_of
+from benchmarks.precision_results import loss_table, result_of, result_table
+from benchmarks.train_gpu import PRECISIONS, Bench, layers_that_fit
 from emma.base.errors import UserError
 from emma.recipes.schema import Recipe
 from emma.tools.plan.memory import estimate_memory, memory_limit
@@ -29,7 +23,7 @@ from tests.tools.training.test_arguments import arguments, parsed
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """On one H100."""
     options = train_gpu.parse(["--dry-run"])
-    return train_gpu.write_run(tmp_path_factory.mktemp("bench"), options, train_gpu.Gpus("h100", 1, None))
+    return train_gpu.write_run(tmp_path_factory.mktemp("bench"), options, Gpus("h100", 1, None))
 
 
 def test_as_many_layers_as_fit_every_precision(bench: Bench) -> None:
@@ -46,7 +40,7 @@ def test_as_many_layers_as_fit_every_precision(bench: Bench) -> None:
 def test_an_h200_holds_all_layers_with_16_bit_states(tmp_path: Path) -> None:
     given = ["optimizer={exp_avg_dtype: bf16, exp_avg_sq_dtype: bf16}", "parallelism={recompute: full}"]
     options = train_gpu.parse([*given, "--dry-run", "--device", "h200"])
-    bench = train_gpu.write_run(tmp_path, options, train_gpu.Gpus("h200", 1, None))
+    bench = train_gpu.write_run(tmp_path, options, Gpus("h200", 1, None))
     assert layers_that_fit(bench.recipe, ["bf16"], 32) == 32
 
 
@@ -148,7 +142,7 @@ def test_without_a_gpu_it_refuses_and_a_dry_run_shows_the_commands(
 def test_the_runs_themselves_on_the_cpu(tmp_path: Path) -> None:
     """A tiny shape in FP32 and BF16 through the benchmark's own code: data, launches, the peer, results."""
     options = train_gpu.parse(["--steps", "8", "--model", "tiny", "--sequence-length", "64"])
-    shared = train_gpu.write_run(tmp_path, options, train_gpu.Gpus("cpu", 1, None))
+    shared = train_gpu.write_run(tmp_path, options, Gpus("cpu", 1, None))
     bench = Bench(shared.run, tmp_path, 8, (*shared.overrides, "model.vocab_size=16384"))
     train_gpu.prepare_data(bench, 2)
     measured = train_gpu.run_all(bench, ["bf16", "fp32"], 2, 2)

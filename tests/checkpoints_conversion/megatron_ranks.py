@@ -1,4 +1,5 @@
-"""What the ranks of the conversion tests run: Megatron's own loader and forward pass, and short training runs."""
+"""Functions that the ranks of the conversion tests run: Megatron's own loader, forward pass, and short
+training runs."""
 
 from __future__ import annotations
 
@@ -74,7 +75,7 @@ def _loaded(shape: Shape, checkpoint: Path, flags: tuple[str, ...]) -> list[Any]
     )
     for chunk in model:
         for parameter in chunk.parameters():
-            parameter.data.fill_(float("nan"))  # whatever the loader misses shows
+            parameter.data.fill_(float("nan"))  # shows whatever the loader misses
     load_checkpoint(model, None, None, strict=True)
     return model
 
@@ -82,7 +83,8 @@ def _loaded(shape: Shape, checkpoint: Path, flags: tuple[str, ...]) -> list[Any]
 def save_asynchronously(shape: Shape, checkpoint: Path, save: Path, *flags: str) -> None:
     """Loads a checkpoint and saves it as step 1 through Megatron's asynchronous writer.
 
-    On a CPU its arguments are refused, since its lasting worker asks CUDA for devices; the writer that forks does not.
+    Its arguments are refused on a CPU, where its persistent worker asks CUDA for devices; the forking writer
+    works.
     """
     from megatron.training import get_args
     from megatron.training.async_utils import maybe_finalize_async_save
@@ -135,8 +137,8 @@ def logits(shape: Shape, checkpoint: Path, tokens: list[list[int]], *flags: str)
 
 
 def train(shape: Shape, start: Path | None, save: Path, *flags: str) -> None:
-    """Two steps of Megatron's `pretrain` on the synthetic tokens of the patches' tests, from an imported checkpoint or
-    from fresh weights."""
+    """Two steps of Megatron's `pretrain` on the synthetic tokens of the patches' tests, from an imported
+    checkpoint or from scratch."""
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
 
@@ -148,14 +150,16 @@ def train(shape: Shape, start: Path | None, save: Path, *flags: str) -> None:
 
 
 def compare(pairs: list[tuple[Path, Path]], **options: Any) -> list[dict[str, Any]]:
-    """Parity reports of pairs of folders, as plain values: in a rank, since Megatron on a CPU patches torch."""
+    """Parity reports of pairs of folders, as plain values; computed in a rank, since Megatron on a CPU
+    patches torch."""
     from emma.checkpoints_conversion import parity
 
     return [parity.compare(a, b, **options).as_dict() for a, b in pairs]
 
 
 def command(*lines: list[str]) -> list[tuple[int, str, str]]:
-    """Runs lines of `emma` in this process; per line, its exit code, standard output and error message."""
+    """Runs lines of `emma` in this process; returns each line's exit code, standard output, and error
+    message."""
     from click.testing import CliRunner
 
     from emma.base.errors import UserError

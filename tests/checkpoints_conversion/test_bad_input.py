@@ -29,7 +29,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def broken(good: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be broken."""
+    """A copy for tests to corrupt."""
     shutil.copytree(good, tmp_path / "broken")
     return tmp_path / "broken"
 
@@ -59,7 +59,7 @@ def test_truncated_safetensors(broken: Path) -> None:
 def test_truncated_header(broken: Path) -> None:
     path = sorted((broken / "hf").glob("*.safetensors"))[0]
     os.truncate(path, 50)
-    _import_fails(broken / "hf", f"{path.name}: cut inside its header")
+    _import_fails(broken / "hf", f"{path.name}: truncated inside its header")
 
 
 def test_empty_shard(broken: Path) -> None:
@@ -71,7 +71,7 @@ def test_empty_shard(broken: Path) -> None:
 def test_missing_shard(broken: Path) -> None:
     path = sorted((broken / "hf").glob("*.safetensors"))[1]
     path.unlink()
-    _import_fails(broken / "hf", rf"index\.json: names \d+ files of which 1 are not there \({path.name}\)")
+    _import_fails(broken / "hf", rf"index\.json: names \d+ files, of which 1 are missing \({path.name}\)")
 
 
 def test_index_of_another_model(broken: Path) -> None:
@@ -80,7 +80,7 @@ def test_index_of_another_model(broken: Path) -> None:
     index["weight_map"]["model.norm.weight"] = "model-00001-of-00006.safetensors"
     index["weight_map"]["model.norm.weight"] = sorted(set(index["weight_map"].values()))[0]
     path.write_text(json.dumps(index))
-    _import_fails(broken / "hf", r"tensor model\.norm\.weight is said to be in .* and is not")
+    _import_fails(broken / "hf", r"tensor model\.norm\.weight should be in .* but is not")
 
 
 def _rewrite(folder: Path, change: Callable[[dict], None]) -> None:
@@ -106,7 +106,7 @@ def test_parameter_of_another_size(broken: Path) -> None:
         tensors["model.norm.weight"] = tensors["model.norm.weight"][:32].clone()
 
     _rewrite(broken / "hf", cut)
-    _import_fails(broken / "hf", r"model\.norm\.weight has sizes \[32\], config\.json implies \[64\]")
+    _import_fails(broken / "hf", r"model\.norm\.weight has sizes \[32\], but config\.json implies \[64\]")
 
 
 def test_parameter_that_would_be_lost(broken: Path) -> None:
@@ -114,10 +114,10 @@ def test_parameter_that_would_be_lost(broken: Path) -> None:
         tensors["model.layers.0.self_attn.q_proj.bias"] = tensors["model.norm.weight"].clone()
 
     _rewrite(broken / "hf", add)
-    _import_fails(broken / "hf", r"q_proj\.bias belongs to no Llama")
+    _import_fails(broken / "hf", r"q_proj\.bias does not belong to a Llama")
 
 
-def test_old_rotary_buffers_are_no_parameters(broken: Path) -> None:
+def test_old_rotary_buffers_are_not_parameters(broken: Path) -> None:
     def add(tensors: dict) -> None:
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = tensors["model.norm.weight"][:4].clone()
 
@@ -145,7 +145,7 @@ def test_pickled_weights(tmp_path: Path, good: Path) -> None:
     (tmp_path / "hf").mkdir()
     shutil.copy(good / "hf" / "config.json", tmp_path / "hf")
     (tmp_path / "hf" / "pytorch_model.bin").write_bytes(b"x")
-    _import_fails(tmp_path / "hf", "pytorch_model.bin files, which run code")
+    _import_fails(tmp_path / "hf", "pytorch_model.bin files, which can run code")
 
 
 def test_no_model_at_all(tmp_path: Path) -> None:
@@ -172,10 +172,10 @@ def test_checkpoint_without_metadata(broken: Path) -> None:
     folder = broken / "megatron" / "iter_0000000"
     (folder / ".metadata").unlink()
     _export_fails(broken / "megatron", r"step 0: \.metadata is missing")
-    # A mark that lists nothing is a mark; the reader still looks.
+    # An empty completion mark is still a mark; the reader checks anyway.
     (folder / "complete.json").write_text('{"files": {}}')
     _export_fails(
-        broken / "megatron", r"\.metadata or metadata\.json is missing, so it is no complete torch_dist"
+        broken / "megatron", r"\.metadata or metadata\.json is missing, so it is not a complete torch_dist"
     )
 
 
@@ -184,7 +184,7 @@ def test_incomplete_step(broken: Path) -> None:
     shutil.copytree(broken / "megatron" / "iter_0000010", broken / "megatron" / "iter_0000020")
     (broken / "megatron" / "iter_0000020" / "complete.json").unlink()
     _export_fails(broken / "megatron", r"step 20 of .* cannot be used: complete\.json is missing", step=20)
-    _export_fails(broken / "megatron", r"step 30 of .* it is not there; complete are 10", step=30)
+    _export_fails(broken / "megatron", r"step 30 of .* it does not exist; complete steps: 10", step=30)
     manifest = megatron_to_hf.convert(broken / "megatron", broken / "result")
     assert manifest.extra["steps"] == [10]  # the latest complete one
 
@@ -215,7 +215,7 @@ def test_checkpoint_without_description(broken: Path) -> None:
 
 
 def test_no_optimizer_state(good: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no optimizer state"):
+    with pytest.raises(UserError, match="contains no optimizer state"):
         megatron_to_hf.convert(good / "megatron", tmp_path / "result", weights="optimizer")
 
 
@@ -231,7 +231,7 @@ def test_metadata_that_would_run_code(broken: Path) -> None:
 
 
 def test_killed_conversion_leaves_nothing(good: Path, tmp_path: Path) -> None:
-    """SIGTERM in the middle: the process cleans up before it goes."""
+    """SIGTERM midway: the process cleans up before it exits."""
     script = f"""
 import os, signal
 from pathlib import Path

@@ -16,7 +16,7 @@ from tests.ranks import run_ranks
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[int, str, str]]]:
-    """A folder, and what a chain of commands in it gave (in one rank, since parity needs Megatron)."""
+    """A folder, and the results of a chain of commands in it (in one rank, since parity needs Megatron)."""
     root = tmp_path_factory.mktemp("commands")
     save_llama(root / "hf", shard="100KB")
     save_llama(root / "other", seed=1)

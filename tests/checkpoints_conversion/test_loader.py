@@ -1,4 +1,4 @@
-"""Megatron's own loader reads an imported checkpoint at every layout, and computes transformers' logits."""
+"""Megatron's own loader reads an imported checkpoint in every layout and computes transformers' logits."""
 
 from __future__ import annotations
 

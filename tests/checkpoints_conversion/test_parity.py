@@ -1,4 +1,4 @@
-"""Verification passes what is right and catches every kind of wrong conversion."""
+"""Verification accepts correct conversions and catches every kind of wrong one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _each_layer(tensors: Tensors, name: str, change: Callable[[Any], Any]) -> No
 
 
 def _no_rotary_reordering(tensors: Tensors) -> None:
-    """Rows of a head as in Meta's files, which turn neighbouring channels against each other."""
+    """Rows of a head as in Meta's files, which rotate neighbouring channels against each other."""
     for name, heads in (("self_attn.q_proj", HEADS), ("self_attn.k_proj", GROUPS)):
         _each_layer(
             tensors, name, lambda w, n=heads: w.view(n, 2, -1, HIDDEN).transpose(1, 2).reshape(-1, HIDDEN)
@@ -93,7 +93,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     root = tmp_path_factory.mktemp("parity")
     right = save_llama(root / "right", num_key_value_heads=GROUPS, rope_scaling=LLAMA31_SCALING)
-    # The classic form, in which the base stands by itself and can be changed alone.
+    # The classic form, in which `rope_theta` is a separate field that can be changed alone.
     config = json.loads((right / "config.json").read_text())
     rope = config.pop("rope_parameters")
     config |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
@@ -113,7 +113,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def reports(folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    """A report of each folder against the Megatron checkpoint, all made in one rank."""
+    """A report on each folder against the Megatron checkpoint, all computed in one rank."""
     names = [name for name in folders if name != "megatron"]
     (found,) = run_ranks(
         megatron_ranks.compare, 1, [(folders[name], folders["megatron"]) for name in names], timeout=300
@@ -161,7 +161,8 @@ def test_wrong_configuration_is_caught_twice(reports: dict[str, dict[str, Any]],
 
 
 def _every_side(right: Path, megatron: Path, ids: list[int]) -> tuple[Any, Any, Any]:
-    """Logits of the whole transformers model, of transformers by layers, and of Megatron by layers."""
+    """Logits of the whole transformers model, of transformers layer by layer, and of Megatron layer by
+    layer."""
     from transformers import AutoModelForCausalLM
 
     from emma.checkpoints_conversion.parity.megatron_forward import MegatronForward, parallel_state_of_one
@@ -182,7 +183,8 @@ def _every_side(right: Path, megatron: Path, ids: list[int]) -> tuple[Any, Any, 
 
 
 def test_layers_add_up_to_the_model(folders: dict[str, Path]) -> None:
-    """Layer by layer gives what whole models give; for Megatron's, tests of the loader compare with the whole one."""
+    """Layer by layer equals the whole model; for Megatron, the loader's tests compare with the whole
+    model."""
     ids = [(7 * position + 3) % 517 for position in range(150)]
     ((whole, by_layers, megatron),) = run_ranks(_every_side, 1, folders["right"], folders["megatron"], ids)
     assert np.abs(whole - by_layers).max() < 1e-5
@@ -195,7 +197,7 @@ def test_rounding_is_compared_as_rounding(folders: dict[str, Path], tmp_path: Pa
     assert report["passed"], report["faults"]
 
 
-def test_other_models_are_no_match(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_other_models_do_not_match(folders: dict[str, Path], tmp_path: Path) -> None:
     other = save_llama(tmp_path / "other", num_hidden_layers=2, num_key_value_heads=GROUPS)
     ((report,),) = run_ranks(megatron_ranks.compare, 1, [(folders["megatron"], other)])
     assert not report["passed"]
@@ -204,7 +206,8 @@ def test_other_models_are_no_match(folders: dict[str, Path], tmp_path: Path) -> 
 
 
 def test_text_tokenizer_and_page(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Two Hugging Face folders need no Megatron; the page says in words what the JSON says."""
+    """Comparing two Hugging Face folders does not need Megatron; the page says in words what the JSON
+    says."""
     from emma.checkpoints_conversion.parity import compare, read_texts
 
     text = tmp_path / "text.jsonl"
@@ -229,7 +232,7 @@ def test_text_tokenizer_and_page(folders: dict[str, Path], tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.jsonl", '{"text": "a"}', "x.jsonl:1: no object with `text` and `language`"),
+        ("x.jsonl", '{"text": "a"}', "x.jsonl:1: not an object with `text` and `language`"),
         ("x.jsonl", "{", "x.jsonl:1"),
         ("absent.jsonl", None, "no such file"),
     ],
@@ -243,7 +246,7 @@ def test_bad_text(tmp_path: Path, name: str, content: str | None, message: str) 
         read_texts(tmp_path / name)
 
 
-def test_ids_beyond_the_model_are_refused(tmp_path: Path) -> None:
+def test_ids_beyond_the_models_vocabulary_are_refused(tmp_path: Path) -> None:
     from emma.checkpoints_conversion.parity.texts import tokenize
 
     tokenizer = save_tokenizer(tmp_path)

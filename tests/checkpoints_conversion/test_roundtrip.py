@@ -114,7 +114,7 @@ def test_mixed_types_need_a_cast(tmp_path: Path) -> None:
     hf_to_megatron.convert(source, tmp_path / "megatron", dtype="fp32")
 
 
-def test_tokenizer_and_special_tokens_travel(tmp_path: Path) -> None:
+def test_tokenizer_and_special_tokens_are_kept(tmp_path: Path) -> None:
     source = save_llama(tmp_path / "hf", bos_token_id=497, eos_token_id=[498, 499])
     save_tokenizer(source)
     back = _there_and_back(tmp_path, source)

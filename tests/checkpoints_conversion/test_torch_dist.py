@@ -34,7 +34,7 @@ def _mark(folder: Path) -> None:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    """Two layers of a weight, each cut into three blocks of rows, and a vector in another type."""
+    """Two layers of a weight, each split into three blocks of rows, and a vector of another type."""
     blocks = [_block("w", WHOLE, (layer, row, 0), (1, 2, 4)) for layer in range(2) for row in (0, 2, 4)]
     blocks.append(_block("v", torch.arange(5).half(), (0,), (5,)))
     records = write_torch_dist(tmp_path, blocks, {"extra/shard_0_1": {"a": 1}}, file_bytes=100)
@@ -59,13 +59,14 @@ def test_any_slice(written: Path, offsets: tuple[int, ...], sizes: tuple[int, ..
     expected = WHOLE[tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))]
     reader = TorchDistReader(written)
     assert (reader.keys, reader.size("w"), reader.dtype("v")) == ({"w", "v"}, (2, 6, 4), torch.half)
-    for _ in range(2):  # the second time from what the first has found out
+    for _ in range(2):  # the second time from the cached locations
         with reader.open("w", offsets, sizes) as tensor:
             assert torch.equal(tensor, expected)
 
 
 def test_numbers_at_odd_places(tmp_path: Path) -> None:
-    """Archives that follow each other without a gap, as torch's own writer leaves them, put numbers at any byte."""
+    """Adjacent archives without gaps, as torch's own writer leaves them, put data at arbitrary byte
+    offsets."""
     state = {f"{'k' * length}": torch.randn(3, 4) for length in range(1, 9)}
     dcp.save(state, checkpoint_id=tmp_path, no_dist=True)
     _mark(tmp_path)
@@ -82,7 +83,7 @@ def test_a_missing_block_is_refused(tmp_path: Path) -> None:
     write_torch_dist(tmp_path, [_block("w", WHOLE, (0, 0, 0), (1, 6, 4))], {})
     _mark(tmp_path)
     with (
-        pytest.raises(UserError, match=r"24 of the 48 numbers of w at \[0, 0, 0\] are stored"),
+        pytest.raises(UserError, match=r"only 24 of the 48 values of w at \[0, 0, 0\] are stored"),
         TorchDistReader(tmp_path).open("w", (0, 0, 0), (2, 6, 4)),
     ):
         pytest.fail("the slice must not open")

@@ -1,4 +1,4 @@
-"""Megatron's older checkpoints, one pickled file a rank."""
+"""Megatron's older checkpoints, one pickled file per rank."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _layer(tensors: dict[str, Any], number: int, groups: int, tp: int, rank: int
 
 
 class _Foreign:
-    """An object of a class that the reader does not know, filled in every way that a pickle has."""
+    """An object of a class unknown to the reader, filled in every way that pickle supports."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Foreign, (), {"state": 1}, iter([1, 2, 3]), iter([("a", 1)])
@@ -72,7 +72,7 @@ class _Attack:
 def write_ranks(
     run: Path, tensors: dict[str, Any], groups: int, tp: int, pp: int, vpp: int = 1, layers: int = 4
 ) -> Path:
-    """Writes step 2 of a run in the format `torch`; returns the checkpoint's folder."""
+    """Writes step 2 of a run in the `torch` format; returns the checkpoint's folder."""
     folder = run / "checkpoints" / "iter_0000002"
     each = layers // (pp * vpp)
     tied = "lm_head.weight" not in tensors
@@ -99,7 +99,7 @@ def write_ranks(
                     model["embedding.word_embeddings.weight"] = table("model.embed_tokens.weight", t)
                 if p == pp - 1 and chunk == vpp - 1:
                     model["decoder.final_layernorm.weight"] = tensors["model.norm.weight"]
-                    if not tied or pp > 1:  # the last of several stages holds the shared table once more
+                    if not tied or pp > 1:  # the last of several stages repeats the shared table
                         name = "model.embed_tokens.weight" if tied else "lm_head.weight"
                         model["output_layer.weight"] = table(name, t)
                 state["model" if vpp == 1 else f"model{chunk}"] = model
@@ -151,7 +151,7 @@ def _fails(run: Path, tmp_path: Path, message: str, **options: Any) -> None:
 def test_bad_input(tmp_path: Path) -> None:
     run = _run(tmp_path, 2, 2)
     folder = run / "checkpoints" / "iter_0000002"
-    _fails(run, tmp_path, "does not say which of the optimizer's numbers", weights="optimizer")
+    _fails(run, tmp_path, "does not say which of the optimizer's values", weights="optimizer")
     path = folder / "mp_rank_01_000" / "model_optim_rng.pt"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -161,7 +161,7 @@ def test_bad_input(tmp_path: Path) -> None:
     torch.save({"model": {"language_model.embedding.weight": torch.zeros(1)}}, path)
     _fails(run, tmp_path, "legacy models")
     torch.save({"optimizer": {}}, path)
-    _fails(run, tmp_path, "holds no model")
+    _fails(run, tmp_path, "contains no model")
     path.unlink()
     _fails(run, tmp_path, "pipeline rank 0, tensor rank 1 is missing")
     path.write_bytes(whole)
@@ -190,7 +190,7 @@ def test_bad_input(tmp_path: Path) -> None:
     ],
 )
 def test_what_the_training_loop_saves(tmp_path: Path, ranks: int, flags: tuple[str, ...]) -> None:
-    """Megatron itself, which loads what it wrote, computes the logits of the export."""
+    """Megatron itself loads what it wrote and computes the export's logits."""
     from transformers import AutoModelForCausalLM
 
     shape = model_from_hf(save_llama(tmp_path / "hf", num_hidden_layers=4))

@@ -1,5 +1,5 @@
-"""What the training loop loads and saves at any layout comes back to Hugging Face with every bit: HF → Megatron, a step
-at learning rate 0 at that layout, → HF."""
+"""Whatever layout the training loop loads and saves, every bit returns to Hugging Face: HF → Megatron, one
+step at learning rate 0 in that layout, → HF."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STILL = ("--train-iters", "1", "--lr", "0", "--min-lr", "0", "--weight-decay", "
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of the bytes of every tensor, with its type and sizes."""
+    """SHA-256 of every tensor's bytes, with its type and sizes."""
     return {
         name: f"{tensor.dtype} {list(tensor.shape)} {hashlib.sha256(tensor_bytes(tensor)).hexdigest()}"
         for name, tensor in read_tensors(folder).items()
@@ -31,7 +31,7 @@ def hashes(folder: Path) -> dict[str, str]:
 def through_the_trainer(
     folder: Path, tensor: int, pipeline: int, *flags: str, **changes: Any
 ) -> tuple[Path, Path]:
-    """A random model, and what came back of it."""
+    """A random model and its round-trip result."""
     source = save_llama(folder / "hf", num_hidden_layers=4, **changes)
     hf_to_megatron.convert(source, folder / "base")
     shape = find_checkpoint(folder / "base").shape
@@ -58,8 +58,9 @@ def through_the_trainer(
     return source, folder / "back"
 
 
-# Every pair of values of tensor- and pipeline-parallel size, query groups and tied embeddings that can go together
-# occurs (a tensor-parallel rank holds whole query groups). 517 tokens need padding at every layout, to other sizes.
+# Covers every valid pair of values of tensor- and pipeline-parallel size, query groups, and tied embeddings
+# (a tensor-parallel rank holds whole query groups). 517 tokens need padding in every layout, to different
+# sizes.
 COVERING = [
     (1, 2, 2, True),
     *(
@@ -94,7 +95,7 @@ def test_vocabulary_that_needs_no_padding(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_bf16_and_its_optimizer(tmp_path: Path) -> None:
-    """The optimizer's FP32 copies of BF16 weights are those weights as long as nothing is learnt."""
+    """The optimizer's FP32 copies of BF16 weights equal those weights as long as nothing is learnt."""
     source, back = through_the_trainer(
         *(tmp_path, 2, 2, "--bf16", "--dist-ckpt-optim-fully-reshardable"),
         dtype="bfloat16",
@@ -116,7 +117,7 @@ def test_asynchronous_save(tmp_path: Path) -> None:
         *(megatron_ranks.save_asynchronously, 2, shape, tmp_path / "base", checkpoints, *layout), timeout=400
     )
     describe_run(tmp_path / "run", shape, save_tokenizer(tmp_path / "tokenizer"))
-    # Nothing marked it complete, as nothing does after stock Megatron; its tracker says so.
+    # Without a completion mark, as stock Megatron leaves it; its tracker file names the step.
     manifest = megatron_to_hf.convert(tmp_path / "run", tmp_path / "back")
     assert manifest.extra["steps"] == [1]
     assert hashes(tmp_path / "back") == hashes(source)

@@ -1,4 +1,4 @@
-"""Checkpoints that Megatron's training loop wrote, at several layouts, become Hugging Face models."""
+"""Checkpoints that Megatron's training loop wrote in several layouts become Hugging Face models."""
 
 from __future__ import annotations
 
@@ -149,15 +149,15 @@ def test_average_of_steps(trained: Path, tmp_path: Path) -> None:
         parts.append(read_tensors(tmp_path / f"{step}"))
     expected = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
     assert same_bits(expected, read_tensors(tmp_path / "mean"))
-    with pytest.raises(UserError, match="exclude each other"):
+    with pytest.raises(UserError, match="cannot be combined"):
         megatron_to_hf.convert(trained, tmp_path / "x", average=(1, 2), step=1)
-    with pytest.raises(UserError, match="two or more steps"):
+    with pytest.raises(UserError, match="two or more distinct steps"):
         megatron_to_hf.convert(trained, tmp_path / "x", average=(1, 1))
 
 
 @pytest.mark.slow
 def test_optimizer_state_that_cannot_be_told_apart(tmp_path: Path) -> None:
-    """Megatron's default layout of the optimizer's state (dp_reshardable) is refused with the reason."""
+    """Megatron's default layout of the optimizer state (dp_reshardable) is refused with the reason."""
     source = save_llama(tmp_path / "hf", num_hidden_layers=2)
     hf_to_megatron.convert(source, tmp_path / "base")
     shape = find_checkpoint(tmp_path / "base").shape
@@ -188,12 +188,12 @@ def test_the_recipes_tokenizer_is_checked(trained: Path, tmp_path: Path) -> None
     describe_run(run, plain, tokenizer, path="elsewhere")
     assert find_checkpoint(run, tokenizer=tokenizer).tokens.end == (498,)
     save_tokenizer(tokenizer, vocab_size=600)
-    fails("600 tokens, the model has 517")
+    fails("600 tokens, but the model has 517")
 
 
 @pytest.mark.slow
 def test_lm_eval_scores_the_export(trained: Path, tmp_path: Path) -> None:
-    """The evaluation harness's `hf` backend accepts the folder and computes what transformers computes."""
+    """The evaluation harness's `hf` backend accepts the folder and computes the same as transformers."""
     pytest.importorskip("lm_eval")
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM

@@ -1,4 +1,4 @@
-"""Small real models in Hugging Face folders, for the tests of conversion."""
+"""Small real models in Hugging Face folders, for the conversion tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LLAMA31_SCALING = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    # Short, so that the scaling acts within the lengths that tests can afford.
+    # Short, so that the scaling takes effect within lengths that tests can afford.
     "original_max_position_embeddings": 64,
 }
 
@@ -25,9 +25,9 @@ def save_llama(
 
     Args:
         folder: where it goes.
-        dtype: torch's name of the type of the weights.
-        shard: largest file.
-        seed: of the random weights.
+        dtype: torch's name of the weights' type.
+        shard: maximum file size.
+        seed: seed of the random weights.
         changes: fields of `LlamaConfig`; the defaults are 3 layers, 8 heads, 2 query groups, 517 tokens.
     """
     import torch
@@ -44,23 +44,26 @@ def save_llama(
         "max_position_embeddings": 256,
         "rms_norm_eps": 1e-5,
         "rope_theta": 500000.0,
-        # Larger than usual, so that a wrong conversion moves the logits by much.
+        # Larger than usual, so that a wrong conversion changes the logits a lot.
         "initializer_range": 0.1,
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    # A copy, since the configuration writes into what it is given.
+    # A copy, since the configuration modifies its arguments.
     model = LlamaForCausalLM(LlamaConfig(**copy.deepcopy(settings | changes)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:  # transformers begins with ones, which would hide a lost or swapped norm
+            if (
+                "norm" in name
+            ):  # transformers initialises norms with ones, which would hide a lost or swapped norm
                 parameter.uniform_(0.5, 1.5)
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
     return folder
 
 
 def save_tokenizer(folder: Path, *, vocab_size: int = 500) -> Path:
-    """Writes a byte-level tokenizer with `<|begin|>`, `<|end|>` and `<|pad|>` as its last ids; returns the folder."""
+    """Writes a byte-level tokenizer with `<|begin|>`, `<|end|>`, and `<|pad|>` as its last ids; returns the
+    folder."""
     import json
 
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -78,7 +81,7 @@ def save_tokenizer(folder: Path, *, vocab_size: int = 500) -> Path:
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|begin|>",
-        # Both forms that such files have: the text alone, and a record.
+        # Both forms found in such files: the text alone, and a record.
         "eos_token": {"__type": "AddedToken", "content": "<|end|>", "special": True},
         "pad_token": "<|pad|>",
     }
@@ -87,7 +90,8 @@ def save_tokenizer(folder: Path, *, vocab_size: int = 500) -> Path:
 
 
 def describe_run(run: Path, shape: Shape, tokenizer: Path, **section: Any) -> None:
-    """Writes the `recipe.yaml` of a run folder: its section `model`; `section` changes that of the tokenizer."""
+    """Writes a run folder's `recipe.yaml` with its section `model`; `section` changes that of the
+    tokenizer."""
     from ruamel.yaml import YAML
 
     tokens = {"path": str(tokenizer), "begin_of_text": "<|begin|>", "end_of_text": "<|end|>"}
@@ -111,7 +115,7 @@ def read_tensors(folder: Path) -> dict[str, Any]:
 
 
 def same_bits(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two sets of tensors have the same names, types, sizes and bits."""
+    """Whether two sets of tensors have the same names, types, sizes, and bits."""
     import torch
 
     return one.keys() == other.keys() and all(

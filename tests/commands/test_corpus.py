@@ -72,7 +72,7 @@ def test_stats(run: str, tmp_path: Path) -> None:
     compared = orjson.loads(emma("corpus", "stats", run, "--against", str(published), "--json").out)
     assert compared["published"]["high"]["languages"] == 1
     text = emma("corpus", "stats", run, "--against", str(published)).out
-    assert "1 published ones are not in this corpus" in text
+    assert "published languages that are not in this corpus: 1" in text
 
 
 def test_peek(run: str) -> None:

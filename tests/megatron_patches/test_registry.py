@@ -12,7 +12,8 @@ import pytest
 
 from emma.megatron_patches import PatchError, registry
 from emma.megatron_patches.machine import Machine, _visible
-from emma.megatron_patches.registry import Decision, Patch, Target, patches
+from emma.megatron_patches.patch import Decision, Patch, Target
+from emma.megatron_patches.registry import patches
 
 CPU = Machine(gpus=0, transformer_engine=False, apex=False)
 GPU = Machine(gpus=8, transformer_engine=True, apex=False)

@@ -17,7 +17,7 @@ IMPOSSIBLE: dict[str, tuple[list[str], str, list[str]]] = {
     "more tensor parallelism than a node": (
         ["parallelism.tensor=16"],
         "parallelism.tensor",
-        ["16 is more than the 8 GPUs of a node"],
+        ["16 exceeds the 8 GPUs of a node"],
     ),
     "tensor parallelism and attention heads": (
         ["parallelism.tensor=8", "model.attention_heads=36", "model.query_groups=12", "model.head_dim=128"],
@@ -44,10 +44,10 @@ IMPOSSIBLE: dict[str, tuple[list[str], str, list[str]]] = {
         "parallelism.virtual_pipeline",
         ["at least 2 stages"],
     ),
-    "interleaving and microbatches": (
+    "interleaving and micro-batches": (
         ["parallelism.pipeline=4", "parallelism.virtual_pipeline=2", "batch.global=2064", "batch.micro=2"],
         "batch.global",
-        ["129 microbatches", "4 pipeline stages"],
+        ["129 micro-batches", "4 pipeline stages"],
     ),
     "sequence parallelism alone": (["parallelism.tensor=1"], "parallelism.sequence", ["of which there is 1"]),
     "context parallelism and document masking": (
@@ -71,7 +71,7 @@ IMPOSSIBLE: dict[str, tuple[list[str], str, list[str]]] = {
             *("parallelism.recompute=full", "parallelism.recompute_layers=9"),
         ],
         "parallelism.recompute_layers",
-        ["9 is more than the 8 layers"],
+        ["9 exceeds the 8 layers"],
     ),
     "gathering weights without reducing gradients": (
         ["parallelism.overlap_grad_reduce=false"],
@@ -124,12 +124,12 @@ IMPOSSIBLE: dict[str, tuple[list[str], str, list[str]]] = {
     "nothing left in FP8": (
         ["precision=fp8_tensorwise", "precision.first_last_layers_bf16=16"],
         "precision.first_last_layers_bf16",
-        ["no layer of 32"],
+        ["none of 32 layers"],
     ),
     "more BF16 layers than a stage has": (
         ["precision=fp8_tensorwise", "parallelism.pipeline=4", "precision.first_last_layers_bf16=9"],
         "precision.first_last_layers_bf16",
-        ["9 is more than the 8 layers"],
+        ["9 exceeds the 8 layers"],
     ),
     "FP8 weights without a distributed optimizer": (
         [

@@ -141,15 +141,62 @@ def test_list_names_everything() -> None:
     assert all(run in text for run in PUBLISHED)
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("runs/emma_*.yaml")), ids=lambda path: path.stem)
+RUN_FILES = [*sorted(ROOT.glob("runs/emma_*.yaml")), *sorted(ROOT.glob("runs/parts/*.yaml"))]
+
+# Keys that say nothing themselves, or name files that hold their own sources.
+NAMES = {"description", "extends", "model", "data"}
+COUNTS = {"these two": 2, "these three": 3, "these four": 4, "these five": 5}
+
+
+def without_source(text: str) -> list[str]:
+    """Values without a comment, and comments that speak of more values than follow.
+
+    A comment covers the value directly below it, or as many as it says ("These two are published: ...").
+    """
+    faults: list[str] = []
+    comment, covered = "", 0
+    for line in [*text.splitlines(), ""]:
+        word = line.strip()
+        if covered and (not word or word.startswith("#")):
+            faults.append(f"covers {covered} more: {comment}")
+            comment, covered = "", 0
+        if word.startswith("#"):
+            comment = f"{comment} {word.lstrip('# ')}".strip()
+            continue
+        key, _, value = word.partition(": ")
+        if not value or (line == word and key in NAMES):
+            comment = ""
+            continue
+        if comment and not covered:
+            covered = next((n for words, n in COUNTS.items() if words in comment.lower()), 1)
+        if not covered:
+            faults.append(f"no source: {word}")
+            continue
+        covered -= 1
+        if not covered:
+            comment = ""
+    return faults
+
+
+@pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: path.stem)
 def test_every_value_of_a_run_has_its_source(path: Path) -> None:
-    """A key that a run sets for training has a comment directly above it, or shares its group's."""
+    assert without_source(path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: path.stem)
+def test_no_source_of_a_value_can_be_missing(path: Path) -> None:
+    """Whichever comment is deleted, and whichever value is added, is found."""
     lines = path.read_text().splitlines()
-    commented = False
-    for line in lines:
-        if line.lstrip().startswith("#"):
-            commented = True
-        elif not line.strip():
-            commented = False
-        elif line.startswith("  "):
-            assert commented, f"{path.name}: no comment above `{line.strip()}`"
+    inside = next(number for number, line in enumerate(lines) if not line)
+    starts = [
+        number
+        for number in range(inside, len(lines))
+        if lines[number].lstrip().startswith("#") and not lines[number - 1].lstrip().startswith("#")
+    ]
+    for start in starts:
+        stop = next(n for n in range(start, len(lines)) if not lines[n].lstrip().startswith("#"))
+        assert without_source("\n".join(lines[:start] + lines[stop:])), lines[start]
+    for number in range(inside, len(lines)):
+        if lines[number].startswith("  ") and not lines[number].lstrip().startswith("#"):
+            assert without_source("\n".join([*lines[: number + 1], "  added: 1", *lines[number + 1 :]]))
+    assert starts or not any(line.startswith("  ") for line in lines)

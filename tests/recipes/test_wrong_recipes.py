@@ -193,7 +193,7 @@ def test_wrong_override_gives_one_message(override: str) -> None:
     [
         ("emma_llama3_8b_bj", ["no run `emma_llama3_8b_bj`", "`emma_llama3_8b_bi`"]),
         ("nowhere.yaml", ["nowhere.yaml: no such recipe file"]),
-        (".", [".: a folder without recipe.yaml"]),
+        (".", [".: not a run folder"]),
     ],
 )
 def test_wrong_run_gives_one_message(

@@ -1,4 +1,4 @@
-"""Slurm's accounting for the test cluster: MariaDB and slurmdbd, all of their files in one folder."""
+"""Slurm's accounting for the test cluster: MariaDB and slurmdbd, with all their files in one folder."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ StorageLoc=slurm_acct
 
 
 def configuration(folder: Path, host: str, port: int) -> str:
-    """Lines of `slurm.conf`: jobs need an account that the database knows."""
+    """Lines for `slurm.conf`: jobs need an account that the database knows."""
     return (
         "AccountingStorageType=accounting_storage/slurmdbd\n"
         f"AccountingStorageHost={host}\n"
         f"AccountingStoragePort={port}\n"
-        # With munge, this is not a password but the socket of its daemon.
+        # With munge, this is its daemon's socket, not a password.
         f"AccountingStoragePass={folder}/munge.socket\n"
         "AccountingStorageEnforce=associations\n"
         "JobAcctGatherType=jobacct_gather/linux\n"
@@ -48,10 +48,10 @@ def configuration(folder: Path, host: str, port: int) -> str:
 def start_accounting(folder: Path, port: int, database_port: int) -> None:
     """Starts MariaDB and slurmdbd; munged must run."""
     data, password = folder / "mariadb", secrets.token_hex(8)
-    # A configuration of the machine must not reach this server.
+    # The machine's own configuration must not affect this server.
     own = ["--no-defaults", "--user=root", f"--datadir={data}"]
     _run(["mariadb-install-db", *own, "--auth-root-authentication-method=normal", "--skip-test-db"])
-    # What a server executes when it starts; there is no client to ask.
+    # Statements that the server runs at start-up, since there is no client.
     setup = folder / "mariadb.sql"
     setup.write_text(
         f"CREATE USER slurm@'%' IDENTIFIED BY '{password}';\nGRANT ALL ON slurm_acct.* TO slurm@'%';\n"
@@ -75,7 +75,7 @@ def start_accounting(folder: Path, port: int, database_port: int) -> None:
     file = folder / "slurmdbd.conf"
     file.touch(mode=0o600)
     file.write_text(text)
-    # It looks for its file beside the one that SLURM_CONF names.
+    # It looks for its file beside the one named by SLURM_CONF.
     environment = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
     _run(["slurmdbd"], environment)
     _wait_for_port(port, folder / "slurmdbd.log")

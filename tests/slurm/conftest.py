@@ -17,7 +17,7 @@ MakeRecipe = Callable[..., Recipe]
 
 @pytest.fixture
 def without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No Slurm command is found, whatever this machine has."""
+    """Hides all Slurm commands, whatever this machine has."""
     real = shutil.which
     names = {"sbatch", "squeue", "scontrol", "sacct"}
     monkeypatch.setattr(shutil, "which", lambda name, *rest: None if name in names else real(name, *rest))
@@ -25,7 +25,7 @@ def without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRecipe:
-    """Recipes of a small run in a working folder of its own; `ready` makes the folders that its stages read."""
+    """Recipes of a small run in its own working folder; `ready` creates the folders that its stages read."""
     monkeypatch.chdir(tmp_path)
     file = write_small_run(tmp_path)
 

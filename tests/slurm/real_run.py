@@ -1,4 +1,4 @@
-"""A small run that is trained by real jobs on the test cluster."""
+"""A small run that real jobs train on the test cluster."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GLOBAL_BATCH, LENGTH = 8, 32
 
 
 def emma(slurm: TwoNodes, work: Path, *arguments: str, code: int = 0) -> str:
-    """Output of the command line in `work`, on the test cluster."""
+    """Output of a command line in `work`, on the test cluster."""
     done = subprocess.run(
         [sys.executable, "-P", "-m", "emma.cli", *arguments],
         cwd=work,
@@ -52,7 +52,7 @@ class RealRun:
         return self.work / "runs" / self.name
 
     def submit(self, cluster: str, *arguments: str, code: int = 0) -> str:
-        """`emma slurm submit` on a cluster section, with the limits of the test cluster."""
+        """`emma slurm submit` for a cluster section, with the limits of the test cluster."""
         limits = "cluster.slurm={exclusive: false, time_limit: '00:40:00', signal_seconds: 60}"
         name = f"name={self.name}"
         return emma(
@@ -69,7 +69,7 @@ class RealRun:
         )
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """Events of the run, or those of one kind."""
+        """Events of the run, optionally of one kind."""
         return [event for event in History(self.folder).events() if kind in (None, event["event"])]
 
     def launches(self) -> list[int]:
@@ -87,21 +87,21 @@ class RealRun:
         return self.node_of_launch(self.launches()[-1])
 
     def jobs(self, link: str | None = None) -> list[int]:
-        """Jobs that were submitted, or those of one link."""
+        """Submitted jobs, optionally those of one link."""
         return [event["job"] for event in self.events("submitted") if link in (None, event["link"])]
 
     def state(self, job: int | None = None) -> str:
-        """Slurm's state of a job, by default of the last one submitted."""
+        """Slurm's state of a job, by default the last one submitted."""
         return self._shown("JobState", job)
 
     def waits_for(self, job: int) -> str:
-        """What a job waits for besides its turn, as Slurm writes it."""
+        """What a job waits for besides its turn, in Slurm's notation."""
         conditions = self._shown("Dependency", job).replace("(unfulfilled)", "").split(",")
         return ",".join(sorted(set(conditions) - {"singleton"}))
 
     def limit_time(self, seconds: int) -> None:
-        """Moves the time limit of the job that runs close: to between `seconds` and a minute more from now. Slurm's
-        limits are whole minutes."""
+        """Moves the running job's time limit close: between `seconds` and a minute more from now, since
+        Slurm's limits are whole minutes."""
         hours, minutes, rest = map(int, self._shown("RunTime").split(":"))
         self.set_time_limit((hours * 3600 + minutes * 60 + rest + seconds) // 60 + 1)
 
@@ -135,11 +135,11 @@ class RealRun:
         return self.slurm.processes(node, "emma.tools.training.worker", str(self.folder))
 
     def logged(self) -> list[int]:
-        """Steps in the order in which they were logged, repeated ones too."""
+        """Steps in the order in which they were logged, including repeated ones."""
         return _logged(RunFolder(self.folder).metrics_file.read_bytes())
 
     def wait_until_logged(self, step: int, after: int, seconds: float) -> None:
-        """Waits until `step` is logged among the lines that follow the first `after`: a launch may repeat steps."""
+        """Waits until `step` is logged after the first `after` lines: a launch may repeat steps."""
         self._wait(lambda: step in self.logged()[after:], f"step {step} again", seconds)
 
     def wait_until_finished(self, seconds: float) -> None:
@@ -162,7 +162,7 @@ class RealRun:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
     def logs(self) -> str:
-        """Ends of the job's and the ranks' logs."""
+        """Tails of the job's and the ranks' logs."""
         paths = [
             *sorted(self.folder.glob("logs/slurm/*.log")),
             *sorted(self.folder.glob("logs/launch-*/*.log"))[-6:],
@@ -176,10 +176,10 @@ def _logged(text: bytes) -> list[int]:
 
 
 def make_run(folder: Path, name: str, steps: int, slurm: TwoNodes) -> RealRun:
-    """A run of `steps` steps over a mix of its own below `folder`; runs in one folder share it."""
+    """A run of `steps` steps over its own mix under `folder`; runs in one folder share it."""
     if not (folder / "small.yaml").is_file():
         mix = make_tiny_mix(folder, samples=steps * GLOBAL_BATCH, sequence_length=LENGTH, vocab_size=512)
-        # What `transformers` has to know to open documents, in an export's evaluation.
+        # What `transformers` needs to open documents when an export is evaluated.
         special = {"bos_token": BEGIN, "eos_token": END, "tokenizer_class": "PreTrainedTokenizerFast"}
         write_json(mix.tokenizer / "tokenizer_config.json", special)
         path = write_small_run(folder, mix.data.model_dump(mode="json"), mix.tokenizer)

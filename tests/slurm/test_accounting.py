@@ -1,4 +1,4 @@
-"""Accounts and ended jobs on a real Slurm that keeps accounting."""
+"""Accounts and ended jobs on a real Slurm with accounting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ONE_RANK = "cluster={nodes: 1, gpus_per_node: 1, device: cpu}"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
-    """A cluster of its own, with a database."""
+    """A separate cluster with a database."""
     with running_nodes(tmp_path_factory.mktemp("accounting"), accounting=True) as nodes:
         yield nodes
 
@@ -27,7 +27,7 @@ def test_accounts_are_checked_and_ended_jobs_are_known(cluster: TwoNodes, tmp_pa
     run = make_run(tmp_path, "counted", 20, cluster)
     train = (ONE_RANK, "--only", "train")
     said = run.submit(*train, "cluster.slurm.account=project_2", code=2)
-    assert f"`project_2` is none of your accounts. Fix: did you mean `{ACCOUNT}`" in said
+    assert f"`project_2` is not one of your accounts. Fix: did you mean `{ACCOUNT}`" in said
     run.submit(*train, f"cluster.slurm.account={ACCOUNT}")
     cluster.wait(lambda: bool(run.launches()), f"it runs\n{run.logs()}", 90)
     run.cancel()

@@ -29,7 +29,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_chain_from_text_to_release(slurm: TwoNodes, tmp_path: Path) -> None:
     run = make_run(tmp_path, "chained", STEPS, slurm)
-    # Only text and tokenizer are there; store and mix are the chain's to make.
+    # Only the text and the tokenizer exist; the chain makes the store and the mix.
     for folder in ("store", "mix"):
         (tmp_path / folder).rename(tmp_path / f"unused-{folder}")
     stages = "cluster.slurm.stages={pack: {tasks: 4, concurrent: 2}, evaluate: {arguments: ['--limit=3']}}"
@@ -41,7 +41,7 @@ def test_the_chain_from_text_to_release(slurm: TwoNodes, tmp_path: Path) -> None
     assert "pack" in shown and "pending (after afterok:" in shown and "chained" in shown
     again = run.submit(CLUSTER, stages, "--links", "2")
     assert "nothing to submit" in again and "in the queue" in again
-    # The first link is asked to leave half-way, as Slurm does ahead of a time limit; the second one goes on.
+    # The first link is asked to stop halfway, as Slurm does before a time limit; the second one continues.
     run.wait_for_step(3, 900)
     slurm.command("scancel", "--signal=TERM", str(run.jobs("train-1")[0]))
     last = run.jobs("release")[0]
@@ -61,7 +61,7 @@ def test_the_chain_from_text_to_release(slurm: TwoNodes, tmp_path: Path) -> None
 def test_a_stage_that_fails_ends_the_chain(slurm: TwoNodes, tmp_path: Path) -> None:
     run = make_run(tmp_path, "broken", STEPS, slurm)
     (tmp_path / "mix").rename(tmp_path / "unused-mix")
-    # More repetitions than the recipe allows: the plan of the mix fails in its job.
+    # More repetitions than the recipe allows: planning the mix fails in its job.
     run.submit(CLUSTER, "--links", "2", "data.mix.components.monolingual.max_epochs=0.0001")
     slurm.wait(lambda: run.state(run.jobs("mix")[0]) == "FAILED", "the mix fails", 300)
     slurm.wait(

@@ -10,7 +10,7 @@ from emma.base.errors import CheckFailedError, UserError
 from emma.base.files import read_json, write_json
 from emma.recipes.load import write_recipe
 from emma.slurm.history import History
-from emma.slurm.link import AGAIN, GOES_ON, begin, end, failed_nodes
+from emma.slurm.link import AGAIN, CONTINUES, begin, end, failed_nodes
 from emma.tools.runs.run_folder import RunFolder
 from tests.slurm.conftest import MakeRecipe
 from tests.tools.runs.test_checkpoints import save
@@ -18,7 +18,7 @@ from tests.tools.runs.test_checkpoints import save
 
 @pytest.fixture
 def run(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
-    """A run as `emma slurm submit` leaves it, in job 7; its mix is taken for granted."""
+    """A run as `emma slurm submit` leaves it, in job 7; assumes that its mix exists."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr("emma.tools.training.plan_start.check_mix", lambda recipe: None)
     monkeypatch.setattr("emma.tools.training.plan_start.describe", lambda recipe, run, mix: "")
@@ -35,16 +35,16 @@ def test_a_finished_run_starts_no_ranks(run: RunFolder) -> None:
 
 def test_each_launch_has_logs_of_its_own(run: RunFolder) -> None:
     first = begin(run.path, [7])
-    assert end(run.path, 0) == GOES_ON
+    assert end(run.path, 0) == CONTINUES
     second = begin(run.path, [7])
     assert first is not None and second is not None and first != second
     assert [event["event"] for event in History(run.path).events()] == ["began", "ended", "began"]
 
 
-def test_a_run_without_progress_is_given_up_and_a_new_submission_counts_anew(run: RunFolder) -> None:
+def test_a_run_without_progress_is_given_up_and_a_new_submission_resets_the_count(run: RunFolder) -> None:
     for _ in range(2):
         begin(run.path, [7])
-        assert end(run.path, 1) == GOES_ON
+        assert end(run.path, 1) == CONTINUES
     begin(run.path, [7])
     with pytest.raises(CheckFailedError, match="3 jobs in a row ended at step 0 without a new checkpoint"):
         end(run.path, 1)
@@ -55,18 +55,18 @@ def test_a_run_without_progress_is_given_up_and_a_new_submission_counts_anew(run
 
 
 def test_jobs_that_died_without_a_word_count_too(run: RunFolder) -> None:
-    """A lost node or the time limit leave no `ended`."""
+    """A lost node or a time limit leaves no `ended`."""
     for _ in range(3):
         begin(run.path, [7])
     with pytest.raises(CheckFailedError, match="given up"):
         begin(run.path, [7])
 
 
-def test_progress_starts_the_count_anew(run: RunFolder) -> None:
+def test_progress_resets_the_count(run: RunFolder) -> None:
     for step in (1, 2, 3, 4, 5):
         begin(run.path, [7])
         save(run.checkpoints, step)
-        assert end(run.path, 1) == GOES_ON
+        assert end(run.path, 1) == CONTINUES
 
 
 def test_a_launch_that_went_back_is_started_again_and_is_no_failed_attempt(run: RunFolder) -> None:
@@ -76,7 +76,7 @@ def test_a_launch_that_went_back_is_started_again_and_is_no_failed_attempt(run: 
         write_json(run.state_file, state)
         assert end(run.path, 0) == AGAIN
     begin(run.path, [7])
-    assert end(run.path, 1) == GOES_ON, "what an earlier launch said does not count"
+    assert end(run.path, 1) == CONTINUES, "what an earlier launch said does not count"
 
 
 def test_the_base_models_own_loss_is_there_before_the_ranks_start(
@@ -91,11 +91,11 @@ def test_the_base_models_own_loss_is_there_before_the_ranks_start(
     assert asked == [1]
 
 
-def test_a_job_that_is_gone_gives_its_claim_up(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_is_gone_loses_its_claim(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     begin(run.path, [7])
     first = run.read_launch()
     monkeypatch.setenv("SLURM_JOB_ID", "8")
-    with pytest.raises(UserError, match=r"Slurm job 7 .* writes this run"):
+    with pytest.raises(UserError, match=r"Slurm job 7 .* has been writing this run"):
         begin(run.path, [7, 8])
     begin(run.path, [8])
     assert not run.holds_claim(first) and run.holds_claim(run.read_launch())
@@ -108,21 +108,21 @@ def test_a_restarted_job_takes_its_own_claim_over(run: RunFolder) -> None:
     assert not run.holds_claim(first)
 
 
-def test_a_writer_outside_of_slurm_is_respected(run: RunFolder) -> None:
+def test_a_writer_outside_slurm_is_respected(run: RunFolder) -> None:
     write_json(run.writer_file, {"writer": "x", "host": "another", "pid": 5, "job": None, "started": "now"})
-    with pytest.raises(UserError, match="process 5 on another writes this run"):
+    with pytest.raises(UserError, match="process 5 on another has been writing this run"):
         begin(run.path, [7])
 
 
-def test_a_launch_that_was_taken_over_does_not_go_on(run: RunFolder) -> None:
+def test_a_launch_that_was_taken_over_does_not_continue(run: RunFolder) -> None:
     begin(run.path, [7])
     write_json(run.writer_file, {"writer": "x", "host": "another", "pid": 5, "job": "9", "started": "now"})
-    with pytest.raises(CheckFailedError, match="another launch took this run over"):
+    with pytest.raises(CheckFailedError, match="another launch has taken over this run"):
         end(run.path, 2)
     assert read_json(run.writer_file)["writer"] == "x"
 
 
-def test_a_stop_of_a_team_mate_ends_the_chain(run: RunFolder) -> None:
+def test_a_teammates_stop_ends_the_chain(run: RunFolder) -> None:
     begin(run.path, [7])
     run.stop_request.touch()
     with pytest.raises(CheckFailedError, match="remove the file and submit again"):

@@ -1,4 +1,4 @@
-"""Reading what Slurm prints."""
+"""Parsing Slurm's output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Room on disk before anything is submitted."""
+"""Disk space is checked before anything is submitted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_what_the_file_system_leaves(tmp_path: Path) -> None:
 
 def test_checkpoints_that_find_no_room_are_refused(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(*BIG, "checkpoint={interval: 1, keep: null}", "schedule.steps=5000")
-    # 5,000 checkpoints of 8 billion parameters are half a petabyte.
+    # 5,000 checkpoints of 8 billion parameters take half a petabyte.
     with pytest.raises(UserError, match=r"paths\.runs: .* its file system leaves .* 5001 checkpoints need"):
         check_room(recipe, stages_between("train", "train"))
     check_room(recipe, stages_between("convert", "release"))

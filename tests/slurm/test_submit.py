@@ -59,9 +59,7 @@ def test_a_finished_run_needs_no_text_and_no_tokens(make_recipe: MakeRecipe) -> 
     assert plan_chain(recipe).links == ()
 
 
-def test_more_links_where_the_time_needs_them(
-    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_links_if_the_time_needs_them(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("emma.slurm.submit.check_room", lambda recipe, stages: None)
     big = [
         "cluster={nodes: 1, gpus_per_node: 8, device: h100}",
@@ -93,10 +91,10 @@ def test_more_links_where_the_time_needs_them(
         ((), "convert", "the last checkpoint does not exist.*--from train"),
         ((), "release", "the exported model does not exist.*--from convert"),
         (("start={mode: weights, checkpoint: nowhere}",), "train", "does not exist"),
-        (("cluster.slurm.venv=/nowhere",), "train", "cluster.slurm.venv: /nowhere holds no bin/activate"),
+        (("cluster.slurm.venv=/nowhere",), "train", "cluster.slurm.venv: /nowhere has no bin/activate"),
     ],
 )
-def test_what_is_missing_is_said_with_its_fix(
+def test_missing_inputs_are_reported_with_their_fix(
     overrides: tuple[str, ...], first: str, message: str, make_recipe: MakeRecipe
 ) -> None:
     recipe = make_recipe(*overrides, ready="venv" in "".join(overrides))
@@ -104,7 +102,7 @@ def test_what_is_missing_is_said_with_its_fix(
         plan_chain(recipe, first)  # type: ignore[arg-type]
 
 
-def test_a_base_model_that_is_not_there_is_found_before_the_text_is_packed(make_recipe: MakeRecipe) -> None:
+def test_a_missing_base_model_is_found_before_the_text_is_packed(make_recipe: MakeRecipe) -> None:
     with pytest.raises(UserError, match=r"start\.checkpoint: nowhere does not exist.*hf-to-megatron"):
         plan_chain(make_recipe("start={mode: weights, checkpoint: nowhere}"))
 
@@ -122,13 +120,13 @@ def test_a_run_that_does_not_fit_its_devices_is_refused(make_recipe: MakeRecipe)
         )
 
 
-def test_gpu_hours_above_the_limit_need_a_yes(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_gpu_hours_above_the_limit_need_confirmation(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     make_recipe()
     arguments = ["submit", str(tmp_path / "small.yaml"), "--only", "train", "precision.compute=bf16"]
     arguments += ["cluster={nodes: 2, gpus_per_node: 4, device: h100, launcher: srun}", "batch.global=16"]
     answer = CliRunner().invoke(group, arguments)
     assert isinstance(answer.exception, UserError)
-    assert "can use 192 GPU-hours, above the 100" in str(answer.exception) and "--yes" in str(
+    assert "can use 192 GPU-hours, more than the 100" in str(answer.exception) and "--yes" in str(
         answer.exception
     )
 

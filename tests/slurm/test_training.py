@@ -1,4 +1,5 @@
-"""Training on a real Slurm with two nodes: signals, lost ranks and lost nodes, and always the same losses at the end."""
+"""Training on a real Slurm with two nodes: signals, lost ranks, and lost nodes, with the same final losses
+every time."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2400)]
 RANKS = 4
 TWO_NODES = "cluster={nodes: 2, gpus_per_node: 2, device: cpu, launcher: srun}"
 ONE_NODE = "cluster={nodes: 1, gpus_per_node: 4, device: cpu}"
-# Four ranks either way, so that one uninterrupted run tells what all others must end with.
+# Four ranks either way, so that one uninterrupted run gives the result that all others must reach.
 LAYOUT = ("batch.micro=2", "checkpoint.interval=30", "validation.interval=100000")
 STEPS = 80
 NO_PREFLIGHT = "cluster.slurm.preflight=false"
@@ -54,7 +55,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, slurm: TwoNodes) -> Iterator[
 
 @pytest.fixture(scope="module")
 def whole(make: MakeRun) -> RealRun:
-    """A run on two nodes that nothing interrupts."""
+    """An uninterrupted run on two nodes."""
     run = make("whole", TWO_NODES)
     run.wait_until_finished(900)
     assert run.restarts() == [0] and sorted(run.losses()) == list(range(1, STEPS + 1))
@@ -67,8 +68,9 @@ def test_a_run_survives_the_signal_a_killed_rank_and_a_lost_node(
     limits = "cluster.slurm.signal_seconds=130", "cluster.slurm.attempts=9"
     run = make("struck", TWO_NODES, NO_PREFLIGHT, *limits)
 
-    # Slurm's own signal ahead of the time limit, which is moved close once the run is at work. Slurm looks at limits
-    # twice a minute: the ranks are held until then, so that the fastest machine has steps left. Slurm wakes them.
+    # Slurm's own signal before the time limit, which is moved close once the run is training. Slurm checks
+    # limits twice a minute; until then the ranks are stopped, so that even the fastest machine has steps
+    # left. Slurm wakes them.
     run.wait_for_step(10, 600)
     ranks = [pid for node in NODES for pid in run.ranks(node)]
     send(ranks, signal.SIGSTOP)
@@ -80,14 +82,14 @@ def test_a_run_survives_the_signal_a_killed_rank_and_a_lost_node(
     assert len(ranks) == RANKS and saved["exit_code"] == 0, "they saved and left by themselves"
     assert 10 <= saved["step"] == run.step() < STEPS, "no step was lost"
 
-    # One rank of four is killed: the others end at once, and the run goes on from its checkpoint.
+    # One of four ranks is killed: the others end at once, and the run continues from its checkpoint.
     run.wait_for_step(saved["step"] + 10, 600)
     assert len(run.events("began")) == 2 and run.events("began")[1]["step"] == saved["step"]
     os.kill(run.ranks("n2")[0], signal.SIGKILL)
     slurm.wait(lambda: len(run.events("ended")) == 2, "the others ended", 60)
     assert run.events("ended")[1]["exit_code"] != 0
 
-    # A node is lost with its ranks.
+    # A node is lost together with its ranks.
     slurm.wait(lambda: len(run.events("began")) == 3, "the job began again", 120)
     resumed, before = run.events("began")[2]["step"], len(run.logged())
     assert resumed >= saved["step"]
@@ -97,30 +99,28 @@ def test_a_run_survives_the_signal_a_killed_rank_and_a_lost_node(
     slurm.start_node("n2")
 
     run.wait_until_finished(900)
-    # Credentials expire sooner here than elsewhere, so the end that Slurm sent to the lost node's ranks can reach those
-    # of the next start: then there is one start more.
+    # Credentials expire sooner here than elsewhere, so the signal that Slurm sent to the lost node's ranks
+    # can reach those of the next start, which then causes one more start.
     assert run.restarts() == list(range(len(run.launches()))) and len(run.launches()) >= 4
     assert run.losses() == whole.losses()
     logs = sorted((run.folder / "logs" / "slurm").glob("train-*.log"))
     assert len(logs) == 1 and logs[0].read_text().count("(restart ") == len(run.launches()), "appended to"
 
 
-def test_ranks_of_a_lost_node_that_live_on_write_no_more(
-    make: MakeRun, whole: RealRun, slurm: TwoNodes
-) -> None:
+def test_surviving_ranks_of_a_lost_node_write_no_more(make: MakeRun, whole: RealRun, slurm: TwoNodes) -> None:
     run = make("zombie", ONE_NODE, NO_PREFLIGHT)
     run.wait_for_step(10, 600)
     node = run.node()
     slurm.lose_node(node, ranks=False)
     alive = run.ranks(node)
     assert len(alive) == RANKS, "the ranks live on without their slurmd"
-    # While nobody watches them they go on training: hold them, so that they are still at it when the run moves.
+    # Unwatched, they would keep training: stop them, so that they are still running when the run moves.
     send(alive, signal.SIGSTOP)
     slurm.wait(lambda: len(run.launches()) == 2, "the run began on the other node", 120)
     before, resumed = run.logged(), run.events("began")[1]["step"]
     send(alive, signal.SIGCONT)
     slurm.wait(lambda: not any(Path(f"/proc/{pid}").is_dir() for pid in alive), "the old ranks stopped", 120)
-    assert "it took this run over" in run.rank_log(1)
+    assert "which took this run over" in run.rank_log(1)
     written = run.logged()[len(before) :]
     assert written == list(range(resumed + 1, resumed + 1 + len(written))), "only the new ranks wrote"
     slurm.start_node(node)
@@ -129,10 +129,10 @@ def test_ranks_of_a_lost_node_that_live_on_write_no_more(
     assert run.losses() == whole.losses()
 
 
-def test_a_node_that_fails_the_preflight_is_named_and_training_goes_on_elsewhere(
+def test_a_node_that_fails_the_preflight_is_named_and_training_continues_elsewhere(
     make: MakeRun, slurm: TwoNodes, tmp_path: Path
 ) -> None:
-    # The node that comes first shows its tasks a temporary folder in which nobody can write.
+    # The first node to start shows its tasks a temporary folder in which nobody can write.
     prolog, ill = tmp_path / "prolog.sh", tmp_path / "ill"
     prolog.write_text(
         f'#!/bin/bash\n[[ -s {ill} ]] || echo "$SLURMD_NODENAME" >{ill}\n'

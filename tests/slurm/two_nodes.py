@@ -1,11 +1,13 @@
-"""A real Slurm with two nodes on this machine: munged, slurmctld and two slurmd, all of their files in one folder.
+"""A real Slurm with two nodes on this machine: munged, slurmctld, and two slurmd, with all their files in one
+folder.
 
     python -m tests.slurm.two_nodes start FOLDER      # prints `export SLURM_CONF=...`
     python -m tests.slurm.two_nodes stop FOLDER
-    python -m tests.slurm.two_nodes check             # exit code 1 where something is not installed
+    python -m tests.slurm.two_nodes check             # exit code 1 if something is not installed
 
-Needs root, `slurm-wlm` and `munge`; with accounting, `slurmdbd` and MariaDB too. Nothing outside FOLDER is written, daemons of the machine are left alone. Both
-nodes are this machine, so they share its cores: the configuration claims more of them than there may be.
+Needs root, `slurm-wlm`, and `munge`; with accounting, also `slurmdbd` and MariaDB. Writes nothing outside
+FOLDER and leaves the machine's daemons alone. Both nodes are this machine and share its cores: the
+configuration claims more cores than it may have.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ NODES = ("n1", "n2")
 CPUS = 4
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "srun")
 
-# What matters here: lost nodes are noticed within seconds, requeued jobs wait seconds instead of two minutes for
-# their credential to expire, finished jobs stay visible for a while.
+# What matters here: lost nodes are noticed within seconds, requeued jobs wait seconds instead of two minutes
+# for their credentials to expire, and finished jobs stay visible for a while.
 _CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -73,10 +75,10 @@ def missing_programs(*, accounting: bool = False) -> list[str]:
 
 
 class TwoNodes:
-    """The daemons of one test cluster, found again by their pid files in `folder`."""
+    """The daemons of one test cluster, found by their pid files in `folder`."""
 
     def __init__(self, folder: Path, *, accounting: bool = False) -> None:
-        """`accounting`: with a database, in which jobs are kept and without whose accounts none runs."""
+        """`accounting`: with a database that keeps jobs and without whose accounts none runs."""
         self.folder, self.accounting = folder.resolve(), accounting
         self.configuration = self.folder / "slurm.conf"
 
@@ -113,7 +115,8 @@ class TwoNodes:
         )
         if self.accounting:
             start_accounting(self.folder, daemon, database)
-            # Jobs of a cluster that the database does not know are refused; the controller reads it as it starts.
+            # The database must know the cluster before the controller starts and reads it; otherwise jobs are
+            # refused.
             for name in ("cluster test", f"account {ACCOUNT} cluster=test", f"user root account={ACCOUNT}"):
                 self.command("sacctmgr", "--immediate", "add", *name.split())
         _run(["slurmctld", "-c", "-f", str(self.configuration)], self.environment)
@@ -122,13 +125,13 @@ class TwoNodes:
         self.wait(lambda: self.node_states() == dict.fromkeys(NODES, "idle"), "both nodes are idle", 60)
 
     def start_node(self, node: str) -> None:
-        """Starts one `slurmd`; a node that was lost comes back."""
-        # Step daemons inherit the variable, by which `stepd` finds those of a node.
+        """Starts one `slurmd`; a lost node comes back."""
+        # Step daemons inherit the variable, by which `stepd` finds a node's.
         _run(["slurmd", "-N", node, "-f", str(self.configuration)], {**self.environment, "TEST_NODE": node})
 
     def lose_node(self, node: str, *, ranks: bool) -> None:
-        """Kills a node's `slurmd` and, with `ranks`, the jobs' processes that it started; without, they live on and
-        nobody watches them any more."""
+        """Kills a node's `slurmd` and, with `ranks`, the job processes that it started; otherwise they keep
+        running unwatched."""
         for pid in self._pids(f"slurmd-{node}"):
             os.kill(pid, signal.SIGKILL)
         for pid in self.stepd(node) if ranks else []:
@@ -136,7 +139,7 @@ class TwoNodes:
                 _kill(child)
 
     def stepd(self, node: str) -> list[int]:
-        """Process ids of the step daemons of a node: each is the parent of a job step's tasks."""
+        """Process ids of a node's step daemons: each is the parent of a job step's tasks."""
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
@@ -149,7 +152,7 @@ class TwoNodes:
         return [pid for pid, environment in found if f"TEST_NODE={node}".encode() in environment]
 
     def processes(self, node: str, *words: str) -> list[int]:
-        """Process ids of a node's job steps whose command line has all of `words`."""
+        """Process ids in a node's job steps whose command line contains all of `words`."""
         found = []
         for pid in {child for parent in self.stepd(node) for child in _descendants(parent)}:
             try:
@@ -166,7 +169,7 @@ class TwoNodes:
         self.wait(lambda: not self.command("squeue", "--noheader").strip(), "no job is left", 60)
 
     def node_states(self) -> dict[str, str]:
-        """State of each node in `sinfo`'s words."""
+        """State of each node, in `sinfo`'s words."""
         lines = self.command(
             "sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %t"
         ).splitlines()
@@ -182,7 +185,7 @@ class TwoNodes:
         return done.stdout
 
     def wait(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
-        """Waits until `condition` holds; an error with `what` when the time is up."""
+        """Waits until `condition` holds; raises an error with `what` on timeout."""
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:
@@ -190,7 +193,7 @@ class TwoNodes:
             time.sleep(0.5)
 
     def stop(self) -> None:
-        """Cancels all jobs, ends the daemons, and kills what the nodes still run."""
+        """Cancels all jobs, ends the daemons, and kills what still runs on the nodes."""
         if self._pids("slurmctld"):
             subprocess.run(["scancel", "--user=root"], env=self.environment, capture_output=True, check=False)
             time.sleep(1)
@@ -221,7 +224,7 @@ class TwoNodes:
 
 @contextmanager
 def running_nodes(folder: Path, *, accounting: bool = False) -> Iterator[TwoNodes]:
-    """A cluster with its files in `folder`, stopped at the end whatever happens.
+    """A cluster with its files in `folder`, stopped at the end in any case.
 
     Raises:
         RuntimeError: Slurm is not installed.

@@ -1,4 +1,4 @@
-"""What a run costs: time, GPU-hours, energy, CO2, and what checkpoints take of it."""
+"""What a run costs: time, GPU-hours, energy, CO2, and the checkpoints' share."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the recipe does not say; options of `emma plan` change them."""
+    """What the recipe does not say; options of `emma plan` override it."""
 
     pue: float = 1.2
-    """Power usage effectiveness: power of the site over power of its nodes. This project's choice, between new HPC sites
-    (1.05) and the average data centre (about 1.5)."""
+    """Power usage effectiveness: power of the site divided by power of its nodes. This project's choice, between new HPC
+    sites (1.05) and the average data centre (about 1.5)."""
     grid_g_per_kwh: float = 450.0
-    """CO2 of electricity, g/kWh; about the world's average. National grids go from under 50 to over 700."""
+    """CO2 per kWh of electricity, g; about the world average. National grids range from under 50 to over 700."""
     storage_gb_per_s: float = 5.0
-    """Speed at which all ranks together write a checkpoint, 10^9 bytes/s. This project's choice, a modest parallel file
-    system; NVIDIA reports 23 (a 920 GB checkpoint in 40 s)."""
+    """Speed at which all ranks together write a checkpoint, 10^9 bytes/s. This project's choice: a modest parallel file
+    system. NVIDIA reports 23 (a 920 GB checkpoint in 40 s)."""
     host_copy_gb_per_s: float = 10.0
-    """Speed at which a rank copies to host memory before it saves in the background, 10^9 bytes/s."""
+    """Speed at which a rank copies its share to host memory before saving in the background, 10^9 bytes/s."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,21 @@ class Time:
     """Duration of a run."""
 
     seconds_per_step: float
-    """Optimizer step, without validation and checkpoints."""
+    """One optimizer step, without validation and checkpoints."""
     days: float
     """All steps and blocking saves, without interruptions, queues and validation."""
     gpu_hours: float
-    """`days` of all GPUs."""
+    """`days` times the number of GPUs, in hours."""
 
 
 @dataclass(frozen=True)
 class Energy:
-    """Energy of a run, every board and host at its maximum."""
+    """Energy of a run, with every board and host at maximum power."""
 
     megawatt_hours: float
-    """With the site's share (PUE)."""
+    """Including the site's overhead (PUE)."""
     co2_tonnes: float
-    """From the grid's intensity."""
+    """From the grid's carbon intensity."""
 
 
 @dataclass(frozen=True)
@@ -69,21 +69,21 @@ class CheckpointCost:
     saves: int
     """Number of saves in the run."""
     kept: int
-    """Most that are on disk at once."""
+    """The most that are on disk at once."""
     disk_gib: float
-    """Space for those, and for the one being written."""
+    """Space for those and for the one being written."""
     seconds: float
     """Blocking time of one save."""
     share_of_time: float | None
     """Blocking saves as a share of the run; None without a speed."""
     minutes_between: float | None
-    """Training time between two saves: what an interruption loses at most; None without a speed."""
+    """Training time between two saves, the most that an interruption loses; None without a speed."""
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
     """Bytes of one checkpoint: weights, main weights, both moments."""
-    # Megatron writes the weights in the compute format (FP8 ones as BF16), and the optimizer in FP32 whatever it is in
-    # memory.
+    # Megatron writes the weights in the compute format (FP8 ones as BF16), and the optimizer's states in FP32, whatever
+    # their format in memory.
     weights = 4 if recipe.precision.compute == "fp32" else 2
     optimizer = 8 if recipe.precision.compute == "fp32" else 12
     return total_parameters(recipe.model) * (weights + optimizer)
@@ -92,7 +92,7 @@ def checkpoint_bytes(recipe: Recipe) -> int:
 def checkpoint_cost(
     recipe: Recipe, seconds_per_step: float | None, assumptions: Assumptions
 ) -> CheckpointCost:
-    """Size, number and price of the run's checkpoints."""
+    """Size, number and cost of the run's checkpoints."""
     checkpoint, steps = recipe.checkpoint, recipe.schedule.steps
     size = checkpoint_bytes(recipe)
     saves = -(-steps // checkpoint.interval)
@@ -102,7 +102,7 @@ def checkpoint_cost(
         kept = min(saves, milestones + checkpoint.keep)
     seconds = size / 1e9 / assumptions.storage_gb_per_s
     if checkpoint.asynchronous:
-        # Each rank copies its share to host memory; the writing overlaps training.
+        # Each rank copies its share to host memory; writing overlaps training.
         seconds = size / 1e9 / recipe.cluster.world_size / assumptions.host_copy_gb_per_s
     between = None if seconds_per_step is None else checkpoint.interval * seconds_per_step
     return CheckpointCost(
@@ -126,7 +126,7 @@ def expected_time(recipe: Recipe, tokens_per_second_per_gpu: float, assumptions:
 
 
 def expected_energy(recipe: Recipe, time: Time, assumptions: Assumptions) -> Energy | None:
-    """Energy and CO2 of the run; None for a device whose power the table does not say."""
+    """Energy and CO2 of the run; None for a device whose power is not in the table."""
     kind = device(recipe.cluster.device)
     if kind.power_w is None or kind.host_power_w is None:
         return None

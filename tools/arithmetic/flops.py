@@ -1,4 +1,4 @@
-"""Floating-point operations a token, by the two conventions in use."""
+"""Floating-point operations per token, by the two conventions in use."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MULTIPLY_AND_ADD = 2
 
 
 def attention_flops_per_token(model: Model, sequence_length: int, convention: Convention = "causal") -> float:
-    """FLOPs of the attention core (queries × keys, probabilities × values), forward and backward, a token.
+    """FLOPs of the attention core (queries × keys, probabilities × values) per token, forward and backward.
 
-    `full` counts the whole square of scores, `causal` the half that causal attention needs. Documents shorter than
-    the sequence need less still under document masking; both conventions ignore that, as published figures do.
+    `full` counts the whole square of scores, `causal` the half that causal attention needs. With document masking,
+    documents shorter than the sequence need even less; both conventions ignore that, as published figures do.
     """
     width = model.attention_heads * model.channels
     square = 2 * _MULTIPLY_AND_ADD * _FORWARD_AND_BACKWARD * model.layers * width * sequence_length
@@ -27,16 +27,16 @@ def attention_flops_per_token(model: Model, sequence_length: int, convention: Co
 
 
 def flops_per_token(model: Model, sequence_length: int, convention: Convention = "causal") -> float:
-    """Model FLOPs of training on one token, forward and backward, without recomputation.
+    """Model FLOPs per training token, forward and backward, without recomputation.
 
-    6 × the weights that take part in matrix products (the output layer with them, the input embedding not, it is a
-    look-up) plus the attention core. Llama 3 8B at 8,192 tokens: 51.5e9 causal, 57.9e9 full. The causal figure is
-    that of Megatron's own log and of NVIDIA's published numbers since 2025, the full one that of older logs.
+    6 × the weights of matrix products (including the output layer, not the input embedding, which is a look-up) plus the
+    attention core. Llama 3 8B at 8,192 tokens: 51.5e9 causal, 57.9e9 full. Megatron's own log and NVIDIA's published
+    numbers since 2025 use the causal figure, older logs the full one.
 
     Args:
         model: shape of the network.
-        sequence_length: tokens a sequence.
-        convention: how the attention core is counted, see `attention_flops_per_token`.
+        sequence_length: tokens per sequence.
+        convention: how the attention core is counted (see `attention_flops_per_token`).
     """
     linear = _MULTIPLY_AND_ADD * _FORWARD_AND_BACKWARD * matmul_parameters(model)
     return linear + attention_flops_per_token(model, sequence_length, convention)

@@ -1,4 +1,4 @@
-"""Numbers of parameters of a model and of one rank's share of it."""
+"""Parameter counts of a model and of one rank's share of it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LayerParameters:
 
     @property
     def matmul(self) -> int:
-        """Weights of matrix products; tensor parallelism divides them."""
+        """Weights of matrix products, which tensor parallelism divides."""
         return self.attention + self.mlp
 
     @property
@@ -50,14 +50,14 @@ def layer_parameters(model: Model) -> LayerParameters:
 
 
 def total_parameters(model: Model) -> int:
-    """Parameters of the released model, without padding of the vocabulary."""
+    """Parameters of the released model, without vocabulary padding."""
     embedding = model.vocab_size * model.hidden_size
     tables = embedding if model.tie_embeddings else 2 * embedding
     return tables + model.layers * layer_parameters(model).total + model.hidden_size
 
 
 def matmul_parameters(model: Model) -> int:
-    """Weights that each token is multiplied with: all layers and the output layer."""
+    """Weights that each token is multiplied by: all layers and the output layer."""
     return model.layers * layer_parameters(model).matmul + model.vocab_size * model.hidden_size
 
 
@@ -66,7 +66,7 @@ class RankParameters:
     """Weights that one rank of a pipeline stage holds."""
 
     layers: int
-    """Weights of matrix products of the stage's layers."""
+    """Weights of matrix products in the stage's layers."""
     tables: int
     """Rows of the input embedding and of the output layer."""
     norms: int

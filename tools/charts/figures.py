@@ -1,4 +1,4 @@
-"""Figures as data, so that the page and the exported files draw the same."""
+"""Figures as data, so that the page and the exported files draw the same figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Bar", "Curves", "Differences", "Dots", "Figure", "markup"]
 
 @dataclass(frozen=True)
 class Bar:
-    """A language's difference; `tip` is shown when it is pointed at, `color` is a class of the style sheet."""
+    """A language's difference; `tip` appears on hover, `color` is a style sheet class."""
 
     label: str
     value: float
@@ -24,7 +24,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Differences:
-    """Bars from zero, one a language, sorted. `name` is the exported file's."""
+    """Sorted bars from zero, one per language. `name` is that of the exported file."""
 
     name: str
     title: str
@@ -35,7 +35,7 @@ class Differences:
 
 @dataclass(frozen=True)
 class Dots:
-    """One dot a language over two equal axes."""
+    """Dots over two equal axes, one per language."""
 
     name: str
     title: str
@@ -61,7 +61,7 @@ _MANY = 80
 
 
 def markup(figure: Figure) -> Markup:
-    """A figure as the page shows it."""
+    """A figure as HTML for the page."""
     if isinstance(figure, Curves):
         return line_chart(figure.title, figure.series, unit=figure.unit, height=190, keys=True)
     legend = [(color, name, "") for color, name in figure.legend]

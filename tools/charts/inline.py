@@ -1,8 +1,8 @@
 """Charts as inline SVG under HTML labels.
 
-The drawing stretches with the page (`preserveAspectRatio="none"`, strokes that don't scale) while every label is
-HTML of a fixed size over it: one chart reads equally well on a phone and on a wide screen, in light and dark, without
-a script. Heights are in CSS pixels; colours are classes that the style sheet defines.
+The drawing stretches with the page (`preserveAspectRatio="none"`, strokes that don't scale), and every label
+is fixed-size HTML over it, so that a chart reads equally well on a phone and on a wide screen, in light and
+dark mode, without a script. Heights are in CSS pixels; colours are classes in the style sheet.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from emma.tools.charts.scales import Axis, axis, number, thin
 __all__ = ["Point", "Segment", "Series", "difference_bars", "line_chart", "scatter", "share_bar"]
 
 _SIZE = 1000
-"""Both sides of the drawing's own coordinates."""
+"""Width and height of the drawing in its own coordinates."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line: `color` is a class of the style sheet, e.g. `s0`."""
+    """A line; `color` is a style sheet class, e.g. `s0`."""
 
     name: str
     x: Sequence[float]
@@ -32,7 +32,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Point:
-    """A dot of a scatter plot; `title` is shown when it is pointed at."""
+    """A dot in a scatter plot; `title` appears on hover."""
 
     title: str
     x: float
@@ -42,7 +42,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a share bar."""
+    """One part of a share bar."""
 
     name: str
     value: float
@@ -67,7 +67,7 @@ def _figure(
     x_label: str,
     legend: Markup,
 ) -> Markup:
-    """Frame of a plot: caption, y labels and grid lines, the drawing, x labels, legend."""
+    """Frame of a plot: caption, y labels and grid lines, drawing, x labels, legend."""
     grid = Markup("").join(
         Markup('<line class="{}" x1="0" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
             "zero" if tick == 0 else "grid", _SIZE, *([(1 - y_axis.share(tick)) * _SIZE] * 2)
@@ -105,7 +105,7 @@ def _figure(
 
 
 def _legend(items: Sequence[tuple[str, str, str]]) -> Markup:
-    """Legend of (colour, name, note)."""
+    """Legend from (colour, name, note) rows."""
     rows = Markup("").join(
         Markup('<li><i class="{}"></i>{}{}</li>').format(
             color, name, Markup(' <span class="note">{}</span>').format(note) if note else ""
@@ -126,23 +126,23 @@ def line_chart(
     digits: int = 3,
     keys: bool | None = None,
 ) -> Markup:
-    """Lines over steps; long series are binned and drawn as their mean over a band from lowest to highest.
+    """Lines over steps. Long series are binned and drawn as their mean over a band from minimum to maximum.
 
     Args:
         title: caption.
         series: one or more lines.
-        unit: of the y axis, after the title.
-        x_label: under the x axis.
+        unit: of the y axis, shown after the title.
+        x_label: shown under the x axis.
         height: of the drawing in CSS pixels.
-        zero: let the y axis begin at 0.
-        digits: significant digits of the legend's values.
-        keys: show a legend with each line's first and last value; default where there are several lines.
+        zero: start the y axis at 0.
+        digits: significant digits of the values in the legend.
+        keys: show a legend with each line's first and last value; by default, only for several lines.
     """
     bands = [thin(line.x, line.y) for line in series]
     ends = [x for line in series for x in (*line.x[:1], *line.x[-1:])]
-    # An axis of steps begins at 0 where the first step is near it.
+    # An axis of steps starts at 0 if the first step is close to it.
     x_axis = axis(ends, zero=bool(ends) and 0 <= min(ends) <= 0.1 * max(ends), tight=True, ticks=5)
-    # Bands reach to the extremes of bins; where one spike would flatten all else, the mean decides the axis.
+    # Bands reach to the extremes of their bins; if one spike would flatten the rest, the means set the axis.
     y_axis = axis([y for band in bands for y in band.mean], zero=zero, ticks=4)
     parts, legend = [], []
     for line, band in zip(series, bands, strict=True):
@@ -177,11 +177,11 @@ def difference_bars(
     height: int = 220,
     legend: Sequence[tuple[str, str, str]] = (),
 ) -> Markup:
-    """Sorted vertical bars from zero, one a language, with its error where it has one.
+    """Sorted vertical bars from zero, one per language, with error bars where known.
 
     Args:
         title: caption.
-        rows: (title shown when pointed at, difference, error, colour), in the order drawn.
+        rows: (title shown on hover, difference, error, colour), in drawing order.
         unit: of the y axis.
         height: of the drawing in CSS pixels.
         legend: (colour, name, note) rows.
@@ -224,13 +224,13 @@ def scatter(
     legend: Sequence[tuple[str, str, str]] = (),
     height: int = 320,
 ) -> Markup:
-    """Dots over two equal axes, with the line on which both are equal.
+    """Dots over two equal axes, with the diagonal on which both values are equal.
 
     Args:
         title: caption.
         points: the dots.
         unit: of the y axis.
-        x_label: under the x axis.
+        x_label: shown under the x axis.
         legend: (colour, name, note) rows.
         height: of the drawing in CSS pixels.
     """
@@ -247,12 +247,12 @@ def scatter(
 
 
 def share_bar(segments: Sequence[Segment], label: str, *, counts: bool = False) -> Markup:
-    """One horizontal bar cut into shares, with a legend that names each share.
+    """One horizontal bar divided into shares, with a legend that names each.
 
     Args:
         segments: parts with positive values.
         label: for screen readers.
-        counts: name the values themselves instead of percents.
+        counts: show the values themselves instead of percentages.
     """
 
     def note(segment: Segment) -> str:

@@ -1,4 +1,4 @@
-"""Axes and numbers: nice ticks, short figures, thinned series."""
+"""Axes and numbers: round ticks, short figures, binned series."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 @dataclass(frozen=True)
 class Axis:
-    """A linear axis from `low` to `high` with `ticks` inside it."""
+    """A linear axis from `low` to `high`, with `ticks` inside it."""
 
     low: float
     high: float
     ticks: tuple[float, ...]
 
     def share(self, value: float) -> float:
-        """Place of a value on the axis: 0 at its low end, 1 at its high end."""
+        """A value's position on the axis: 0 at the low end, 1 at the high end."""
         return (value - self.low) / (self.high - self.low)
 
     def label(self, tick: float) -> str:
-        """Label of a tick, with the digits that tell neighbouring ticks apart."""
+        """A tick's label, with enough digits to distinguish neighbouring ticks."""
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else abs(tick) or 1.0
         largest = max(abs(self.ticks[0]), abs(self.ticks[-1]))
         if largest >= 10_000:
@@ -43,7 +43,7 @@ def _exponent(value: float) -> int:
 
 
 def _digits(step: float) -> int:
-    """Decimals that a multiple of `step` needs (steps are 1, 2 or 5 times a power of ten, or 2.5)."""
+    """Decimals that multiples of `step` need (steps are 1, 2, or 5 times a power of ten, or 2.5)."""
     for digits in range(10):
         if math.isclose(round(step, digits), step, rel_tol=1e-6):
             return digits
@@ -51,12 +51,12 @@ def _digits(step: float) -> int:
 
 
 def axis(values: Sequence[float], *, zero: bool = False, ticks: int = 5, tight: bool = False) -> Axis:
-    """An axis that holds all finite values.
+    """An axis that covers all finite values.
 
     Args:
-        values: what is drawn; an empty axis goes from 0 to 1.
+        values: the values to draw; an empty axis runs from 0 to 1.
         zero: include 0.
-        ticks: about so many ticks.
+        ticks: approximate number of ticks.
         tight: end at the extremes instead of at ticks.
     """
     finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
@@ -79,10 +79,10 @@ def _nice_step(rough: float) -> float:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure for people: `1.23M`, `45.6k`, `0.0123`, `–` for none.
+    """A human-readable number: `1.23M`, `45.6k`, `0.0123`, or `–` for none.
 
     Args:
-        value: the figure.
+        value: the number.
         digits: significant digits.
     """
     if value is None or not math.isfinite(value):
@@ -121,7 +121,7 @@ def duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Band:
-    """A series with few enough points to draw: mean, lowest and highest value of each bin."""
+    """A series reduced to few enough points to draw: mean, minimum, and maximum of each bin."""
 
     x: tuple[float, ...]
     mean: tuple[float, ...]
@@ -131,7 +131,7 @@ class Band:
 
 
 def thin(x: Sequence[float], y: Sequence[float], most: int = 600) -> Band:
-    """Bins neighbouring points where there are more than `most`; points that are not finite are left out."""
+    """Bins neighbouring points if there are more than `most`; drops non-finite points."""
     points = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(b)]
     if len(points) <= most:
         xs, ys = tuple(a for a, _ in points), tuple(b for _, b in points)

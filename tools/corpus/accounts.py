@@ -1,4 +1,4 @@
-"""Accounts of a stage: every document that came in is kept, or removed by a named rule; samples of the removed."""
+"""Accounts of a stage: each document is kept, or removed by a named rule; samples of the removed ones."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from emma.base.files import atomic_write
 __all__ = ["KEPT", "MEASURES", "Accounts", "Samples", "accounts_path", "measures_of"]
 
 KEPT = "kept"
-"""The outcome that is no rule: the document goes on to the next stage."""
+"""The outcome that is not a rule: the document passes to the next stage."""
 
 MEASURES = ("documents", "characters", "bytes", "tokens", "source_tokens")
-"""What is counted: documents (pairs), characters (code points), UTF-8 bytes and white-space separated tokens of all
-text columns, and of pairs the tokens of the source side."""
+"""What is counted: documents (pairs); characters (code points), UTF-8 bytes and whitespace-separated tokens
+of all text columns; and, for pairs, the tokens of the source side."""
 
 _SAMPLE_CHARACTERS = 1000
 
 
 def accounts_path(root: Path, stage: str) -> Path:
-    """Where the accounts of a stage lie."""
+    """Path of a stage's accounts."""
     return root / "statistics" / f"accounts-{stage}.parquet"
 
 
@@ -54,7 +54,7 @@ class Accounts:
             row[:] = map(operator.add, row, measures)
 
     def to_json(self) -> list[list[Any]]:
-        """Rows for a task's result."""
+        """Rows to store in a task's result."""
         return [[*key, *values] for key, values in sorted(self.sums.items())]
 
     @classmethod
@@ -69,7 +69,7 @@ class Accounts:
 
     @classmethod
     def read(cls, path: Path) -> Accounts:
-        """What `write` wrote."""
+        """Reads what `write` wrote."""
         accounts = cls()
         for row in pq.read_table(path).to_pylist():
             key = (row["kind"], row["language"], row["source"], row["outcome"])
@@ -77,14 +77,13 @@ class Accounts:
         return accounts
 
     def fill_kept(self, came: Accounts) -> None:
-        """Completes kept documents, of which only the number was counted, by what came in less what was removed.
+        """Fills in the measures of kept documents, as yet only counted: what came in minus what was removed.
 
         Args:
-            came: accounts of the stage before, whose kept documents came in.
+            came: accounts of the previous stage, whose kept documents came in.
 
         Raises:
-            CheckFailedError: the number of documents differs from what was counted, which would be a fault of this
-                program.
+            CheckFailedError: the difference disagrees with the count, which is a bug in this program.
         """
         left = {key[:3]: list(values) for key, values in came.sums.items() if key[3] == KEPT}
         for key, values in self.sums.items():
@@ -94,7 +93,7 @@ class Accounts:
             counted = self.sums.get((kind, language, source, KEPT), [0])[0]
             if counted != values[0]:
                 raise CheckFailedError(
-                    f"documents don't add up: {values[0]} of {kind}/{language} from {source} should be left, {counted} are"
+                    f"documents don't add up: {kind}/{language} from {source} should keep {values[0]}, but kept {counted}"
                 )
             if counted:
                 self.sums[kind, language, source, KEPT] = values
@@ -110,7 +109,7 @@ class Accounts:
             came: documents that came in, counted where they were read.
 
         Raises:
-            CheckFailedError: they don't add up, which would be a fault of this program.
+            CheckFailedError: they don't add up, which is a bug in this program.
         """
         removed: dict[str, int] = {}
         for (_, _, _, outcome), values in sorted(self.sums.items()):
@@ -124,7 +123,7 @@ class Accounts:
         return {"in": came, "kept": kept, "removed_by": removed}
 
     def write(self, path: Path, stage: str) -> None:
-        """Writes the table: `stage kind language source outcome` and the measures."""
+        """Writes the table, with columns `stage kind language source outcome` and the measures."""
         rows = sorted(self.sums.items())
         columns: dict[str, Any] = {"stage": pa.array([stage] * len(rows), pa.string())}
         for index, name in enumerate(("kind", "language", "source", "outcome")):
@@ -151,7 +150,7 @@ class Samples:
     )
 
     def add(self, kind: str, language: str, rule: str, **values: str) -> None:
-        """Keeps a removed document (`id`, `detail`, `text`, `target`) if its rule has room."""
+        """Keeps a removed document (`id`, `detail`, `text`, `target`), up to `limit` per rule."""
         key = (kind, language, rule)
         count = self._seen.get(key, 0)
         if count < self.limit:
@@ -163,7 +162,7 @@ class Samples:
 
     @classmethod
     def merged(cls, limit: int, results: Iterable[Iterable[Mapping[str, str]]]) -> Samples:
-        """The first samples of each rule over several tasks, in their order."""
+        """The first samples of each rule across several tasks, in task order."""
         total = cls(limit)
         for rows in results:
             for row in rows:

@@ -1,4 +1,4 @@
-"""Which items of which benchmark, in which language, occur in a corpus."""
+"""Which benchmark items, in which language, occur in a corpus."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _LANGUAGE_FIELDS = ("language", "lang", "language_code", "lang_code")
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Where an item belongs; `language` and `split` are empty where neither path nor record names them."""
+    """Where an item belongs; `language` and `split` are empty if neither path nor record names them."""
 
     benchmark: str
     language: str
@@ -49,7 +49,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Found:
-    """Items of a benchmark, language and split: how many there are, are long enough to be looked for, and were found."""
+    """Items of one benchmark, language and split: all, those long enough to search for, and those found."""
 
     benchmark: str
     language: str
@@ -60,10 +60,11 @@ class Found:
 
 
 def place_of(path: Path) -> Place:
-    """Benchmark, language and split by a file's path below the benchmarks' folder.
+    """Benchmark, language and split, read from a file's path below the benchmarks' folder.
 
-    The benchmark is what comes before language, split and file, e.g. `facebook/belebele/data/deu_Latn/test.jsonl` is of
-    `facebook/belebele`, `flores200_dataset/devtest/deu_Latn.devtest` of `flores200_dataset`.
+    The benchmark is whatever precedes language, split and file name:
+    `facebook/belebele/data/deu_Latn/test.jsonl` belongs to `facebook/belebele`,
+    `flores200_dataset/devtest/deu_Latn.devtest` to `flores200_dataset`.
     """
     benchmark: list[str] = []
     language = split = ""
@@ -84,7 +85,7 @@ def place_of(path: Path) -> Place:
 
 
 def _language_in(piece: str) -> tuple[str, str]:
-    """Language code in a piece of a path, and the piece without it."""
+    """Language code in one piece of a path, and the piece without it."""
     from emma.tools.languages.codes import language_table
 
     if match := _CODE.search(piece):
@@ -103,7 +104,7 @@ def _language_in(piece: str) -> tuple[str, str]:
 
 
 class ItemIndex(BenchmarkIndex):
-    """A `BenchmarkIndex` that knows whose each n-gram is, and remembers which were met."""
+    """A `BenchmarkIndex` that knows which item each n-gram comes from and remembers which ones it met."""
 
     def __init__(
         self,
@@ -115,10 +116,10 @@ class ItemIndex(BenchmarkIndex):
     ) -> None:
         """Args:
         settings: n-gram lengths.
-        hashes: every n-gram of every item.
-        owners: the item of each.
+        hashes: hashes of all n-grams of all items.
+        owners: the item that each hash comes from.
         places: benchmarks, languages and splits.
-        place_of_item: index into `places` of each item.
+        place_of_item: each item's index into `places`.
         """
         unique, inverse = np.unique(hashes, return_inverse=True)
         super().__init__(settings, unique)
@@ -131,7 +132,7 @@ class ItemIndex(BenchmarkIndex):
         """Indexes the benchmarks' folder, item by item.
 
         Raises:
-            UserError: there is no file of evaluation texts, or one cannot be read.
+            UserError: the folder holds no evaluation texts, or a file cannot be read.
         """
         root = Path(settings.benchmarks)
         places: dict[Place, int] = {}
@@ -179,7 +180,7 @@ class ItemIndex(BenchmarkIndex):
 
 
 def _items(path: Path, place: Place) -> Iterator[tuple[Place, list[str]]]:
-    """Items of a file and where they belong; a field that names the language overrules the path."""
+    """Items of a file and where they belong; if the path names no language, a field of the record may."""
     for record in benchmark_records(path):
         strings = record_texts(record)
         if strings:

@@ -1,4 +1,4 @@
-"""Shares of Unicode blocks in the text of each language: the papers' figure of what scripts a corpus holds."""
+"""Shares of Unicode blocks in each language's text: the papers' figure of the scripts in a corpus."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["block_table", "count_blocks"]
 
 @functools.cache
 def _blocks() -> tuple[NDArray[np.uint16], list[str]]:
-    """Block of every code point (uint16, 0x110000) and the blocks' names."""
+    """Block index of every code point (uint16, length 0x110000), and the blocks' names."""
     from fontTools.unicodedata import Blocks
 
     starts = np.array(Blocks.RANGES, np.int64)
@@ -32,7 +32,7 @@ def _blocks() -> tuple[NDArray[np.uint16], list[str]]:
 
 
 def count_blocks(root: str, stage: str, parts: Sequence[Part]) -> list[list[Any]]:
-    """Letters and marks of each block in parts: rows of kind, language, block, characters."""
+    """Counts the letters and marks of each block in parts; rows are kind, language, block, characters."""
     table, names = _blocks()
     found = []
     for part in parts:
@@ -44,14 +44,14 @@ def count_blocks(root: str, stage: str, parts: Sequence[Part]) -> list[list[Any]
                     points = CodePoints.of(batch.column(name).to_pylist())
                     letters = (points.class_of == LETTER) | (points.class_of == MARK)
                     counts += np.bincount(table[points.values[letters]], minlength=len(names))
-        # They are marks, but choose how a symbol looks and belong to no script.
+        # Variation selectors are marks, but they only choose a glyph and belong to no script.
         of_scripts = [i for i in np.flatnonzero(counts) if not names[i].startswith("Variation Selectors")]
         found += [[part.kind, part.language, names[i], int(counts[i])] for i in of_scripts]
     return found
 
 
 def block_table(build: Build, stage: str) -> pa.Table:
-    """`kind language block characters share`: letters and marks of each Unicode block, by language."""
+    """Letters and marks of each Unicode block by language; columns `kind language block characters share`."""
     sums: dict[tuple[str, str, str], int] = {}
     totals: dict[tuple[str, str], int] = {}
     for result in count_parts(build, stage, "Unicode blocks", count_blocks):

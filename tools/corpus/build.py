@@ -1,4 +1,4 @@
-"""The build of a corpus: its stages, one after the other; each is skipped where it is there already."""
+"""Builds a corpus: its stages in order, skipping those already on disk."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ __all__ = ["build_corpus", "build_of", "finish_build", "plan_build", "stages_of"
 
 
 def build_of(recipe: Recipe, workers: int | None = None) -> Build:
-    """What the recipe of a run says about its corpus.
+    """The build that a run's recipe describes.
 
     Args:
         recipe: the recipe.
-        workers: processes; default one a core that this process may use.
+        workers: processes; default one per core available to this process.
+
+    Raises:
+        UserError: the data recipe has no section `corpus`.
     """
     if recipe.data.corpus is None:
         raise UserError(f"the data recipe {recipe.data.name} has no section `corpus`; name its sources there")
@@ -65,10 +68,10 @@ def build_corpus(build: Build, until: str = STAGES[-1]) -> None:
 
 
 def stages_of(build: Build, until: str = STAGES[-1]) -> Iterator[Stage]:
-    """The stages in order; each is made when the one before it is done, or at least can be told from its settings.
+    """The stages in order. Run each before asking for the next one, unless only their settings are needed.
 
     Raises:
-        UserError: a source, model or benchmark that is not there.
+        UserError: a source, model or benchmark is missing.
     """
     stage = integrate(build)
     yield stage
@@ -78,7 +81,7 @@ def stages_of(build: Build, until: str = STAGES[-1]) -> Iterator[Stage]:
 
 
 def finish_build(build: Build) -> None:
-    """Writes the tables over all stages."""
+    """Writes the tables that span all stages."""
     write_table(statistics(build.root), build.root / "statistics" / "statistics")
 
 
@@ -89,7 +92,7 @@ def totals(build: Build) -> dict[str, dict[str, Any]]:
 
 
 def plan_build(build: Build) -> dict[str, Any]:
-    """What a build would read, and which stages are on disk.
+    """Says what a build would read and which stages are on disk.
 
     Raises:
         UserError: a source without files.

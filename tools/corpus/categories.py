@@ -1,4 +1,4 @@
-"""Resource categories by white-space separated tokens, with the papers' thresholds."""
+"""Resource categories by whitespace-separated tokens, with the papers' thresholds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["categories", "category"]
 
 
 def categories(kind: str) -> dict[str, int]:
-    """Category → smallest number of tokens, the largest category first; kinds other than `parallel` share one table."""
+    """Category → minimum tokens, largest category first; all kinds but `parallel` share one table."""
     found: dict[str, int] = table("categories")["parallel" if kind == "parallel" else "monolingual"]
     return found
 
 
 def category(kind: str, tokens: int) -> str:
-    """Category of a language of a kind, or of a pair (tokens of both sides together)."""
+    """Category of a language, or of a pair (whose tokens are those of both sides)."""
     return next(name for name, smallest in categories(kind).items() if tokens >= smallest)

@@ -1,4 +1,4 @@
-"""Overlap of documents with evaluation texts, by an index of the n-grams of a folder of benchmarks."""
+"""Overlap of documents with evaluation texts, found with an n-gram index of a folder of benchmarks."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ __all__ = [
 
 _SALT_WORDS, _SALT_CHARACTERS = np.uint64(0x5851F42D4C957F2D), np.uint64(0x14057B7EF767814F)
 _ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".dev", ".devtest")
-"""`.dev` and `.devtest` are the plain text files of FLORES-200's release."""
+"""`.dev` and `.devtest` are the plain-text files of the FLORES-200 release."""
 
 
 def benchmark_files(settings: Decontamination) -> list[tuple[str, str]]:
-    """Path and SHA-256 of each file of the benchmarks' folder.
+    """Path and SHA-256 of each evaluation file in the benchmarks' folder.
 
     Raises:
-        UserError: there are none.
+        UserError: the folder holds none.
     """
     folder = Path(settings.benchmarks)
     paths = [
@@ -46,33 +46,34 @@ def benchmark_files(settings: Decontamination) -> list[tuple[str, str]]:
     if not paths:
         raise UserError(
             f"data.corpus.decontamination.benchmarks: {folder} holds no file of evaluation texts "
-            f"({', '.join(_ENDINGS)}); fetch them (emma evaluate fetch) or mend the path"
+            f"({', '.join(_ENDINGS)}); fetch them (emma evaluate fetch) or fix the path"
         )
     return [(str(path), sha256_file(path)) for path in paths]
 
 
 def benchmark_texts(path: Path) -> Iterator[str]:
-    """All texts in a benchmark's file: every string of every record, and the record's strings one after the other,
-    since a text that was copied with its question or its choices is found by what spans two of them.
+    """All texts in a benchmark's file: each string of each record, and each record's strings joined.
+
+    The joined text catches a passage copied together with its question or choices: n-grams span the seams.
 
     Raises:
-        UserError: the file cannot be read as what its ending says.
+        UserError: the file is not in the format that its extension names.
     """
     for record in benchmark_records(path):
         yield from record_texts(record)
 
 
 def record_texts(record: Any) -> list[str]:
-    """Strings of a record, and all of them joined where there are several."""
+    """Strings of a record and, if there are several, all of them joined."""
     found = list(_strings(record))
     return [*found, "\n".join(found)] if len(found) > 1 else found
 
 
 def benchmark_records(path: Path) -> Iterator[Any]:
-    """Records of a benchmark's file: a line, a row, or an element of a JSON list.
+    """Records of a benchmark's file: its lines, rows, or elements of a JSON list.
 
     Raises:
-        UserError: the file cannot be read as what its ending says.
+        UserError: the file is not in the format that its extension names.
     """
     name = path.name.lower()
     for ending in (".gz", ".zst", ".bz2"):
@@ -84,7 +85,7 @@ def benchmark_records(path: Path) -> Iterator[Any]:
             for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
         except OSError as error:
-            raise UserError(f"{path}: no readable parquet file ({error})") from None
+            raise UserError(f"{path}: not a readable parquet file ({error})") from None
         return
     with open_bytes(str(path)) as stream:
         try:
@@ -100,12 +101,12 @@ def benchmark_records(path: Path) -> Iterator[Any]:
                 yield from content.splitlines()
         except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
             raise UserError(
-                f"{path}: cannot be read as {Path(name).suffix} ({error}); mend or remove it"
+                f"{path}: cannot be read as {Path(name).suffix} ({error}); fix or remove it"
             ) from None
 
 
 def _elements(value: Any) -> Iterator[Any]:
-    """Records of a JSON file: the elements of its list, also where the list is the only one in an object."""
+    """Records of a JSON file: the elements of its list, or of the only list in its top-level object."""
     if isinstance(value, dict):
         lists = [item for item in value.values() if isinstance(item, list)]
         value = lists[0] if len(lists) == 1 else [value]
@@ -124,7 +125,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 class BenchmarkIndex:
-    """n-grams of evaluation texts: sorted hashes, of words and of characters under different salts."""
+    """n-grams of evaluation texts: sorted hashes; those of words and of characters have different salts."""
 
     def __init__(self, settings: Decontamination, hashes: NDArray[np.uint64]) -> None:
         self.settings, self.hashes = settings, hashes
@@ -143,17 +144,20 @@ class BenchmarkIndex:
 
     @classmethod
     def load(cls, settings: Decontamination, path: Path) -> BenchmarkIndex:
-        """Reads what `build` wrote; processes share the memory."""
+        """Maps what `build` wrote into memory that processes share."""
         return cls(settings, np.load(path, mmap_mode="r"))
 
     @classmethod
     def of(cls, settings: Decontamination, texts: Sequence[str]) -> BenchmarkIndex:
-        """Index of texts. One shorter than an n-gram is looked for as a whole document; one shorter than half of it is
-        left out: it would be found by chance."""
+        """Index of texts.
+
+        A text shorter than an n-gram matches only a whole document; one shorter than half an n-gram is left
+        out, since it would match by chance.
+        """
         return cls(settings, np.unique(index_hashes(settings, texts)[0]))
 
     def overlaps(self, texts: Sequence[str], script: str) -> NDArray[np.int64]:
-        """n-grams of each text that occur in the index; `script` of the texts' language ("" for unknown)."""
+        """Counts each text's n-grams that are in the index; `script` is the language's ("": unknown)."""
         counts = np.zeros(len(texts), np.int64)
         if not len(self.hashes):
             return counts
@@ -167,13 +171,13 @@ class BenchmarkIndex:
         return counts
 
     def _met(self, places: NDArray[np.int64]) -> None:
-        """Called with the places of the hashes that were found; for those who keep account."""
+        """Called with the positions of the hashes that matched; subclasses may record them."""
 
 
 def index_hashes(
     settings: Decontamination, texts: Sequence[str]
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Hashes of the n-grams of evaluation texts that are looked for, and for each the place of its text."""
+    """Hashes of the n-grams of evaluation texts to search for, and the position of each one's text."""
     hashes, places = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
     for rows, shingles, n in _grams(settings, texts):
         counts = np.diff(shingles.offsets)
@@ -184,14 +188,14 @@ def index_hashes(
 
 
 def build_index(settings: Decontamination, path: str) -> int:
-    """Writes the index to `path`; its number of n-grams."""
+    """Writes the index to `path` and returns its number of n-grams."""
     return len(BenchmarkIndex.build(settings, Path(path)).hashes)
 
 
 def _grams(
     settings: Decontamination, texts: Sequence[str], script: str | None = None
 ) -> Iterator[tuple[NDArray[np.int64], Shingles, int]]:
-    """n-grams of texts by the kind that their script asks for: rows, hashes, and n."""
+    """n-grams of words or, in spaceless scripts, of characters: rows of the texts, shingles, and n."""
     spaceless = (
         np.full(len(texts), script in SPACELESS)
         if script is not None

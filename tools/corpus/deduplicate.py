@@ -1,7 +1,7 @@
-"""Stage `deduplicated`: filtered parts without copies, and the list of who was removed for whom.
+"""Stage `deduplicated`: filtered parts without copies, and a list of which document each removed one copies.
 
-Hashes are made chunk by chunk of parts, copies are found group by group (a language of a kind; a language pair in
-both directions), and parts are written chunk by chunk again.
+The first phase hashes chunks of parts, the second finds copies within groups (one language of one kind, or
+one language pair in both directions), and the third writes the parts, again chunk by chunk.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["deduplicate"]
 
 _CHUNK_MEGABYTES = 16
 _GROUP_ROWS = 100_000
-"""Documents of small groups that make a task together."""
+"""Documents per task when small groups share one."""
 
 
 def deduplicate(build: Build, previous: str) -> Stage:
@@ -95,7 +95,7 @@ def _slices(chunks: Sequence[Sequence[Part]], hashed: Sequence[Any]) -> list[Sli
 
 
 def _bundles(slices: Sequence[Slice]) -> list[list[Group]]:
-    """Groups in order, small ones together."""
+    """Groups in order, small ones bundled together."""
     members: dict[tuple[str, str], list[Slice]] = {}
     for piece in slices:
         language = piece.part.language
@@ -117,9 +117,10 @@ def _bundles(slices: Sequence[Slice]) -> list[list[Group]]:
 def write_parts(
     corpus: Corpus, root: str, folder: str, slices: Sequence[Slice], bundles: Sequence[int]
 ) -> dict[str, Any]:
-    """Writes the parts of a chunk without what was removed: `parts`, `rows`, `accounts`, `samples`.
+    """Writes the parts of a chunk without the removed documents: `parts`, `rows`, `accounts`, `samples`.
 
-    Unless paragraphs are cut out, of kept documents only the number is in the accounts (`Accounts.fill_kept`).
+    Unless paragraphs are cut out, the accounts hold only the number of kept documents (see
+    `Accounts.fill_kept`).
     """
     reasons, cut = _decisions(Path(folder), slices, bundles)
     accounts, samples = Accounts(), Samples(corpus.samples)
@@ -143,7 +144,7 @@ def write_parts(
 def _decisions(
     folder: Path, slices: Sequence[Slice], bundles: Sequence[int]
 ) -> tuple[NDArray[np.uint8], dict[int, set[int]]]:
-    """For each row of the chunk the rule that removes it (0: none), and by row the paragraphs to cut out."""
+    """The rule that removes each row of the chunk (0: none), and the paragraphs to cut out, by row."""
     chunk = slices[0].chunk
     reasons = np.zeros(slices[-1].stop, np.uint8)
     cut: dict[int, set[int]] = {}
@@ -172,7 +173,7 @@ def _select(
     accounts: Accounts,
     samples: Samples,
 ) -> pa.Table:
-    """Rows that stay; `cut` is None where no paragraphs are searched."""
+    """Rows that stay; `cut` is None if paragraphs are not deduplicated."""
     if cut is not None:
         return _select_cut(part, table, rules, first, cut, accounts, samples)
     removed = rules > 0
@@ -193,8 +194,8 @@ def _select_cut(
     accounts: Accounts,
     samples: Samples,
 ) -> pa.Table:
-    """As `_select`, where paragraphs are cut out; a document of which nothing is left is removed."""
-    # Of pairs no paragraphs are cut; they pass through.
+    """Like `_select`, but cuts paragraphs out; a document with nothing left is removed."""
+    # Pairs have no entry in `cut`; they pass through.
     name = text_columns(part.kind)[0]
     texts = table.column(name).to_pylist()
     rules = rules.copy()
@@ -213,7 +214,7 @@ def _select_cut(
 def _count(
     part: Part, table: pa.Table, rules: NDArray[np.uint8], accounts: Accounts, samples: Samples
 ) -> None:
-    """Counts documents under their rules and keeps samples of removed ones."""
+    """Counts documents under their rules, and keeps samples of the removed ones."""
     columns = [table.column(name).to_pylist() for name in text_columns(part.kind)]
     sources, identifiers = table.column("source").to_pylist(), table.column("id")
     for row, (source, rule, *texts) in enumerate(zip(sources, rules.tolist(), *columns, strict=True)):

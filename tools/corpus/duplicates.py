@@ -1,7 +1,6 @@
-"""Which documents of a group (a language, or a pair in both directions) are copies of which others.
+"""Finds which documents of a group (a language, or a pair in both directions) are copies of which others.
 
-Everything works on hashes that were computed part by part; what a group needs in memory is bounded by taking it in
-ranges of the hash.
+Works on hashes computed part by part, one hash range at a time, which bounds the memory that a group needs.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from emma.tools.corpus.minhash import jaccard
 __all__ = ["Copies", "candidate_pairs", "exact_copies", "near_copies", "over_used"]
 
 _BYTES_A_ROW = 64
-"""Memory of a row while it is sorted: key, position, order."""
+"""Memory that sorting needs per row: key, position, order."""
 
 _ALL_PAIRS = 8
-"""Up to this many documents of a bucket are compared each with each."""
+"""In buckets up to this size, all pairs of documents are compared."""
 
 Reader = Callable[[], Iterator[NDArray[np.uint64]]]
-"""Gives the hashes of a group, array by array, in the order of the documents; may be called again."""
+"""Yields the hashes of a group, array by array, in document order; can be called repeatedly."""
 
 
 @dataclass
 class Copies:
-    """Removed documents of a group: `kept[i]` is why `removed[i]` goes; both are positions in the group.
+    """Removed documents of a group: `removed[i]` is a copy of `kept[i]`; both are positions in the group.
 
     `similarity` is 1 for exact copies and the Jaccard index for near ones.
     """
@@ -52,12 +51,12 @@ def _range_of(hashes: NDArray[np.uint64], ranges: int) -> NDArray[np.uint64]:
 
 
 def exact_copies(keys: Reader, ranks: NDArray[np.int64], memory: int) -> Copies:
-    """Copies with equal 128-bit keys; of each set the document with the lowest rank stays.
+    """Copies with equal 128-bit keys; of each set, the document with the lowest rank stays.
 
     Args:
         keys: arrays of documents × 2.
-        ranks: rank of each document in the group; lower is better; equal ranks go by position.
-        memory: bytes that the sort may take, about.
+        ranks: rank of each document in the group; lower is better, and position breaks ties.
+        memory: approximate bytes that the sort may use.
     """
     removed, kept = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     ranges = _ranges(len(ranks), memory)
@@ -92,14 +91,14 @@ def candidate_pairs(
 ) -> NDArray[np.int64]:
     """Pairs of documents that share a band of their signatures (pairs × 2, the better-ranked document first).
 
-    In a large bucket each document is paired with the best-ranked one and with its neighbours.
+    In a large bucket, each document is paired with the best-ranked one and with its neighbours.
 
     Args:
-        band_hashes: for a band, hashes of all documents of the group, array by array.
-        number_of_bands: bands.
+        band_hashes: for a band, the hashes of all documents of the group, array by array.
+        number_of_bands: bands per signature.
         searched: positions of the documents that take part.
         ranks: rank of each document of the group.
-        memory: bytes that the sort may take, about.
+        memory: approximate bytes that the sort may use.
     """
     takes_part = np.zeros(len(ranks), np.bool_)
     takes_part[searched] = True
@@ -138,7 +137,7 @@ def _bucket_pairs(
     found = [np.stack([first[position > 0], rows[position > 0]], axis=1)]
     size = np.repeat(sizes, sizes)
     for distance in range(1, _ALL_PAIRS):
-        # Neighbours one and two places apart in any bucket, all distances in a small one.
+        # Neighbours one and two places apart in any bucket; all distances in a small one.
         later = position > distance if distance <= 2 else (position > distance) & (size <= _ALL_PAIRS)
         at = np.flatnonzero(later)
         found.append(np.stack([rows[at - distance], rows[at]], axis=1))
@@ -151,12 +150,14 @@ def near_copies(
     ranks: NDArray[np.int64],
     threshold: float,
 ) -> Copies:
-    """Near copies among candidates. From the best-ranked document on, a document goes if its Jaccard index with one
-    that stays is at least `threshold`: whatever goes has a twin that stays.
+    """Near copies among the candidates.
+
+    In rank order, best first, a document is removed if its Jaccard index with one that stays is at least
+    `threshold`; so each removed document has a near copy that stays.
 
     Args:
         pairs: candidates, the better-ranked document first.
-        sets: sorted shingle set of a document.
+        sets: gives the sorted shingle set of a document.
         ranks: rank of each document of the group.
         threshold: smallest Jaccard index of near duplicates.
     """
@@ -179,11 +180,10 @@ def near_copies(
 
 
 def over_used(keys: Sequence[NDArray[np.uint64]], ranks: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
-    """Positions of documents whose key (64 bits of the text of one side) more than `limit` better-ranked documents
-    have too.
+    """Positions of documents whose key (64 bits of one side's text) `limit` or more better-ranked ones share.
 
     Args:
-        keys: first column of the side's keys, array by array; one entry a document.
+        keys: first column of the side's keys, array by array; one entry per document.
         ranks: rank of each document.
         limit: how many documents may share a key.
     """

@@ -1,4 +1,4 @@
-"""Stage `filtered`: each integrated part without the documents that a rule removes."""
+"""Stage `filtered`: the integrated parts without the documents that a rule removes."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from emma.tools.languages.scripts import script_of
 __all__ = ["batches", "filter_corpus", "findings"]
 
 _BATCH_BYTES = 2 << 20
-"""Text judged at once: its arrays of code points fit into the processor's cache, about."""
+"""Text filtered at once; its code-point arrays roughly fit into the processor's cache."""
 
 _CHUNK_MEGABYTES = 16
-"""Bytes of part files that make a task."""
+"""Part files per task, in megabytes."""
 
 
 def filter_corpus(build: Build, previous: str) -> Stage:
     """The stage, after the one with the fingerprint `previous`.
 
     Raises:
-        UserError: the recipe names a model or benchmarks that are not there.
+        UserError: the recipe names a model or benchmarks that do not exist.
     """
     corpus = build.corpus
     identifier(corpus.identification)
@@ -83,7 +83,7 @@ def filter_parts(corpus: Corpus, root: str, parts: Sequence[Part], index_path: s
 
 
 def batches(table: pa.Table, texts: Sequence[str]) -> Iterator[pa.Table]:
-    """Slices of a table of about `_BATCH_BYTES` of text."""
+    """Slices of a table, each of about `_BATCH_BYTES` of text."""
     import pyarrow.compute as pc
 
     sizes = sum(pc.binary_length(table.column(name)).to_numpy().astype(np.int64) for name in texts)
@@ -104,7 +104,7 @@ def findings(
     judge: Identifier | None = None,
     index: BenchmarkIndex | None = None,
 ) -> Iterator[Finding]:
-    """Findings of all rules on documents of one kind and language; `texts` has a list for each text column."""
+    """Findings of all rules on documents of one kind and language; `texts` has one list per text column."""
     sides = language.split("-") if kind == "parallel" else [language]
     for side, values in zip(sides, texts, strict=True):
         limits = thresholds_for(corpus, kind, language, side if kind == "parallel" else None)

@@ -1,4 +1,4 @@
-"""Second pass of deduplication: the copies within groups of documents, from the hashes of the first pass."""
+"""Second phase of deduplication: finds copies within groups of documents by the first phase's hashes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from emma.tools.languages.scripts import script_of
 __all__ = ["CLUSTER_SCHEMA", "RULES", "Group", "find_copies"]
 
 RULES = ("", "exact_duplicate", "near_duplicate", "templated", "duplicate_paragraphs")
-"""Rules by their number in the decisions; 0 keeps a document."""
+"""Rules; their indices are the numbers in the decisions, and 0 keeps a document."""
 
 CLUSTER_SCHEMA = pa.schema(
     [
@@ -33,14 +33,14 @@ CLUSTER_SCHEMA = pa.schema(
         ("similarity", pa.float64()),
     ]
 )
-"""Columns of `deduplicated/clusters/part-NNNNN.parquet`: one row a removed copy, with the document it is a copy of."""
+"""Columns of `deduplicated/clusters/part-NNNNN.parquet`, with one row per removed copy and its original."""
 
 _TEXTS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
 class Group:
-    """Documents that are compared with each other."""
+    """Documents to compare with each other."""
 
     kind: str
     language: str
@@ -48,15 +48,20 @@ class Group:
 
     @property
     def rows(self) -> int:
-        """Documents of the group."""
+        """Number of documents in the group."""
         return sum(piece.rows for piece in self.slices)
 
 
 def find_copies(
     corpus: Corpus, root: str, folder: str, number: int, groups: Sequence[Group]
 ) -> dict[str, Any]:
-    """Finds the copies in groups; writes the decisions to `folder/copies-NUMBER.npz` and the clusters to a part of
-    `deduplicated/clusters`; `parts` has the latter's record."""
+    """Finds the copies within groups.
+
+    Writes the decisions to `folder/copies-NUMBER.npz` and the clusters to a part of `deduplicated/clusters`.
+
+    Returns:
+        `parts`, with the record of the clusters' part.
+    """
     decisions: dict[str, list[NDArray[Any]]] = {
         name: [] for name in ("chunk", "row", "rule", "cut_chunk", "cut_position")
     }
@@ -80,7 +85,7 @@ def find_copies(
 
 
 class _Comparison:
-    """One group: positions in it number the documents of its slices, one slice after the other."""
+    """The comparison within one group; positions number the documents of its slices consecutively."""
 
     def __init__(self, corpus: Corpus, root: Path, folder: Path, group: Group) -> None:
         self.corpus, self.root, self.folder, self.group = corpus, root, folder, group
@@ -118,7 +123,7 @@ class _Comparison:
         self._write_clusters(clusters, writer)
 
     def _places(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Chunk and row in it of positions."""
+        """Chunk of each position, and row within that chunk."""
         piece = np.searchsorted(self.starts, positions, side="right") - 1
         chunks = np.array([s.chunk for s in self.group.slices], np.int64)
         offsets = np.array([s.start for s in self.group.slices], np.int64) - self.starts[:-1]
@@ -146,7 +151,7 @@ class _Comparison:
             return near_copies(pairs, shingle_set, self.ranks, near.jaccard)
 
     def _write_sets(self, near: NearDuplicates, positions: NDArray[np.int64], file: Any) -> dict[Any, Any]:
-        """Writes the shingle sets of documents one after the other; where each lies, and under `end` the total."""
+        """Appends documents' shingle sets to `file`; returns each one's range, and the total under `end`."""
         script = "" if self.group.kind == "code" else script_of(self.group.language)
         where: dict[Any, Any] = {"end": 0}
         for rows, table in self._rows_of(positions, ["text"]):
@@ -163,7 +168,7 @@ class _Comparison:
     def _rows_of(
         self, positions: NDArray[np.int64], columns: Sequence[str]
     ) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
-        """Columns of documents at sorted positions, row group by row group."""
+        """Columns of the documents at sorted positions, row group by row group."""
         for piece, start in zip(self.group.slices, self.starts, strict=False):
             row = int(start)
             inside = positions[(positions >= start) & (positions < start + piece.rows)]
@@ -176,7 +181,7 @@ class _Comparison:
                 row += table.num_rows
 
     def _templated(self, rule: NDArray[np.uint8]) -> None:
-        """Marks pairs whose text on one side stands with too many different texts on the other."""
+        """Marks pairs whose text on one side is paired with too many different texts on the other."""
         part = self.group.slices[0].part
         limit = thresholds_for(self.corpus, "parallel", part.language).max_target_repeats
         if limit is None:
@@ -188,7 +193,7 @@ class _Comparison:
             rule[stay[over]] = RULES.index("templated")
 
     def _paragraphs(self, rule: NDArray[np.uint8], decisions: dict[str, list[NDArray[Any]]]) -> None:
-        """Marks paragraphs that stood in an earlier document of the group."""
+        """Marks paragraphs that occur in a better-ranked document of the group."""
         keys, ranks, chunks, places = [], [], [], []
         for piece, start in zip(self.group.slices, self.starts, strict=False):
             hashes = self.hashes[piece.chunk]

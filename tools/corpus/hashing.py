@@ -1,4 +1,4 @@
-"""First pass of deduplication: hashes of every document of a chunk of parts, in files that a group maps into memory."""
+"""First phase of deduplication: hashes of a chunk's documents, in files that each group maps into memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from emma.tools.languages.scripts import script_of
 __all__ = ["MIN_PARAGRAPH", "ChunkHashes", "Slice", "hash_parts", "paragraphs", "searched_kind"]
 
 MIN_PARAGRAPH = 40
-"""Characters below which a paragraph is not looked for elsewhere: headings and greetings belong to their document."""
+"""Paragraphs with fewer characters are never duplicates: headings and greetings belong to their document."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class Slice:
 
     @property
     def rows(self) -> int:
-        """Rows of the part."""
+        """Number of rows in the part."""
         return self.stop - self.start
 
 
 def searched_kind(corpus: Corpus, kind: str) -> NearDuplicates | None:
-    """Settings of the near-duplicate search for a kind; None where it is not searched."""
+    """Settings of the near-duplicate search for a kind; None if the kind is not searched."""
     near = corpus.deduplication.near
     return near if near is not None and kind in near.kinds and kind != "parallel" else None
 
 
 def paragraphs(text: str) -> list[str]:
-    """Lines of a text; joined by line feeds they are the text."""
+    """Lines of a text; joining them with line feeds gives the text back."""
     return text.split("\n")
 
 
@@ -55,11 +55,12 @@ class ChunkHashes:
 
     Attributes:
         keys: keys of documents or pairs (rows × 2).
-        sides: first column of the keys of both sides of pairs (rows × 2); of other kinds absent.
+        sides: first column of the keys of both sides of pairs (rows × 2); zeros for other kinds.
         orders: position of each document's source in the recipe (uint16).
-        bands: band hashes (bands × rows), where near duplicates are searched.
+        bands: band hashes (bands × rows), if near duplicates are searched.
         long: whether a document is long enough for that search.
-        paragraph_keys: keys of paragraphs (paragraphs × 2) and `paragraph_rows`, the row of each.
+        paragraph_keys: keys of paragraphs (paragraphs × 2).
+        paragraph_rows: the row of each paragraph.
     """
 
     NAMES = ("keys", "sides", "orders", "bands", "long", "paragraph_keys", "paragraph_rows")
@@ -68,14 +69,14 @@ class ChunkHashes:
         self.folder, self.chunk = folder, chunk
 
     def path(self, name: str) -> Path:
-        """File of one array."""
+        """File of an array."""
         return self.folder / f"{self.chunk:06d}-{name}.npy"
 
     def __getattr__(self, name: str) -> NDArray[Any]:
         if name not in self.NAMES:
             raise AttributeError(name)
         array: NDArray[Any] = np.load(self.path(name), mmap_mode="r")
-        # Empty arrays cannot be mapped; numpy loads them.
+        # Empty arrays cannot be mapped, so numpy loads them.
         setattr(self, name, array)
         return array
 
@@ -86,7 +87,7 @@ class ChunkHashes:
 
 
 def hash_parts(corpus: Corpus, root: str, folder: str, chunk: int, parts: Sequence[Part]) -> dict[str, Any]:
-    """Hashes the documents of a chunk's parts into `folder`; `slices` gives each part's rows."""
+    """Hashes the documents of a chunk's parts into `folder`; returns `slices`, each part's range of rows."""
     found: dict[str, list[NDArray[Any]]] = {name: [] for name in ChunkHashes.NAMES}
     near = corpus.deduplication.near
     number_of_bands = near.bands if near else 0
@@ -151,7 +152,7 @@ def _hash_batch(
                 lines.append(line)
                 owners.append(first + row)
         paragraph_keys = text_keys(lines, part.kind).copy()
-        # Short ones get keys of their own, so that they match nothing and positions stay.
+        # Short paragraphs keep their places, so that positions hold, but get the key 0: never compared.
         short = np.array([len(line) < MIN_PARAGRAPH for line in lines], np.bool_)
         paragraph_keys[short] = 0
         found["paragraph_keys"].append(paragraph_keys)

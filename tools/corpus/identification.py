@@ -1,4 +1,4 @@
-"""Language identification of documents, as a check of their labels."""
+"""Language identification, which checks the labels of documents."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from emma.tools.languages.labels import LanguageResolver, UnknownLanguageError
 __all__ = ["Identifier", "identifier"]
 
 _CHARACTERS = 2000
-"""Characters of a text that are looked at."""
+"""How many characters of a text the model sees."""
 
 
 class Backend(Protocol):
-    """A model: the labels that it knows, and the likeliest one of a text with its probability."""
+    """A model: the labels it knows, and its prediction for a text."""
 
     labels: list[str]
 
     def predict(self, text: str) -> tuple[str, float]:
-        """Label and probability."""
+        """Most likely label and its probability."""
 
 
 class FastText:
-    """A model in fastText's format, whose labels are `__label__` and a language code."""
+    """A model in fastText's format, whose labels are language codes with the prefix `__label__`."""
 
     def __init__(self, path: str) -> None:
         need("corpus", "identification.backend: fasttext", "fasttext")
@@ -35,7 +35,7 @@ class FastText:
 
         if not Path(path).is_file():
             raise UserError(
-                f"data.corpus.identification.model: {path} does not exist; fetch the model or mend the path"
+                f"data.corpus.identification.model: {path} does not exist; fetch the model or fix the path"
             )
         try:
             self.model = fasttext.load_model(path)
@@ -44,7 +44,7 @@ class FastText:
         self.labels = [label.removeprefix("__label__") for label in self.model.get_labels()]
 
     def predict(self, text: str) -> tuple[str, float]:
-        """Likeliest label and its probability."""
+        """Most likely label and its probability."""
         found = self.model.predict(text.replace("\n", " "), k=1)
         labels, probabilities = found
         return labels[0].removeprefix("__label__"), min(1.0, float(probabilities[0]))
@@ -61,16 +61,16 @@ class Py3LangId:
         self.labels = list(self.model.labels)
 
     def predict(self, text: str) -> tuple[str, float]:
-        """Likeliest label and its probability."""
+        """Most likely label and its probability."""
         label, probability = self.model.classify(text)
         return str(label), float(probability)
 
 
 class Identifier:
-    """Compares labels with what a model says.
+    """Compares labels with a model's predictions.
 
-    A language counts as known to the model where one of its labels stands for it or for a language of the same
-    macro-language (a model that has `nb` and `no` must not part them).
+    The model knows a language if one of its labels means that language or one of the same macro-language: a
+    model that has both `nb` and `no` cannot be expected to tell them apart.
     """
 
     def __init__(self, settings: Identification, backend: Backend) -> None:
@@ -80,7 +80,7 @@ class Identifier:
     @staticmethod
     @functools.cache
     def _group(label: str) -> str | None:
-        """Macro-language of a label, or its language."""
+        """Macro-language of a label, or its language if it belongs to none; None for an unknown label."""
         import iso639
 
         try:
@@ -93,7 +93,7 @@ class Identifier:
             return language
 
     def mismatch(self, text: str, language: str) -> str | None:
-        """What the model says, where it overrules the label `language` (`xxx_Ssss`); None where the label stands."""
+        """The prediction, if it overrules the label `language` (`xxx_Ssss`); None if the label stands."""
         group = self._group(language)
         if len(text) < self.settings.min_characters or group not in self.known:
             return None
@@ -106,10 +106,10 @@ class Identifier:
 
 @functools.lru_cache(maxsize=1)
 def identifier(settings: Identification) -> Identifier | None:
-    """The recipe's identifier, loaded once a process; None for the backend `none`.
+    """The recipe's identifier, loaded once per process; None for the backend `none`.
 
     Raises:
-        UserError: its package or model is not there.
+        UserError: its package or model is missing.
     """
     if settings.backend == "none":
         return None

@@ -1,8 +1,8 @@
 """Stage `integrated`: source files → rows with normalised text, resolved languages and provenance.
 
-Each file is a task that writes its rows, grouped by language, into one spill file; then each part is a task that
-gathers its rows from the spills. Both depend on nothing but the input, so neither the number of processes nor an
-interruption shows in the result.
+In the first phase each source file is a task that writes its rows, grouped by language, to one spill file. In
+the second, tasks gather the rows of each part from the spills. Both depend only on the input, so neither the
+number of processes nor an interruption changes the result.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _spill(stage: Stage, number: int) -> str:
 
 
 def _labels(read: Sequence[Any]) -> list[dict[str, Any]]:
-    """How each label of each source was read, with the number of documents (sides of pairs)."""
+    """How each label of each source was read, with its number of documents (or sides of pairs)."""
     sums: dict[tuple[str, ...], int] = {}
     for result in read:
         for *key, count in result["labels"]:
@@ -105,7 +105,7 @@ def _labels(read: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _render(source: Source) -> Callable[[dict[str, Any]], str]:
-    """How a row's columns become its text."""
+    """The function that turns a row's columns into its text."""
     template, columns = source.template, source.text_columns
     if template is not None:
         return lambda values: template.format_map(values)
@@ -129,7 +129,7 @@ class _Spill:
     held: int = 0
 
     def add(self, language: str, row: tuple[str, ...], size: int) -> None:
-        """Appends a row (in the schema's order) of `size` bytes of text."""
+        """Appends a row (values in the schema's order) with `size` bytes of text."""
         buffer = self.buffers.get(language)
         if buffer is None:
             buffer = self.buffers[language] = []
@@ -159,8 +159,8 @@ def read_file(corpus: Corpus, file: SourceFile, spill_path: str) -> dict[str, An
     """Reads one file into a spill.
 
     Returns:
-        `index` (a list of [language or pair, rows, bytes], one a record batch of the spill), `kind`, `accounts`,
-        `samples`, `labels`, `faults`, `inputs`.
+        `kind`, `index` ([language or pair, rows, bytes] of each record batch in the spill), `accounts`,
+        `samples`, `labels`, `rows`, `faults`, `inputs`.
     """
     source = corpus.sources[file.source]
     reader = _FileReader(corpus, source, file)
@@ -248,7 +248,7 @@ class _FileReader:
                 texts = self._texts(row, pair)
                 labels = self.labeller.labels(row)
             except ValueError as error:
-                self.quarantine.rows -= 1  # it was counted as usable when it was read
+                self.quarantine.rows -= 1  # counted as usable when read
                 self._fault(Fault(row.number, str(error), str(row.values)[:200]))
                 continue
             if any(len(text) > self.limit // 4 and len(text.encode()) > self.limit for text in texts):
@@ -269,7 +269,7 @@ class _FileReader:
             if value is None:
                 values[name] = ""
             elif not isinstance(value, str):
-                raise ValueError(f"`{name}` is a {type(value).__name__}, not a text")
+                raise ValueError(f"`{name}` is of type {type(value).__name__}, not text")
         if pair:
             return [values[name] for name in names]
         try:
@@ -295,8 +295,11 @@ class _FileReader:
 
 
 def plan_parts(read: Sequence[Any], megabytes: float) -> list[tuple[Part, int, list[tuple[int, int]]]]:
-    """Parts, their bytes of text and the batches (spill, position in it) each is made of: of each kind and language,
-    batches in the order of sources, files and rows, cut where a part is full."""
+    """Parts, each with its bytes of text and the batches (spill, position in the spill) that make it up.
+
+    The batches of a kind and language follow the order of sources, files and rows; a new part begins when one
+    is full.
+    """
     batches: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
     for spill, result in enumerate(read):
         for position, (language, _, size) in enumerate(result["index"]):
@@ -332,7 +335,7 @@ def _group_parts(
 def write_parts(
     root: str, spills: Sequence[str], group: Sequence[tuple[Part, list[tuple[int, int]]]]
 ) -> dict[str, Any]:
-    """Writes parts from their batches; `parts` are their records."""
+    """Writes parts from their batches; returns `parts`, their records."""
     records = []
     open_spills: dict[int, Any] = {}
     for part, batches in group:

@@ -14,8 +14,11 @@ __all__ = ["pair_keys", "text_keys"]
 
 
 def text_keys(texts: Sequence[str], kind: str) -> NDArray[np.uint64]:
-    """Keys (documents × 2, uint64) that are equal where texts are equal after case, white space and punctuation are
-    set aside; of code, white space alone. A text without letters or digits has the key of its characters."""
+    """Keys of texts (documents × 2, uint64).
+
+    Keys are equal if the texts are equal apart from case, white space and punctuation (code: apart from white
+    space only). The key of a text without letters or digits is that of all its characters.
+    """
     code = kind == "code"
     points = CodePoints.of(texts if code else [text.lower() for text in texts])
     kinds = points.class_of
@@ -35,8 +38,10 @@ def text_keys(texts: Sequence[str], kind: str) -> NDArray[np.uint64]:
 
 
 def pair_keys(sources: NDArray[np.uint64], targets: NDArray[np.uint64], swapped: bool) -> NDArray[np.uint64]:
-    """Keys of pairs from the keys of their sides; with `swapped` sides change places first, so that a pair and its
-    translation in the other direction have the same key."""
+    """Keys of pairs (pairs × 2, uint64) from the keys of their sides.
+
+    `swapped` exchanges the sides first, so that a pair and its reverse have the same key.
+    """
     one, other = (targets, sources) if swapped else (sources, targets)
     both = np.ascontiguousarray(np.concatenate([one, other], axis=1))
     digests = b"".join(xxhash.xxh3_128_digest(row) for row in both)

@@ -1,4 +1,4 @@
-"""The language of each document: what its label says, and what its script shows."""
+"""Decides the language of each document from its label and the script of its text."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from emma.tools.languages.scripts import compatible, measure
 __all__ = ["Labeller", "choose_script"]
 
 NO_SCRIPT = "Zyyy"
-"""ISO 15924's code for undetermined script: text without letters in a language of unknown script."""
+"""ISO 15924 code for undetermined script, used for text without letters in a language of unknown script."""
 
 
 def choose_script(resolved: Resolved, known: Sequence[str], measured: str | None) -> tuple[str, str]:
     """Script of a document, and how it was decided.
 
+    A measured script overrides the label's only if the language is written in it. Otherwise the text is not
+    in the language at all, and the rule `wrong_script` removes it later.
+
     Args:
         resolved: the label.
-        known: scripts in customary use for the language, the usual one first.
+        known: scripts in customary use for the language, most common first.
         measured: the script of the text (see `scripts.measure`).
-
-    A measured script wins over the label's only where the language is written in it; otherwise the text is not in the
-    language, which the rule `wrong_script` will see.
     """
     given = resolved.script
     fitting = None if measured is None else _fitting(measured, known)
@@ -48,17 +48,17 @@ def choose_script(resolved: Resolved, known: Sequence[str], measured: str | None
 
 
 def _fitting(measured: str, known: Sequence[str]) -> str | None:
-    """The first known script that text of a measured script can be in."""
+    """The first known script that is compatible with a measured one."""
     if measured in known:
         return measured
     return next((script for script in known if compatible(measured, script)), None)
 
 
 class Labeller:
-    """Reads the labels of one file's rows and decides on their codes.
+    """Reads the labels of one file's rows and decides their codes.
 
     Attributes:
-        counts: documents (sides of pairs) by source, label, code and decision.
+        counts: documents (or sides of pairs) by source, label, code and decision.
     """
 
     def __init__(self, languages: Languages, file: SourceFile, source: Source) -> None:
@@ -77,11 +77,11 @@ class Labeller:
         self.tmx = source.format_of(file.path) == "tmx"
 
     def labels(self, row: Row) -> list[str]:
-        """Labels of a row, as the source says them.
+        """Labels of a row, as the source gives them.
 
         Raises:
-            ValueError: a label that is no text.
-            UserError: a label that stands for no language, with file and line.
+            ValueError: a label is not text.
+            UserError: a label names no language; the message names file and line.
         """
         labels = []
         for fixed, column, name in self.where:
@@ -89,7 +89,7 @@ class Labeller:
             if column is not None or self.tmx:
                 label = row.values[column if column is not None else f"{name}_lang"]
                 if not isinstance(label, str):
-                    raise ValueError(f"`{column}` is a {type(label).__name__}, not a language code")
+                    raise ValueError(f"`{column}` is of type {type(label).__name__}, not a language code")
             elif fixed is None:
                 label = self.file.captured[name]
             labels.append(str(label))
@@ -105,7 +105,7 @@ class Labeller:
             raise UserError(f"{self.file.path}: line {number}: {error}") from None
 
     def decide(self, texts: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]) -> list[list[str]]:
-        """Codes of rows, one for each of their sides.
+        """Codes of rows, one per side.
 
         Args:
             texts: normalised texts of each row.

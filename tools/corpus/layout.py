@@ -1,4 +1,4 @@
-"""Where the corpus lies on disk: stages, kinds, languages, part files and their schemas."""
+"""Layout of a corpus on disk: stages, kinds, languages, part files and their schemas."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ __all__ = [
 ]
 
 STAGES = ("integrated", "filtered", "deduplicated", "split")
-"""Stages in their order; each has a folder, `<corpus>/<stage>/<kind>/<language or pair>/part-NNNNN.parquet`."""
+"""Stages in order; each has a folder with `<corpus>/<stage>/<kind>/<language or pair>/part-NNNNN.parquet`."""
 
 TEXT_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "language", "source", "license")])
-"""Columns of every kind but `parallel`."""
+"""Columns of all kinds but `parallel`."""
 
 PAIR_SCHEMA = pa.schema(
     [
@@ -43,11 +43,11 @@ PAIR_SCHEMA = pa.schema(
 """Columns of `parallel`."""
 
 _ROW_GROUP = 16 << 20
-"""UTF-8 bytes of text in a row group, about: what a reader holds in memory at once."""
+"""Approximate UTF-8 bytes of text in a row group, which is what a reader holds in memory at once."""
 
 
 def schema_of(kind: str, stage: str = "integrated") -> pa.Schema:
-    """Columns of the parts of a kind; the stage `split` has one more, `split`."""
+    """Columns of a kind's parts; in the stage `split` there is one more, `split`."""
     schema = PAIR_SCHEMA if kind == "parallel" else TEXT_SCHEMA
     return schema.append(pa.field("split", pa.string())) if stage == "split" else schema
 
@@ -59,7 +59,7 @@ def text_columns(kind: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, order=True)
 class Part:
-    """A part file: its kind, its language or pair, its number."""
+    """A part file: its kind, language or pair, and number."""
 
     kind: str
     language: str
@@ -77,10 +77,10 @@ def part_path(root: Path, stage: str, part: Part) -> Path:
 
 
 def parts_of(root: Path, stage: str) -> list[Part]:
-    """Parts of a stage on disk, in the order of kinds, languages and numbers.
+    """Parts of a stage on disk, ordered by kind, language and number.
 
     Raises:
-        UserError: a file that doesn't belong there.
+        UserError: a file doesn't belong there.
     """
     found = []
     for path in sorted((root / stage).glob("*/*/*")):
@@ -88,15 +88,15 @@ def parts_of(root: Path, stage: str) -> list[Part]:
         if path.name.startswith("."):
             continue
         if path.suffix != ".parquet" or not number.isdigit() or path.parts[-3] not in KINDS:
-            raise UserError(f"{path}: not a part of the corpus; remove it or build the stage again")
+            raise UserError(f"{path}: not a part of the corpus; remove it, or rebuild the stage")
         found.append(Part(path.parts[-3], path.parts[-2], int(number)))
     return sorted(found, key=lambda part: (KINDS.index(part.kind), part.language, part.number))
 
 
 class PartWriter:
-    """Writes one part file, row group by row group; nothing appears under its name before it is whole.
+    """Writes one part file, row group by row group; the file appears under its name only when complete.
 
-    Use as a context manager. A part without rows leaves no file. The stage synchronises all its parts at its end.
+    Use it as a context manager. A part without rows leaves no file. The stage syncs all parts at its end.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, texts: tuple[str, ...]) -> None:
@@ -154,7 +154,7 @@ class PartWriter:
                 self._temporary.unlink(missing_ok=True)
 
     def record(self, root: Path) -> dict[str, Any] | None:
-        """Path below `root`, bytes, checksum and rows of the finished file; None where no file was left."""
+        """Path below `root`, bytes, checksum and rows of the finished file; None if there is no file."""
         if not self.rows:
             return None
         file = FileRecord.of(self.path, root)
@@ -165,7 +165,7 @@ def read_row_groups(path: Path, columns: Iterable[str] | None = None) -> Iterato
     """Row groups of a part, in order.
 
     Raises:
-        UserError: the file is cut or damaged.
+        UserError: the file is truncated or damaged.
     """
     try:
         with pq.ParquetFile(path) as file:
@@ -173,5 +173,5 @@ def read_row_groups(path: Path, columns: Iterable[str] | None = None) -> Iterato
                 yield file.read_row_group(index, columns=None if columns is None else list(columns))
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"{path}: no readable parquet file ({str(error).splitlines()[0]}); remove its stage's folder and build again"
+            f"{path}: not a readable parquet file ({str(error).splitlines()[0]}); remove its stage's folder and rebuild"
         ) from None

@@ -1,4 +1,4 @@
-"""MinHash signatures of documents, and the band hashes by which near duplicates find each other."""
+"""MinHash signatures of documents, and the band hashes that near duplicates share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SEED = 20240917
 
 
 def shingles_of(texts: Sequence[str], settings: NearDuplicates, script: str) -> Shingles:
-    """Shingles of texts: characters in spaceless scripts, else words."""
+    """Shingles of texts: of characters in spaceless scripts, of words otherwise."""
     if script in SPACELESS:
         return character_shingles(texts, settings.character_shingle)
     return word_shingles(texts, settings.word_shingle)
@@ -42,7 +42,7 @@ def bands(shingles: Shingles, settings: NearDuplicates) -> NDArray[np.uint64]:
 
 
 def shingle_sets(shingles: Shingles) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """Sorted sets of 32-bit shingle hashes, one after the other, and their offsets (documents + 1)."""
+    """Sorted sets of 32-bit shingle hashes, concatenated, and their offsets (documents + 1)."""
     sets = [np.unique((shingles.of(row) >> np.uint64(32)).astype(np.uint32)) for row in range(len(shingles))]
     offsets = np.zeros(len(sets) + 1, np.int64)
     np.cumsum([len(one) for one in sets], out=offsets[1:])

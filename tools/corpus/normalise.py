@@ -1,4 +1,4 @@
-"""Normalisation of a text: Unicode form, broken encodings, control characters, markup remains, white space."""
+"""Text normalisation: Unicode form, broken encodings, control characters, leftover markup, white space."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from emma.recipes.schema.corpus import Kind, Normalisation
 
 __all__ = ["Normaliser"]
 
-# Bytes of UTF-8 that were read as Latin-1 or Windows-1252: a lead byte's character, then a continuation byte's.
+# UTF-8 bytes decoded as Latin-1 or Windows-1252: the characters of a lead byte and of a continuation byte.
 _CONTINUATION = "\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u2022\u2026\u2030\u2039\u203a\u20ac\u2122"
 _MOJIBAKE = re.compile(f"[\u00c2-\u00f4][{_CONTINUATION}]")
 
-# Controls but tab and line feed; soft hyphen, zero-width space, word joiner, direction marks, byte-order mark,
-# interlinear annotation, tags, lone surrogates and noncharacters.
+# Controls except tab and line feed; soft hyphen, zero-width space, word joiner, direction marks, byte-order
+# mark, interlinear annotation, tags, lone surrogates and noncharacters.
 _CONTROLS = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f"
     "\ufeff\ufff9-\ufffb\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff\U000e0001-\U000e007f"
 )
 _CONTROL = re.compile(f"[{_CONTROLS}]")
 _JOINER = re.compile("[\u200c\u200d]")
-# Code has meaning in its control characters' places, so only those that no source file needs are taken out.
+# Some control characters mean something in code, so only those that no source file needs are removed.
 _CONTROL_IN_CODE = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufeff\ud800-\udfff\ufffe\uffff]")
 
 _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
@@ -53,7 +53,7 @@ _TELEPHONE = re.compile(r"(?<![\w+])(?:\+\d{1,3}[ .-]?)(?:\(?\d{1,4}\)?[ .-]?){2
 class Normaliser:
     """Normalises texts of one kind.
 
-    Code keeps its white space, entities and tags: they are the program.
+    Code keeps its white space, entities and tags: they are part of the program.
     """
 
     def __init__(self, settings: Normalisation, kind: Kind) -> None:
@@ -61,7 +61,7 @@ class Normaliser:
         self.code = kind == "code"
 
     def __call__(self, text: str) -> str:
-        """The normalised text; the same text where there is nothing to do."""
+        """The normalised text; the same object if there is nothing to do."""
         settings = self.settings
         if not self.code and settings.mend_encoding and may_be_mojibake(text):
             text = mend_encoding(text)
@@ -80,7 +80,7 @@ class Normaliser:
         settings = self.settings
         if settings.markup and ("<" in text or "&" in text):
             text = remove_markup(text)
-        # `isprintable` is many times faster than a search for rare characters, and false for every one of them.
+        # `isprintable` is many times faster than searching for rare characters, and false for each of them.
         if not (text.replace("\n", "") if "\n" in text else text).isprintable():
             text = _LINE_ENDS.sub("\n", text)
             if settings.controls:
@@ -93,26 +93,29 @@ class Normaliser:
 
 
 def may_be_mojibake(text: str) -> bool:
-    """A quick test: some character could be the lead byte of UTF-8 and the next one a continuation byte."""
+    """Quick test: could some character be a UTF-8 lead byte and the next one a continuation byte?"""
     if text.isascii() or b"\xc3" not in text.encode("utf-8", "surrogatepass"):
         return False
     return _MOJIBAKE.search(text) is not None
 
 
 def mend_encoding(text: str) -> str:
-    """Undoes UTF-8 read as Latin-1 or Windows-1252, line by line, where the result is plausible text."""
+    """Repairs UTF-8 that was decoded as Latin-1 or Windows-1252, if the result is plausible text.
+
+    Repairs the text as a whole or, if that changes nothing, line by line.
+    """
     import ftfy
 
     mended = ftfy.fix_encoding(text)
     if mended != text or "\n" not in text:
         return mended
-    # One broken quotation in a sound document: judge each line by itself.
+    # There may be one broken quotation in a sound document, so judge each line by itself.
     return "\n".join(ftfy.fix_encoding(line) if _MOJIBAKE.search(line) else line for line in text.split("\n"))
 
 
 def remove_markup(text: str) -> str:
-    """HTML entities become characters, comments, scripts and known tags go; `a < b` and `<unknown>` stay."""
-    # Entities first: what a page escaped twice is markup too.
+    """Decodes HTML entities and removes comments, scripts and known tags; `a < b` and `<unknown>` stay."""
+    # Entities first: markup that a page escaped is still markup.
     if "&" in text:
         text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
     if "<" in text:
@@ -122,19 +125,19 @@ def remove_markup(text: str) -> str:
 
 
 def keep_needed_joiners(text: str) -> str:
-    """Removes zero-width (non-)joiners, except between characters of scripts and emoji that need them."""
+    """Removes zero-width (non-)joiners except where a script or an emoji sequence needs them."""
 
     def keep(found: re.Match[str]) -> str:
         before, after = text[found.start() - 1 : found.start()], text[found.end() : found.end() + 1]
         if before and after and _joins(before) and _joins(after):
             return found[0]
-        # At the end of a word, Indic scripts use a joiner to ask for a form of the last letter.
+        # At the end of a word, a joiner in Indic scripts selects a form of the last letter.
         return found[0] if before and _joins(before) and unicodedata.combining(before) == 9 else ""
 
     return _JOINER.sub(keep, text)
 
 
-# Arabic to Sinhala, Tibetan, Myanmar, Khmer, Mongolian and their extensions; Adlam, N'Ko lie inside or are named.
+# Arabic (with N'Ko) to Sinhala, Tibetan, Myanmar, Khmer, Mongolian and their extensions, Adlam, and emoji.
 _JOINING_RANGES = (
     (0x0600, 0x08FF),
     (0x0900, 0x0DFF),
@@ -147,7 +150,7 @@ _JOINING_RANGES = (
     (0x10A00, 0x10FFF),
     (0x11000, 0x11FFF),
     (0x1E900, 0x1E95F),
-    (0x2190, 0x2BFF),  # symbols that emoji sequences are made of
+    (0x2190, 0x2BFF),  # symbols used in emoji sequences
     (0x1F000, 0x1FAFF),
 )
 
@@ -158,7 +161,10 @@ def _joins(character: str) -> bool:
 
 
 def tidy_white_space(text: str) -> str:
-    """One space between words (other white space became spaces already), none around line ends, at most one blank line, none at either end."""
+    """Leaves one space between words, none around line ends or at either end, and at most one blank line.
+
+    Expects other white space to have been turned into spaces already.
+    """
     if "  " in text:
         text = _SPACES.sub(" ", text)
     if " \n" in text or "\n " in text:
@@ -169,7 +175,7 @@ def tidy_white_space(text: str) -> str:
 
 
 def mask_pii(text: str) -> str:
-    """E-mail addresses, IP addresses and international telephone numbers become fixed placeholders."""
+    """Replaces e-mail addresses, IP addresses and international telephone numbers with fixed placeholders."""
     if "@" in text:
         text = _EMAIL.sub("email@example.com", text)
     if "." in text:

@@ -1,4 +1,4 @@
-"""Which documents of a corpus share n-grams with evaluation texts, and which items of which benchmark they hold."""
+"""Finds a corpus's documents that share n-grams with evaluation texts, and the benchmark items in them."""
 
 from __future__ import annotations
 
@@ -35,8 +35,11 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Batch:
-    """Documents of one kind and language: `sides` holds their texts, for sentence pairs of a corpus once a side, and
-    `scripts` the scripts that each side's may be in."""
+    """Documents of one kind and language.
+
+    `sides` holds their texts: one list, or one per side for the sentence pairs of a corpus. `scripts` holds,
+    for each side, the scripts that its texts may be in.
+    """
 
     kind: str
     language: str
@@ -49,11 +52,11 @@ def corpus_batches(build: Build, stage: str) -> Iterator[Batch]:
     """Documents of a stage.
 
     Raises:
-        UserError: the stage is not there.
+        UserError: the stage does not exist.
     """
     parts = parts_of(build.root, stage)
     if not parts:
-        raise UserError(f"{build.root / stage}: no corpus there; build it first (emma corpus build)")
+        raise UserError(f"{build.root / stage}: no corpus here; build it first (emma corpus build)")
     for part in progress(parts, desc="overlap", unit="part"):
         names = text_columns(part.kind)
         sides = part.language.split("-") if part.kind == "parallel" else [part.language]
@@ -66,15 +69,18 @@ def corpus_batches(build: Build, stage: str) -> Iterator[Batch]:
 def report_overlap(
     build: Build, benchmarks: Path | None, stage: str, batches: Iterator[Batch] | None = None
 ) -> dict[str, Any]:
-    """Searches a stage, or `batches` under its name; writes `statistics/contaminated-STAGE.parquet` (documents) and
+    """Searches a stage, or `batches` in its place, for evaluation texts.
+
+    Writes `statistics/contaminated-STAGE.parquet` (documents) and
     `statistics/contaminated-items-STAGE.parquet` (items by benchmark, language and split).
 
     Returns:
-        `documents`, `contaminated`, `languages` (those with any), `examples` (the file of documents), `benchmarks` (a row a
-        benchmark, language and split: `items`, those long enough to be `searched`, those `found`), `items` (their file).
+        `documents` and `contaminated` (counts), `languages` (those with contaminated documents), `examples`
+        (the file of documents), `benchmarks` (one row per benchmark, language and split: the number of
+        `items`, of those long enough to be `searched`, and of those `found`), `items` (the file of items).
 
     Raises:
-        UserError: no benchmarks are named, or the stage is not there.
+        UserError: no benchmarks are named, or the stage does not exist.
     """
     settings = build.corpus.decontamination
     if benchmarks is not None:
@@ -83,7 +89,7 @@ def report_overlap(
         )
     if settings is None:
         raise UserError(
-            "no evaluation texts: give --benchmarks, or data.corpus.decontamination.benchmarks in the recipe"
+            "no evaluation texts: give --benchmarks, or set data.corpus.decontamination.benchmarks in the recipe"
         )
     index = ItemIndex.of_folder(settings)
     rows: list[dict[str, Any]] = []

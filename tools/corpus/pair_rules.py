@@ -1,4 +1,4 @@
-"""Filter rules on sentence pairs that look at both sides."""
+"""Filter rules for sentence pairs that compare the two sides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from emma.tools.languages.codepoints import CodePoints, script_names
 
 __all__ = ["pair_rules", "weighted_lengths"]
 
-# Latin letters that a character of a script stands for, about, in translations of the same text.
+# Roughly how many Latin letters one character of a script amounts to in translations of the same text.
 _WEIGHTS = {
     "Hani": 3.0,
     "Hira": 1.8,
@@ -28,20 +28,20 @@ _WEIGHTS = {
     "Vaii": 1.8,
 }
 _SHORT = 10.0
-"""Added to both lengths, so that a word against two words is no fault."""
+"""Added to both lengths, so that one word against two is not a mismatch."""
 
 _NUMBER = re.compile(r"\d+")
 
 
 def weighted_lengths(texts: Sequence[str]) -> NDArray[np.float64]:
-    """Length of each text in Latin letters, about."""
+    """Approximate length of each text in Latin letters."""
     present, counts = CodePoints.of(texts).script_counts()
     weights = np.array([_WEIGHTS.get(script_names()[index], 1.0) for index in present])
     return counts @ weights
 
 
 def pair_rules(sources: Sequence[str], targets: Sequence[str], limits: Thresholds) -> Iterator[Finding]:
-    """Findings of the rules that have a limit, in a fixed order, for pairs of one language pair."""
+    """Findings of the rules that have a limit, in a fixed order, for sentence pairs of one language pair."""
     if limits.max_similarity is not None:
         values = np.array(
             [similarity(s, t, limits.max_similarity) for s, t in zip(sources, targets, strict=True)]
@@ -61,8 +61,11 @@ def pair_rules(sources: Sequence[str], targets: Sequence[str], limits: Threshold
 
 
 def similarity(source: str, target: str, limit: float) -> float:
-    """Overlap of the character 4-grams of both sides, as a Jaccard index; 1 where the sides are equal but for case
-    and white space; 0 without counting where the lengths rule out more than `limit`."""
+    """Jaccard index of the two sides' character 4-grams.
+
+    1 if the sides differ only in case and white space; 0, without counting, if their lengths rule out more
+    than `limit`.
+    """
     source, target = " ".join(source.casefold().split()), " ".join(target.casefold().split())
     if source == target:
         return 1.0
@@ -74,6 +77,6 @@ def similarity(source: str, target: str, limit: float) -> float:
 
 
 def numbers(text: str) -> Counter[str]:
-    """The numbers of a text, their digits in any script as European ones."""
+    """The numbers in a text, with the digits of any script turned into European ones."""
     found = _NUMBER.findall(text)
     return Counter("".join(str(unicodedata.decimal(c)) for c in number).lstrip("0") for number in found)

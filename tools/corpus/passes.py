@@ -1,4 +1,4 @@
-"""A pass over the parts of a finished stage that only counts: in parallel, resumable, without traces."""
+"""Counting over the parts of a finished stage: in parallel, resumable, leaving no files behind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def count_parts(
         name: what is counted, for the progress bar.
         function: importable; returns JSON values.
         arguments: picklable.
-        key: what the result depends on besides the stage: an interrupted pass continues only where it is the same.
+        key: what the result depends on besides the stage: an interrupted pass resumes only with the same key.
 
     Raises:
         UserError: the stage is not finished.

@@ -1,4 +1,4 @@
-"""A look into a corpus: documents, what rules removed, what no reader could use."""
+"""A look into a corpus: its documents, what rules removed, and the lines that no reader could use."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ __all__ = ["documents", "last_stage", "quarantined", "rejected"]
 
 
 def last_stage(root: Path) -> str:
-    """The last stage that is done.
+    """The last finished stage.
 
     Raises:
-        UserError: none is.
+        UserError: there is none.
     """
     for stage in reversed(STAGES):
         if (root / stage / "manifest.json").is_file():
             return stage
-    raise UserError(f"{root}: no corpus there; build it first (emma corpus build)")
+    raise UserError(f"{root}: no corpus here; build it first (emma corpus build)")
 
 
 def documents(
     root: Path, stage: str | None, kind: str | None, language: str | None, number: int
 ) -> list[dict[str, Any]]:
-    """The first documents of a stage, one of each language in turn."""
+    """The first documents of a stage, an equal share from each language.
+
+    Raises:
+        UserError: nothing of this kind and language.
+    """
     stage = stage or last_stage(root)
     parts = [p for p in parts_of(root, stage) if kind in (None, p.kind) and language in (None, p.language)]
     if not parts:
@@ -51,7 +55,7 @@ def rejected(
     """Samples of what a rule removed (`all`: any rule).
 
     Raises:
-        UserError: no such rule removed anything; the message names those that did.
+        UserError: the rule removed nothing; the message names the rules that did.
     """
     rows = []
     for name in STAGES:
@@ -61,7 +65,7 @@ def rejected(
     rules = sorted({row["rule"] for row in rows})
     if rule != "all" and rule not in rules:
         raise UserError(
-            f"{root}: no document was removed by `{rule}`; rules that removed some: {', '.join(rules) or 'none'}"
+            f"{root}: `{rule}` removed no document; rules that removed some: {', '.join(rules) or 'none'}"
         )
     found = [
         row

@@ -1,4 +1,4 @@
-"""Plots of a corpus: sizes of languages and pairs by resource category, what rules removed, Unicode blocks."""
+"""Plots of a corpus: sizes of languages and pairs by resource category, removals by rule, Unicode blocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["draw"]
 
 
 def draw(build: Build, stage: str) -> list[Path]:
-    """Draws the plots of a stage as SVG into `statistics/`; their paths.
+    """Draws the plots of a stage as SVG files in `statistics/` and returns their paths.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -40,7 +40,7 @@ def draw(build: Build, stage: str) -> list[Path]:
 
 
 def _sizes(rows: Sequence[dict[str, Any]], kind: str, what: str, path: Path) -> Path:
-    """White-space tokens of each language or pair, the largest first, coloured by resource category."""
+    """Whitespace tokens of each language or pair, largest first, coloured by resource category."""
     ordered = sorted(rows, key=lambda row: -row["tokens"])
     groups = {}
     for name, smallest in categories(kind).items():
@@ -51,14 +51,14 @@ def _sizes(rows: Sequence[dict[str, Any]], kind: str, what: str, path: Path) -> 
         [row["language"] for row in ordered],
         [max(row["tokens"], 1) for row in ordered],
         groups,
-        x_label=f"{len(ordered)} {what}, the largest first",
-        y_label="white-space separated tokens",
+        x_label=f"{len(ordered)} {what}, largest first",
+        y_label="whitespace-separated tokens",
         legend="resource category (tokens): " + what,
     )
 
 
 def _removed(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Documents that each rule removed, of the documents that came into its stage, by kind."""
+    """Share of the documents entering a stage that each of its rules removed, by kind."""
     came: dict[tuple[str, str], int] = {}
     removed: dict[tuple[str, str], dict[str, int]] = {}
     for row in rows:
@@ -76,12 +76,12 @@ def _removed(rows: Sequence[dict[str, Any]], path: Path) -> Path:
         path,
         [f"{rule} ({stage})" for stage, rule in keys],
         shares,
-        x_label="% of the documents of the kind that came into the stage",
+        x_label="% of the kind's documents that entered the stage",
     )
 
 
 def _blocks(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Unicode blocks by their share of all letters, and in how many languages each is the first."""
+    """Unicode blocks by their share of all letters, and the number of languages in which each comes first."""
     totals: dict[str, int] = {}
     first: dict[str, int] = {}
     seen: set[tuple[str, str]] = set()
@@ -97,5 +97,5 @@ def _blocks(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     return noted_bars(
         path,
         [(name, 100 * totals[name] / everything, str(first.get(name, 0))) for name in names],
-        x_label="% of all letters; the number is in how many languages and pairs the block is the first",
+        x_label="% of all letters; the number counts languages and pairs in which the block comes first",
     )

@@ -1,4 +1,4 @@
-"""Unusable lines: set apart with file, line and reason; above the recipe's share the build gives up."""
+"""Unusable lines: quarantined with file, line and reason; above the recipe's share, the build fails."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ __all__ = ["Quarantine", "check_bad_lines", "write_quarantine"]
 
 
 _MANY = 10_000
-"""Unusable lines of one file after which it need not be read to its end to know that there are too many."""
+"""Number of unusable lines after which a file with too large a share of them is not read further."""
 
 
 @dataclass
 class Quarantine:
-    """The unusable lines of one file; `rows` counts the usable ones. With a share of 0 the first one ends the build."""
+    """The unusable lines of one file, up to a share; `rows` counts the usable ones."""
 
     share: float
     rows: int = 0
     faults: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, file: SourceFile, fault: Fault) -> None:
-        """Sets a line apart.
+        """Quarantines a line.
 
         Raises:
-            UserError: the recipe allows none.
+            UserError: the recipe allows no unusable lines, or the file has far too many.
         """
         if self.share == 0:
             raise UserError(
-                f"{file.path}: line {fault.number}: {fault.reason}; mend the line, or let a share of bad lines go to "
-                f"quarantine with data.corpus.sources.{file.source}.max_bad_lines"
+                f"{file.path}: line {fault.number}: {fault.reason}; fix the line, or quarantine a share of bad lines "
+                f"with data.corpus.sources.{file.source}.max_bad_lines"
             )
         if len(self.faults) >= _MANY and len(self.faults) > self.share * (self.rows + len(self.faults)):
             raise UserError(
-                f"{file.path}: {len(self.faults)} of the first {self.rows + len(self.faults)} lines are unusable, the "
-                f"last at line {fault.number}: {fault.reason}; is it a {file.source} file at all?"
+                f"{file.path}: {len(self.faults)} of the first {self.rows + len(self.faults)} lines are unusable; the "
+                f"last is line {fault.number}: {fault.reason}; is it a {file.source} file at all?"
             )
         self.faults.append(
             {"file": file.path, "line": fault.number, "reason": fault.reason, "excerpt": fault.excerpt}
         )
 
     def to_json(self) -> dict[str, Any]:
-        """`rows` and `faults` for the task's result."""
+        """`rows` and `faults`, for the task's result."""
         return {"rows": self.rows, "faults": self.faults}
 
 
 def check_bad_lines(corpus: Corpus, files: Sequence[SourceFile], read: Sequence[Any]) -> None:
-    """Compares each source's share of unusable lines with its limit.
+    """Checks each source's share of unusable lines against its limit.
 
     Raises:
-        UserError: one is above it; the message names the first line.
+        UserError: a source exceeds it; the message names its first unusable line.
     """
     for name, source in corpus.sources.items():
         results = [r["faults"] for file, r in zip(files, read, strict=True) if file.source == name]
@@ -70,7 +70,7 @@ def check_bad_lines(corpus: Corpus, files: Sequence[SourceFile], read: Sequence[
             raise UserError(
                 f"source {name}: {len(faults)} of {lines} lines are unusable ({len(faults) / lines:.2%}), more than "
                 f"max_bad_lines allows ({source.max_bad_lines:.2%}); the first is {first['file']}: line "
-                f"{first['line']}: {first['reason']}; mend the file or raise data.corpus.sources.{name}.max_bad_lines"
+                f"{first['line']}: {first['reason']}; fix the file or raise data.corpus.sources.{name}.max_bad_lines"
             )
 
 

@@ -1,4 +1,4 @@
-"""Rows of source files in any of the formats, with what is wrong with those that cannot be used."""
+"""Reads rows of source files in any supported format, and says what is wrong with unusable ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EXCERPT = 200
 
 @dataclass(frozen=True)
 class Row:
-    """One row: `number` is its line (of csv, the line it ends at; of parquet and TMX, its position from 1)."""
+    """One row; `number` is its line (for CSV, its last line; for parquet and TMX, its position from 1)."""
 
     number: int
     values: dict[str, Any]
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Fault:
-    """A row that cannot be used, and why; `oversized` rows are valid but longer than the recipe allows."""
+    """An unusable row, and why it is; `oversized` rows are valid but longer than the recipe allows."""
 
     number: int
     reason: str
@@ -39,7 +39,7 @@ class Fault:
 
 
 def columns_needed(source: Source) -> list[str]:
-    """Columns that must be present, in a fixed order."""
+    """Columns that the source must have, in a fixed order."""
     columns: list[str | None] = []
     if source.kind == "parallel":
         columns += [
@@ -60,11 +60,11 @@ def read_rows(file: SourceFile, source: Source, max_bytes: int) -> Iterator[Row 
     Args:
         file: the file.
         source: its source, for format and columns.
-        max_bytes: longer rows come as an oversized fault, without having been in memory whole.
+        max_bytes: longer rows are yielded as oversized faults, without being held in memory whole.
 
     Raises:
-        UserError: the file as a whole cannot be read: cut, damaged, not of its format, a column absent from its
-            header, Moses sides of different length.
+        UserError: the file as a whole is unusable: truncated, damaged, in another format, lacking a column in
+            its header, or a Moses file whose sides differ in length.
     """
     readers: dict[str, Callable[[SourceFile, Source, int], Iterator[Row | Fault]]] = {
         "jsonl": _jsonl,
@@ -89,7 +89,7 @@ def _excerpt(line: bytes) -> str:
 def _jsonl(file: SourceFile, source: Source, max_bytes: int) -> Iterator[Row | Fault]:
     needed = columns_needed(source)
     with open_bytes(file.path) as stream:
-        # Escaped, a letter takes six bytes where UTF-8 has two or more (all but ASCII).
+        # An escaped letter takes six bytes, where UTF-8 takes two or more (ASCII is not escaped).
         for number, line in lines(stream, 3 * max_bytes):
             if isinstance(line, int):
                 yield _too_long(number, line, max_bytes)
@@ -147,7 +147,7 @@ def _csv(file: SourceFile, source: Source, max_bytes: int) -> Iterator[Row | Fau
             if len(fields) != len(header):
                 yield Fault(
                     number,
-                    f"{len(fields)} fields where there are {len(header)} columns",
+                    f"{len(fields)} fields for {len(header)} columns",
                     str(fields)[:_EXCERPT],
                 )
                 continue
@@ -224,7 +224,7 @@ def _parquet(file: SourceFile, source: Source, max_bytes: int) -> Iterator[Row |
                 yield Row(number, values)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"{file.path}: no readable parquet file ({str(error).splitlines()[0]}); fetch it again"
+            f"{file.path}: not a readable parquet file ({str(error).splitlines()[0]}); fetch it again"
         ) from None
 
 
@@ -284,14 +284,14 @@ def _document(number: int, parts: list[tuple[int, bytes]], column: str) -> Row |
 
 def _moses(file: SourceFile, source: Source, max_bytes: int) -> Iterator[Row | Fault]:
     if file.target is None:
-        raise UserError(f"{file.path}: a Moses file without its other side")
+        raise UserError(f"{file.path}: this Moses file lacks its other side")
     with open_bytes(file.path) as left, open_bytes(file.target) as right:
         for one, other in zip_longest(lines(left, max_bytes), lines(right, max_bytes)):
             if one is None or other is None:
                 shorter, longer = (file.path, file.target) if one is None else (file.target, file.path)
                 end = (other or one)[0]
                 raise UserError(
-                    f"{shorter}: ends at line {end - 1}, while {longer} goes on: the sides are not aligned; "
+                    f"{shorter}: ends at line {end - 1}, but {longer} continues: the sides are not aligned; "
                     "fetch both again"
                 )
             number = one[0]
@@ -316,8 +316,10 @@ _XML_LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 
 
 def _tmx(file: SourceFile, source: Source, max_bytes: int) -> Iterator[Row | Fault]:
-    """Translation units as pairs of the source language's text with each other one's, under the keys `src_lang`,
-    `tgt_lang` and the source's text columns."""
+    """Translation units as pairs: the source language's text with that of each other language.
+
+    The keys are `src_lang`, `tgt_lang` and the source's text columns.
+    """
     import xml.etree.ElementTree as ElementTree
 
     with open_bytes(file.path) as stream:
@@ -340,8 +342,8 @@ def _tmx(file: SourceFile, source: Source, max_bytes: int) -> Iterator[Row | Fau
         except ElementTree.ParseError as error:
             line, column = error.position
             raise UserError(
-                f"{file.path}: line {line}, column {column}: not valid XML ({error.msg}); the file is cut or damaged, "
-                "fetch it again"
+                f"{file.path}: line {line}, column {column}: not valid XML ({error.msg}); the file is truncated or "
+                "damaged, fetch it again"
             ) from None
         except UnicodeDecodeError as error:
             raise UserError(
@@ -363,7 +365,7 @@ def _unit(number: int, unit: Any, source_language: str, source: Source) -> Itera
             return
         sides.append((language, "".join(segment.itertext())))
     if len(sides) < 2:
-        yield Fault(number, f"{len(sides)} language(s) in the translation unit, where two or more are needed")
+        yield Fault(number, f"{len(sides)} language(s) in the translation unit; it needs two or more")
         return
     first = next((i for i, (language, _) in enumerate(sides) if language.lower() == source_language), 0)
     for index, (language, text) in enumerate(sides):

@@ -1,4 +1,4 @@
-"""Statistics as text for a terminal."""
+"""Statistics as text tables for the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["category_lines", "comparison_lines", "language_lines"]
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Columns: text to the left, numbers to the right with thousands separators."""
+    """Aligned columns: text to the left; numbers to the right, with thousands separators."""
     cells = [list(header)]
     for row in rows:
         cells.append(
@@ -31,13 +31,13 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def category_lines(rows: Sequence[dict[str, Any]]) -> str:
-    """A row a kind and resource category."""
+    """One row per kind and resource category."""
     names = ("kind", "category", "languages", "documents", "characters", "bytes", "tokens")
     return _table(names, [[row[name] for name in names] for row in rows])
 
 
 def language_lines(rows: Sequence[dict[str, Any]]) -> str:
-    """A row a kind and language or pair, the largest first."""
+    """One row per kind and language or pair, largest first."""
     names = ["kind", "language", "documents", "characters", "bytes", "tokens", "category"]
     names += [name for name in ("tokenizer_tokens", "tokens_per_byte") if rows and name in rows[0]]
     ordered = sorted(rows, key=lambda row: (row["kind"], -row["tokens"], row["language"]))
@@ -45,7 +45,7 @@ def language_lines(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def comparison_lines(other: Published, compared: Sequence[dict[str, Any]]) -> str:
-    """Published categories, then the languages that are in both or differ."""
+    """Published and own categories, then each language of this corpus with its published numbers."""
     published = other.by_category()
     here = {name: 0 for name in categories(other.kind)}
     for row in compared:
@@ -63,5 +63,5 @@ def comparison_lines(other: Published, compared: Sequence[dict[str, Any]]) -> st
     missing = sum(1 for row in compared if row["tokens"] is None)
     return (
         f"{counts}\n\n{_table(names, [[row[name] for name in names] for row in both])}\n\n"
-        f"{missing} published ones are not in this corpus"
+        f"published {'pairs' if other.kind == 'parallel' else 'languages'} that are not in this corpus: {missing}"
     )

@@ -1,4 +1,4 @@
-"""Filter rules on the texts of a batch, all in one language: which documents a rule removes, and what it measured."""
+"""Filter rules for texts in one language: which documents each rule removes, and what it measured."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["Finding", "text_rules"]
 
 _NEWLINE = 10
 _ETHIOPIC_SPACE = 0x1361
-"""A mark between words, where text in Ethiopic script has no spaces."""
+"""The mark that separates words in Ethiopic text without spaces."""
 _CHARACTER_GRAM, _WORD_GRAM = 20, 5
 _MIN_FOR_REPEATS = 200
-"""Characters below which repeated n-grams are not looked for: a refrain of two lines is no fault."""
+"""Shorter texts (in characters) are not checked for repeated n-grams: a two-line refrain is not a fault."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule found: `removed` marks documents (bool), `values` are the measured quantities, `limit` in words."""
+    """What a rule found: `removed` marks documents, `values` are the measurements, `limit` is in words."""
 
     rule: str
     removed: NDArray[np.bool_]
@@ -35,7 +35,7 @@ class Finding:
 
 
 class _Measured:
-    """Counts over the documents of a batch, each computed when first asked for."""
+    """Counts per document of a batch, each computed on first use."""
 
     def __init__(self, texts: Sequence[str], script: str) -> None:
         self.texts, self.script = texts, script
@@ -64,7 +64,7 @@ class _Measured:
 
     @property
     def words(self) -> NDArray[np.int64]:
-        """Words: what white space separates."""
+        """Number of words: runs of characters separated by white space."""
 
         def begins() -> NDArray[np.bool_]:
             space = (self.points.class_of == SPACE) | (self.points.values == _ETHIOPIC_SPACE)
@@ -84,7 +84,7 @@ def text_rules(texts: Sequence[str], limits: Thresholds, script: str) -> Iterato
     """Findings of the rules that have a limit, in a fixed order.
 
     Args:
-        texts: documents (or one side of pairs) of one language.
+        texts: documents (or one side of pairs) in one language.
         limits: see `thresholds.thresholds_for`.
         script: ISO 15924 code of the language's script; "" for code.
     """
@@ -150,8 +150,9 @@ def _script_share(measured: _Measured) -> tuple[NDArray[np.float64], NDArray[np.
     return measured.share(own, letters), letters
 
 
-# Characters that Latin-1 and Windows-1252 show for the continuation bytes of UTF-8, without those that follow a letter in
-# sound text: letters (š, ž, œ, ª, º), closing quotation marks, dashes, the ellipsis, primes, dots inside Catalan words.
+# Characters that Latin-1 and Windows-1252 show for UTF-8 continuation bytes, except those that follow a
+# letter in sound text: letters (š, ž, œ, ª, º), closing quotation marks, dashes, the ellipsis, primes,
+# Catalan middle dots.
 _CONTINUATION = (
     *(code for code in range(0xA1, 0xC0) if chr(code) not in "ª«´µ·º»"),
     0x20AC, 0x201A, 0x201E, 0x2020, 0x2021, 0x2C6, 0x2030, 0x2022, 0x2DC, 0x2122,
@@ -159,7 +160,7 @@ _CONTINUATION = (
 
 
 def _broken(points: CodePoints) -> NDArray[np.bool_]:
-    """U+FFFD, and pairs of characters that are UTF-8 read in a one-byte encoding."""
+    """Marks U+FFFD, and pairs of characters that are UTF-8 decoded as a one-byte encoding."""
     values = points.values
     broken = values == 0xFFFD
     lead = np.flatnonzero((values >= 0xC2) & (values <= 0xF4))
@@ -206,7 +207,7 @@ def _line_lengths(points: CodePoints) -> tuple[NDArray[np.int64], NDArray[np.flo
     """Longest and mean line of each document, in characters."""
     ends = np.flatnonzero(points.values == _NEWLINE)
     document = np.searchsorted(points.offsets, ends, side="right") - 1
-    # Every document ends its last line; lines are what lies between consecutive ends.
+    # The end of a document ends its last line; a line is what lies between consecutive ends.
     all_ends = np.concatenate([ends, points.offsets[1:]])
     owners = np.concatenate([document, np.arange(len(points))])
     order = np.lexsort((all_ends, owners))
@@ -223,7 +224,7 @@ def _line_lengths(points: CodePoints) -> tuple[NDArray[np.int64], NDArray[np.flo
 
 
 def _repeated_lines(text: str) -> float:
-    """Share of a document's characters that stand in lines seen before in it."""
+    """Share of a document's characters that are in repeats of earlier lines."""
     if "\n" not in text:
         return 0.0
     seen: set[str] = set()
@@ -239,7 +240,7 @@ def _repeated_lines(text: str) -> float:
 
 
 def _boilerplate(text: str) -> float:
-    """Share of a document's lines that hold a phrase of `recipes/corpus/boilerplate.yaml`."""
+    """Share of a document's lines that contain a phrase from `recipes/corpus/boilerplate.yaml`."""
     lower = text.lower()
     found = [phrase for phrase in table("boilerplate")["phrases"] if phrase in lower]
     if not found:

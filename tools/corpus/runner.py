@@ -1,4 +1,4 @@
-"""Runs the tasks of a phase: on this machine's cores, or one rank's share of them; a finished task is never run again."""
+"""Runs a phase's tasks on this machine's cores, or one rank's share of them; finished tasks never rerun."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["Task", "results_of", "run_tasks"]
 
 @dataclass(frozen=True)
 class Task:
-    """A unit of work: `function(*arguments)` gives a JSON value, its outputs depend on nothing else.
+    """A unit of work: `function(*arguments)` returns a JSON value, and its outputs depend on nothing else.
 
-    `name` is unique in its phase and is a file name.
+    `name` is unique within the phase and usable as a file name.
     """
 
     name: str
@@ -47,18 +47,18 @@ def run_tasks(
     rank: int = 0,
     world: int = 1,
 ) -> None:
-    """Runs those of this rank's tasks that have no mark in `folder`.
+    """Runs this rank's tasks that have no mark in `folder` yet.
 
     Args:
-        folder: gets a file per finished task, with its result; written after the task's outputs are durable.
-        tasks: all tasks of the phase; rank r of w runs each w-th of them, from the r-th.
+        folder: receives one file per finished task, with its result, once the task's outputs are on disk.
+        tasks: all tasks of the phase; rank r of w runs every w-th of them, starting at the r-th.
         workers: processes; 1 runs the tasks in this process.
         label: text of the progress bar.
-        rank: this process group's number among `world` that share the phase.
+        rank: number of this process group among the `world` that share the phase.
         world: number of process groups.
 
     Raises:
-        UserError: of the first task (in their order) among those that failed.
+        UserError: that of the first failed task, in task order.
     """
     folder.mkdir(parents=True, exist_ok=True)
     mine = tasks[rank::world]
@@ -80,7 +80,7 @@ def run_tasks(
 
 
 def _collect(futures: dict[Future[None], int], bar: Any) -> None:
-    """Waits for all; after a failure starts no new ones, lets the running ones end and raises the first failure."""
+    """Waits for all; after a failure, cancels pending ones, lets running ones end and raises the first."""
     pending: set[Future[None]] = set(futures)
     failed: list[tuple[int, Exception]] = []
     while pending:
@@ -90,7 +90,7 @@ def _collect(futures: dict[Future[None], int], bar: Any) -> None:
                 continue
             try:
                 result_of(future)
-            except Exception as error:  # noqa: BLE001 - raised below, when the running ones have ended
+            except Exception as error:  # noqa: BLE001 - raised below, once the running tasks have ended
                 failed.append((futures[future], error))
                 for other in pending:
                     other.cancel()
@@ -104,12 +104,12 @@ def results_of(folder: Path, tasks: Sequence[Task]) -> list[Any]:
     """Results of all tasks of a phase, in order.
 
     Raises:
-        UserError: some have not run.
+        UserError: some tasks have not finished.
     """
     missing = [task.name for task in tasks if not _mark(folder, task).is_file()]
     if missing:
         raise UserError(
             f"{folder}: {len(missing)} of {len(tasks)} tasks have not finished (first: {missing[0]}); "
-            "run the build again, or the array tasks that failed"
+            "run the build again, or only the array tasks that failed"
         )
     return [read_json(_mark(folder, task)) for task in tasks]

@@ -1,8 +1,8 @@
 """Hashes of word and character n-grams of many documents at once.
 
-A text is reduced to its letters, marks and digits in lower case; words are what other characters separate. The hash
-of a run of characters is a polynomial over the code points modulo 2^64, taken from prefix sums, so that all n-grams of
-a batch cost a few passes of numpy; a final mix spreads it over all 64 bits.
+A text is reduced to its letters, marks and digits in lower case; all other characters separate words. The
+hash of a run of characters is a polynomial in the code points modulo 2^64, computed from prefix sums, so that
+all n-grams of a batch take a few numpy passes; a final mix spreads the hash over all 64 bits.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Shingles:
     """n-grams of documents.
 
     Attributes:
-        hashes: of all n-grams of the documents, in order (uint64).
-        offsets: where each document's begin (documents + 1).
-        units: words or characters of each document.
+        hashes: hashes of all n-grams, in document order (uint64).
+        offsets: where each document's hashes begin (documents + 1).
+        units: number of words or characters in each document.
     """
 
     hashes: NDArray[np.uint64]
@@ -41,13 +41,13 @@ class Shingles:
         return len(self.offsets) - 1
 
     def of(self, document: int) -> NDArray[np.uint64]:
-        """Hashes of one document."""
+        """Hashes of one document's n-grams."""
         return self.hashes[self.offsets[document] : self.offsets[document + 1]]
 
     def repeated_share(self) -> NDArray[np.float64]:
-        """Share of each document's n-grams that occurred before in it."""
+        """Share of each document's n-grams that are repeats of earlier ones."""
         document = np.repeat(np.arange(len(self), dtype=np.uint64), np.diff(self.offsets))
-        # Sorting hashes with the document in the upper bits keeps documents apart; 40 bits of hash are plenty within one.
+        # The document number in the upper bits keeps documents apart; within one, 40 bits of hash are plenty.
         keys = np.sort((document << np.uint64(40)) | (self.hashes >> np.uint64(24)))
         same = np.flatnonzero(keys[1:] == keys[:-1]) + 1
         repeats = np.bincount((keys[same] >> np.uint64(40)).astype(np.int64), minlength=len(self))
@@ -55,7 +55,7 @@ class Shingles:
 
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A bijection of 64-bit values that spreads every input bit over all output bits (SplitMix64's finaliser)."""
+    """Bijection of 64-bit values that spreads each bit over all output bits (SplitMix64's finaliser)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
@@ -98,7 +98,7 @@ def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def character_shingles(texts: Sequence[str], n: int) -> Shingles:
-    """Hashes of the n-grams of letters, marks and digits; a shorter text is one n-gram by itself."""
+    """Hashes of the n-grams of letters, marks and digits; a shorter text is a single n-gram."""
     points, keep = _letters(texts)
     values = points.values[keep]
     lengths = points.count(keep)
@@ -113,7 +113,7 @@ def character_shingles(texts: Sequence[str], n: int) -> Shingles:
 
 
 def word_shingles(texts: Sequence[str], n: int) -> Shingles:
-    """Hashes of the n-grams of words; a text with fewer words is one n-gram by itself."""
+    """Hashes of the n-grams of words; a text with fewer words is a single n-gram."""
     points, keep = _letters(texts)
     before = np.zeros(len(keep), np.bool_)
     before[1:] = keep[:-1]
@@ -131,7 +131,7 @@ def word_shingles(texts: Sequence[str], n: int) -> Shingles:
 
 
 def _windows(words: NDArray[np.uint64], counts: NDArray[np.int64], n: int) -> Shingles:
-    """n-grams over the hashes of words, documents apart."""
+    """n-grams over the hashes of words, never across documents."""
     starts = _offsets(counts)
     grams = np.where(counts >= n, counts - n + 1, np.minimum(counts, 1))
     offsets = _offsets(grams)

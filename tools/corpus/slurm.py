@@ -1,6 +1,6 @@
-"""The build as Slurm job arrays, through datatrove's executor: one array a phase, each task a share of the phase's work.
+"""Builds a corpus in Slurm job arrays through datatrove's executor: one array per phase of a stage.
 
-The jobs call the functions that a build on one machine calls, on the same folder; what is finished is not run again.
+The jobs call the same functions on the same folder as a build on one machine; finished work is not repeated.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["Close", "Share", "SlurmBuild", "submit"]
 
 @dataclass(frozen=True)
 class SlurmBuild:
-    """How the arrays are sized.
+    """Size and limits of the arrays.
 
     Attributes:
-        tasks: array tasks of each phase.
-        concurrent: array tasks that run at the same time, at most; None for no limit.
-        time: time limit of a task, `[days-]hours:minutes:seconds`.
+        tasks: array tasks per phase.
+        concurrent: most array tasks that may run at the same time; None for no limit.
+        time: time limit per task, `[days-]hours:minutes:seconds`.
         cluster: partition, account, quality of service, constraint, reservation.
     """
 
@@ -47,7 +47,7 @@ def _stage(build: Build, name: str) -> Stage:
 
 @dataclass(frozen=True)
 class Share:
-    """A step of datatrove's pipeline: this rank's tasks of a phase."""
+    """A step of datatrove's pipeline: runs this rank's tasks of a phase."""
 
     build: Build
     stage: str
@@ -60,14 +60,14 @@ class Share:
 
 @dataclass(frozen=True)
 class Close:
-    """A step of datatrove's pipeline: ends a stage; after the last one, writes the tables."""
+    """A step of datatrove's pipeline: ends a stage and, after the last one, writes the tables."""
 
     build: Build
     stage: str
     last: bool
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
-        """Ends the stage, unless a job that was requeued did so before."""
+        """Ends the stage, unless this job already did so before it was requeued."""
         stage = _stage(self.build, self.stage)
         if not stage.is_done():
             stage.close(stage, stage.results(len(stage.phases)))
@@ -76,22 +76,22 @@ class Close:
 
 
 def submit(build: Build, settings: SlurmBuild, until: str = STAGES[-1]) -> list[dict[str, Any]]:
-    """Submits the phases of all stages that are not done, each after the one before it.
+    """Submits the phases of all unfinished stages, each depending on the previous one.
 
     Returns:
-        For each job array `stage`, `phase`, `tasks` and `job`; nothing where everything is there.
+        `stage`, `phase`, `tasks` and `job` of each array; an empty list if every stage is built.
 
     Raises:
-        UserError: no Slurm here, datatrove is not installed, bad settings, or Slurm refuses.
+        UserError: Slurm or datatrove is not installed, this is an array task itself, or Slurm refuses a job.
     """
     if "SLURM_ARRAY_TASK_ID" in os.environ:
         raise UserError("--slurm inside a Slurm array task: submit from a login node")
     if shutil.which("sbatch") is None:
-        raise UserError("no Slurm here: sbatch is not in PATH; leave --slurm out to build on this machine")
+        raise UserError("no Slurm here: sbatch is not in PATH; leave out --slurm to build on this machine")
     need("corpus", "--slurm", "datatrove")
     from emma.tools.corpus.slurm_executor import ArrayExecutor
 
-    # Jobs run in this working folder, but logs are found from anywhere.
+    # Jobs run in this working folder, but an absolute path lets logs be found from anywhere.
     build = replace(build, root=build.root.absolute(), workers=1)
     common: dict[str, Any] = {
         "time": settings.time,
@@ -100,7 +100,7 @@ def submit(build: Build, settings: SlurmBuild, until: str = STAGES[-1]) -> list[
         "mem_per_cpu_gb": math.ceil(build.corpus.memory_gib),
         "workers": settings.concurrent or -1,
         "env_command": f"export PATH={Path(sys.executable).parent}:$PATH",
-        "skip_completed": False,  # the marks of the tasks say so more finely
+        "skip_completed": False,  # the tasks' own marks are finer-grained
         "sbatch_args": {
             "account": settings.cluster.account,
             "constraint": settings.cluster.constraint,

@@ -1,4 +1,4 @@
-"""datatrove's Slurm executor without what a build does not need. Imported only where jobs are submitted or run."""
+"""datatrove's Slurm executor, less what a build doesn't need. Imported only to submit or run jobs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["ArrayExecutor"]
 
 
 class ArrayExecutor(SlurmPipelineExecutor):
-    """Leaves settings without a value to the cluster's defaults, and submits no job that merges datatrove's own
-    statistics: the stages keep accounts of theirs."""
+    """Leaves unset options to the cluster's defaults, and submits no job to merge datatrove's own statistics:
+    the stages keep their own accounts."""
 
     def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
-        """Arguments of sbatch that have a value."""
+        """sbatch arguments that have a value."""
         arguments = super().get_sbatch_args(max_array)
         return {name: value for name, value in arguments.items() if value is not None}
 

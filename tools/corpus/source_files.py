@@ -1,4 +1,4 @@
-"""Which files a source consists of, and what their names say (language, sides of a pair)."""
+"""Finds the files of a source, and what their names say (language, sides of a pair)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emma.base.errors import UserError
+from emma.recipes.compose import ROOT as RECIPES
 from emma.recipes.schema.corpus import Corpus, Source
 
 __all__ = ["SourceFile", "source_files"]
@@ -18,15 +19,15 @@ _LANGUAGE = r"[A-Za-z0-9_@+#.]+?(?:-[A-Za-z0-9]+)*?"
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file (for Moses pairs: two) of a source.
+    """One file of a source (two for Moses pairs).
 
     Attributes:
         source: name of the source in the recipe.
-        order: position of the source in the recipe; lower is better provenance.
-        path: the file; of Moses pairs, the source side.
-        target: the target side of Moses pairs.
-        name: path below the fixed part of the pattern, for document ids.
-        captured: what the `{names}` of the pattern matched.
+        order: position of the source in the recipe; lower means better provenance.
+        path: the file; for Moses pairs, the source side.
+        target: for Moses pairs, the target side.
+        name: path below the fixed part of the pattern, used in document ids.
+        captured: what the pattern's `{names}` matched.
     """
 
     source: str
@@ -37,7 +38,7 @@ class SourceFile:
     captured: dict[str, str]
 
     def stamp(self) -> list[object]:
-        """What tells this version of the file(s) from another without reading them: path, size, time of change."""
+        """Identifies this version of the file(s) without reading them: path, size, modification time."""
         stamps: list[object] = []
         for path in (self.path, self.target):
             if path is not None:
@@ -47,14 +48,14 @@ class SourceFile:
 
 
 def source_files(corpus: Corpus) -> list[SourceFile]:
-    """All files of all sources: sources in the recipe's order, files of a source by name.
+    """All files of all sources: sources in the recipe's order, each source's files by name.
 
     Raises:
-        UserError: no sources, a pattern that matches nothing, a Moses file without its other side, an ending that
-            names no format.
+        UserError: there are no sources, a pattern matches nothing, a Moses file lacks its other side, or a
+            file extension names no known format.
     """
     if not corpus.sources:
-        raise UserError("data.corpus.sources: empty, there is nothing to build; name at least one source")
+        raise UserError("data.corpus.sources: empty, so there is nothing to build; name at least one source")
     return [
         file
         for order, (name, source) in enumerate(corpus.sources.items())
@@ -64,9 +65,11 @@ def source_files(corpus: Corpus) -> list[SourceFile]:
 
 def _of(name: str, order: int, source: Source) -> list[SourceFile]:
     base, expression = _pattern(source.path)
+    root = _shipped(base)
+    base = root + base
     files = []
     for path in _walk(base):
-        match = expression.fullmatch(path)
+        match = expression.fullmatch(path.removeprefix(root))
         if match is None:
             continue
         try:
@@ -75,23 +78,25 @@ def _of(name: str, order: int, source: Source) -> list[SourceFile]:
             raise UserError(f"data.corpus.sources.{name}: {error}") from None
         captured = match.groupdict()
         target = source.target_path.format(**captured) if source.target_path else None
+        if target is not None:
+            target = _shipped(target) + target
         if target is not None and not Path(target).is_file():
             raise UserError(
                 f"data.corpus.sources.{name}: {path} has no other side: {target} does not exist; "
-                "add the file or mend target_path"
+                "add the file or fix target_path"
             )
         relative = os.path.relpath(path, base) if base and path != base else Path(path).name
         files.append(SourceFile(name, order, path, target, relative, captured))
     if not files:
         raise UserError(
             f"data.corpus.sources.{name}.path: no file matches `{source.path}` (working folder {Path.cwd()}); "
-            "mend the pattern or fetch the files"
+            "fix the pattern or fetch the files"
         )
     return files
 
 
 def _pattern(path: str) -> tuple[str, re.Pattern[str]]:
-    """The folder (or file) that is fixed, and the expression that full paths must match."""
+    """The fixed folder (or file), and the expression that full paths must match."""
     first = _TOKEN.search(path)
     base = path if first is None else path[: path.rfind("/", 0, first.start()) + 1]
     parts, end, seen = [], 0, set()
@@ -117,8 +122,16 @@ def _pattern(path: str) -> tuple[str, re.Pattern[str]]:
     return base.rstrip("/") if base != "/" else base, re.compile("".join(parts), re.DOTALL)
 
 
+def _shipped(path: str) -> str:
+    """The package's folder if `path` starts with `recipes/` and does not exist in the working folder, else nothing.
+
+    The text of the demo ships with its recipes, which name it as it stands in the repository.
+    """
+    return f"{RECIPES.parent}/" if path.startswith("recipes/") and not Path(path).exists() else ""
+
+
 def _walk(base: str) -> list[str]:
-    """All files below `base` (or `base` itself), by name, hidden ones left out."""
+    """All files below `base` (or `base` itself), sorted by name, without hidden ones."""
     if base and Path(base).is_file():
         return [base]
     found = []

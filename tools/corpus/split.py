@@ -1,6 +1,6 @@
-"""Stage `split`: deduplicated parts with a column that says what trains and what validates.
+"""Stage `split`: deduplicated parts with a column that assigns each document to training or validation.
 
-A text's hash decides; floors and caps of a language need to see its lowest hashes, so a first pass collects them.
+A text's hash decides. A language's floor and cap need its lowest hashes, so the first phase collects them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Choices", "Cut", "decide", "document_hashes", "split_corpus"]
 _CHUNK_MEGABYTES = 16
 _CHOICES = "split_choices.parquet"
 _BITS = np.uint64(11)
-"""Hashes have 53 bits, which are exact in JSON and in floating point."""
+"""Bits dropped from a key: hashes have 53 bits, exact in JSON and in floating point."""
 
 
 def split_corpus(build: Build, previous: str) -> Stage:
@@ -90,10 +90,10 @@ def _validation_counts(written: Sequence[Any]) -> dict[str, dict[str, int]]:
 
 
 def document_hashes(texts: Sequence[Sequence[str]], kind: str) -> NDArray[np.uint64]:
-    """53-bit hash of each document's text; of a pair, the lower one of its sides' texts.
+    """53-bit hash of each document's text; for a pair, the lower of the two sides' hashes.
 
     Args:
-        texts: a list for each text column.
+        texts: one list per text column.
         kind: kind of the documents.
     """
     hashes = [text_keys(values, kind)[:, 0] >> _BITS for values in texts]
@@ -101,7 +101,7 @@ def document_hashes(texts: Sequence[Sequence[str]], kind: str) -> NDArray[np.uin
 
 
 def _share(split: Split, language: str) -> np.uint64:
-    """Hashes below this are candidates for validation."""
+    """The hash below which documents are candidates for validation."""
     if split.cap == 0:
         return np.uint64(0)
     return np.uint64(int(split.shares.get(language, split.share) * (1 << 53)))
@@ -110,7 +110,7 @@ def _share(split: Split, language: str) -> np.uint64:
 def collect_hashes(
     corpus: Corpus, root: str, parts: Sequence[Part], earlier: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """What deciding on the split needs to know of each part.
+    """Collects what the split decision needs to know about each part.
 
     Args:
         corpus: settings.
@@ -119,8 +119,9 @@ def collect_hashes(
         earlier: hashes that the floors of earlier builds chose for validation.
 
     Returns:
-        For each part `kind`, `language`, `rows`, `candidates` (their number), `lowest` (the lowest hashes, as many as
-        cap, floor and the smallest training set can ask for) and `pinned` (rows with a hash of `earlier`).
+        For each part: `kind`, `language`, `rows`, `candidates` (their number), `lowest` (as many of the
+        lowest hashes as the cap, the floor or the smallest training set can require) and `pinned` (hashes
+        that are in `earlier`).
     """
     split = corpus.split
     found = []
@@ -147,15 +148,18 @@ def collect_hashes(
 
 @dataclass
 class Choices:
-    """What floors decided, in this and earlier builds: hashes that validate (anywhere), and hashes that train though
-    the share would have them validate (by kind and language)."""
+    """What floors decided, in this and earlier builds.
+
+    `validation` holds hashes that validate, whatever their language; `train` holds, by kind and language,
+    hashes that train although the share would make them validate.
+    """
 
     validation: set[int]
     train: dict[tuple[str, str], set[int]]
 
     @classmethod
     def read(cls, path: Path) -> Choices:
-        """Reads the file; nothing where there is none."""
+        """Reads the file; without one, there are no choices."""
         choices = cls(set(), {})
         if path.is_file():
             for row in pq.read_table(path).to_pylist():
@@ -163,14 +167,14 @@ class Choices:
         return choices
 
     def add(self, kind: str, language: str, value: int, split: str) -> None:
-        """Remembers a decision."""
+        """Records a decision."""
         if split == "validation":
             self.validation.add(value)
         else:
             self.train.setdefault((kind, language), set()).add(value)
 
     def write(self, path: Path) -> None:
-        """Writes the file, if there is anything to remember."""
+        """Writes the file, unless there are no choices."""
         rows = [
             {"kind": "", "language": "", "hash": value, "split": "validation"}
             for value in sorted(self.validation)
@@ -190,8 +194,10 @@ class Choices:
 
 @dataclass(frozen=True)
 class Cut:
-    """How the documents of a kind and language part: hashes below `share` don't train, those up to `cap` validate,
-    those in `train` train all the same."""
+    """How the documents of a kind and language divide.
+
+    Hashes below `share` don't train, and those of them up to `cap` validate; hashes in `train` always train.
+    """
 
     share: int
     cap: int
@@ -201,7 +207,7 @@ class Cut:
 def decide(
     split: Split, collected: Sequence[Sequence[dict[str, Any]]], choices: Choices
 ) -> dict[tuple[str, str], Cut]:
-    """Cuts for every kind and language; what the floors choose is added to `choices`."""
+    """Cuts for each kind and language; adds what the floors choose to `choices`."""
     members: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for result in collected:
         for entry in result:
@@ -227,11 +233,11 @@ def _cut(
     trains = choices.train.get(key, set())
     candidates = [value for value in lowest.tolist() if value < share and value not in trains]
     validation = candidates[: split.cap]
-    # Equal hashes stay together: where the cap would part them, they are all beyond it.
+    # Equal hashes stay together: if the cap would separate them, all are beyond it.
     if len(candidates) > split.cap:
         validation = [value for value in validation if value != candidates[split.cap]]
     chosen = len(set(validation) | pinned)
-    # Room for training comes first: give documents back, the highest hashes first.
+    # The smallest training set comes first: give documents back to it, highest hashes first.
     while validation and rows - chosen < split.min_train:
         back = validation.pop()
         choices.add(*key, back, "train")
@@ -249,7 +255,7 @@ def _cut(
 def write_parts(
     corpus: Corpus, root: str, parts: Sequence[Part], cuts: Sequence[Cut], pinned: Sequence[int]
 ) -> dict[str, Any]:
-    """Writes parts with their column `split`: `parts`, `rows`, `accounts`, `samples`, `validation`."""
+    """Writes parts with the column `split`; returns `parts`, `rows`, `accounts`, `samples`, `validation`."""
     accounts, samples = Accounts(), Samples(corpus.samples)
     records, rows = [], 0
     validating = []
@@ -288,7 +294,7 @@ def write_parts(
 
 
 def _assign(hashes: NDArray[np.uint64], cut: Cut, pinned: Sequence[int]) -> NDArray[np.object_]:
-    """`train`, `validation`, or "" (neither: beyond the cap) for each document."""
+    """`train`, `validation` or "" (neither, being beyond the cap) for each document."""
     values = hashes.astype(np.int64)
     trains = np.isin(values, np.array(sorted(cut.train), np.int64))
     low = (values < cut.share) & ~trains

@@ -1,4 +1,4 @@
-"""Life of a stage: is it done already, can an interrupted one go on, what it leaves when it ends."""
+"""Life cycle of a stage: whether it is done, how it resumes after an interruption, what it leaves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Results = dict[str, list[Any]]
 """Results of the tasks of finished phases, by the phase's name."""
 
 FORMAT = 1
-"""Number of the way in which stages compute their outputs; raised when the same input gives another output."""
+"""Version of how stages compute their outputs; raise it when the same input would give a different output."""
 
 _PACKAGES = ("emma-recipes", "ftfy", "GlotScript", "numpy", "pyarrow", "python-iso639", "rensa", "xxhash")
 
@@ -42,13 +42,13 @@ def fingerprint(*values: Any) -> str:
 
 @dataclass(frozen=True)
 class Build:
-    """What a build is about, and how it runs.
+    """What a build makes, and how it runs.
 
     Attributes:
         corpus: settings.
-        data: name of the data recipe; a folder holds one corpus only.
+        data: name of the data recipe; a folder holds only one corpus.
         root: folder of the corpus.
-        recipe_sha256: of the run's recipe, for the manifests.
+        recipe_sha256: SHA-256 of the run's recipe, for the manifests.
         workers: processes on this machine.
     """
 
@@ -64,9 +64,9 @@ class Phase:
     """A set of tasks that don't depend on each other.
 
     Attributes:
-        name: names the folder of the tasks' marks.
-        plan: tasks of the phase, from the stage and the results of the phases before; it writes nothing, since every
-            process that takes part calls it.
+        name: its name, also that of the folder with the tasks' marks.
+        plan: returns the phase's tasks, given the stage and the results of earlier phases; it must write
+            nothing, since every participating process calls it.
     """
 
     name: str
@@ -80,10 +80,10 @@ class Stage:
     Args:
         build: the build.
         name: one of `STAGES`.
-        settings: what its output depends on besides the stage before it.
-        previous: fingerprint of the stage before it; "" for the first.
+        settings: what its output depends on besides the previous stage.
+        previous: fingerprint of the previous stage; "" for the first.
         phases: its work, in order.
-        close: ends the stage with the results of all phases, by `finish`.
+        close: ends the stage by calling `finish` with the results of all phases.
     """
 
     build: Build
@@ -96,21 +96,21 @@ class Stage:
 
     @property
     def fingerprint(self) -> str:
-        """What the output is a function of: settings, tables, format and the stage before."""
+        """Hash of all that determines the output: settings, tables, format and the previous stage."""
         return fingerprint(FORMAT, self.name, self.settings, tables_sha256(), self.previous)
 
     @property
     def folder(self) -> Path:
-        """Where the parts go."""
+        """Folder of the parts."""
         return self.build.root / self.name
 
     @property
     def work(self) -> Path:
-        """Where finished tasks leave their marks until the stage is done."""
+        """Folder where finished tasks leave their marks until the stage is done."""
         return self.build.root / ".work" / f"{self.name}-{self.fingerprint[:16]}"
 
     def is_done(self) -> bool:
-        """Whether the stage on disk is this one, whole.
+        """Whether the stage on disk is this one, and complete.
 
         Raises:
             UserError: the folder holds the corpus of another data recipe.
@@ -122,14 +122,14 @@ class Stage:
         if owner != self.build.data:
             raise UserError(
                 f"{self.build.root}: holds the corpus of the data recipe `{owner}`, not of `{self.build.data}`; "
-                "give this run a folder of its own (paths.corpus) or remove that one"
+                "give this run its own folder (paths.corpus), or remove that one"
             )
         return manifest.extra.get("fingerprint") == self.fingerprint and not manifest.check_outputs(
             self.folder
         )
 
     def begin(self) -> None:
-        """Goes on with what an interrupted build of the same stage left; removes what another one left."""
+        """Resumes an interrupted build of the same stage, or removes what a build of another version left."""
         if self.work.is_dir():
             self._remove_partial_files()
             self._forget_lost_parts()
@@ -146,7 +146,7 @@ class Stage:
             remove_abandoned(folder.rglob(".*.partial"))
 
     def _forget_lost_parts(self) -> None:
-        """Removes the marks of tasks whose parts are not on disk as they were written (the machine itself went down)."""
+        """Removes the marks of tasks whose parts are not intact on disk, as after a crash of the machine."""
         for mark in self.work.glob("*/*.json"):
             result = read_json(mark)
             parts = result.get("parts", []) if isinstance(result, dict) else []
@@ -156,10 +156,10 @@ class Stage:
                     break
 
     def run(self) -> None:
-        """Builds the stage on this machine, unless it is there.
+        """Builds the stage on this machine, unless it is done.
 
         Raises:
-            UserError: bad input; where nothing was finished, nothing is left.
+            UserError: bad input; if no task had finished, no files are left behind.
         """
         if self.is_done():
             shutil.rmtree(self.work, ignore_errors=True)
@@ -182,7 +182,7 @@ class Stage:
             raise
 
     def run_share(self, number: int, rank: int, world: int) -> None:
-        """Runs the tasks of phase `number` that are this rank's; all phases before must be finished everywhere."""
+        """Runs this rank's tasks of phase `number`; all earlier phases must be finished on all ranks."""
         results = self.results(number)
         phase = self.phases[number]
         run_tasks(
@@ -195,10 +195,10 @@ class Stage:
         )
 
     def results(self, phases: int) -> Results:
-        """Results of the first phases, which must be finished.
+        """Results of the first `phases` phases.
 
         Raises:
-            UserError: some of their tasks are not.
+            UserError: some of their tasks have not finished.
         """
         results: Results = {}
         for phase in self.phases[:phases]:
@@ -206,10 +206,10 @@ class Stage:
         return results
 
     def give_up(self) -> None:
-        """After an error: leaves nothing behind where nothing was finished."""
+        """Cleans up after an error: leaves nothing behind if nothing was finished."""
         inner = sorted(self.work.glob("**/"), reverse=True)
         for folder in (*inner, self.work.parent, self.build.root):
-            # A folder that is not empty stays: something was finished, and the next build goes on from it.
+            # Folders that are not empty stay: something was finished, and the next build resumes from it.
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
@@ -222,15 +222,18 @@ class Stage:
         inputs: Sequence[FileRecord],
         extra: dict[str, Any] | None = None,
     ) -> None:
-        """Writes accounts, samples and, last, the manifest; removes the work folder.
+        """Writes accounts, samples and finally the manifest, then removes the work folder.
 
         Args:
             accounts: of all documents of the stage.
             samples: removed documents.
-            came: documents that were read.
+            came: number of documents read.
             outputs: records of the parts (`PartWriter.record`); None for parts without rows.
-            inputs: files that were read.
-            extra: more for the manifest.
+            inputs: files read.
+            extra: further entries for the manifest.
+
+        Raises:
+            UserError: no document is left.
         """
         counts = accounts.counts(came)
         records = sorted((r for r in outputs if r is not None), key=lambda record: record["path"])
@@ -240,7 +243,7 @@ class Stage:
             files = ", ".join(record.path for record in inputs[:3]) + (", ..." if len(inputs) > 3 else "")
             raise UserError(
                 f"{self.folder}: no document left ({counts['in']} came in from {files}, removed: "
-                f"{counts['removed_by'] or 'none'}); the corpus is empty: mend the sources or the filters"
+                f"{counts['removed_by'] or 'none'}); the corpus is empty: fix the sources or the filters"
             )
         accounts.write(accounts_path(self.build.root, self.name), self.name)
         samples.write(self.build.root / "rejected" / f"{self.name}.parquet", self.name)
@@ -259,7 +262,7 @@ class Stage:
                 **(extra or {}),
             },
         )
-        # Parts are not synchronised one by one, of which there may be many thousands, but all at once.
+        # There may be many thousands of parts, so sync them all at once, not one by one.
         os.sync()
         manifest.write(self.folder)
         shutil.rmtree(self.work)
@@ -267,18 +270,20 @@ class Stage:
             self.work.parent.rmdir()
 
     def previous_manifest(self) -> FileRecord:
-        """Record of the manifest of the stage before, which lists its parts with their checksums."""
+        """Record of the previous stage's manifest, which lists its parts with their checksums."""
         before = STAGES[STAGES.index(self.name) - 1]
         return FileRecord.of(self.build.root / before / MANIFEST_NAME, self.build.root)
 
     def previous_parts(self) -> list[Part]:
-        """Parts of the stage before."""
+        """Parts of the previous stage."""
         return parts_of(self.build.root, STAGES[STAGES.index(self.name) - 1])
 
 
 def close_with(phase: str) -> Callable[[Stage, Results], None]:
-    """A `Stage.close` for stages whose phase `phase` wrote the parts: its results have `accounts`, `samples`, `rows`
-    (read) and `parts`."""
+    """A `Stage.close` for a stage whose phase `phase` wrote the parts.
+
+    The results of that phase have `accounts`, `samples`, `rows` (read) and `parts`.
+    """
 
     def close(stage: Stage, results: Results) -> None:
         written = results[phase]
@@ -303,9 +308,9 @@ def _is_whole(folder: Path, record: dict[str, Any]) -> bool:
 
 
 def chunks_of_parts(root: Path, stage: str, parts: Sequence[Part], megabytes: float) -> list[list[Part]]:
-    """Consecutive parts together, so that thousands of small ones don't make a task each.
+    """Groups consecutive parts, so that thousands of small ones don't each become a task.
 
-    The cut depends on the parts' sizes only, not on the machine.
+    The grouping depends only on the parts' sizes, not on the machine.
     """
     chunks: list[list[Part]] = []
     size = 0

@@ -1,4 +1,4 @@
-"""Tables of what a corpus holds: per stage, kind and language, and against published statistics."""
+"""Tables of what a corpus holds: per stage, kind and language, and compared with published statistics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Published", "accounts_table", "compare", "published", "statistics", 
 
 
 def accounts_table(root: Path) -> pa.Table:
-    """Accounts of all stages that are done: `stage kind language source outcome` and the measures.
+    """Accounts of all finished stages; columns `stage kind language source outcome` and the measures.
 
     Raises:
         UserError: there are none.
@@ -29,13 +29,16 @@ def accounts_table(root: Path) -> pa.Table:
     paths = [accounts_path(root, stage) for stage in STAGES]
     tables = [pq.read_table(path) for path in paths if path.is_file()]
     if not tables:
-        raise UserError(f"{root}: no statistics there; build the corpus first (emma corpus build)")
+        raise UserError(f"{root}: no statistics here; build the corpus first (emma corpus build)")
     return pa.concat_tables(tables)
 
 
 def statistics(root: Path) -> pa.Table:
-    """One row a stage, kind and language or pair: `stage kind language` and the measures of what was kept,
-    `target_tokens`, the resource `category` by white-space tokens, and `removed` (documents)."""
+    """One row per stage, kind and language or pair.
+
+    Columns: `stage kind language`, the measures of what was kept, `target_tokens`, the resource `category` by
+    whitespace tokens, and `removed` (documents).
+    """
     sums: dict[tuple[str, str, str], list[int]] = {}
     removed: dict[tuple[str, str, str], int] = {}
     for row in accounts_table(root).to_pylist():
@@ -75,7 +78,7 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def summary(table: pa.Table) -> list[dict[str, Any]]:
-    """Totals of a statistics table: one row a stage, kind and resource category, with the number of languages."""
+    """Totals of a statistics table, with numbers of languages: one row per stage, kind and category."""
     totals: dict[tuple[str, str, str], dict[str, Any]] = {}
     for row in table.to_pylist():
         if not row["documents"]:
@@ -119,11 +122,13 @@ class Published:
 
 
 def published(path: Path) -> Published:
-    """Reads a CSV of published statistics: columns `lang_code`, `num_tokens`, `num_texts`; or of pairs `lang_pair`,
-    `tot_num_tokens`, `src_num_texts`.
+    """Reads a CSV file of published statistics.
+
+    Its columns are `lang_code`, `num_tokens`, `num_texts` or, for pairs, `lang_pair`, `tot_num_tokens`,
+    `src_num_texts`.
 
     Raises:
-        UserError: no such file, or not these columns.
+        UserError: there is no such file, it lacks these columns, or a count is not an integer.
     """
     try:
         with path.open(newline="", encoding="utf-8") as handle:
@@ -138,17 +143,20 @@ def published(path: Path) -> Published:
             try:
                 values = {row[names[0]]: (int(row[names[1]]), int(row[names[2]])) for row in rows}
             except (TypeError, ValueError) as error:
-                raise UserError(f"{path}: a count that is no integer ({error})") from None
+                raise UserError(f"{path}: a count is not an integer ({error})") from None
             return Published(kind, values)
     raise UserError(
-        f"{path}: neither monolingual statistics (columns lang_code, num_tokens, num_texts) nor those of pairs "
+        f"{path}: neither monolingual statistics (columns lang_code, num_tokens, num_texts) nor statistics of pairs "
         "(lang_pair, tot_num_tokens, src_num_texts)"
     )
 
 
 def compare(rows: Iterable[dict[str, Any]], other: Published) -> list[dict[str, Any]]:
-    """The languages of a statistics table (of one stage and kind) beside published ones, either's absent ones too:
-    tokens here and there, their ratio, categories here and there."""
+    """Compares a statistics table (one stage and kind) with a published one, language by language.
+
+    Each row has the tokens here and published, their ratio, and both categories. Languages found in only one
+    of the tables are included.
+    """
     here = {row["language"]: row["tokens"] for row in rows if row["documents"]}
     result = []
     for language in sorted({*here, *other.rows}):

@@ -23,8 +23,10 @@ _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2"}
 
 
 class _ZstdReader(io.RawIOBase):
-    """Decompressed bytes of a zstd file of one or more frames; unlike the library's stream reader it notices that
-    the last frame was cut."""
+    """Decompressed bytes of a zstd file with one or more frames.
+
+    Unlike the library's stream reader, it notices a truncated last frame.
+    """
 
     def __init__(self, raw: BinaryIO) -> None:
         self.raw, self.decompressor, self.pending, self.done = raw, self._frame(), b"", False
@@ -51,22 +53,23 @@ class _ZstdReader(io.RawIOBase):
             self.decompressor, self.fresh = self._frame(), True
         else:
             rest = b""
-        # Small reads: their decompressed form is held in memory.
+        # Read little at a time, since the decompressed form is held in memory.
         chunk = rest or self.raw.read(1 << 16)
         if chunk:
             self.pending, self.fresh = self.decompressor.decompress(chunk), False
         elif self.fresh:
             self.done = True
         else:
-            raise EOFError("the last frame is cut")
+            raise EOFError("the last frame is truncated")
 
 
 @contextlib.contextmanager
 def open_bytes(path: str) -> Iterator[BinaryIO]:
-    """Opens a file for reading; gzip, zstd and bzip2 are told by their first bytes.
+    """Opens a file for reading; gzip, zstd and bzip2 are recognised by their first bytes.
 
     Raises:
-        UserError: no such file, no permission, or (also while it is read) compressed data that is cut or damaged.
+        UserError: no such file, no permission or, possibly only during reading, truncated or damaged
+            compressed data.
     """
     try:
         with Path(path).open("rb") as raw:
@@ -75,8 +78,8 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
             found = next((ending for magic, ending in _MAGIC.items() if head.startswith(magic)), None)
             stated = next((ending for ending in _MAGIC.values() if path.lower().endswith(ending)), None)
             if stated and found != stated:
-                state = "is empty" if not head else f"is no {stated} file"
-                raise UserError(f"{path}: {state}, though its name says so; fetch it again or rename it")
+                state = "is empty" if not head else "is something else"
+                raise UserError(f"{path}: named {stated}, but {state}; fetch it again or rename it")
             stream: BinaryIO
             if found == ".gz":
                 stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw))
@@ -89,7 +92,7 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER))
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise UserError(
-            f"{path}: its compressed data is cut or damaged ({error}); fetch the file again or compress it anew"
+            f"{path}: its compressed data is truncated or damaged ({error}); fetch the file again or recompress it"
         ) from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
@@ -98,7 +101,7 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
 
 
 def lines(stream: BinaryIO, limit: int) -> Iterator[tuple[int, bytes | int]]:
-    """Number (from 1) and bytes of each line, without its line end; of a line longer than `limit` only its length."""
+    """Number (from 1) and bytes of each line, without line end; only the length if it exceeds `limit`."""
     number = 0
     while piece := stream.readline(_BUFFER):
         number += 1
@@ -106,7 +109,7 @@ def lines(stream: BinaryIO, limit: int) -> Iterator[tuple[int, bytes | int]]:
         pieces = [piece.removeprefix(BOM) if number == 1 else piece]
         while not piece.endswith(b"\n") and (piece := stream.readline(_BUFFER)):
             size += len(piece)
-            # What is passed over is never held whole; one byte more may be the line's end.
+            # Never hold an overlong line whole; one byte over the limit may be the line feed.
             if size > limit + 1:
                 pieces.clear()
             else:
@@ -118,10 +121,10 @@ def lines(stream: BinaryIO, limit: int) -> Iterator[tuple[int, bytes | int]]:
 
 
 def decode(line: bytes) -> str:
-    """UTF-8, strictly.
+    """Decodes UTF-8 strictly.
 
     Raises:
-        ValueError: the message says at which byte it is invalid.
+        ValueError: invalid UTF-8; the message gives the byte's position.
     """
     try:
         return line.decode("utf-8")

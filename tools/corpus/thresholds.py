@@ -1,4 +1,4 @@
-"""The limits that hold for a kind and a language: tables, then the recipe."""
+"""Filter limits for a kind and a language: the tables' values, overridden by the recipe's."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def thresholds_for(corpus: Corpus, kind: str, language: str, side: str | None = 
     Args:
         corpus: the recipe's overrides.
         kind: kind of text.
-        language: language, or pair.
-        side: of a pair, the language of the side that the limits are for.
+        language: language or pair.
+        side: for a pair, the language of the side that the limits are for.
     """
     tables = table("filters")
     values: dict[str, Any] = dict(tables["kinds"][kind])

@@ -1,4 +1,4 @@
-"""Is a corpus whole: files, sizes, checksums, counts."""
+"""Checks that a corpus is complete: files, sizes, checksums, counts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["verify_corpus"]
 
 
 def verify_corpus(build: Build, *, contents: bool = False) -> list[str]:
-    """Faults of the stages on disk, up to the last one that is done; none is an empty list.
+    """Faults of the stages on disk, up to the last finished one; empty if there are none.
 
     Args:
         build: the corpus.
@@ -25,7 +25,7 @@ def verify_corpus(build: Build, *, contents: bool = False) -> list[str]:
     for stage in STAGES[: STAGES.index(last_stage(build.root)) + 1]:
         folder = build.root / stage
         if not (folder / MANIFEST_NAME).is_file():
-            faults.append(f"{folder}: not finished, though a later stage is; build the corpus again")
+            faults.append(f"{folder}: not finished, although a later stage is; build the corpus again")
             continue
         manifest = Manifest.read(folder)
         faults += manifest.check_outputs(folder, contents=contents)
@@ -51,7 +51,7 @@ def _count_faults(stage: str, manifest: Manifest, before: Manifest | None) -> li
     if rows != counts["kept"]:
         faults.append(f"{stage}: {counts['kept']} kept, but its parts hold {rows} rows")
     if before is not None and before.counts["kept"] != counts["in"]:
-        faults.append(f"{stage}: {counts['in']} in, but the stage before kept {before.counts['kept']}")
+        faults.append(f"{stage}: {counts['in']} in, but the previous stage kept {before.counts['kept']}")
     return faults
 
 
@@ -62,10 +62,10 @@ def _row_faults(build: Build, stage: str, manifest: Manifest) -> list[str]:
         try:
             metadata = pq.read_metadata(file)
         except (pa.ArrowException, OSError) as error:
-            faults.append(f"{file}: no readable parquet file ({str(error).splitlines()[0]})")
+            faults.append(f"{file}: not a readable parquet file ({str(error).splitlines()[0]})")
             continue
         if metadata.num_rows != rows:
-            faults.append(f"{file}: {metadata.num_rows} rows, the manifest says {rows}")
+            faults.append(f"{file}: {metadata.num_rows} rows, but the manifest says {rows}")
         kind = path.split("/")[0]
         if kind != "clusters" and metadata.schema.names != schema_of(kind, stage).names:
             faults.append(f"{file}: columns {metadata.schema.names}, expected {schema_of(kind, stage).names}")

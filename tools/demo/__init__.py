@@ -1,1 +1,1 @@
-"""The demo: real text, a small tokenizer and base model, and the road from one to the other end."""
+"""The demo: real text, a small tokenizer and base model, and every stage from raw text to release."""

@@ -1,4 +1,4 @@
-"""`make demo`: the whole road on this machine, with real text, in minutes, through the commands that a user types."""
+"""`make demo`: every stage on this machine, on real text, in minutes, through the commands that a user would type."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emma.tools.demo.steps import compare_steps, demo_steps
 
 
 def overrides_for(folder: Path) -> list[str]:
-    """Overrides that put everything below `folder`; none for the recipes' own, `demo`."""
+    """Overrides that put everything below `folder`; none for `demo`, which the recipes name themselves."""
     if folder == Path("demo"):
         return []
     paths = [f"paths.{name}={folder / name}" for name in ("corpus", "store", "mix", "runs")]
@@ -24,25 +24,23 @@ def overrides_for(folder: Path) -> list[str]:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
-@click.option(
-    "--compare", is_flag=True, help="Afterwards also train with and without translations, and compare."
-)
+@click.option("--compare", is_flag=True, help="Then also train with and without translations, and compare.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
     default=Path("demo"),
     show_default=True,
-    help="Everything is written below it.",
+    help="Folder for everything that is written.",
 )
-@click.option("--base-steps", type=click.IntRange(min=1), help="Steps of the base model's own training.")
-@click.option("--list", "only_list", is_flag=True, help="Print the commands and stop.")
+@click.option("--base-steps", type=click.IntRange(min=1), help="Training steps of the base model.")
+@click.option("--list", "only_list", is_flag=True, help="Print the commands without running them.")
 def command(
     overrides: tuple[str, ...], compare: bool, folder: Path, base_steps: int | None, only_list: bool
 ) -> None:
     """Run every stage of the project on this machine: no GPU, no download, about ten minutes on two cores.
 
-    Called again, it goes on where it stopped, or says that it is done. SECTION.KEY=VALUE overrides the recipe `demo`,
-    e.g. schedule.steps=30 for a shorter look.
+    Run again, the demo continues where it stopped or says that it is done. SECTION.KEY=VALUE overrides the recipe
+    `demo`, e.g. schedule.steps=30 for a quick look.
     """
     changes = [*overrides_for(folder), *overrides]
     recipe = load_recipe("demo", changes)

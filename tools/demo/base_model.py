@@ -1,7 +1,7 @@
 """Makes the demo's base model: `python -P -m emma.tools.demo.base_model CORPUS TOKENIZER OUT`.
 
-A Llama of the recipe's shape, pre-trained a little on a few high-resource languages with plain transformers and torch:
-it stands for the open base model that a continual pre-training starts from, knows some languages and not the others.
+A Llama of the recipe's shape, pre-trained briefly on a few high-resource languages with plain transformers and torch.
+It stands in for the open base model that continual pre-training starts from: it knows some languages and not others.
 """
 
 from __future__ import annotations
@@ -59,20 +59,20 @@ def fresh_model(model: Model, begin_id: int, end_id: int, pad_id: int, seed: int
 
 
 def token_blocks(corpus: Path, languages: list[str], tokenizer: Any, length: int) -> np.ndarray:
-    """Training documents of the languages, each between its begin- and end-of-text token, joined and cut.
+    """Training documents of the languages, each between begin- and end-of-text tokens, joined and cut into blocks.
 
     Returns:
-        int64 array [blocks, length]; what does not fill a block at the end is left out.
+        int64 array [blocks, length]; a last, incomplete block is dropped.
 
     Raises:
-        UserError: the corpus lacks one of the languages, or holds too little.
+        UserError: the corpus lacks one of the languages or holds too little text.
     """
     import numpy as np
 
     from emma.tools.demo.corpus_text import languages_of, training_documents
 
     if missing := sorted(set(languages) - set(languages_of(corpus, "monolingual"))):
-        raise UserError(f"{corpus}: holds no monolingual text in {', '.join(missing)}")
+        raise UserError(f"{corpus}: no monolingual text in {', '.join(missing)}")
     ids: list[int] = []
     for language in languages:
         documents = list(training_documents(corpus, "monolingual", language))
@@ -91,14 +91,14 @@ def pretrain(
 
     Args:
         model: changed in place.
-        blocks: int64 [blocks, length]; shuffled anew in each epoch.
+        blocks: int64 [blocks, length]; reshuffled every epoch.
         steps: optimizer steps.
-        batch: blocks a step.
-        learning_rate: peak.
-        seed: of the order.
+        batch: blocks per step.
+        learning_rate: its peak.
+        seed: for the order of blocks.
 
     Returns:
-        Loss of each step, in nats a token.
+        Loss of each step, in nats per token.
     """
     import torch
 
@@ -138,20 +138,20 @@ def pretrain(
 @click.argument("tokenizer_folder", metavar="TOKENIZER", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
-    "--model", "model_name", default="tiny", show_default=True, help="Name in recipes/models: the shape."
+    "--model", "model_name", default="tiny", show_default=True, help="Shape: a name in recipes/models."
 )
 @click.option("--languages", default=DEFAULT_LANGUAGES, show_default=True, help="Languages to train on.")
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
-    # So few that its languages have something to gain too from the budget of a demo; after 400 they only lost.
+    # Few enough that these languages too can gain from the demo's budget; after 400 steps they only got worse.
     default=150,
     show_default=True,
     help="Optimizer steps.",
 )
-@click.option("--batch", type=click.IntRange(min=1), default=4, show_default=True, help="Sequences a step.")
+@click.option("--batch", type=click.IntRange(min=1), default=4, show_default=True, help="Sequences per step.")
 @click.option(
-    "--length", type=click.IntRange(min=2), default=256, show_default=True, help="Tokens a sequence."
+    "--length", type=click.IntRange(min=2), default=256, show_default=True, help="Tokens per sequence."
 )
 @click.option("--learning-rate", type=float, default=1e-2, show_default=True, help="Peak learning rate.")
 @click.option("--seed", type=int, default=1234, show_default=True)
@@ -169,7 +169,7 @@ def command(
 ) -> None:
     """Pre-train a small Llama on a few languages of CORPUS and write it to OUT in Hugging Face format.
 
-    OUT gets the weights, the configs, the tokenizer, and `languages.json`: the languages that this base has seen.
+    OUT holds weights, configs, the tokenizer, and `languages.json`, which lists the languages that the model has seen.
     """
     import torch
     from transformers import AutoTokenizer, GenerationConfig
@@ -177,7 +177,7 @@ def command(
 
     from emma.recipes.load import load_section
 
-    disable_progress_bar()  # of writing one small file
+    disable_progress_bar()  # for writing one small file
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     shape: Model = load_section("model", model_name)
@@ -196,12 +196,14 @@ def command(
     model.generation_config = GenerationConfig(bos_token_id=ids[0], eos_token_id=ids[1], pad_token_id=ids[2])
     with staged_folder(out, overwrite=True) as staging:
         model.save_pretrained(staging)
-        # The tokenizer's files as they are: `save_pretrained` would write another class name than older versions know.
+        # Copied, not saved: `save_pretrained` would write a class name that older versions don't know.
         for path in sorted(tokenizer_folder.iterdir()):
             shutil.copyfile(path, staging / path.name)
         write_json(staging / "languages.json", {"seen": seen})
     last = losses[-max(1, steps // 10) :]
-    click.echo(f"{out}: loss {losses[0]:.3f} → {sum(last) / len(last):.3f} nats a token after {steps} steps")
+    click.echo(
+        f"{out}: loss {losses[0]:.3f} → {sum(last) / len(last):.3f} nats per token after {steps} steps"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Training documents of a built corpus, for the tokenizer and the base model."""
+"""Training documents of a built corpus, for the demo's tokenizer and base model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["languages_of", "training_documents"]
 
 
 def languages_of(corpus: Path, kind: str) -> list[str]:
-    """Languages (or pairs) of a kind in the corpus's last stage, sorted.
+    """Languages (or pairs) of a kind in the last stage of the corpus, sorted.
 
     Raises:
         UserError: the corpus is not built.
@@ -19,12 +19,12 @@ def languages_of(corpus: Path, kind: str) -> list[str]:
     folder = corpus / "split" / kind
     languages = sorted(path.name for path in folder.glob("*") if any(path.glob("part-*.parquet")))
     if not languages:
-        raise UserError(f"{folder}: holds no text; build the corpus first (emma corpus build)")
+        raise UserError(f"{folder}: no text; build the corpus first (emma corpus build)")
     return languages
 
 
 def training_documents(corpus: Path, kind: str, language: str) -> Iterator[str]:
-    """Texts of the documents that train, in their order on disk; a pair's two sides are joined by a line end."""
+    """Texts of the training documents, in their order on disk; the two sides of a pair are joined by a newline."""
     import pyarrow.parquet as pq
 
     columns = ["src_text", "tgt_text"] if kind == "parallel" else ["text"]

@@ -1,4 +1,4 @@
-"""Runs the demo's steps one after another, remembers which are done, and goes on after any interruption."""
+"""Runs the demo's steps one after another, records which are done, and continues after any interruption."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ class Record:
         self.steps: dict[str, dict[str, Any]] = read_json(self.path) if self.path.is_file() else {}
 
     def done(self, step: Step) -> bool:
-        """Whether the step was finished with this command, and what it made is still there."""
+        """Whether the step was finished with this command and its output still exists."""
         known = self.steps.get(step.name, {})
         return known.get("command") == list(step.command) and all(path.exists() for path in step.outputs)
 
     def finish(self, step: Step, seconds: float) -> None:
-        """Notes a finished step, at once on disk."""
+        """Records a finished step on disk."""
         self.steps[step.name] = {"command": list(step.command), "seconds": round(seconds, 1)}
         write_json(self.path, self.steps)
 
 
 @contextmanager
 def exclusive(folder: Path, patience: float = 180.0) -> Iterator[IO[Any]]:
-    """Holds `<folder>/.lock`; the steps inherit it, so that it is free only when an earlier demo's last one has ended.
+    """Holds `<folder>/.lock`. Steps inherit it, so it becomes free only when the last step of an earlier demo has ended.
 
     Raises:
-        UserError: another demo has kept it for `patience` seconds.
+        UserError: another demo kept it for `patience` seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
@@ -63,24 +63,24 @@ def exclusive(folder: Path, patience: float = 180.0) -> Iterator[IO[Any]]:
             except BlockingIOError:
                 if time.monotonic() > end:
                     raise UserError(
-                        f"{folder}: another demo is at work in this folder. Fix: wait for it, or end it"
+                        f"{folder}: another demo is running in this folder. Fix: wait for it, or stop it"
                     ) from None
                 if not told:
-                    click.echo("waiting for a step of an earlier call to end ...")
+                    click.echo("waiting for a step of an earlier demo to end ...")
                     told = True
                 time.sleep(0.5)
         yield lock
 
 
 def run_steps(steps: Sequence[Step], record: Record, lock: IO[Any]) -> bool:
-    """Runs what is not done yet, in order. A step that was cut short runs again: every command of the road starts anew
-    or goes on by itself.
+    """Runs the steps that are not done yet, in order. A step that was interrupted runs again: every command starts over
+    or continues by itself.
 
     Returns:
-        Whether anything had to be run.
+        Whether any step had to run.
 
     Raises:
-        CheckFailedError: a command failed; everything finished before it stays.
+        CheckFailedError: a command failed; the steps finished before it stay done.
     """
     ran = False
     for number, step in enumerate(steps, 1):
@@ -93,11 +93,11 @@ def run_steps(steps: Sequence[Step], record: Record, lock: IO[Any]) -> bool:
         click.echo(f"$ {shlex.join(step.command)}")
         started = time.monotonic()
         if step.stop is not None and _latest(step.stop.run) >= step.stop.step:
-            click.echo(f"step {step.stop.step} has been reached before")
+            click.echo(f"step {step.stop.step} was reached before")
         elif code := _wait(_start(step, lock), step.stop):
             raise CheckFailedError(
-                f"`{shlex.join(step.command)}` ended with exit code {code}. What was finished before it is kept: "
-                "call `make demo` again to go on"
+                f"`{shlex.join(step.command)}` ended with exit code {code}. Finished steps are kept. "
+                "Fix: run `make demo` again to continue"
             )
         seconds = time.monotonic() - started
         record.finish(step, seconds)
@@ -106,7 +106,7 @@ def run_steps(steps: Sequence[Step], record: Record, lock: IO[Any]) -> bool:
 
 
 def _start(step: Step, lock: IO[Any]) -> subprocess.Popen[bytes]:
-    """Starts a step's command with this interpreter; it gets SIGTERM if this process dies."""
+    """Starts a step's command with this interpreter; the command gets SIGTERM if this process dies."""
     program, *arguments = step.command
     module = ["-P", "-m", "emma.cli"] if program == "emma" else []
     libc = ctypes.CDLL(None, use_errno=True)
@@ -114,7 +114,7 @@ def _start(step: Step, lock: IO[Any]) -> subprocess.Popen[bytes]:
     def follow_parent() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
-    # Threads that wait give their core away: a busy machine then slows down and doesn't crawl.
+    # Waiting threads give up their core, without which a busy machine crawls.
     environment = {"PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     sys.stdout.flush()
     return subprocess.Popen(
@@ -126,9 +126,9 @@ def _start(step: Step, lock: IO[Any]) -> subprocess.Popen[bytes]:
 
 
 def _wait(child: subprocess.Popen[bytes], stop: Stop | None = None) -> int:
-    """Waits for a command's end, and sends it SIGTERM at the given step, as a cluster's scheduler would.
+    """Waits for a command to end and sends it SIGTERM at the given step, as a cluster's scheduler would.
 
-    Ctrl-C reaches the command from the terminal: it gets the time to save before this process ends too.
+    Ctrl-C reaches the command from the terminal; it gets time to save before this process ends too.
     """
     try:
         while stop is not None and child.poll() is None:
@@ -144,6 +144,6 @@ def _wait(child: subprocess.Popen[bytes], stop: Stop | None = None) -> int:
 
 
 def _latest(run: Path) -> int:
-    """Last step that a run has logged, 0 if none."""
+    """Last step that a run logged, 0 if none."""
     rows = read_metrics(run / "metrics.jsonl")[0]
     return int(rows[-1]["step"]) if rows else 0

@@ -1,4 +1,4 @@
-"""The demo's steps: what a user would type, in order, and how each is seen to be done."""
+"""The demo's steps: what a user would type, in order, and what shows that each is done."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Stop:
 
 @dataclass(frozen=True)
 class Step:
-    """One command of the road.
+    """One command of the demo.
 
     Attributes:
-        name: unique, kept in the demo's record of finished steps.
+        name: unique; identifies the step in the demo's record.
         title: what it does, for the reader.
         command: `emma ...` or `python -m ...`, as typed.
-        outputs: files and folders without which the step is not done.
-        stop: for training: when SIGTERM is sent; None lets the command end by itself.
+        outputs: files and folders that exist once the step is done.
+        stop: when to send SIGTERM to training; None lets the command end by itself.
     """
 
     name: str
@@ -45,10 +45,10 @@ def demo_steps(
 
     Args:
         recipe: the run `demo`.
-        base: folder of the base model in Hugging Face format; the tokenizer's and the imported checkpoint's folders
-            are the recipe's.
+        base: folder of the base model in Hugging Face format; the recipe names those of the tokenizer and the imported
+            checkpoint.
         overrides: `section.key=value` that the recipe was loaded with, repeated in the commands.
-        base_options: options of the base model's command.
+        base_options: options for the command that trains the base model.
     """
     corpus, tokenizer = Path(recipe.paths.corpus), Path(recipe.model.tokenizer.path)
     imported = Path(str(recipe.start.checkpoint))
@@ -82,7 +82,7 @@ def demo_steps(
         ),
         Step(
             "base",
-            "a base model that knows five languages (the stand-in for Llama)",
+            "a base model that knows five languages, in place of Llama",
             (
                 "python",
                 "-P",
@@ -103,34 +103,34 @@ def demo_steps(
         ),
         Step(
             "train",
-            "train with tensor 2 × pipeline 2; SIGTERM comes half-way",
+            "train with tensor 2 × pipeline 2, until a SIGTERM",
             ("emma", "train", name, *overrides),
             (run / "checkpoints",),
             stop=Stop(run, round(last * 0.4)),
         ),
         Step(
             "resume",
-            "go on where it stopped, until the next SIGTERM",
+            "continue from the checkpoint, until the next SIGTERM",
             ("emma", "train", name, *overrides),
             (run / "checkpoints",),
             stop=Stop(run, round(last * 0.6)),
         ),
         Step(
             "reshard",
-            "go on with another layout: tensor 1 × pipeline 2 × data 2",
+            "continue with another layout: tensor 1 × pipeline 2 × data 2",
             ("emma", "train", name, *overrides, "parallelism.tensor=1", "parallelism.sequence=false"),
             (run / "checkpoints",),
         ),
         Step(
             "export",
             "Megatron → Hugging Face",
-            # The proof of parity is a step of its own here, so that it is printed.
+            # Parity is a step of its own here, so that its result is printed.
             ("emma", "convert", "megatron-to-hf", str(run), str(export), "--no-parity", "--overwrite"),
             (export / "config.json",),
         ),
         Step(
             "parity",
-            "fp32 logits of Megatron and transformers on multilingual text",
+            "compare FP32 logits of Megatron and transformers on multilingual text",
             ("emma", "convert", "verify", str(run), str(export)),
             (export / "parity.json",),
         ),
@@ -142,7 +142,7 @@ def demo_steps(
         ),
         Step(
             "report",
-            "one page on the run",
+            "one page about the run",
             ("emma", "report", "run", str(run)),
             (run / "report" / "index.html",),
         ),
@@ -156,7 +156,7 @@ def demo_steps(
 
 
 def compare_steps(mono: Recipe, bilingual: Recipe, base: Path, overrides: Sequence[str] = ()) -> list[Step]:
-    """Steps of the comparison: with and without translations, at the same budget, from the demo's token store."""
+    """Steps that train with and without translations at equal budget, from the demo's token store, and compare."""
     steps = []
     for recipe in (mono, bilingual):
         name, run, last = recipe.name, recipe.run_folder, recipe.schedule.steps

@@ -1,7 +1,7 @@
 """Trains the demo's tokenizer on its corpus: `python -P -m emma.tools.demo.tokenizer CORPUS OUT`.
 
-Byte-level BPE built as Llama 3's is: the same pre-tokenisation, control tokens after the learnt ones, a beginning-of-text
-token put in front by default. Only the vocabulary is small, so that a tiny model can be about the text.
+Byte-level BPE built like Llama 3's: the same pre-tokenisation, control tokens after the learned ones, and a
+begin-of-text token in front by default. Only the vocabulary is small, so that a tiny model's parameters go to the text.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
     Args:
         texts: documents.
-        vocab_size: token ids in all, the control tokens included; these take the last ids.
+        vocab_size: number of token ids, including the control tokens, which take the last ids.
 
     Returns:
-        A tokenizer that puts `BEGIN_OF_TEXT` before a text, as Llama 3's does. The same texts in the same order give
-        the same tokenizer.
+        A tokenizer that puts `BEGIN_OF_TEXT` before a text, as Llama 3's does; identical for identical texts in the
+        same order.
     """
     from tokenizers import (
         AddedToken,
@@ -100,7 +100,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def capped(texts: Iterable[str], limit: int) -> Iterator[str]:
-    """Texts until they hold `limit` characters, so that no language rules the vocabulary."""
+    """Texts until they hold `limit` characters, so that no language dominates the vocabulary."""
     characters = 0
     for text in texts:
         if characters >= limit:
@@ -113,19 +113,19 @@ def capped(texts: Iterable[str], limit: int) -> Iterator[str]:
 @click.argument("corpus", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
-    "--vocab-size", type=click.IntRange(min=300), default=4096, show_default=True, help="Token ids in all."
+    "--vocab-size", type=click.IntRange(min=300), default=4096, show_default=True, help="Number of token ids."
 )
 @click.option(
     "--characters",
     type=click.IntRange(min=1),
     default=50_000,
     show_default=True,
-    help="Text taken of each language, pair or kind, at most, so that none rules the vocabulary.",
+    help="Most characters taken from a language or pair, so that none dominates the vocabulary.",
 )
 def command(corpus: Path, out: Path, vocab_size: int, characters: int) -> None:
     """Train a byte-level BPE tokenizer on the training documents of CORPUS and write it to the folder OUT.
 
-    It is for the demo's tiny model: a continued model keeps the tokenizer of its base.
+    For the demo's tiny model only: continual pre-training keeps the tokenizer of its base.
     """
     from emma.recipes.schema.corpus import KINDS
     from emma.tools.demo.corpus_text import languages_of, training_documents
@@ -136,11 +136,11 @@ def command(corpus: Path, out: Path, vocab_size: int, characters: int) -> None:
     tokenizer = train_tokenizer(texts, vocab_size)
     if tokenizer.get_vocab_size() < vocab_size:
         raise UserError(
-            f"{corpus}: its text gives {tokenizer.get_vocab_size()} tokens, fewer than --vocab-size {vocab_size}; "
-            "add text or ask for fewer"
+            f"{corpus}: its text yields {tokenizer.get_vocab_size()} tokens, fewer than --vocab-size {vocab_size}; "
+            "add text or lower --vocab-size"
         )
     write_tokenizer(tokenizer, out)
-    click.echo(f"{out}: {vocab_size:,} tokens, trained on {len(sources)} languages, pairs and kinds")
+    click.echo(f"{out}: {vocab_size:,} tokens, trained on {len(sources)} languages and pairs")
 
 
 if __name__ == "__main__":

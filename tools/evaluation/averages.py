@@ -1,4 +1,4 @@
-"""Averages over languages, each counted once: overall, by resource category, script, family, seen or not."""
+"""Averages over languages, equally weighted: overall, by resource category, script, family, seen or not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 ALL = "all"
-"""Every language, English too: what the papers' `Avg` columns hold."""
+"""All languages, including English: what the papers' `Avg` columns hold."""
 
 OTHERS = "all but English"
 ENGLISH_GROUP = "English"
@@ -27,7 +27,7 @@ ENGLISH_GROUP = "English"
 
 @dataclass(frozen=True)
 class Average:
-    """Mean of the values of a group of languages.
+    """Mean value of a group of languages.
 
     `dimension` is `overall`, `category`, `script`, `family`, `mix` or `base`.
     """
@@ -39,15 +39,15 @@ class Average:
 
 
 def category_of(code: str) -> str | None:
-    """The papers' resource category of a language or direction, by its code in the corpus."""
+    """The papers' resource category of a language or translation direction, looked up by its corpus code."""
     return language(code).category
 
 
 def published_category(code: str) -> str | None:
-    """Category of a code exactly as the published list spells it; None for codes that the list spells otherwise.
+    """Category of a code that the published list spells exactly the same way; None for all other codes.
 
-    Benchmarks spell 10 to 15 % of their languages differently (`zho_Hans`, `jpn_Jpan`, `pes_Arab`), so averages by this
-    leave those out. It is here to compare with figures that were made so.
+    Benchmarks spell 10 to 15 % of their languages differently (`zho_Hans`, `jpn_Jpan`, `pes_Arab`), so
+    averages by this category leave those out. Use it only to compare with figures computed the same way.
     """
     found = language(code)
     return found.category if found.corpus == found.code else None
@@ -60,10 +60,10 @@ def groups_of(
     seen: frozenset[str] | None = None,
     category: Callable[[str], str | None] = category_of,
 ) -> dict[tuple[str, str], list[str]]:
-    """Members of every group by (dimension, group). English is in `all` and `English` only.
+    """Members of each group, by (dimension, group). English belongs only to `all` and `English`.
 
     Args:
-        languages: codes or directions.
+        languages: codes or translation directions.
         trained: languages of the run's mix, in any spelling.
         seen: languages that the base was pre-trained on, in any spelling.
         category: resource category of a code.
@@ -100,7 +100,7 @@ def averages(
     seen: frozenset[str] | None = None,
     category: Callable[[str], str | None] = category_of,
 ) -> list[Average]:
-    """Averages of one model's values by language; see `groups_of`."""
+    """Averages of one model's per-language values over the groups of `groups_of`."""
     groups = groups_of(values, trained=trained, seen=seen, category=category)
     return [
         Average(dimension, group, len(members), sum(values[name] for name in members) / len(members))
@@ -114,8 +114,7 @@ def _key(name: str) -> str:
 
 
 def _order(key: tuple[str, str], members: int) -> tuple[int, int, int, str]:
-    """Overall first, categories from rich to poor, what is known before what is not, scripts and
-    families from the largest."""
+    """Sort key: overall first, categories from rich to poor, seen before unseen, larger groups first."""
     dimension, group = key
     place = ["overall", "category", "mix", "base", "script", "family"].index(dimension)
     if dimension == "overall":

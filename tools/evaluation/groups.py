@@ -1,4 +1,4 @@
-"""What is known about each language: its resource category, and who has seen it."""
+"""What is known about each language: its resource category, and which models were trained on it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = [
 ]
 
 ENGLISH = "eng_Latn"
-"""English is the language that continual pre-training may forget, so it is reported apart and never averaged in."""
+"""Continual pre-training may make a model forget English: it is reported separately, never averaged in."""
 
 LANGUAGE_KINDS = ("monolingual", "parallel", "bilingual")
-"""Kinds of text whose folders are languages of the world or pairs of them. The others (code, papers, books,
-instruction) are reported as a whole."""
+"""Kinds of text with one folder per natural language or pair. The others (code, papers, books, instruction)
+are each reported as a whole."""
 
 SEEN_FILE = "languages.json"
-"""File in a base model's folder that names the languages it was pre-trained on."""
+"""File in a base model's folder that lists the languages it was pre-trained on."""
 
 _PAPERS_ORDER = ("very-high", "high", "medium-high", "medium", "medium-low", "low", "very-low", "unseen")
 
@@ -40,8 +40,8 @@ _PAPERS_ORDER = ("very-high", "high", "medium-high", "medium", "medium-low", "lo
 class LanguageFacts:
     """Facts by (kind, language).
 
-    `category` maps to the resource category, `trained` holds what the run's mix trains on (None: unknown), `seen` the
-    languages that the base was pre-trained on (None: unknown).
+    `category` maps to the resource category, and `categories` orders these from rich to poor. `trained` holds
+    what the run's mix trains on, `seen` the languages that the base was pre-trained on (None: unknown).
     """
 
     category: Mapping[tuple[str, str], str] = field(default_factory=dict)
@@ -50,15 +50,15 @@ class LanguageFacts:
     seen: frozenset[str] | None = None
 
     def category_of(self, kind: str, language: str) -> str | None:
-        """Resource category, None if unknown."""
+        """Resource category; None if unknown."""
         return self.category.get((kind_of(kind), language))
 
     def is_trained(self, kind: str, language: str) -> bool | None:
-        """Whether the run's mix holds this language, None if the mix is unknown."""
+        """Whether the run's mix contains this language; None if the mix is unknown."""
         return None if self.trained is None else (kind_of(kind), language) in self.trained
 
     def is_seen(self, language: str) -> bool | None:
-        """Whether the base was pre-trained on the language (for a pair: on both); None if unknown."""
+        """Whether the base was pre-trained on this language (for a pair, on both); None if unknown."""
         return None if self.seen is None else all(code in self.seen for code in language.split("-"))
 
 
@@ -66,29 +66,28 @@ def read_seen(path: Path) -> frozenset[str]:
     """Languages that a base model was pre-trained on.
 
     Args:
-        path: `languages.json` (`{"seen": ["eng_Latn", ...]}`) or a text file with one code a line.
+        path: `languages.json` (`{"seen": ["eng_Latn", ...]}`) or a text file with one code per line.
 
     Raises:
-        UserError: no such file, or another content.
+        UserError: no such file, or its content has another form.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file; give a list of language codes, one a line")
+        raise UserError(f"{path}: no such file; give a list of language codes, one per line")
     if path.suffix != ".json":
         lines = path.read_text(encoding="utf-8").splitlines()
         return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
     value = read_json(path)
     seen = value.get("seen") if isinstance(value, dict) else value
     if not isinstance(seen, list) or not all(isinstance(code, str) for code in seen):
-        raise UserError(f'{path}: wants {{"seen": ["eng_Latn", ...]}}')
+        raise UserError(f'{path}: the content must be {{"seen": ["eng_Latn", ...]}}')
     return frozenset(seen)
 
 
 def order_categories(names: Iterable[str], mix: Mix | None = None) -> tuple[str, ...]:
-    """Resource categories from the richest to the poorest: by a mix's thresholds where it has them, then in the order
-    of the papers' names.
+    """Resource categories from richest to poorest, by the mix's thresholds, then in the papers' order.
 
     Args:
-        names: categories, in any order and number.
+        names: categories in any order, possibly repeated.
         mix: the recipe's `data.mix`.
     """
     thresholds: dict[str, int] = {}
@@ -111,7 +110,7 @@ def order_categories(names: Iterable[str], mix: Mix | None = None) -> tuple[str,
 def language_facts(
     mix: Path | None, corpus: Path | None, seen: frozenset[str] | None, settings: Mix | None = None
 ) -> LanguageFacts:
-    """Facts from a mix's plan and, for kinds of text that it has no categories of, a corpus's statistics.
+    """Facts from a mix's plan and, for kinds of text that lack categories there, from corpus statistics.
 
     Args:
         mix: folder of the mix, with `plan.parquet`.
@@ -123,7 +122,7 @@ def language_facts(
     category = {
         (kind_of(row["component"]), row["language"]): row["category"] for row in plan if row["category"]
     }
-    # The two have thresholds of their own, so within one kind of text only one of them counts.
+    # The mix and the corpus have different thresholds, so only one of them counts per kind of text.
     planned = {kind for kind, _ in category}
     statistics = corpus / "statistics" / "statistics.parquet" if corpus else None
     for row in _rows(statistics, ["stage", "kind", "language", "category"]):
@@ -138,7 +137,7 @@ def language_facts(
 
 
 def kind_of(component: str) -> str:
-    """Kind folder of the corpus that a mix component is made of: the corpus calls sentence pairs `parallel`."""
+    """The corpus's name for a component's kind of text: sentence pairs are `parallel` there."""
     return "parallel" if component == "bilingual" else component
 
 

@@ -1,4 +1,4 @@
-"""Held-out documents: the validation part of the split corpus, per kind and language."""
+"""Held-out documents: the validation part of the split corpus, by kind and language."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PAIR_COLUMNS = ("id", "src_lang", "src_text", "tgt_lang", "tgt_text", "split")
 
 @dataclass(frozen=True)
 class Document:
-    """One document; `text` is evaluated as it stands."""
+    """One document; `text` is evaluated unchanged."""
 
     id: str
     text: str
@@ -29,7 +29,7 @@ class Document:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The files that hold the documents of one language (or pair) of one kind."""
+    """The files with the documents of one kind in one language (or pair)."""
 
     kind: str
     language: str
@@ -47,25 +47,25 @@ def find_heldout(
         languages: languages or pairs to take; default all.
 
     Raises:
-        UserError: no such folder, no parquet in it, or a kind or language that it has not.
+        UserError: no such folder, no parquet files in it, or it lacks a kind or language asked for.
     """
     root = text / "split" if (text / "split").is_dir() else text
     if not root.is_dir():
         raise UserError(
-            f"{text}: no such folder; write it with `emma corpus build`, or name another with --text"
+            f"{text}: no such folder; build it with `emma corpus build`, or give another with --text"
         )
     found: dict[tuple[str, str], list[Path]] = {}
     for path in sorted(root.glob("*/*/*.parquet")):
         found.setdefault((path.parent.parent.name, path.parent.name), []).append(path)
     if not found:
-        raise UserError(f"{root}: no <kind>/<language>/*.parquet in it, so no held-out text")
+        raise UserError(f"{root}: contains no <kind>/<language>/*.parquet, so no held-out text")
     for name, wanted, known in (
         ("kind", kinds, {kind for kind, _ in found}),
         ("language", languages, {language for _, language in found}),
     ):
         if unknown := sorted(set(wanted or ()) - known):
             raise UserError(
-                f"{root}: no {name} {', '.join(unknown)} in it; there are {', '.join(sorted(known))}"
+                f"{root}: contains no {name} {', '.join(unknown)}; it has {', '.join(sorted(known))}"
             )
     return [
         HeldOut(kind, language, tuple(files))
@@ -75,18 +75,19 @@ def find_heldout(
 
 
 def read_documents(heldout: HeldOut, limit: int | None = None, pack: Pack | None = None) -> list[Document]:
-    """Validation documents of one language, in the order of their ids' hashes, at most `limit` of them.
+    """At most `limit` validation documents of one language, ordered by the hashes of their ids.
 
-    The order does not depend on how files are cut, so a limit always keeps the same documents. Empty documents are
-    left out: they hold no byte to predict. Sentence pairs become documents exactly as they do for training.
+    The order does not depend on how the text is divided into files, so a limit always keeps the same
+    documents. Empty documents are left out, having no byte to predict. Sentence pairs become documents
+    exactly as in training.
 
     Args:
         heldout: the files.
-        limit: most documents; default all.
+        limit: maximum number of documents; default all.
         pack: how sentence pairs become documents; default the recipes' defaults.
 
     Raises:
-        UserError: a file is no parquet, or lacks a column.
+        UserError: a file is not parquet, or lacks a column.
     """
     tables = [(path, _validation_rows(path)) for path in heldout.files]
     if any("src_text" in table.column_names for _, table in tables):
@@ -129,7 +130,7 @@ def _rows(documents: Any) -> Iterator[Document]:
 
 
 def _validation_rows(path: Path) -> Any:
-    """Arrow table of a file's validation rows; row groups without any are not read."""
+    """Arrow table of a file's validation rows; row groups without any are skipped unread."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
@@ -140,7 +141,9 @@ def _validation_rows(path: Path) -> Any:
         columns = _PAIR_COLUMNS if "src_text" in names else _TEXT_COLUMNS
         missing = [name for name in columns if name not in names]
         if missing:
-            raise UserError(f"{path}: no column {', '.join(missing)}; it is not an output of the split stage")
+            raise UserError(
+                f"{path}: lacks the column {', '.join(missing)}; it is not an output of the split stage"
+            )
         return part.scanner(columns=list(columns), filter=pc.field("split") == "validation").to_table()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as parquet ({error}); write the split stage again") from None

@@ -1,4 +1,4 @@
-"""Intrinsic evaluation: likelihood of held-out text per language, resumable, of one model or of a model and its base."""
+"""Intrinsic evaluation: the likelihood of held-out text per language under a model, and resumably so."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Settings", "evaluate_model", "load_model", "publish"]
 
-# Languages are scored together until they hold this many bytes, so that small ones fill a batch.
+# Score languages together up to this many bytes, so that small ones fill a batch.
 _BYTES_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How documents are scored; see `tools.evaluation.likelihood.Scorer`. `limit` is documents a language,
-    `pack` how sentence pairs become documents."""
+    """How to score documents; see `tools.evaluation.likelihood.Scorer`.
+
+    `limit` is the maximum number of documents per language, `pack` how sentence pairs become documents.
+    """
 
     window: int
     stride: int | None = None
@@ -46,7 +48,8 @@ class Settings:
 def load_model(folder: Path, settings: Settings) -> Scorer:
     """Loads model and tokenizer from `folder`, never from the network.
 
-    Device: the GPU if there is one, else the CPU. Number format: the checkpoint's on a GPU, FP32 on a CPU.
+    The default device is the GPU if there is one, else the CPU; the default number format is the checkpoint's
+    on a GPU, FP32 on a CPU.
 
     Raises:
         UserError: `transformers` cannot load them.
@@ -78,16 +81,16 @@ def load_model(folder: Path, settings: Settings) -> Scorer:
 def evaluate_model(
     target: Target, heldout: Sequence[HeldOut], output: Path, settings: Settings
 ) -> dict[tuple[str, str], LanguageScores]:
-    """Scores the languages that the journal in `output` lacks, and returns all asked for.
+    """Scores the languages that the journal in `output` lacks, and returns the scores of all in `heldout`.
 
     Args:
         target: the model.
         heldout: languages to score.
-        output: evaluation folder; the journal is `heldout/<model>.jsonl` in it.
+        output: evaluation folder; its journal is `heldout/<model>.jsonl`.
         settings: how to score.
 
     Raises:
-        UserError: the model cannot be loaded, or a language has no validation document at all.
+        UserError: the model cannot be loaded, or no language has a validation document.
     """
     sha256 = fingerprint(target.folder)
     scorer = load_model(target.folder, settings)
@@ -118,7 +121,7 @@ def evaluate_model(
         bar.update(len(waiting))
     if not scores:
         raise UserError(
-            "none of the languages has a validation document (column `split`); nothing was evaluated"
+            "no language has a validation document (see the column `split`); nothing was evaluated"
         )
     return scores
 
@@ -126,7 +129,7 @@ def evaluate_model(
 def _score_languages(
     scorer: Scorer, waiting: Sequence[tuple[HeldOut, list[Document], str]], sha256: str, journal: Journal
 ) -> dict[tuple[str, str], LanguageScores]:
-    """Scores several languages together and puts each into the journal."""
+    """Scores several languages together and records each in the journal."""
     scored = iter(scorer.score([(d.id, d.text) for _, documents, _ in waiting for d in documents]))
     result = {}
     for language, documents, text in waiting:
@@ -150,10 +153,10 @@ def publish(
 
     Args:
         output: evaluation folder.
-        models: target, role (`trained` or `base`) and scores of each.
+        models: target, role (`trained` or `base`) and scores of each model.
 
     Returns:
-        All rows of the tables, older ones of other models included.
+        All rows of the table, including earlier ones of other models.
     """
     return publish_rows(
         output,

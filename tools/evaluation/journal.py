@@ -1,4 +1,4 @@
-"""Finished languages of one model, one line each, so that an evaluation that died repeats none of them."""
+"""Journal of a model's finished languages, so that an interrupted evaluation repeats none of them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class DocumentScore:
 
 @dataclass(frozen=True)
 class LanguageScores:
-    """Scores of the documents of one language of one kind.
+    """Scores of the documents of one kind in one language.
 
-    `signature` says how, `model_sha256` with what and `text_sha256` on what they were computed.
+    `signature`, `model_sha256` and `text_sha256` identify the method, the model and the text.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class LanguageScores:
 
 
 def text_sha256(documents: Sequence[Document]) -> str:
-    """SHA-256 over ids and texts."""
+    """SHA-256 over the documents' ids and texts."""
     digest = hashlib.sha256()
     for document in documents:
         digest.update(orjson.dumps([document.id, document.text]))
@@ -49,13 +49,13 @@ def text_sha256(documents: Sequence[Document]) -> str:
 
 
 class Journal:
-    """An append-only file of `LanguageScores`; a line that a crash cut short is ignored and written anew."""
+    """An append-only file of `LanguageScores`; a line that a crash cut short is ignored and written again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, scores: LanguageScores) -> None:
-        """Adds a finished language; each line reaches the file with one write."""
+        """Adds a finished language; each line is a single write."""
         record = {
             "kind": scores.kind,
             "language": scores.language,
@@ -68,7 +68,7 @@ class Journal:
         append_line(self.path, orjson.dumps(record))
 
     def read(self, signature: str, model_sha256: str) -> dict[tuple[str, str], LanguageScores]:
-        """Languages finished with this signature and model, by kind and language; the latest line of each counts."""
+        """Languages finished with this signature and model, by kind and language; later lines win."""
         found: dict[tuple[str, str], LanguageScores] = {}
         if not self.path.is_file():
             return found
@@ -76,7 +76,7 @@ class Journal:
             try:
                 record = orjson.loads(line)
             except orjson.JSONDecodeError:
-                continue  # a line cut short by a crash: its language counts as not done
+                continue  # cut short by a crash: its language counts as unfinished
             if record["signature"] != signature or record["model_sha256"] != model_sha256:
                 continue
             found[record["kind"], record["language"]] = LanguageScores(
@@ -90,7 +90,7 @@ class Journal:
         return found
 
     def _end_last_line(self) -> None:
-        """Ends a line that a crash cut short, so that the next one begins on a line of its own."""
+        """Ends a line that a crash cut short, so that the next record starts on its own line."""
         if not self.path.is_file() or self.path.stat().st_size == 0:
             return
         with self.path.open("rb+") as handle:

@@ -1,12 +1,12 @@
 """Negative log-likelihood of documents under a causal language model, exact to the token.
 
-A document's ids are `[prefix] + tokens (+ [end of text])`. The prefix is the tokenizer's begin-of-text token, or its
-end-of-text token where there is none; it is context only and never scored, and the tokenizer adds no special token
-of its own, so it stands there once. Text that spells a control token is encoded as text.
+A document's ids are `[prefix] + tokens (+ [end of text])`. The prefix is the tokenizer's begin-of-text token
+or, if it has none, its end-of-text token. It is context only, never scored, and occurs exactly once: the
+tokenizer adds no special tokens of its own. Text that spells a control token is encoded as text.
 
-Documents longer than the window are covered by windows that begin `stride` tokens apart; a window scores only the
-tokens that no earlier one has scored, so that each token is scored exactly once, with at least `window - stride`
-tokens of context where the document has that many.
+Windows that begin `stride` tokens apart cover documents longer than the window. Each scores only the tokens
+that no earlier window scored, so each token is scored exactly once, with at least `window - stride` tokens of
+context if the document has that many before it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from emma.tools.evaluation.journal import DocumentScore
 
 __all__ = ["DocumentScore", "Scorer", "Window", "cut_windows"]
 
-# Most logits held at once, in elements of 4 bytes.
+# Maximum number of logits (4 bytes each) held at once.
 _LOGITS_AT_ONCE = 64 << 20
 
 
 @dataclass(frozen=True)
 class Window:
-    """Ids `[start, end)` are the model's input; ids `[first, end]`, at most one beyond the input, are scored."""
+    """Ids `[start, end)` are the model's input; ids `[first, end]` are scored, the last beyond the input."""
 
     document: int
     start: int
@@ -38,13 +38,13 @@ class Window:
 
 
 def cut_windows(document: int, length: int, window: int, stride: int) -> Iterator[Window]:
-    """Windows over `length` ids (prefix included) that score ids 1 … length-1 once each.
+    """Windows over `length` ids (including the prefix) that score ids 1 … length-1 once each.
 
     Args:
-        document: index that the windows carry.
+        document: index to give the windows.
         length: number of ids, at least 2.
-        window: most ids of one input.
-        stride: ids between the beginnings of two windows, at most `window`.
+        window: maximum number of ids in one input.
+        stride: ids between the starts of consecutive windows, at most `window`.
     """
     start, first = 0, 1
     while first < length:
@@ -59,13 +59,13 @@ class Scorer:
     Args:
         model: on its device, in evaluation mode.
         tokenizer: of the same model.
-        window: most tokens of one document in a forward pass, at most the model's `max_position_embeddings`.
-        stride: tokens between windows; default half the window.
+        window: maximum tokens of a document in one forward pass, up to the model's `max_position_embeddings`.
+        stride: tokens between the starts of windows; default half the window.
         score_end_of_text: also score the end-of-text token after the document.
-        batch_tokens: tokens of one forward pass over several documents, padding included.
+        batch_tokens: tokens in one forward pass over several documents, including padding.
 
     Raises:
-        UserError: window or stride out of range; no token to begin with.
+        UserError: window or stride is out of range, or the tokenizer lacks a token that is needed.
     """
 
     def __init__(
@@ -83,15 +83,17 @@ class Scorer:
         self.window = window
         self.stride = max(1, window // 2) if stride is None else stride
         if not 1 <= self.window <= longest:
-            raise UserError(f"window is {self.window}; this model takes 1 to {longest} tokens")
+            raise UserError(f"window is {self.window}, but this model takes 1 to {longest} tokens")
         if not 1 <= self.stride <= self.window:
-            raise UserError(f"stride is {self.stride}; give 1 to the window's {self.window} tokens")
+            raise UserError(
+                f"stride is {self.stride}, but must be from 1 to the window's {self.window} tokens"
+            )
         self.batch_tokens = batch_tokens
         self.score_end_of_text = score_end_of_text
         begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
         if begin is None and end is None:
             raise UserError(
-                "the tokenizer has neither a begin- nor an end-of-text token to stand before a document"
+                "the tokenizer has neither a begin-of-text nor an end-of-text token to put before a document"
             )
         if score_end_of_text and end is None:
             raise UserError("the tokenizer has no end-of-text token to score")
@@ -101,7 +103,7 @@ class Scorer:
 
     @property
     def signature(self) -> str:
-        """Everything besides model and text that decides a score."""
+        """Everything besides model and text that determines a score."""
         prefix = self.tokenizer.convert_ids_to_tokens(self.prefix)
         dtype = str(self.model.dtype).removeprefix("torch.")
         return (
@@ -110,10 +112,10 @@ class Scorer:
         )
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of documents with prefix (and end of text, if it is scored).
+        """Ids of documents, with prefix (and end of text, if it is scored).
 
         Raises:
-            UserError: the tokenizer gives an id that the model has no embedding for.
+            UserError: the tokenizer produces an id for which the model has no embedding.
         """
         if not texts:
             return []
@@ -125,14 +127,14 @@ class Scorer:
         highest = max(max(row) for row in ids)
         if highest >= self._vocabulary:
             raise UserError(
-                f"the tokenizer gives id {highest}, the model has {self._vocabulary} embeddings; "
+                f"the tokenizer produces id {highest}, but the model has {self._vocabulary} embeddings; "
                 "tokenizer and model do not belong together"
             )
         return ids
 
     @torch.inference_mode()
     def score(self, documents: Sequence[tuple[str, str]]) -> list[DocumentScore]:
-        """Scores of `(id, text)` documents, in their order.
+        """Scores of `(id, text)` documents, in order.
 
         Raises:
             UserError: a likelihood is not finite.
@@ -162,8 +164,10 @@ class Scorer:
         return scores
 
     def _batch_nll(self, ids: list[list[int]], batch: list[Window]) -> list[float]:
-        """Sum of negative log-likelihoods of each window, in nats; windows are padded on the right, where a causal
-        model's earlier positions don't see it."""
+        """Sum of the negative log-likelihoods of each window, in nats.
+
+        Windows are padded on the right, where a causal model's earlier positions don't see the padding.
+        """
         width = max(window.end - window.start for window in batch)
         inputs = torch.zeros(len(batch), width, dtype=torch.long)
         rows, columns, targets = [], [], []
@@ -182,7 +186,7 @@ class Scorer:
         return sums.index_add_(0, torch.tensor(rows), losses.double().cpu()).tolist()
 
     def _states(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Last hidden states [rows, width, hidden] where the output layer is all that follows, else logits."""
+        """Last hidden states [rows, width, hidden] if only the output layer follows them, else logits."""
         if self._plain_head:
             hidden: torch.Tensor = self.model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
             return hidden
@@ -190,7 +194,7 @@ class Scorer:
         return logits
 
     def _losses(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Cross entropy of each position, computed in FP32 on a slice of the positions at a time."""
+        """Cross-entropy of each position, computed in FP32 on one slice of positions at a time."""
         step = max(1, _LOGITS_AT_ONCE // self._vocabulary)
         parts = []
         for begin in range(0, len(targets), step):
@@ -206,8 +210,10 @@ class Scorer:
 
     @torch.inference_mode()
     def _head_is_plain(self) -> bool:
-        """Whether logits are the output layer of the last hidden state (no soft-capping, no scaling): then only the
-        scored positions need logits."""
+        """Whether logits are just the output layer of the last hidden state: no soft-capping, no scaling.
+
+        If so, only the scored positions need logits.
+        """
         if self.model.get_output_embeddings() is None:
             return False
         inputs = torch.tensor([[self.prefix] * min(4, self.window)], device=self.model.device)

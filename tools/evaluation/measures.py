@@ -1,4 +1,4 @@
-"""How scores of a benchmark are read and shown: its main metric, the direction and unit of metrics, its baselines."""
+"""How to read and show benchmark scores: main metrics, baselines, and metrics' directions and units."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Metric:
 
     Attributes:
         key: its name in results.
-        name: its name for people.
+        name: its display name.
         better: `higher` or `lower`.
-        factor: from the stored value to the shown one.
-        digits: digits shown after the point.
+        factor: multiplies the stored value to give the displayed one.
+        digits: decimal places to display.
         kind: `score`, `baseline` (chance, majority) or `health` (a sign of broken outputs).
     """
 
@@ -34,16 +34,16 @@ class Metric:
 
     @property
     def is_score(self) -> bool:
-        """Whether it says how good a model is."""
+        """Whether it measures how good a model is."""
         return self.kind == "score"
 
     @property
     def sign(self) -> int:
-        """1 where higher is better, −1 where lower is."""
+        """1 if higher is better, −1 if lower is."""
         return 1 if self.better == "higher" else -1
 
     def show(self, value: float | None, signed: bool = False) -> str:
-        """Value in its shown unit; `–` for none."""
+        """The value in its display unit; `–` for None."""
         if value is None:
             return "–"
         text = f"{value * self.factor:{'+' if signed else ''}.{self.digits}f}"
@@ -56,10 +56,10 @@ class Benchmark:
 
     Attributes:
         key: its name in results, without the variant.
-        name: its name for people.
-        metric: the metric that stands for it.
-        chance: accuracy of guessing, None where it has none.
-        majority: accuracy of always giving the most frequent label, None where unknown or a matter of the language.
+        name: its display name.
+        metric: its main metric.
+        chance: accuracy of guessing; None if not applicable.
+        majority: accuracy of the most frequent label; None if unknown or different between languages.
         parallel: whether its items are the same in every language.
     """
 
@@ -79,7 +79,7 @@ def _tables() -> dict[str, Any]:
 
 
 def metric(key: str) -> Metric:
-    """What is known about a metric; one that the table lacks is shown as it is stored, higher being better."""
+    """What is known about a metric; one that the table lacks is shown as stored, with higher being better."""
     values = _tables()["metrics"].get(key)
     return Metric(key, **values) if values else Metric(key, key)
 
@@ -90,7 +90,7 @@ def base_name(name: str) -> str:
 
 
 def benchmark(name: str) -> Benchmark:
-    """What is known about a benchmark by its name in results; a variant has the title of its definition."""
+    """What is known about a benchmark, by its name in results; a variant has its own definition's title."""
     key = base_name(name)
     values = _tables()["benchmarks"].get(key)
     title = _titles().get(name)
@@ -100,7 +100,7 @@ def benchmark(name: str) -> Benchmark:
 
 
 def place(name: str) -> tuple[int, str]:
-    """Sorts benchmarks as the tables list them, unknown ones last."""
+    """Sort key that puts benchmarks in the tables' order, unknown ones last."""
     known = list(_tables()["benchmarks"])
     key = base_name(name)
     return known.index(key) if key in known else len(known), name

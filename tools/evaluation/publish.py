@@ -1,4 +1,4 @@
-"""Writing results: the long table of an evaluation folder, and the models behind it."""
+"""Writes the results of an evaluation folder: its long table, and the models behind it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def publish_rows(
 
     Args:
         output: evaluation folder.
-        new: rows; they replace those of the same model, benchmark and language.
+        new: rows, which replace those with the same model, benchmark and language.
         models: target, role (`trained` or `base`) and SHA-256 of each model.
 
     Returns:
-        All rows of the table, older ones included.
+        All rows of the table, including earlier ones.
     """
     rows = merge_results(read_results(output), new)
     known = read_json(output / "models.json") if (output / "models.json").is_file() else {}

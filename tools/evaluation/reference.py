@@ -1,4 +1,4 @@
-"""Reference scores: the published per-language tables, their averages, and the compact table that ships."""
+"""Reference scores: the published per-language tables, their averages, and the compact shipped table."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ReferenceScores:
         benchmark: name in `measures.yaml`.
         metric: name in `measures.yaml`; values are in the stored unit (accuracies from 0 to 1).
         values: model → language → value.
-        published: model → the authors' own average.
+        published: model → the average that the authors report.
     """
 
     benchmark: str
@@ -57,15 +57,15 @@ class ReferenceAverage:
     """A row of the shipped table.
 
     Attributes:
-        model: name shown.
+        model: display name.
         benchmark: name in `measures.yaml`.
         metric: name in `measures.yaml`.
         group: `all`, `all but English`, `English` or a resource category.
-        languages: languages in it.
-        value: their mean.
-        won: languages in which no other model of the published table is better.
-        field: models in the published table.
-        published: the authors' own average of the group `all`, else None.
+        languages: number of languages in the group.
+        value: mean over these languages.
+        won: number of languages in which no other model of the published table is better.
+        field: number of models in the published table.
+        published: for the group `all`, the average that the authors report; else None.
     """
 
     model: str
@@ -87,7 +87,7 @@ def _settings() -> dict[str, Any]:
 
 
 def source() -> str:
-    """Where the reference scores are from."""
+    """Where the reference scores come from."""
     return str(_settings()["source"])
 
 
@@ -97,12 +97,12 @@ def shipped_models() -> list[str]:
 
 
 def bases() -> dict[str, str]:
-    """EMMA-500 model → the base that it was trained from."""
+    """EMMA-500 model → the base model that it was trained from."""
     return dict(_settings()["bases"])
 
 
 def notes(benchmark: str, model: str | None = None) -> list[str]:
-    """What is known to be wrong with published scores of a benchmark, or of one model on it."""
+    """Known problems with the published scores of a benchmark, or of one model on it."""
     return [
         row["note"]
         for row in _settings()["notes"]
@@ -114,10 +114,10 @@ def read_tables(folder: Path) -> list[ReferenceScores]:
     """Reads the published tables.
 
     Args:
-        folder: with the files that `recipes/evaluation/reference_tables.yaml` names.
+        folder: holds the files that `recipes/evaluation/reference_tables.yaml` names.
 
     Raises:
-        UserError: a file is not there, or has a cell that is no number.
+        UserError: a file is missing, or has a cell that is not a number.
     """
     names = {alias: name for name, aliases in _settings()["models"].items() for alias in aliases}
     return [_read_table(folder, row, names) for row in _settings()["tables"]]
@@ -148,7 +148,7 @@ def _read_table(folder: Path, settings: dict[str, Any], names: dict[str, str]) -
             published[model] = float(row[average]) * scale
         except (ValueError, IndexError):
             raise UserError(
-                f"{path}: line {number}: a cell of {row[0]} is no number; mend the table"
+                f"{path}: line {number}: a cell of {row[0]} is not a number; fix the table"
             ) from None
     return ReferenceScores(settings["benchmark"], settings["metric"], values, published)
 
@@ -156,7 +156,7 @@ def _read_table(folder: Path, settings: dict[str, Any], names: dict[str, str]) -
 def reference_averages(
     tables: Sequence[ReferenceScores], *, category: Callable[[str], str | None] = category_of
 ) -> list[ReferenceAverage]:
-    """Averages of every model of the tables over all languages, without English, English, and by resource category.
+    """Averages of each model: over all languages, all but English, English, and each resource category.
 
     Args:
         tables: from `read_tables`.
@@ -185,7 +185,7 @@ def reference_averages(
 
 
 def write_reference(path: Path, rows: Iterable[ReferenceAverage]) -> None:
-    """Writes the compact table of the models that ship, and of the best model of each benchmark."""
+    """Writes the compact table: the shipped models, and the best model of each benchmark."""
     rows = list(rows)
     chosen = set(shipped_models())
     names = [field for field in ReferenceAverage.__dataclass_fields__]

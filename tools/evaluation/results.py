@@ -1,4 +1,4 @@
-"""Results in long format: one row a model, benchmark, language and metric."""
+"""Results in long format: one row per model, benchmark, language and metric."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from emma.tools.evaluation.journal import LanguageScores
 __all__ = ["BENCHMARK", "Result", "heldout_results", "merge_results", "read_results", "write_results"]
 
 BENCHMARK = "heldout"
-"""Benchmark of the scores on held-out text; in tables it reads `heldout/<kind>`."""
+"""Benchmark name of scores on held-out text; in tables it is `heldout/<kind>`."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Result:
         model: name of the model.
         benchmark: e.g. `heldout/monolingual`.
         language: language or pair.
-        metric: `bits_per_byte`, `nll_per_token` (nats), `nll_per_document` (nats).
-        n: documents (items) behind the value.
+        metric: on held-out text, `bits_per_byte`, `nll_per_token` (nats) or `nll_per_document` (nats).
+        n: number of documents (items) behind the value.
         value: the score.
-        error: its standard error, None where it cannot be estimated.
-        signature: everything besides model and text that decides the score.
+        error: its standard error; None if it cannot be estimated.
+        signature: everything besides model and text that determines the score.
     """
 
     model: str
@@ -46,7 +46,7 @@ class Result:
 
 
 def heldout_results(model: str, scores: Iterable[LanguageScores]) -> list[Result]:
-    """Rows of the scores of one model on held-out text, with bootstrap errors over documents."""
+    """Rows for one model's scores on held-out text, with bootstrap errors over documents."""
     rows = []
     for language in scores:
         documents = language.documents
@@ -75,14 +75,14 @@ def heldout_results(model: str, scores: Iterable[LanguageScores]) -> list[Result
 
 
 def merge_results(old: Iterable[Result], new: Sequence[Result]) -> list[Result]:
-    """`new`, and the rows of `old` for other models, benchmarks and languages, sorted."""
+    """The rows of `new`, and those of `old` for other models, benchmarks or languages, sorted."""
     replaced = {(row.model, row.benchmark, row.language) for row in new}
     rows = [row for row in old if (row.model, row.benchmark, row.language) not in replaced] + list(new)
     return sorted(rows, key=lambda row: (row.benchmark, row.model, row.language, row.metric))
 
 
 def write_results(folder: Path, rows: Sequence[Result]) -> None:
-    """Writes `results.parquet` and `results.csv` (the same rows), atomically."""
+    """Writes the rows to both `results.parquet` and `results.csv`, atomically."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -108,10 +108,10 @@ def write_results(folder: Path, rows: Sequence[Result]) -> None:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """Rows of `folder/results.parquet`; none if the file is not there.
+    """Rows of `folder/results.parquet`; an empty list if there is no such file.
 
     Raises:
-        UserError: the file is damaged or of another schema.
+        UserError: the file is damaged or has another schema.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

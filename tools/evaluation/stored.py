@@ -1,4 +1,4 @@
-"""Results of an evaluation folder, read back."""
+"""Reads back the results of an evaluation folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["EvaluatedModel", "evaluated_models", "item_scores", "journal_of", "s
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model that an evaluation folder has results of: `role` is `trained` or `base`."""
+    """A model with results in an evaluation folder; `role` is `trained` or `base`."""
 
     name: str
     role: str
@@ -32,7 +32,7 @@ def journal_of(folder: Path, model: str) -> Journal:
 
 
 def evaluated_models(folder: Path) -> list[EvaluatedModel]:
-    """Models of `models.json`: base models first, then trained ones by step; none without the file.
+    """Models of `models.json`: base models first, then trained ones by step; empty if there is no such file.
 
     Raises:
         UserError: the file is damaged.
@@ -53,7 +53,7 @@ def evaluated_models(folder: Path) -> list[EvaluatedModel]:
 def stored_scores(
     folder: Path, model: EvaluatedModel, results: list[Result] | None = None
 ) -> dict[tuple[str, str], LanguageScores]:
-    """Document-level scores on held-out text behind the results of a model, by kind and language."""
+    """Document-level scores on held-out text behind a model's results, by kind and language."""
     rows = read_results(folder) if results is None else results
     wanted = {
         (row.benchmark.removeprefix(f"{BENCHMARK}/"), row.language): row.signature
@@ -68,9 +68,9 @@ def stored_scores(
 
 
 def item_scores(folder: Path, model: str) -> Callable[[str, str, str], dict[str, Any] | None]:
-    """Reader of a model's scores of single items, by benchmark, language and metric; None where none were kept.
+    """A function from benchmark, language and metric to a model's item scores; None if none were kept.
 
-    A metric of the whole (BLEU, chrF++) has a list of statistics an item instead of a score.
+    Corpus-level metrics (BLEU, chrF++) have a list of statistics per item instead of a score.
 
     Args:
         folder: evaluation folder.

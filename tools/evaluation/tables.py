@@ -12,7 +12,7 @@ __all__ = ["gains_table", "scores_table", "text_table"]
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Aligned columns: the first to the left, the others to the right."""
+    """Aligned columns: the first left-aligned, the others right-aligned."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
 
@@ -26,12 +26,12 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def scores_table(model: str, rows: Sequence[Result], most: int) -> str:
-    """Bits per byte by language, kind after kind, and their average.
+    """Bits per byte by language, with the mean: one table per kind.
 
     Args:
         model: name for the heading.
         rows: rows of this model.
-        most: languages a kind to list; 0 lists all.
+        most: maximum number of languages to list per kind; 0 lists all.
     """
     parts = []
     for benchmark in dict.fromkeys(row.benchmark for row in rows):
@@ -50,11 +50,11 @@ def scores_table(model: str, rows: Sequence[Result], most: int) -> str:
 
 
 def gains_table(gains: Gains, most: int) -> str:
-    """Base against trained: groups first, then languages from the largest gain to the largest loss.
+    """Base compared with trained: groups first, then languages from the largest gain to the largest loss.
 
     Args:
         gains: the comparison.
-        most: languages a kind to list; 0 lists all.
+        most: maximum number of languages to list per kind; 0 lists all.
     """
     parts = [f"{gains.base} → {gains.trained}: bits per byte on held-out text (lower is better)"]
     header = ["", "languages", "base", "trained", "change", "±", "lower", "clear gains", "clear losses"]
@@ -67,7 +67,9 @@ def gains_table(gains: Gains, most: int) -> str:
         body = [_language_cells(row) for row in _ends(languages, most)]
         parts.append(text_table(["language", "category", "base", "trained", "change", "±"], body))
         if most and len(languages) > most:
-            parts[-1] += f"\n({len(languages) - most} between them; all are in results.csv and gains.json)"
+            parts[-1] += (
+                f"\n({len(languages) - most} in between not shown; all are in results.csv and gains.json)"
+            )
     others = [_group_cells(group.kind, group) for group in gains.groups if group.kind not in LANGUAGE_KINDS]
     if others:
         parts.append(text_table(["other text", *header[1:]], others))

@@ -1,4 +1,4 @@
-"""What is evaluated: a run's export, or any folder with a Hugging Face model."""
+"""Finds the model to evaluate: a run's export, or any folder with a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _STEP = re.compile(r"step-(\d+)")
 class Target:
     """A model to evaluate.
 
-    `model` is its name in tables (`<run>/step-N`, or the folder's name), `folder` holds config, weights and
-    tokenizer, `run` is the run folder it belongs to and `step` its optimizer step, where there are any.
+    `model` is its name in tables (`<run>/step-N`, or the folder's name); `folder` holds config, weights and
+    tokenizer. A run's export also has the run folder (`run`), the optimizer step and the run's recipe.
     """
 
     model: str
@@ -36,9 +36,9 @@ class Target:
 
 
 def resolve_run(run: str | Path, overrides: Sequence[str] = ()) -> tuple[Path, Recipe]:
-    """Run folder and recipe of a RUN: a run folder, a name in recipes/runs or a YAML file.
+    """Run folder and recipe of RUN, which is a run folder, a name in recipes/runs or a YAML file.
 
-    A folder that was moved stays usable: its own place counts, not the one its recipe names.
+    A run folder that was moved stays usable: its actual path counts, not the one that its recipe names.
 
     Raises:
         UserError: no such run, or it has no folder yet.
@@ -68,16 +68,16 @@ def resolve_target(run_or_folder: str, step: int | None = None) -> Target:
 
     Args:
         run_or_folder: a folder with `config.json` and safetensors, or a RUN with exports in `hf/`.
-        step: export of a run to take; default its latest.
+        step: which of the run's exports to take; default the latest.
 
     Raises:
-        UserError: it is neither; the run has no export, or not that one.
+        UserError: it is neither a model folder nor a run, or the run lacks the export.
     """
     folder = Path(run_or_folder)
     if (folder / "config.json").is_file():
         if step is not None:
             raise UserError(
-                f"{folder} is a model folder, so --step {step} has no meaning; leave it out or name a run"
+                f"{folder} is a model folder, so --step {step} has no meaning; leave it out or give a run"
             )
         check_model_folder(folder)
         return Target(folder.resolve().name, folder)
@@ -94,7 +94,7 @@ def resolve_target(run_or_folder: str, step: int | None = None) -> Target:
         )
     if step is not None and step not in steps:
         raise UserError(
-            f"run {recipe.name}: step {step} is not exported; there are {', '.join(map(str, steps))}"
+            f"run {recipe.name}: step {step} is not exported; exported are {', '.join(map(str, steps))}"
         )
     chosen = steps[-1] if step is None else step
     export = run / "hf" / f"step-{chosen}"
@@ -116,14 +116,13 @@ def check_model_folder(folder: Path) -> None:
 
 
 def default_window(folders: Sequence[Path]) -> int:
-    """Tokens of context that all these models take, at most 4096: models that are compared get equal context."""
+    """Tokens of context that all these models take, at most 4096: models being compared get equal context."""
     longest = [read_json(folder / "config.json").get("max_position_embeddings") for folder in folders]
     return min(4096, *(length for length in longest if length))
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and contents of config, weights and tokenizer: scores of another model never pass for
-    this one's."""
+    """SHA-256 over the names and contents of config, weights and tokenizer, which identifies the model."""
     import hashlib
 
     files = sorted(

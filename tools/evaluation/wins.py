@@ -1,4 +1,4 @@
-"""Who is best where: wins across a field of models, by group of languages."""
+"""Counts in how many languages each model of a field wins, by group of languages."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def field_wins(
     better: str,
     category: Callable[[str], str | None] = category_of,
 ) -> dict[str, dict[str, int]]:
-    """Languages that each model of a field wins, by group: the count behind the papers' first figure.
+    """Number of languages that each model of a field wins, by group, as in the papers' first figure.
 
-    Models that share the best value all win, so the counts of a group may exceed its languages.
+    Models that tie for the best value all win, so the counts of a group may exceed its number of languages.
 
     Args:
-        values: model → language → value. A language counts where every model has a value.
+        values: model → language → value. Only languages in which every model has a value count.
         better: `higher` or `lower`.
         category: resource category of a code.
 
     Returns:
-        Model → group (`all`, `all but English`, `English`, resource categories) → languages won.
+        Model → group (`all`, `all but English`, `English`, resource categories) → number of languages won.
     """
     if not values:
         return {}

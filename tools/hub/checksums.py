@@ -1,4 +1,4 @@
-"""`SHA256SUMS`: every file of a folder with its SHA-256, in the format of `sha256sum --check`."""
+"""`SHA256SUMS`: the SHA-256 of every file in a folder, in the format of `sha256sum --check`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
 
 def listed_files(folder: Path) -> list[str]:
-    """Names of a folder's files relative to it, without the list itself and without git's and the Hub client's own."""
+    """Names of a folder's files relative to it, except the list itself and git's and the Hub client's
+    files."""
     return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
@@ -38,25 +39,29 @@ def write_checksums(folder: Path, known: dict[str, str] | None = None) -> None:
 
 
 def checksum_faults(folder: Path) -> list[str]:
-    """Differences between a folder and its `SHA256SUMS`: changed, missing and unlisted files.
+    """Differences between a folder and its `SHA256SUMS`: changed, missing, and unlisted files.
 
     Raises:
-        UserError: there is no such list, or a line of it is none.
+        UserError: the list is missing, or one of its lines is malformed.
     """
     path = folder / CHECKSUMS_NAME
     if not path.is_file():
-        raise UserError(f"{path}: missing; {folder} is no release folder (`emma release model` writes one)")
+        raise UserError(
+            f"{path}: missing; {folder} is not a release folder (`emma release model` writes one)"
+        )
     listed: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         match = _LINE.fullmatch(line)
         if match is None:
-            raise UserError(f"{path}:{number}: not a line of checksum and file name; write the release again")
+            raise UserError(f"{path}:{number}: not a checksum and a file name; write the release again")
         listed[match[2]] = match[1]
     there = set(listed_files(folder))
-    faults = [f"{folder / name}: missing, {CHECKSUMS_NAME} lists it" for name in sorted(set(listed) - there)]
+    faults = [
+        f"{folder / name}: missing, but listed in {CHECKSUMS_NAME}" for name in sorted(set(listed) - there)
+    ]
     faults += [f"{folder / name}: not listed in {CHECKSUMS_NAME}" for name in sorted(there - set(listed))]
     faults += [
-        f"{folder / name}: its SHA-256 is not that of {CHECKSUMS_NAME}; the file changed"
+        f"{folder / name}: its SHA-256 differs from {CHECKSUMS_NAME}; the file has changed"
         for name in sorted(there & set(listed))
         if sha256_file(folder / name) != listed[name]
     ]

@@ -1,4 +1,4 @@
-"""Licences under the identifiers that the Hub's metadata knows."""
+"""Licence identifiers in the Hub's metadata."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ def _table() -> tuple[frozenset[str], dict[str, str]]:
 
 
 def known_licenses() -> frozenset[str]:
-    """All identifiers of the Hub."""
+    """All licence identifiers that the Hub knows."""
     return _table()[0]
 
 
 def hub_license(name: str) -> set[str]:
-    """Identifiers of a licence given as SPDX identifier or expression, or as the Hub's; `other` where the Hub knows none.
+    """Hub identifiers for a licence given as an SPDX identifier or expression, or as the Hub's own; `other`
+    if the Hub has none.
 
-    Of an expression (`MIT OR Apache-2.0`) all licences are named; exceptions after `WITH` have no identifier there.
+    For an expression (`MIT OR Apache-2.0`), returns all its licences; exceptions after `WITH` have none.
     """
     known, spellings = _table()
     found = set()
@@ -42,6 +43,6 @@ def hub_license(name: str) -> set[str]:
 
 
 def hub_licenses(names: Iterable[str]) -> str | list[str]:
-    """Metadata `license` of text under several licences: one identifier, or a sorted list of them."""
+    """The `license` metadata for text under several licences: one identifier, or a sorted list."""
     found = sorted(set[str]().union(*map(hub_license, names)))
     return found[0] if len(found) == 1 else found

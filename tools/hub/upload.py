@@ -1,8 +1,8 @@
-"""Uploads a release folder to the Hub, goes on after interruptions, and compares what the server holds.
+"""Uploads a release folder to the Hub, resumes after interruptions, and verifies what the server holds.
 
-The transfer is `huggingface_hub`'s `upload_folder`, its way for large folders too: it skips what the server already has,
-and commits many or large files in batches where the server takes them so. The token is its business
-alone: it takes it from `HF_TOKEN` or from `hf auth login`; it is never read, printed or stored here.
+`huggingface_hub`'s `upload_folder` does the transfer, also for large folders: it skips what the server
+already has and, where the server supports it, commits many or large files in batches. It alone handles the
+token, from `HF_TOKEN` or `hf auth login`; this module never reads, prints, or stores it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ if TYPE_CHECKING:
 __all__ = ["Upload", "plan_upload", "server_faults", "upload_release"]
 
 _MAIN = "main"
-# Faults of the network; those of the request itself (wrong token, wrong name) don't get better by waiting.
+# Network faults. Faults of the request itself (wrong token, wrong name) don't improve by waiting.
 _WAIT_SECONDS = 2.0
 _LONGEST_WAIT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What goes where: `kind` is that of the repository, `files` are names relative to `folder`, `bytes` their sum."""
+    """What goes where: `kind` is that of the repository, `files` are names relative to `folder`, `bytes` is
+    their total size."""
 
     folder: Path
     kind: Kind
@@ -75,8 +76,8 @@ def plan_upload(
         private: visibility of a repository that is made.
 
     Raises:
-        UserError: not a name that a repository of the Hub can have.
-        CheckFailedError: the folder is not a sound release.
+        UserError: the repository's name is not valid on the Hub.
+        CheckFailedError: the folder is not a valid release.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -86,28 +87,28 @@ def plan_upload(
     except HFValidationError as error:
         raise UserError(f"{repository}: {error}") from None
     if repository.count("/") != 1:
-        raise UserError(f"{repository}: name the owner too, as in my-team/{repository}")
+        raise UserError(f"{repository}: include the owner, as in my-team/{repository}")
     if faults := verify(folder):
-        raise CheckFailedError(f"{folder} is not a sound release: " + "; ".join(faults))
+        raise CheckFailedError(f"{folder} is not a valid release: " + "; ".join(faults))
     files = (*listed_files(folder), CHECKSUMS_NAME)
     size = sum((folder / name).stat().st_size for name in files)
     return Upload(folder, release_kind(folder), repository, branch or _MAIN, private, files, size)
 
 
 def upload_release(plan: Upload, *, attempts: int = 10, delete_others: bool = False) -> None:
-    """Uploads, and compares the server's hashes with the folder's afterwards.
+    """Uploads, then compares the server's hashes with the folder's.
 
-    The repository is made if it is not there (private unless the plan says otherwise; the visibility of one that is
-    there is left alone), and so is the branch.
+    Creates the repository if it does not exist (private unless the plan says otherwise; an existing
+    repository keeps its visibility), and the branch likewise.
 
     Args:
         plan: from `plan_upload`.
-        attempts: how often an interrupted transfer is taken up again.
-        delete_others: delete files of the branch that the release does not have.
+        attempts: how often an interrupted transfer is resumed.
+        delete_others: delete files on the branch that the release does not have.
 
     Raises:
-        UserError: the Hub refuses (no token, no right, no such owner), or the network fails for good.
-        CheckFailedError: the server holds other bytes afterwards.
+        UserError: the Hub refuses (no token, no permission, no such owner), or the network keeps failing.
+        CheckFailedError: the server holds different content afterwards.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -124,7 +125,7 @@ def upload_release(plan: Upload, *, attempts: int = 10, delete_others: bool = Fa
             _wait(plan, attempt, attempts, error)
         except ValueError as error:  # how the client reports a card that the Hub refuses
             raise UserError(f"{plan.repository}: {error}") from None
-        # The client wraps what interrupted a transfer into a RuntimeError.
+        # The client wraps whatever interrupted a transfer in a RuntimeError.
         except (lost_connection, OSError, RuntimeError) as error:
             _wait(plan, attempt, attempts, error)
     if faults := server_faults(plan, delete_others=delete_others):
@@ -132,7 +133,7 @@ def upload_release(plan: Upload, *, attempts: int = 10, delete_others: bool = Fa
 
 
 def _lost_connection() -> type[Exception]:
-    """What the client's HTTP library raises when a connection breaks (the library goes by two names)."""
+    """What the client's HTTP library raises when a connection breaks (the library has two names)."""
     from huggingface_hub.utils import get_session
 
     library = importlib.import_module(type(get_session()).__module__.partition(".")[0])
@@ -150,7 +151,8 @@ def _transfer(api: HfApi, plan: Upload, delete_others: bool) -> None:
         folder_path=plan.folder,
         revision=plan.branch,
         commit_message=f"Release {plan.folder.resolve().name}",
-        # What `listed_files` leaves out. Thousands of names as patterns would each be tried on each file.
+        # Patterns for what `listed_files` leaves out: thousands of names as patterns would each be tried on
+        # each file.
         ignore_patterns=[".*"],
         delete_patterns="*" if delete_others else None,
     )
@@ -159,9 +161,9 @@ def _transfer(api: HfApi, plan: Upload, delete_others: bool) -> None:
 def _refusal(plan: Upload, error: Any) -> UserError:
     code = error.response.status_code
     reasons = {
-        401: "it does not know you; set HF_TOKEN or log in with `hf auth login`",
-        403: "your token may not write there; make one with write access, or name another owner",
-        404: "there is no such owner or repository, or your token may not see it",
+        401: "it does not recognise you; set HF_TOKEN or log in with `hf auth login`",
+        403: "your token lacks write access; create one that has it, or name another owner",
+        404: "the owner or repository does not exist, or your token cannot access it",
     }
     return UserError(
         f"{plan.repository}: the Hub answered {code}: {reasons.get(code, error.server_message or error)}"
@@ -171,17 +173,17 @@ def _refusal(plan: Upload, error: Any) -> UserError:
 def _wait(plan: Upload, attempt: int, attempts: int, error: Exception) -> None:
     if attempt == attempts:
         raise UserError(
-            f"{plan.repository}: interrupted {attempts} times, the last time by: {error}. What arrived stays there; the "
-            "same command goes on from it"
+            f"{plan.repository}: interrupted {attempts} times, most recently by: {error}. What has arrived is kept; the "
+            "same command continues from there"
         ) from None
-    click.echo(f"interrupted ({type(error).__name__}), going on ({attempt} of {attempts})", err=True)
+    click.echo(f"interrupted ({type(error).__name__}), continuing ({attempt} of {attempts})", err=True)
     time.sleep(min(_LONGEST_WAIT_SECONDS, _WAIT_SECONDS * 2 ** (attempt - 1)))
 
 
 def server_faults(plan: Upload, *, delete_others: bool = False) -> list[str]:
-    """Differences between the folder and what the server says it holds, by hash.
+    """Differences between the folder and what the server reports, by hash.
 
-    Files that the release does not have are a fault where they would be taken for its weights or its text.
+    Files that the release does not have are faults if they could be taken for its weights or text.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
@@ -191,12 +193,12 @@ def server_faults(plan: Upload, *, delete_others: bool = False) -> list[str]:
     faults = []
     for name in plan.files:
         if name not in held:
-            faults.append(f"{name} is not there")
+            faults.append(f"{name} is missing there")
         elif (fault := _difference(plan.folder / name, held[name])) is not None:
             faults.append(f"{name} {fault}")
     others = sorted(set(held) - set(plan.files) - {".gitattributes"})
     faults += [
-        f"{name} is there and does not belong to the release; delete it with --delete-others"
+        f"{name} is there but not part of the release; delete it with --delete-others"
         for name in others
         if delete_others or name.endswith((".safetensors", ".index.json", ".bin", ".parquet"))
     ]
@@ -204,14 +206,14 @@ def server_faults(plan: Upload, *, delete_others: bool = False) -> list[str]:
 
 
 def _difference(path: Path, held: Any) -> str | None:
-    """Large files carry their SHA-256, others git's SHA-1 of the blob."""
+    """Compares by SHA-256 for large files, by git's SHA-1 of the blob for others."""
     if held.size != path.stat().st_size:
-        return f"has {held.size} bytes there and {path.stat().st_size} here"
+        return f"has {held.size} bytes there but {path.stat().st_size} here"
     if held.lfs is not None:
         same = held.lfs.sha256 == _digest(hashlib.sha256(), path)
     else:
         same = held.blob_id == _digest(hashlib.sha1(b"blob %d\0" % held.size, usedforsecurity=False), path)
-    return None if same else "has another content there"
+    return None if same else "has different content there"
 
 
 def _digest(digest: Any, path: Path) -> str:

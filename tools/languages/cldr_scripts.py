@@ -1,12 +1,13 @@
-"""Writes `recipes/corpus/scripts_of_languages.csv` from CLDR's language data and published language-script codes.
+"""Writes `recipes/corpus/scripts_of_languages.csv` from CLDR's language data and published codes.
 
 Run with the `language-data` package installed (its wheel carries CLDR's `supplementalData.xml`):
 
     python -P -m emma.tools.languages.cldr_scripts CODES.csv...
 
-Each CODES file has `xxx_Ssss` codes (or pairs of them) in its first column: scripts in which a language is found in
-practice, such as those of the Universal Declaration of Human Rights. Files named `only-new*.csv` count only for
-languages that CLDR doesn't know (the published MaLA statistics, whose scripts are measured from noisy text).
+Each CODES file lists `xxx_Ssss` codes (or pairs of them) in its first column: scripts that a language really
+is written in, such as those of the Universal Declaration of Human Rights. Files named
+`only-new*.csv` count only for languages that CLDR doesn't know (e.g. the published MaLA statistics, whose
+scripts were measured on noisy text).
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ def _part3(tag: str) -> str | None:
 
 
 def scripts_from_cldr() -> dict[str, list[str]]:
-    """ISO 639-3 code → scripts in customary use, the usual one first, from CLDR's `languageData` and likely subtags.
+    """ISO 639-3 code → scripts in customary use, most common first, by CLDR's data and likely subtags.
 
-    CLDR's secondary scripts are historical, or transliterations: Latin ones count only for languages without others.
+    CLDR's secondary scripts are historical or transliterations, so a secondary Latin script counts only for
+    languages without a primary script.
     """
     import language_data
     from langcodes import Language
@@ -62,7 +64,7 @@ def scripts_from_cldr() -> dict[str, list[str]]:
 
 
 def main(arguments: list[str]) -> None:
-    """Writes the table: CLDR's scripts, then those of the codes in the given files."""
+    """Writes the table: CLDR's scripts first, then those of the codes in the given files."""
     scripts = scripts_from_cldr()
     from_cldr = set(scripts)
     for name in arguments:

@@ -1,4 +1,4 @@
-"""Texts of a batch as one array of code points, so that counting over documents is a few numpy operations."""
+"""A batch's texts as one array of code points, so that counting per document takes a few numpy operations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 
 _UNICODE = 0x110000
 
-# Classes of characters, by Unicode general category.
+# Character classes, by Unicode general category.
 OTHER, LETTER, MARK, DIGIT, PUNCTUATION, SYMBOL, SPACE = range(7)
 _CLASS_OF_CATEGORY = {
     "L": LETTER,
@@ -41,14 +41,14 @@ _CLASS_OF_CATEGORY = {
 
 @functools.cache
 def classes() -> NDArray[np.uint8]:
-    """Class of every code point (uint8, 0x110000)."""
+    """Class of every code point (uint8, length 0x110000)."""
     table = np.zeros(_UNICODE, np.uint8)
     # Planes 4 to 16 hold only variation selectors (marks, plane 14) and private use.
     of_letter = np.zeros(128, np.uint8)
     for letter, kind in _CLASS_OF_CATEGORY.items():
         of_letter[ord(letter)] = kind
     for first, last in ((0, 0x40000), (0xE0000, 0xE0200)):
-        # Two letters each, of which the first counts.
+        # Category names have two letters; only the first counts.
         categories = "".join(map(unicodedata.category, map(chr, range(first, last)))).encode()
         table[first:last] = of_letter[np.frombuffer(categories, np.uint8)[::2]]
     for character in "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f\x85":
@@ -66,7 +66,7 @@ def script_names() -> tuple[str, ...]:
 
 @functools.cache
 def scripts() -> NDArray[np.uint8]:
-    """Index into `script_names` of every code point (uint8, 0x110000)."""
+    """Index into `script_names` of every code point (uint8, length 0x110000)."""
     from GlotScript.GlotScript import SCRIPT_RANGES
 
     table = np.zeros(_UNICODE, np.uint8)
@@ -78,11 +78,11 @@ def scripts() -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class CodePoints:
-    """Documents of a batch.
+    """The documents of a batch.
 
     Attributes:
-        values: code points of all documents, one after the other (uint32).
-        offsets: where each document starts, and the end of the last (int64, documents + 1).
+        values: code points of all documents, concatenated (uint32).
+        offsets: where each document starts, and the end of the last one (int64, documents + 1).
     """
 
     values: NDArray[np.uint32]
@@ -114,7 +114,7 @@ class CodePoints:
         return scripts()[self.values]
 
     def count(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Number of characters of each document that the mask marks."""
+        """Number of characters that the mask selects in each document."""
         counts = np.zeros(len(self), np.int64)
         filled = np.flatnonzero(np.diff(self.offsets))
         if len(filled):
@@ -125,7 +125,7 @@ class CodePoints:
         """Letters and marks of each script in each document.
 
         Returns:
-            The indices of the scripts that occur (ascending, 0 always first), and counts (documents × these).
+            Indices of the scripts that occur (ascending, 0 always first), and counts (documents × scripts).
         """
         occurs = np.zeros(256, np.bool_)
         occurs[self.script_of] = True

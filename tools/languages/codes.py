@@ -1,4 +1,4 @@
-"""Language codes of benchmarks → the corpus's codes, resource category, script and family."""
+"""Maps benchmarks' language codes to the corpus's codes, resource categories, scripts and families."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["CATEGORIES", "LANGUAGE_TABLE", "UNSEEN", "Language", "language", "la
 LANGUAGE_TABLE = Path(__file__).parents[2] / "recipes" / "evaluation" / "languages.tsv"
 
 UNSEEN = "unseen"
-"""Category of languages with too little text to be trained on; those that the corpus lacks belong to it too."""
+"""Category of languages with too little text to train on, including those that the corpus lacks."""
 
 CATEGORIES = ("high", "medium-high", "medium", "medium-low", "low", UNSEEN)
-"""The papers' resource categories of languages, the richest first."""
+"""The papers' resource categories of languages, richest first."""
 
 _ENGLISH = "eng"
 _CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
@@ -31,10 +31,10 @@ class Language:
 
     Attributes:
         code: as the benchmark writes it.
-        corpus: the code under which the papers' corpus has the language, None where it has none.
+        corpus: the language's code in the papers' corpus; None if the corpus lacks it.
         category: one of `CATEGORIES`.
-        script: ISO 15924, None where unknown.
-        family: top-level family of Glottolog or `isolate`, None where unknown.
+        script: ISO 15924 code; None if unknown.
+        family: Glottolog's top-level family or `isolate`; None if unknown.
     """
 
     code: str
@@ -45,15 +45,15 @@ class Language:
 
     @property
     def is_english(self) -> bool:
-        """Whether it is English: reported apart, never in an average over languages that were to be won."""
+        """Whether it is English, which is reported apart from the averages over all other languages."""
         return (self.corpus or self.code).split("_")[0] == _ENGLISH
 
 
 def subject(name: str) -> str:
-    """Language that a row of results is about: of a translation direction with English the other side.
+    """Language that a row of results is about; for a translation direction with English, the other side.
 
     Args:
-        name: a code, or a direction `eng_Latn-deu_Latn`.
+        name: a code, or a direction such as `eng_Latn-deu_Latn`.
     """
     direction = _DIRECTION.fullmatch(name)
     if direction is None:
@@ -67,7 +67,7 @@ def language_table() -> dict[str, Language]:
     """Rows of `recipes/evaluation/languages.tsv` by code.
 
     Raises:
-        UserError: a row's corpus code has no category; the message names the row.
+        UserError: the corpus code of a row has no category; the message names the row.
     """
     with LANGUAGE_TABLE.open(encoding="utf-8", newline="") as handle:
         lines = (line for line in handle if not line.startswith("#"))
@@ -78,7 +78,7 @@ def language_table() -> dict[str, Language]:
         corpus = row["corpus"] or None
         if corpus and corpus not in categories:
             raise UserError(
-                f"{LANGUAGE_TABLE}: {row['code']}: its corpus code {corpus} has no row with a category"
+                f"{LANGUAGE_TABLE}: {row['code']}: no row gives a category for its corpus code {corpus}"
             )
         table[row["code"]] = Language(
             row["code"],
@@ -92,10 +92,10 @@ def language_table() -> dict[str, Language]:
 
 @functools.cache
 def language(name: str) -> Language:
-    """What is known about a code, or about the language that a direction is about.
+    """What is known about a code, or about the language that a translation direction is about.
 
-    A code that the table lacks is read as `emma corpus languages` reads labels; one that stands for nothing there is
-    kept as it is, unseen and of unknown family.
+    A code that the table lacks is resolved as `emma corpus languages` resolves labels. If that fails too, the
+    code is kept as it is, unseen and of unknown family.
     """
     from emma.tools.languages.labels import LanguageResolver, UnknownLanguageError, language_name
 

@@ -24,15 +24,16 @@ Spelling = Literal["iso", "mala"]
 
 
 class UnknownLanguageError(UserError):
-    """A label that stands for no language; the message names the nearest ones."""
+    """A label names no language; the message gives the nearest codes."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a label stands for.
+    """What a label means.
 
-    `language` is ISO 639-3 (in the spelling `mala` also one of the papers' other codes), `script` ISO 15924 or None
-    where neither label nor region name one, `decision` says in a few words how the label was read.
+    `language` is an ISO 639-3 code (with the spelling `mala`, also one of the papers' other codes), `script`
+    an ISO 15924 code or None if neither label nor region implies one; `decision` says briefly how the label
+    was read.
     """
 
     language: str
@@ -42,7 +43,7 @@ class Resolved:
 
 @functools.cache
 def all_scripts() -> frozenset[str]:
-    """ISO 15924 codes that Unicode knows, and those of mixed or variant scripts in use for text."""
+    """ISO 15924 codes of Unicode's scripts, and of mixed and variant scripts used in labels."""
     from GlotScript.GlotScript import SCRIPT_RANGES
 
     single = set(SCRIPT_RANGES) - {"Zinh", "Zzzz"}
@@ -58,7 +59,7 @@ def _names() -> dict[str, str]:
 
 
 def language_name(code: str) -> str:
-    """English name of an ISO 639-3 code, or of the first part of an `xxx_Ssss` code; the code where none is known."""
+    """English name of an ISO 639-3 or `xxx_Ssss` code's language; the code itself if unknown."""
     try:
         return str(iso639.Language.from_part3(code.split("_")[0]).name)
     except iso639.LanguageNotFoundError:
@@ -66,7 +67,7 @@ def language_name(code: str) -> str:
 
 
 def _lookup(subtag: str) -> tuple[str, str] | None:
-    """ISO 639-3 code of a language subtag, and the standard it was found in."""
+    """ISO 639-3 code of a language subtag, and the standard that defines it."""
     finders = {
         2: [("ISO 639-1", iso639.Language.from_part1)],
         3: [
@@ -88,7 +89,7 @@ def _lookup(subtag: str) -> tuple[str, str] | None:
 
 
 def _successor(language: Any) -> tuple[str, str]:
-    """Where ISO 639-3 withdrew a code for one other, that one; a code that was split stays, it is still in use."""
+    """The code that replaced a withdrawn one; a code that was split stays, since it is still in use."""
     if language.retire_change_to:
         return language.retire_change_to, f"withdrawn for {language.retire_change_to}"
     return language.part3, "withdrawn from ISO 639-3, kept"
@@ -99,8 +100,8 @@ class LanguageResolver:
     """Reads labels for one corpus.
 
     Args:
-        labels: the recipe's own decisions, label → `xxx_Ssss` (or `xxx`); they go before the tables.
-        spelling: codes of the output, see `recipes.schema.corpus.Languages`.
+        labels: the recipe's own decisions, label → `xxx_Ssss` (or `xxx`), which overrule the tables.
+        spelling: codes of the output; see `recipes.schema.corpus.Languages`.
     """
 
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -108,23 +109,23 @@ class LanguageResolver:
     _cache: dict[str, Resolved] = field(default_factory=dict, repr=False)
 
     def resolve(self, label: str) -> Resolved:
-        """What `label` stands for, before any text is looked at.
+        """What `label` means by itself, without looking at any text.
 
         Raises:
-            UnknownLanguageError: it stands for nothing; the message names the nearest codes and the recipe key.
+            UnknownLanguageError: it names no language; the message gives the nearest codes and a recipe key.
         """
         if label not in self._cache:
             self._cache[label] = self._resolve(label)
         return self._cache[label]
 
     def spell(self, language: str, script: str) -> str:
-        """`xxx_Ssss` in the spelling of the output."""
+        """`xxx_Ssss` in the output's spelling."""
         if self.spelling == "mala":
             script = table("languages")["mala"]["scripts"].get(script, script)
         return f"{language}_{script}"
 
     def scripts(self, language: str) -> tuple[str, ...]:
-        """Scripts in customary use for an ISO 639-3 code, the usual one first; empty where unknown."""
+        """Scripts in customary use for an ISO 639-3 code, most common first; empty if unknown."""
         return scripts_of_languages().get(language, ())
 
     def _resolve(self, label: str) -> Resolved:
@@ -140,7 +141,7 @@ class LanguageResolver:
             decision.append(f"table: {key}")
         subtags = re.split(r"[-_@. ]+", key.lower()) if key else []
         if not subtags:
-            raise UnknownLanguageError("an empty language code; give one in the source")
+            raise UnknownLanguageError("empty language code; give one in the source")
         language, how = self._language(subtags[0], given)
         decision.append(how)
         script, region = self._rest(subtags[1:], given)
@@ -167,7 +168,7 @@ class LanguageResolver:
         return found
 
     def _rest(self, subtags: list[str], given: str) -> tuple[str | None, str | None]:
-        """Script and region among the subtags after the language; variants are set aside."""
+        """Script and region among the subtags after the language; variants are ignored."""
         names, script, region = table("languages")["script_names"], None, None
         for subtag in subtags:
             if subtag in names:
@@ -194,7 +195,7 @@ class LanguageResolver:
         return individual, implied, f"region {region}"
 
     def _individual(self, language: str) -> tuple[str, str]:
-        """The code under which the output keeps a language: individual languages, or the papers' choice."""
+        """The language's code in the output: an individual language's, or the papers' choice."""
         rules = table("languages")
         individuals: Mapping[str, str] = rules["individual_of_macrolanguage"]
         if self.spelling == "iso":
@@ -213,7 +214,7 @@ class LanguageResolver:
         names = difflib.get_close_matches(subtag, list(_names()), n=2, cutoff=0.75)
         close += [code for name in names if (code := _names()[name]) not in close]
         if not close:
-            return "nothing is near it"
+            return "no known code is near it"
         return "nearest: " + ", ".join(f"{code} ({self._describe(code)})" for code in close)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The script of a text, measured: which writing system most of its letters belong to."""
+"""Measures the script of a text: the writing system that most of its letters belong to."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ __all__ = [
 ]
 
 MIN_LETTERS = 3
-"""Texts with fewer letters have no measured script, but for Han, kana and Hangul, of which one letter says enough."""
+"""Minimum letters for measuring a text's script; in Han, kana and Hangul, a single letter suffices."""
 
 MIN_SHARE = 0.5
-"""Share of the letters that the first script must have to be called the text's."""
+"""Share of a text's letters that its leading script needs in order to count as the text's script."""
 
 _SAMPLE = 2048
-"""Characters at the start of a text, and again in its middle, that are looked at."""
+"""How many characters to look at from the start of a text, and again from its middle."""
 
 SPACELESS = frozenset(
     ["Hani", "Hans", "Hant", "Jpan", "Japn", "Hira", "Kana", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Yiii", "Talu",
      "Tale", "Lana", "Java", "Bali", "Bopo"]
 )  # fmt: skip
-"""Scripts that don't separate words by spaces."""
+"""Scripts that don't separate words with spaces."""
 
 ABJADS = frozenset(["Arab", "Hebr", "Syrc", "Samr", "Thaa", "Nkoo", "Phnx", "Mand"])
-"""Scripts written from right to left that leave out vowels, or are near them: words are short."""
+"""Right-to-left scripts that leave out vowels, and their close relatives: words are short."""
 
 _BATCH = 1024
-"""Texts counted at once, so that a batch stays in the processor's cache."""
+"""Texts per batch, small enough for the processor's cache."""
 
-# What a label may say, and the measured scripts that agree with it.
+# Scripts that a label may name, with the measured scripts that agree with them.
 _PARTS: dict[str, frozenset[str]] = {
     "Hani": frozenset(["Hani", "Bopo"]),
     "Hans": frozenset(["Hani", "Bopo"]),
@@ -55,11 +55,11 @@ _PARTS: dict[str, frozenset[str]] = {
 
 
 SYLLABARIES = frozenset(["Ethi", "Cans", "Cher", "Vaii", "Bamu", "Mend", "Hang"])
-"""Scripts whose characters are syllables: words have few of them."""
+"""Scripts whose characters are syllables: words have few characters."""
 
 
 def family(script: str) -> str:
-    """Family of a script for filter thresholds: `spaceless`, `abjad`, `syllabary` or `spaced`."""
+    """Family of a script, for filter thresholds: `spaceless`, `abjad`, `syllabary` or `spaced`."""
     if script in SPACELESS:
         return "spaceless"
     if script in SYLLABARIES:
@@ -73,7 +73,7 @@ def script_of(code: str) -> str:
 
 
 def parts(script: str) -> frozenset[str]:
-    """Scripts whose letters a text in `script` is made of."""
+    """Scripts whose letters occur in a text in `script`."""
     return _PARTS.get(script, frozenset([script]))
 
 
@@ -84,7 +84,7 @@ def part_mask(script: str) -> NDArray[np.bool_]:
 
 
 def compatible(measured: str, script: str) -> bool:
-    """Whether a measured script is what a text in `script` would show; Hans and Hant exclude each other."""
+    """Whether a text in `script` can have this measured script; Hans and Hant exclude each other."""
     if {measured, script} == {"Hans", "Hant"}:
         return False
     if measured in ("Hans", "Hant", "Jpan"):
@@ -94,7 +94,7 @@ def compatible(measured: str, script: str) -> bool:
 
 @functools.cache
 def _chinese() -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which code points are simplified only and which traditional only: GB 2312 and Big5 were made for one each."""
+    """Masks of code points that are only simplified (GB 2312 without Big5) and only traditional."""
 
     def encodable(codec: str) -> NDArray[np.bool_]:
         table = np.zeros(0x110000, np.bool_)
@@ -111,10 +111,11 @@ def _chinese() -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 
 
 def measure(texts: Sequence[str]) -> list[tuple[str | None, float]]:
-    """Script of each text and the share of its letters in that script.
+    """Script of each text, and the share of its letters in that script.
 
-    The script is None where there are fewer than three letters or none has half of them. Chinese text is `Hans` or
-    `Hant` where one form's own characters outnumber the other's four to one, else `Hani`; kana make text `Jpan`.
+    The script is None if there are fewer than three letters or no script has half of them. Chinese text is
+    `Hans` or `Hant` if one form's own characters outnumber the other's by more than four to one, else `Hani`.
+    Text with enough kana is `Jpan`.
     """
     result: list[tuple[str | None, float]] = []
     for start in range(0, len(texts), _BATCH):
@@ -163,7 +164,7 @@ def _sample(text: str) -> str:
 
 def _han_form(values: NDArray[np.uint32]) -> str:
     simplified, traditional = _chinese()
-    few, many = int(simplified[values].sum()), int(traditional[values].sum())
-    if few > 4 * many:
+    hans, hant = int(simplified[values].sum()), int(traditional[values].sum())
+    if hans > 4 * hant:
         return "Hans"
-    return "Hant" if many > 4 * few else "Hani"
+    return "Hant" if hant > 4 * hans else "Hani"

@@ -1,4 +1,4 @@
-"""Making the next item while the last one is used."""
+"""Makes the next item while the last one is used."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _END: Any = object()
 
 
 def ahead[T](items: Iterable[T]) -> Iterator[T]:
-    """Yields the items of an iterable, which a thread makes one ahead.
+    """Yields the items of an iterable; a thread makes them, one ahead.
 
-    Numpy lets go of the interpreter while it sorts, gathers and writes, so both threads get a core. What the iterable
-    raises is raised here.
+    NumPy releases the GIL while it sorts, gathers and writes, so both threads get a core. Exceptions of the
+    iterable are raised here.
     """
     iterator = iter(items)
     with ThreadPoolExecutor(1) as thread:

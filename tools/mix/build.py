@@ -1,4 +1,4 @@
-"""Building a mix from a store: choose, shuffle, write; nothing is read of any `.bin`."""
+"""Builds a mix from a store: choose, shuffle, write. No `.bin` is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emma.base.errors import UserError
@@ -24,8 +23,8 @@ from emma.base.staging import sole_writer, staged_folder
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.data import Mix
 from emma.tools.mix.catalogue import Catalogue, consumed_documents, load_catalogue
-from emma.tools.mix.layout import FORMAT, DatasetInfo, MixInfo, Packing, SourceInfo, read_mix
-from emma.tools.mix.plan import PLAN_SCHEMA, MixPlan, ValidationGroup, make_plan, plan_validation
+from emma.tools.mix.layout import FORMAT, DatasetInfo, MixInfo, Packing, read_mix
+from emma.tools.mix.plan import MixPlan, ValidationGroup, make_plan, plan_validation, realised
 from emma.tools.mix.select import Selection, generator, select_documents, select_validation
 from emma.tools.mix.shuffle import shuffled
 from emma.tools.mix.sources import Source, read_statistics, sources_of_store
@@ -43,12 +42,13 @@ class MixSettings:
     Args:
         mix: the recipe's `data.mix`.
         name: the mix's name.
-        folder: where the mix is.
+        folder: the mix's folder.
         store: the token store.
         samples: sequences of training: steps × global batch.
         sequence_length: input tokens of a sequence.
         recipe_sha256: hash of the resolved recipe, for the manifest.
-        tokenizer_sha256: of the run's tokenizer, if it is at hand: another one in the store is refused.
+        tokenizer_sha256: of the run's tokenizer, where its file exists; a store packed with another one is
+            refused.
     """
 
     mix: Mix
@@ -94,7 +94,7 @@ def plan_mix(settings: MixSettings, statistics: Sequence[Path] = ()) -> MixPlan:
 
     Args:
         settings: what to plan.
-        statistics: published word counts that decide the categories instead of an estimate.
+        statistics: published word counts that decide the categories; by default they are estimated.
 
     Raises:
         UserError: the store lacks a component, or its components don't belong together.
@@ -106,8 +106,8 @@ def _prepare(settings: MixSettings, statistics: Sequence[Path] = ()) -> _Prepare
     components = open_store(settings.store, sorted(settings.mix.components))
     if settings.tokenizer_sha256 not in (None, components[0].settings["tokenizer_sha256"]):
         raise UserError(
-            f"{settings.store}: was packed with another tokenizer than the run's; pack it again with this recipe, or give "
-            "another paths.store"
+            f"{settings.store}: was packed with another tokenizer than the run's; pack it again with this "
+            "recipe, or give another paths.store"
         )
     words = {}
     for path in statistics:
@@ -122,7 +122,7 @@ def _prepare(settings: MixSettings, statistics: Sequence[Path] = ()) -> _Prepare
             for component in components
         }
         sources = [_without_consumed(source, catalogues[source.component]) for source in sources]
-    # Best-fit samples have a last label each, so they hold one token more than their length.
+    # Each best-fit sample has its own last label, so it holds one token more than its length.
     tokens = settings.tokens if settings.mix.packing == "concatenate" else settings.tokens + settings.samples
     plan = make_plan(settings.mix, sources, tokens, settings.sequence_length)
     groups, faults, notes = plan_validation(settings.mix, sources)
@@ -148,12 +148,13 @@ def _without_consumed(source: Source, catalogue: Catalogue) -> Source:
 
 
 def build_mix(settings: MixSettings, *, replace: bool = False, statistics: Sequence[Path] = ()) -> MixInfo:
-    """Builds a mix; one that is there already stays.
+    """Builds a mix; the same mix, if it is there, is left alone. Waits for another process that is building
+    it.
 
     Args:
         settings: what to build.
-        replace: whether another mix in the same folder gives way.
-        statistics: published word counts that decide the categories.
+        replace: replace another mix in the folder.
+        statistics: published word counts that decide the categories; by default they are estimated.
 
     Raises:
         UserError: the plan fails, or another mix is in the folder.
@@ -187,9 +188,9 @@ def _present(settings: MixSettings, fingerprint: str, *, replace: bool) -> MixIn
     if replace:
         return None
     raise UserError(
-        f"{settings.folder}: holds another mix (fingerprint {present.fingerprint[:12]}, {present.samples} samples; "
-        f"this recipe's is {fingerprint[:12]}, {settings.samples} samples). A run that was begun with it needs it. "
-        "Give data.name another value, or call with --replace"
+        f"{settings.folder}: holds another mix (fingerprint {present.fingerprint[:12]}, {present.samples} "
+        f"samples; this recipe's is {fingerprint[:12]}, {settings.samples} samples). A run that was begun "
+        "with it needs it. Give data.name another value, or call with --replace"
     )
 
 
@@ -240,7 +241,7 @@ def _write(
         )
         for group in prepared.plan.groups
     }
-    pq.write_table(_realised(prepared.plan, train), folder / "plan.parquet", compression="zstd")
+    pq.write_table(realised(prepared.plan, train), folder / "plan.parquet", compression="zstd")
     first = prepared.components[0]
     info = MixInfo(
         folder=folder,
@@ -284,7 +285,7 @@ def _write_train(
 ) -> DatasetInfo:
     planned = prepared.plan.sources
     numbers = {row.source.key: number for number, row in enumerate(planned)}
-    # The last token of a stream is a label only, so there is one more than the budget.
+    # The last token of a stream is only a label, so there is one more than the budget.
     total = prepared.plan.tokens + (settings.mix.packing == "concatenate")
     expected = round(sum(row.source.documents * row.epochs for row in planned))
     chosen = 0
@@ -305,7 +306,7 @@ def _write_train(
         [(row.source.component, row.source.language, row.source.category) for row in planned],
         fingerprint,
     )
-    # The shuffle has read all rows when it yields the first, so what was chosen is known by then.
+    # The shuffle reads all rows before it yields the first, so `chosen` is complete by then.
     return writer.write(shuffled(rows(), expected, rng, folder), settings.samples, lambda: chosen)
 
 
@@ -342,28 +343,14 @@ def _write_group(
 
 
 def _bytes_per_token(group: ValidationGroup, sources: Mapping[tuple[str, str], Source]) -> float:
-    """UTF-8 bytes a token of a group: of all validation documents of its sources, weighted as the group takes them."""
+    """UTF-8 bytes per token of a group: its sources' ratios over all validation documents, weighted by their
+    tokens in the group."""
     text = sum(
         tokens * sources[key].validation_bytes / sources[key].validation_tokens
         for key, tokens in group.targets.items()
         if tokens
     )
     return text / group.tokens
-
-
-def _realised(plan: MixPlan, train: DatasetInfo) -> pa.Table:
-    """The plan's table with what was built: documents and tokens as they are in the rows."""
-    built: dict[tuple[str, str], SourceInfo] = {
-        (source.component, source.language): source for source in train.sources
-    }
-    rows = plan.table().to_pylist()
-    for row in rows:
-        source = built[row["component"], row["language"]]
-        row["built_documents"], row["built_tokens"] = source.documents, source.tokens
-    schema = PLAN_SCHEMA.append(pa.field("built_documents", pa.int64())).append(
-        pa.field("built_tokens", pa.int64())
-    )
-    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def _manifest(

@@ -1,4 +1,4 @@
-"""The documents of a component in memory, as compact arrays: what choosing documents needs, and no token."""
+"""A component's documents as compact arrays in memory: what choosing documents needs, without any token."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Catalogue:
         tokens: int32 [documents].
         validation: bool [documents].
         first: int64 [shards + 1], index of each shard's first document.
-        consumed: bool [documents], documents that an earlier phase trained on; None where there was none.
+        consumed: bool [documents], documents that an earlier phase trained on; None without an earlier phase.
     """
 
     component: Component
@@ -50,7 +50,7 @@ class Catalogue:
 
     @cached_property
     def _order(self) -> tuple[np.ndarray, np.ndarray]:
-        """Documents grouped by language, and where each group begins."""
+        """Document indices grouped by language, and where each group begins."""
         order = np.argsort(self.language, kind="stable")
         counts = np.bincount(self.language, minlength=len(self.languages))
         return order, np.concatenate([[0], np.cumsum(counts)])
@@ -66,7 +66,8 @@ class Catalogue:
         return mine if validation or self.consumed is None else mine[~self.consumed[mine]]
 
     def rows(self, documents: np.ndarray, shard_base: int, source: int) -> np.ndarray:
-        """Rows (`ROW`) of documents; `shard_base` is the number of the component's first shard in the dataset."""
+        """Rows (`ROW`) of documents; `shard_base` is the number of the component's first shard in the
+        dataset."""
         rows = np.empty(len(documents), ROW)
         shard = np.searchsorted(self.first, documents, side="right") - 1
         within = self._starts[documents] - self._starts[self.first[shard]]
@@ -111,14 +112,14 @@ def load_catalogue(component: Component, consumed: Mapping[int, np.ndarray] | No
             position = stop
         if position - begin != shard.rows:
             raise UserError(
-                f"{shard.documents_path}: holds {position - begin} documents, the manifest says {shard.rows}; run "
-                "`emma pack verify`"
+                f"{shard.documents_path}: holds {position - begin} documents, the manifest says "
+                f"{shard.rows}; run `emma pack verify`"
             )
         size = int(tokens[begin:position].sum(dtype=np.int64)) * component.dtype.itemsize
         if size != shard.bytes:
             raise UserError(
-                f"{shard.documents_path}: its documents hold {size} bytes, {shard.bin_path.name} {shard.bytes}; run "
-                "`emma pack verify`"
+                f"{shard.documents_path}: its documents hold {size} bytes, {shard.bin_path.name} "
+                f"{shard.bytes}; run `emma pack verify`"
             )
         first.append(position)
     if len(names) > np.iinfo(np.uint16).max:
@@ -149,12 +150,13 @@ def _codes(column: pa.DictionaryArray, names: dict[str, int]) -> np.ndarray:
 def consumed_documents(
     consumed: Sequence[Consumed], components: Sequence[Component]
 ) -> dict[str, dict[int, np.ndarray]]:
-    """What earlier phases read: by component and shard, byte offsets (int64, unique) of rows in their samples.
+    """Documents that earlier phases read: by component and shard, their byte offsets (int64, unique).
 
     A document counts as consumed when a consumed sample holds any token of it.
 
     Raises:
-        UserError: an earlier mix isn't there, read another store, or has fewer samples than are said to be consumed.
+        UserError: an earlier mix is missing, read another store, or has fewer samples than the recipe says
+            were consumed.
     """
     by_name = {component.name: component for component in components}
     found: dict[str, dict[int, list[np.ndarray]]] = {}
@@ -163,14 +165,16 @@ def consumed_documents(
         for name, fingerprint in mix.components.items():
             if name in by_name and by_name[name].fingerprint != fingerprint:
                 raise UserError(
-                    f"data.mix.exclude_consumed: {entry.mix} was built from another {name!r} than {by_name[name].folder}, "
-                    "so its documents cannot be told; build this mix from the same store"
+                    f"data.mix.exclude_consumed: {entry.mix} was built from another {name!r} than "
+                    f"{by_name[name].folder}, so its documents cannot be told; build this mix from the same "
+                    "store"
                 )
         info = read_dataset_info(mix.train)
         samples = info.samples if entry.samples is None else entry.samples
         if samples > info.samples:
             raise UserError(
-                f"data.mix.exclude_consumed: {entry.mix} has {info.samples} samples, {samples} cannot be consumed"
+                f"data.mix.exclude_consumed: {entry.mix} has {info.samples} samples, {samples} cannot be "
+                "consumed"
             )
         starts = np.load(mix.train / "samples.npy", mmap_mode="r")
         row, into = starts[samples].tolist()

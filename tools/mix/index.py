@@ -1,7 +1,8 @@
 """Megatron's `.idx` files, written without Megatron.
 
-The format: `MMIDIDX\\0\\0`, version (uint64 = 1), type code (uint8), number of sequences (uint64), number of document
-boundaries (uint64), then lengths (int32), byte offsets into the `.bin` (int64) and boundaries (int64).
+The format: `MMIDIDX\\0\\0`, version (uint64 = 1), type code (uint8), number of sequences (uint64), number of
+document boundaries (uint64), then lengths (int32), byte offsets into the `.bin` (int64) and boundaries
+(int64).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def index_header(dtype: np.dtype[Any], rows: int) -> bytes:
 
 
 class IndexWriter:
-    """Writes one `.idx` whose number of rows is known, in pieces.
+    """Writes one `.idx` piece by piece; the number of rows is known beforehand.
 
     Args:
         path: the file; it must not exist.
@@ -50,7 +51,7 @@ class IndexWriter:
         self.written += len(lengths)
 
     def close(self) -> None:
-        """Writes the document boundaries (every row is a document) and flushes the file to disk."""
+        """Writes the document boundaries (every row is a document) and closes the file."""
         if self.written != self.rows:
             raise ValueError(f"{self.path}: {self.written} rows written, {self.rows} announced")
         at = HEADER_BYTES + 12 * self.rows

@@ -1,4 +1,4 @@
-"""A mix on disk, and reading what it says about itself (no torch here).
+"""A mix on disk, and readers of its descriptions (no torch here).
 
     mix/<name>/mix.json  plan.parquet  manifest.json  train/  validation/<group>/
 
@@ -36,15 +36,16 @@ __all__ = [
 
 FORMAT = 2
 ROW = np.dtype([("offset", "<i8"), ("tokens", "<i4"), ("shard", "<u2"), ("source", "<u2")])
-"""One row of `rows.npy`: byte offset into the shard, number of tokens, index of the shard and of the source in
-`dataset.json`."""
+"""One row of `rows.npy`: byte offset into the shard, number of tokens, index of the shard and of the source
+in `dataset.json`."""
 
 Packing = Literal["concatenate", "best_fit"]
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """A shard of the store that a dataset reads: `name` is the prefix of its `.idx` and `.bin` in the folder."""
+    """A shard of the store that a dataset reads: `name` is the prefix of its `.idx` and `.bin` in the
+    folder."""
 
     name: str
     component: str
@@ -64,8 +65,8 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """A source in a dataset: how many documents (each time counted), rows and tokens of it the dataset reads. A document
-    is one row, unless best-fit packing had to cut it."""
+    """A source in a dataset: how many documents (each time counted), rows and tokens of it the dataset reads.
+    A document is one row, unless best-fit packing had to cut it."""
 
     component: str
     language: str
@@ -79,9 +80,9 @@ class SourceInfo:
 class DatasetInfo:
     """`dataset.json`.
 
-    `samples` sequences of `sequence_length` input tokens; `label_tokens` is how many tokens are predicted in one pass
-    (samples × sequence length, less what is padding); `tokens` is the length of all rows; `cut_documents` of all
-    `documents` lie in more than one sample.
+    `samples` sequences of `sequence_length` input tokens; `label_tokens` is the number of tokens predicted in
+    one pass (samples × sequence length without padding); `tokens` is the length of all rows; `cut_documents`
+    of all `documents` lie in more than one sample.
     """
 
     folder: Path
@@ -119,8 +120,8 @@ class DatasetInfo:
 class MixInfo:
     """`mix.json`: what a run needs to know of its mix.
 
-    `fingerprint` names the content: budget, plan, seed, packing and store. `tokens` is samples × sequence length.
-    `groups` has the counts of each validation group, and `bytes_per_token` of its text.
+    `fingerprint` identifies the content: budget, plan, seed, packing and store. `tokens` is samples ×
+    sequence length. `groups` has the counts of each validation group, and `bytes_per_token` of its text.
     """
 
     folder: Path
@@ -176,17 +177,18 @@ def read_mix(folder: Path) -> MixInfo:
 
 
 def check_shards(mix: MixInfo) -> None:
-    """Compares the sizes of all shards that the mix reads with those it was built from.
+    """Compares the sizes of the mix's shards with those it was built from.
 
     Raises:
-        UserError: one is gone, or was cut or written anew.
+        UserError: one is gone, or was cut or rewritten.
     """
     for folder in (mix.train, *(mix.validation(group) for group in mix.groups)):
-        # A shard that a dataset reads no row of has no link in its folder.
+        # A shard of which a dataset reads no row has no link in its folder.
         for shard in (shard for shard in read_dataset_info(folder).shards if shard.rows):
             if (fault := shard.fault(folder)) is not None:
                 raise UserError(
-                    f"{fault}. Fix: `emma pack verify`, put the store's file back or pack it anew, then `emma mix verify`"
+                    f"{fault}. Fix: `emma pack verify`, put the store's file back or pack it again, then "
+                    "`emma mix verify`"
                 )
 
 

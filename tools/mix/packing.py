@@ -1,7 +1,8 @@
 """Best-fit packing: samples in which no document that fits is cut.
 
-After Ding et al. 2024, "Fewer Truncations Improve Language Modeling": documents longer than a sample are cut into pieces
-of a sample's length, then pieces are placed, longest first, each into the fullest sample that still has room for it.
+After Ding et al. 2024, "Fewer Truncations Improve Language Modeling": documents longer than a sample are cut
+into pieces of a sample's length, then pieces are placed, longest first, each into the fullest sample that
+still has room for it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ def cut_to_samples(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cuts rows longer than a sample into pieces of `capacity` tokens.
 
-    Consecutive pieces share one token: it is the last label of the one and the first input of the next, so that every
-    token of the document but its first is predicted exactly once.
+    Consecutive pieces share one token: it is the last label of the one and the first input of the next, so
+    that every token of the document but its first is predicted exactly once.
 
     Args:
         rows: `ROW` [documents].
@@ -25,12 +26,12 @@ def cut_to_samples(
         itemsize: bytes of a token.
 
     Returns:
-        `ROW` [pieces] in the order of the documents; which pieces hold the first token of their document, and which of
-        these belong to a document that was cut (bool [pieces]).
+        `ROW` [pieces] in the order of the documents; which pieces hold the first token of their document, and
+        which of these belong to a document that was cut (bool [pieces]).
     """
     lengths = rows["tokens"].astype(np.int64)
     step = capacity - 1
-    # A piece of one token has nothing to predict, so the last one has two at least.
+    # A piece of one token has nothing to predict, so the last one has at least two.
     pieces = np.maximum(1, -(-(lengths - 1) // step))
     result = np.repeat(rows, pieces)
     number = np.arange(len(result)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
@@ -44,9 +45,9 @@ def cut_to_samples(
 def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     """Packs pieces into bins, longest first, each into the bin with the least room that is enough.
 
-    Pieces of one length are placed together: the fullest bins that have room take one each, then the next ones; where
-    none has room, as many new bins are opened as are needed. Work grows with the number of distinct lengths, not with
-    the number of pieces.
+    Pieces of one length are placed together: the fullest bins that have room take one each, then the next
+    ones; where none has room, as many new bins are opened as are needed. Work grows with the number of
+    distinct lengths, not with the number of pieces.
 
     Args:
         lengths: tokens of each piece, 1 to `capacity`.
@@ -62,7 +63,7 @@ def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     stacks: list[list[np.ndarray]] = [[] for _ in range(capacity + 1)]
     total = 0
     position = 0
-    rooms = 0  # bit r is set while a bin has room for r tokens
+    rooms = 0  # bit r is set if some bin has room for r tokens
     for size, count in zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True):
         pieces = order[position : position + count]
         position += count

@@ -1,4 +1,4 @@
-"""Looking at what training reads: decoded documents of a mix, and whole samples."""
+"""A look at what training reads: decoded documents of a mix, and whole samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["PeekedRow", "peek_rows", "peek_sample"]
 class PeekedRow:
     """One row as training reads it: its place in the dataset, and its text.
 
-    `sample` is the sample in which it begins; `tokens` counts the part that is shown.
+    `sample` is the sample in which it begins; `tokens` counts what is shown.
     """
 
     row: int
@@ -39,7 +39,7 @@ def peek_rows(
     """Yields rows drawn at random from a dataset, or from one language of it.
 
     Raises:
-        UserError: the language isn't there.
+        UserError: the language is missing.
     """
     rows = np.load(info.folder / "rows.npy", mmap_mode="r")
     rng = np.random.default_rng(seed)
@@ -53,7 +53,8 @@ def peek_rows(
             known = sorted({source.language for source in info.sources if source.documents})
             near = [name for name in known if name[:2] == language[:2]] or known
             raise UserError(
-                f"{info.folder}: holds no {language!r}; it has {', '.join(near[:8])}{' ...' if len(near) > 8 else ''}"
+                f"{info.folder}: holds no {language!r}; it has "
+                f"{', '.join(near[:8])}{' ...' if len(near) > 8 else ''}"
             )
         mine = np.flatnonzero(np.isin(rows["source"], numbers))
         drawn = np.sort(rng.choice(mine, min(count, len(mine)), replace=False))
@@ -81,10 +82,10 @@ def peek_sample(info: DatasetInfo, decode: Decoder, sample: int) -> Iterator[Pee
 
 
 def _sample_of(samples: np.ndarray, row: int) -> int:
-    """The sample in which a row's first token is."""
+    """The sample that holds a row's first token."""
     begins = samples[:-1]
     after = int(np.searchsorted(begins[:, 0], row, side="right"))
-    # A sample that begins inside the row, not at its first token, leaves that to the sample before.
+    # Where a sample begins inside the row, the row's first token is in the sample before.
     while after > 0 and begins[after - 1, 0] == row and begins[after - 1, 1] > 0:
         after -= 1
     return max(after - 1, 0)

@@ -1,4 +1,4 @@
-"""Planning a mix: how many tokens of every source, solved exactly, with the gates that refuse a bad plan."""
+"""Plans a mix: the tokens of every source, solved exactly, and the gates that refuse a bad plan."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from emma.base.errors import CheckFailedError, UserError
 from emma.recipes.schema.data import Mix
+from emma.tools.mix.layout import DatasetInfo, SourceInfo
 from emma.tools.mix.sources import Source
 
 __all__ = [
@@ -22,12 +23,13 @@ __all__ = [
     "make_plan",
     "plan_validation",
     "water_fill",
+    "realised",
 ]
 
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """A source with the tokens it gives to training and the most it may give (None: as often as needed)."""
+    """A source with the tokens it gives to training and the most it may give."""
 
     source: Source
     target_tokens: int
@@ -35,18 +37,18 @@ class PlannedSource:
 
     @property
     def epochs(self) -> float:
-        """How often the source is seen."""
+        """How often training sees the source."""
         return self.target_tokens / self.source.tokens if self.source.tokens else 0.0
 
     @property
     def capped(self) -> bool:
-        """Whether its cap holds it back."""
+        """Whether it is at its cap."""
         return self.source.tokens > 0 and self.target_tokens >= self.cap_tokens
 
 
 @dataclass(frozen=True)
 class ValidationGroup:
-    """A validation group: its name, and the tokens it takes of every source (by component and language)."""
+    """A validation group: its name, and the tokens it takes from every source (by component and language)."""
 
     name: str
     targets: dict[tuple[str, str], int]
@@ -60,8 +62,8 @@ class ValidationGroup:
 class MixPlan:
     """A solved mix.
 
-    `faults` are gates that failed; a plan with faults must not be built. `notes` say what the caps moved and what was
-    left out.
+    `faults` are failed gates; a plan with faults must not be built. `notes` say what the caps moved and what
+    was left out.
     """
 
     tokens: int
@@ -90,7 +92,7 @@ class MixPlan:
             raise CheckFailedError("the plan fails:\n" + "\n".join(f"- {fault}" for fault in self.faults))
 
     def table(self) -> pa.Table:
-        """A row a source: what it holds and what training sees of it."""
+        """One row per source: what it holds and what training sees of it."""
         rows = [self._row(planned) for planned in self.sources]
         return pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
 
@@ -131,12 +133,12 @@ PLAN_SCHEMA = pa.schema(
         ("capped", pa.bool_()),
     ]
 )
-"""Columns of `plan.parquet`. `documents` counts each time that one is seen, `samples` is tokens over sequence length,
-`share` is of the whole mix."""
+"""Columns of `plan.parquet`. `documents` counts a document each time it is seen, `samples` is tokens over
+sequence length, `share` is of the whole mix."""
 
 
 def water_fill(total: int, weights: Sequence[float], caps: Sequence[int]) -> np.ndarray:
-    """Divides a total by weights, none above its cap; what a capped one can't take goes to the others.
+    """Divides a total by weights, no part above its cap; what a capped part cannot take goes to the others.
 
     Args:
         total: what to divide.
@@ -144,7 +146,8 @@ def water_fill(total: int, weights: Sequence[float], caps: Sequence[int]) -> np.
         caps: largest part of each.
 
     Returns:
-        Parts (int64) that sum to min(total, sum of caps); min(cap, level × weight), rounded by largest remainder.
+        Parts (int64) that sum to min(total, sum of caps); min(cap, level × weight), rounded by largest
+        remainder.
     """
     weight = np.asarray(weights, np.float64)
     cap = np.asarray(caps, np.int64)
@@ -152,7 +155,7 @@ def water_fill(total: int, weights: Sequence[float], caps: Sequence[int]) -> np.
         return np.zeros(0, np.int64)
     if int(cap.sum()) <= total:
         return cap.copy()
-    # Parts reach their caps in the order of cap / weight: find how many do.
+    # Parts reach their caps in the order of cap / weight; find how many do.
     order = np.argsort(cap / weight, kind="stable")
     capped_before = np.concatenate([[0.0], np.cumsum(cap[order].astype(np.float64))[:-1]])
     weight_left = np.cumsum(weight[order][::-1])[::-1]
@@ -179,18 +182,18 @@ def make_plan(
 
     Args:
         mix: the recipe's `data.mix`.
-        sources: what there is.
+        sources: the available sources.
         tokens: budget of training.
-        sequence_length: for samples; None where no run is planned.
+        sequence_length: to count samples; None without a run.
 
     Returns:
-        The plan, with `faults` where the gates fail: a component short of its share, the whole short of its budget, a
-        validation group too small.
+        The plan, with `faults` where the gates fail: a component short of its share, the whole short of its
+        budget, a validation group too small.
 
     Raises:
         UserError: a component has no source at all.
     """
-    # By name, so that the order of keys in a recipe changes nothing.
+    # Sorted, so that the order of keys in a recipe does not matter.
     by_component: dict[str, list[Source]] = {name: [] for name in sorted(mix.components)}
     for source in sources:
         by_component[source.component].append(source)
@@ -198,8 +201,8 @@ def make_plan(
     for name, members in by_component.items():
         if not any(source.tokens for source in members):
             raise UserError(
-                f"data.mix.components.{name}: no source takes part (categories, include and exclude leave none, or the "
-                "store holds none)"
+                f"data.mix.components.{name}: no source takes part (categories, include and exclude leave "
+                "none, or the store holds none)"
             )
         caps[name] = [_cap(mix, source) for source in members]
     names = list(by_component)
@@ -218,11 +221,11 @@ def make_plan(
         notes += _notes(name, rows, part, weights)
         share = 100 * part / tokens
         asked = wanted[name] * tokens
-        # (Of a tiny budget, one token is more than the tolerance.)
+        # (In a tiny budget one token exceeds the tolerance.)
         if abs(share - 100 * wanted[name]) > mix.share_tolerance and abs(part - asked) > 1:
             message = (
-                f"component {name} gets {share:.2f} % of the mix, its share is {100 * wanted[name]:.2f} %: at its caps it "
-                f"holds {sum(caps[name]):,} tokens, the share asks for {round(asked):,}"
+                f"component {name} gets {share:.2f} % of the mix, its share is {100 * wanted[name]:.2f} %: "
+                f"at its caps it holds {sum(caps[name]):,} tokens, the share asks for {round(asked):,}"
             )
             if mix.allow_short:
                 notes.append(message)
@@ -230,14 +233,9 @@ def make_plan(
                 faults.append(message + "; raise max_epochs, lower the share, or set data.mix.allow_short")
     if (total := sum(row.target_tokens for row in planned)) < tokens:
         faults.append(
-            f"the mix holds {total:,} tokens at its caps and the budget is {tokens:,}; raise max_epochs, or lower the budget "
-            "(schedule.steps × batch.global × batch.sequence_length)"
+            f"the mix holds {total:,} tokens at its caps and the budget is {tokens:,}; raise max_epochs, or "
+            "lower the budget (schedule.steps × batch.global × batch.sequence_length)"
         )
-    for row in planned:
-        if row.target_tokens > row.cap_tokens:
-            faults.append(
-                f"{row.source.component}/{row.source.language} is above its cap of {row.cap_tokens:,} tokens"
-            )
     return MixPlan(tokens, sequence_length, planned, wanted, [], faults, notes)
 
 
@@ -259,7 +257,7 @@ def _weight(mix: Mix, source: Source) -> float:
 
 
 def _notes(name: str, rows: Sequence[PlannedSource], part: int, weights: Sequence[float]) -> list[str]:
-    """What the caps of a component moved from some sources to others."""
+    """Says how many tokens a component's caps moved between sources."""
     capped = [row for row in rows if row.capped]
     if not capped:
         return []
@@ -268,7 +266,8 @@ def _notes(name: str, rows: Sequence[PlannedSource], part: int, weights: Sequenc
         max(0.0, float(fair_tokens) - row.target_tokens) for row, fair_tokens in zip(rows, fair, strict=True)
     )
     return [
-        f"component {name}: {len(capped)} of {len(rows)} sources are at their caps; {round(moved):,} tokens went to the others"
+        f"component {name}: {len(capped)} of {len(rows)} sources are at their caps; {round(moved):,} tokens "
+        "went to the others"
     ]
 
 
@@ -330,3 +329,18 @@ def by_category(plan: MixPlan) -> dict[tuple[str, str | None], dict[str, Any]]:
         row["capped"] += planned.capped
         row["highest_epochs"] = max(row["highest_epochs"], planned.epochs)
     return totals
+
+
+def realised(plan: MixPlan, train: DatasetInfo) -> pa.Table:
+    """The plan's table with the documents and tokens that were built."""
+    built: dict[tuple[str, str], SourceInfo] = {
+        (source.component, source.language): source for source in train.sources
+    }
+    rows = plan.table().to_pylist()
+    for row in rows:
+        source = built[row["component"], row["language"]]
+        row["built_documents"], row["built_tokens"] = source.documents, source.tokens
+    schema = PLAN_SCHEMA.append(pa.field("built_documents", pa.int64())).append(
+        pa.field("built_tokens", pa.int64())
+    )
+    return pa.Table.from_pylist(rows, schema=schema)

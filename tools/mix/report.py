@@ -1,4 +1,4 @@
-"""A plan for the reader: a table by component and resource category, and a plot of every source's epochs."""
+"""A plan for people: a table by component and resource category, and a plot of every source's epochs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["plan_lines", "plan_svg", "plan_summary"]
 
 
 def plan_lines(plan: MixPlan) -> Iterator[str]:
-    """The plan as a text table: a line a component and category."""
+    """The plan as a text table: one line per component and category."""
     head = f"{'component':<14}{'category':<14}{'sources':>8}{'tokens held':>20}{'tokens in mix':>20}{'share %':>9}{'epochs':>9}{'highest':>9}{'capped':>8}"
     yield head
     yield "-" * len(head)
@@ -66,11 +66,6 @@ def plan_summary(plan: MixPlan) -> dict[str, object]:
             }
             for (component, category), row in _sorted(plan)
         ],
-        "above_cap": [
-            f"{row.source.component}/{row.source.language}"
-            for row in plan.sources
-            if row.target_tokens > row.cap_tokens
-        ],
         "validation": {group.name: group.tokens for group in plan.groups},
         "notes": plan.notes,
         "faults": plan.faults,
@@ -78,7 +73,7 @@ def plan_summary(plan: MixPlan) -> dict[str, object]:
 
 
 def plan_svg(plan: MixPlan) -> str:
-    """A scatter plot: tokens that a source holds (logarithmic) against its epochs, a colour for each component."""
+    """A scatter plot of a source's tokens (logarithmic) against its epochs, one colour per component."""
     marks: dict[str, list[Mark]] = {component: [] for component in plan.shares}
     for row in plan.sources:
         source = row.source

@@ -1,4 +1,4 @@
-"""Choosing the documents of a mix: every source's tokens to the nearest document, the whole to the token."""
+"""Chooses the documents of a mix: each source's tokens to the nearest document, the total to the token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ __all__ = ["Selection", "generator", "select_documents", "select_validation"]
 
 @dataclass(frozen=True)
 class Selection:
-    """Documents of one source, as often as each is read: indices into its component's catalogue (int64)."""
+    """Documents of one source: indices into its component's catalogue (int64), each as often as it is
+    read."""
 
     component: str
     language: str
@@ -36,11 +37,11 @@ def select_documents(
 ) -> Iterator[Selection]:
     """Yields every source's documents.
 
-    A source of T tokens whose target is q·T + r is read q times whole, and its first documents in an order of its own,
-    drawn from the seed, make up r: the count that lies nearest, where what one source took too much or too little is
-    carried to the next. So each source is met to within a document, and the mix to within one as well: the last source
-    (the one with the largest remainder) takes documents until `total` is reached. No source is read more often than its
-    cap allows, unless the cap lets the mix fall short of `total`.
+    A source of T tokens whose target is q·T + r is read q times whole, and r is made up of its first
+    documents in a random order drawn from the seed: the number of documents that comes nearest. The error is
+    carried to the next source. So each source is met to within a document, and so is the mix: the last source
+    (the one with the largest remainder) takes documents until `total` is reached. No source exceeds its cap,
+    except to reach `total`.
 
     Args:
         catalogues: by component.
@@ -52,7 +53,7 @@ def select_documents(
         UserError: the sources cannot reach `total`.
     """
     members = [row for row in planned if row.target_tokens > 0]
-    # The largest source comes last: it has documents of every size to close the gap with.
+    # The largest source comes last: it has documents of every size to close the gap.
     members.sort(key=lambda row: (row.source.tokens, row.source.key))
     selected, due = 0, 0
     for row in members[:-1]:
@@ -71,7 +72,8 @@ def _select(catalogue: Catalogue, row: PlannedSource, seed: int, target: int, *,
     held = int(sizes.sum())
     if held == 0:
         raise UserError(
-            f"{source.component}/{source.language}: the plan takes {row.target_tokens} tokens of a source without documents"
+            f"{source.component}/{source.language}: the plan takes {row.target_tokens} tokens of a source "
+            "without documents"
         )
     whole, rest = divmod(max(target, 0), held)
     order = generator(seed, "documents", source.component, source.language).permutation(len(documents))
@@ -86,7 +88,7 @@ def _select(catalogue: Catalogue, row: PlannedSource, seed: int, target: int, *,
         if over_cap or rest - below <= above - rest:
             taken = order[: reached - 1]
     elif rest:
-        # The gap that the documents before the last one leave is closed by the shortest document that can.
+        # The shortest document that is long enough closes the remaining gap.
         below = int(ends[reached - 2]) if reached > 1 else 0
         candidates = order[reached - 1 :]
         fitting = candidates[sizes[candidates] >= rest - below]
@@ -101,8 +103,8 @@ def _select(catalogue: Catalogue, row: PlannedSource, seed: int, target: int, *,
 def select_validation(
     catalogues: Mapping[str, Catalogue], targets: Mapping[tuple[str, str], int], seed: int
 ) -> Iterator[Selection]:
-    """Yields the documents of a validation group: of each source, in an order of its own, as many as fit its target
-    (one at least)."""
+    """Yields the documents of a validation group: from each source, in a random order, as many as fit its
+    target (at least one)."""
     for (component, language), target in targets.items():
         catalogue = catalogues[component]
         documents = catalogue.of_language(language, validation=True)

@@ -14,7 +14,7 @@ from emma.tools.mix.layout import ROW
 __all__ = ["BUCKET_ROWS", "shuffled"]
 
 BUCKET_ROWS = 1 << 23
-"""Rows of a bucket, about: what is shuffled in memory at a time (128 MiB)."""
+"""Approximate rows of a bucket, which is shuffled in memory (128 MiB)."""
 
 
 def shuffled(
@@ -22,14 +22,14 @@ def shuffled(
 ) -> Iterator[np.ndarray]:
     """Yields all rows in uniformly random order, bucket by bucket.
 
-    Every row is sent to a random bucket (a file below `scratch`), then each bucket is permuted: any order of all rows is
-    as likely as any other.
+    Every row is sent to a random bucket (a file below `scratch`), then each bucket is permuted: all orders of
+    the rows are equally likely.
 
     Args:
         rows: arrays of `ROW`.
-        expected: number of rows, about; decides how many buckets there are.
+        expected: approximate number of rows; decides the number of buckets.
         rng: random numbers.
-        scratch: an existing folder for the bucket files, which are removed on the way.
+        scratch: an existing folder for the bucket files, which are removed as they are read.
     """
     buckets = max(1, -(-expected // BUCKET_ROWS))
     files = [(scratch / f"bucket-{index:05d}").open("w+b") for index in range(buckets)]

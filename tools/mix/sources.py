@@ -16,7 +16,7 @@ from emma.tools.pack.store import Component
 __all__ = ["Source", "category_of", "script_table", "sources_of_statistics", "sources_of_store"]
 
 WHOLE_COMPONENT = "*"
-"""Language of a source that stands for a component of which only a declared size is known."""
+"""Language of the source of a component of which only a declared size is known."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Source:
     """What one language or pair of a component holds.
 
     `documents` and `tokens` count what training may see, `validation_documents`, `validation_tokens` and
-    `validation_bytes` (UTF-8 text) what validation may; `words` are white-space separated words (both sides of a pair),
-    `category` is None where the component has no categories.
+    `validation_bytes` (UTF-8 text) what validation may; `words` are white-space separated words (both sides
+    of a pair), `category` is None where the component has no categories.
     """
 
     component: str
@@ -45,7 +45,7 @@ class Source:
 
 @dataclass(frozen=True)
 class ScriptSize:
-    """How words of a script weigh: tokens a word and UTF-8 bytes a word, white space not counted."""
+    """Tokens per word and UTF-8 bytes per word of a script, without white space."""
 
     tokens_per_word: float
     bytes_per_word: float
@@ -72,14 +72,15 @@ def _size(script: str) -> ScriptSize:
 
 
 def estimated_words(language: str, text_bytes: int) -> int:
-    """Words in a text of so many bytes, by the bytes a word of the language's script (of both scripts of a pair)."""
+    """Estimated words in a text of this many bytes, from the bytes per word of the language's script (of a
+    pair's two scripts)."""
     scripts = _scripts(language)
     per_word = sum(_size(script).bytes_per_word + 1 for script in scripts) / len(scripts)
     return round(text_bytes / per_word)
 
 
 def category_of(categories: Mapping[str, Category], words: int) -> str | None:
-    """Category with the largest threshold that `words` reach; None where they reach none."""
+    """Category with the largest threshold that `words` reaches; None if it reaches none."""
     reached = [name for name, category in categories.items() if words >= category.at_least]
     return max(reached, key=lambda name: categories[name].at_least, default=None)
 
@@ -98,10 +99,10 @@ def sources_of_store(
     Args:
         mix: the recipe's `data.mix`.
         components: the store's components that the mix names.
-        words: published word counts by kind of statistics (`language` or `pair`) that decide the categories instead of
-            an estimate from the text's bytes.
+        words: published word counts by kind of statistics (`language` or `pair`) that decide the categories
+            instead of an estimate from the text's bytes.
 
-    Sources below the smallest category, and those that the component's patterns leave out, are not among them.
+    Sources below the smallest category, and those that the component's patterns exclude, are left out.
     """
     known = {language: count for counts in (words or {}).values() for language, count in counts.items()}
     sources = []
@@ -129,7 +130,8 @@ def read_statistics(path: Path) -> tuple[str, dict[str, dict[str, int]]]:
     src_num_tokens, tgt_num_tokens`, where tokens are white-space separated words.
 
     Returns:
-        `language` or `pair`, and by language or pair `texts`, `words` (and for pairs `src_words`, `tgt_words`).
+        `language` or `pair`, and by language or pair `texts`, `words` (and for pairs `src_words`,
+        `tgt_words`).
 
     Raises:
         UserError: missing file or column, or a count that is no number; names the line.
@@ -170,8 +172,8 @@ def sources_of_statistics(data: Data, files: Sequence[Path]) -> list[Source]:
     """Sources of a mix as published statistics describe them, before anything is packed.
 
     Counts of languages stand for the mix's components of monolingual text, counts of pairs for those of kind
-    `bilingual`; a component that no file describes needs `declared_tokens`. Words become tokens by the fertility of
-    their script (the recipe's, else the shipped table).
+    `bilingual`; a component that no file describes needs `declared_tokens`. Words become tokens by the
+    fertility of their script (the recipe's, else the shipped table).
 
     Raises:
         UserError: a component is described twice or not at all.
@@ -188,7 +190,8 @@ def sources_of_statistics(data: Data, files: Sequence[Path]) -> list[Source]:
         if name not in described:
             if component.declared_tokens is None:
                 raise UserError(
-                    f"data.mix.components.{name}: no statistics describe it; give declared_tokens, or a csv with its counts"
+                    f"data.mix.components.{name}: no statistics describe it; give declared_tokens, or a csv "
+                    "with its counts"
                 )
             sources.append(Source(name, WHOLE_COMPONENT, None, 0, 0, component.declared_tokens))
             continue
@@ -208,7 +211,7 @@ def _described_components(data: Data, statistics: Mapping[str, object]) -> dict[
     kinds = {name: data.pack.components[name].kind for name in data.mix.components}
     described = {name: "pair" for name, kind in kinds.items() if kind == "bilingual" and "pair" in statistics}
     if "language" in statistics:
-        # Web text is the one component with categories of languages; papers, books and code have none.
+        # Only web text has categories of languages; papers, books and code have none.
         texts = [
             name
             for name, component in data.mix.components.items()
@@ -216,8 +219,8 @@ def _described_components(data: Data, statistics: Mapping[str, object]) -> dict[
         ]
         if len(texts) != 1:
             raise UserError(
-                "counts of languages describe one text component, but "
-                f"{', '.join(texts) or 'none'} could be meant; give declared_tokens to the others"
+                f"counts of languages describe one text component, but {', '.join(texts) or 'none'} could be "
+                "meant; give declared_tokens to the others"
             )
         described[texts[0]] = "language"
     return described

@@ -1,4 +1,4 @@
-"""Verifying a mix: every row, sample and index against the store it was built from and the plan."""
+"""Verifies a mix: every row, sample and index against its store and plan."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _CHUNK = 1 << 22
 
 
 def verify_mix(folder: Path, *, fingerprint: str | None = None) -> tuple[list[str], dict[str, int]]:
-    """Reads a whole mix (no `.bin`) and returns its faults, and what was looked at.
+    """Reads a whole mix (no `.bin`); returns its faults and what was checked.
 
-    Checked: manifest, sizes and checksums of every file, files that don't belong; that the store is the one the mix was
-    built from; for every dataset that rows are whole documents of the right source and split, within their shards, that
-    documents are repeated evenly and counts are the plan's, that samples follow each other without gap and are as many as
-    promised, and that every `.idx` says the same as the rows.
+    Checked: manifest, sizes and checksums of every file, files that don't belong; that the store is the one
+    the mix was built from; for every dataset that rows are whole documents of the right source and split,
+    within their shards, that documents are repeated evenly and counts are the plan's, that samples follow
+    each other without gap and are as many as promised, and that every `.idx` says the same as the rows.
 
     Args:
         folder: `mix/<name>`.
-        fingerprint: what a recipe's mix would be called; another one is a fault.
+        fingerprint: of the recipe's mix; another one is a fault.
 
     Raises:
-        UserError: there is no mix to verify.
+        UserError: there is no mix.
     """
     mix = read_mix(folder)
     faults = list(_file_faults(folder))
     if fingerprint is not None and fingerprint != mix.fingerprint:
         faults.append(
-            f"{folder / 'mix.json'}: fingerprint {mix.fingerprint[:12]}, this recipe's mix would be {fingerprint[:12]}: it was "
-            "built from another recipe or store"
+            f"{folder / 'mix.json'}: fingerprint {mix.fingerprint[:12]}, this recipe's mix would be "
+            f"{fingerprint[:12]}: it was built from another recipe or store"
         )
     catalogues = {}
     for name, expected in mix.components.items():
@@ -49,8 +49,8 @@ def verify_mix(folder: Path, *, fingerprint: str | None = None) -> tuple[list[st
             component = open_component(folder / mix.store / name)
             if component.fingerprint != expected:
                 faults.append(
-                    f"{component.folder}: fingerprint {component.fingerprint[:12]}, the mix was built from {expected[:12]}: "
-                    "this is another store"
+                    f"{component.folder}: fingerprint {component.fingerprint[:12]}, the mix was built from "
+                    f"{expected[:12]}: this is another store"
                 )
                 continue
             catalogues[name] = load_catalogue(component)
@@ -98,8 +98,9 @@ def _plan_faults(mix: MixInfo) -> Iterator[str]:
             yield f"{path}: plans {name}, which the training data doesn't hold"
         elif (source.documents, source.tokens) != (row["built_documents"], row["built_tokens"]):
             yield (
-                f"{path}: {name} was planned with {row['built_documents']} documents and {row['built_tokens']} tokens, the "
-                f"training data holds {source.documents} and {source.tokens}"
+                f"{path}: {name} was planned with {row['built_documents']} documents and "
+                f"{row['built_tokens']} tokens, the training data holds {source.documents} and "
+                f"{source.tokens}"
             )
 
 
@@ -120,8 +121,8 @@ class _DatasetCheck:
         promised = mix.samples if self.train else mix.groups[self.folder.name]["samples"]
         if (info.samples, info.sequence_length) != (promised, mix.sequence_length):
             yield (
-                f"{self.folder / 'dataset.json'}: {info.samples} samples of {info.sequence_length} tokens, mix.json promises "
-                f"{promised} of {mix.sequence_length}"
+                f"{self.folder / 'dataset.json'}: {info.samples} samples of {info.sequence_length} tokens, "
+                f"mix.json promises {promised} of {mix.sequence_length}"
             )
         if self.rows.dtype != ROW or len(self.rows) != info.rows:
             yield f"{self.folder / 'rows.npy'}: {len(self.rows)} rows of {self.rows.dtype}, dataset.json says {info.rows}"
@@ -133,7 +134,8 @@ class _DatasetCheck:
             yield from self._index_faults()
 
     def _row_faults(self) -> Iterator[str]:
-        """Rows within shards, at documents, of the right source and split; counts as said; repeated evenly."""
+        """Rows within shards, at documents, of the right source and split; counts as said; repeated
+        evenly."""
         info, path = self.info, self.folder / "rows.npy"
         width = np.dtype(info.dtype).itemsize
         sizes = np.array([shard.bytes for shard in info.shards], np.int64)
@@ -157,8 +159,9 @@ class _DatasetCheck:
             if wrong.any():
                 row = start + int(np.argmax(wrong))
                 yield (
-                    f"{path}: row {row} takes {int(self.rows['tokens'][row])} tokens at byte {int(self.rows['offset'][row])} of "
-                    f"{info.shards[int(self.rows['shard'][row])].name}, which has {int(sizes[self.rows['shard'][row]])} bytes"
+                    f"{path}: row {row} takes {int(self.rows['tokens'][row])} tokens at byte "
+                    f"{int(self.rows['offset'][row])} of {info.shards[int(self.rows['shard'][row])].name}, "
+                    f"which has {int(sizes[self.rows['shard'][row]])} bytes"
                 )
                 return
             counts += np.bincount(rows["source"], minlength=len(counts))
@@ -167,8 +170,8 @@ class _DatasetCheck:
         for number, source in enumerate(info.sources):
             if (source.rows, source.tokens) != (int(counts[number]), int(tokens[number])):
                 yield (
-                    f"{path}: {source.component}/{source.language} has {int(counts[number])} rows and {int(tokens[number])} "
-                    f"tokens, dataset.json says {source.rows} and {source.tokens}"
+                    f"{path}: {source.component}/{source.language} has {int(counts[number])} rows and "
+                    f"{int(tokens[number])} tokens, dataset.json says {source.rows} and {source.tokens}"
                 )
         if info.packing == "concatenate":
             yield from self._repetition_faults(times)
@@ -180,7 +183,7 @@ class _DatasetCheck:
             shard = info.shards[number]
             catalogue = self.catalogues.get(shard.component)
             if catalogue is None:
-                continue  # the store's fault is reported
+                continue  # the store's fault is already reported
             mine = np.flatnonzero(rows["shard"] == number)
             offsets, lengths = rows["offset"][mine], rows["tokens"][mine].astype(np.int64)
             at = catalogue.documents_at(shard.number, offsets)
@@ -202,31 +205,31 @@ class _DatasetCheck:
                 row = first + int(mine[np.argmin(right)])
                 document = int(at[np.argmin(right)])
                 yield (
-                    f"{path}: row {row} counts as {languages[int(self.rows['source'][row])]}, its document is "
-                    f"{catalogue.languages[int(catalogue.language[document])]}"
+                    f"{path}: row {row} counts as {languages[int(self.rows['source'][row])]}, its document "
+                    f"is {catalogue.languages[int(catalogue.language[document])]}"
                 )
             if (catalogue.validation[at] == self.train).any():
                 yield f"{path}: rows from {first} hold documents of the other split"
             np.add.at(times[shard.component], at, 1)
 
     def _repetition_faults(self, times: dict[str, np.ndarray]) -> Iterator[str]:
-        """Documents of a source are seen equally often, to within one."""
+        """Documents of a source are read equally often, to within one."""
         if not self.train:
             return
         for name, counts in times.items():
             catalogue = self.catalogues[name]
             for code, language in enumerate(catalogue.languages):
                 mine = (catalogue.language == code) & ~catalogue.validation
-                # Documents that an earlier phase consumed, or that a partial pass left out, are not seen at all.
+                # Documents that an earlier phase consumed, or that a partial pass left out, are never read.
                 seen = counts[mine][counts[mine] > 0]
                 if len(seen) and int(seen.max()) - int(seen.min()) > 1:
                     yield (
-                        f"{self.folder / 'rows.npy'}: documents of {name}/{language} are seen {int(seen.min())} to "
-                        f"{int(seen.max())} times"
+                        f"{self.folder / 'rows.npy'}: documents of {name}/{language} are seen "
+                        f"{int(seen.min())} to {int(seen.max())} times"
                     )
 
     def _sample_faults(self) -> Iterator[str]:
-        """Samples follow each other without gap; concatenated ones are a sequence length apart."""
+        """Samples follow each other without gaps; concatenated ones are one sequence length apart."""
         info, path = self.info, self.folder / "samples.npy"
         if self.samples.shape != (info.samples + 1, 2):
             yield f"{path}: shape {self.samples.shape}, dataset.json says {info.samples} samples"

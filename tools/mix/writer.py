@@ -24,7 +24,7 @@ __all__ = ["ArrayWriter", "DatasetWriter", "ShardTable"]
 
 @dataclass(frozen=True)
 class ShardTable:
-    """Numbers of the shards that a mix reads: those of its components, one component after the other."""
+    """Numbers the shards that a mix reads, component by component."""
 
     components: Sequence[Component]
 
@@ -59,7 +59,7 @@ class ArrayWriter:
             "fortran_order": False,
             "shape": shape,
         }
-        # 256 bytes hold any length, so the header can be written again over the first one.
+        # 256 bytes hold any length, so the final header fits over the first one.
         text = repr(fields).ljust(256 - 11) + "\n"
         return b"\x93NUMPY\x01\x00" + (len(text)).to_bytes(2, "little") + text.encode("latin1")
 
@@ -121,9 +121,10 @@ class DatasetWriter:
 
         Args:
             buckets: rows (`ROW`) in order.
-            samples: exact number of samples; None: as many as the rows make, the last one padded (concatenation only).
-            total: tells the tokens of all rows once the first bucket came; with `samples` and concatenation, what
-                exceeds the samples is cut off the last row.
+            samples: exact number of samples; None: as many as the rows make, the last one padded
+                (concatenation only).
+            total: returns the tokens of all rows once the first bucket has been read; with `samples` and
+                concatenation, the excess is cut off the last row.
         """
         if self.packing == "concatenate":
 
@@ -164,9 +165,10 @@ class DatasetWriter:
         return info
 
     def _count(self, rows: np.ndarray, begins_document: np.ndarray | None = None) -> None:
-        """Counts rows; `begins_document` tells which hold the first token of their document (default all)."""
+        """Counts rows; `begins_document` marks those that hold the first token of their document (by default
+        all)."""
         self._shard_rows += np.bincount(rows["shard"], minlength=len(self._shard_rows))
-        source = rows["source"].astype(np.intp)  # once, for all the counting
+        source = rows["source"].astype(np.intp)  # one copy for all counts
         counts = np.bincount(source, minlength=len(self.sources))
         self._source_rows += counts
         tokens = np.bincount(source, rows["tokens"], len(self.sources))
@@ -176,9 +178,10 @@ class DatasetWriter:
         self._source_documents += counts
 
     def _concatenate(self, buckets: Iterable[np.ndarray]) -> tuple[int, int, int]:
-        """One stream, cut every sequence length: sample i begins at token i·L and is labelled by tokens up to (i+1)·L.
+        """One stream, cut every sequence length: sample i begins at token i·L and is labelled by tokens up to
+        (i+1)·L.
 
-        `samples.npy` closes with the stream's last token, which is a label only.
+        `samples.npy` ends with the stream's last token, which is only a label.
         """
         length, before, rows_before, end = self.sequence_length, 0, 0, (0, 0)
         with (
@@ -200,14 +203,15 @@ class DatasetWriter:
                 samples_file.append(np.stack([index + rows_before, into], axis=1))
                 before, rows_before = int(ends[-1]), rows_before + len(rows)
                 end = (rows_before - 1, int(rows["tokens"][-1]) - 1)
-            # The last token is a label only. Where a sample would begin with it, that entry closes the list already.
+            # The last token is only a label. If a sample would begin with it, that entry already closes the
+            # list.
             if before == 0 or (before - 1) % length:
                 samples_file.append(np.array([end], np.int64))
             count = samples_file.length - 1
         return count, max(before - 1, 0), rows_before
 
     def _best_fit(self, buckets: Iterable[np.ndarray], samples: int | None) -> tuple[int, int, int]:
-        """Packs every bucket by itself; the bins of a bucket and the rows of a bin keep a random order."""
+        """Packs each bucket separately; bins within a bucket and rows within a bin stay in random order."""
         capacity = self.sequence_length + 1
         itemsize = self.shards.components[0].dtype.itemsize
         count, labels, rows_before = 0, 0, 0
@@ -249,7 +253,8 @@ class DatasetWriter:
         ]
 
     def _write_indices(self) -> None:
-        """One `.idx` and one link to the `.bin` for every shard that has rows, in the order in which they are read."""
+        """One `.idx` and one link to the `.bin` for every shard that has rows, in the order in which they are
+        read."""
         writers: dict[int, IndexWriter] = {}
         pairs = enumerate(zip(self._shard_names(), self.shards.shards(), self._shard_rows, strict=True))
         for number, (name, (component, shard), rows) in pairs:
@@ -266,7 +271,7 @@ class DatasetWriter:
             writer.close()
 
     def _by_shard(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Rows in pieces: where each shard's begin, then lengths and offsets of all, grouped by shard."""
+        """Where each shard's rows begin, then lengths and offsets of all rows, grouped by shard."""
         rows_file = np.load(self.folder / "rows.npy", mmap_mode="r")
         for start in range(0, len(rows_file), BUCKET_ROWS):
             rows = rows_file[start : start + BUCKET_ROWS]
@@ -278,8 +283,8 @@ class DatasetWriter:
 
 
 def _bin_order(bins: np.ndarray, tokens: np.ndarray, made: int, keep: int) -> np.ndarray:
-    """Place of each bin: in the order in which their first rows came, which is random; where some bins are too many,
-    the emptiest ones go last."""
+    """Place of each bin: in the order of their first rows, which is random; with too many bins, the emptiest
+    go last."""
     first = np.full(made, len(bins), np.int64)
     np.minimum.at(first, bins, np.arange(len(bins)))
     if keep < made:
@@ -292,8 +297,9 @@ def _bin_order(bins: np.ndarray, tokens: np.ndarray, made: int, keep: int) -> np
 
 
 def _cut_last(buckets: Iterable[np.ndarray], surplus: Callable[[], int]) -> Iterator[np.ndarray]:
-    """Rows as they come; the first one that is longer than `surplus` is kept back, to close the stream without its last
-    `surplus` tokens. (`surplus` is less than some row's length, and known when the first bucket came.)"""
+    """Rows in order; the first one longer than `surplus` is held back to end the stream without its last
+    `surplus` tokens. (`surplus` is less than some row's length, and known once the first bucket has been
+    read.)"""
     last: np.ndarray | None = None
     cut = 0
     for bucket in buckets:

@@ -29,7 +29,8 @@ def join(*parts: pa.ChunkedArray | pa.Array | str, separator: str = "") -> pa.Ch
 
 
 def encode_keys(table: pa.Table, names: tuple[str, ...]) -> tuple[pa.Array, list[tuple[str, ...]]]:
-    """Code of each row by its values in the named columns, and the values of each code in order of first appearance."""
+    """Code of each row by its values in the named columns, and the values of each code in order of first
+    appearance."""
     encoded = as_array(
         pc.dictionary_encode(as_array(join(*(table[name] for name in names), separator="\x00")))
     )

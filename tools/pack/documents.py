@@ -56,8 +56,8 @@ class DocumentMaker:
 
     @property
     def batch_bytes(self) -> int:
-        """Text of a batch of records, about. Documents of pairs are made at the end of batches: their order depends on it,
-        so that this number is part of what a bilingual component is."""
+        """Approximate bytes of text in a batch of records. Documents of pairs are made when a batch ends, so
+        their order, and with it a bilingual component's content, depends on this number."""
         return 4 << 20 if self.component.kind == "bilingual" else BATCH_BYTES
 
     def add(self, batch: Batch) -> Iterator[pa.Table]:
@@ -69,7 +69,7 @@ class DocumentMaker:
                 yield table
 
     def finish(self) -> Iterator[pa.Table]:
-        """Yields what is left when the unit's records are through."""
+        """Yields what is left after the unit's last record."""
         for key in sorted(self._pairs):
             table = self._documents_of_pairs(key, last=True)
             if len(table):
@@ -84,7 +84,8 @@ class DocumentMaker:
             language = self._filled(batch, "language", self.component.language or batch.segment.file.folder)
             if "{path" in header and "path" not in batch.table.column_names:
                 raise UserError(
-                    f"{batch.segment.file.path}: data.pack.code.header uses {{path}}, and the records have no field "
+                    f"{batch.segment.file.path}: data.pack.code.header uses {{path}}, and the records have "
+                    "no field "
                     "'path'; add it to the corpus or take {path} out of the header"
                 )
             path = batch.table["path"] if "path" in batch.table.column_names else language
@@ -111,7 +112,7 @@ class DocumentMaker:
         yield self._one_to_one(batch, pc.if_else(whole, text, ""))
 
     def _one_to_one(self, batch: Batch, text: pa.ChunkedArray) -> pa.Table:
-        """A document a record; records without text are counted as `empty`."""
+        """One document per record; records without text are counted as `empty`."""
         file = batch.segment.file
         table = pa.table(
             {
@@ -167,13 +168,15 @@ class DocumentMaker:
                 yield self._documents_of_pairs(key, last=False)
 
     def _documents_of_pairs(self, key: tuple[str, str, str], *, last: bool) -> pa.Table:
-        """Documents of the pairs held for one language pair and split; what fills none stays, unless `last`."""
+        """Documents of the pairs held for one language pair and split; pairs that fill no document are kept,
+        unless `last`."""
         settings, buffer = self.pack.bilingual, self._pairs[key]
         rows = pa.concat_tables(buffer.tables).combine_chunks()
         codes = encode_keys(rows, ("src", "tgt"))[0].to_numpy(zero_copy_only=False)
         order, sizes, rest = spread(codes, settings.pairs_per_document, last=last)
         if len(rest) > _HELD_PAIRS // 2:
-            # The same few pairs over and over: holding them back for fuller documents would hold ever more.
+            # The same few pairs keep coming: waiting for fuller documents would hold back more and more of
+            # them.
             order, sizes, rest = spread(codes, settings.pairs_per_document, last=True)
         buffer.tables, buffer.rows = [rows.take(rest)], len(rest)
         taken = rows.take(order)
@@ -234,7 +237,7 @@ class DocumentMaker:
 
 @dataclass
 class _PairBuffer:
-    """Pairs of one language pair and split that wait for their document to fill."""
+    """Pairs of one language pair and split whose document is not full yet."""
 
     tables: list[pa.Table] = field(default_factory=list)
     rows: int = 0
@@ -257,12 +260,12 @@ def spread(codes: np.ndarray, size: int, *, last: bool) -> tuple[np.ndarray, np.
 
     Args:
         codes: integer code of each element; equal elements have equal codes.
-        size: elements a document.
+        size: elements per document.
         last: also make documents that are not full.
 
     Returns:
-        Order of the elements that are placed (int64), sizes of the documents (int64), elements left over (int64).
-        Without repetitions this is the given order.
+        Order of the elements that are placed (int64), sizes of the documents (int64), elements left over
+        (int64). Without repetitions this is the given order.
     """
     count = len(codes)
     whole = count // size * size

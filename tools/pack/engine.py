@@ -1,7 +1,7 @@
 """Tokenizer engines behind one interface, and the gate that admits a fast one.
 
-Text that spells a control token (`<|end_of_text|>`) stays text: every engine is loaded without the special ones among
-the tokenizer's added tokens.
+Text that spells a control token (`<|end_of_text|>`) stays text: every engine is loaded without the special
+ones among the tokenizer's added tokens.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ REFERENCE: EngineName = "tokenizers"
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a batch: `ids` (uint32, all documents one after the other) and `offsets` (int64, documents + 1)."""
+    """Token ids of a batch: `ids` (uint32, all documents concatenated) and `offsets` (int64, documents +
+    1)."""
 
     ids: np.ndarray
     offsets: np.ndarray
@@ -57,7 +58,7 @@ class Encoded:
         return np.diff(self.offsets)
 
     def documents(self, start: int, stop: int) -> Encoded:
-        """The documents [start, stop) as a batch of their own."""
+        """The documents [start, stop) as a batch."""
         offsets = self.offsets[start : stop + 1]
         return Encoded(self.ids[offsets[0] : offsets[-1]], offsets - offsets[0])
 
@@ -83,7 +84,7 @@ class Engine(Protocol):
 
 @contextmanager
 def _engine_errors() -> Iterator[None]:
-    """Turns whatever a fast engine raises into EngineError; a Rust panic isn't even an Exception."""
+    """Turns whatever a fast engine raises into EngineError; a Rust panic is not even an Exception."""
     try:
         yield
     except BaseException as error:
@@ -92,13 +93,14 @@ def _engine_errors() -> Iterator[None]:
         raise
 
 
-# gigatoken keeps the words it has met, about 0.2 GiB a gigabyte of text; loading anew takes under a second. fastokens,
-# which may do so too, is treated alike.
+# gigatoken keeps the words it has met, about 0.2 GiB per gigabyte of text; loading it again takes under a
+# second. fastokens, which may do the same, is treated alike.
 RENEW_BYTES = 256 << 20
 
 
 class _Renewed(ABC):
-    """An engine that is loaded anew after every `RENEW_BYTES` of text, so that its cache of words stays bounded."""
+    """An engine that is reloaded after every `RENEW_BYTES` of text, so that its cache of words stays
+    bounded."""
 
     def __init__(self, tokenizer: TokenizerFile) -> None:
         self._file = tokenizer
@@ -124,10 +126,11 @@ class _Gigatoken(_Renewed):
         return gigatoken.Tokenizer.from_json(self._file.plain)
 
     def encode(self, texts: pa.Array) -> Encoded:
-        # A call a text costs a microsecond; its call for batches would load `awkward`, which takes two seconds.
+        # One call per text costs a microsecond; the batch call would import `awkward`, which takes two
+        # seconds.
         with _engine_errors():
             self._renew(texts)
-            # UTF-8 as it lies in the array: a third faster than by way of Python's strings.
+            # UTF-8 as it is in the array: a third faster than through Python strings.
             encode = self._tokenizer.backend.encode
             return _joined([encode(text) for text in texts.cast(pa.large_binary()).to_pylist()])
 
@@ -171,7 +174,7 @@ _CLASSES: Mapping[EngineName, type[_Gigatoken] | type[_Fastokens] | type[_Refere
 
 
 def choose_engine(wanted: str) -> EngineName:
-    """The engine that a recipe's `data.pack.engine` means on this machine, whatever the tokenizer.
+    """The engine that `data.pack.engine` of a recipe selects on this machine, for any tokenizer.
 
     Raises:
         UserError: the wanted engine is not installed.
@@ -189,7 +192,8 @@ def choose_engine(wanted: str) -> EngineName:
 
 
 def load_engine(name: EngineName, tokenizer: TokenizerFile) -> Engine:
-    """Loads an engine with the control tokens taken out; a process keeps the fast one and the reference it loaded last.
+    """Loads an engine with the control tokens taken out; a process keeps the fast one and the reference it
+    loaded last.
 
     Raises:
         UserError: the engine cannot read this tokenizer.
@@ -199,11 +203,13 @@ def load_engine(name: EngineName, tokenizer: TokenizerFile) -> Engine:
 
 @functools.lru_cache(maxsize=2)
 def usable_engine(wanted: str, tokenizer: TokenizerFile) -> tuple[EngineName, dict[str, str]]:
-    """The engine that a recipe's `data.pack.engine` means for a tokenizer, loaded, and why faster ones were passed over:
-    `fastest` is the fastest one that can read it (no fast engine reads all of Hugging Face's pre-tokenizers).
+    """The engine that `data.pack.engine` of a recipe selects for a tokenizer, loaded, and why faster ones
+    were passed over: `fastest` is the fastest one that can read it (no fast engine reads all of Hugging
+    Face's pre-tokenizers).
 
     Raises:
-        UserError: the wanted engine is not installed or cannot read this tokenizer, or one that is installed is broken.
+        UserError: the wanted engine is not installed or cannot read this tokenizer, or one that is installed
+            is broken.
     """
     passed_over: dict[str, str] = {}
     if wanted == "fastest":
@@ -222,10 +228,10 @@ def usable_engine(wanted: str, tokenizer: TokenizerFile) -> tuple[EngineName, di
 
 
 def forget_engine(name: EngineName) -> None:
-    """Gives an engine's memory back to the system; where it is needed once more it is loaded once more."""
+    """Returns an engine's memory to the system; the next use loads it again."""
     (_load_reference if name == REFERENCE else _load_fast).cache_clear()
     usable_engine.cache_clear()
-    # The C library would keep the many small pieces that it was made of, 150 MiB for a vocabulary of 128k tokens.
+    # The C library would keep its many small allocations: 150 MiB for a vocabulary of 128k tokens.
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
 
@@ -246,7 +252,7 @@ _load_reference = functools.lru_cache(maxsize=1)(_load)
 
 
 def encode_or_none(engine: Engine, texts: pa.Array) -> Encoded | None:
-    """What a fast engine makes of texts; None where it fails."""
+    """A fast engine's result; None where it fails."""
     try:
         return engine.encode(texts)
     except EngineError:
@@ -270,8 +276,8 @@ class Encoder:
         tokenizer: the tokenizer.
         name: the fast engine.
         refused: languages that only the reference may encode.
-        trusted: languages that the gate admitted; others are gated when they first come, on their first documents.
-        gate_documents: documents a language that a gate looks at.
+        trusted: languages that the gate admitted; others are gated on their first documents.
+        gate_documents: documents per language that the gate compares.
     """
 
     tokenizer: TokenizerFile
@@ -318,7 +324,7 @@ class Encoder:
         return _interleave(parts, slow.to_numpy(zero_copy_only=False))
 
     def _refuse_failing(self, texts: pa.Array, languages: pa.Array, present: Sequence[str]) -> None:
-        """Refuses the languages whose texts the fast engine cannot encode, though the gate's sample went well."""
+        """Refuses languages whose texts the fast engine cannot encode, although the gate's sample passed."""
         for language in present:
             try:
                 self._fast.encode(texts.filter(pc.equal(languages, language)))
@@ -327,7 +333,8 @@ class Encoder:
                 self.refused.add(language)
 
     def gate(self, texts: pa.Array, language: str) -> bool:
-        """Compares both engines on the first texts of a language; the language is trusted or refused from then on."""
+        """Compares both engines on the first texts of a language; the language is trusted or refused from
+        then on."""
         sample = gate_sample(texts, self.gate_documents)
         equal = agree(encode_or_none(self._fast, sample), self._reference.encode(sample))
         (self.trusted if equal else self.refused).add(language)
@@ -342,7 +349,7 @@ class Encoder:
             raise UserError(
                 f"{self.tokenizer.path}: gave id {largest}, model.vocab_size is {self.tokenizer.vocab_size}"
             )
-        # Most tokenizers have their control tokens at one end, so that nothing has to be looked up.
+        # Most tokenizers have all control tokens at one end of the vocabulary: a comparison is enough.
         first, after = np.searchsorted(control, (smallest, largest + 1)).tolist()
         hits = np.isin(ids, control[first:after]) if after > first else np.zeros(0, bool)
         if hits.any():
@@ -350,30 +357,30 @@ class Encoder:
             document = int(np.searchsorted(encoded.offsets, at, side="right")) - 1
             text = texts[document].as_py()
             raise UserError(
-                f"{self.tokenizer.path}: a text became the control token {int(ids[at])}; it starts {text[:60]!r}. Mark "
-                "that token as not special in tokenizer.json, or remove it from the text"
+                f"{self.tokenizer.path}: a text became the control token {int(ids[at])}; it starts "
+                f"{text[:60]!r}. Mark that token as not special in tokenizer.json, or remove it from the text"
             )
         return encoded
 
 
 GATE_BYTES = 8 << 10
-"""UTF-8 text of a language that the gate compares, at most."""
+"""Most UTF-8 bytes per language that the gate compares."""
 
 
 def gate_sample(texts: pa.Array, documents: int) -> pa.Array:
-    """The first documents, at most `documents` of them and 8 KiB; of a longer first one its beginning."""
+    """The first documents, at most `documents` and 8 KiB; a longer first document is cut."""
     sample = texts[:documents]
     sizes = np.cumsum(pc.binary_length(sample).to_numpy(zero_copy_only=False))
     count = int(np.searchsorted(sizes, GATE_BYTES, side="right"))
     if count == 0 and len(sample):
         beginning = sample[0].as_py().encode()[:GATE_BYTES].decode(errors="ignore")
         return pa.array([beginning], sample.type)
-    # A copy: a slice would take all of its column along to another process.
+    # A copy: a slice would send its whole column to another process.
     return pa.concat_arrays([sample[:count]])
 
 
 def _interleave(parts: Mapping[bool, Encoded], which: Sequence[bool] | np.ndarray) -> Encoded:
-    """Puts documents of two batches into one order: document i comes from `parts[which[i]]`."""
+    """Merges the documents of two batches: document i comes from `parts[which[i]]`."""
     which = np.asarray(which, bool)
     lengths = np.empty(len(which), np.int64)
     for kind, part in parts.items():

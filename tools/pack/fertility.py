@@ -1,4 +1,4 @@
-"""Tokens of the run's tokenizer per language, and tokens a byte: what a language costs."""
+"""Tokens of the run's tokenizer per language, and tokens per byte: what a language costs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["add_tokens", "count_tokens"]
 def count_tokens(
     root: str, stage: str, parts: Sequence[Part], tokenizer: Tokenizer, vocab_size: int, engine: str
 ) -> list[list[Any]]:
-    """Tokens (without those that bound documents) and bytes of parts: rows of kind, language, tokens, bytes."""
+    """Tokens (not counting document boundaries) and bytes of parts: rows of kind, language, tokens, bytes."""
     from emma.tools.pack.engine import Encoder, choose_engine
     from emma.tools.pack.tokenizer_file import TokenizerFile
 
@@ -44,24 +44,25 @@ def count_tokens(
 def add_tokens(
     build: Build, recipe: Recipe, stage: str, rows: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Rows of a statistics table with `tokenizer_tokens` and `tokens_per_byte`; written to
-    `statistics/tokens-STAGE.parquet` too. An interrupted count goes on where it stopped.
+    """Adds `tokenizer_tokens` and `tokens_per_byte` to rows of a statistics table.
+
+    Also writes them to `statistics/tokens-STAGE.parquet`. An interrupted count resumes where it stopped.
 
     Args:
         build: the corpus.
         recipe: for the tokenizer (`model.tokenizer`) and its engine (`data.pack.engine`).
-        stage: stage to count.
-        rows: rows of `statistics.statistics` of that stage.
+        stage: the stage to count.
+        rows: the stage's rows of `statistics.statistics`.
 
     Raises:
-        UserError: the model has no tokenizer, or it cannot be read.
+        UserError: the model names no tokenizer, or the tokenizer cannot be read.
     """
     from emma.tools.pack.tokenizer_file import TokenizerFile
 
     tokenizer = recipe.model.tokenizer
     if tokenizer is None:
         raise UserError(
-            f"model {recipe.model.name} names no tokenizer; give model.tokenizer, or leave --tokens out"
+            f"model {recipe.model.name} names no tokenizer; set model.tokenizer, or leave out --tokens"
         )
     checksum = TokenizerFile(tokenizer, recipe.model.vocab_size).sha256
     settings = (tokenizer, recipe.model.vocab_size, recipe.data.pack.engine)

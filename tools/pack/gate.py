@@ -1,5 +1,5 @@
-"""The gate before packing: the fast engine may encode the languages on whose first documents it agrees with the
-reference."""
+"""The gate before packing: the fast engine may encode the languages on whose first documents it agrees with
+the reference."""
 
 from __future__ import annotations
 
@@ -34,28 +34,30 @@ _HEAD = 64 << 10
 _HEADS = 32 << 20
 
 _Samples = dict[str, pa.Array]
-"""First documents of each language."""
+"""The first documents of each language."""
 
 
 def gate_verdicts(
     settings: PackSettings, plan: ComponentPlan, pool: Executor, workers: int
 ) -> tuple[EngineName, dict[str, str], dict[str, bool]]:
-    """The engine that can read the tokenizer, why faster ones were passed over, and whether it may encode a language,
-    for every language that `gate_samples` finds.
+    """The engine that can read the tokenizer, why faster ones were passed over, and whether it may encode a
+    language, for every language that `gate_samples` finds.
 
     Args:
         settings: what to pack.
         plan: the component's plan.
         pool: processes that have the fast engine.
-        workers: how many they are.
+        workers: number of these processes.
 
     Raises:
-        UserError: the engine that the recipe names cannot read the tokenizer, or one that is installed is broken.
+        UserError: the engine that the recipe names cannot read the tokenizer, or one that is installed is
+            broken.
     """
     samples = gate_samples(settings, plan)
     count = max(1, min(workers, len(samples)))
     parts = [dict(list(samples.items())[start::count]) for start in range(count)]
-    # Before the first submission, which waits until the process that the others are forked from has loaded its engine.
+    # Before the first submission, which blocks until the process that workers are forked from has loaded its
+    # engine.
     reference = load_engine(REFERENCE, settings.tokenizer)
     tasks = [pool.submit(_encode_fast, settings, part) for part in parts]
     expected = _encode_together(reference, samples)
@@ -63,8 +65,8 @@ def gate_verdicts(
     (name, passed_over), *others = [usable for usable, _ in results]
     if any(other != (name, passed_over) for other in others):
         raise UserError(
-            f"{settings.tokenizer.path}: processes of this machine came to load different engines; run the command again, "
-            "or name one in data.pack.engine"
+            f"{settings.tokenizer.path}: processes of this machine came to load different engines; run the "
+            "command again, or name one in data.pack.engine"
         )
     fast = {language: encoded for _, part in results for language, encoded in part.items()}
     return name, passed_over, {language: agree(fast[language], expected[language]) for language in samples}
@@ -73,7 +75,7 @@ def gate_verdicts(
 def _encode_fast(
     settings: PackSettings, samples: _Samples
 ) -> tuple[tuple[EngineName, dict[str, str]], dict[str, Encoded | None]]:
-    """Runs in a worker: its engine, as `usable_engine` says it, and what that makes of the samples."""
+    """Runs in a worker: its engine, as `usable_engine` returns it, and the engine's ids of the samples."""
     usable = usable_engine(settings.pack.engine, settings.tokenizer)
     engine = load_engine(usable[0], settings.tokenizer)
     return usable, {language: encode_or_none(engine, texts) for language, texts in samples.items()}
@@ -92,7 +94,7 @@ def _encode_together(engine: Engine, samples: _Samples) -> dict[str, Encoded]:
 
 
 def gate_samples(settings: PackSettings, plan: ComponentPlan) -> _Samples:
-    """First documents of every language that shows up in the first records of the input files.
+    """The first documents of every language in the first records of the input files.
 
     At least 64 KiB of every file are read, and more of each where there are few files.
     """

@@ -14,7 +14,7 @@ __all__ = ["InputFile", "Segment", "Unit", "cut_units", "list_inputs"]
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 
-# A compressed jsonl file is taken for this many times its size; it is one segment whatever that says.
+# A compressed jsonl file is assumed to hold this many times its size; it is always one segment.
 _COMPRESSION = 4
 _SMALLEST_UNIT = 32 << 20
 _UNITS = 64
@@ -22,7 +22,8 @@ _UNITS = 64
 
 @dataclass(frozen=True)
 class InputFile:
-    """One input file as it was listed: `path` as given, `bytes`, and `modified` in nanoseconds since the epoch."""
+    """One input file as it was listed: `path` as given, `bytes`, and `modified` in nanoseconds since the
+    epoch."""
 
     path: str
     bytes: int
@@ -35,12 +36,12 @@ class InputFile:
 
     @property
     def folder(self) -> str:
-        """Name of the folder the file is in: the language or pair, in the layout of the corpus."""
+        """Name of the file's folder: in the layout of the corpus, the language or pair."""
         return Path(self.path).parent.name
 
     @property
     def split(self) -> str:
-        """Split of records that name none: `validation` for files called so, else `train`."""
+        """Split of records that name none: `validation` for files named so, else `train`."""
         return "validation" if Path(self.path).name.startswith("validation") else "train"
 
 
@@ -61,7 +62,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Unit:
-    """What one process packs at a time: segments in order, of about the same size in all units."""
+    """What one process packs at a time: consecutive segments. Units are of about the same size."""
 
     index: int
     segments: tuple[Segment, ...]
@@ -97,8 +98,8 @@ def list_inputs(patterns: Sequence[str | Path]) -> list[InputFile]:
             matches = [p for p in matches if p.is_file()]
         if not matches:
             raise UserError(
-                f"{pattern}: no input there; expected {', '.join(SUFFIXES)} files. Run the corpus stage before, "
-                "or correct data.pack.components.*.inputs"
+                f"{pattern}: no input there; expected {', '.join(SUFFIXES)} files. Run the corpus stage "
+                "before, or correct data.pack.components.*.inputs"
             )
         for match in matches:
             if not match.name.endswith(SUFFIXES):
@@ -122,8 +123,8 @@ def cut_units(files: Iterable[InputFile], largest: int) -> list[Unit]:
         files: sorted input files.
         largest: size of a unit in bytes of text, at most (a compressed file or a row group may exceed it).
 
-    A unit is a 64th of the input, between 32 MiB and `largest`, so that small inputs still keep several processes
-    busy; only the inputs decide.
+    A unit is a 64th of the input, between 32 MiB and `largest`, so that small inputs keep several processes
+    busy too; it depends on the inputs alone.
     """
     files = [file for file in files if file.bytes]
     sized = [(file, _text_bytes(file)) for file in files]
@@ -174,5 +175,5 @@ def _text_bytes(file: InputFile) -> list[int]:
     try:
         metadata = pq.read_metadata(file.path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file.path}: not a whole parquet file ({error}); write it anew") from None
+        raise UserError(f"{file.path}: not a whole parquet file ({error}); write it again") from None
     return [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]

@@ -1,4 +1,4 @@
-"""How sentence pairs name their languages."""
+"""Names of languages in sentence pairs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["pair_labels", "split_pair"]
 def pair_labels(source: str, target: str) -> tuple[str, str]:
     """English names of the two languages of a pair, e.g. `swh_Latn`, `eng_Latn` → `Swahili`, `English`.
 
-    Names lose ISO 639-3's remarks in brackets; where both sides would be called the same, scripts are appended
-    (`Serbian (Cyrl)`, `Serbian (Latn)`). Codes without a name in ISO 639-3 stay codes.
+    Names lose ISO 639-3's remarks in brackets; where both sides would be called the same, scripts are
+    appended (`Serbian (Cyrl)`, `Serbian (Latn)`). Codes without a name in ISO 639-3 are kept.
     """
     # The tables take a second to load, and only pairs need them.
     from emma.tools.languages.labels import language_name

@@ -1,4 +1,4 @@
-"""Looking at packed documents: decoded text of a few, drawn from a component."""
+"""A look at packed documents: the decoded text of a few, drawn from a component."""
 
 from __future__ import annotations
 
@@ -59,13 +59,14 @@ def peek_documents(
     """Yields documents drawn at random from a component, or from one language of it.
 
     Raises:
-        UserError: the language isn't there.
+        UserError: the language is missing.
     """
     if language is not None and language not in component.sources["language"].to_pylist():
         known = sorted(set(component.sources["language"].to_pylist()))
         near = [name for name in known if name[:2] == language[:2]] or known
         raise UserError(
-            f"{component.folder}: holds no {language!r}; it has {', '.join(near[:8])}{' ...' if len(near) > 8 else ''}"
+            f"{component.folder}: holds no {language!r}; it has "
+            f"{', '.join(near[:8])}{' ...' if len(near) > 8 else ''}"
         )
     rng = np.random.default_rng(seed)
     for shard_number, row in _places(component, language, count, rng):

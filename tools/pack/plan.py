@@ -1,7 +1,7 @@
-"""What packing a component will do: inputs, work units, settings, and which languages the fast engine may encode.
+"""The plan of a component: inputs, work units, settings, and the languages that the fast engine may encode.
 
-The plan is made once and kept in `store/<component>/.pack/plan.json` until the component is finished; every process and
-every later run works from it.
+It is made once and kept in `store/<component>/.pack/plan.json` until the component is finished; all processes
+and later runs use it.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class PackSettings:
         folder = self.corpus / "split" / ("parallel" if component.kind == "bilingual" else name)
         if not folder.is_dir():
             raise UserError(
-                f"{folder}: no such folder, so component {name!r} has no input; run the corpus stage, or give "
-                f"data.pack.components.{name}.inputs"
+                f"{folder}: no such folder, so component {name!r} has no input; run the corpus stage, or "
+                f"give data.pack.components.{name}.inputs"
             )
         return list_inputs([folder])
 
@@ -94,8 +94,9 @@ class PackSettings:
 class ComponentPlan:
     """Plan of one component.
 
-    `passed_over` says why engines faster than `engine` cannot read the tokenizer. `refused` and `trusted` are the languages that the gate looked at before the first unit; languages that first show
-    up later are gated in the unit they are in.
+    `passed_over` says why engines faster than `engine` cannot read the tokenizer. `refused` and `trusted` are
+    the languages that the gate compared before the first unit; languages that first appear later are gated
+    within their unit.
     """
 
     name: str
@@ -141,13 +142,14 @@ class ComponentPlan:
 
 
 def plan_component(settings: PackSettings, name: str) -> ComponentPlan:
-    """Lists the inputs of a component and cuts them into units; the gate is still to come.
+    """Lists the inputs of a component and cuts them into units; the gate comes later.
 
     Raises:
         UserError: no input, or files that cannot be read.
     """
     inputs = settings.inputs(name)
-    # Text and its tokens are about the same size; half a shard of text leaves room for scripts with more tokens.
+    # Text and its tokens are of about the same size; half a shard of text leaves room for scripts with more
+    # tokens.
     units = cut_units(inputs, largest=settings.pack.shard_mib << 19)
     engine = choose_engine(settings.pack.engine)
     return ComponentPlan(name, settings.of_component(name), engine, inputs, units, [], [])

@@ -1,7 +1,7 @@
-"""Imported by the process that packing's workers are forked from: they start with the tokenizer engine that it has
-loaded, and share its memory.
+"""Imported by the process that packing's workers are forked from: they start with the tokenizer engine it has
+loaded and share its memory.
 
-Nothing is encoded here, since an engine that has encoded holds threads, which don't survive a fork.
+Nothing is encoded here: an engine that has encoded holds threads, which do not survive a fork.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def _load(value: dict[str, Any]) -> None:
 
 keep_pandas_out()
 if PRELOAD_VARIABLE in os.environ:
-    # A worker, or the command itself, meets the same error where it can be reported.
+    # A worker, or the command itself, meets the same error and reports it.
     with contextlib.suppress(Exception):
         _load(orjson.loads(os.environ[PRELOAD_VARIABLE]))
-# What is loaded stays: looking through it for garbage would copy it into every worker.
+# Frozen: the garbage collector would touch, and so copy, all of it in every worker.
 gc.freeze()

@@ -23,7 +23,7 @@ from emma.tools.pack.inputs import Segment
 __all__ = ["Batch", "read_segment"]
 
 BATCH_BYTES = 2 << 20
-"""Text of a batch, about; what a process holds at a time is a small multiple."""
+"""Approximate bytes of text in a batch; a process holds a small multiple of it."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,12 @@ def read_segment(
     Args:
         segment: where to read.
         required: columns that every record must have (null counts as an empty text).
-        optional: columns that are read where they are.
-        batch_bytes: text of a batch, about.
+        optional: columns that are read where they exist.
+        batch_bytes: approximate bytes of text in a batch.
 
     Raises:
-        UserError: unreadable file, malformed line, missing field, wrong type; names file, line or row, and field.
+        UserError: unreadable file, malformed line, missing field, wrong type; names file, line or row, and
+            field.
     """
     if segment.file.kind == "parquet":
         yield from _read_parquet(segment, required, optional, batch_bytes)
@@ -102,7 +103,7 @@ def _read_parquet(
             yield Batch(table, segment, row)
             row += len(table)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: cannot be read as parquet ({error}); write it anew") from None
+        raise UserError(f"{path}: cannot be read as parquet ({error}); write it again") from None
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -118,7 +119,8 @@ def _read_jsonl(
     for block, position in _line_blocks(segment, batch_bytes):
         table = _parse_columns(block, required, optional) if fast else None
         if table is None:
-            # A field that isn't text, or a fault: line by line from here on, to convert the one and name the other.
+            # A field that is not text, or a fault: line by line from here, to convert the field or name the
+            # fault.
             fast = False
             table = _parse_lines(segment, block, position, required, optional)
         if len(table):
@@ -126,7 +128,8 @@ def _read_jsonl(
 
 
 def _parse_columns(block: bytes, required: Sequence[str], optional: Sequence[str]) -> pa.Table | None:
-    """A block parsed by Arrow, several times as fast as line by line; None where it needs a closer look."""
+    """A block parsed by Arrow, several times faster than line by line; None where it must be read line by
+    line."""
     schema = pa.schema([(name, pa.large_string()) for name in (*required, *optional)])
     try:
         table = pyarrow.json.read_json(
@@ -142,8 +145,8 @@ def _parse_columns(block: bytes, required: Sequence[str], optional: Sequence[str
     # Twice as fast as bytes.count.
     newlines = np.count_nonzero(np.frombuffer(block, np.uint8) == ord("\n"))
     lines = newlines + (not block.endswith(b"\n"))
-    # Other numbers of rows: blank lines, several records in a line, or one over several lines. Nulls: a field that is
-    # null or one that is missing.
+    # Other numbers of rows: blank lines, several records in a line, or one over several lines. Nulls: a field
+    # that is null or one that is missing.
     if len(table) != lines or any(table[name].null_count for name in required):
         return None
     return table.select([*required, *(name for name in optional if table[name].null_count < len(table))])
@@ -181,15 +184,15 @@ def _text(value: Any) -> Any:
 
 
 def _line_blocks(segment: Segment, size: int) -> Iterator[tuple[bytes, int]]:
-    """Whole lines of a segment in blocks of about `size` bytes, with the position of the block's first byte in the
-    (uncompressed) file. The last line may lack its newline."""
+    """Whole lines of a segment in blocks of about `size` bytes, with the position of the block's first byte
+    in the (uncompressed) file. The last line may lack its newline."""
     path, kind = Path(segment.file.path), segment.file.kind
     try:
         with path.open("rb") as raw:
             if kind == "jsonl":
                 position = segment.start
                 if position:
-                    # The line that the byte before belongs to is the previous segment's.
+                    # The line of the byte before belongs to the previous segment.
                     raw.seek(position - 1)
                     position += len(raw.readline()) - 1
                 yield from _blocks(raw.read, size, position, segment.stop, raw.readline)
@@ -200,12 +203,13 @@ def _line_blocks(segment: Segment, size: int) -> Iterator[tuple[bytes, int]]:
                 yield from _blocks(_ZstdStream(raw).read, size)
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise UserError(
-            f"{path}: cannot be read ({error}); it was cut or is damaged: write it anew"
+            f"{path}: cannot be read ({error}); it was cut or is damaged: write it again"
         ) from None
 
 
 class _ZstdStream:
-    """Reads zstandard data of one or several frames. (The library's own reader takes a cut file for a whole one.)"""
+    """Reads zstandard data of one or several frames. (The library's own reader does not notice that a file
+    was cut.)"""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw, self._frame, self._inside = raw, zstandard.ZstdDecompressor().decompressobj(), False
@@ -242,7 +246,7 @@ def _blocks(
     stop: int | None = None,
     rest_of_line: Callable[[], bytes] = bytes,
 ) -> Iterator[tuple[bytes, int]]:
-    """Blocks of the lines that begin in [position, stop) of a stream that stands at `position`."""
+    """Blocks of the lines that begin in [position, stop) of a stream whose position is `position`."""
     rest = b""
     while True:
         start = position
@@ -253,7 +257,7 @@ def _blocks(
         content = rest + block
         at_stop = stop is not None and start + len(content) >= stop
         if at_stop and not content.endswith(b"\n"):
-            # The last line begins before `stop` and ends behind it.
+            # The last line begins before `stop` and ends after it.
             content += rest_of_line()
         if at_stop or not block:
             if content:
@@ -297,7 +301,7 @@ def _first_fault(
 
 
 def _line_number(segment: Segment, position: int) -> int:
-    """Number of the line that begins at a position, counted from the start of the file."""
+    """Number of the line that begins at a position of the file."""
     if not position:
         return 1
     whole = Segment(segment.file, 0, segment.file.bytes if segment.file.kind == "jsonl" else 1)

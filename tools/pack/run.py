@@ -1,4 +1,5 @@
-"""Packing a store: plan, gate, work units on all cores, joining; each step can be killed and run again."""
+"""Packs a store: plan, gate, work units on all cores, joining. Any step can be killed and run again;
+processes on any machines share the units."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ from emma.tools.pack.workers import worker_pool
 __all__ = ["PackReport", "pack_store"]
 
 PackReport = dict[str, dict[str, Any]]
-"""By component: `status` (packed, unfinished, or as it was) and counts."""
+"""By component: `status` (packed, was packed before, or unfinished) and counts."""
 
 _POLL_SECONDS = 0.5
 
@@ -57,14 +58,14 @@ def pack_store(
     finish_only: bool = False,
     workers: int | None = None,
 ) -> PackReport:
-    """Packs components of a store; what is already packed stays as it is.
+    """Packs components of a store; finished ones are left alone.
 
     Args:
         settings: what to pack.
-        components: names; default all of the recipe.
-        shard: (i, n): only every n-th work unit, beginning with i (0 ≤ i < n), and no joining; for array tasks.
+        components: names; by default all of the recipe.
+        shard: (i, n): only every n-th work unit from the i-th (0 ≤ i < n), without joining; for array tasks.
         finish_only: only join; every unit must be packed.
-        workers: processes; default the cores that this process may use.
+        workers: processes; by default one per core that this process may use.
 
     Raises:
         UserError: bad input, changed inputs or settings, or units missing at the end.
@@ -108,11 +109,12 @@ def pack_store(
 def _plan(
     settings: PackSettings, name: str, finish_only: bool, pool: Executor, workers: int
 ) -> ComponentPlan | None:
-    """The plan of a component with the gate's verdicts, from disk where it was made before; None where another process
-    has finished the component in the meantime.
+    """The plan of a component with the gate's verdicts, from disk where it was made before; None where
+    another process has finished the component in the meantime.
 
     Raises:
-        UserError: inputs or settings changed since the plan was made, or there is none and `finish_only` is set.
+        UserError: inputs or settings changed since the plan was made, or there is none and `finish_only` is
+            set.
     """
     fresh = None if finish_only else plan_component(settings, name)
     # One process makes the plan; the others wait for it and read it.
@@ -158,20 +160,21 @@ def _refuse_change(settings: PackSettings, before: dict[str, Any], files: list[I
     folder = settings.store / name
     if change := difference(before, settings.of_component(name)):
         raise UserError(
-            f"{folder}: was begun with other settings: {change}. Remove the folder to pack it anew, or give "
+            f"{folder}: was begun with other settings: {change}. Remove the folder to pack it again, or give "
             "another paths.store"
         )
     if change := input_difference(files, settings.inputs(name)):
         raise UserError(
-            f"{folder}: was begun from other input: {change}. Remove the folder to pack it anew, or give another paths.store"
+            f"{folder}: was begun from other input: {change}. Remove the folder to pack it again, or give "
+            "another paths.store"
         )
 
 
 def _is_finished(settings: PackSettings, name: str) -> bool:
-    """Whether the component is there, made from these inputs with these settings.
+    """Whether the component is finished, from these inputs and with these settings.
 
     Raises:
-        UserError: it is there, but made from others.
+        UserError: it is finished, but from other inputs or with other settings.
     """
     folder = settings.store / name
     if not (folder / MANIFEST_NAME).is_file():
@@ -185,7 +188,7 @@ def _is_finished(settings: PackSettings, name: str) -> bool:
 def _counts(settings: PackSettings, name: str) -> dict[str, Any]:
     manifest = open_component(settings.store / name).manifest
     keys = ("engine", "languages_encoded_by_the_reference")
-    # Stores that were packed before engines were passed over don't say so.
+    # Stores of earlier versions lack it.
     passed_over = manifest.extra.get("engines_passed_over", {})
     return {
         **manifest.counts,
@@ -199,7 +202,8 @@ def _work_folder(settings: PackSettings, name: str) -> Path:
 
 
 def _remove_work(settings: PackSettings, name: str, lock: Lock | None = None) -> None:
-    """Removes a finished component's work folder, but for what a process on another machine may still be writing.
+    """Removes a finished component's work folder, but for what a process on another machine may still be
+    writing.
 
     Args:
         settings: what was packed.
@@ -212,7 +216,8 @@ def _remove_work(settings: PackSettings, name: str, lock: Lock | None = None) ->
     with sole_writer(settings.store / name, wait=True) if lock is None else nullcontext(lock) as held:
         stay = clear_leftovers(work, held)
         if not stay:
-            # A worker whose parent was killed may be writing there still; the next call removes what it leaves.
+            # A worker whose parent was killed may be writing there still; the next call removes what it
+            # leaves.
             shutil.rmtree(work, ignore_errors=True)
             return
         for path in work.iterdir():
@@ -285,10 +290,10 @@ def _pack_units(
 
 
 def _finish(settings: PackSettings, plan: ComponentPlan) -> None:
-    """Gives the shards of all units their numbers and writes `sources.parquet` and the manifest, unless another process
-    has done so.
+    """Gives the shards of all units their numbers and writes `sources.parquet` and the manifest, unless
+    another process has done so.
 
-    Nothing is copied: files are renamed; a kill at any moment leaves what the next call completes.
+    Files are renamed, not copied; the next call completes what a killed one began.
 
     Raises:
         UserError: units are missing.
@@ -341,7 +346,8 @@ def _move(source: Path, target: Path) -> None:
     except FileNotFoundError:
         if not target.exists():
             raise UserError(
-                f"{source}: packed before and now missing; remove {target.parent} and pack this component again"
+                f"{source}: packed before and now missing; remove {target.parent} and pack this component "
+                "again"
             ) from None
 
 

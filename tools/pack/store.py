@@ -1,7 +1,8 @@
 """The token store on disk: names, formats, and what a finished component says about itself.
 
-`store/<component>/` holds `shard-NNNNN.bin` (token ids, one document after the other), `documents-NNNNN.parquet` (one row
-a document, in the order of the shard), `sources.parquet` (counts of every language and split) and `manifest.json`.
+`store/<component>/` holds `shard-NNNNN.bin` (token ids of consecutive documents), `documents-NNNNN.parquet`
+(one row per document, in the order of the shard), `sources.parquet` (counts of every language and split) and
+`manifest.json`.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ DOCUMENT_SCHEMA = pa.schema(
         ("split", pa.string()),
     ]
 )
-"""Columns of `documents-NNNNN.parquet`. `row` counts from 0 in every shard, `offset` is in bytes of the shard, `tokens`
-counts the tokens that open and close the document too, `bytes` is the text's size in UTF-8."""
+"""Columns of `documents-NNNNN.parquet`. `row` counts from 0 in every shard, `offset` is in bytes of the
+shard, `tokens` includes begin and end of text, `bytes` is the text's size in UTF-8."""
 
 SOURCE_SCHEMA = pa.schema(
     [
@@ -64,7 +65,7 @@ SOURCE_SCHEMA = pa.schema(
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Smallest type that Megatron knows for a vocabulary: uint16 below 65,500 ids, else int32."""
+    """Smallest type for a vocabulary that Megatron supports: uint16 below 65,500 ids, else int32."""
     return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
 
 
@@ -82,7 +83,7 @@ def documents_name(number: int) -> str:
 class Shard:
     """One shard of a finished component.
 
-    `bytes` is the size of its `.bin`, `rows` the number of its documents.
+    `bytes` is the size of its `.bin`, `rows` its number of documents.
     """
 
     folder: Path
@@ -138,17 +139,17 @@ class Component:
 
     @property
     def begin_of_text_id(self) -> int | None:
-        """Token that opens every document, if any."""
+        """Begin of text: the token that opens every document, if any."""
         return self.settings["begin_id"]
 
     @property
     def end_of_text_id(self) -> int:
-        """Token that closes every document."""
+        """End of text: the token that closes every document."""
         return int(self.settings["end_id"])
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the checksums of all shards and document tables: names the content."""
+        """SHA-256 over the checksums of all shards and document tables; it identifies the content."""
         return str(self.manifest.extra["fingerprint"])
 
     @cached_property
@@ -176,7 +177,7 @@ def open_component(folder: Path) -> Component:
     """Opens a finished component.
 
     Raises:
-        UserError: it isn't there, isn't finished, or was written by another version.
+        UserError: it is missing or unfinished, or another version wrote it.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such component of the token store; run `emma pack run` first")
@@ -189,27 +190,28 @@ def open_component(folder: Path) -> Component:
 
 
 def open_store(folder: Path, names: Sequence[str]) -> list[Component]:
-    """Opens components of a store and checks that they were made with one tokenizer and one convention, and that
-    their shards have the sizes they were written with.
+    """Opens components of a store; checks that they share tokenizer and document boundaries, and that their
+    shards have the recorded sizes.
 
     Raises:
-        UserError: a component is missing, a shard was cut, or two components differ in tokenizer, vocabulary or
-            document boundaries.
+        UserError: a component is missing, a shard was cut, or two components differ in tokenizer, vocabulary
+            or document boundaries.
     """
     components = [open_component(folder / name) for name in names]
     for shard in (shard for component in components for shard in component.shards):
         size = shard.bin_path.stat().st_size if shard.bin_path.is_file() else 0
         if size != shard.bytes:
             raise UserError(
-                f"{shard.bin_path}: {size} bytes, {shard.bytes} were written; put the file back, or pack this component "
-                "again"
+                f"{shard.bin_path}: {size} bytes, {shard.bytes} were written; put the file back, or pack "
+                "this component again"
             )
     first = components[0]
     for other in components[1:]:
         for key in ("tokenizer_sha256", "vocab_size", "begin_id", "end_id"):
             if first.settings[key] != other.settings[key]:
                 raise UserError(
-                    f"{other.folder}: {key} is {other.settings[key]}, but {first.settings[key]} in {first.folder}; a mix "
-                    "needs components that were packed with the same tokenizer. Pack one of them again"
+                    f"{other.folder}: {key} is {other.settings[key]}, but {first.settings[key]} in "
+                    f"{first.folder}; a mix needs components that were packed with the same tokenizer. Pack "
+                    "one of them again"
                 )
     return components

@@ -1,4 +1,4 @@
-"""Packed documents as text again, batch by batch."""
+"""Packed documents, decoded batch by batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def store_batches(store: Path, names: Sequence[str], tokenizer: Path) -> Iterato
         tokenizer: the `tokenizer.json` that it was packed with.
 
     Raises:
-        UserError: a component is not there, or was packed with another tokenizer.
+        UserError: a component is missing, or was packed with another tokenizer.
     """
     from tokenizers import Tokenizer
 
@@ -62,7 +62,7 @@ def _by_language(component: Component, rows: list[dict[str, object]], texts: lis
     for place, row in enumerate(rows):
         places.setdefault(str(row["language"]), []).append(place)
     for language, chosen in places.items():
-        # A document of pairs holds both languages: it is searched as text of either kind of script.
+        # A document of pairs holds both languages, so it is searched as text of either kind of script.
         kinds = {script_of(side) in SPACELESS: script_of(side) for side in language.split("-")}
         yield Batch(
             component.name,

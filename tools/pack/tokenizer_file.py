@@ -23,13 +23,13 @@ __all__ = ["TokenizerFile", "tokenizer_of_process"]
 
 @dataclass(frozen=True)
 class _Content:
-    """What is used of the file; the parsed file itself would stay ten times as large in memory.
+    """What is used of the file; the parsed file would take ten times the memory.
 
     Attributes:
         sha256: of the file.
         added: ids of all added tokens by content.
         control: ids of the special ones among them, sorted.
-        named: ids of the tokens that the recipe names, as far as the tokenizer has them.
+        named: ids of the tokens that the recipe names, where the tokenizer has them.
         largest: largest id.
         plain: the file without special added tokens, post-processor, truncation and padding.
     """
@@ -55,7 +55,7 @@ class TokenizerFile:
     vocab_size: int
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What was read stays with the process; another process reads the file once for all its work.
+        # The content is not pickled: each process reads the file once.
         return tokenizer_of_process, (self.settings, self.vocab_size)
 
     @property
@@ -96,13 +96,14 @@ class TokenizerFile:
             content = self.path.read_bytes()
         except OSError:
             raise UserError(
-                f"{self.path}: no such tokenizer; download the base model's tokenizer.json, or correct model.tokenizer.path"
+                f"{self.path}: no such tokenizer; download the base model's tokenizer.json, or correct "
+                "model.tokenizer.path"
             ) from None
         found = hashlib.sha256(content).hexdigest()
         if self.settings.sha256 is not None and found != self.settings.sha256:
             raise UserError(
-                f"{self.path}: its SHA-256 is {found}, model.tokenizer.sha256 asks for {self.settings.sha256}; "
-                "this is another tokenizer"
+                f"{self.path}: its SHA-256 is {found}, model.tokenizer.sha256 asks for "
+                f"{self.settings.sha256}; this is another tokenizer"
             )
         return content, found
 
@@ -111,13 +112,13 @@ class TokenizerFile:
         """SHA-256 of the file.
 
         Raises:
-            UserError: it is missing, or isn't the one the recipe asks for.
+            UserError: it is missing, or not the one that the recipe asks for.
         """
         return self._content.sha256
 
     @property
     def control_ids(self) -> np.ndarray:
-        """Ids of control tokens (the special added ones), sorted, int64; no text may become one of them."""
+        """Ids of control tokens (the special added ones), sorted, int64; no text may encode to one."""
         return self._content.control
 
     def _id_of(self, token: str, key: str) -> int:
@@ -132,7 +133,7 @@ class TokenizerFile:
 
     @property
     def end_of_text_id(self) -> int:
-        """Id of the token that closes every document.
+        """Id of the end of text, the token that closes every document.
 
         Raises:
             UserError: the tokenizer has no such token.
@@ -141,7 +142,7 @@ class TokenizerFile:
 
     @property
     def begin_of_text_id(self) -> int | None:
-        """Id of the token that opens every document, if the recipe has one.
+        """Id of the begin of text, the token that opens every document, if the recipe has one.
 
         Raises:
             UserError: the tokenizer has no such token.
@@ -162,18 +163,20 @@ class TokenizerFile:
         """
         if self.begin_of_text_id == self.end_of_text_id:
             raise UserError(
-                f"model.tokenizer: {self.settings.end_of_text!r} both opens and closes documents; leave begin_of_text out"
+                f"model.tokenizer: {self.settings.end_of_text!r} both opens and closes documents; leave "
+                "begin_of_text out"
             )
         if self._content.largest >= self.vocab_size:
             raise UserError(
-                f"{self.path}: its largest id is {self._content.largest}, but model.vocab_size is {self.vocab_size}; "
-                "tokenizer and model don't belong together"
+                f"{self.path}: its largest id is {self._content.largest}, but model.vocab_size is "
+                f"{self.vocab_size}; tokenizer and model don't belong together"
             )
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """A million objects that all stay make Python look for garbage again and again, a quarter of the time."""
+    """A million objects that all stay would trigger the garbage collector again and again: a quarter of the
+    time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -185,5 +188,5 @@ def _no_garbage_collection() -> Iterator[None]:
 
 @functools.lru_cache(maxsize=2)
 def tokenizer_of_process(settings: Tokenizer, vocab_size: int) -> TokenizerFile:
-    """The tokenizer that all work of this process shares."""
+    """This process's tokenizer, read once."""
     return TokenizerFile(settings, vocab_size)

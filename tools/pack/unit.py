@@ -39,16 +39,18 @@ def unit_name(index: int) -> str:
 def pack_unit(
     unit: Unit, name: str, component: PackComponent, pack: Pack, encoder: Encoder, folder: Path
 ) -> None:
-    """Packs a unit into `folder/unit-NNNNNN/`, which appears whole, unless another process has packed it already.
+    """Packs a unit into `folder/unit-NNNNNN/`, which appears whole, unless another process has packed it
+    already.
 
-    The folder's `unit.json` holds counts, sources, shards, checksums, and the languages that the gate refused here.
+    The folder's `unit.json` holds counts, sources, shards, checksums, and the languages that the gate refused
+    here.
 
     Args:
         unit: what to read.
         name: the component's name.
         component: its settings.
         pack: the `pack` section.
-        encoder: engines, with what the component's gate said.
+        encoder: engines, with the verdicts of the component's gate.
         folder: the component's `.pack` folder.
 
     Raises:
@@ -57,14 +59,14 @@ def pack_unit(
     """
     target = folder / unit_name(unit.index)
     with sole_writer(target) as lock:
-        # The units go when the component is finished, its manifest is there before: so look in this order.
+        # In this order: when a component is finished, its manifest is written before its units are removed.
         if target.is_dir() or (folder.parent / MANIFEST_NAME).is_file():
             return
         try:
             with staged_folder(target, lock=lock) as partial:
                 write_json(partial / UNIT_FILE, _write_unit(unit, name, component, pack, encoder, partial))
         except WrittenMeanwhileError:
-            return  # on another machine, to the same bytes
+            return  # on another machine, with the same bytes
 
 
 def _write_unit(
@@ -108,7 +110,7 @@ def _write_unit(
 
 @dataclass
 class _UnitWriter:
-    """Encodes documents and appends them to shards; counts as it goes."""
+    """Encodes documents, appends them to shards and counts them."""
 
     folder: Path
     component: str
@@ -176,7 +178,8 @@ class _UnitWriter:
     def _with_begin_and_end_of_text(
         self, encoded: Encoded, starts: np.ndarray, lengths: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Writes begin and end of text: the ids of all documents in a row, and where each document ends in them."""
+        """Writes begin and end of text: the ids of all documents in a row, and where each document ends in
+        them."""
         opening = self.begin_of_text_id is not None
         ends = np.cumsum(lengths + 1 + opening)
         tokens = np.empty(ends[-1], self.dtype)
@@ -206,7 +209,7 @@ class _UnitWriter:
         self.tokens += int(lengths.sum())
 
     def _write(self, tokens: np.ndarray, ends: np.ndarray, table: pa.Table, sizes: np.ndarray) -> None:
-        """Appends documents, opening the next shard where one would exceed its size."""
+        """Appends documents; opens the next shard where one would exceed its size."""
         limit = self.shard_bytes // self.dtype.itemsize
         done, position = 0, 0
         while done < len(ends):
@@ -218,7 +221,7 @@ class _UnitWriter:
                 if self._shard.tokens:
                     self.close()
                     continue
-                stop = done + 1  # one document above the size has a shard of its own
+                stop = done + 1  # a document above the size gets its own shard
             piece = slice(done, stop)
             self._shard.append(
                 tokens[position : ends[stop - 1]],
@@ -282,7 +285,7 @@ class _ShardWriter:
             self._flush(whole=True)
 
     def _flush(self, *, whole: bool) -> None:
-        """Writes row groups of a fixed number of rows, so that the bytes don't depend on how batches came."""
+        """Writes row groups of a fixed number of rows, so that the bytes do not depend on the batches."""
         rows = pa.concat_tables(self._waiting).combine_chunks()
         stop = len(rows) // _ROW_GROUP * _ROW_GROUP if whole else len(rows)
         if stop:
@@ -317,17 +320,17 @@ class _ShardWriter:
                 wrong |= tokens[starts] != self.unit.begin_of_text_id
             if wrong.any():
                 raise UserError(
-                    f"{self.bin_path}: document {int(np.flatnonzero(wrong)[0])} doesn't keep the convention for begin and "
-                    "end of text right after it was written; check the disk"
+                    f"{self.bin_path}: document {int(np.flatnonzero(wrong)[0])} doesn't keep the convention "
+                    "for begin and end of text right after it was written; check the disk"
                 )
 
 
 def _cut(
     table: pa.Table, sizes: np.ndarray, starts: np.ndarray, lengths: np.ndarray, limit: int
 ) -> tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Cuts documents above `limit` tokens into as few documents as possible, of nearly equal length.
+    """Cuts documents above `limit` tokens into as few pieces as possible, of nearly equal length.
 
-    Bytes of text are divided like tokens; the documents' ids get `#0`, `#1`, ...
+    Bytes of text are divided in proportion to tokens; ids get the suffixes `#0`, `#1`, ...
     """
     pieces = -(-lengths // limit)
     rows = np.repeat(np.arange(len(lengths)), pieces)

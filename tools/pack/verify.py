@@ -1,4 +1,5 @@
-"""Verifying a packed component: every file against the manifest, every document and every token against the rules."""
+"""Verifying a packed component: every file against the manifest, every document and every token against the
+rules."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ _CHUNK_TOKENS = 1 << 24
 
 @dataclass
 class _ShardReport:
-    """What one shard holds and what is wrong with it; `sources` are documents, tokens, bytes by language and split."""
+    """What one shard holds and what is wrong with it; `sources` are documents, tokens, bytes by language and
+    split."""
 
     faults: list[str] = field(default_factory=list)
     sources: dict[tuple[str, str], tuple[int, int, int]] = field(default_factory=dict)
@@ -45,19 +47,20 @@ class _ShardReport:
 def verify_component(
     folder: Path, *, checksums: bool = True, workers: int | None = None
 ) -> tuple[list[str], dict[str, int]]:
-    """Reads a whole component and returns its faults, and what was looked at.
+    """Reads a whole component; returns its faults and what was checked.
 
-    Checked: manifest, sizes and checksums of every file, files that don't belong; for every shard its documents' columns,
-    rows, lengths and offsets (from 0, without gap, to the end of the `.bin`); every token id below the vocabulary; begin
-    and end of text where promised and nowhere else; counts of every language and split against `sources.parquet`.
+    Checked: manifest, sizes and checksums of every file, files that don't belong; for every shard its
+    documents' columns, rows, lengths and offsets (from 0, without gap, to the end of the `.bin`); every token
+    id below the vocabulary; begin and end of text where promised and nowhere else; counts of every language
+    and split against `sources.parquet`.
 
     Args:
         folder: `store/<component>`.
         checksums: also hash every file (reads everything twice).
-        workers: processes; default the cores that this process may use.
+        workers: processes; by default one per core that this process may use.
 
     Raises:
-        UserError: there is no finished component to verify.
+        UserError: there is no finished component.
     """
     component = open_component(folder)
     workers = workers or available_cores()
@@ -138,7 +141,7 @@ def _verify_shard(component: Component, shard: Shard) -> _ShardReport:
     report = _ShardReport()
     for path in (shard.bin_path, shard.documents_path):
         if not path.is_file():
-            return report  # the manifest's check named it
+            return report  # already named by the check of the manifest
     try:
         schema = pq.read_schema(shard.documents_path)
         if schema.remove_metadata() != DOCUMENT_SCHEMA:
@@ -174,8 +177,8 @@ def _verify_documents(component: Component, shard: Shard, report: _ShardReport) 
         least = 2 + (component.begin_of_text_id is not None)
         if (lengths < least).any():
             report.faults.append(
-                f"{path}: row {row + int(np.argmax(lengths < least))} has {int(lengths.min())} tokens, a document has "
-                f"{least} at least"
+                f"{path}: row {row + int(np.argmax(lengths < least))} has {int(lengths.min())} tokens, a "
+                f"document has {least} at least"
             )
             return
         ends = position + np.cumsum(lengths, dtype=np.int64)
@@ -183,8 +186,8 @@ def _verify_documents(component: Component, shard: Shard, report: _ShardReport) 
         if not np.array_equal(offsets, starts * width):
             wrong = int(np.argmax(offsets != starts * width))
             report.faults.append(
-                f"{path}: row {row + wrong} begins at byte {int(offsets[wrong])}, the documents before it end at "
-                f"{int(starts[wrong]) * width}"
+                f"{path}: row {row + wrong} begins at byte {int(offsets[wrong])}, the documents before it "
+                f"end at {int(starts[wrong]) * width}"
             )
             return
         if int(ends[-1]) > len(tokens):
@@ -230,7 +233,8 @@ def _verify_tokens(
             at = start + int(np.argmax((chunk < 0) | (chunk >= component.vocab_size)))
             row = first_row + int(np.searchsorted(ends, at, side="right"))
             report.faults.append(
-                f"{name}: document {row} holds the id {int(tokens[at])}, the vocabulary has {component.vocab_size}"
+                f"{name}: document {row} holds the id {int(tokens[at])}, the vocabulary has "
+                f"{component.vocab_size}"
             )
             return
         for id_ in found:
@@ -238,8 +242,8 @@ def _verify_tokens(
     for what, _, id_ in edges:
         if found[id_] != len(starts):
             report.faults.append(
-                f"{name}: rows {first_row} to {first_row + len(starts) - 1} hold {found[id_]} tokens for {what}, one a "
-                f"document would be {len(starts)}"
+                f"{name}: rows {first_row} to {first_row + len(starts) - 1} hold {found[id_]} tokens for "
+                f"{what}, one a document would be {len(starts)}"
             )
 
 
@@ -265,13 +269,14 @@ def _count_faults(component: Component, totals: dict[tuple[str, str], np.ndarray
         found = tuple(int(count) for count in totals.get(key, np.zeros(3, np.int64)))
         if said.get(key) != found:
             faults.append(
-                f"{path}: {key[0]}/{key[1]} has {said.get(key, 'no')} (documents, tokens, bytes), the shards hold {found}"
+                f"{path}: {key[0]}/{key[1]} has {said.get(key, 'no')} (documents, tokens, bytes), the shards "
+                f"hold {found}"
             )
     documents, tokens = (sum(int(counts[i]) for counts in totals.values()) for i in (0, 1))
     counts = component.manifest.counts
     if (counts["kept"], counts["tokens"]) != (documents, tokens):
         faults.append(
-            f"{component.folder / MANIFEST_NAME}: counts {counts['kept']} documents and {counts['tokens']} tokens, the "
-            f"shards hold {documents} and {tokens}"
+            f"{component.folder / MANIFEST_NAME}: counts {counts['kept']} documents and {counts['tokens']} "
+            f"tokens, the shards hold {documents} and {tokens}"
         )
     return faults

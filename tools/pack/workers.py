@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["start_workers", "worker_pool"]
 
 _PRELOAD = ("emma.tools.pack.gate", "emma.tools.pack.unit", "emma.tools.pack.preload")
-# An engine keeps the words that it has met, so that memory would grow with the text: a process that has packed so much
-# makes way for a fresh one, which is cheaper than to load the engine anew.
+# An engine caches words, so memory would grow with the text: a process that has packed this much is replaced,
+# which is cheaper than loading the engine again.
 _BYTES_A_PROCESS = 128 << 20
 
 
@@ -28,8 +28,8 @@ def _environment(value: dict[str, Any]) -> dict[str, str]:
 
 
 def start_workers(run: str, overrides: Sequence[str]) -> None:
-    """Lets the engine of a run be loaded while the caller still imports what it needs; the `worker_pool` that comes has
-    it then.
+    """Starts loading a run's engine while the caller still imports what it needs; a later `worker_pool` uses
+    it.
 
     Args:
         run: as the user named it.
@@ -41,14 +41,14 @@ def start_workers(run: str, overrides: Sequence[str]) -> None:
 def worker_pool(
     workers: int, engine: str, tokenizer: Tokenizer, vocab_size: int, *, largest_unit: int = _BYTES_A_PROCESS
 ) -> AbstractContextManager[Executor]:
-    """Processes that pack units; 1 works in this one. There should never be more tasks than processes.
+    """Processes that pack units; with 1, this process does. Never submit more tasks than there are processes.
 
     Args:
         workers: processes.
         engine: the recipe's `data.pack.engine`.
         tokenizer: the recipe's `model.tokenizer`.
         vocab_size: the recipe's `model.vocab_size`.
-        largest_unit: bytes of input of the largest unit; a process packs as many units as are about 128 MiB.
+        largest_unit: input bytes of the largest unit; a process packs about 128 MiB.
     """
     value = {"engine": engine, "tokenizer": tokenizer.model_dump(mode="json"), "vocab_size": vocab_size}
     tasks = max(1, round(_BYTES_A_PROCESS / max(largest_unit, 1)))

@@ -1,4 +1,4 @@
-"""Other layouts of a run on its cluster: which fit, how fast they should be, and why the rest does not."""
+"""Other layouts of a run on its cluster: which fit, how fast they should be, and why the others do not."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Alternative:
     context: int
     micro: int
     recompute_layers: int
-    """Layers of a pipeline stage that are recomputed; 0: none."""
+    """Recomputed layers per pipeline stage; 0: none."""
     memory_gib: float | None
-    """Estimate for the fullest rank; None where the layout is impossible."""
+    """Estimate for the fullest rank; None if the layout is impossible."""
     tokens_per_second_per_gpu: float | None
-    """Expected speed; None where it is impossible or nothing is known."""
+    """Expected speed; None if the layout is impossible or no figure is known."""
     reason: str | None
-    """Why it cannot be used; None where it can."""
+    """Why it cannot be used; None if it can."""
 
     def overrides(self, recipe: Recipe) -> list[str]:
-        """What of this layout differs from the recipe's, as overrides of the command line."""
+        """What differs from the recipe's layout, as overrides for the command line."""
         wanted = {
             "tensor": self.tensor,
             "sequence": self.tensor > 1,
@@ -58,10 +58,10 @@ def _yaml(value: object) -> str:
 
 
 def alternatives(recipe: Recipe) -> list[Alternative]:
-    """All combinations of a few sizes of tensor, pipeline and context parallelism and microbatch, fastest first.
+    """Combinations of a few tensor, pipeline, context and micro-batch sizes, fastest first.
 
-    Where a layout does not fit as it is, as few layers as needed are recomputed. Impossible and too large ones come
-    last, with the reason.
+    A layout that does not fit recomputes as few layers as it needs to. Impossible and too large ones come last, with the
+    reason.
     """
     found = [
         _alternative(recipe, *sizes) for sizes in itertools.product(_TENSOR, _PIPELINE, _CONTEXT, _MICRO)
@@ -72,14 +72,14 @@ def alternatives(recipe: Recipe) -> list[Alternative]:
 
 
 def check_fits(recipe: Recipe, origin: str | None = None) -> None:
-    """Refuses a recipe whose estimated memory exceeds the card less the margin.
+    """Refuses a recipe whose estimated memory exceeds the card's, less the margin.
 
     Args:
         recipe: a checked recipe.
-        origin: where its layout was given, for the message.
+        origin: where its layout was set, for the message.
 
     Raises:
-        RecipeError: it does not fit; the fix is the fastest layout that does, as overrides.
+        RecipeError: it does not fit; the fix names the fastest layout that does, as overrides.
     """
     memory, limit = estimate_memory(recipe), memory_limit(recipe)
     if limit is None or memory.total <= limit:
@@ -124,7 +124,7 @@ def _alternative(recipe: Recipe, tensor: int, pipeline: int, context: int, micro
 def _with_recomputation(
     recipe: Recipe, tensor: int, pipeline: int, context: int, micro: int
 ) -> Iterator[tuple[int, Recipe]]:
-    """The layout with 0, 1, 2, ... recomputed layers a stage."""
+    """The layout with 0, 1, 2, ... recomputed layers per stage."""
     for layers in range(recipe.model.layers // pipeline + 1):
         changes = {
             "tensor": tensor,

@@ -1,8 +1,8 @@
-"""Memory of a rank, by part: what Megatron allocates, counted tensor by tensor, and what experience adds to it.
+"""Memory of a rank, by part: what Megatron allocates, counted tensor by tensor, plus what measurements add to it.
 
 The counts are exact for weights, gradients and optimizer states. Activations are counted as Transformer Engine keeps
 them for the backward pass (no dropout, fused attention, SwiGLU); the two constants below are fitted to the published
-measurements in `published.yaml`, see docs/plan.md.
+measurements in `published.yaml` (see docs/plan.md).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = ["GIB", "MARGIN", "Memory", "estimate_memory", "memory_limit", "stage_
 GIB = 2**30
 
 MARGIN = 0.03
-"""Share of the card that a plan leaves free."""
+"""Share of the card's memory that a plan leaves free."""
 
 _RUNTIME_GIB = {"gpu": 4.0, "cpu": 1.0}
-"""CUDA context, NCCL's buffers, workspaces of cuBLAS, cuDNN and Transformer Engine; on a CPU Python and its libraries."""
+"""CUDA context, NCCL's buffers, workspaces of cuBLAS, cuDNN and Transformer Engine; on a CPU, Python and its libraries."""
 
 _ALLOCATOR = 1.12
-"""What the caching allocator holds over what is in use: rounding, fragments, short-lived buffers."""
+"""What the caching allocator holds relative to what is in use: rounding, fragments, short-lived buffers."""
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 
@@ -36,15 +36,15 @@ class Memory:
     stage: int
     """Pipeline stage of the rank."""
     weights: float
-    """Weights in the format they are computed in, with FP8 copies."""
+    """Weights in the compute format, with FP8 copies."""
     gradients: float
-    """Gradient buffer, of all weights of the rank."""
+    """Gradient buffer of all weights of the rank."""
     optimizer: float
     """Main weights and both moments, this rank's share."""
     activations: float
-    """What the layers keep for the backward pass, of all microbatches in flight."""
+    """What the layers keep for the backward pass, for all micro-batches in flight."""
     logits: float
-    """Logits of one microbatch and their FP32 copy in the loss (last stage)."""
+    """Logits of one micro-batch and their FP32 copy in the loss (last stage)."""
     runtime: float
     """CUDA context, communication buffers, workspaces."""
     allocator: float
@@ -57,13 +57,13 @@ class Memory:
 
 
 def memory_limit(recipe: Recipe) -> float | None:
-    """GiB that a rank may use: the card less the margin; None on a CPU whose memory is not given."""
+    """GiB that a rank may use: the card's less the margin; None on a CPU whose memory is not given."""
     whole = recipe.cluster.memory_gib or device(recipe.cluster.device).memory_gib
     return None if whole is None else whole * (1 - MARGIN)
 
 
 def estimate_memory(recipe: Recipe) -> Memory:
-    """Memory of the rank that needs most, over all pipeline stages."""
+    """Memory of the rank that needs the most, over all pipeline stages."""
     stages = (stage_memory(recipe, stage) for stage in range(recipe.parallelism.pipeline))
     return max(stages, key=lambda memory: memory.total)
 
@@ -86,7 +86,7 @@ def stage_memory(recipe: Recipe, stage: int) -> Memory:
 
 
 def _held(recipe: Recipe, stage: int) -> tuple[int, int]:
-    """Weights of the rank: those of FP8 matrix products, and all others."""
+    """Weights of the rank: those multiplied in FP8, and all others."""
     p, precision = recipe.parallelism, recipe.precision
     held = rank_parameters(recipe.model, p.tensor, p.pipeline, stage)
     if precision.fp8 is None:
@@ -99,7 +99,7 @@ def _held(recipe: Recipe, stage: int) -> tuple[int, int]:
 
 def _weights(recipe: Recipe, stage: int) -> int:
     fp8, other = _held(recipe, stage)
-    # A product in FP8 needs the weight and its transpose, 1 byte each; without fp8_params the BF16 weight stays beside.
+    # A product in FP8 needs the weight and its transpose, 1 byte each; without fp8_params the BF16 weight stays too.
     fp8_bytes = 2 if recipe.precision.fp8_params else 4
     return fp8 * fp8_bytes + other * _BYTES[recipe.precision.compute]
 
@@ -129,12 +129,12 @@ def _optimizer(recipe: Recipe, stage: int) -> float:
 
 
 def _tokens(recipe: Recipe) -> int:
-    """Tokens of a microbatch on one context-parallel rank."""
+    """Tokens of a micro-batch on one context-parallel rank."""
     return recipe.batch.micro * recipe.batch.sequence_length // recipe.parallelism.context
 
 
 def _layer_bytes(recipe: Recipe) -> tuple[float, float]:
-    """What one layer keeps of one microbatch on one rank, in bytes: its input alone, and everything."""
+    """Bytes that one layer keeps of one micro-batch on one rank: for its input alone, and in all."""
     model, p = recipe.model, recipe.parallelism
     fp8 = recipe.precision.fp8 is not None
     unit = _BYTES[recipe.precision.compute]
@@ -163,13 +163,13 @@ def _activations(recipe: Recipe, stage: int) -> float:
     recomputed = (p.recompute_layers or layers) if p.recompute == "full" else 0
     input_bytes, whole = _layer_bytes(recipe)
     chunk = recomputed * input_bytes + (layers - recomputed) * whole
-    # While a layer is recomputed its own activations come back; the kept layers of its microbatch are gone by then.
+    # While a layer is recomputed, its own activations come back; the kept layers of its micro-batch are gone by then.
     working = whole if recomputed == layers else 0.0
     return _chunks_in_flight(recipe, stage) * chunk + working
 
 
 def _chunks_in_flight(recipe: Recipe, stage: int) -> int:
-    """Forward passes of model chunks that wait for their backward pass at the fullest moment (1F1B, interleaved)."""
+    """Forward passes of model chunks that await their backward pass at the peak (1F1B, interleaved)."""
     p = recipe.parallelism
     microbatches = recipe.batch.global_ // (recipe.batch.micro * recipe.data_parallel)
     if p.virtual_pipeline == 1:

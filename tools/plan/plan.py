@@ -1,4 +1,4 @@
-"""The whole plan of a run, computed once for text and JSON."""
+"""The whole plan of a run, computed once for both text and JSON."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Plan:
     parameters: int
     matmul_parameters: int
     flops_causal: float
-    """FLOPs a token, attention counted causally."""
+    """FLOPs per token, attention counted causally."""
     flops_full: float
-    """FLOPs a token, attention counted in full."""
+    """FLOPs per token, attention counted in full."""
     memory: Memory
     memory_limit_gib: float | None
     throughput: Throughput | None
     measured: bool
-    """Whether the speed was given, not estimated."""
+    """Whether the speed was given rather than estimated."""
     time: Time | None
     energy: Energy | None
     checkpoints: CheckpointCost
@@ -49,11 +49,11 @@ class Plan:
 
     @property
     def microbatches(self) -> int:
-        """Microbatches a step and data-parallel rank."""
+        """Micro-batches per step and data-parallel rank."""
         return self.recipe.batch.global_ // (self.recipe.batch.micro * self.recipe.data_parallel)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON of `emma plan --json`: sizes in GiB, times in the unit of their name."""
+        """JSON of `emma plan --json`: sizes in GiB, times in the unit that their name gives."""
         recipe = self.recipe
         return {
             "run": recipe.name,
@@ -108,12 +108,12 @@ def make_plan(
 
     Args:
         recipe: a checked recipe.
-        assumptions: what the recipe does not say; default the project's.
-        measured: tokens a second and GPU, replaces the estimated speed.
-        origin: where the layout was given, for the message of a refusal.
+        assumptions: what the recipe does not say; by default the project's own.
+        measured: tokens per second and GPU, instead of the estimate.
+        origin: where the layout was set, for the message of a refusal.
 
     Raises:
-        RecipeError: the run does not fit into the memory of its devices.
+        RecipeError: the run does not fit into its devices' memory.
     """
     assumptions = assumptions or Assumptions()
     check_fits(recipe, origin)
@@ -136,6 +136,6 @@ def make_plan(
         energy=expected_energy(recipe, time, assumptions) if time else None,
         checkpoints=checkpoint_cost(recipe, time.seconds_per_step if time else None, assumptions),
         assumptions=assumptions,
-        # On a CPU layouts are chosen for tests, not for memory or speed.
+        # On a CPU, layouts are chosen for tests, not for memory or speed.
         alternatives=() if recipe.cluster.device == "cpu" else tuple(alternatives(recipe)),
     )

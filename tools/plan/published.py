@@ -1,4 +1,4 @@
-"""The published measurements that the plan is held against (`published.yaml`)."""
+"""The published measurements that the plan is checked against (`published.yaml`)."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Measurement(Section):
 
 
 def measurements() -> list[Measurement]:
-    """All of them, in the file's order."""
+    """All measurements, in the file's order."""
     rows = YAML(typ="safe").load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
     return [Measurement.model_validate(row) for row in rows]
 
 
 def comparison() -> str:
-    """Markdown table of every measurement against the plan; `python -P -m emma.tools.plan.published` prints it."""
+    """Markdown table of every measurement beside the plan; `python -P -m emma.tools.plan.published` prints it."""
     lines = [
         "| Run | Memory estimated, GB (GiB) | may be used, GiB | measured | Speed estimated | measured | difference |",
         "|---|---|---|---|---|---|---|",

@@ -1,7 +1,7 @@
 """`emma plan --simulate`: the real model of every pipeline stage, built by Megatron at the full number of ranks.
 
-Megatron runs in a process of its own (`tools.plan.simulated_ranks`) with a process group whose communication does
-nothing, so one machine without a GPU can be any rank of any cluster. What comes back is held against the plan.
+Megatron runs in a process of its own (`emma.tools.plan.simulated_ranks`) with a process group whose communication does
+nothing, so that one machine without a GPU can be any rank of any cluster. The result is compared with the plan.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Simulation:
     """What Megatron built, and where it differs from the plan."""
 
     ranks: tuple[dict[str, Any], ...]
-    """A mapping a simulated rank: stage, tensor_rank, parameters of each chunk, buffers, tensors."""
+    """One mapping per simulated rank: stage, tensor_rank, parameters of each chunk, buffers, tensors."""
     world_size: int
     """Ranks of the simulated job."""
     faults: tuple[str, ...]
-    """Differences from the plan; empty where all holds."""
+    """Differences from the plan; empty if there are none."""
     notes: tuple[str, ...]
-    """What was simulated otherwise than it would run, or not at all."""
+    """What was simulated differently from the real run, or not at all."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; the tensors of each rank are counted, not listed."""
@@ -51,7 +51,7 @@ class Simulation:
 
 
 def simulate(recipe: Recipe) -> Simulation:
-    """Builds one rank of every pipeline stage and tensor-parallel position, and compares.
+    """Builds one rank of every pipeline stage and tensor-parallel position, and compares them with the plan.
 
     Raises:
         UserError: Megatron or torch is not installed.
@@ -61,7 +61,7 @@ def simulate(recipe: Recipe) -> Simulation:
     simulated, notes = _without_gpu(recipe)
     with tempfile.TemporaryDirectory(prefix="emma-simulate-") as folder:
         write_recipe(simulated, Path(folder) / "recipe.yaml")
-        # Megatron must find no GPU: the stand-in for CUDA is what lets a rank live in ordinary memory.
+        # Megatron must find no GPU: with the stand-in for CUDA, a rank lives in ordinary memory.
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
         done = subprocess.run(
             [sys.executable, "-P", "-m", "emma.tools.plan.simulated_ranks", folder],
@@ -73,7 +73,7 @@ def simulate(recipe: Recipe) -> Simulation:
         result = Path(folder) / "result.json"
         if done.returncode or not result.is_file():
             lines = (done.stdout + done.stderr).strip().splitlines()
-            # What Megatron says of an argument stands before the traceback.
+            # Megatron's complaint about an argument comes before the traceback.
             said = [line for line in lines[:-15] if ": error: " in line]
             tail = "\n".join(f"  {line}" for line in [*said, *lines[-15:]])
             raise CheckFailedError(f"Megatron could not build a rank of {recipe.name}:\n{tail}")
@@ -88,7 +88,7 @@ def simulate(recipe: Recipe) -> Simulation:
 
 
 def _without_gpu(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """The run as a machine without a GPU can build it: the same shapes and ranks, other number formats."""
+    """The run as a machine without a GPU can build it: same shapes and ranks, other number formats."""
     notes = []
     context, world = recipe.parallelism.context, recipe.cluster.world_size
     cluster = {"device": "cpu", "launcher": "srun", "nodes": world // context, "gpus_per_node": 1}
@@ -98,13 +98,13 @@ def _without_gpu(recipe: Recipe) -> tuple[Recipe, list[str]]:
         )
     precision = recipe.precision
     if precision.fp8 is not None:
-        notes.append("FP8 weights are built in BF16, of the same shapes")
+        notes.append("FP8 weights are built in BF16, with the same shapes")
         precision = precision.model_copy(
             update={"fp8": None, "fp8_params": False, "first_last_layers_bf16": 0}
         )
     fp32 = {"exp_avg_dtype": "fp32", "exp_avg_sq_dtype": "fp32", "main_params_dtype": "fp32"}
     if any(getattr(recipe.optimizer, key) != "fp32" for key in fp32):
-        notes.append("optimizer states are built in FP32, of the same sizes")
+        notes.append("optimizer states are built in FP32, with the same sizes")
     changes = {
         "cluster": recipe.cluster.model_copy(update=cluster),
         "precision": precision,
@@ -149,29 +149,29 @@ def _faults(recipe: Recipe, ranks: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{where}: data-parallel size {rank['data_parallel']}, the plan says {recipe.data_parallel}"
         microbatches = recipe.batch.global_ // (recipe.batch.micro * recipe.data_parallel)
         if rank["microbatches"] != microbatches:
-            yield f"{where}: {rank['microbatches']} microbatches a step, the plan says {microbatches}"
+            yield f"{where}: {rank['microbatches']} micro-batches per step, the plan says {microbatches}"
         yield from _buffer_faults(recipe, rank, where, planned)
         for name, held in rank["samples"].items():
             if held is not True:
-                yield f"{where}: the ranks together read other samples at the {name} step than the plan: {held}"
+                yield f"{where}: at the {name} step the ranks together do not read the planned samples: {held}"
     yield from _shape_faults(recipe, ranks)
 
 
 def _buffer_faults(recipe: Recipe, rank: dict[str, Any], where: str, planned: int) -> Iterator[str]:
-    """Gradients are one a weight and padding, of which the rank's optimizer has its share."""
+    """Gradients number one per weight, plus padding; the rank's optimizer has its share of them."""
     buffers, p = rank["buffers"], recipe.parallelism
     if buffers is None:
         return
     shards = recipe.data_parallel // p.distributed_optimizer_instances if p.distributed_optimizer else 1
     most = planned + buffers["most_padding"]
     if not planned <= buffers["gradients"] <= most:
-        yield f"{where}: {buffers['gradients']:,} gradients, planned are {planned:,} to {most:,} with padding"
+        yield f"{where}: {buffers['gradients']:,} gradients, the plan says {planned:,} to {most:,} with padding"
     if abs(buffers["optimizer"] - planned / shards) > buffers["most_padding"] / shards + 1:
-        yield f"{where}: {buffers['optimizer']:,} weights in the optimizer, planned are {planned / shards:,.0f}"
+        yield f"{where}: {buffers['optimizer']:,} weights in the optimizer, the plan says {planned / shards:,.0f}"
 
 
 def _shape_faults(recipe: Recipe, ranks: list[dict[str, Any]]) -> Iterator[str]:
-    """Global shapes are the expected ones, and the ranks' pieces cover each tensor exactly once."""
+    """Global shapes other than the expected ones, and tensors that the ranks' pieces do not cover exactly once."""
     expected = expected_shapes(recipe)
     pieces: dict[str, set[tuple[int, ...]]] = {}
     covered: dict[str, int] = {}

@@ -1,6 +1,6 @@
 """The process behind `emma plan --simulate`: `python -P -m emma.tools.plan.simulated_ranks FOLDER`.
 
-Reads `FOLDER/recipe.yaml`, imports Megatron once, forks a process for each simulated rank, writes `FOLDER/result.json`.
+Reads `FOLDER/recipe.yaml`, imports Megatron once, forks a process per simulated rank, writes `FOLDER/result.json`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from emma.tools.arithmetic.parameters import rank_parameters
 from emma.tools.runs.checkpoints import LoadPlan
 from emma.tools.training.arguments import megatron_arguments
 
-# Bytes a parameter while buffers are built: weights twice (module and buffer) and FP32 gradients.
+# Bytes per parameter while buffers are built: weights twice (module and buffer) and FP32 gradients.
 _BUILD_BYTES = 2 + 2 + 4
 
 
@@ -29,11 +29,11 @@ def main(folder: Path) -> int:
     from emma import megatron_patches
 
     megatron_patches.apply()
-    # Imported before the forks, which then need not.
+    # Imported here, so that the forked processes need not.
     import megatron.core.tokenizers.text
     import megatron.training  # noqa: F401
 
-    # The recipe was checked for its real cluster; here it stands for shapes on a machine that could not run it.
+    # The recipe was checked for its real cluster. Here only its shapes matter, on a machine that could not run it.
     recipe = Recipe.model_validate(compose_file(folder / "recipe.yaml").values)
     p = recipe.parallelism
     results = []
@@ -70,14 +70,14 @@ def _simulate_rank(recipe: Recipe, stage: int, tensor_rank: int) -> dict[str, An
     from megatron.training.initialize import initialize_megatron
 
     p, world = recipe.parallelism, recipe.cluster.world_size
-    # Ranks are numbered tensor first, then data, pipeline last.
+    # Ranks are numbered by tensor first, then data, pipeline last.
     rank = stage * (world // p.pipeline) + tensor_rank
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", MASTER_ADDR="localhost", MASTER_PORT="29500"
     )
     nowhere = Path(os.devnull)
     arguments = megatron_arguments(recipe, LoadPlan("scratch"), 0, nowhere, None)
-    # Weights stay unset memory, which costs nothing until it is touched.
+    # Weights stay unset: memory costs nothing until it is touched.
     sys.argv = ["emma-plan", *arguments, "--fake-process-group", "--no-initialization"]
     args = parse_and_validate_args()
     config = gpt_config_from_args(args)
@@ -86,13 +86,13 @@ def _simulate_rank(recipe: Recipe, stage: int, tensor_rank: int) -> dict[str, An
     builder = config.get_builder_cls()(config)
     groups = ProcessGroupCollection.use_mpu_process_groups()
     needed = rank_parameters(recipe.model, p.tensor, p.pipeline, stage).total * _BUILD_BYTES
-    # The buffers of one rank of a stage stand for those of its tensor-parallel neighbours.
+    # The buffers of one rank of a stage represent those of its tensor-parallel neighbours.
     with_buffers = tensor_rank == 0 and needed < _available_bytes()
     skipped = None
     if tensor_rank == 0 and not with_buffers:
         skipped = (
-            f"stage {stage}: gradient and optimizer buffers not built, they take {needed / 2**30:.0f} GiB and "
-            f"{_available_bytes() / 2**30:.0f} are free"
+            f"stage {stage}: gradient and optimizer buffers not built: they take {needed / 2**30:.0f} GiB, "
+            f"{_available_bytes() / 2**30:.0f} GiB are free"
         )
     chunks = builder.build_distributed_models(
         pg_collection=groups, ddp_config=container.ddp, wrap_with_ddp=with_buffers
@@ -112,7 +112,7 @@ def _simulate_rank(recipe: Recipe, stage: int, tensor_rank: int) -> dict[str, An
 
 
 def _tensors(chunk: Any) -> list[dict[str, Any]]:
-    """The chunk's pieces of checkpoint tensors, without empty extra state."""
+    """The chunk's pieces of checkpoint tensors, without the empty extra state."""
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
     from megatron.core.utils import unwrap_model
@@ -133,7 +133,7 @@ def _tensors(chunk: Any) -> list[dict[str, Any]]:
 
 
 def _buffers(args: Any, chunks: list[Any]) -> dict[str, int]:
-    """Elements of the gradient buffers and of this rank's share of main weights, and most of them that may be padding."""
+    """Elements of the gradient buffers and of this rank's main weights, and how many may be padding."""
     from megatron.core.optimizer import get_megatron_optimizer
     from megatron.training.training import get_megatron_optimizer_config
 
@@ -148,7 +148,7 @@ def _buffers(args: Any, chunks: list[Any]) -> dict[str, int]:
     )
     buffers = [buffer for chunk in chunks for buffer in chunk.buffers]
     weights = [weight for chunk in chunks for weight in chunk.parameters()]
-    # Weights start at multiples of 64 elements; buckets end at multiples of what all ranks can share.
+    # Weights start at multiples of 64 elements; buckets end where all ranks can get equal shares.
     shards = args.data_parallel_size // args.num_distributed_optimizer_instances
     unit = math.lcm(shards, 2**16 if args.ddp_pad_buckets_for_high_nccl_busbw else 128)
     padding = 64 * len(weights) + unit * sum(len(buffer.buckets) for buffer in buffers)
@@ -157,7 +157,7 @@ def _buffers(args: Any, chunks: list[Any]) -> dict[str, int]:
 
 
 def _samples(recipe: Recipe, data_parallel: int, microbatches: int) -> dict[str, bool | str]:
-    """Whether Megatron's samplers of all data-parallel ranks read exactly the first and the last step's samples."""
+    """Whether Megatron's samplers read exactly the samples of the first and the last step, over all data-parallel ranks."""
     from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
 
     total, batch = recipe.total_samples, recipe.batch
@@ -177,13 +177,13 @@ def _samples(recipe: Recipe, data_parallel: int, microbatches: int) -> dict[str,
         exact = sorted(read) == list(range(start, start + batch.global_))
         result[name] = (
             exact
-            or f"{len(read)} samples, {len(set(read))} of them different, from {min(read)} to {max(read)}"
+            or f"{len(read)} samples, {len(set(read))} of them distinct, from {min(read)} to {max(read)}"
         )
     return result
 
 
 def _available_bytes() -> int:
-    """Memory that can be taken without swapping, from /proc/meminfo."""
+    """Memory available without swapping, from /proc/meminfo."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

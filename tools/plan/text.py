@@ -68,7 +68,7 @@ def _run(plan: Plan) -> list[str]:
         (
             "step",
             f"{batch.global_:,} sequences of {batch.sequence_length:,} = {tokens:,} tokens{power}; {plan.microbatches} "
-            f"microbatches of {batch.micro} a data-parallel rank",
+            f"micro-batches of {batch.micro} per data-parallel rank",
         ),
         (
             "budget",
@@ -76,7 +76,7 @@ def _run(plan: Plan) -> list[str]:
         ),
         (
             "FLOPs",
-            f"{_flop(plan.flops_causal)} a token with causal attention, {_flop(plan.flops_full)} with full; "
+            f"{_flop(plan.flops_causal)} per token with causal attention, {_flop(plan.flops_full)} with full; "
             f"{plan.flops_causal * total:.3g} and {plan.flops_full * total:.3g} in all",
         ),
     ]
@@ -96,15 +96,15 @@ def _memory(plan: Plan) -> list[str]:
     recompute = {
         "none": "nothing recomputed",
         "selective": "attention scores recomputed",
-        "full": f"{p.recompute_layers or 'all'} layers a stage recomputed",
+        "full": f"{p.recompute_layers or 'all'} layers per stage recomputed",
     }[p.recompute]
     formats = "FP8 and its transpose" if precision.fp8 else precision.compute.upper()
     rows = [
         ("weights", m.weights, formats),
-        ("gradients", m.gradients, f"{gradient} bytes a weight"),
+        ("gradients", m.gradients, f"{gradient} bytes per weight"),
         ("optimizer", m.optimizer, f"main weights and two moments over {shards} ranks"),
         ("activations", m.activations, f"tensors kept for the backward pass, {recompute}"),
-        ("logits", m.logits, "one microbatch, and its FP32 copy in the loss"),
+        ("logits", m.logits, "one micro-batch, and its FP32 copy in the loss"),
         (
             "runtime",
             m.runtime,
@@ -116,7 +116,7 @@ def _memory(plan: Plan) -> list[str]:
     lines = [f"memory of a rank, pipeline stage {m.stage} (the fullest), GiB"]
     lines += [f"  {name:<13} {size:6.{digits}f}  {how}" for name, size, how in rows]
     limit = plan.memory_limit_gib
-    room = "" if limit is None else f"  of {limit:.1f} that may be used ({MARGIN:.0%} of the card stay free)"
+    room = "" if limit is None else f"  of {limit:.1f} usable ({MARGIN:.0%} of the card stays free)"
     return [*lines, f"  {'total':<13} {m.total:6.{digits}f}{room}"]
 
 
@@ -124,17 +124,17 @@ def _time(plan: Plan) -> list[str]:
     if plan.throughput is None or plan.time is None:
         return [
             "time",
-            "  No speed is published for this device and precision. Measure a few steps and give it: --speed TOKENS (a",
-            "  second and GPU).",
+            "  No speed is published for this device and precision. Measure a few steps and pass the result:",
+            "  --speed TOKENS (per second and GPU).",
         ]
     t, time = plan.throughput, plan.time
     mfu = f", {t.mfu:.1%} of the dense peak" if t.mfu is not None else ""
     source = "as given" if plan.measured else f"from published measurements, ± {UNCERTAINTY:.0%}"
     rows = [
-        ("speed", f"{t.tokens_per_second_per_gpu:,.0f} tokens/s a GPU ({source})"),
+        ("speed", f"{t.tokens_per_second_per_gpu:,.0f} tokens/s per GPU ({source})"),
         (
             "",
-            f"{t.tflops_causal:.0f} TFLOP/s a GPU with causal attention ({t.tflops_full:.0f} with full){mfu}",
+            f"{t.tflops_causal:.0f} TFLOP/s per GPU with causal attention ({t.tflops_full:.0f} with full){mfu}",
         ),
         (
             "step",
@@ -152,7 +152,7 @@ def _time(plan: Plan) -> list[str]:
             ("energy", f"{plan.energy.megawatt_hours:,.0f} MWh, {plan.energy.co2_tonnes:,.0f} t CO2"),
             (
                 "",
-                f"at {kind.power_w:.0f} W a board and {kind.host_power_w:.0f} W for its share of the node (maxima), PUE "
+                f"at {kind.power_w:.0f} W per board and {kind.host_power_w:.0f} W for its share of the node (maxima), PUE "
                 f"{a.pue:g}, {a.grid_g_per_kwh:g} g/kWh",
             ),
         ]
@@ -162,10 +162,10 @@ def _time(plan: Plan) -> list[str]:
 
 def _checkpoints(plan: Plan) -> list[str]:
     c, checkpoint = plan.checkpoints, plan.recipe.checkpoint
-    keep = "all stay" if checkpoint.keep is None else f"{c.kept} stay at most"
+    keep = "all kept" if checkpoint.keep is None else f"at most {c.kept} kept"
     blocking = f"{c.seconds:.0f} s" if c.seconds >= 1 else f"{c.seconds:.2f} s"
     how = (
-        f"copied to host memory at {plan.assumptions.host_copy_gb_per_s:g} GB/s a rank, written in the background"
+        f"copied to host memory at {plan.assumptions.host_copy_gb_per_s:g} GB/s per rank, written in the background"
         if checkpoint.asynchronous
         else f"written at {plan.assumptions.storage_gb_per_s:g} GB/s by all ranks together"
     )
@@ -175,7 +175,7 @@ def _checkpoints(plan: Plan) -> list[str]:
             "size",
             f"{_size(c.gib)} each; {c.saves:,} saves, {keep}: {_size(c.disk_gib)} with the one being written",
         ),
-        ("cost", f"{blocking} a save ({how}){share}"),
+        ("cost", f"{blocking} per save ({how}){share}"),
     ]
     if c.minutes_between is not None:
         rows.append(
@@ -191,13 +191,13 @@ def _alternatives(plan: Plan, everything: bool) -> list[str]:
     usable = [a for a in plan.alternatives if a.reason is None]
     shown = usable if everything else usable[:_SHOWN]
     lines = ["other layouts of this cluster and precision that fit, fastest first"]
-    lines.append("   tensor  pipeline  context  microbatch  recomputed layers    GiB  tokens/s a GPU")
+    lines.append("   tensor  pipeline  context  micro-batch  recomputed layers    GiB  tokens/s per GPU")
     for a in shown:
         speed = "-" if a.tokens_per_second_per_gpu is None else f"{a.tokens_per_second_per_gpu:,.0f}"
         mark = "*" if _is_current(plan, a) else " "
         lines.append(
-            f" {mark} {a.tensor:6}  {a.pipeline:8}  {a.context:7}  {a.micro:10}  {a.recompute_layers:17}  {a.memory_gib:5.1f}"
-            f"  {speed:>14}"
+            f" {mark} {a.tensor:6}  {a.pipeline:8}  {a.context:7}  {a.micro:11}  {a.recompute_layers:17}  {a.memory_gib:5.1f}"
+            f"  {speed:>16}"
         )
     if len(shown) < len(usable):
         lines.append(f"   and {len(usable) - len(shown)} more (--all)")
@@ -205,7 +205,7 @@ def _alternatives(plan: Plan, everything: bool) -> list[str]:
     for a in plan.alternatives:
         if a.reason is not None:
             reasons[a.reason].append(f"{a.tensor}·{a.pipeline}·{a.context}·{a.micro}")
-    lines.append("and those that don't (tensor·pipeline·context·microbatch)")
+    lines.append("and those that don't (tensor·pipeline·context·micro-batch)")
     listed = list(reasons.items())
     for reason, layouts in listed if everything else listed[:_SHOWN]:
         few = ", ".join(layouts[:4]) + (f" and {len(layouts) - 4} more" if len(layouts) > 4 else "")
@@ -220,7 +220,7 @@ def _is_current(plan: Plan, a: Alternative) -> bool:
 
 
 def simulation_text(simulation: Simulation) -> str:
-    """What Megatron built, a line a rank, and how it compares."""
+    """What Megatron built, one line per rank, and how it compares with the plan."""
     lines = [
         f"simulation: one rank of each stage and tensor-parallel position, of {simulation.world_size} ranks"
     ]
@@ -235,7 +235,7 @@ def simulation_text(simulation: Simulation) -> str:
     if simulation.faults:
         return "\n".join([*lines, *(f"  differs: {fault}" for fault in simulation.faults)])
     lines.append(
-        "  parameters, microbatches, the shape and coverage of every checkpoint tensor, and the samples of the first and "
+        "  parameters, micro-batches, the shape and coverage of every checkpoint tensor, and the samples of the first and "
         "last step are as planned"
     )
     return "\n".join(lines)

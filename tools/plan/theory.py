@@ -1,4 +1,4 @@
-"""Megatron's own formula of memory, for comparison: the figure that its users quote."""
+"""Megatron's own memory formula, for comparison: the figure that its users quote."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["megatron_formula_gib"]
 def megatron_formula_gib(recipe: Recipe) -> float:
     """GiB by Megatron's `theoretical_memory_usage`, without pipeline parallelism and recomputation.
 
-    Bytes a parameter: 6 with FP32 gradients (4 with BF16) plus 12 over the ranks that share optimizer states.
-    Activations: table 2 of Korthikanti et al. 2022 (arXiv 2205.05198), 18 + 4 f/h bytes for each of the tokens ×
-    hidden × layers, and 4 bytes for each of hidden and vocabulary at the output. It knows no allocator, no CUDA context,
-    and counts activations of a GELU network with dropout, so it stays 10 to 20 GiB below what cards report.
+    Bytes per parameter: 6 with FP32 gradients (4 with BF16), plus 12 divided by the ranks that share optimizer states.
+    Activations: table 2 of Korthikanti et al. 2022 (arXiv 2205.05198), 18 + 4 f/h bytes for each of tokens × hidden ×
+    layers, and 4 bytes for each of hidden and vocabulary at the output. The formula ignores allocator and CUDA context
+    and counts the activations of a GELU network with dropout, so it stays 10 to 20 GiB below what cards report.
     """
     model, batch, p = recipe.model, recipe.batch, recipe.parallelism
     gradients = 4 if recipe.precision.grad_reduce_fp32 else 2

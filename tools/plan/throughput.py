@@ -1,7 +1,7 @@
 """Expected speed, from published measurements of the same model and software.
 
-A run's speed is the best published share of the device's peak, less a factor for each thing that costs: tensor
-parallelism, small microbatches, pipeline bubbles, distance, recomputation. The factors are ratios of published figures
+A run's speed is the best published share of the device's peak, reduced by a factor for each cost: tensor parallelism,
+small micro-batches, pipeline bubbles, scale, recomputation. The factors are ratios of published figures
 (`published.yaml`); where there are none, `Throughput.assumptions` says what was assumed instead.
 """
 
@@ -18,15 +18,15 @@ from emma.tools.arithmetic.parameters import layer_parameters, matmul_parameters
 __all__ = ["UNCERTAINTY", "Throughput", "expected_throughput"]
 
 UNCERTAINTY = 0.15
-"""Relative spread to expect between the figure below and a tuned run on another cluster."""
+"""Relative spread to expect between the estimate and a tuned run on another cluster."""
 
 # Model FLOP/s (causal) as a share of peak with TP1 CP2 on 8 H100s: Swallow (BF16), examples/llama of Megatron-LM (FP8).
 _SHARE_OF_PEAK = {"bf16": 0.445, "fp8": 0.359}
 
-# Tensor parallelism against none: 2 and 4 from Swallow; 8 goes on in the same way.
+# Tensor parallelism against none: 2 and 4 from Swallow; 8 continues the trend.
 _TENSOR = {1: 1.0, 2: 0.966, 4: 0.92, 8: 0.85}
 
-# Below these tokens a rank and microbatch, matrix products are too small to fill the device (Swallow: TP2, one
+# With fewer tokens per rank and micro-batch, matrix products are too small to fill the device (Swallow: TP2, one
 # sequence against two).
 _FULL_MICROBATCH = 8192
 _SMALL_MICROBATCH = 0.925
@@ -34,13 +34,13 @@ _SMALL_MICROBATCH = 0.925
 # Sends between pipeline stages, beyond the bubble (Swallow: PP2 against PP1).
 _PIPELINE = 0.945
 
-# Context parallelism beyond 2, each doubling.
+# Each doubling of context parallelism beyond 2.
 _CONTEXT_DOUBLING = 0.96
 
 # Each doubling of the number of GPUs beyond 8 (Swallow: −2.1 % at 64, −3.9 % at 128; swiss-ai: −3 % at 256).
 _LOSS_A_DOUBLING = 0.01
 
-# Blockwise scaling costs more small kernels than current scaling; nobody has published by how much for 8B.
+# Blockwise scaling runs more small kernels than current scaling; nobody has published the cost for 8B.
 _BLOCKWISE = 0.85
 
 
@@ -49,28 +49,28 @@ class Throughput:
     """Expected speed of a run."""
 
     tokens_per_second_per_gpu: float
-    """Tokens a second and GPU."""
+    """Tokens per second and GPU."""
     tflops_causal: float
-    """Model TFLOP/s a GPU, attention counted causally, recomputation not counted."""
+    """Model TFLOP/s per GPU, attention counted causally, recomputation not counted."""
     tflops_full: float
-    """Model TFLOP/s a GPU, attention counted in full."""
+    """Model TFLOP/s per GPU, attention counted in full."""
     mfu: float | None
-    """`tflops_causal` as a share of the device's dense peak in the format of the run."""
+    """`tflops_causal` as a share of the device's dense peak in the run's format."""
     bubble: float
-    """Share of a step that pipeline stages wait."""
+    """Share of a step that pipeline stages spend waiting."""
     assumptions: tuple[str, ...]
-    """What no published figure backs."""
+    """What no published figure supports."""
 
 
 def expected_throughput(recipe: Recipe, measured: float | None = None) -> Throughput | None:
-    """Speed to expect, or the figures that follow from a measured one.
+    """The speed to expect, or the figures that follow from a measured one.
 
     Args:
         recipe: a checked recipe.
-        measured: tokens a second and GPU, replaces the estimate.
+        measured: tokens per second and GPU, instead of the estimate.
 
     Returns:
-        None where nothing is known: FP32, a CPU.
+        None where no figure is known: FP32, a CPU.
     """
     causal = flops_per_token(recipe.model, recipe.batch.sequence_length, "causal")
     full = flops_per_token(recipe.model, recipe.batch.sequence_length, "full")
@@ -95,7 +95,7 @@ def expected_throughput(recipe: Recipe, measured: float | None = None) -> Throug
 
 
 def _bubble(recipe: Recipe) -> float:
-    """Share of a step in which a stage has nothing to do: (p − 1) / v of m + (p − 1) / v microbatch times."""
+    """Share of a step in which a stage is idle: (p − 1) / v of m + (p − 1) / v micro-batch times."""
     p = recipe.parallelism
     microbatches = recipe.batch.global_ // (recipe.batch.micro * recipe.data_parallel)
     idle = (p.pipeline - 1) / p.virtual_pipeline
@@ -116,7 +116,7 @@ def _factor(recipe: Recipe) -> tuple[float, tuple[str, ...]]:
     if p.context > 2:
         factor *= _CONTEXT_DOUBLING ** math.log2(p.context / 2)
         assumptions.append(
-            f"context parallelism {p.context} costs {1 - _CONTEXT_DOUBLING:.0%} a doubling beyond 2"
+            f"context parallelism {p.context} costs {1 - _CONTEXT_DOUBLING:.0%} per doubling beyond 2"
         )
     if cluster.world_size > 8:
         factor *= 1 - _LOSS_A_DOUBLING * math.log2(cluster.world_size / 8)
@@ -131,7 +131,7 @@ def _factor(recipe: Recipe) -> tuple[float, tuple[str, ...]]:
 
 
 def _recomputed_share(recipe: Recipe) -> float:
-    """FLOPs of recomputation over model FLOPs: the forward third of what is recomputed."""
+    """FLOPs of recomputation relative to model FLOPs: the forward third of what is recomputed."""
     p, model = recipe.parallelism, recipe.model
     if p.recompute == "none":
         return 0.0

@@ -1,4 +1,4 @@
-"""Benchmarks on the page: one view a benchmark, with every run beside its base."""
+"""Benchmarks on the page: one view per benchmark, with every run beside its base."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _FEW = 3
 
 @dataclass(frozen=True)
 class RunCell:
-    """A run on a benchmark: `change` is against its own base, None where that was not evaluated."""
+    """A run's result on a benchmark; `change` is against its own base, None if the base was not evaluated."""
 
     run: str
     base: str | None
@@ -63,7 +63,8 @@ class RunCell:
 
 @dataclass(frozen=True)
 class GroupCells:
-    """A group of languages: the base's mean, and for every run its mean, the change and (wins, ties, losses)."""
+    """A group of languages: the base's mean, and per run its mean, its change, and its (wins, ties,
+    losses)."""
 
     dimension: str
     group: str
@@ -75,7 +76,7 @@ class GroupCells:
 
 @dataclass(frozen=True)
 class BenchmarkView:
-    """A benchmark: `cells` has a place for every run; `others` are the means of its other metrics."""
+    """A benchmark: `cells` has one entry per run; `others` holds the means of its other metrics."""
 
     key: str
     title: str
@@ -91,7 +92,7 @@ class BenchmarkView:
 
     @property
     def base(self) -> RunCell | None:
-        """The first run's cell that has a base."""
+        """The cell of the first run that has a base."""
         return next((cell for cell in self.cells if cell and cell.base_scores), None)
 
     @property
@@ -101,13 +102,13 @@ class BenchmarkView:
 
 
 def latest(run: RunRecord, role: str = "trained") -> EvaluatedModel | None:
-    """The run's latest evaluated model of a role, `trained` or `base`."""
+    """The run's latest evaluated model of a role (`trained` or `base`)."""
     models = [model for model in run.models if model.role == role]
     return models[-1] if models else None
 
 
 def benchmark_views(runs: Sequence[RunRecord]) -> list[BenchmarkView]:
-    """Views of all benchmarks that any of the runs was evaluated on.
+    """Views of every benchmark on which any of the runs was evaluated.
 
     Raises:
         UserError: a run and its base were scored on different items.
@@ -151,7 +152,7 @@ def _cell(run: RunRecord, name: str) -> RunCell | None:
 
 
 def _trained_on(run: RunRecord) -> frozenset[str] | None:
-    """Languages that the run's mix trains on, sides of pairs too; None if its plan is not there."""
+    """Languages in the run's mix, including both sides of pairs; None if its plan is missing."""
     if not run.mix:
         return None
     found = set()
@@ -162,7 +163,7 @@ def _trained_on(run: RunRecord) -> frozenset[str] | None:
 
 
 def _seen(run: RunRecord) -> frozenset[str] | None:
-    """Languages that the base was pre-trained on, as the evaluation on held-out text recorded them."""
+    """Languages that the base was pre-trained on, as recorded by the evaluation on held-out text."""
     rows = run.gains["languages"] if run.gains else []
     if all(row["seen_by_base"] is None for row in rows):
         return None
@@ -183,7 +184,8 @@ def _legend(codes: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 
 def _figures(run: str, name: str, scores: BenchmarkScores, changed: Change) -> list[Figure]:
-    """Sorted differences and base against trained, in the shown unit; none for so few languages that a table says it."""
+    """Sorted differences, and base against trained, in the displayed unit; none for so few languages that a
+    table is clearer."""
     rows = sorted(changed.languages, key=lambda row: row.difference, reverse=scores.metric.better == "higher")
     if len(rows) < _FEW:
         return []
@@ -209,7 +211,7 @@ def _figures(run: str, name: str, scores: BenchmarkScores, changed: Change) -> l
         for row in rows
     )
     side = "above" if of.better == "higher" else "below"
-    title = f"{run}: change of every language"
+    title = f"{run}: change per language"
     return [
         Differences(f"{name}-{run}-differences", title, f"{of.name}, {side} zero is better", bars, legend),
         Dots(
@@ -242,7 +244,7 @@ def _view(name: str, runs: Sequence[RunRecord], cells: list[RunCell | None]) -> 
 
 
 def _notes(cells: Sequence[RunCell | None]) -> list[str]:
-    """What should make a reader doubt a score: labels that collapsed, empty outputs, other languages."""
+    """Warnings about a score: labels that collapsed, empty outputs, output in other languages."""
     return [
         f"{cell.run}: {rate.name} {rate.show(value)} %, most in {worst}"
         for cell in cells
@@ -286,7 +288,7 @@ def _groups(cells: Sequence[RunCell | None]) -> list[GroupCells]:
 def _rows(
     cells: Sequence[RunCell | None],
 ) -> list[tuple[str, str, float | None, list[Verdicts | None], list[float | None]]]:
-    """Languages: code, colour, value of the base, and run by run the test and the value."""
+    """Languages: code, colour, the base's value, and each run's test and value."""
     codes = dict.fromkeys(code for cell in cells if cell for code in cell.scores.scores)
     tests = [
         {row.language: row for row in cell.change.languages} if cell and cell.change else {} for cell in cells
@@ -328,7 +330,7 @@ def _others(
 
 
 def field_views(views: Sequence[BenchmarkView]) -> list[tuple[str, list[Markup]]]:
-    """Wins across the field of the base and all runs, by benchmark: a bar over all languages and one a category."""
+    """Wins among the base and all runs, by benchmark: one bar over all languages and one per category."""
     found = []
     for view in views:
         field: dict[str, dict[str, float]] = {}
@@ -357,7 +359,8 @@ def field_views(views: Sequence[BenchmarkView]) -> list[tuple[str, list[Markup]]
 
 
 def checkpoint_figures(runs: Sequence[RunRecord], views: Sequence[BenchmarkView]) -> list[Curves]:
-    """Averages of every benchmark over the evaluated checkpoints, English apart; none with fewer than two of them."""
+    """Averages of every benchmark over the evaluated checkpoints, English separate; none for fewer than
+    two."""
     figures = []
     for view in views:
         series: list[Series] = []
@@ -381,7 +384,7 @@ def checkpoint_figures(runs: Sequence[RunRecord], views: Sequence[BenchmarkView]
 
 
 def _curve(run: RunRecord, view: BenchmarkView, english: bool) -> list[tuple[float, float]]:
-    """Steps and means in the shown unit; the base stands at step 0 of a run that started from its weights."""
+    """Steps and means in the displayed unit; the base is step 0 of a run that started from its weights."""
     points = []
     for model in run.models:
         step = model.step

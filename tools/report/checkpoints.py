@@ -1,4 +1,4 @@
-"""A run as it stood at one of its evaluated checkpoints: `RUN@STEP`."""
+"""A run as of one of its evaluated checkpoints: `RUN@STEP`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _AT = re.compile(r"(.+)@(\d+)")
 
 
 def read_checkpoint(name: str) -> RunRecord:
-    """A run, or with `RUN@STEP` what was known of it at that step: earlier steps, its scores, its gains over the base.
+    """A run or, for `RUN@STEP`, what was known about it at that step: earlier steps, its scores, its gains
+    over the base.
 
     Raises:
-        UserError: no such run, or the step was not evaluated.
+        UserError: the run does not exist, or the step was not evaluated.
     """
     match = _AT.fullmatch(name)
     if match is None:
@@ -36,7 +37,7 @@ def _at(run: RunRecord, step: int) -> RunRecord:
         known = ", ".join(map(str, evaluated)) or "none"
         raise UserError(
             f"{run.name}@{step}: this step was not evaluated (evaluated: {known}); "
-            f"`emma evaluate run {run.folder} --step {step}` does it"
+            f"`emma evaluate run {run.folder} --step {step}` evaluates it"
         )
     models = [model for model in run.models if model.role == "base" or (model.step or 0) <= step]
     found = replace(
@@ -52,7 +53,7 @@ def _at(run: RunRecord, step: int) -> RunRecord:
 
 
 def _gains(run: RunRecord) -> dict[str, object] | None:
-    """Gains of the run's latest checkpoint over its base, from the scores of single documents."""
+    """Gains of the run's latest checkpoint over its base, from the scores of individual documents."""
     trained = [model for model in run.models if model.role == "trained"][-1]
     base = next((model for model in run.models if model.role == "base"), None)
     if base is None or (run.gains and run.gains["trained"] == trained.name):
@@ -65,7 +66,8 @@ def _gains(run: RunRecord) -> dict[str, object] | None:
 
 
 def facts_of(runs: list[RunRecord]) -> LanguageFacts:
-    """Categories, mix and what the base has seen, as the runs' evaluations recorded them; the first run goes first."""
+    """Categories, mix, and languages seen by the base, as recorded by the runs' evaluations; the first run
+    takes precedence."""
     category: dict[tuple[str, str], str] = {}
     seen: set[str] = set()
     known = False

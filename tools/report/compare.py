@@ -1,4 +1,4 @@
-"""The page that compares runs: what each won against its base, and one against the other, at which budget."""
+"""The page that compares runs: what each gained over its base, and over each other, at which budget."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ from emma.tools.report.training import category_colors, overlaid_charts
 
 __all__ = ["Comparison", "compare_page", "comparison", "paired_gains"]
 
-# Keys that name a run or its place, not what it does.
+# Keys that name a run or its location, not what it does.
 _NOT_A_DIFFERENCE = ("name", "description", "paths.", "data.name")
 
 
 @dataclass(frozen=True)
 class GroupRow:
-    """A group of languages: bits per byte of the base and, run by run, the change; `best` is the largest gain's place."""
+    """A group of languages: bits per byte of the base, and each run's change; `best` is the index of the
+    largest gain."""
 
     kind: str
     group: str
@@ -53,7 +54,8 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the page shows of benchmarks: the runs, one view a benchmark, the panel of forgetting, curves."""
+    """The page's content on benchmarks: the runs, one view per benchmark, the forgetting panel, the
+    curves."""
 
     runs: Sequence[RunRecord]
     views: list[BenchmarkView]
@@ -63,22 +65,22 @@ class Comparison:
 
     @property
     def figures(self) -> list[Figure]:
-        """Everything that can be drawn into files of its own."""
+        """All figures that can be exported to files."""
         return [*(figure for view in self.views for figure in view.figures), *self.checkpoints]
 
 
 def comparison(runs: Sequence[RunRecord]) -> Comparison:
-    """Sets runs beside each other.
+    """Compares runs.
 
     Args:
-        runs: two or more; the others are compared with the first one.
+        runs: two or more; the others are compared with the first.
 
     Raises:
-        UserError: fewer than two runs, or two of one name.
+        UserError: fewer than two runs, or two with the same name.
     """
     names = [run.name for run in runs]
     if len(runs) < 2:
-        raise UserError("give two runs or more to compare")
+        raise UserError("give two or more runs to compare")
     if len(set(names)) < len(names):
         raise UserError(f"two of the runs have the same name ({', '.join(names)}); name each run once")
     views = benchmark_views(runs)
@@ -95,11 +97,11 @@ def compare_page(runs: Sequence[RunRecord], compared: Comparison | None = None) 
     """HTML of the comparison.
 
     Args:
-        runs: two or more; the others are compared with the first one.
-        compared: what `comparison` gave for them, if it is at hand.
+        runs: two or more; the others are compared with the first.
+        compared: the result of `comparison` for them, if already computed.
 
     Raises:
-        UserError: fewer than two runs, or two of one name.
+        UserError: fewer than two runs, or two with the same name.
     """
     compared = compared or comparison(runs)
     return render(
@@ -133,7 +135,7 @@ def _budget(runs: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def _summary(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
-    """Rows of the table of runs: label and one cell a run."""
+    """Rows of the runs table: a label and one cell per run."""
 
     def last(run: RunRecord, key: str) -> Any:
         return run.steps[-1].get(key) if run.steps else None
@@ -157,7 +159,7 @@ def _parity(run: RunRecord) -> str:
 
 
 def _group_rows(runs: Sequence[RunRecord]) -> list[GroupRow]:
-    """Groups of languages that at least one run was evaluated on."""
+    """Groups of languages on which at least one run was evaluated."""
     tables: list[Mapping[tuple[str, str], Mapping[str, Any]]] = [
         {(row["kind"], row["group"]): row for row in run.gains["groups"]} if run.gains else {} for run in runs
     ]
@@ -184,7 +186,8 @@ def _group_rows(runs: Sequence[RunRecord]) -> list[GroupRow]:
 
 
 def paired_gains(first: RunRecord, other: RunRecord) -> Gains | None:
-    """The latest evaluated models of two runs against each other on the same documents; None if one has no scores."""
+    """The latest evaluated models of two runs against each other on the same documents; None if either has no
+    scores."""
     models = [latest(run) for run in (first, other)]
     if models[0] is None or models[1] is None:
         return None
@@ -199,7 +202,7 @@ def paired_gains(first: RunRecord, other: RunRecord) -> Gains | None:
 
 
 def _against_first(runs: Sequence[RunRecord]) -> list[tuple[RunRecord, list[KindGains]]]:
-    """For every other run, its sections against the first run."""
+    """The sections of every other run against the first."""
     sections = []
     for run in runs[1:]:
         gains = paired_gains(runs[0], run)
@@ -209,7 +212,7 @@ def _against_first(runs: Sequence[RunRecord]) -> list[tuple[RunRecord, list[Kind
 
 
 def _curves(runs: Sequence[RunRecord]) -> list[Markup]:
-    """Gain of each language under the first run against its gain under each other run."""
+    """Each language's gain under the first run against its gain under each other run."""
     charts = []
     first = runs[0]
     for run in runs[1:]:
@@ -238,10 +241,10 @@ def _curves(runs: Sequence[RunRecord]) -> list[Markup]:
         ]
         charts.append(
             scatter(
-                f"Every language: {first.name} and {run.name}",
+                f"{first.name} and {run.name}, per language",
                 points,
-                unit=f"change under {run.name}; below the line it won more",
-                x_label=f"change of bits a byte under {first.name}",
+                unit=f"change under {run.name}; below the line it gained more",
+                x_label=f"change in bits per byte under {first.name}",
                 legend=[(color, name, "") for name, color in colors.items()],
             )
         )
@@ -249,7 +252,7 @@ def _curves(runs: Sequence[RunRecord]) -> list[Markup]:
 
 
 def _mix_rows(mixes: Sequence[MixView | None]) -> list[tuple[str, list[tuple[float, float] | None]]]:
-    """Components by share and epochs, run by run."""
+    """Each run's share and epochs, by component."""
     names = list(dict.fromkeys(row.name for mix in mixes if mix for row in mix.rows if not row.part_of))
     table = []
     for name in names:
@@ -262,7 +265,7 @@ def _mix_rows(mixes: Sequence[MixView | None]) -> list[tuple[str, list[tuple[flo
 
 
 def _differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
-    """Keys of the recipes that differ, with each run's value."""
+    """Recipe keys that differ, with each run's value."""
     values = [flat(run.recipe.to_dict()) for run in runs]
     keys = list(dict.fromkeys(key for value in values for key in value))
     rows = []

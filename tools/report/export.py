@@ -29,11 +29,11 @@ def export(
     """Writes every figure as `.svg` and `.png` and every table as `.tex`.
 
     Args:
-        folder: to write into.
-        runs: names, in the order of the cells of the views.
+        folder: to write to.
+        runs: names, in the order of the views' cells.
         views: benchmarks.
-        forgetting: rows of the panel.
-        figures: what is drawn.
+        forgetting: rows of the forgetting panel.
+        figures: the figures to draw.
         reference: published scores.
 
     Returns:
@@ -58,7 +58,7 @@ def export(
 
 
 def colors() -> dict[str, str]:
-    """Colours of the page's classes (`s0`, `o3`, ...) on paper, from its style sheet."""
+    """Print colours of the page's classes (`s0`, `o3`, ...), from its style sheet."""
     root = _STYLE.read_text(encoding="utf-8").split("@media", 1)[0]
     return {name: value for name, value in re.findall(r"--([so]\d): (#[0-9a-f]{6})", root)}
 
@@ -83,7 +83,7 @@ _SPECIAL = str.maketrans(
 
 
 def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    """A `tabular` with booktabs rules; cells are escaped, the first `text_columns` are to the left."""
+    """A `tabular` with booktabs rules; cells are escaped, and the first `text_columns` are left-aligned."""
 
     def line(cells: Sequence[str]) -> str:
         return " & ".join(str(cell).translate(_SPECIAL) for cell in cells) + r" \\"

@@ -1,4 +1,4 @@
-"""What training cost: English and the high-resource languages, on held-out text and on every benchmark."""
+"""What training cost: English and the high-resource languages, on held-out text and every benchmark."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class _Cell:
 
 @dataclass(frozen=True)
 class ForgettingRow:
-    """A measure on English or on the high-resource languages, and every run's value and change against its base.
+    """One measure on English or on the high-resource languages: every run's value and its change against its
+    base.
 
-    `first` says that it is the first row of its measure.
+    `first` marks the first row of a measure.
     """
 
     title: str
@@ -38,7 +39,7 @@ class ForgettingRow:
 
 
 def forgetting_rows(runs: Sequence[RunRecord], views: Sequence[BenchmarkView]) -> list[ForgettingRow]:
-    """Rows of the panel, held-out text first; none where nothing was compared with a base."""
+    """Rows of the panel, held-out text first; empty if nothing was compared with a base."""
     rows = [_heldout_row(runs, group) for group in _GROUPS]
     rows += [_benchmark_row(view, group) for view in views for group in _GROUPS]
     found = [row for row in rows if row and any(row.cells)]

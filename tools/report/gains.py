@@ -1,4 +1,4 @@
-"""What was won and forgotten, as charts and table rows."""
+"""What was gained and forgotten, as charts and table rows."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ __all__ = [
 ]
 
 _OTHER = "o7"
-_UNIT = "mean bits a byte"
+_UNIT = "mean bits per byte"
 
 FEW = 12
-"""Below so many languages the table says more than charts do."""
+"""With fewer languages than this, a table says more than charts."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A horizontal bar from `zero`; `zero`, `left` and `width` in percent of the cell, `color` a class."""
+    """A horizontal bar from `zero`; `zero`, `left`, and `width` are percentages of the cell, `color` is a
+    class."""
 
     zero: float
     left: float
@@ -47,7 +48,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class KindGains:
-    """One kind of text: rows of the group table and of the language table, with their bars, and the charts."""
+    """One kind of text: rows of its group and language tables, with their bars, and its charts."""
 
     kind: str
     groups: list[dict[str, Any]]
@@ -56,7 +57,7 @@ class KindGains:
 
 
 def _bars(values: Sequence[float]) -> list[Bar]:
-    """Bars of a column on one scale, which holds zero."""
+    """Bars of one column, on a common scale that includes zero."""
     low, high = min(0.0, *values), max(0.0, *values)
     span = high - low or 1.0
     zero = 100 * -low / span
@@ -72,7 +73,7 @@ def _bars(values: Sequence[float]) -> list[Bar]:
 
 
 def gain_sections(gains: dict[str, Any], run: RunRecord) -> list[KindGains]:
-    """Sections of the page, one a kind of text in languages of the world, monolingual text first.
+    """Sections of the page, one per kind of text in natural languages, monolingual text first.
 
     Args:
         gains: content of `gains.json`.
@@ -83,7 +84,7 @@ def gain_sections(gains: dict[str, Any], run: RunRecord) -> list[KindGains]:
 
 
 def other_rows(gains: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for every kind of text that is not divided by languages (code, papers, ...), with its bar."""
+    """One row, with its bar, per kind of text that is not divided by language (code, papers, ...)."""
     rows = [row for row in gains["groups"] if row["kind"] not in LANGUAGE_KINDS]
     return [
         {**row, "bar": bar} for row, bar in zip(rows, _bars([r["difference"] for r in rows]), strict=True)
@@ -113,7 +114,7 @@ def _charts(kind: str, rows: list[dict[str, Any]], colors: dict[str, str]) -> li
         return []
     what = "pair" if kind in ("parallel", "bilingual") else "language"
     bars = difference_bars(
-        f"Change of every {what}, sorted",
+        f"Change per {what}, sorted",
         [
             (
                 f"{row['language']}: {row['base']:.3f} → {row['trained']:.3f} ({row['difference']:+.3f})",
@@ -123,7 +124,7 @@ def _charts(kind: str, rows: list[dict[str, Any]], colors: dict[str, str]) -> li
             )
             for row in rows
         ],
-        unit="bits a byte, below zero is better",
+        unit="bits per byte; below zero is better",
         height=260,
     )
     names = {row["category"]: row["color"] for row in rows if row["category"]}
@@ -140,10 +141,10 @@ def _charts(kind: str, rows: list[dict[str, Any]], colors: dict[str, str]) -> li
         for row in rows
     ]
     dots = scatter(
-        f"Before and after, every {what}",
+        f"Before and after, per {what}",
         points,
-        unit="bits a byte after training; below the line is better",
-        x_label="bits a byte of the base",
+        unit="bits per byte after training; below the line is better",
+        x_label="bits per byte of the base",
         legend=legend,
         height=320,
     )
@@ -151,7 +152,7 @@ def _charts(kind: str, rows: list[dict[str, Any]], colors: dict[str, str]) -> li
 
 
 def headline(gains: dict[str, Any]) -> dict[str, Any]:
-    """Figures for the top of the page: the average over monolingual text without English, and English.
+    """Figures for the top of the page: the average over monolingual text except English, and English.
 
     Returns:
         `all` and `english` (rows of `groups`, or None), `kind`.
@@ -163,16 +164,17 @@ def headline(gains: dict[str, Any]) -> dict[str, Any]:
 
 
 def progress_chart(run: RunRecord) -> Markup | None:
-    """Mean bits per byte of the evaluated checkpoints over steps, English apart; None with fewer than two of them.
+    """Mean bits per byte of the evaluated checkpoints over steps, with English separate; None for fewer than
+    two checkpoints.
 
-    The base stands at step 0, if the run was started from its weights.
+    If the run started from the base's weights, the base is step 0.
     """
     series = _progress(run, "", ("s0", "s1"))
     return line_chart("Held-out text over checkpoints", series, unit=_UNIT, height=200) if series else None
 
 
 def heldout_figures(runs: Sequence[RunRecord]) -> list[Curves]:
-    """The same of several runs in one figure; none where no run has two evaluated checkpoints."""
+    """The same chart for several runs in one figure; none if no run has two evaluated checkpoints."""
     series = [
         line
         for place, run in enumerate(runs)

@@ -1,4 +1,4 @@
-"""What the run was trained on: shares of components, categories and languages."""
+"""What the run was trained on: shares of components, categories, and languages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LARGEST = 12
 
 @dataclass(frozen=True)
 class MixRow:
-    """Sums over sources: `share` of the mix's tokens, `epochs` over what the store holds of them."""
+    """Sums over sources: `share` of the mix's tokens, `epochs` over the store's tokens."""
 
     name: str
     part_of: str
@@ -34,8 +34,8 @@ class MixRow:
 
 @dataclass(frozen=True)
 class MixView:
-    """The mix for the page: `bar` of the components, table `rows` (a component, then its categories), and the
-    languages that training sees most of, with how often each is repeated."""
+    """The mix on the page: `bar` of the components, table `rows` (each component, then its categories), and
+    the languages with the most training tokens, with the number of times each is repeated."""
 
     bar: Markup
     rows: list[MixRow]
@@ -46,7 +46,7 @@ class MixView:
 
 
 def mix_view(run: RunRecord) -> MixView | None:
-    """The mix of a run; None without its plan."""
+    """A run's mix; None if its plan is missing."""
     parts = [part for part in run.mix if part.tokens]
     if not parts:
         return None
@@ -70,7 +70,7 @@ def mix_view(run: RunRecord) -> MixView | None:
     ]
     codes: dict[str, list[MixPart]] = {}
     for part in parts:
-        # Programming languages and the like are not languages of the world: those have a script in their code.
+        # Only natural languages have a script in their code; programming languages and the like don't.
         if "_" in part.language and "-" not in part.language:
             codes.setdefault(part.language, []).append(part)
     largest = sorted(

@@ -1,4 +1,4 @@
-"""The page of one run: `RUN/report/index.html`, self-contained."""
+"""The page of a single run: `RUN/report/index.html`, self-contained."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ __all__ = ["Figure", "render", "run_page"]
 _HERE = Path(__file__).parent
 
 Figure = tuple[str, str, str]
-"""A figure for the top of a page: value, what it is, and tone (`good`, `bad` or empty)."""
+"""A figure for the top of a page: value, label, and tone (`good`, `bad`, or empty)."""
 
 
 def render(template: str, **context: Any) -> str:
-    """Fills a template of this folder with `context`, the style sheet and the script.
+    """Renders a template from this folder with `context`, the style sheet, and the script.
 
     Args:
         template: name of the template.
@@ -60,7 +60,7 @@ def render(template: str, **context: Any) -> str:
 
 
 def run_page(run: RunRecord) -> str:
-    """HTML of a run's page."""
+    """A run's page as HTML."""
     views = benchmark_views([run])
     return render(
         "run.html.j2",
@@ -106,10 +106,10 @@ def _gain_figures(gains: dict[str, Any]) -> list[Figure]:
     figures: list[Figure] = []
     if rows["all"]:
         group = rows["all"]
-        figures.append((_percent(group), "bits a byte, mean of all languages but English", _tone(group)))
-        figures.append((f"{group['lower']} / {group['languages']}", "languages with fewer bits a byte", ""))
+        figures.append((_percent(group), "bits per byte, mean over all languages but English", _tone(group)))
+        figures.append((f"{group['lower']} / {group['languages']}", "languages with fewer bits per byte", ""))
     if rows["english"]:
-        figures.append((_percent(rows["english"]), "bits a byte of English", _tone(rows["english"])))
+        figures.append((_percent(rows["english"]), "bits per byte on English", _tone(rows["english"])))
     return figures
 
 
@@ -129,16 +129,16 @@ def _parity_figures(parity: dict[str, Any] | None) -> list[Figure]:
         figures += [
             (
                 number(logits["max_abs_delta"]),
-                f"largest |Δ| of a logit, {number(logits['tolerance'])} allowed",
+                f"largest logit |Δ|, {number(logits['tolerance'])} allowed",
                 "",
             ),
             (number(logits["mean_kl"]), "mean KL, nats", ""),
             (
                 f"{100 * logits['top1_agreement']:.2f}\u202f%",
-                f"same first choice, of {logits['tokens']} tokens",
+                f"same top token, of {logits['tokens']} tokens",
                 "",
             ),
         ]
     if tensors := parity.get("tensors"):
-        figures.append((f"{tensors['equal']} / {tensors['compared']}", "parameters equal to the bit", ""))
+        figures.append((f"{tensors['equal']} / {tensors['compared']}", "parameters bit-identical", ""))
     return figures

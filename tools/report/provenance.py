@@ -1,4 +1,4 @@
-"""Facts about the run: what it is, what it ran on, what it cost."""
+"""Facts about a run: what it is, what it ran on, what it cost."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ __all__ = [
 
 
 def device_hours(run: RunRecord, step: int | None = None) -> float | None:
-    """Device-hours of the logged steps: tokens over tokens a second, step by step; None without logged speed.
+    """Device-hours of the logged steps: tokens divided by tokens per second, summed over steps; None if no
+    speed was logged.
 
     Args:
         run: the run.
-        step: count up to this step; default all.
+        step: count up to this step; by default, all.
 
-    Steps that a killed launch lost, start-up, validation and saving are not in it.
+    Excludes steps lost when a launch was killed, start-up, validation, and saving.
     """
     total, before = 0.0, 0
     for row in run.steps:
@@ -43,7 +44,7 @@ def device_hours(run: RunRecord, step: int | None = None) -> float | None:
 
 
 def key_figures(run: RunRecord) -> list[tuple[str, str]]:
-    """(figure, what it is) about training, for the top of the page."""
+    """(figure, label) pairs about training, for the top of the page."""
     figures: list[tuple[str, str]] = []
     if not run.steps:
         return figures
@@ -54,16 +55,16 @@ def key_figures(run: RunRecord) -> list[tuple[str, str]]:
         figures.append((f"{last['loss']:.3f}", "training loss, last step"))
     _, speed = run.series("tokens_per_second_per_gpu")
     if speed:
-        figures.append((number(sorted(speed)[len(speed) // 2]), "tokens a second a device, median"))
+        figures.append((number(sorted(speed)[len(speed) // 2]), "tokens per second per device, median"))
     _, tflops = run.series("tflops_per_gpu_causal")
     _, mfu = run.series("mfu")
     if tflops and mfu:
-        # Without a peak to compare with (a CPU), TFLOP/s say no more than tokens a second do.
+        # Without a peak to compare with (on a CPU), TFLOP/s say no more than tokens per second.
         share = sorted(mfu)[len(mfu) // 2]
         figures.append(
             (
                 f"{number(sorted(tflops)[len(tflops) // 2])}",
-                f"TFLOP/s a device, {share:.0%} of its peak (causal attention counted half)",
+                f"TFLOP/s per device, {share:.0%} of its peak (causal attention counted half)",
             )
         )
     hours = device_hours(run)
@@ -74,7 +75,7 @@ def key_figures(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def recipe_facts(run: RunRecord) -> list[tuple[str, str]]:
-    """The recipe in a few lines."""
+    """A summary of the recipe."""
     from emma.tools.arithmetic.parameters import total_parameters
 
     recipe = run.recipe
@@ -84,7 +85,7 @@ def recipe_facts(run: RunRecord) -> list[tuple[str, str]]:
         if schedule.decay != "constant"
         else "constant"
     )
-    warmup = f", {schedule.warmup_steps} steps of warm-up" if schedule.warmup_steps else ""
+    warmup = f", {schedule.warmup_steps} warm-up steps" if schedule.warmup_steps else ""
     start = recipe.start.mode + (f" of {recipe.start.checkpoint}" if recipe.start.checkpoint else "")
     return [
         (
@@ -97,7 +98,7 @@ def recipe_facts(run: RunRecord) -> list[tuple[str, str]]:
         ("Data", recipe.data.name),
         (
             "Batch",
-            f"{batch.global_} × {batch.sequence_length} tokens a step, micro-batch {batch.micro}",
+            f"{batch.global_} × {batch.sequence_length} tokens per step, micro-batch {batch.micro}",
         ),
         ("Schedule", f"{schedule.steps} steps, peak {number(schedule.learning_rate)}, {decay}{warmup}"),
         (
@@ -117,7 +118,7 @@ def recipe_facts(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping with dotted keys."""
+    """Flattens nested mappings into one with dotted keys."""
     result: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping) and item:
@@ -128,7 +129,7 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def environment_facts(run: RunRecord) -> list[tuple[str, str]]:
-    """environment.json without patches and launches, which have tables of their own."""
+    """environment.json without patches and launches, which have their own tables."""
     rest = {key: value for key, value in run.environment.items() if key not in ("patches", "launches")}
     return [
         (key.removeprefix("versions.").removeprefix("hardware."), _text(value))
@@ -142,7 +143,7 @@ def _text(value: Any) -> str:
 
 
 def launches(run: RunRecord) -> list[dict[str, str]]:
-    """Launches of the run: number, start, what it began from, host."""
+    """The run's launches: number, start time, what each started from, host."""
     rows = []
     for launch in run.environment.get("launches", []):
         load = launch["load"]

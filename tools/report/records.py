@@ -1,4 +1,4 @@
-"""What a run folder says about its run. Parts that are not there yet are empty, never an error; damaged ones are."""
+"""What a run folder records about its run. Missing parts are empty, not errors; damaged parts are errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ __all__ = ["MixPart", "RunRecord", "read_mix_parts", "read_run"]
 class MixPart:
     """One source of the mix: a language (or pair) of a component.
 
-    `store_tokens` is what the token store holds of it, `tokens` what the run trains on, `epochs` their ratio.
+    `store_tokens` counts its tokens in the token store, `tokens` those that the run trains on; `epochs` is
+    their ratio.
     """
 
     component: str
@@ -42,8 +43,8 @@ class MixPart:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything the report knows. `steps` and `validations` are rows of metrics.jsonl; `checkpoint` is the step that
-    all of it was cut at, None for the whole run."""
+    """Everything the report knows about a run. `steps` and `validations` are rows of metrics.jsonl;
+    `checkpoint` is the step at which everything was cut off, None for the whole run."""
 
     folder: Path
     recipe: Recipe
@@ -67,18 +68,18 @@ class RunRecord:
 
     @property
     def parity_step(self) -> int | None:
-        """Step whose export the parity report is about: the latest one that has a report."""
+        """Step of the export that the parity report covers: the latest that has a report."""
         with_report = [step for step in self.exports if parity_file(self.folder, step).is_file()]
         return with_report[-1] if with_report else None
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
-        """Steps and values of a metric, where it was logged."""
+        """Steps and values of a metric, where logged."""
         rows = [row for row in self.steps if row.get(key) is not None]
         return [float(row["step"]) for row in rows], [float(row[key]) for row in rows]
 
     @property
     def groups(self) -> list[str]:
-        """Validation groups, in the order they were first logged."""
+        """Validation groups, in the order in which they were first logged."""
         return list(dict.fromkeys(group for row in self.validations for group in row["validation"]))
 
     def validation(self, group: str) -> tuple[list[float], list[float]]:
@@ -88,7 +89,7 @@ class RunRecord:
 
 
 def parity_file(folder: Path, step: int) -> Path:
-    """Parity report of an export."""
+    """An export's parity report."""
     return folder / "hf" / f"step-{step}" / "parity.json"
 
 
@@ -96,7 +97,7 @@ def read_run(run: str | Path) -> RunRecord:
     """Reads a run folder.
 
     Raises:
-        UserError: no such run, or one of its files is damaged.
+        UserError: the run does not exist, or one of its files is damaged.
     """
     folder, recipe = resolve_run(run)
     steps, validations = read_metrics(folder / "metrics.jsonl")
@@ -127,7 +128,7 @@ def _json(path: Path) -> Any:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a jsonl file that is only appended to; a last line without its end is still being written."""
+    """Objects of an append-only jsonl file; a last line without a newline is still being written."""
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     try:
         return [orjson.loads(line) for line in lines if line.endswith(b"\n")]
@@ -136,10 +137,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_mix_parts(path: Path) -> list[MixPart]:
-    """Sources of a mix from its `plan.parquet`; none without the file.
+    """A mix's sources from its `plan.parquet`; none if the file is missing.
 
     Raises:
-        UserError: the file is damaged or of another schema.
+        UserError: the file is damaged or has another schema.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -150,7 +151,7 @@ def read_mix_parts(path: Path) -> list[MixPart]:
         columns = ["component", "language", "category", "store_tokens", "tokens"]
         rows = pq.read_table(path, columns=columns).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); plan the mix again") from None
+        raise UserError(f"{path}: cannot be read ({error}). Fix: plan the mix again") from None
     return [
         MixPart(
             row["component"],

@@ -1,4 +1,4 @@
-"""The published scores on the page, and as text."""
+"""The published scores, on the page and as text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from emma.tools.languages.codes import CATEGORIES
 __all__ = ["ReferenceView", "gains_text", "reference_text", "reference_view"]
 
 _NOT_COMPARED = ("aya", "polywrite")
-"""Published for the first generation only and not by the same protocol as the rest; in the table, not on the page."""
+"""Published only for the first generation and under a different protocol; in the table, not on the page."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class _Gain:
 
 @dataclass(frozen=True)
 class ReferenceView:
-    """The table of published averages: a row a benchmark and metric, a column a model; then gains by category."""
+    """The table of published averages (one row per benchmark and metric, one column per model), and gains by
+    category."""
 
     source: str
     models: list[str]
@@ -55,7 +56,7 @@ class ReferenceView:
 
 
 def reference_view() -> ReferenceView:
-    """The shipped table as the page shows it.
+    """The shipped table, as shown on the page.
 
     Raises:
         UserError: the table is damaged.
@@ -123,7 +124,7 @@ def _gains(
 
 
 def reference_text(rows: Sequence[ReferenceAverage], models: Sequence[str]) -> str:
-    """Averages over all languages as a text table: a row a benchmark and metric."""
+    """Averages over all languages as a text table, one row per benchmark and metric."""
     found = {(row.benchmark, row.metric, row.model): row for row in rows if row.group == ALL}
     keys = list(dict.fromkeys((row.benchmark, row.metric) for row in rows))
     body = []

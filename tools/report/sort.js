@@ -1,4 +1,4 @@
-// Tables marked "sortable" sort by a column when its head is pressed; without scripts they stay as they are.
+// Tables marked "sortable" sort by a column when its header is clicked; without scripts they keep their order.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   table.querySelectorAll("thead th").forEach((head, column) => {

@@ -23,17 +23,17 @@ __all__ = [
 _METRICS = (
     ("learning_rate", "Learning rate", "", True),
     ("grad_norm", "Gradient norm", "before clipping", True),
-    ("tokens_per_second_per_gpu", "Throughput", "tokens a second a device", True),
+    ("tokens_per_second_per_gpu", "Throughput", "tokens per second per device", True),
     ("mfu", "Model FLOPs utilisation", "share of the device's peak", True),
-    ("memory_gib", "Memory", "peak GiB a device", True),
-    ("data_wait_ms", "Waiting for data", "ms a step", True),
-    ("skipped", "Skipped steps", "since the last line", True),
+    ("memory_gib", "Memory", "peak GiB per device", True),
+    ("data_wait_ms", "Waiting for data", "ms per step", True),
+    ("skipped", "Skipped steps", "since the last log line", True),
 )
 
 
 @dataclass(frozen=True)
 class GroupSet:
-    """Validation groups that belong into one chart; `names` maps a group to its name there."""
+    """Validation groups that share a chart; `names` maps each group to its name there."""
 
     title: str
     names: dict[str, str]
@@ -41,7 +41,8 @@ class GroupSet:
 
 
 def group_sets(groups: Sequence[str], run: RunRecord) -> list[GroupSet]:
-    """Validation groups by what they divide: components, categories of a component, languages, and the rest."""
+    """Validation groups by what they divide: components, a component's categories, languages, and the
+    rest."""
     sets: dict[str, dict[str, str]] = {}
     ordered: set[str] = set()
     for group in groups:
@@ -67,22 +68,22 @@ def group_sets(groups: Sequence[str], run: RunRecord) -> list[GroupSet]:
 
 
 def category_colors(categories: Sequence[str]) -> dict[str, str]:
-    """Colours of resource categories, from rich to poor."""
+    """Colours of resource categories, from high to low resource."""
     last = max(1, len(categories) - 1)
     return {name: f"o{round(place * 6 / last)}" for place, name in enumerate(categories)}
 
 
 def training_charts(run: RunRecord) -> list[Markup]:
-    """A chart for every logged metric; the loss first."""
+    """One chart per logged metric, the loss first."""
     charts = []
     steps, loss = run.series("loss")
     if loss:
         charts.append(
-            line_chart("Training loss", [Series("loss", steps, loss)], unit="nats a token", height=240)
+            line_chart("Training loss", [Series("loss", steps, loss)], unit="nats per token", height=240)
         )
     for key, title, unit, zero in _METRICS:
         steps, values = run.series(key)
-        # A metric that is 0 all along (no skipped step, no device memory on a CPU) says nothing as a line.
+        # A line that is 0 throughout (no skipped steps, no device memory on a CPU) says nothing.
         if not any(values):
             continue
         charts.append(line_chart(title, [Series(title, steps, values)], unit=unit, zero=zero, height=160))
@@ -90,7 +91,7 @@ def training_charts(run: RunRecord) -> list[Markup]:
 
 
 def validation_charts(run: RunRecord) -> list[Markup]:
-    """A chart for every set of validation groups."""
+    """One chart per set of validation groups."""
     charts = []
     for group_set in group_sets(run.groups, run):
         colors = (
@@ -102,12 +103,12 @@ def validation_charts(run: RunRecord) -> list[Markup]:
             Series(name, *run.validation(group), color)
             for (group, name), color in zip(group_set.names.items(), colors, strict=True)
         ]
-        charts.append(line_chart(group_set.title, series, unit="nats a token", height=220, keys=True))
+        charts.append(line_chart(group_set.title, series, unit="nats per token", height=220, keys=True))
     return charts
 
 
 def overlaid_charts(runs: Sequence[RunRecord]) -> list[Markup]:
-    """Training loss and every validation group that several runs share, one line a run."""
+    """Training loss and every validation group that several runs share, one line per run."""
     charts = []
     losses = [
         Series(run.name, *run.series("loss"), f"s{place}")
@@ -115,14 +116,14 @@ def overlaid_charts(runs: Sequence[RunRecord]) -> list[Markup]:
         if run.series("loss")[1]
     ]
     if losses:
-        charts.append(line_chart("Training loss", losses, unit="nats a token", height=240))
+        charts.append(line_chart("Training loss", losses, unit="nats per token", height=240))
     groups = list(dict.fromkeys(group for run in runs for group in run.groups))
     for group in groups:
         having = [(place, run) for place, run in enumerate(runs) if group in run.groups]
         if len(having) < 2:
             continue
         series = [Series(run.name, *run.validation(group), f"s{place}") for place, run in having]
-        charts.append(line_chart(f"Validation: {_spoken(group)}", series, unit="nats a token", height=170))
+        charts.append(line_chart(f"Validation: {_spoken(group)}", series, unit="nats per token", height=170))
     return charts
 
 

@@ -1,4 +1,4 @@
-"""The checkpoints of a run on disk: which are complete, which stay. Needs neither torch nor Megatron."""
+"""The checkpoints of a run on disk: which are complete, which are kept. Needs neither torch nor Megatron."""
 
 from __future__ import annotations
 
@@ -84,16 +84,16 @@ def mark_complete(folder: Path, **facts: object) -> None:
 
 
 def tracked_step(checkpoints: Path) -> int | None:
-    """Step that Megatron's tracker file names, which it writes when a save has ended on all ranks; None if none."""
+    """Step named by Megatron's tracker file, which is written when a save has ended on all ranks; None without one."""
     tracker = checkpoints / TRACKER
     text = tracker.read_text().strip() if tracker.is_file() else ""
     return int(text) if text.isdigit() else None
 
 
 def prune(checkpoints: Path, keep: int | None, keep_every: int | None) -> list[int]:
-    """Deletes complete checkpoints that the recipe does not keep, and incomplete ones older than the latest.
+    """Deletes complete checkpoints that the recipe does not keep, and incomplete ones older than the latest complete one.
 
-    A checkpoint is renamed before it is deleted, so that an interrupted deletion never leaves a part under its name.
+    A checkpoint is renamed before it is deleted, so an interrupted deletion never leaves part of one under its name.
 
     Returns:
         The steps deleted.
@@ -117,7 +117,7 @@ def prune(checkpoints: Path, keep: int | None, keep_every: int | None) -> list[i
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """What a launch begins from, decided once for all ranks.
+    """What a launch starts from, decided once for all ranks.
 
     `mode` is `scratch`, `weights`, `phase` or `resume`; `folder` holds `iter_NNNNNNN/` and the tracker file; `step`
     chooses one of them (None: the tracker's).
@@ -137,14 +137,14 @@ class StartPoint:
 
 
 def resolve_start(checkpoint: str, step: int | None) -> StartPoint:
-    """The checkpoint that `start.checkpoint` and `start.step` name.
+    """The checkpoint named by `start.checkpoint` and `start.step`.
 
     Args:
-        checkpoint: folder of a Megatron checkpoint, or of a run (then its `checkpoints/`).
+        checkpoint: folder of a Megatron checkpoint, or of a run (whose `checkpoints/` is then used).
         step: iteration, or None for the latest complete one.
 
     Raises:
-        UserError: no such folder, nothing complete in it, or not that step.
+        UserError: no such folder, no complete checkpoint in it, or not that step.
     """
     folder = Path(checkpoint)
     if (folder / "checkpoints").is_dir():
@@ -156,7 +156,7 @@ def resolve_start(checkpoint: str, step: int | None) -> StartPoint:
         )
     complete, broken = complete_steps(folder), incomplete_steps(folder)
     if step is not None and step not in complete:
-        reason = broken.get(step, f"it is not there; complete are {complete or 'none'}")
+        reason = broken.get(step, f"it does not exist; complete are {complete or 'none'}")
         raise UserError(f"start.step: {step} of {folder} cannot be used: {reason}")
     if not complete:
         reasons = (
@@ -164,6 +164,6 @@ def resolve_start(checkpoint: str, step: int | None) -> StartPoint:
             or "it holds no iter_NNNNNNN folder"
         )
         raise UserError(
-            f"start.checkpoint: no complete checkpoint in {folder} ({reasons}). Fix: write it anew"
+            f"start.checkpoint: no complete checkpoint in {folder} ({reasons}). Fix: write it again"
         )
     return StartPoint(folder, step if step is not None else complete[-1])

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one object a logged step, and one a validation. Needs no torch."""
+"""`metrics.jsonl`: one object per logged step, and one per validation. Needs no torch."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Logged steps and validations of a run, each in the order of steps.
 
-    The file is only ever appended to: steps that a killed launch logged after its last checkpoint stand there twice
-    when the run has gone through them again. The later row is the one that led on.
+    The file only grows: steps that a killed launch logged after its last checkpoint appear twice once the run has repeated
+    them. The later row is the one that the weights went through.
 
     Raises:
-        UserError: a complete line is no JSON object.
+        UserError: a complete line is not a JSON object.
     """
     steps: dict[int, dict[str, Any]] = {}
     validations: dict[int, dict[str, Any]] = {}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
 import secrets
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,16 +13,17 @@ from typing import Any
 
 from emma.base.errors import UserError
 from emma.base.files import read_json, write_json
-from emma.base.manifest import now, package_versions
+from emma.base.manifest import now
 from emma.recipes.load import load_recipe, write_recipe
 from emma.recipes.schema import Recipe
 from emma.tools.runs.checkpoints import TRACKER, LoadPlan, complete_steps, incomplete_steps, resolve_start
+from emma.tools.runs.environment import environment
 from emma.tools.runs.safety import steps_to_skip
 
-__all__ = ["Launch", "RunFolder", "environment"]
+__all__ = ["Launch", "RunFolder"]
 
-# Sections that may change between launches of one run: where and how it runs, what it logs and keeps. All else
-# decides which weights come out, so a change of it is another run, or a phase.
+# What may change between launches of one run: where and how it runs, what it logs and keeps. Everything else decides
+# which weights come out, so changing it makes another run, or a phase.
 _MAY_CHANGE = {
     *(
         "cluster",
@@ -50,13 +49,13 @@ _MAY_CHANGE = {
 
 @dataclass(frozen=True)
 class Launch:
-    """One start of the ranks, written to `launch.json` before they start, so that all of them read the same decision.
+    """One start of the ranks, written to `launch.json` beforehand, so that all ranks read the same decision.
 
     Attributes:
         number: 1, 2, ... within the run.
         load: what this launch begins from.
         skip: steps whose batch is read and not trained on.
-        writer: token of the claim in `writer.json`; a launch whose claim was taken over stops before it writes.
+        writer: token of the claim in `writer.json`; a launch that has lost its claim stops before it writes.
         logs: folder of the ranks' output.
     """
 
@@ -81,7 +80,7 @@ class RunFolder:
         self.reference_file = self.path / "reference.json"
         self.skipped_file = self.path / "skipped.json"
         self.alerts_file = self.path / "alerts.jsonl"
-        # Anyone who may write here can touch these files: the run saves once, or saves and stops until it is removed.
+        # Anyone with write access can create these files: the run saves once, or saves and stops until the file is removed.
         self.save_request = self.path / "save"
         self.stop_request = self.path / "stop"
         self.checkpoints = self.path / "checkpoints"
@@ -93,7 +92,7 @@ class RunFolder:
         return max(complete_steps(self.checkpoints), default=0)
 
     def finished(self, recipe: Recipe) -> bool:
-        """Whether the last step of the schedule has a complete checkpoint."""
+        """Whether the schedule's last step has a complete checkpoint."""
         return self.latest_step() >= recipe.schedule.steps
 
     def read_launch(self) -> Launch:
@@ -102,15 +101,15 @@ class RunFolder:
         return Launch(**{**value, "load": LoadPlan(**value["load"])})
 
     def prepare(self, recipe: Recipe, *, take_over: bool = False) -> Launch:
-        """Makes the folder ready for a launch: recipe, claim, environment, and the decision what to load.
+        """Prepares the folder for a launch: recipe, claim, environment, and the decision what to load.
 
         Raises:
-            UserError: the folder belongs to another recipe, another live process writes it, a team mate asked it to
+            UserError: the folder belongs to another recipe, another live process writes it, a team-mate asked it to
                 stop, or the checkpoint to start from cannot be used.
         """
         if self.stop_request.exists():
             raise UserError(
-                f"{self.stop_request} asks this run to stop. Fix: remove the file to let it go on"
+                f"{self.stop_request} asks this run to stop. Fix: remove the file to let it continue"
             )
         self.check_recipe(recipe)
         load = self._load_plan(recipe)
@@ -151,12 +150,12 @@ class RunFolder:
         return self.writer_file.is_file() and read_json(self.writer_file).get("writer") == launch.writer
 
     def release_claim(self, launch: Launch) -> None:
-        """Removes the claim of a launch that has ended, if it is still this one's."""
+        """Removes the claim of a launch that has ended, unless another launch has taken it over."""
         if self.holds_claim(launch):
             self.writer_file.unlink()
 
     def check_recipe(self, recipe: Recipe) -> None:
-        """Refuses a recipe that would change what this run has already begun.
+        """Refuses a recipe that would change the run already begun.
 
         Raises:
             UserError: a key that decides which weights come out differs from `recipe.yaml`.
@@ -186,11 +185,11 @@ class RunFolder:
         if recipe.start.mode == "scratch":
             return LoadPlan("scratch")
         point = resolve_start(str(recipe.start.checkpoint), recipe.start.step)
-        # `--ckpt-step 0` would be read as "none given"; an imported checkpoint is found by its tracker file.
+        # Megatron reads `--ckpt-step 0` as "none given"; an imported checkpoint is found by its tracker file.
         step: int | None = point.step or None
         if step is None and (point.folder / TRACKER).read_text().strip() not in ("0", "release"):
             raise UserError(
-                f"start.step: {point.folder}/{TRACKER} names another step than 0; give the step to start from"
+                f"start.step: {point.folder}/{TRACKER} does not name step 0; give the step to start from"
             )
         return LoadPlan(recipe.start.mode, str(point.folder), step)
 
@@ -198,7 +197,7 @@ class RunFolder:
         if take_over or not self.writer_file.is_file():
             return
         claim = read_json(self.writer_file)
-        # The process that claims a run in a Slurm job may end before its ranks do: there, the job counts.
+        # In a Slurm job, the process that claims a run may end before its ranks do, so the job counts.
         job, namespace = os.environ.get("SLURM_JOB_ID"), _pid_namespace()
         here = claim.get("host") == socket.gethostname() and claim.get("job") == job
         # In another pid namespace (a container) of this host the same number is another process.
@@ -207,32 +206,9 @@ class RunFolder:
             return
         writer = f"Slurm job {claim['job']}" if claim.get("job") else f"process {claim.get('pid')}"
         raise UserError(
-            f"{self.writer_file}: {writer} on {claim.get('host')} writes this run since "
+            f"{self.writer_file}: {writer} on {claim.get('host')} has been writing this run since "
             f"{claim.get('started')}. Fix: stop it, or add --take-over if it is gone (it stops before its next write)"
         )
-
-
-def environment(recipe: Recipe) -> dict[str, Any]:
-    """What produced a run: versions, commit, patches, machine, Slurm job."""
-    from emma import megatron_patches
-
-    return {
-        "written": now(),
-        "recipe_sha256": recipe.sha256,
-        "versions": package_versions(),
-        "commit": _commit(),
-        "patches": [status.as_dict() for status in megatron_patches.status()],
-        "hardware": {
-            "host": socket.gethostname(),
-            "platform": platform.platform(),
-            "cores": os.cpu_count(),
-            "gpus": _gpus(),
-            "cluster": recipe.cluster.name,
-            "ranks": recipe.cluster.world_size,
-        },
-        "slurm": {k: v for k, v in sorted(os.environ.items()) if k in ("SLURM_JOB_ID", "SLURM_JOB_NODELIST")},
-        "command": sys.argv,
-    }
 
 
 def _launch_record(launch: Launch) -> dict[str, Any]:
@@ -272,32 +248,3 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return pid > 0
-
-
-def _commit() -> str | None:
-    """Commit of this checkout, with `-dirty` where files differ; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    try:
-        described = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
-
-
-def _gpus() -> list[str]:
-    """Names of the GPUs that the driver reports; empty without a driver."""
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return []
-    return listed.stdout.strip().splitlines()

@@ -1,8 +1,8 @@
-"""Steps that went wrong: what counts as one, and the list of those whose batch is skipped. Needs no torch.
+"""Spoilt steps: what counts as one, and the list of steps whose batch is skipped. Needs no torch.
 
-A step whose gradient norm is not finite, or above the recipe's bound, has spoilt the weights. The norm is reduced over
-all ranks, so each of them knows of it at the same step, without a further collective. The launch ends there, before
-anything is written; the next one starts from the latest complete checkpoint and skips the batch of that step.
+A step whose gradient norm is not finite, or exceeds the recipe's bound, has spoilt the weights. The norm is reduced over
+all ranks, so all of them see it at the same step without another collective. The launch ends there, before anything is
+written; the next one starts from the latest complete checkpoint and skips that step's batch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from emma.recipes.schema import Recipe
 __all__ = ["Rewind", "recorded_skips", "record_skip", "spoilt", "steps_to_skip"]
 
 
-class Rewind(Exception):  # noqa: N818  it is no error of the program: it asks the launcher for another launch
+class Rewind(Exception):  # noqa: N818  not an error: it asks the launcher for another launch
     """Training goes back to the latest complete checkpoint and skips the batch of `step`."""
 
     def __init__(self, step: int, reason: str) -> None:
@@ -31,7 +31,7 @@ def spoilt(grad_norm: float | None, bound: float | None) -> str | None:
     """Why a step must be undone, or None.
 
     Args:
-        grad_norm: global gradient norm before clipping; None where clipping is off, and Megatron checks by itself.
+        grad_norm: global gradient norm before clipping; None where clipping is off and Megatron does the checking.
         bound: `safety.max_grad_norm`.
     """
     if grad_norm is None:
@@ -59,12 +59,12 @@ def record_skip(path: Path, rewind: Rewind, launch: int, allowed: int) -> None:
     if len(records) > allowed:
         steps = ", ".join(str(record["step"]) for record in records)
         raise UserError(
-            f"{rewind}; with it the run has gone back {len(records)} times (steps {steps}), safety.rewinds allows {allowed}. "
-            "Fix: look at the learning rate and at the data of these steps; raise safety.rewinds to go on skipping"
+            f"{rewind}; the run has now gone back {len(records)} times (steps {steps}), safety.rewinds allows {allowed}. "
+            "Fix: look at the learning rate and at the data of these steps; raise safety.rewinds to keep skipping"
         )
     write_json(path, {"steps": records})
 
 
 def steps_to_skip(recipe: Recipe, path: Path) -> list[int]:
-    """Steps whose batch is read and not trained on: the recipe's and the recorded ones, ascending."""
+    """Steps whose batch is read but not trained on: the recipe's and the recorded ones, ascending."""
     return sorted({*recipe.safety.skip_steps, *(record["step"] for record in recorded_skips(path))})

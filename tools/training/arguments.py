@@ -60,11 +60,11 @@ def megatron_arguments(
 
     Args:
         recipe: a checked recipe.
-        load: what this launch begins from.
+        load: what this launch starts from.
         end_of_text: id of the token that ends a document in the mix.
         checkpoints: folder that checkpoints are written to.
         tensorboard: folder of TensorBoard's events, or None.
-        skip: steps whose batch is read and not trained on.
+        skip: steps whose batch is read but not trained on.
 
     Raises:
         RecipeError: a value that Megatron 0.19.2 cannot take.
@@ -102,7 +102,9 @@ def _model(recipe: Recipe, end_of_text: int) -> Flags:
     model = recipe.model
     if model.rope_theta != int(model.rope_theta):
         raise RecipeError(
-            "model.rope_theta", f"{model.rope_theta} is no whole number", "Megatron takes whole numbers only"
+            "model.rope_theta",
+            f"{model.rope_theta} is not a whole number",
+            "Megatron takes whole numbers only",
         )
     return {
         "num-layers": model.layers,
@@ -127,7 +129,7 @@ def _model(recipe: Recipe, end_of_text: int) -> Flags:
         "make-vocab-size-divisible-by": model.vocab_padding,
         "tokenizer-type": "NullTokenizer",
         "null-tokenizer-eod-id": end_of_text,
-        # Padding is known by its place, not by an id: -1 is no token.
+        # Padding is known by its position, not by an id: -1 is no token.
         "null-tokenizer-pad-id": -1,
         # The other constants have no argument; the worker sets all of them on the model's config.
         "use-rope-scaling": model.rope_scaling is not None,
@@ -207,8 +209,8 @@ def _schedule(recipe: Recipe) -> Flags:
         "weight-decay": optimizer.weight_decay,
         "clip-grad": optimizer.clip_grad,
         "seed": recipe.seed,
-        # Padding and document ends make micro-batches differ in tokens that count; the loss is the mean over tokens
-        # of the whole global batch, whatever the layout.
+        # Padding and document ends make micro-batches differ in the tokens that count. In any layout, the loss is the
+        # mean over the tokens of the whole global batch.
         "calculate-per-token-loss": True,
         # The project's own evaluator runs at the seams of the loop; Megatron's is never called.
         "eval-iters": 0,

@@ -1,4 +1,4 @@
-"""The training dataset: a mix read through Megatron's own dataset interface, sample for sample as it was built.
+"""The training dataset: a mix read through Megatron's dataset interface, sample by sample as it was built.
 
 How the training entry uses it:
 
@@ -6,15 +6,16 @@ How the training entry uses it:
     train = open_dataset(mix.train, config)                # config: Megatron's GPTDatasetConfig
     group = open_dataset(mix.validation("component-monolingual"), config)
 
-- `len(train)` is exactly steps × global batch; sample i is the same at every start, so a plain sequential sampler that
-  begins at the consumed samples resumes exactly, and what was consumed is known (`mix.exclude_consumed` of a later phase).
-- `train[i]` is the dictionary that `GPTDataset` returns; masks, position ids and `cu_seqlens` are Megatron's own code,
-  only the indexing is replaced. Nothing is built at start-up, and no collective is needed: each rank may open it.
-- Concatenation: the stream holds samples × sequence length + 1 tokens; sample i takes tokens [i·L, (i+1)·L] as `GPTDataset`
-  does, so each token but the stream's first is a label exactly once. In a validation group the last sample may be
-  padded: its loss mask is 0 there, so sum(loss × mask) / sum(mask) over a group is the exact mean over its tokens.
-- Best fit: a sample holds whole documents (or pieces of longer ones), up to L + 1 tokens; the rest is padding, masked.
-- Padding is always −1 inside the dataset (Megatron turns it to 0 with a zero loss mask), which no token of a store can be.
+- `len(train)` is exactly steps × global batch. Sample i is the same at every start, so a plain sequential sampler that
+  begins after the consumed samples resumes exactly, and it is known what was consumed (`mix.exclude_consumed` in a later
+  phase).
+- `train[i]` is the dictionary that `GPTDataset` returns. Masks, position ids and `cu_seqlens` are Megatron's own code;
+  only the indexing is replaced. Nothing is built at start-up and no collective is needed: each rank may open it.
+- Concatenation: the stream holds samples × L + 1 tokens, where L is the sequence length. Sample i takes tokens
+  [i·L, (i+1)·L], as `GPTDataset` does, so each token but the stream's first is a label exactly once. The last sample of a
+  validation group may be padded, with a loss mask of 0, so sum(loss × mask) / sum(mask) is the exact mean over tokens.
+- Best fit: a sample holds whole documents (or pieces of longer ones), up to L + 1 tokens; the rest is masked padding.
+- Padding inside the dataset is −1, which no token of a store can be (Megatron turns it into 0 with a loss mask of 0).
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ _OPEN_FILES = 128
 class MixRows:
     """Tokens of a dataset folder's rows, read from the store's shards.
 
-    Stands where Megatron's `IndexedDataset` stands in a `GPTDataset`. Shards are opened when they are first read, at most
-    128 at a time, and read with `pread`, so copies in forked data-loader workers don't disturb each other; pickling
-    (spawned workers) opens them anew.
+    Takes the place of Megatron's `IndexedDataset` in a `GPTDataset`. Shards are opened when first read, at most 128 at a
+    time, and read with `pread`, so copies in forked data-loader workers do not disturb each other; spawned workers, which
+    get a pickled copy, open them again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,7 +74,7 @@ class MixRows:
         return self.rows["tokens"]
 
     def get(self, row: int, offset: int = 0, length: int | None = None) -> np.ndarray:
-        """Tokens [offset, offset + length) of a row; to its end by default.
+        """Tokens [offset, offset + length) of a row, by default to its end.
 
         Raises:
             UserError: the shard is gone or shorter than the mix says.
@@ -141,21 +142,21 @@ class MixDataset(GPTDataset):
             index_split,
             config,
         )
-        # Never a token of the store, so nothing but padding is taken for padding.
+        # No token of a store has this id, so only padding is taken for padding.
         self._pad_token_id = _PAD
 
     def _build_document_sample_shuffle_indices(self) -> tuple[None, None, None]:
-        """Nothing is built: the mix holds the order."""
+        """Builds nothing: the mix holds the order."""
         return None, None, None
 
     def __len__(self) -> int:
         return self.info.samples
 
     def __getitem__(self, idx: int | None) -> dict[str, torch.Tensor]:
-        """Megatron's dictionary of a sample; None is a batch that only fills up (its loss mask is 0)."""
+        """Megatron's dictionary of a sample; None gives a filler, whose loss mask is 0."""
         sample = super().__getitem__(idx)
         if self.cached_loss_mask is sample["loss_mask"]:
-            # 0.19.2 keeps the first sample's mask for all the others after it masked that sample's padding in it.
+            # 0.19.2 masks the first sample's padding in this mask, then uses it for all other samples.
             self.cached_loss_mask = torch.ones_like(sample["loss_mask"])
         return sample
 
@@ -180,7 +181,7 @@ class MixDataset(GPTDataset):
         return text, np.arange(row, row + len(parts)), lengths
 
     def label_tokens(self, idx: int) -> int:
-        """Labels of a sample that are tokens, not padding."""
+        """Number of a sample's labels that are tokens, not padding."""
         (row, into), (end_row, end_into) = self.samples[idx].tolist(), self.samples[idx + 1].tolist()
         tokens = self.dataset.rows["tokens"]
         if self.info.packing == "best_fit":
@@ -209,7 +210,7 @@ def open_dataset(folder: Path, config: GPTDatasetConfig) -> MixDataset:
 
     Args:
         folder: dataset folder of a mix.
-        config: Megatron's configuration; its blend and split are not used.
+        config: Megatron's configuration, whose blend and split are not used.
 
     Raises:
         UserError: no such dataset, or it was built for another sequence length or vocabulary.

@@ -1,8 +1,8 @@
 """Validation loss of each group of the mix: the exact mean over its tokens, in any layout.
 
 Megatron's own evaluation takes whole global batches and, with several sets, repeats samples until they fill one. Here
-each sample is read once: samples are dealt over data-parallel ranks, and what is missing to a full micro-batch is
-filled with samples whose loss mask is zero.
+each sample is read once: samples are dealt out to the data-parallel ranks, and an incomplete micro-batch is filled up
+with samples whose loss mask is zero.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Evaluator:
 
     Args:
         groups: datasets by group name; `dataset[None]` gives a sample that does not count.
-        micro_batch: sequences a micro-batch.
-        sequence_length: tokens a sequence.
-        samples: sequences a group at most; None: all.
+        micro_batch: sequences per micro-batch.
+        sequence_length: tokens per sequence.
+        samples: most sequences per group; None: all.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(self, model: list[torch.nn.Module]) -> dict[str, float]:
-        """Mean loss in nats a token of each group, the same on every rank of the last pipeline stage; empty elsewhere.
+        """Mean loss of each group in nats per token, equal on all ranks of the last pipeline stage; empty elsewhere.
 
         Args:
             model: the model chunks of this rank.
@@ -68,7 +68,7 @@ class Evaluator:
         ranks, micro = mpu.get_data_parallel_world_size(), self.micro_batch
         count = -(-total // (ranks * micro))
         if len(model) > 1:
-            # The interleaved schedule wants a multiple of the pipeline stages.
+            # The interleaved schedule needs a multiple of the number of pipeline stages.
             stages = mpu.get_pipeline_model_parallel_world_size()
             count = -(-count // stages) * stages
         mine = range(mpu.get_data_parallel_rank(), total, ranks)

@@ -23,7 +23,7 @@ LOSS = "lm loss"
 def loss_sum(
     loss_mask: torch.Tensor, output: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss of a micro-batch in the form that `--calculate-per-token-loss` wants.
+    """Loss of a micro-batch in the form that `--calculate-per-token-loss` expects.
 
     Args:
         loss_mask: [batch, sequence] float, 1 where the label counts.
@@ -43,8 +43,8 @@ def loss_sum(
 class ForwardStep:
     """Callable for Megatron's schedules; remembers how long it waited for data.
 
-    Every rank reads its own batches (the provider is distributed), so nothing is broadcast over tensor-parallel ranks
-    and middle pipeline stages know the document boundaries as well.
+    Every rank reads its own batches (the dataset provider is distributed), so nothing is broadcast over tensor-parallel
+    ranks, and middle pipeline stages know the document boundaries too.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class ForwardStep:
 
 
 def _packed(batch: Batch) -> tuple[Batch, PackedSeqParams | None]:
-    """Micro-batch as one packed sequence of documents, where the dataset gave document boundaries."""
+    """The micro-batch as one packed sequence of documents, if the dataset gave document boundaries."""
     if batch.get("cu_seqlens") is None:
         return batch, None
     flat = flatten_batch_for_packed_sequences(batch)

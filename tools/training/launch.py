@@ -1,4 +1,4 @@
-"""Starting the ranks of a run on this machine, and watching them."""
+"""Starts the ranks of a run on this machine and watches them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from emma.tools.runs.run_folder import Launch, RunFolder
 
 __all__ = ["compute_reference", "launch_command", "rank_environment", "run_launch", "train_here"]
 
-# Ranks get this long to save after a signal; a checkpoint of 8B takes tens of seconds.
+# Ranks have this long to save after a signal; a checkpoint of an 8B model takes tens of seconds.
 SHUTDOWN_SECONDS = 600
 
 
 def launch_command(recipe: Recipe, run: RunFolder, logs: str) -> list[str]:
     """The command line that starts the ranks: torchrun on one machine, srun under Slurm."""
     if recipe.cluster.launcher == "srun":
-        # No torchrun below: it would swallow Slurm's signals and kill saving ranks.
+        # Without torchrun, which would swallow Slurm's signals and kill ranks that are saving.
         output = f"--output={logs}/rank-%t.log"
         return [
             "srun",
@@ -48,14 +48,14 @@ def launch_command(recipe: Recipe, run: RunFolder, logs: str) -> list[str]:
             f"--nproc-per-node={recipe.cluster.gpus_per_node}",
         ),
         *(f"--shutdown-timeout={SHUTDOWN_SECONDS}", f"--log-dir={logs}", "--redirects=3"),
-        # torchrun would start `python -m` without -P, and a folder of the working directory could shadow this package.
+        # torchrun itself would start `python -m` without -P, and a folder in the working directory could shadow this package.
         *("--no-python", sys.executable, "-P", "-m", "emma.tools.training.worker", str(run.path)),
     ]
 
 
 def rank_environment(recipe: Recipe) -> dict[str, str]:
-    """Environment variables of every rank, on top of the caller's: the cluster's, then the run's."""
-    # Megatron demands it where tensor- and sequence-parallel kernels must not overtake each other (Hopper and before).
+    """Environment variables that every rank gets besides the caller's: the cluster's, then the run's."""
+    # Megatron requires it where tensor- and sequence-parallel kernels must not overtake each other (up to Hopper).
     defaults = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONUNBUFFERED": "1"}
     if recipe.cluster.device == "cpu":
         defaults["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // recipe.cluster.world_size))
@@ -65,10 +65,10 @@ def rank_environment(recipe: Recipe) -> dict[str, str]:
 
 
 def train_here(recipe: Recipe, run: RunFolder, launch: Launch) -> None:
-    """Runs a prepared launch, and further ones where it went back to skip a step.
+    """Runs a prepared launch, and another one each time it goes back to skip a step.
 
     Raises:
-        CheckFailedError: a rank failed; the message holds the end of its log.
+        CheckFailedError: a rank failed; the message quotes the end of its log.
     """
     compute_reference(recipe, run, launch)
     while run_launch(recipe, run, launch) == "rewind":
@@ -82,7 +82,7 @@ def train_here(recipe: Recipe, run: RunFolder, launch: Launch) -> None:
 
 
 def compute_reference(recipe: Recipe, run: RunFolder, launch: Launch) -> None:
-    """Writes `reference.json` where the first launch will compare with it and it is not there yet.
+    """Writes `reference.json` if the launch will compare with it and it does not exist yet.
 
     Raises:
         CheckFailedError: the base model's loss could not be computed.
@@ -97,16 +97,16 @@ def compute_reference(recipe: Recipe, run: RunFolder, launch: Launch) -> None:
 
 
 def run_launch(recipe: Recipe, run: RunFolder, launch: Launch) -> str:
-    """Starts the ranks, shows their progress, passes signals on to them, waits for their end.
+    """Starts the ranks, shows their progress, passes signals on to them and waits for them to end.
 
     Returns:
-        `finished`; `stopped` after a signal, with a complete checkpoint; `rewind` where another launch must skip a step.
+        `finished`; `stopped` after a signal, with a complete checkpoint; `rewind` if another launch must skip a step.
 
     Raises:
-        CheckFailedError: a rank failed; the message holds the end of its log.
+        CheckFailedError: a rank failed; the message quotes the end of its log.
     """
     command = launch_command(recipe, run, launch.logs)
-    # A session of its own: Ctrl-C reaches the ranks once, through this process, and not a second time from the terminal.
+    # In a session of its own, Ctrl-C reaches the ranks once, through this process, and not a second time from the terminal.
     child = subprocess.Popen(
         command,
         env={**os.environ, **rank_environment(recipe)},
@@ -136,7 +136,7 @@ def run_launch(recipe: Recipe, run: RunFolder, launch: Launch) -> str:
 
 
 def _watch(child: subprocess.Popen[bytes], recipe: Recipe, run: RunFolder) -> None:
-    """Shows a bar over steps until the ranks end, fed by new lines of `metrics.jsonl`."""
+    """Shows a progress bar over steps until the ranks end, fed by new lines of `metrics.jsonl`."""
     position = run.metrics_file.stat().st_size if run.metrics_file.is_file() else 0
     first = run.latest_step()
     bar: tqdm[int] = progress(
@@ -165,7 +165,7 @@ def _watch(child: subprocess.Popen[bytes], recipe: Recipe, run: RunFolder) -> No
 
 
 def _failure(logs: Path) -> str:
-    """End of the log that tells most: the first rank whose output ends in an error, else the launcher's."""
+    """End of the most telling log: that of the first rank whose output ends in an error, else the launcher's."""
     candidates = [*sorted(logs.rglob("stderr.log")), *sorted(logs.glob("rank-*.log")), logs / "launcher.log"]
     found = None
     for path in candidates:
@@ -175,7 +175,7 @@ def _failure(logs: Path) -> str:
             tail = list(deque(handle, maxlen=40))
         text = "".join(tail)
         if "Error" in text or "error:" in text:
-            # A rank that lost its peer only reports the connection; the one that failed first says why.
+            # A rank that lost its peer only reports the lost connection; the one that failed first says why.
             is_echo = "Connection closed by peer" in text or "Connection reset by peer" in text
             if found is None or not is_echo:
                 found = (path, tail)

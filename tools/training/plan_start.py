@@ -1,4 +1,4 @@
-"""Checks and descriptions of a run before its ranks start. Needs no torch."""
+"""Checks and describes a run before its ranks start. Needs no torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["check_mix", "describe", "preview_arguments"]
 
 
 def check_mix(recipe: Recipe) -> MixInfo:
-    """The mix of the recipe, checked against what the run will ask of it.
+    """The recipe's mix, checked against what the run will ask of it.
 
     Raises:
-        UserError: the mix is missing, holds another number of samples, another sequence length or vocabulary, or its
-            token store is not what it was.
+        UserError: the mix is missing, has another number of samples, sequence length or vocabulary, or its token store
+            has changed.
     """
     folder = recipe.mix_folder
     if not folder.is_dir():
@@ -31,14 +31,14 @@ def check_mix(recipe: Recipe) -> MixInfo:
         raise RecipeError(
             "batch.sequence_length",
             f"{recipe.batch.sequence_length}, but {folder} was built for {mix.sequence_length}",
-            "build the mix anew, or set the length it has",
+            "build the mix again, or set its length",
         )
     if mix.samples != recipe.total_samples:
         raise RecipeError(
             "schedule.steps",
             f"steps × batch.global = {recipe.schedule.steps} × {recipe.batch.global_} = {recipe.total_samples} samples, "
             f"but {folder} holds {mix.samples}",
-            "build the mix anew (`emma mix build`), or set the steps it was built for",
+            "build the mix again (`emma mix build`), or set the steps it was built for",
         )
     if mix.vocab_size > recipe.model.vocab_size:
         raise RecipeError(
@@ -54,8 +54,8 @@ def check_mix(recipe: Recipe) -> MixInfo:
         if unknown:
             raise RecipeError(
                 f"validation.{key}",
-                f"`{unknown[0]}` is no group of {folder}",
-                f"use some of {', '.join(sorted(mix.groups))}",
+                f"`{unknown[0]}` is not a group of {folder}",
+                f"choose from {', '.join(sorted(mix.groups))}",
             )
     check_shards(mix)
     if recipe.logging.wandb_project is not None and find_spec("wandb") is None:
@@ -70,7 +70,7 @@ def check_mix(recipe: Recipe) -> MixInfo:
 def describe(recipe: Recipe, run: RunFolder, mix: MixInfo) -> str:
     """A few lines on what the launch will do."""
     p, steps = recipe.parallelism, complete_steps(run.checkpoints)
-    begin = f"goes on from step {steps[-1]}" if steps else f"starts from {recipe.start.mode}"
+    begin = f"resumes from step {steps[-1]}" if steps else f"starts from {recipe.start.mode}"
     if not steps and recipe.start.checkpoint:
         begin += f" of {recipe.start.checkpoint}"
     return "\n".join(
@@ -87,8 +87,8 @@ def describe(recipe: Recipe, run: RunFolder, mix: MixInfo) -> str:
 
 
 def preview_arguments(recipe: Recipe, run: RunFolder) -> list[str]:
-    """Megatron's arguments of the next launch. What is not on disk yet stands as its place: the end-of-text id comes
-    from the mix, the checkpoint to start from from the recipe."""
+    """Megatron's arguments for the next launch. What is not on disk yet has a stand-in: 0 for the end-of-text id of a
+    missing mix, the recipe's words for the checkpoint to start from."""
     end = read_mix(recipe.mix_folder).end_id if recipe.mix_folder.is_dir() else 0
     steps = complete_steps(run.checkpoints)
     if steps:

@@ -1,9 +1,9 @@
-"""A short test of every device of a job before training: `python -P -m emma.tools.training.preflight FOLDER GPUS_PER_NODE`, one
-process a rank, started by srun as the ranks are.
+"""A short test of every device of a job before training, one process per rank, started by srun as the ranks are:
+`python -P -m emma.tools.training.preflight FOLDER GPUS_PER_NODE`.
 
 Each rank writes `FOLDER/preflight-<rank>.json` with its node and the faults it found: too few devices, memory that
-somebody else holds, a matrix product that is wrong or slow, an all-reduce that is wrong or does not come back, a disk
-that cannot be written. The exit code is 1 if this rank found one.
+someone else holds, a wrong or slow matrix product, an all-reduce that is wrong or never returns, a disk that cannot be
+written. The exit code is 1 if this rank found a fault.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from emma.base.files import write_json
 
 __all__ = ["check_device", "check_disk", "check_network", "main"]
 
-# A healthy device is far from these: they are to find what is broken, not what is slow.
+# A healthy device is far from these bounds: they find what is broken, not what is slow.
 MIN_FREE_MEMORY = 0.9
 MIN_TFLOPS = 20.0
 NETWORK_SECONDS = 120
@@ -30,7 +30,7 @@ _CPU_SIZE = 256
 
 
 def check_device(local_rank: int, expected: int) -> list[str]:
-    """Faults of this rank's device: number of devices on the node, free memory, a matrix product against its exact
+    """Faults of this rank's device: number of devices on the node, free memory, a matrix product compared with its exact
     value and, on a GPU, its speed in BF16."""
     import torch
 
@@ -47,7 +47,7 @@ def check_device(local_rank: int, expected: int) -> list[str]:
 
 
 def _check_product(device: Any) -> list[str]:
-    """Small whole numbers multiply and add up exactly in FP32 (and in TF32), in any order, so a wrong bit shows."""
+    """Small whole numbers multiply and add up exactly in FP32 and TF32, in any order, so a wrong bit shows."""
     import torch
 
     on_gpu = device.type == "cuda"
@@ -70,7 +70,7 @@ def _check_product(device: Any) -> list[str]:
 
 
 def check_network(rank: int, world_size: int, on_gpu: bool) -> list[str]:
-    """Faults of an all-reduce over all ranks, which also tells whether they find each other."""
+    """Faults of an all-reduce over all ranks, which also shows whether they find each other."""
     import torch
 
     distributed = torch.distributed
@@ -84,7 +84,7 @@ def check_network(rank: int, world_size: int, on_gpu: bool) -> list[str]:
         right = bool((numbers == world_size * (world_size + 1) / 2).all())
         distributed.destroy_process_group()
     except (RuntimeError, ValueError) as error:
-        # torch's distributed errors are RuntimeErrors; NCCL without a device is a ValueError.
+        # torch's distributed errors are RuntimeErrors; NCCL without a device raises ValueError.
         return [f"all-reduce over {world_size} ranks: {str(error).splitlines()[0]}"]
     return [] if right else [f"all-reduce over {world_size} ranks gave a wrong sum"]
 
@@ -119,9 +119,9 @@ def main(arguments: list[str]) -> int:
     except RuntimeError as error:
         # What a broken device or driver raises.
         faults.append(f"device {local_rank}: {str(error).splitlines()[0]}")
-    # Written before the all-reduce: a node that is broken by itself is named even if the network test hangs on it.
+    # Written before the all-reduce, so that a broken node is named even if the network test hangs on it.
     write_json(report, {"node": node, "rank": rank, "faults": faults, "network": ["not tested"]})
-    # A rank with faults of its own takes part, so that the others need not wait for it in vain.
+    # A rank with faults takes part too, so that the others do not wait for it in vain.
     network = check_network(rank, world_size, expected > 0)
     write_json(report, {"node": node, "rank": rank, "faults": faults, "network": network})
     for fault in faults + network:

@@ -1,8 +1,8 @@
 """The base model's own loss, before a run may change a weight: `python -P -m emma.tools.training.reference RUN_FOLDER`.
 
-A wrong import shows first as a loss that is too high, and is then trained over. So the loss of the first validation
+A wrong import first shows as a loss that is too high, and training then hides it. So the loss of the first validation
 samples is computed with `transformers` from the Hugging Face folder that the run names (`start.reference`), and the
-run's first launch compares its own before the first update.
+run's first launch compares its own loss with it before the first update (`session/reference.py`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["main", "reference_losses"]
 
 
 def reference_losses(recipe: Recipe) -> dict[str, float]:
-    """Mean loss in nats a token of the first `start.reference_samples` samples of each validation group.
+    """Mean loss in nats per token of the first `start.reference_samples` samples of each validation group.
 
-    Computed document by document where documents are masked, which is the same as masking them: rotary positions only
-    count by their differences.
+    With document masking, documents are computed one by one, which comes to the same: only differences of rotary
+    positions count.
     """
     from emma import megatron_patches
 
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
     try:
         losses = reference_losses(recipe)
     except (OSError, ValueError) as error:
-        # What `transformers` raises for a folder that holds no model it can load.
+        # What `transformers` raises for a folder without a model that it can load.
         raise UserError(f"start.reference: {recipe.start.reference} cannot be loaded ({error})") from None
     write_json(
         RunFolder(folder).reference_file,

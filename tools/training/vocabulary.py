@@ -1,8 +1,8 @@
-"""Rows of the output layer that no token has.
+"""Vocabulary padding: rows of the output layer that belong to no token.
 
-Megatron pads the vocabulary to a multiple that depends on the tensor-parallel size, and lets the padding take part in
-the softmax: the loss then depends on the layout, and differs from the released model's, which has no padding. Logits
-of the padding are set to the lowest value of their type instead; it has no probability and gets no gradient.
+Megatron pads the vocabulary to a multiple that depends on the tensor-parallel size and includes the padding in the
+softmax. The loss would depend on the layout, and differ from that of the released model, which has no padding. Here the
+padding's logits are set to the lowest value of their type: it has no probability and gets no gradient.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["mask_padding"]
 
 
 def mask_padding(model: list[torch.nn.Module], vocab_size: int) -> list[torch.nn.Module]:
-    """Registers the mask on the output layer of each chunk that has one; does nothing where there is no padding.
+    """Registers the mask on the output layer of each chunk that has one; does nothing without padding.
 
     Args:
-        model: model chunks of this rank, before they are wrapped for data parallelism.
+        model: this rank's model chunks, not yet wrapped for data parallelism.
         vocab_size: number of token ids.
     """
     for chunk in model:

@@ -1,7 +1,7 @@
 """One rank of a run: `python -P -m emma.tools.training.worker RUN_FOLDER`, started by torchrun or srun.
 
-Reads what the launcher decided from the run folder, patches Megatron where it must be, and hands over to Megatron's
-own `pretrain`.
+Reads from the run folder what the launcher decided, applies the Megatron patches that this machine needs, and hands over
+to Megatron's own `pretrain`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
 
 
 def train(folder: Path) -> None:
-    """Trains until the schedule's end or until a signal; needs RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
+    """Trains to the end of the schedule or until a signal; needs RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
 
     Raises:
         UserError: the mix or the checkpoint does not fit the recipe.
@@ -62,7 +62,7 @@ def train(folder: Path) -> None:
     launch, mix = run.read_launch(), read_mix(recipe.mix_folder)
     if recipe.cluster.device != "cpu" and not torch.cuda.is_available():
         raise UserError(
-            f"cluster.device: {recipe.cluster.device}, but this node shows no GPU (`emma doctor` tells more). "
+            f"cluster.device: {recipe.cluster.device}, but this node shows no GPU (`emma doctor` says more). "
             "Fix: exclude the node, or choose a cluster with device: cpu"
         )
     tensorboard = run.tensorboard if recipe.logging.tensorboard else None
@@ -90,7 +90,7 @@ def train(folder: Path) -> None:
             session.forward_step,
         )
     except SystemExit as stop:
-        # Megatron leaves its loop with `sys.exit` after the checkpoint that a signal asked for.
+        # Megatron leaves its loop by `sys.exit` after the checkpoint that a signal asked for.
         if stop.code not in (0, None):
             raise
     except Rewind as rewind:
@@ -104,7 +104,7 @@ def _rank_from_slurm() -> None:
     if "RANK" in os.environ or "SLURM_PROCID" not in os.environ:
         return
     env = os.environ
-    # Job scripts set the address: inside a container there is no `scontrol`.
+    # Job scripts set the address, since a container has no `scontrol`.
     if "MASTER_ADDR" not in env:
         listed = subprocess.run(
             ["scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]],

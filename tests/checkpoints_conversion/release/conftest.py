@@ -15,7 +15,7 @@ __all__ = ["address", "hub"]
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Matrices this small lose more to waiting for other threads than they win."""
+    """Matrices this small lose more time waiting for other threads than they gain."""
     torch.set_num_threads(1)
 
 
@@ -37,11 +37,11 @@ def released(made: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(made: Recipe, tmp_path: Path) -> Path:
-    """A copy of the run to spoil."""
+    """A copy of the run for tests to corrupt."""
     return Path(shutil.copytree(made.run_folder, tmp_path / "run"))
 
 
 @pytest.fixture
 def release(released: Path, tmp_path: Path) -> Path:
-    """A copy of the release to spoil."""
+    """A copy of the release for tests to corrupt."""
     return Path(shutil.copytree(released, tmp_path / "release"))

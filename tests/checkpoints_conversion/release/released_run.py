@@ -1,5 +1,5 @@
-"""A run with a real export of a real, tiny model: converted there and back, its parameters proven; what training would
-have logged is made up."""
+"""A run with a real export of a real, tiny model, converted there and back with proven parameters; the
+training logs are made up."""
 
 from __future__ import annotations
 

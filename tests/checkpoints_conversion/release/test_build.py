@@ -73,7 +73,7 @@ def test_a_single_shard_has_its_index_too(made: Recipe, tmp_path: Path) -> None:
     verified = CliRunner().invoke(
         group, ["verify", str(tmp_path / "one"), "--generate"], catch_exceptions=False
     )
-    assert verified.stdout.endswith("sound\n")
+    assert verified.stdout.endswith(": valid\n")
 
 
 def test_checksums_are_those_of_sha256sum(released: Path) -> None:
@@ -124,7 +124,8 @@ def test_card_metadata(made: Recipe, released: Path) -> None:
 def test_card_passes_the_clients_validation(
     release: Path, address: str, old: str, new: str, message: str
 ) -> None:
-    """`huggingface_hub` sends a card to the Hub to be validated; here the local server applies the documented rules."""
+    """`huggingface_hub` sends a card to the Hub for validation; here the local server applies the documented
+    rules."""
     path = release / "README.md"
     ModelCard.load(path).validate()
     text = path.read_text(encoding="utf-8")
@@ -147,11 +148,11 @@ def test_card_text_is_made_of_the_records(made: Recipe, released: Path) -> None:
     flop = STEPS * made.tokens_per_step * flops_per_token(made.model, made.batch.sequence_length)
     mantissa, exponent = f"{flop:.1e}".split("e+")
     assert (
-        f"{mantissa} × 10{str(int(exponent)).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))} FLOPs"
+        f"{mantissa} × 10{str(int(exponent)).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))} model FLOPs"
         in text
     )
     assert "It is clearly worse than its base in 1 of the evaluated languages: eng_Latn" in text
-    assert "demonstration" in text
+    assert "demonstrates" in text
     assert "{{" not in text
     assert not re.search(r"\n\n\n\n", text)
 
@@ -163,7 +164,7 @@ def test_tokens_of_generation(released: Path) -> None:
 
 
 def test_wrong_tokens_of_an_export_are_put_right(run: Path, tmp_path: Path) -> None:
-    """The published first generation of the papers' models ends with token 0; a recipe names the real one."""
+    """The papers' published first-generation models end with token 0; a recipe names the real token."""
     export = run / "hf" / f"step-{STEPS}"
     write_json(export / "generation_config.json", {"bos_token_id": 5, "eos_token_id": 7})
     write_release(plan_release(str(run)), tmp_path / "release")
@@ -243,13 +244,13 @@ def _no_export(export: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_without_parity, "not released without proof"),
+        (_without_parity, "released only with proof"),
         (_failing_parity, "parity failed"),
-        (_parity_without_logits, "compares no logits"),
+        (_parity_without_logits, "does not compare logits"),
         (_other_weights, "about other weights: 1 tensors differ"),
         (_cut_weights, "the file is truncated"),
-        (_other_shape, "do not belong together"),
-        (_no_tokenizer, "holds no tokenizer.json"),
+        (_other_shape, "do not match"),
+        (_no_tokenizer, "has no tokenizer.json"),
         (_no_export, "no export of step"),
     ],
 )
@@ -279,7 +280,7 @@ def test_scores_of_another_step_are_not_this_ones(run: Path, tmp_path: Path) -> 
     assert not (tmp_path / "release" / "evaluation").exists()
 
 
-def test_generations_travel_with_the_release(run: Path, tmp_path: Path) -> None:
+def test_generations_accompany_the_release(run: Path, tmp_path: Path) -> None:
     evaluation = run / "evaluation"
     ours = {
         f"samples/sample_step-{STEPS}/flores/deu_Latn.jsonl": "Guten Tag",
@@ -311,7 +312,7 @@ def test_generations_travel_with_the_release(run: Path, tmp_path: Path) -> None:
 
 
 def test_unknown_step(run: Path) -> None:
-    with pytest.raises(UserError, match=f"no export of step 3 .*there are {STEPS}"):
+    with pytest.raises(UserError, match=f"no export of step 3 .*which has steps {STEPS}"):
         plan_release(str(run), 3)
 
 

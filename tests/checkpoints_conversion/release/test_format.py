@@ -1,5 +1,5 @@
-"""A release is laid out as loaders other than transformers' read it (llama.cpp's converter, vLLM): the format of
-safetensors, names, types, index, and the keys of config.json that they ask for."""
+"""A release has the layout that loaders other than transformers (llama.cpp's converter, vLLM) expect: the
+safetensors format, names, types, index, and the keys of config.json that they read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LAYER = (
 
 
 def header_of(path: Path) -> dict[str, Any]:
-    """A file's header, after checking all that the format demands."""
+    """A file's header, after checking everything that the format requires."""
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     text = content[8 : 8 + length]
@@ -90,7 +90,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
 
 
 def check_tokens(folder: Path, config: dict[str, Any]) -> None:
-    """Tokenizer files are there, fit into the vocabulary, and agree on begin and end."""
+    """The tokenizer files exist, fit the vocabulary, and agree on begin and end tokens."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     settings = read_json(folder / "tokenizer_config.json")
     assert settings["tokenizer_class"]
@@ -124,6 +124,6 @@ def test_export(tmp_path: Path, tied: bool, dtype: str) -> None:
     megatron_to_hf.convert(tmp_path / "megatron", tmp_path / "out", shard_bytes=80_000 if tied else 10**9)
     config = check_folder(tmp_path / "out")
     check_tokens(tmp_path / "out", config)
-    # Read by keys of these names.
+    # These are the keys that loaders read.
     assert config["rope_scaling"] == LLAMA31_SCALING
     assert config["rope_theta"] == 500000.0

@@ -1,4 +1,4 @@
-"""lm-eval's `hf` backend runs a task on a released folder, with nothing of this project imported."""
+"""lm-eval's `hf` backend runs a task on a released folder without importing this project."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_task_runs(released: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    # The same sums of log-probabilities by hand.
+    # The same sums of log-probabilities, computed by hand.
     tokenizer = AutoTokenizer.from_pretrained(released)
     model = AutoModelForCausalLM.from_pretrained(released, dtype=torch.float32)
     right = 0

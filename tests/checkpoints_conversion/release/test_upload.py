@@ -62,8 +62,8 @@ def test_lasting_interruption_ends_with_what_to_do(
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", broken)
     code, text = upload(released, "--attempts", "3")
     assert code == 2
-    assert text.count("interrupted (RuntimeError), going on") == 2
-    assert "the same command goes on from it" in text
+    assert text.count("interrupted (RuntimeError), continuing") == 2
+    assert "the same command continues from there" in text
 
 
 def test_branch_for_a_checkpoint(released: Path, hub: Hub, address: str) -> None:
@@ -81,10 +81,10 @@ def test_wrong_byte_on_the_server_is_found(released: Path, hub: Hub, address: st
         files[name] = before[:-1] + bytes([before[-1] ^ 1])
         code, text = upload(released, "--check-only")
         assert code == 1
-        assert f"{name} has another content there" in text
+        assert f"{name} has different content there" in text
         files[name] = before
     files["model-00009-of-00009.safetensors"] = b"left over"
-    assert "does not belong to the release" in upload(released, "--check-only")[1]
+    assert "is there but not part of the release" in upload(released, "--check-only")[1]
     assert upload(released, "--delete-others")[0] == 0
     assert held(hub) == local(released)
 
@@ -107,12 +107,12 @@ def test_wrong_token_and_wrong_names(released: Path, address: str, monkeypatch: 
     assert code == 2
     assert "set HF_TOKEN or log in" in text
     assert "hf_wrong" not in text
-    assert "name the owner too" in upload(released, repository="model")[1]
+    assert "include the owner" in upload(released, repository="model")[1]
 
 
 def test_unsound_release_stays_here(release: Path, hub: Hub, address: str) -> None:
     (release / "README.md").write_text("no card")
     code, text = upload(release)
     assert code == 1
-    assert "not a sound release" in text
+    assert "not a valid release" in text
     assert hub.requests == []

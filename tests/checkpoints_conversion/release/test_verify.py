@@ -1,4 +1,4 @@
-"""Each way in which a release folder can go wrong is found."""
+"""Finds every way in which a release folder can go wrong."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def _replace(path: Path, old: str, new: str) -> None:
     ("spoil", "message"),
     [
         (_flip, "about other weights"),
-        (lambda folder: sorted(folder.glob("*.safetensors"))[1].unlink(), "are not there"),
-        (lambda folder: _edit(folder / "config.json", num_hidden_layers=3), "do not fit config.json"),
+        (lambda folder: sorted(folder.glob("*.safetensors"))[1].unlink(), "are missing"),
+        (lambda folder: _edit(folder / "config.json", num_hidden_layers=3), "do not match config.json"),
         (lambda folder: _edit(folder / "generation_config.json", eos_token_id=0), "eos_token"),
         (lambda folder: (folder / "generation_config.json").unlink(), "generation_config.json: missing"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json: missing"),
@@ -54,14 +54,14 @@ def _replace(path: Path, old: str, new: str) -> None:
         (lambda folder: _replace(folder / "README.md", "license: apache-2.0\n", ""), "`license` is missing"),
         (
             lambda folder: _replace(folder / "README.md", "- de\n", "- deu_Latn\n"),
-            "'deu_Latn', which is no ISO 639",
+            "'deu_Latn', which is not an ISO 639",
         ),
-        (lambda folder: _replace(folder / "README.md", "license: apache-2.0", "license: llama3"), "asks for"),
+        (lambda folder: _replace(folder / "README.md", "license: apache-2.0", "license: llama3"), "requires"),
         (
             lambda folder: _replace(
                 folder / "README.md", "pipeline_tag: text-generation", "pipeline_tag: [a: {"
             ),
-            "not valid",
+            "invalid",
         ),
         (lambda folder: _edit(folder / "parity.json", passed=False, faults=["x"]), "parity failed"),
         (lambda folder: (folder / "parity.json").unlink(), "no such file"),
@@ -74,7 +74,7 @@ def test_faults_are_found_even_under_fresh_checksums(
     assert any("SHA256SUMS" in fault for fault in release_faults(release))
     write_checksums(release)
     assert any(message in fault for fault in release_faults(release)), release_faults(release)
-    with pytest.raises(CheckFailedError, match="is not a sound release"):
+    with pytest.raises(CheckFailedError, match="is not a valid release"):
         CliRunner().invoke(group, ["verify", str(release)], catch_exceptions=False)
 
 
@@ -93,4 +93,4 @@ def test_every_changed_missing_or_added_file_is_named(release: Path) -> None:
 def test_no_release_at_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         release_kind(tmp_path / "none")
-    assert any("no release folder" in fault for fault in release_faults(tmp_path))
+    assert any("not a release folder" in fault for fault in release_faults(tmp_path))

@@ -8,7 +8,7 @@ from emma.tools.charts.inline import Point, Segment, Series, difference_bars, li
 
 
 def parse(markup: str) -> ElementTree.Element:
-    """A chart is well-formed markup, whatever its texts are."""
+    """A chart is well-formed markup, whatever texts it contains."""
     return ElementTree.fromstring(f"<div>{markup}</div>")
 
 

@@ -24,7 +24,7 @@ def test_ticks_are_round_and_hold_the_values(values: list[float], labels: list[s
 
 
 @pytest.mark.parametrize("values", [[], [3.0], [0.0], [-2.0], [1e-9, 1e-9], [math.nan, 2.0]])
-def test_axis_of_hardly_anything(values: list[float]) -> None:
+def test_axis_of_almost_nothing(values: list[float]) -> None:
     made = axis(values)
     assert made.low < made.high
     assert all(made.low - 1e-12 <= tick <= made.high + 1e-12 for tick in made.ticks)

@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from emma.base.claims import machine, temporary_name
 from emma.base.errors import UserError
 from emma.base.manifest import Manifest
+from emma.base.staging import InUseError, sole_writer
 from emma.recipes.schema.corpus import (
     Corpus,
     Deduplication,
@@ -27,8 +29,8 @@ from emma.recipes.schema.corpus import (
     Source,
     Split,
 )
-from emma.tools.corpus.build import build_corpus, plan_build, totals
-from emma.tools.corpus.layout import STAGES
+from emma.tools.corpus.build import build_corpus, plan_build, stages_of, totals
+from emma.tools.corpus.layout import STAGES, TEXT_SCHEMA, PartWriter
 from emma.tools.corpus.stage import Build
 from emma.tools.corpus.statistics import accounts_table, statistics, summary
 from emma.tools.corpus.verify import verify_corpus
@@ -245,6 +247,33 @@ def test_changed_settings_rebuild_from_where_they_matter(tmp_path: Path) -> None
     assert verify_corpus(changed, contents=True) == []
 
 
+def test_two_builds_of_one_corpus_are_refused(tmp_path: Path) -> None:
+    build = mixed_build(tmp_path, tmp_path / "corpus")
+    with (
+        sole_writer(build.root),
+        pytest.raises(InUseError, match=rf"corpus: process {os.getpid()} on .* is writing it"),
+    ):
+        build_corpus(build)
+    assert not build.root.exists()
+
+
+def test_a_resumed_stage_removes_only_what_dead_processes_of_this_machine_left(tmp_path: Path) -> None:
+    build = mixed_build(tmp_path, tmp_path / "corpus")
+    stage = next(stages_of(build))
+    stage.begin()
+    here = stage.folder / temporary_name("part-00000.parquet")
+    elsewhere = here.with_name(here.name.replace(machine(), "another-00000000"))
+    here.parent.mkdir()
+    here.touch()
+    elsewhere.touch()
+    with PartWriter(stage.folder / "part-00001.parquet", TEXT_SCHEMA, ("text",)) as writer:
+        writer.write(pa.table({name: ["x"] for name in TEXT_SCHEMA.names}))
+        writer._flush()
+        stage.begin()
+    assert not here.exists() and elsewhere.exists()
+    assert (stage.folder / "part-00001.parquet").exists(), "its writer lived"
+
+
 def test_a_folder_holds_one_corpus(tmp_path: Path) -> None:
     build = mixed_build(tmp_path, tmp_path / "corpus")
     build_corpus(build, "integrated")
@@ -256,7 +285,7 @@ def test_a_folder_holds_one_corpus(tmp_path: Path) -> None:
 BAD: list[tuple[str, dict[str, Any], bytes, str]] = [
     ("a.jsonl", {}, b'{"lang": "en", "text": "fine"}\n{"lang": "en"\n', r"a\.jsonl: line 2: not valid JSON"),
     ("a.jsonl", {}, b'{"lang": "en", "body": "x"}\n', r"a\.jsonl: line 1: no key `text` .*lang, body"),
-    ("a.jsonl", {}, b'{"lang": "en", "text": 3}\n', r"a\.jsonl: line 1: `text` is a int"),
+    ("a.jsonl", {}, b'{"lang": "en", "text": 3}\n', r"a\.jsonl: line 1: `text` is of type int, not text"),
     ("a.jsonl", {}, b'{"lang": "en", "text": "\xe9"}\n', r"a\.jsonl: line 1: invalid UTF-8 at byte 25"),
     (
         "a.jsonl",
@@ -264,14 +293,14 @@ BAD: list[tuple[str, dict[str, Any], bytes, str]] = [
         b'{"lang": "qqx", "text": "fine"}\n',
         r"a\.jsonl: line 1: unknown language code `qqx`; nearest",
     ),
-    ("a.jsonl", {}, b'{"lang": null, "text": "fine"}\n', r"a\.jsonl: line 1: `lang` is a NoneType"),
+    ("a.jsonl", {}, b'{"lang": null, "text": "fine"}\n', r"a\.jsonl: line 1: `lang` is of type NoneType"),
     ("a.jsonl", {}, b"", "no document left"),
     ("a.jsonl", {}, b'{"lang": "en", "text": "  "}\n', r"no document left .*'empty': 1"),
     (
         "a.jsonl.gz",
         {},
         b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03",
-        r"a\.jsonl\.gz: its compressed data is cut",
+        r"a\.jsonl\.gz: its compressed data is truncated",
     ),
     ("a.jsonl", {"template": "{q}"}, b'{"lang": "en", "text": "x"}\n', r"line 1: the template names 'q'"),
 ]

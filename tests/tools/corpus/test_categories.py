@@ -46,7 +46,7 @@ def test_published_statistics(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("a,b\n1,2\n", "neither"),
-        ("lang_code,num_texts,num_tokens\neng,x,y\n", "no integer"),
+        ("lang_code,num_texts,num_tokens\neng,x,y\n", "not an integer"),
         (None, "No such file"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from emma.base.errors import UserError
+from emma.recipes.load import load_recipe
 from emma.recipes.schema.corpus import Corpus, Source
 from emma.tools.corpus.source_files import SourceFile, source_files
 
@@ -69,6 +70,29 @@ def test_relative_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [file.path for file in found(path="*.txt", language="fr")] == ["fr.txt"]
     assert [file.path for file in found(path="raw/{language}.txt")] == ["raw/en.txt"]
     assert [file.name for file in found(path="raw/en.txt", language="en")] == ["en.txt"]
+
+
+def test_shipped_text_is_found_outside_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    corpus = load_recipe("demo").data.corpus
+    files = source_files(corpus)
+    assert {file.source for file in files} == set(corpus.sources)
+    assert [file.name for file in files if file.source == "udhr"] == ["udhr.jsonl.zst"]
+    pages = [file for file in files if file.source == "gnome-help-pairs"]
+    assert len(pages) == 8
+    assert all(Path(file.path).is_file() and Path(str(file.target)).is_file() for file in pages)
+    assert pages[0].name == "gnome-help.de-fr.de.gz"
+
+
+def test_the_working_folder_comes_before_the_shipped_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "recipes/data/demo_text/monolingual/udhr.jsonl.zst")
+    monkeypatch.chdir(tmp_path)
+    path = "recipes/data/demo_text/monolingual/udhr.jsonl.zst"
+    assert [file.path for file in found(path=path, language="en")] == [path]
 
 
 def test_no_file_and_no_source(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from emma.recipes.schema.corpus import Split, Thresholds
+from emma.recipes.schema.corpus import Deduplication, Split, Thresholds
 from emma.tools.corpus.build import build_corpus
+from emma.tools.corpus.split import document_hashes
+from emma.tools.corpus.stage import Build
 from tests.tools.corpus.raw_text import build_at, mono_source, pair_source, rows_of, words, write_jsonl
 
 OFF: dict[str, Any] = {"filters": {"monolingual": Thresholds(), "parallel": Thresholds()}}
@@ -50,6 +53,30 @@ def test_a_single_document_trains(tmp_path: Path) -> None:
     assert sum(split == "train" for split in few.values()) >= 3
 
 
+def test_equal_hashes_are_not_parted_by_the_cap(tmp_path: Path) -> None:
+    """Copies (of a corpus that keeps them) share a hash: a cap in the midst of them takes none of them."""
+    texts = [words(seed, 12) for seed in range(40)]
+    hashes = document_hashes([texts], "monolingual")
+    order = [texts[place] for place in hashes.argsort()]
+    raw = write_jsonl(tmp_path / "raw.jsonl", ({"lang": "en", "text": text} for text in texts * 3))
+    for cap, whole in ((6, 2), (7, 2), (8, 2), (9, 3)):
+        build = build_at(
+            tmp_path / f"corpus-{cap}",
+            {"s": mono_source(raw)},
+            split=Split(share=0.5, cap=cap),
+            deduplication=Deduplication(exact=False),
+            **OFF,
+        )
+        build_corpus(build)
+        found = Counter((row["text"], row["split"]) for row in rows_of(build.root, "split"))
+        held_out = {text: count for (text, split), count in found.items() if split == "validation"}
+        assert held_out == dict.fromkeys(order[:whole], 3)
+        trained = {text: count for (text, split), count in found.items() if split == "train"}
+        assert set(trained.values()) == {3}
+        # What the cap leaves out of validation trains neither, or growth would move it.
+        assert order[whole] not in trained
+
+
 def test_shares_of_single_languages_and_no_validation(tmp_path: Path) -> None:
     texts = [words(seed, 12) for seed in range(200)]
     for number, settings in enumerate(
@@ -79,6 +106,32 @@ def test_validation_text_is_no_side_of_a_training_pair(tmp_path: Path) -> None:
     assert len(held_out) > 10
     assert len(trained) > 150
     assert not held_out & trained
+
+
+def test_equal_hashes_are_never_parted_by_the_cap(tmp_path: Path) -> None:
+    """Pairs that share a side have equal hashes where that side's is the lower one."""
+    pairs = write_jsonl(
+        tmp_path / "pairs.jsonl",
+        (
+            {"src_lang": "de", "src_text": words(1000 + number, 12), "tgt_lang": "en", "tgt_text": english}
+            for number, english in enumerate(words(number // 2, 12) for number in range(120))
+        ),
+    )
+
+    def build(**settings: Any) -> Build:
+        return build_at(tmp_path / "corpus", {"p": pair_source(pairs)}, split=Split(**settings), **OFF)
+
+    def hashes_of(stage: str, split: str | None = None) -> list[int]:
+        rows = [r for r in rows_of(tmp_path / "corpus", stage) if split is None or r["split"] == split]
+        texts = [[row[name] for row in rows] for name in ("src_text", "tgt_text")]
+        return sorted(document_hashes(texts, "parallel").tolist())
+
+    build_corpus(build(), "deduplicated")
+    hashes = hashes_of("deduplicated")
+    cap = next(n for n in range(10, len(hashes)) if hashes[n - 1] == hashes[n])
+    build_corpus(build(share=0.9, cap=cap))
+    assert hashes_of("split", "validation") == hashes[: cap - 1], "the two at the cap are both beyond it"
+    assert not set(hashes_of("split", "train")) & set(hashes[: cap + 1])
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])

@@ -129,7 +129,7 @@ def test_a_killed_driver_ends_its_step_and_the_next_waits_for_it(tmp_path: Path)
 def test_two_at_once(tmp_path: Path) -> None:
     with (
         exclusive(tmp_path),
-        pytest.raises(UserError, match="another demo is at work"),
+        pytest.raises(UserError, match="another demo is running"),
         exclusive(tmp_path, patience=0.1),
     ):
         pass

@@ -149,7 +149,7 @@ def test_dry_run_writes_nothing(model: Path, corpus: Path, tmp_path: Path) -> No
         (["{model}", "--text", "{tmp}"], "no held-out text"),
         (["{model}", "--text", "{corpus}", "--languages", "xxx_Xxxx"], "no language xxx_Xxxx"),
         (["{model}", "--text", "{corpus}", "--kinds", "poems"], "no kind poems"),
-        (["{model}"], "--text is needed"),
+        (["{model}"], "--text is required"),
         (["{tmp}", "--text", "{corpus}"], "neither a model folder"),
         (["{model}", "--text", "{corpus}", "--step", "3"], "--step 3 has no meaning"),
         (["{model}", "--text", "{corpus}", "--window", "1000"], "window is 1000"),
@@ -194,7 +194,7 @@ def test_run_resolves_to_its_latest_export(model: Path, base: Path, tmp_path: Pa
     gains = json.loads((folder / "gains.json").read_text())
     assert gains["trained"] == "sample/step-9"
     assert all(row["difference"] == 0 for row in gains["languages"])
-    with pytest.raises(UserError, match="step 11 is not exported; there are 9, 10"):
+    with pytest.raises(UserError, match="step 11 is not exported; exported are 9, 10"):
         CliRunner().invoke(group, ["run", str(recipe.run_folder), "--step", "11"], catch_exceptions=False)
 
 

@@ -78,7 +78,7 @@ def test_seen_files(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("# comment\neng_Latn\n\ndeu_Latn\n")
     assert read_seen(tmp_path / "a.json") == read_seen(tmp_path / "b.txt") == {"eng_Latn", "deu_Latn"}
     (tmp_path / "c.json").write_text('{"languages": 3}')
-    with pytest.raises(UserError, match=r"c\.json: wants"):
+    with pytest.raises(UserError, match=r"c\.json: the content must be"):
         read_seen(tmp_path / "c.json")
     with pytest.raises(UserError, match="no such file"):
         read_seen(tmp_path / "d.txt")

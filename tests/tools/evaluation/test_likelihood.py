@@ -110,7 +110,7 @@ def test_windows_score_every_id_once(length: int, window: int, stride: int) -> N
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"window": 65}, "window is 65; this model takes 1 to 64"),
+        ({"window": 65}, "window is 65, but this model takes 1 to 64"),
         ({"window": 8, "stride": 9}, "stride is 9"),
         ({"window": 8, "stride": 0}, "stride is 0"),
     ],

@@ -1,6 +1,6 @@
-"""A local server that speaks the parts of the Hub's protocol that an upload uses, over HTTP and git LFS.
+"""A local server for the parts of the Hub's protocol that an upload uses, over HTTP and git LFS.
 
-It keeps repositories in memory, wants a token, and drops connections in the middle of uploads when told to.
+It keeps repositories in memory, requires a token, and drops connections during uploads when told to.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Repository:
 
 @dataclass
 class Hub:
-    """State of the server. `drops` uploads of large files are cut half-way; `refusals` answers are 503."""
+    """The server's state. It drops the first `drops` uploads of large files halfway, and answers `refusals`
+    requests with 503."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -58,7 +59,7 @@ def git_blob(content: bytes) -> str:
 
 
 def metadata_errors(content: str, kind: str) -> list[str]:
-    """What the Hub's documentation of card metadata does not allow."""
+    """Violations of the Hub's documented rules for card metadata."""
     block = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
     try:
         data = yaml.safe_load(block[1]) if block else None
@@ -124,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
     hub: Hub
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Silent."""
+        """Logs nothing."""
 
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))

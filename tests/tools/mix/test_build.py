@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from emma.base.claims import temporary_name
 from emma.base.errors import CheckFailedError, UserError
 from emma.tools.mix import build as build_module
 from emma.tools.mix import shuffle, writer
@@ -150,7 +151,7 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(
         build_mix(settings)
     assert not settings.folder.exists() and list(settings.folder.parent.iterdir()) == []
     # What a process left that was killed outright is cleared by the next one.
-    leftover = settings.folder.with_name(".mix.99999999.partial")
+    leftover = settings.folder.with_name(temporary_name("mix"))
     leftover.mkdir()
     monkeypatch.undo()
     build_mix(settings)

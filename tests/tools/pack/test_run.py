@@ -379,12 +379,20 @@ if __name__ == "__main__":
 """
 
 
-def killed_until_done(command: list[str], seconds: list[float]) -> int:
-    """Starts the command again and again, killed -9 after each time of the list, then to its end; counts the kills."""
+def killed_until_done(command: list[str], store: Path, seconds: list[float]) -> int:
+    """Starts the command again and again, killed -9 each time of the list after it began a unit, then to its end; counts
+    the kills."""
     environment = {**os.environ, "EMMA_PROGRESS": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def unfinished() -> set[Path]:
+        return set((store / "web" / ".pack").glob(".unit-*.partial"))
+
     kills = 0
     for wait in seconds:
+        before = unfinished()
         process = subprocess.Popen(command, env=environment, start_new_session=True)
+        while process.poll() is None and unfinished() <= before:
+            time.sleep(0.002)
         try:
             process.wait(wait)
         except subprocess.TimeoutExpired:
@@ -403,17 +411,14 @@ def run_kills(tmp_path: Path, make_settings: MakeSettings, corpus: list[Path], k
     (tmp_path / "pack.py").write_text(PACK)
     folder, store = tmp_path / "raw", tmp_path / "killed"
     base = [sys.executable, str(tmp_path / "pack.py"), str(folder)]
-    begin = time.monotonic()
-    subprocess.run(
-        [*base, str(settings.store), settings.tokenizer.settings.path],
-        env={**os.environ, "EMMA_PROGRESS": "0", "PYTHONPATH": os.pathsep.join(sys.path)},
-        check=True,
-    )
-    whole = time.monotonic() - begin
-    moments = np.random.default_rng(7).uniform(0.3, 1.0, kills) * whole
-    done = killed_until_done([*base, str(store), settings.tokenizer.settings.path], moments.tolist())
+    tokenizer = settings.tokenizer.settings.path
+    environment = {**os.environ, "EMMA_PROGRESS": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([*base, str(settings.store), tokenizer], env=environment, check=True)
+    moments = np.random.default_rng(7).uniform(0, 0.06, kills)
+    done = killed_until_done([*base, str(store), tokenizer], store, moments.tolist())
     assert done > 0
     assert content(store / "web") == content(settings.store / "web")
+    assert not (store / "web" / ".pack").exists(), "what killed processes left is gone"
 
 
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(

@@ -65,7 +65,7 @@ def _memory(*overrides: str):  # type: ignore[no-untyped-def]
 
 
 def test_parts_by_hand() -> None:
-    """TP2 SP, microbatch 2, 32 data-parallel ranks, BF16 with FP32 gradients."""
+    """TP2 SP, micro-batch 2, 32 data-parallel ranks, BF16 with FP32 gradients."""
     held = (8_030_261_248 - 65 * 4096) / 2 + 65 * 4096
     memory = _memory()
     assert memory.weights == pytest.approx(2 * held / GIB)

@@ -43,7 +43,7 @@ def test_text_names_conventions_assumptions_and_reasons() -> None:
     assert answer.code == 0
     for part in (
         *(
-            "51.5 GFLOP a token with causal attention, 57.9 GFLOP with full",
+            "51.5 GFLOP per token with causal attention, 57.9 GFLOP with full",
             "40,000 steps",
             "2^24",
             "PUE 1.2",

@@ -104,10 +104,10 @@ def test_a_difference_is_a_fault(small: Recipe, simulation: Simulation) -> None:
 
     for change, expected in {
         "parameters": "the plan says",
-        "microbatches": "3 microbatches",
+        "microbatches": "3 micro-batches",
         "data": "data-parallel size 64",
         "chunks": "1 model chunks",
-        "gradients": "gradients, planned are",
+        "gradients": "gradients, the plan says",
         "optimizer": "weights in the optimizer",
         "samples": "last step",
         "missing": "decoder.layers.mlp.linear_fc2.weight: the ranks hold",

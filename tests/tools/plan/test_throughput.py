@@ -57,5 +57,5 @@ def test_what_costs_speed() -> None:
 def test_bubble_is_the_textbooks() -> None:
     throughput = expected_throughput(load_recipe("emma_llama3_8b_bi", ["parallelism.pipeline=4"]))
     assert throughput is not None
-    # 2,048 sequences over 8 data-parallel ranks in microbatches of 2: 128 of them.
+    # 2,048 sequences over 8 data-parallel ranks in micro-batches of 2: 128 of them.
     assert throughput.bubble == pytest.approx(3 / (128 + 3))

@@ -1,4 +1,4 @@
-"""A run folder as the stages write it, with made-up numbers: every file through its stage's own writer."""
+"""A run folder as the stages write it, with made-up numbers: each file through its stage's own writer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from emma.tools.evaluation.results import Result, heldout_results, read_results,
 from emma.tools.evaluation.stored import journal_of
 from emma.tools.mix.plan import MixPlan, PlannedSource
 from emma.tools.mix.sources import Source
+from emma.tools.runs.environment import environment
 from emma.tools.runs.metrics import append_metrics
-from emma.tools.runs.run_folder import environment
 
 CATEGORIES = {"high": 20_000, "medium": 4_000, "low": 0}
 SIGNATURE = "nll:1|prefix:<|begin_of_text|>|end_of_text:0|window:512|stride:256|dtype:float32"
@@ -106,7 +106,7 @@ def write_start(recipe: Recipe) -> Path:
 
 
 def write_metrics(recipe: Recipe, seed: int = 0) -> None:
-    """metrics.jsonl: every step, and a validation of all groups every tenth of the run."""
+    """metrics.jsonl: every step, and a validation of all groups after every tenth of the run."""
     generator = np.random.default_rng(seed)
     file, steps = recipe.run_folder / "metrics.jsonl", recipe.schedule.steps
     groups = ["component-" + name for name in recipe.data.mix.components]
@@ -265,7 +265,7 @@ BENCHMARK_LANGUAGES = (
 
 
 def benchmark_rows(model: str, level: float, seed: int) -> list[Result]:
-    """Made-up scores of a model on three benchmarks; `level` lifts every language but English."""
+    """Made-up scores of a model on three benchmarks; `level` raises every language except English."""
     rows = []
     for place, language in enumerate(BENCHMARK_LANGUAGES):
         own = np.random.default_rng([7, place]).uniform(-0.12, 0.12)
@@ -298,7 +298,7 @@ def write_benchmarks(
     seed: int = 2,
     benchmarks: tuple[str, ...] = ("sib200", "flores200_eng_x", "xnli_emma"),
 ) -> None:
-    """Benchmarks of the base, of an earlier checkpoint and of the last one, into the evaluation's results."""
+    """Adds benchmarks of the base, an earlier checkpoint, and the last one to the evaluation's results."""
     folder, last = recipe.run_folder / "evaluation", recipe.schedule.steps
     rows = read_results(folder) + benchmark_rows("base", 0.0, 1)
     known = read_json(folder / "models.json")
@@ -347,7 +347,7 @@ def write_run(
     level: float = 0.5,
     seed: int = 2,
 ) -> Recipe:
-    """A finished run with everything a report shows."""
+    """A finished run with everything that a report shows."""
     recipe = sample_recipe(root, name, steps, bilingual=bilingual)
     write_start(recipe)
     write_metrics(recipe, seed)

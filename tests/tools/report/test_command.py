@@ -1,4 +1,4 @@
-"""`emma report` on run folders at every stage of their life."""
+"""`emma report` on run folders in every stage of their life."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SVG = {"line", "path", "rect"}
 
 
 class Page(HTMLParser):
-    """Checks nesting and collects the visible text and everything that could load something."""
+    """Checks nesting, and collects the visible text and everything that could load something."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -126,26 +126,26 @@ def test_alerts_and_skipped_steps_mark_the_page(tmp_path: Path) -> None:
     }
     (recipe.run_folder / "skipped.json").write_text(json.dumps(skipped))
     page = read_page(Path(json.loads(report("run", recipe.run_folder, "--json").stdout)["page"]))
-    assert "Step 80: language-eng_Latn is 0.0712 bits a byte worse than at step 0" in page.text
-    assert "Step 41 was undone and its batch skipped: the gradient norm is nan." in page.text
+    assert "Step 80: language-eng_Latn is 0.0712 bits per byte worse than at step 0" in page.text
+    assert "Step 41 was rolled back and its batch skipped: the gradient norm is nan." in page.text
 
 
-def test_parts_that_are_not_there_are_said_to_be_absent(tmp_path: Path) -> None:
+def test_missing_parts_are_reported_as_missing(tmp_path: Path) -> None:
     recipe = sample_recipe(tmp_path)
     write_start(recipe)
     report("run", recipe.run_folder)
     text = read_page(recipe.run_folder / "report" / "index.html").text
     for absent in (
         "Not evaluated yet.",
-        "No step was logged yet.",
-        "The plan of the mix is not at",
+        "No step has been logged yet.",
+        "The mix has no plan at",
         "No export with a parity report.",
     ):
         assert absent in text
     write_metrics(recipe)
     report("run", recipe.run_folder)
     text = read_page(recipe.run_folder / "report" / "index.html").text
-    assert "No step was logged yet." not in text
+    assert "No step has been logged yet." not in text
     assert "Training loss" in text
     assert "Not evaluated yet." in text
 
@@ -156,7 +156,7 @@ def test_failing_parity_is_shown_with_its_fault(tmp_path: Path) -> None:
     write_parity(recipe, codes(5), passed=False)
     report("run", recipe.run_folder)
     text = read_page(recipe.run_folder / "report" / "index.html").text
-    assert "Failed. The export of step 120 does not compute" in text
+    assert "Failed. The export of step 120 does not match" in text
     assert "logits differ by up to 0.3" in text
 
 
@@ -199,7 +199,7 @@ def test_comparison_at_equal_budget(tmp_path: Path) -> None:
     report("compare", mono.run_folder, bi.run_folder, "--output", tmp_path / "compare.html")
     page = read_page(tmp_path / "compare.html")
     assert "mono and bi" in page.text
-    assert "At equal budget: each was trained on" in page.text
+    assert "Equal budget: each run was trained on" in page.text
     for run in (mono, bi):
         gains = json.loads((run.run_folder / "evaluation" / "gains.json").read_text())
         for row in gains["groups"]:
@@ -221,17 +221,17 @@ def test_comparison_at_equal_budget(tmp_path: Path) -> None:
             assert row.difference == pytest.approx(change)
 
 
-def test_unequal_budgets_are_said(tmp_path: Path) -> None:
+def test_unequal_budgets_are_stated(tmp_path: Path) -> None:
     one = write_run(tmp_path, "one", languages=10, steps=20)
     two = write_run(tmp_path, "two", languages=10, steps=40)
     text = Page(compare_page([read_run(one.run_folder), read_run(two.run_folder)])).text
-    assert "Not at equal budget: they were trained on 41.0 k and 81.9 k tokens" in text
+    assert "Unequal budgets: the runs were trained on 41.0 k and 81.9 k tokens" in text
 
 
-def test_comparison_wants_two_names(tmp_path: Path) -> None:
+def test_comparison_needs_two_names(tmp_path: Path) -> None:
     recipe = write_run(tmp_path, languages=10, steps=20)
     record = read_run(recipe.run_folder)
-    with pytest.raises(UserError, match="two runs or more"):
+    with pytest.raises(UserError, match="two or more runs"):
         compare_page([record])
     with pytest.raises(UserError, match="same name"):
         compare_page([record, record])
@@ -263,7 +263,7 @@ def test_benchmarks_of_two_runs(tmp_path: Path) -> None:
         }
         others = [value for code, value in values.items() if code != "eng_Latn"]
         assert f" {100 * sum(others) / len(others):.1f} " in page.text
-    # Baselines, health, groups, verdicts and every language stand in the page's own markup.
+    # Baselines, health, groups, verdicts, and every language are in the page's own markup.
     for text in (
         "chance 14.3",
         "majority 25.0",
@@ -337,7 +337,7 @@ def test_published_scores_on_the_terminal(tmp_path: Path) -> None:
     assert line.split()[2:8] == ["15.1", "24.1", "24.7", "33.3", "38.3", "42.1"]
     rows = json.loads(report("reference", "--json").stdout)
     assert {row["group"] for row in rows} >= {"all", "all but English", "English", "high", "unseen"}
-    with pytest.raises(UserError, match="want FOLDER"):
+    with pytest.raises(UserError, match="need FOLDER"):
         report("reference", "--published-codes")
     with pytest.raises(UserError, match="result tables"):
         report("reference", tmp_path)
@@ -351,7 +351,7 @@ def test_two_checkpoints_of_a_run(tmp_path: Path) -> None:
     report("compare", f"{run}@10", f"{run}@20", "--output", page)
     text = read_page(page).text
     assert "sample@10 and sample@20" in text
-    assert "Not at equal budget: they were trained on 20.5 k and 41.0 k tokens" in text
+    assert "Unequal budgets: the runs were trained on 20.5 k and 41.0 k tokens" in text
     assert read_checkpoint(f"{run}@20").gains == read_run(run).gains
     assert read_checkpoint(f"{run}@10").steps[-1]["step"] == 10
     with pytest.raises(UserError, match=r"sample@7: this step was not evaluated \(evaluated: 10, 20\)"):

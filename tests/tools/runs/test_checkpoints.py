@@ -34,18 +34,22 @@ def test_only_marked_checkpoints_are_complete(tmp_path: Path) -> None:
     assert "the save did not finish" in incomplete_steps(tmp_path)[10]
 
 
-def test_a_checkpoint_cut_after_it_was_marked_is_not_complete(tmp_path: Path) -> None:
+def test_a_checkpoint_changed_after_it_was_marked_is_not_complete(tmp_path: Path) -> None:
     save(tmp_path, 5)
     cut = save(tmp_path, 10)
     (cut / "__0_0.distcp").write_bytes(b"x" * 50)
     missing = save(tmp_path, 15)
     (missing / "metadata.json").unlink()
+    longer = save(tmp_path, 25)
+    with (longer / "__0_0.distcp").open("ab") as handle:
+        handle.write(b"x")
     damaged = save(tmp_path, 20)
     (damaged / COMPLETE_MARK).write_text('{"files": ')
     assert complete_steps(tmp_path) == [5]
     faults = incomplete_steps(tmp_path)
     assert faults[10] == "__0_0.distcp has 50 bytes, 100 were written"
     assert faults[15] == "metadata.json is missing"
+    assert faults[25] == "__0_0.distcp has 101 bytes, 100 were written"
     assert faults[20] == "complete.json is damaged"
 
 

@@ -73,7 +73,9 @@ def test_two_live_writers_are_refused(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     run = RunFolder(recipe.run_folder)
     first = run.prepare(recipe)  # claimed by this process, which lives
-    with pytest.raises(UserError, match=rf"process {os.getpid()} on .* writes this run .*--take-over"):
+    with pytest.raises(
+        UserError, match=rf"process {os.getpid()} on .* has been writing this run .*--take-over"
+    ):
         run.prepare(recipe)
     second = run.prepare(recipe, take_over=True)
     assert run.holds_claim(second) and not run.holds_claim(first)
@@ -88,5 +90,10 @@ def test_the_claim_of_a_dead_process_is_no_obstacle(tmp_path: Path) -> None:
     dead = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
-    write_json(run.writer_file, {"writer": "x", "host": socket.gethostname(), "pid": int(dead.stdout)})
+    claim = {"writer": "x", "host": socket.gethostname(), "pid": int(dead.stdout)}
+    # In another container of this host the same number may be a process that lives.
+    write_json(run.writer_file, {**claim, "pid_namespace": "pid:[1]"})
+    with pytest.raises(UserError, match="--take-over"):
+        run.prepare(recipe)
+    write_json(run.writer_file, claim)
     assert run.prepare(recipe).number == 2

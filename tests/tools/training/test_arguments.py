@@ -113,6 +113,76 @@ def test_16_bit_states_and_saving_in_the_background_reach_megatron() -> None:
     assert {**found, **{name: formats.get(str(found[name]), found[name]) for name in names}} == want
 
 
+FP8: dict[str, dict[str, object]] = {
+    "tensorwise": {"fp8": "hybrid", "fp8_param_gather": True, "first_last_layers_bf16": True},
+    "blockwise": {"fp8": "e4m3", "fp8_param_gather": False, "first_last_layers_bf16": True},
+    "delayed": {
+        "fp8": "hybrid",
+        "fp8_param_gather": True,
+        "first_last_layers_bf16": False,
+        "fp8_amax_history_len": 1024,
+        "fp8_amax_compute_algo": "max",
+    },
+    "mxfp8": {"fp8": "e4m3", "fp8_param_gather": True, "first_last_layers_bf16": False},
+}
+
+
+@pytest.mark.parametrize("scaling", FP8)
+def test_megatron_reads_every_fp8_recipe(scaling: str) -> None:
+    overrides = [f"precision=fp8_{scaling}", *(["cluster=b200_8"] if scaling == "mxfp8" else [])]
+    if FP8[scaling]["first_last_layers_bf16"]:
+        overrides.append("precision.first_last_layers_bf16=2")
+    recipe = load_recipe("emma_llama3_8b_bi", overrides)
+    want = {"bf16": True, "fp8_recipe": scaling, **FP8[scaling]}
+    if want["first_last_layers_bf16"]:  # two of them: one is Megatron's default
+        want |= {"num_layers_at_start_in_bf16": 2, "num_layers_at_end_in_bf16": 2}
+    world = {"WORLD_SIZE": str(recipe.cluster.world_size)}
+    (found,) = run_ranks(parsed, 1, arguments(recipe), list(want), timeout=120, env=world)
+    assert found == want
+
+
+def test_without_fp8_no_argument_speaks_of_it() -> None:
+    assert not [
+        flag for flag in arguments(load_recipe("emma_llama3_8b_bi", ["precision=bf16"])) if "fp8" in flag
+    ]
+
+
+def scheduled_rates(flags: list[str], steps: list[int]) -> list[float]:
+    """Runs in a rank: the learning rate of Megatron's own scheduler before each of the steps."""
+    import torch
+    from megatron.training.arguments import parse_and_validate_args
+    from megatron.training.global_vars import set_args
+    from megatron.training.training import get_optimizer_param_scheduler
+
+    sys.argv = ["train", *flags]
+    values = parse_and_validate_args()
+    set_args(values)
+    group = {"params": [torch.zeros(1)], "max_lr": values.lr, "min_lr": values.min_lr, "wd_mult": 1.0}
+    scheduler = get_optimizer_param_scheduler(torch.optim.SGD([group], lr=values.lr))
+    rates = []
+    for step in steps:
+        scheduler.num_steps = step * values.global_batch_size
+        rates.append(scheduler.get_lr(scheduler.optimizer.param_groups[0]))
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("decay", "rates"),
+    [
+        # Peak 1e-3, floor 1e-4, 10 steps of warm-up, 100 in all: after 10, 55, 80, 90 and 100 of them.
+        ("{decay: wsd, wsd_decay_steps: 40}", [1e-3, 1e-3, 5.5e-4, 3.25e-4, 1e-4]),
+        ("{decay: linear}", [1e-3, 5.5e-4, 3e-4, 2e-4, 1e-4]),
+        ("{decay: cosine}", [1e-3, 5.5e-4, 2.0528e-4, 1.2714e-4, 1e-4]),
+        ("{decay: constant}", [1e-3] * 5),
+    ],
+)
+def test_each_decay_has_its_curve(tmp_path: Path, decay: str, rates: list[float]) -> None:
+    peak = "learning_rate: 1e-3, min_learning_rate: 1e-4, warmup_steps: 10, steps: 100"
+    recipe = small_recipe(tmp_path, [f"schedule={{{peak}, {decay[1:]}"])
+    (found,) = run_ranks(scheduled_rates, 1, arguments(recipe), [10, 55, 80, 90, 100])
+    assert found == pytest.approx(rates, rel=1e-4)
+
+
 def test_start_modes_choose_what_is_loaded(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     weights = arguments(recipe, LoadPlan("weights", "base"))
@@ -134,6 +204,12 @@ def test_megatron_args_win_and_false_drops_a_switch(tmp_path: Path) -> None:
     assert given[-2:] == ["--timing-log-level", "2"]
 
 
+def test_megatron_args_leave_out_a_flag_with_its_value(tmp_path: Path) -> None:
+    given = arguments(small_recipe(tmp_path, ['megatron_args={"init-method-std": false, "adam-eps": 1e-5}']))
+    assert "--init-method-std" not in given and "0.02" not in given
+    assert given[-2:] == ["--adam-eps", "1e-05"]
+
+
 def test_transformer_engine_masks_documents_by_packed_sequences(tmp_path: Path) -> None:
     """Transformer Engine ignores --reset-attention-mask silently, so it is never given there."""
     gpu = small_recipe(tmp_path, ["cluster={name: node, gpus_per_node: 1, device: h100}"])
@@ -144,5 +220,5 @@ def test_transformer_engine_masks_documents_by_packed_sequences(tmp_path: Path) 
 
 
 def test_a_fractional_rope_base_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"model\.rope_theta: 10000\.5 is no whole number"):
+    with pytest.raises(RecipeError, match=r"model\.rope_theta: 10000\.5 is not a whole number"):
         arguments(small_recipe(tmp_path, ["model.rope_theta=10000.5"]))

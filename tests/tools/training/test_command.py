@@ -13,14 +13,27 @@ from pathlib import Path
 
 import pytest
 
+import emma as emma_package
 from emma.base.files import read_json
+from emma.tools.runs.environment import source_commit
 from emma.tools.runs.run_folder import RunFolder
 from emma.tools.training.launch import _failure
 from tests.command_line import emma
 from tests.tools.training.conftest import Small
 from tests.training_run import losses
 
-EMMA = [sys.executable, "-P", "-m", "emma.cli"]
+EMMA = [str(Path(sys.executable).with_name("emma"))]
+
+
+@pytest.fixture(scope="module")
+def other_clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another checkout, with packages of our names, none of which may be imported."""
+    folder = tmp_path_factory.mktemp("other")
+    for name in ("emma", "emma/tools", "tools", "slurm", "recipes", "megatron_patches"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(f"raise ImportError('{name} of another clone')\n")
+    subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
+    return folder
 
 
 def overrides(small: Small, name: str) -> list[str]:
@@ -29,37 +42,43 @@ def overrides(small: Small, name: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_stop_and_go_on(make_small: Callable[[int], Small], base_model: Path) -> None:
-    """Two ranks over torchrun, checked against the base model first; SIGTERM to `emma train` saves and exits 0, and the same
-    command goes on."""
+def test_stop_and_resume(make_small: Callable[[int], Small], base_model: Path, other_clone: Path) -> None:
+    """Two ranks over torchrun, checked against the base model first; SIGTERM to `emma train` saves and exits 0, and the
+    same command resumes."""
     small = make_small(20)
     start = f"start={{mode: weights, checkpoint: '{small.base}', reference: '{base_model}'}}"
     layout = ("cluster.gpus_per_node=2", "parallelism.tensor=2")
     command = ["train", *overrides(small, "command"), start, *layout]
     run = RunFolder(small.folder / "runs" / "command")
-    reached = stopped_by_sigterm(command, small.folder, run, 5)
+    reached = stopped_by_sigterm(command, other_clone, run, 5)
     assert 5 <= reached < 20
     assert read_json(run.reference_file)["model"] == str(base_model)
-    second = subprocess.run([*EMMA, *command], capture_output=True, text=True, cwd=small.folder, timeout=600)
+    second = subprocess.run([*EMMA, *command], capture_output=True, text=True, cwd=other_clone, timeout=600)
     assert second.returncode == 0, second.stderr
     assert "finished at step 20" in second.stdout and sorted(losses(run)) == list(range(1, 21))
 
 
-def test_sigterm_to_the_command_saves_and_ends_well(make_small: Callable[[int], Small]) -> None:
-    """One rank over torchrun; the same command would go on, and where all steps are done there is nothing to do."""
+def test_sigterm_to_the_command_saves_and_ends_well(
+    make_small: Callable[[int], Small], other_clone: Path
+) -> None:
+    """One rank over torchrun, called in another clone; the same command would resume, and where all steps are done there
+    is nothing to do."""
     small = make_small(10)
     command = ["train", *overrides(small, "stopped"), "checkpoint.interval=1000"]
     run = RunFolder(small.folder / "runs" / "stopped")
-    reached = stopped_by_sigterm(command, small.folder, run, 2)
+    reached = stopped_by_sigterm(command, other_clone, run, 2)
+    package = Path(emma_package.__file__).resolve().parent
+    facts = read_json(run.environment_file)
+    assert facts["package"] == str(package) and facts["commit"] == source_commit(package)
     again = emma(*command, "--dry-run")
     if reached < 10:
-        assert again.code == 0 and f"goes on from step {reached}, to step 10" in again.out
+        assert again.code == 0 and f"resumes from step {reached}, to step 10" in again.out
     else:
         assert again.code == 0 and "nothing to do" in again.out
 
 
 def stopped_by_sigterm(command: list[str], folder: Path, run: RunFolder, step: int) -> int:
-    """Starts `emma` as a process, sends it SIGTERM at a step, and returns the step of the checkpoint it left."""
+    """Starts `emma` in a folder, sends it SIGTERM at a step, and returns the step of the checkpoint it left."""
     log = folder / f"{run.path.name}.log"
     with log.open("w") as output:
         process = subprocess.Popen([*EMMA, *command], stdout=output, stderr=subprocess.STDOUT, cwd=folder)
@@ -122,7 +141,7 @@ def test_print_command_and_dry_run_start_nothing(make_small: Callable[[int], Sma
     [
         ("schedule.steps=11", "steps × batch.global = 11 × 8 = 88 samples, but .* holds 80"),
         ("batch.sequence_length=64", "64, but .* was built for 32"),
-        ("validation.groups=[nowhere]", "`nowhere` is no group"),
+        ("validation.groups=[nowhere]", "`nowhere` is not a group"),
         ("data.name=other", "the mix does not exist. Fix: `emma mix build"),
         ("logging.wandb_offline=true", "wandb_offline does nothing without wandb_project"),
         ("start={mode: weights, checkpoint: nowhere}", "start.checkpoint: nowhere does not exist"),

@@ -210,5 +210,5 @@ def test_a_run_that_was_taken_over_writes_nothing_more(make_small: Callable[[int
     write_json(run.writer_file, {"writer": "another", "host": "elsewhere", "pid": 1, "started": "now"})
     outcomes = job.outcomes(timeout=120)
     assert all(outcome.exit_code != 0 for outcome in outcomes)
-    assert "it took this run over" in outcomes[0].output
+    assert "which took this run over" in outcomes[0].output
     assert complete_steps(run.checkpoints) == []

@@ -1,1 +1,1 @@
-"""Release of a corpus: parquet by language or pair with training and validation files, statistics, card, checksums."""
+"""Release of a corpus: training and validation parquet per language or pair, statistics, card, checksums."""

@@ -1,4 +1,4 @@
-"""Builds the release folder of a corpus; an interrupted one is gone on with. Needs no torch."""
+"""Builds the release folder of a corpus; resumes after an interruption. Needs no torch."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ __all__ = ["DEFAULT_SHARD_BYTES", "plan_corpus", "write_corpus_release"]
 
 DEFAULT_SHARD_BYTES = 500_000_000
 _FORMAT = 1
-"""Number of the way in which a release is laid out; raised when the same corpus gives other files."""
+"""Version of the release's layout; raise it when the same corpus would give different files."""
 
 
 def plan_corpus(source: CorpusSource, shard_bytes: int = DEFAULT_SHARD_BYTES) -> dict[str, Any]:
-    """What would be written: `corpus`, `data`, `kinds` (kind → languages or pairs), `documents`, `files` (of training
-    text), `bytes` of parquet."""
+    """What would be written: `corpus`, `data`, `kinds` (kind → languages or pairs), `documents`, `files` (of
+    training text), and `bytes` of parquet."""
     kinds: dict[str, int] = {}
     for row in source.statistics:
         kinds[row["kind"]] = kinds.get(row["kind"], 0) + 1
@@ -59,22 +59,22 @@ def write_corpus_release(
     workers: int = 1,
     overwrite: bool = False,
 ) -> Manifest:
-    """Writes the release folder; it appears whole and checked, or not at all.
+    """Writes the release folder; it appears complete and verified, or not at all.
 
-    Killed at any moment, the same call goes on with what is missing, and writes the same bytes.
+    After an interruption at any point, the same call continues and writes the same bytes.
 
     Args:
         source: the corpus.
         destination: folder to write.
-        name: name of the corpus in its card; default that of its data recipe.
-        shard_bytes: size of the corpus's parts that go into one file, about.
-        workers: processes.
+        name: name of the corpus on its card; by default, that of its data recipe.
+        shard_bytes: approximate size of the corpus parts that go into one file.
+        workers: number of processes.
         overwrite: replace `destination`.
 
     Raises:
-        UserError: `destination` exists, the disk is too small, a part was changed, a row has no licence, no id or
-            stands in another language's folder.
-        CheckFailedError: documents don't add up, or the folder does not pass its verification.
+        UserError: `destination` exists, the disk has too little space, a part has changed, or a row has no
+            licence or id, or is in another language's folder.
+        CheckFailedError: document counts do not add up, or the folder fails verification.
     """
     shards = source.shards(shard_bytes)
     check_free_space(destination, math.ceil(source.bytes * 1.05) + (1 << 20))
@@ -126,7 +126,7 @@ def _fingerprint(source: CorpusSource, shard_bytes: int) -> str:
 def _merge(
     folder: Path, work: Path, shards: Sequence[Shard], results: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Validation files of all languages; returns their records."""
+    """Writes the validation files of all languages; returns their records."""
     records = []
     pairs = zip(shards, results, strict=True)
     for (kind, language), group in groupby(pairs, key=lambda pair: (pair[0].kind, pair[0].language)):

@@ -1,4 +1,4 @@
-"""The dataset card: Hub metadata with a configuration for every language, text, and its validation without a network."""
+"""The dataset card: text, Hub metadata with one configuration per language, and offline validation."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["SIZES", "card_metadata", "configuration_name", "render_card"]
 SIZES = tuple((10**power, name) for power, name in enumerate(
     ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B", "10B<n<100B",
      "100B<n<1T"), start=3))  # fmt: skip
-"""Upper end of each of the Hub's size categories, in documents."""
+"""Upper bound of each of the Hub's size categories, in documents."""
 
 _LONGEST_TABLE = 200
 
 
 def configuration_name(kind: str, language: str | None = None) -> str:
-    """Name of the configuration of a kind, or of a language or pair of it."""
+    """Name of the configuration of a kind, or of one of its languages or pairs."""
     return kind if language is None else f"{kind}-{language}"
 
 
@@ -41,7 +41,7 @@ def _configuration(facts: CorpusFacts, kind: str, language: str | None = None) -
 
 
 def card_metadata(facts: CorpusFacts) -> DatasetCardData:
-    """Metadata of the card, checked by `huggingface_hub`."""
+    """The card's metadata, checked by `huggingface_hub`."""
     from huggingface_hub import DatasetCardData
 
     configurations = []
@@ -72,7 +72,7 @@ def card_metadata(facts: CorpusFacts) -> DatasetCardData:
 
 
 def render_card(facts: CorpusFacts) -> str:
-    """README.md: metadata between lines of dashes, and the text."""
+    """README.md: metadata between lines of dashes, then the text."""
     from emma.base.manifest import now
     from emma.tools.charts.scales import number
 

@@ -1,4 +1,4 @@
-"""What the card of a corpus says, and its tables, taken from the corpus's own records and rows. Needs no torch."""
+"""The content of a corpus card and its tables, from the corpus's own records and rows. Needs no torch."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ STATISTICS_NAME = "statistics.csv"
 
 @dataclass(frozen=True)
 class CorpusFacts:
-    """Everything that card and tables print.
+    """Everything that the card and the tables print.
 
     Attributes:
         title: name of the corpus.
         source: where it came from.
-        rows: by kind and language or pair: `kind language name category train validation` and the measures.
-        licenses: by source, kind and licence: `source kind license documents characters bytes url`.
-        files: data files with kind, language and split, in order.
+        rows: by kind and language or pair: `kind language name category train validation`, and the measures.
+        licenses: by source, kind, and licence: `source kind license documents characters bytes url`.
+        files: data files with kind, language, and split, in order.
     """
 
     title: str
@@ -41,11 +41,11 @@ class CorpusFacts:
 
     @property
     def kinds(self) -> list[str]:
-        """Kinds of text, in their order."""
+        """Kinds of text, in order."""
         return list(dict.fromkeys(row["kind"] for row in self.rows))
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
-        """Rows of a kind."""
+        """Rows of one kind."""
         return [row for row in self.rows if row["kind"] == kind]
 
     def total(self, name: str, kind: str | None = None) -> int:
@@ -53,7 +53,7 @@ class CorpusFacts:
         return sum(row[name] for row in self.rows if kind in (None, row["kind"]))
 
     def by_category(self, kind: str) -> list[dict[str, Any]]:
-        """Languages, documents and tokens of each resource category of a kind that has any."""
+        """Languages, documents, and tokens per resource category, for a kind that has categories."""
         found = []
         for name in categories(kind):
             rows = [row for row in self.of_kind(kind) if row["category"] == name]
@@ -73,11 +73,11 @@ def corpus_facts(
     Args:
         title: name of the corpus.
         source: the corpus.
-        shards: its shards.
-        results: what writing each of them gave.
+        shards: the corpus's shards.
+        results: the result of writing each shard.
 
     Raises:
-        CheckFailedError: the documents written are not those that the corpus counted.
+        CheckFailedError: the documents written do not match the corpus's counts.
     """
     by_split: dict[tuple[str, str], dict[str, int]] = {}
     by_license: dict[tuple[str, str, str], list[int]] = {}
@@ -94,7 +94,7 @@ def corpus_facts(
     ):
         kind, language = wrong[0]
         raise CheckFailedError(
-            f"{source.root}: {kind} {language} has {written.get(wrong[0], 0)} documents, its statistics say "
+            f"{source.root}: {kind} {language} has {written.get(wrong[0], 0)} documents, but its statistics say "
             f"{counted.get(wrong[0], 0)} ({len(wrong)} such); build the corpus again: `emma corpus build RUN`"
         )
     rows = [
@@ -125,14 +125,14 @@ def corpus_facts(
 
 
 def _name(kind: str, language: str) -> str:
-    """English name of a language or of both of a pair; programming languages are their own."""
+    """English name of a language, or of both languages of a pair; programming languages keep their name."""
     if kind == "code":
         return language
     return " – ".join(language_name(code) for code in language.split("-"))
 
 
 def natural_languages(facts: CorpusFacts) -> list[str]:
-    """Codes of all languages of text, those of pairs too."""
+    """Codes of all natural languages, including those in pairs."""
     codes = {code for row in facts.rows if row["kind"] != "code" for code in row["language"].split("-")}
     return sorted(codes)
 

@@ -1,4 +1,4 @@
-"""Parts of a corpus become the files of its release: rows that train and rows that validate, apart. Needs no torch."""
+"""Turns a corpus's parts into release files, training and validation rows separately. Needs no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PIECES = "validation"
 
 
 def file_name(kind: str, language: str, split: str, number: int = 0) -> str:
-    """Path of a data file below the release."""
+    """Path of a data file within the release."""
     return f"{DATA_NAME}/{kind}/{language}/{split}-{number:05d}.parquet"
 
 
@@ -33,20 +33,20 @@ def _piece(work: str | Path, shard: Shard) -> Path:
 
 
 def write_shard(stage: str, folder: str, work: str, shard: Shard) -> dict[str, Any]:
-    """Writes the training file of a shard, and its validation rows as a piece to be merged.
+    """Writes a shard's training file, and its validation rows as a piece to be merged.
 
     Args:
-        stage: folder of the corpus stage `split`.
+        stage: folder of the corpus's `split` stage.
         folder: the release.
-        work: folder of unfinished work.
-        shard: which parts.
+        work: folder for unfinished work.
+        shard: the parts to write.
 
     Returns:
-        `files` (record with rows of the training file, empty where nothing trains), `validation` (rows) and `sources`:
-        rows of source, licence, split, documents, characters, UTF-8 bytes.
+        `files` (record of the training file and its rows; empty if there are no training rows), `validation`
+        (number of rows), and `sources`: rows of source, licence, split, documents, characters, UTF-8 bytes.
 
     Raises:
-        UserError: a part is not what the corpus's manifest says, or a row cannot be released.
+        UserError: a part does not match the corpus's manifest, or a row cannot be released.
     """
     texts = text_columns(shard.kind)
     training = Path(folder) / file_name(shard.kind, shard.language, "train", shard.number)
@@ -61,7 +61,7 @@ def write_shard(stage: str, folder: str, work: str, shard: Shard) -> dict[str, A
             path = Path(stage) / record.path
             if f"sha256:{sha256_file(path)}" != record.checksum:
                 raise UserError(
-                    f"{path}: its SHA-256 is not that of the corpus's manifest; the part changed since it was built: "
+                    f"{path}: its SHA-256 differs from the corpus's manifest; the part has changed since it was built: "
                     "remove the stage's folder and run `emma corpus build RUN`"
                 )
             first = 0
@@ -89,13 +89,13 @@ def _check_rows(path: Path, first: int, table: pa.Table, shard: Shard) -> None:
         raise UserError(f"{path}: columns {table.column_names}, expected {expected}; build the corpus again")
     known = pc.is_in(table["split"], pa.array(SPLITS))
     rules = [
-        ("split", known, f"is none of {', '.join(SPLITS)}"),
+        ("split", known, f"is not one of {', '.join(SPLITS)}"),
         *(
             (name, pc.greater(pc.binary_length(pc.fill_null(table[name], "")), 0), "is empty")
             for name in (*text_columns(shard.kind), "id", "source", "license")
         ),
         *(
-            (name, pc.equal(table[name], value), f"is not {value}, its folder's")
+            (name, pc.equal(table[name], value), f"differs from the folder's {value}")
             for name, value in _languages(shard)
         ),
     ]
@@ -104,13 +104,13 @@ def _check_rows(path: Path, first: int, table: pa.Table, shard: Shard) -> None:
         if wrong >= 0:
             found = table["id"][wrong].as_py()
             raise UserError(
-                f"{path}: row {first + wrong + 1} (id {found}): `{name}` {fault}; mend the source and build the corpus "
+                f"{path}: row {first + wrong + 1} (id {found}): `{name}` {fault}; fix the source and build the corpus "
                 "again"
             )
 
 
 def _languages(shard: Shard) -> list[tuple[str, str]]:
-    """Language columns and what they have to hold."""
+    """Language columns and the values they must hold."""
     if shard.kind != "parallel":
         return [("language", shard.language)]
     src, _, tgt = shard.language.partition("-")
@@ -118,7 +118,7 @@ def _languages(shard: Shard) -> list[tuple[str, str]]:
 
 
 def _add(sums: dict[tuple[str, str, str], list[int]], table: pa.Table, texts: Sequence[str]) -> None:
-    """Adds documents, characters and bytes by source, licence and split."""
+    """Adds documents, characters, and bytes by source, licence, and split."""
     columns = {name: table[name] for name in ("source", "license", "split")}
     for measure, of in (("characters", pc.utf8_length), ("bytes", pc.binary_length)):
         total = of(table[texts[0]])
@@ -133,14 +133,15 @@ def _add(sums: dict[tuple[str, str, str], list[int]], table: pa.Table, texts: Se
 
 
 def pieces_of(work: Path, shards: Sequence[Shard], results: Sequence[dict[str, Any]]) -> list[Path]:
-    """Pieces of the validation file of one language, in order."""
+    """Pieces of one language's validation file, in order."""
     return [
         _piece(work, shard) for shard, result in zip(shards, results, strict=True) if result["validation"]
     ]
 
 
 def merge_validation(folder: Path, kind: str, language: str, pieces: Sequence[Path]) -> dict[str, Any] | None:
-    """Writes the validation file of a language from its pieces; returns its record with rows, None without pieces."""
+    """Writes a language's validation file from its pieces; returns its record and rows, or None if it has
+    none."""
 
     def tables() -> Iterator[pa.Table]:
         for piece in pieces:

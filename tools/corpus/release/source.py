@@ -1,4 +1,4 @@
-"""What a corpus release is made from, checked before anything is written. Needs no torch."""
+"""The inputs of a corpus release, checked before anything is written. Needs no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STAGE = STAGES[-1]
 
 @dataclass(frozen=True)
 class Shard:
-    """Parts of one language or pair that become one training file (and rows of its validation file)."""
+    """Parts of one language or pair that become one training file (and part of its validation file)."""
 
     kind: str
     language: str
@@ -32,7 +32,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Unique among the shards of a corpus, and a file name."""
+        """Unique among the shards of a corpus; usable as a file name."""
         return f"{self.kind}.{self.language}.{self.number:05d}"
 
 
@@ -42,10 +42,10 @@ class CorpusSource:
 
     Attributes:
         root: its folder, with `split/` and `statistics/`.
-        manifest: of its stage `split`.
-        stages: counts of each stage: `in`, `kept`, `removed_by`.
-        statistics: rows of the stage `split` with documents, by kind and language or pair.
-        recipe: the run's, where it is known; it says where sources come from.
+        manifest: manifest of its `split` stage.
+        stages: counts per stage: `in`, `kept`, `removed_by`.
+        statistics: rows of the `split` stage that have documents, by kind and language or pair.
+        recipe: the run's recipe, if known; it names the sources' origins.
     """
 
     root: Path
@@ -61,7 +61,7 @@ class CorpusSource:
 
     @property
     def bytes(self) -> int:
-        """Size of the parts."""
+        """Size of the parts in bytes."""
         return sum(record.bytes for record in self.manifest.outputs)
 
     @property
@@ -71,7 +71,8 @@ class CorpusSource:
         return rows
 
     def shards(self, shard_bytes: int) -> list[Shard]:
-        """Consecutive parts of each language together, up to `shard_bytes` of parquet (or one larger part)."""
+        """Groups each language's parts, in order, up to `shard_bytes` of parquet per shard (or one larger
+        part)."""
         result: list[Shard] = []
         filled = 0
         for part, record in self.parts():
@@ -88,7 +89,7 @@ class CorpusSource:
         return result
 
     def parts(self) -> list[tuple[Part, FileRecord]]:
-        """The parts with their records, by kind, language and number."""
+        """The parts with their records, by kind, language, and number."""
         found = []
         for record in self.manifest.outputs:
             kind, language, name = Path(record.path).parts
@@ -98,14 +99,15 @@ class CorpusSource:
 
 
 def open_corpus(source: str, overrides: Sequence[str] = ()) -> CorpusSource:
-    """Finds a corpus and checks that it is whole, as far as that needs no reading of text.
+    """Finds a corpus and checks that it is complete, as far as possible without reading text.
 
     Args:
-        source: a corpus folder (it holds `split/`), or a RUN whose recipe names it (`paths.corpus`).
-        overrides: `section.key=value` texts for the recipe of a RUN.
+        source: a corpus folder (it contains `split/`), or a RUN whose recipe names one (`paths.corpus`).
+        overrides: `section.key=value` overrides for a RUN's recipe.
 
     Raises:
-        UserError: no corpus there, not built to its last stage, parts missing or of other sizes, no statistics.
+        UserError: there is no corpus, its last stage is not built, parts are missing or have other sizes, or
+            it has no statistics.
     """
     folder, recipe = Path(source), None
     if not (folder / STAGE).is_dir():
@@ -115,17 +117,17 @@ def open_corpus(source: str, overrides: Sequence[str] = ()) -> CorpusSource:
         run = (folder / "recipe.yaml").is_file() or source in list_names("runs")
         if folder.is_dir() and not run:
             raise UserError(
-                f"{folder}: holds neither a corpus ({STAGE}/) nor a run (recipe.yaml); name the corpus folder that "
+                f"{folder}: contains neither a corpus ({STAGE}/) nor a run (recipe.yaml); name the corpus folder that "
                 "`emma corpus build` wrote, or the run"
             )
         recipe = load_recipe(source, overrides)
         folder = Path(recipe.paths.corpus)
     elif overrides:
-        raise UserError(f"{overrides[0]}: overrides go with a RUN; {source} is a corpus folder")
+        raise UserError(f"{overrides[0]}: overrides apply only to a RUN, but {source} is a corpus folder")
     if not (folder / STAGE / MANIFEST_NAME).is_file():
         raise UserError(
-            f"{folder}: the corpus is not built to its last stage ({STAGE}/{MANIFEST_NAME} is missing); run "
-            "`emma corpus build RUN`, it goes on where it stopped"
+            f"{folder}: the corpus's last stage is not built ({STAGE}/{MANIFEST_NAME} is missing); run "
+            "`emma corpus build RUN`, which continues where it stopped"
         )
     manifest = Manifest.read(folder / STAGE)
     if faults := manifest.check_outputs(folder / STAGE):
@@ -134,7 +136,7 @@ def open_corpus(source: str, overrides: Sequence[str] = ()) -> CorpusSource:
         )
     if recipe is not None and manifest.extra.get("data") != recipe.data.name:
         raise UserError(
-            f"{folder}: holds the corpus of the data recipe `{manifest.extra.get('data')}`, the run's is "
+            f"{folder}: contains the corpus of the data recipe `{manifest.extra.get('data')}`, but the run's is "
             f"`{recipe.data.name}`; name the corpus folder itself, or set paths.corpus"
         )
     rows = [row for row in statistics(folder).to_pylist() if row["stage"] == STAGE and row["documents"]]

@@ -1,4 +1,4 @@
-"""Re-checks the release folder of a corpus: nothing but the folder is needed. Needs no torch."""
+"""Verifies the release folder of a corpus from the folder alone. Needs no torch."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _FILE = re.compile(rf"{DATA_NAME}/({'|'.join(KINDS)})/([^/]+)/({'|'.join(SPLITS)
 
 
 def corpus_faults(folder: Path, *, read_data: bool = True) -> list[str]:
-    """Everything that is wrong with the release folder of a corpus; empty if nothing is.
+    """Everything that is wrong with a corpus release folder; empty if nothing is.
 
     Args:
         folder: the release.
-        read_data: also read all text: checksums, columns, languages, licences, and that nothing validates and trains;
-            off where it was checked while being written.
+        read_data: also read all text, to check checksums, columns, languages, licences, and that no document
+            is in both training and validation; off if this was checked while writing.
     """
     faults: list[str] = []
     checks = [_file_faults, _card_faults, _table_faults]
@@ -59,16 +59,17 @@ def _data_files(folder: Path) -> dict[str, tuple[str, str, str]]:
 
 
 def _file_faults(folder: Path) -> list[str]:
-    """Data files are those of the manifest, readable, with its numbers of rows and the columns of their kind."""
+    """Checks that the data files are the manifest's and readable, with its row counts and their kind's
+    columns."""
     faults = []
     rows: dict[str, int] = Manifest.read(folder).extra.get("rows", {})
     files = _data_files(folder)
     for path in sorted((folder / DATA_NAME).rglob("*")):
         name = str(path.relative_to(folder))
         if path.is_file() and name not in files:
-            faults.append(f"{path}: not a data file of a corpus")
+            faults.append(f"{path}: not a corpus data file")
     faults += [
-        f"{folder / name}: missing, the manifest lists it" for name in sorted(rows.keys() - files.keys())
+        f"{folder / name}: missing, but listed in the manifest" for name in sorted(rows.keys() - files.keys())
     ]
     for name, (kind, _, _) in files.items():
         path = folder / name
@@ -78,17 +79,17 @@ def _file_faults(folder: Path) -> list[str]:
         try:
             metadata = pq.read_metadata(path)
         except (pa.ArrowException, OSError) as error:
-            faults.append(f"{path}: no readable parquet file ({str(error).splitlines()[0]})")
+            faults.append(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})")
             continue
         if metadata.num_rows != rows[name]:
-            faults.append(f"{path}: {metadata.num_rows} rows, the manifest says {rows[name]}")
+            faults.append(f"{path}: {metadata.num_rows} rows, but the manifest says {rows[name]}")
         if metadata.schema.names != schema_of(kind).names:
             faults.append(f"{path}: columns {metadata.schema.names}, expected {schema_of(kind).names}")
     return faults
 
 
 def _card_faults(folder: Path) -> list[str]:
-    """Metadata is what the Hub takes, and its configurations reach every data file."""
+    """Checks that the Hub accepts the metadata, and that its configurations cover every data file."""
     data, text = read_card(folder, "dataset")
     faults = [
         f"README.md: metadata `{key}` is missing"
@@ -113,16 +114,16 @@ def _configuration_faults(configurations: list[Any], files: dict[str, tuple[str,
             return ["README.md: metadata `configs` holds an entry without `config_name`"]
         name = entry["config_name"]
         if name in names:
-            faults.append(f"README.md: configuration {name} stands there twice")
+            faults.append(f"README.md: configuration {name} is listed twice")
         names.add(name)
         for part in entry.get("data_files") or []:
             pattern = re.compile(re.escape(str(part.get("path"))).replace(r"\*", "[^/]*"))
             found = {file for file in files if pattern.fullmatch(file)}
             if not found:
-                faults.append(f"README.md: configuration {name}: no file is {part.get('path')}")
+                faults.append(f"README.md: configuration {name}: no file matches {part.get('path')}")
             if wrong := sorted(file for file in found if files[file][2] != part.get("split")):
                 faults.append(
-                    f"README.md: configuration {name}: {wrong[0]} is not of split {part.get('split')}"
+                    f"README.md: configuration {name}: {wrong[0]} does not belong to split {part.get('split')}"
                 )
             reached |= found
         if not entry.get("data_files"):
@@ -130,7 +131,7 @@ def _configuration_faults(configurations: list[Any], files: dict[str, tuple[str,
     for kind, language in sorted({(kind, language) for kind, language, _ in files.values()}):
         if f"{kind}-{language}" not in names:
             faults.append(f"README.md: no configuration for {kind} {language}")
-    faults += [f"README.md: no configuration reaches {name}" for name in sorted(files.keys() - reached)]
+    faults += [f"README.md: no configuration covers {name}" for name in sorted(files.keys() - reached)]
     return faults
 
 
@@ -142,7 +143,7 @@ def _read_table(path: Path) -> list[dict[str, str]]:
 
 
 def _table_faults(folder: Path) -> list[str]:
-    """statistics.csv counts the rows of the data files, licenses.csv as many documents in all."""
+    """Checks that statistics.csv counts the data files' rows, and that licenses.csv has the same total."""
     faults = []
     rows: dict[str, int] = Manifest.read(folder).extra.get("rows", {})
     found: dict[tuple[str, str, str], int] = {}
@@ -164,18 +165,19 @@ def _table_faults(folder: Path) -> list[str]:
     for key in sorted(counted.keys() | found.keys()):
         if counted.get(key) != found.get(key):
             faults.append(
-                f"{folder / STATISTICS_NAME}: {' '.join(key)} has {counted.get(key, 0)} documents there and "
+                f"{folder / STATISTICS_NAME}: {' '.join(key)} has {counted.get(key, 0)} documents there but "
                 f"{found.get(key, 0)} in its files"
             )
     if licensed != sum(found.values()):
         faults.append(
-            f"{folder / LICENSES_NAME}: {licensed} documents there, {sum(found.values())} in the files"
+            f"{folder / LICENSES_NAME}: {licensed} documents there, but {sum(found.values())} in the files"
         )
     return faults
 
 
 def _row_faults(folder: Path) -> list[str]:
-    """Every row is of its folder's language, under a licence of the table, and none that validates also trains."""
+    """Checks every row's language against its folder, its licence against the table, and that no validation
+    row is also a training row."""
     allowed = {(row["source"], row["kind"], row["license"]) for row in _read_table(folder / LICENSES_NAME)}
     files = _data_files(folder)
     groups: dict[tuple[str, str], dict[str, list[str]]] = {}
@@ -186,7 +188,7 @@ def _row_faults(folder: Path) -> list[str]:
     with progress(total=len(files), desc="text", unit="file") as bar:
         for (kind, language), by_split in groups.items():
             held_out: dict[str, pa.Array] = {}
-            for split in reversed(SPLITS):  # what validates first, since it is little
+            for split in reversed(SPLITS):  # validation first, since it is small
                 for name in by_split.get(split, []):
                     for table in read_row_groups(folder / name):
                         faults += _language_faults(folder / name, kind, language, table)
@@ -216,14 +218,14 @@ def _language_faults(path: Path, kind: str, language: str, table: pa.Table) -> l
 def _license_faults(path: Path, kind: str, table: pa.Table, allowed: set[tuple[str, str, str]]) -> list[str]:
     rows = table.group_by(["source", "license"]).aggregate([]).to_pylist()
     return [
-        f"{path}: rows of source {row['source']} under {row['license']}, which {LICENSES_NAME} does not list"
+        f"{path}: rows of source {row['source']} under {row['license']}, a combination that {LICENSES_NAME} does not list"
         for row in rows
         if (row["source"], kind, row["license"]) not in allowed
     ]
 
 
 def _identity(kind: str, table: pa.Table) -> dict[str, pa.Array]:
-    """What tells documents apart: their ids, and their texts."""
+    """What identifies documents: their ids and their texts."""
     texts = [table[name].combine_chunks() for name in text_columns(kind)]
     joined = texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, "\0")
     return {"id": table["id"].combine_chunks(), "text": joined}
@@ -235,6 +237,6 @@ def _overlap_faults(path: Path, rows: dict[str, pa.Array], held_out: dict[str, p
         found = pc.index(pc.is_in(rows[column], values), True).as_py()
         if found >= 0:
             faults.append(
-                f"{path}: row with id {rows['id'][found].as_py()} also validates (the same {column})"
+                f"{path}: row with id {rows['id'][found].as_py()} is also in validation (same {column})"
             )
     return faults

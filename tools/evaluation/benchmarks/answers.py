@@ -1,4 +1,4 @@
-"""What of a generated answer is scored, and signs that it is no answer."""
+"""The part of a generated answer that is scored, and signs that it is not an answer at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from emma.tools.evaluation.benchmarks.definitions import Benchmark
 from emma.tools.evaluation.benchmarks.scores import Score, mean_score
 
-__all__ = ["empty_rate", "exact_match", "is_empty", "numbers", "off_target_rate", "processed"]
+__all__ = ["answer_number", "empty_rate", "exact_match", "is_empty", "off_target_rate", "processed"]
 
 _DOTS = re.compile(r"\.*")
 _NUMBER = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
@@ -26,20 +26,20 @@ def processed(benchmark: Benchmark, text: str) -> str:
 
 
 def is_empty(text: str) -> bool:
-    """Whether an output is empty or nothing but dots."""
+    """Whether an output is empty or consists only of dots."""
     return _DOTS.fullmatch(text.strip()) is not None
 
 
 def empty_rate(texts: Sequence[str]) -> Score:
-    """Share of outputs that are empty or nothing but dots."""
+    """Share of outputs that are empty or consist only of dots."""
     return mean_score([float(is_empty(text)) for text in texts])
 
 
 def off_target_rate(texts: Sequence[str], language: str) -> Score | None:
-    """Share of outputs in another script than the language's, of those that have letters enough to tell.
+    """Share of outputs in a script other than the language's, among those with enough letters to tell.
 
-    A language in the right script but another language is not found by it. None where the code names no script, or no
-    output has letters.
+    It cannot detect another language in the same script. None if the code names no script, or no output has
+    enough letters.
     """
     from emma.tools.languages.scripts import compatible, measure
 
@@ -53,8 +53,11 @@ def off_target_rate(texts: Sequence[str], language: str) -> Score | None:
     return score if score.n else None
 
 
-def numbers(text: str, pattern: str | None = None) -> str:
-    """The number that an answer gives: the first after `pattern`, or the last one at all; `[invalid]` for none."""
+def answer_number(text: str, pattern: str | None = None) -> str:
+    """The number an answer gives: the first match of `pattern` or, without one, the last number.
+
+    `[invalid]` if there is none.
+    """
     if pattern is not None:
         found = re.findall(pattern, text)
         return found[0].strip() if found else _INVALID
@@ -63,7 +66,7 @@ def numbers(text: str, pattern: str | None = None) -> str:
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> Score:
-    """Share of answers equal to their references, without case and ASCII punctuation."""
+    """Share of answers equal to their references, ignoring case and ASCII punctuation."""
     remove = str.maketrans("", "", string.punctuation)
 
     def plain(text: str) -> str:

@@ -1,7 +1,8 @@
-"""Models behind lm-eval's interface: `transformers` or vLLM, with two kinds of request that lm-eval gets wrong or lacks.
+"""Models for lm-eval by `transformers` or vLLM, with two request types that lm-eval gets wrong or lacks.
 
-`loglikelihood_rolling` scores a text after exactly one begin-of-text token: lm-eval puts a tokenizer's own one after
-its prefix and scores it (lm-evaluation-harness #3333). `last_token` compares the last tokens of labels at one position.
+`loglikelihood_rolling` scores a text after exactly one begin-of-text token: lm-eval lets the tokenizer add
+another one after the prefix and scores it (lm-evaluation-harness #3333). `last_token` compares the last
+tokens of labels at one position.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ LAST_TOKEN = "last_token"
 ROLLING = "loglikelihood_rolling"
 
 _LONGEST = 4096
-"""Most tokens of a window for likelihoods, so that models with longer contexts can be compared."""
+"""Maximum window for likelihoods, in tokens, so that models with longer contexts stay comparable."""
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How a model is run.
+    """How to run a model.
 
     Attributes:
         backend: `hf` or `vllm`.
         device: torch device (hf); default the GPU if there is one, else the CPU.
         dtype: number format; default the checkpoint's on a GPU, float32 on a CPU.
-        batch_size: requests at once (hf).
+        batch_size: requests per batch (hf).
         tensor_parallel: GPUs that share the model (vllm).
         max_length: tokens of context; default what the model takes, at most 8192.
-        seed: of sampled answers.
+        seed: seed of sampled answers.
     """
 
     backend: str = "hf"
@@ -51,9 +52,9 @@ class ModelSettings:
 
 
 class Exact:
-    """Requests on top of a `TemplateLM` of lm-eval: the methods below use its tokenizer and token-level scoring."""
+    """Additional requests for lm-eval's `TemplateLM`, built on its tokenizer and token-level scoring."""
 
-    # Given by lm-eval's class.
+    # Provided by lm-eval's class.
     tokenizer: Any
     max_length: int
     prefix_token_id: int
@@ -62,20 +63,23 @@ class Exact:
 
     @property
     def window(self) -> int:
-        """Tokens of a window of rolling likelihoods."""
+        """Tokens per window of rolling likelihoods."""
         return min(self.max_length, _LONGEST)
 
     def plain_ids(self, text: str) -> list[int]:
-        """Tokens of a text without any that the tokenizer adds; text that spells a control token stays text."""
+        """Token ids of a text, none added by the tokenizer; text that spells a control token stays text."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
             "input_ids"
         ]
         return ids
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
-        """(negative log-likelihood in nats, scored tokens) of each text, every token scored once, the prefix never.
+        """(negative log-likelihood in nats, scored tokens) of each text, scoring each token once.
 
-        Windows begin half a window apart, so that each token has at least half a window before it.
+        The prefix is never scored.
+
+        Windows begin half a window apart, so that each token has at least half a window of context, if the
+        text has that much before it.
         """
         pieces: list[Any] = []
         owners: list[int] = []
@@ -94,10 +98,10 @@ class Exact:
         return list(zip(nll, tokens, strict=True))
 
     def last_token(self, requests: list[Instance]) -> list[float]:
-        """Log-likelihood, right after the prompt, of the last token of each request's label.
+        """Log-likelihood of the last token of each request's label, right after the prompt.
 
-        A request's arguments are prompt, label (with what stands before it) and the most tokens of the prompt, which
-        is cut at its end (None: uncut).
+        A request's arguments are the prompt, the label (with its delimiter) and the maximum number of prompt
+        tokens; longer prompts are cut at the end (None: never cut).
         """
         pieces = []
         for request in requests:
@@ -108,15 +112,15 @@ class Exact:
 
 
 def load_backend(folder: Path, settings: ModelSettings, longest: int) -> Any:
-    """An lm-eval language model of a folder, never from the network.
+    """Loads a folder as an lm-eval language model, never from the network.
 
     Args:
-        folder: config, weights and tokenizer.
-        settings: how to run it.
-        longest: tokens of context that the model takes.
+        folder: holds config, weights and tokenizer.
+        settings: how to run the model.
+        longest: maximum tokens of context that the model takes.
 
     Raises:
-        UserError: the backend is not installed, or the model cannot be loaded by it.
+        UserError: the context is too long, or the backend is not installed or cannot load the model.
     """
     window = settings.max_length or min(longest, 8192)
     if window > longest:
@@ -138,7 +142,7 @@ def _hf(folder: Path, settings: ModelSettings, window: int) -> Any:
         pretrained=str(folder.resolve()),
         device=device,
         dtype=dtype,
-        # Log-likelihoods in FP32 whatever the weights are in.
+        # Log-likelihoods in FP32, whatever the format of the weights.
         softmax_dtype="float32",
         batch_size=settings.batch_size,
         max_length=window,
@@ -150,7 +154,7 @@ def _hf_class() -> Any:
     from lm_eval.models.huggingface import HFLM
 
     class HuggingFace(Exact, HFLM):
-        """`transformers` on this machine."""
+        """Runs a model with `transformers`."""
 
     return HuggingFace
 
@@ -175,11 +179,11 @@ def _vllm_class(sampling_seed: int) -> Any:
     from lm_eval.models.vllm_causallms import VLLM
 
     class Vllm(Exact, VLLM):
-        """vLLM. Sampled answers get a seed, so that none depends on the batch that it is in."""
+        """Runs a model with vLLM. Sampled answers get a seed, so that none depends on its batch."""
 
         @property
         def window(self) -> int:
-            # It keeps a position for the token that it generates, and the last input is no context of anything.
+            # vLLM reserves a position for the token it generates, and the last input is context for nothing.
             return min(self.max_length - 2, _LONGEST)
 
         @staticmethod
@@ -193,7 +197,7 @@ def _vllm_class(sampling_seed: int) -> Any:
 
 
 def shorten(lm: Any, texts: Sequence[str], longest: Sequence[int]) -> list[str]:
-    """Beginnings of texts, of at most so many tokens each; a character that would be cut in two goes."""
+    """Beginnings of texts, with at most `longest` tokens each; no character is cut in two."""
     cut = []
     for text, most in zip(texts, longest, strict=True):
         ids = lm.plain_ids(text)

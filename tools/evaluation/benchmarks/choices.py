@@ -1,4 +1,4 @@
-"""Metrics of choices and of likelihoods."""
+"""Metrics for choices and for likelihoods."""
 
 from __future__ import annotations
 
@@ -28,13 +28,12 @@ __all__ = [
 def predictions(
     items: Sequence[Item], responses: Sequence[Response], *, by_length: bool = False
 ) -> list[int]:
-    """Number of the likeliest choice of each item; of equally likely ones the last by its text, as the authors' sorting
-    has it.
+    """Index of each item's likeliest choice; ties go to the text that sorts last, as in the authors' code.
 
     Args:
         items: the items.
-        responses: with the likelihoods of their choices.
-        by_length: divide likelihoods by the choices' characters.
+        responses: hold the likelihoods of the items' choices.
+        by_length: divide log-likelihoods by the choices' lengths in characters.
     """
     chosen = []
     for item, response in zip(items, responses, strict=True):
@@ -47,19 +46,19 @@ def predictions(
 
 
 def accuracy(items: Sequence[Item], responses: Sequence[Response], *, by_length: bool = False) -> Score:
-    """Share of items whose likeliest choice is the right one."""
+    """Share of items whose likeliest choice is correct."""
     chosen = predictions(items, responses, by_length=by_length)
     return mean_score([float(number == item.gold) for number, item in zip(chosen, items, strict=True)])
 
 
 def macro_f1(items: Sequence[Item], responses: Sequence[Response]) -> Score:
-    """F1 averaged over all labels that occur as an answer or a prediction, each counted once."""
+    """F1 averaged over all labels that occur as an answer or a prediction, with equal weights."""
     chosen = np.array(predictions(items, responses))
     gold = np.array([item.gold for item in items])
     labels = np.unique(np.concatenate([gold, chosen]))
 
     def value_of(weights: NDArray[np.int64]) -> NDArray[np.float64]:
-        """F1 of each row of weights [rows, items]."""
+        """Macro-F1 for each row of weights [rows, items]."""
         scores, present = [], []
         for label in labels:
             right = weights @ ((gold == label) & (chosen == label))
@@ -76,13 +75,13 @@ def macro_f1(items: Sequence[Item], responses: Sequence[Response]) -> Score:
 
 
 def label_collapse(items: Sequence[Item], responses: Sequence[Response]) -> Score:
-    """Share of items that get the most frequent prediction: near 1 where a model says one label whatever it reads."""
+    """Share of the most frequent prediction: near 1 if a model gives the same label whatever it reads."""
     counts = Counter(predictions(items, responses))
     return Score(counts.most_common(1)[0][1] / len(items), None, len(items))
 
 
 def baselines(items: Sequence[Item]) -> dict[str, Score]:
-    """`chance`: expected accuracy of guessing; `majority`: accuracy of always giving the most frequent answer."""
+    """Expected accuracy of guessing (`chance`) and of always giving the most frequent answer (`majority`)."""
     counts = Counter(item.gold for item in items)
     count = len(items)
     return {
@@ -92,19 +91,19 @@ def baselines(items: Sequence[Item]) -> dict[str, Score]:
 
 
 def bits_per_byte(items: Sequence[Item], responses: Sequence[Response]) -> Score:
-    """Bits a UTF-8 byte over all texts of a language."""
+    """Bits per UTF-8 byte over all texts of a language."""
     return _ratio(
         [(response.nll or 0.0) / math.log(2) for response in responses], [r.bytes for r in responses]
     )
 
 
 def nll_per_token(items: Sequence[Item], responses: Sequence[Response]) -> Score:
-    """Nats a token over all texts of a language; depends on the tokenizer."""
+    """Nats per token over all texts of a language; depends on the tokenizer."""
     return _ratio([response.nll or 0.0 for response in responses], [r.tokens for r in responses])
 
 
 def nll_per_document(items: Sequence[Item], responses: Sequence[Response]) -> Score:
-    """Nats a text; depends on what a text is."""
+    """Nats per text; depends on what counts as a text."""
     return mean_score([response.nll or 0.0 for response in responses])
 
 

@@ -1,4 +1,4 @@
-"""What `emma evaluate run --tier ...` does, from options to tables."""
+"""Carries out `emma evaluate run --tier ...`, from options to tables."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from emma.tools.evaluation.targets import Target
 __all__ = ["HELDOUT", "Outcome", "Prepared", "Request", "notes", "parse_shots", "prepare", "run_models"]
 
 HELDOUT = "heldout"
-"""Name that stands for the held-out text among benchmarks."""
+"""Name for the held-out text in a list of benchmarks."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asked for; see `emma evaluate run --help`."""
+    """The user's request; see `emma evaluate run --help`."""
 
     tier: str | None = None
     benchmarks: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked request: data, units, settings, resources."""
+    """A checked request, with its data, units, settings and resources."""
 
     request: Request
     store: Store
@@ -60,13 +60,13 @@ class Prepared:
     resources: Resources
 
     def runner(self, target: Target, output: Path) -> Runner:
-        """A runner of one model."""
+        """A runner for one model."""
         return Runner(target, self.store, output, self.request.model, self.settings, self.resources)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Finished units and all rows of the table (none where a shard leaves that to a later run)."""
+    """Finished units, and all rows of the table (none after a shard, which writes no table)."""
 
     finished: list[Finished]
     rows: list[Result]
@@ -76,7 +76,7 @@ def prepare(request: Request) -> Prepared:
     """Checks a request against the data.
 
     Raises:
-        UserError: a name, an option or the data are wrong, or spBLEU's model is missing.
+        UserError: a name, an option or the data is wrong, or spBLEU's model is missing.
     """
     names = resolve_names([name for name in request.benchmarks if name != HELDOUT]) or benchmark_names()
     tier = get_tier(request.tier) if request.tier else Tier(name="given")
@@ -91,19 +91,19 @@ def prepare(request: Request) -> Prepared:
 
 
 def parse_shots(values: Sequence[str]) -> dict[str, int]:
-    """`NAME=N` of --shots.
+    """Parses the `NAME=N` values of --shots.
 
     Raises:
-        UserError: another form, an unknown benchmark, or one without examples.
+        UserError: a value has another form, or names a benchmark that is unknown or has no examples.
     """
     shots = {}
     for value in values:
         name, _, number = value.partition("=")
         if not number.isdigit():
-            raise UserError(f"--shots {value}: wants BENCHMARK=N, e.g. mgsm_direct_emma=0")
+            raise UserError(f"--shots {value}: must be BENCHMARK=N, e.g. mgsm_direct_emma=0")
         for resolved in resolve_names([name]):
             if int(number) and not get_benchmark(resolved).shot:
-                raise UserError(f"--shots {value}: {resolved} has no form of an example")
+                raise UserError(f"--shots {value}: {resolved} has no template for examples")
             shots[resolved] = int(number)
     return shots
 
@@ -127,25 +127,25 @@ def _resources(request: Request, store: Store, plan: Plan) -> Resources:
 
 
 def notes(prepared: Prepared) -> list[str]:
-    """What a user should know before a start."""
+    """What a user should know before a run starts."""
     plan, resources = prepared.plan, prepared.resources
     metrics = {metric for unit in plan.units for metric in unit.benchmark.metrics}
     found = [f"no data for {line}" for line in plan.missing]
     if resources.spbleu and not resources.spbleu.is_flores200:
         found.append(
-            f"spbleu is computed with another sentencepiece model ({resources.spbleu.signature()}): it is not spBLEU"
+            f"spbleu uses another sentencepiece model ({resources.spbleu.signature()}), so it is not spBLEU"
         )
     if "bertscore" in metrics and resources.bertscore is None:
-        found.append("bertscore is left out: give its encoder's folder with --bertscore")
+        found.append("bertscore is left out; give its encoder's folder with --bertscore")
     return found
 
 
 def run_models(prepared: Prepared, targets: Sequence[tuple[Target, str]], output: Path) -> Outcome:
-    """Runs the units (of a shard) for each model, and writes the tables unless only a shard was run.
+    """Runs the units (or a shard's) for each model, and writes the tables unless only a shard was run.
 
     Args:
         prepared: the checked request.
-        targets: models and their roles.
+        targets: models and their roles (`trained` or `base`).
         output: evaluation folder.
     """
     finished: list[Finished] = []

@@ -1,4 +1,4 @@
-"""What a run will cost: requests and tokens counted on a sample of languages, time by assumed speeds."""
+"""Estimates a run's cost: requests and tokens from a sample of languages, time from assumed speeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _ITEMS = 8
 
 @dataclass(frozen=True)
 class Cost:
-    """Estimate of one benchmark: units to run, items, requests to the model, tokens read and (at most) written, hours."""
+    """Estimate for one benchmark: languages to run, items, requests, tokens read, tokens generated, hours.
+
+    `new_tokens` and `hours` are upper bounds.
+    """
 
     benchmark: str
     languages: int
@@ -31,10 +34,10 @@ class Cost:
 
 
 def estimate(runner: Runner, units: Sequence[Unit]) -> list[Cost]:
-    """Cost by benchmark, scaled up from three languages of each; answers are taken to use all tokens they may.
+    """Cost per benchmark, extrapolated from three languages each, assuming answers of maximum length.
 
     Args:
-        runner: of the model; it is not loaded, only its tokenizer is.
+        runner: runner for the model, of which only the tokenizer is loaded.
         units: what will be run.
     """
     from transformers import AutoTokenizer
@@ -53,7 +56,7 @@ def estimate(runner: Runner, units: Sequence[Unit]) -> list[Cost]:
         for unit in chosen:
             found = runner.items(unit)
             sample = found[:: max(1, len(found) // _ITEMS)][:_ITEMS]
-            # One forward pass serves all labels where only the next token is looked at.
+            # One forward pass serves all labels if only the next token matters.
             passes = [
                 1 if benchmark.scoring == "last_token" else max(1, len(item.choices)) for item in sample
             ]
@@ -85,7 +88,7 @@ def estimate(runner: Runner, units: Sequence[Unit]) -> list[Cost]:
 
 
 def parameters(folder: Path) -> int:
-    """Parameters of a model, from the headers of its safetensors files."""
+    """Number of parameters of a model, from the headers of its safetensors files."""
     import math
 
     from safetensors import safe_open
@@ -98,7 +101,7 @@ def parameters(folder: Path) -> int:
 
 
 def table(costs: Sequence[Cost], backend: str) -> str:
-    """Costs as a table with their sum."""
+    """Costs as a text table, with their sum."""
     total = {
         key: sum(asdict(cost)[key] for cost in costs)
         for key in ("languages", "items", "requests", "prompt_tokens", "new_tokens", "hours")
@@ -112,7 +115,7 @@ def table(costs: Sequence[Cost], backend: str) -> str:
             f"{row['prompt_tokens']:>15,}{row['new_tokens']:>15,}{row['hours']:>10.2f}"
         )
     lines.append(
-        f"Hours are of one H100 by the assumed speeds of {backend} (recipes/evaluation/tiers.yaml), scaled by the model's "
+        f"Hours are for one H100 at the assumed speeds of {backend} (recipes/evaluation/tiers.yaml), scaled by model "
         "size; answers usually end sooner."
     )
     return "\n".join(lines)

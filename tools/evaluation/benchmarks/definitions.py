@@ -1,4 +1,4 @@
-"""The benchmarks of recipes/evaluation: typed, with the language codes and words that belong to each."""
+"""The benchmarks of recipes/evaluation as typed objects, with their language codes and words."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class _Strict(BaseModel):
 class Source(_Strict):
     """Where a benchmark's items come from.
 
-    Either `repository` (a dataset repository of the Hugging Face hub; in a mirror the folder of that name) or `folder`
-    (in a mirror; from `archive`, or to be put there by hand as `obtain` says).
+    Either `repository` (a dataset repository on the Hugging Face hub; in a mirror, the folder of that name)
+    or `folder` (in a mirror; filled from `archive`, or by hand as `obtain` says).
     """
 
     name: str
@@ -52,28 +52,28 @@ class Source(_Strict):
     revision: str = "main"
     """Branch, tag or commit of the repository."""
     gated: bool = False
-    """Whether the hub asks for an agreement (and a token) first."""
+    """Whether the hub requires accepting terms (and a token) first."""
     folder: str | None = None
     archive: str | None = None
-    """Address of a tar archive that holds `folder`."""
+    """URL of a tar archive that contains `folder`."""
     obtain: str | None = None
     """How to get the files by hand."""
     files: tuple[str, ...] = ()
-    """Patterns of paths with {code} and {split}; empty: the layouts that dataset repositories have."""
+    """Path patterns with {code} and {split}; empty: the usual layouts of dataset repositories."""
     header: tuple[str, ...] = ()
-    """Column names of files that have no header line."""
+    """Column names, for files without a header line."""
     configs: tuple[str, ...] = ()
-    """Configurations that hold all languages together; empty: one a language."""
+    """Configurations that hold all languages together; empty: one per language."""
     whole: bool = False
-    """Whether files hold all languages, which `key` tells apart."""
+    """Whether each file holds all languages, distinguished by `key`."""
     key: str | None = None
     """Template of a row's language code."""
     pair: bool = False
-    """Whether a row is made of line n of the English file and of the language's file (`source`, `target`)."""
+    """Whether row n is line n of the English file (`source`) and of the language's file (`target`)."""
     splits: Mapping[str, str]
-    """Split of the repository for `test` and `examples`."""
+    """The repository's splits for `test` and `examples`."""
     columns: tuple[str, ...]
-    """Fields that every row must have."""
+    """Fields that each row must have."""
 
     @model_validator(mode="after")
     def _has_a_place(self) -> Source:
@@ -95,14 +95,14 @@ class Source(_Strict):
 
 
 class Sampling(_Strict):
-    """How new tokens are drawn; a benchmark without it is decoded greedily."""
+    """How new tokens are sampled; benchmarks without it use greedy decoding."""
 
     temperature: float = Field(gt=0)
     top_p: float = Field(gt=0, le=1)
 
 
 class Benchmark(_Strict):
-    """One benchmark: prompts, answers, metrics."""
+    """A benchmark: its prompts, answers and metrics."""
 
     name: str
     title: str
@@ -121,30 +121,30 @@ class Benchmark(_Strict):
     """Table in words.yaml; default the source's name."""
     choices: tuple[str, ...] = ()
     answer: str | None = None
-    """Template of the right choice's text."""
+    """Template of the correct choice's text."""
     answer_index: str | None = None
-    """Template of the right choice's number, from 0."""
+    """Template of the correct choice's index, from 0."""
     scoring: Literal["full", "last_token"] = "full"
-    """`full`: likelihood of a whole choice; `last_token`: of its last token, right after the prompt."""
+    """`full`: likelihood of the whole choice; `last_token`: of its last token, right after the prompt."""
     delimiter: str = " "
-    """What stands between the prompt and a choice."""
+    """Text between the prompt and a choice."""
     prompt_tokens: int | None = None
-    """Longer prompts are cut at their end."""
+    """Maximum tokens of a prompt; longer ones are cut at the end."""
     reference: str | None = None
     """Template of the text that an answer is compared with."""
     stop: tuple[str, ...] = ()
     max_new_tokens: int = Field(256, ge=1)
     sampling: Sampling | None = None
     output: Literal["raw", "stripped", "first_line"] = "stripped"
-    """What of the generated text is scored."""
+    """Which part of the generated text is scored."""
     shorten: str | None = None
-    """Field whose end is cut until the prompt fits the model's window: instructions at either end stay."""
+    """Field to cut at the end until the prompt fits the model's window; instructions around it stay whole."""
     final: str | None = None
-    """Template of the pattern after which a worked answer gives its result."""
+    """Template of the pattern that finds the result in a worked answer."""
     drop_empty: bool = False
     """Leave outputs that are empty or only dots out of the averages."""
     from_english: bool | None = None
-    """Direction of a translation."""
+    """Direction of a translation; None for other benchmarks."""
     metrics: tuple[str, ...]
 
     @model_validator(mode="after")
@@ -152,7 +152,7 @@ class Benchmark(_Strict):
         if self.kind == "choice" and (
             not self.choices or (self.answer is None) == (self.answer_index is None)
         ):
-            raise ValueError("a choice needs choices and one of answer, answer_index")
+            raise ValueError("a choice needs choices and either answer or answer_index")
         if self.shots and not self.shot:
             raise ValueError("shots need a template `shot`")
         return self
@@ -164,30 +164,30 @@ class Benchmark(_Strict):
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Codes as they stand in results: languages, or pairs for translation."""
+        """Codes as used in results: languages, or pairs for translation."""
         return tuple(self.label(code) for code in self.data.codes)
 
     def label(self, code: str) -> str:
-        """Code of the source → language of results (`eng_Latn-xxx_Yyyy` for a translation)."""
+        """The source's code → the language in results (`eng_Latn-xxx_Yyyy` for a translation)."""
         if self.from_english is None:
             return code
         return f"{ENGLISH}-{code}" if self.from_english else f"{code}-{ENGLISH}"
 
     def code(self, label: str) -> str:
-        """Language of results → code of the source."""
+        """The language in results → the source's code."""
         if self.from_english is None:
             return label
         return label.removeprefix(f"{ENGLISH}-") if self.from_english else label.removesuffix(f"-{ENGLISH}")
 
     def output_language(self, label: str) -> str:
-        """Language that answers are expected in."""
+        """Language in which answers are expected."""
         if self.from_english is None:
             return label
         return self.code(label) if self.from_english else ENGLISH
 
 
 class SpBleu(_Strict):
-    """The sentencepiece model of spBLEU: file name in a mirror, other names of it, address, expected SHA-256."""
+    """The sentencepiece model of spBLEU: file name in a mirror, other names, URL, expected SHA-256."""
 
     file: str
     also: tuple[str, ...] = ()
@@ -196,7 +196,7 @@ class SpBleu(_Strict):
 
 
 class Tier(_Strict):
-    """How much is run; see recipes/evaluation/tiers.yaml."""
+    """How much to run; see recipes/evaluation/tiers.yaml."""
 
     name: str
     languages: int | None = None
@@ -231,7 +231,7 @@ def _read[T: BaseModel](model: type[T], place: str, values: Mapping[str, Any]) -
 
 @functools.cache
 def get_source(name: str) -> Source:
-    """A source by its name.
+    """The source of this name.
 
     Raises:
         UserError: there is none, or its entry is wrong.
@@ -248,7 +248,7 @@ def sources() -> list[Source]:
 
 
 def benchmark_names() -> list[str]:
-    """All benchmarks, variants included."""
+    """Names of all benchmarks, including variants."""
     return list(_file("benchmarks.yaml")["benchmarks"])
 
 
@@ -262,7 +262,7 @@ def _values(name: str) -> dict[str, Any]:
 
 @functools.cache
 def get_benchmark(name: str) -> Benchmark:
-    """A benchmark by its name.
+    """The benchmark of this name.
 
     Raises:
         UserError: there is none, or its entry is wrong.
@@ -274,7 +274,7 @@ def get_benchmark(name: str) -> Benchmark:
 
 
 def resolve_names(names: Sequence[str]) -> list[str]:
-    """Benchmarks that a user means, each once: a name, or a name without the `_emma` of its only variant.
+    """Benchmarks that the user's names mean, each once; `_emma` may be left out if it is the only variant.
 
     Raises:
         UserError: a name is unknown.
@@ -285,7 +285,7 @@ def resolve_names(names: Sequence[str]) -> list[str]:
 
 
 def language_words(benchmark: Benchmark, code: str) -> Any:
-    """Words of a language that the benchmark's prompts are made of; empty where it needs none."""
+    """Words of a language that the benchmark's prompts use; empty if they use none."""
     return _file("words.yaml").get(benchmark.words or benchmark.source, {}).get(code, {})
 
 
@@ -302,19 +302,19 @@ def spbleu_model() -> SpBleu:
 
 
 def get_tier(name: str) -> Tier:
-    """A tier by its name.
+    """The tier of this name.
 
     Raises:
         UserError: there is none.
     """
     known = _file("tiers.yaml")["tiers"]
     if name not in known:
-        raise UserError(f"no tier {name}; there are {', '.join(known)}")
+        raise UserError(f"no tier {name}; known tiers: {', '.join(known)}")
     return _read(Tier, f"tiers.{name}", {"name": name, **known[name]})
 
 
 def language_order() -> Sequence[str]:
-    """Codes that a part of the languages is taken from first."""
+    """Language codes in the order in which tiers with fewer languages choose them."""
     order: Sequence[str] = _file("tiers.yaml")["order"]
     return order
 

@@ -1,4 +1,4 @@
-"""How much the generated texts of a language are alike."""
+"""How similar the generated texts of a language are to each other."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["distinct", "self_bleu", "self_bleu_first"]
 
 
 def self_bleu(texts: Sequence[str]) -> Score:
-    """Mean BLEU of each text against all the others as references, 0 to 100; lower is more diverse.
+    """Mean BLEU of each text against all others as references, 0 to 100; lower is more diverse.
 
-    Equal to sacrebleu's sentence BLEU (13a tokens, effective order), but linear in the number of texts: of each n-gram
-    the two highest counts say what the highest count among the other texts is.
+    Equals sacrebleu's sentence BLEU (13a tokens, effective order), but is linear in the number of texts: the
+    two highest counts of each n-gram determine its highest count among the other texts.
     """
     from sacrebleu.metrics import BLEU
     from sacrebleu.metrics.helpers import extract_all_word_ngrams
@@ -50,7 +50,7 @@ def self_bleu(texts: Sequence[str]) -> Score:
 
 
 def _closest(lengths: Counter[int], own: int) -> int:
-    """Length of another text that is nearest to `own`; of two as near the shorter one."""
+    """The length of another text that is closest to `own`; in a tie, the shorter one."""
     others = [length for length, count in lengths.items() if length != own or count > 1]
     return min(others, key=lambda length: (abs(length - own), length))
 
@@ -58,8 +58,8 @@ def _closest(lengths: Counter[int], own: int) -> int:
 def self_bleu_first(texts: Sequence[str]) -> Score:
     """Mean corpus BLEU of each text against the first of the others, 0 to 100.
 
-    This is what `corpus_score([text], [others])` computes, the call by which the EMMA-500 models were measured: of a
-    stream of references only the first belongs to the one hypothesis.
+    This is what `corpus_score([text], [others])` computes, the call used to score the EMMA-500 models: of a
+    stream of references, only the first belongs to the single hypothesis.
     """
     from sacrebleu.metrics import BLEU
 
@@ -71,7 +71,7 @@ def self_bleu_first(texts: Sequence[str]) -> Score:
 
 
 def distinct(texts: Sequence[str], order: int) -> Score:
-    """Distinct n-grams over all n-grams of all texts together, 0 to 1 (Li et al. 2016); higher is more diverse."""
+    """Share of distinct n-grams among those of all texts, 0 to 1 (Li et al. 2016); higher is more diverse."""
     from nltk.util import ngrams
 
     tokenizer = UnicodeTokenizer()

@@ -1,4 +1,4 @@
-"""Items of a benchmark in a language: prompts with their worked examples, choices and references, as text."""
+"""A benchmark's items in a language: prompts with worked examples, choices and references, all as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from emma.tools.evaluation.benchmarks.stores import Store
 __all__ = ["Item", "build_items", "draws", "final_pattern", "render", "stops"]
 
 _SEED = 42
-"""Seed of the authors' draws of examples."""
+"""Seed with which the authors drew examples."""
 
 _HARNESS_SEED = 1234
 """lm-eval's default `fewshot_random_seed`."""
@@ -31,12 +31,12 @@ class Item:
     """One question.
 
     Attributes:
-        index: its number in the split, from 0.
+        index: its position in the split, from 0.
         prompt: what the model reads.
-        choices: continuations to choose from (without what stands between prompt and choice).
-        gold: number of the right choice.
+        choices: continuations to choose from (without the delimiter between prompt and choice).
+        gold: index of the correct choice.
         reference: text that an answer is compared with.
-        row: the fields it was made of.
+        row: the fields that it was rendered from.
         examples: the rows of its worked examples.
     """
 
@@ -56,13 +56,13 @@ def build_items(
 
     Args:
         benchmark: the benchmark.
-        language: its code in results.
-        store: where the data are.
-        limit: most items; the first ones.
-        shots: worked examples; default the benchmark's.
+        language: the language's code in results.
+        store: where the data is.
+        limit: take at most this many items, from the start.
+        shots: number of worked examples; default the benchmark's.
 
     Raises:
-        UserError: data are missing or of another schema, or there are fewer examples than shots.
+        UserError: data is missing or has another schema, or there are fewer examples than shots.
     """
     code = benchmark.code(language)
     count = benchmark.shots if shots is None else shots
@@ -72,12 +72,12 @@ def build_items(
     if count:
         if "examples" not in benchmark.data.splits:
             raise UserError(
-                f"{benchmark.name}: its data have no split for examples, so {count} shots cannot be given"
+                f"{benchmark.name}: its data has no split for examples, so it cannot have {count} shots"
             )
         examples = read_rows(store, benchmark.data, code, "examples")
         if len(examples) < count:
             raise UserError(
-                f"{benchmark.name}/{language}: {count} shots wanted, the examples are {len(examples)}"
+                f"{benchmark.name}/{language}: {count} shots need {count} examples, but there are {len(examples)}"
             )
         chosen = draws(benchmark.draw, len(examples), count, len(rows))
     return [
@@ -87,15 +87,15 @@ def build_items(
 
 
 def draws(kind: str, examples: int, shots: int, items: int) -> Iterator[Sequence[int]]:
-    """Which examples each item gets.
+    """Indices of each item's examples.
 
     Args:
-        kind: `pandas`: `DataFrame.sample(shots, random_state=s)`, and `integers`: `random.randint` after
-            `random.seed(s)`, so that one example may come twice, both with a seed s of each item's own, from 0 to 1000,
-            drawn after `random.seed(42)`: as the authors' code draws. `harness`: `random.sample` of one generator over
-            all items, as lm-eval draws.
+        kind: how to draw. `pandas` (`DataFrame.sample(shots, random_state=s)`) and `integers`
+            (`random.randint` after `random.seed(s)`, so that an example may repeat) draw as the authors' code
+            does, with a seed s from 0 to 1000 per item, itself drawn after `random.seed(42)`. `harness` draws
+            as lm-eval does, with `random.sample` of one generator for all items.
         examples: number of examples to draw from.
-        shots: number to draw.
+        shots: number of examples to draw.
         items: number of items.
     """
     if kind == "harness":
@@ -113,14 +113,14 @@ def draws(kind: str, examples: int, shots: int, items: int) -> Iterator[Sequence
 
 
 def render(benchmark: Benchmark, code: str, row: Row, examples: Sequence[Row] = (), index: int = 0) -> Item:
-    """The item that a row of data becomes.
+    """Renders a row of data as an item.
 
     Args:
         benchmark: the benchmark.
-        code: language code of the source.
+        code: the source's language code.
         row: fields of the question.
         examples: fields of the worked examples.
-        index: number of the item.
+        index: index of the item.
 
     Raises:
         UserError: a field is missing or has a value that the templates cannot use.
@@ -155,7 +155,7 @@ def _gold(benchmark: Benchmark, code: str, index: int, text: Any, choices: Seque
         return choices.index(answer)
     number = text(benchmark.answer_index or "")
     if not re.fullmatch(r"\d+", number) or int(number) >= len(choices):
-        raise UserError(f"{place}: the answer has the number {number}, there are {len(choices)} choices")
+        raise UserError(f"{place}: the answer has index {number}, but there are {len(choices)} choices")
     return int(number)
 
 
@@ -165,7 +165,7 @@ def stops(benchmark: Benchmark, code: str) -> tuple[str, ...]:
 
 
 def final_pattern(benchmark: Benchmark, code: str) -> str | None:
-    """Pattern of a worked answer's result, None where the benchmark has none."""
+    """Pattern that finds the result of a worked answer; None if the benchmark has none."""
     if benchmark.final is None:
         return None
     return _template(benchmark.final).render(words=language_words(benchmark, code))
@@ -185,7 +185,7 @@ def _fields(benchmark: Benchmark, code: str, row: Row) -> dict[str, Any]:
 
 
 def _harness_clean(text: str | None) -> str:
-    """What lm-eval does to the texts of multilingual ARC: no brackets, no double spaces; nothing stays nothing."""
+    """Cleans texts of multilingual ARC as lm-eval does: no brackets, no double spaces; None becomes empty."""
     cleaned = re.sub(r"\[.*?\]", "", (text or "").strip().replace(" [title]", ". "))
     return cleaned.replace("  ", " ")
 

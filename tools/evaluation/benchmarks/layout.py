@@ -1,4 +1,4 @@
-"""Which files of a dataset repository hold a configuration's split."""
+"""Finds the files of a dataset repository that hold a configuration's split."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 __all__ = ["ENDINGS", "Listing", "configured_files", "find_files"]
 
 ENDINGS = (".parquet", ".jsonl", ".json", ".tsv", ".csv")
-"""Endings of files that rows are read from."""
+"""Extensions of files that rows can be read from."""
 
-# Layouts of dataset repositories, the usual ones first; every one is tried with each ending. The last ones hold a
+# Layouts of dataset repositories, most common first, each tried with every extension. The last two hold a
 # single split.
 _LAYOUTS = (
     "{config}/{split}",
@@ -49,7 +49,7 @@ _ALIASES = {"validation": ("validation", "dev"), "dev": ("dev", "validation")}
 
 
 class Listing:
-    """Paths in a folder, sorted, that patterns are matched with quickly however many there are."""
+    """Sorted paths in a folder, with pattern matching that stays fast for many paths."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = sorted(names)
@@ -65,7 +65,7 @@ class Listing:
         return name in self._known
 
     def match(self, pattern: str) -> list[str]:
-        """Paths that fit a pattern of `fnmatch`; `*` spans folders too."""
+        """Paths that match an `fnmatch` pattern, in which `*` also matches slashes."""
         literal = next((n for n, letter in enumerate(pattern) if letter in "*?["), len(pattern))
         if literal == len(pattern):
             return [pattern] if pattern in self else []
@@ -75,7 +75,7 @@ class Listing:
 
 
 def find_files(names: Listing, config: str | None, split: str) -> list[str]:
-    """Files of `config` (None: of all) and `split` among a repository's paths, by the first layout that fits; sorted."""
+    """Sorted files of `config` (None: all) and `split` in a repository, by the first layout that matches."""
     for pattern in _patterns(config, split):
         if found := names.match(pattern):
             return found
@@ -94,12 +94,12 @@ def _escape(layout: str, config: str, split: str) -> str:
 
 
 def configured_files(readme: str, names: Listing, config: str | None, split: str) -> list[str] | None:
-    """Files that the front matter of a dataset's README gives for a configuration and split; None if it gives none.
+    """Files that a dataset's README lists for a configuration and split in its front matter; None if none.
 
     Args:
         readme: text of README.md.
-        names: paths in the repository, for patterns.
-        config: configuration, None for the only (or default) one.
+        names: paths in the repository, for matching patterns.
+        config: name of the configuration; None for the only (or default) one.
         split: name of the split.
     """
     for entry in _front_matter(readme).get("configs") or []:
@@ -131,5 +131,5 @@ def _front_matter(readme: str) -> dict[str, Any]:
     try:
         values = YAML(typ="safe", pure=True).load(StringIO(text))
     except YAMLError:
-        return {}  # front matter is for the hub's page; without it the usual layouts are tried
+        return {}  # front matter is for the hub's page; without it, fall back to the usual layouts
     return values if isinstance(values, dict) else {}

@@ -1,4 +1,4 @@
-"""From items and a model's responses to the scores of a language."""
+"""Computes a language's scores from items and a model's responses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEEDS_SPBLEU = "spbleu"
 
 @dataclass(frozen=True)
 class Resources:
-    """What metrics need from outside: the tokenizer of spBLEU, the encoder of BERTScore (None: it is left out)."""
+    """Models that metrics need: spBLEU's tokenizer, BERTScore's encoder (None: the metric is left out)."""
 
     spbleu: SentencePiece | None = None
     bertscore: BertScore | None = None
@@ -38,17 +38,17 @@ def measure(
     responses: Sequence[Response],
     resources: Resources,
 ) -> dict[str, Score]:
-    """Scores of a language by each of the benchmark's metrics, and of guessing where there are choices.
+    """Scores of a language by each of the benchmark's metrics and, if items have choices, the baselines.
 
     Args:
         benchmark: the benchmark.
-        language: its code in results.
-        items: what was asked.
-        responses: what came, in the order of the items.
+        language: the language's code in results.
+        items: what the model was asked.
+        responses: the model's responses, in the order of the items.
         resources: models that metrics need.
 
     Raises:
-        UserError: a metric is unknown, or what it needs is not there.
+        UserError: a metric is unknown, or a model that it needs is missing.
     """
     if benchmark.kind == "generation":
         return _generation(benchmark, language, items, responses, resources)
@@ -78,7 +78,7 @@ def _generation(
     texts = [answers.processed(benchmark, text) for text in raw]
     references = [item.reference or "" for item in items]
     empty = [answers.is_empty(text) for text in texts]
-    # Outputs without content score 0, or are left out where the authors left them out.
+    # Outputs without content score 0, or are left out if the authors left them out.
     if benchmark.drop_empty:
         scored: list[str | None] = [None if none else text for none, text in zip(empty, texts, strict=True)]
     else:
@@ -103,9 +103,9 @@ def _generation(
         "self_bleu": lambda: diversity.self_bleu(corpus),
         "self_bleu_first": lambda: diversity.self_bleu_first(corpus),
         "distinct_2": lambda: diversity.distinct(corpus, 2),
-        "exact_match": lambda: answers.exact_match([answers.numbers(text) for text in raw], references),
+        "exact_match": lambda: answers.exact_match([answers.answer_number(text) for text in raw], references),
         "exact_match_strict": lambda: answers.exact_match(
-            [answers.numbers(text, pattern) for text in raw], references
+            [answers.answer_number(text, pattern) for text in raw], references
         ),
         "exact_match_whole": lambda: answers.exact_match([text.lstrip() for text in raw], references),
         "empty_rate": lambda: answers.empty_rate(texts),
@@ -118,7 +118,7 @@ def _generation(
 def _lookup[F](benchmark: Benchmark, table: dict[str, F], name: str) -> F:
     if name not in table:
         raise UserError(
-            f"{benchmark.name}: no metric {name} for a {benchmark.kind}; there are {', '.join(table)}"
+            f"{benchmark.name}: no metric {name} for a {benchmark.kind}; known metrics: {', '.join(table)}"
         )
     return table[name]
 
@@ -127,8 +127,8 @@ def bertscore_folder(path: Path | None) -> Path | None:
     """Folder of BERTScore's encoder, checked.
 
     Raises:
-        UserError: it is no model folder.
+        UserError: it is not a model folder.
     """
     if path is not None and not (path / "config.json").is_file():
-        raise UserError(f"{path}: no config.json in it; give a folder with bert-base-multilingual-cased")
+        raise UserError(f"{path}: contains no config.json; give a folder with bert-base-multilingual-cased")
     return path

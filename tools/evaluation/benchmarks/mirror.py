@@ -1,4 +1,4 @@
-"""A mirror folder of the benchmarks' data: filled where there is a network, checked where there is none."""
+"""A mirror folder of the benchmarks' data: fill it where there is a network, check it where there is none."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FEW = 8
 
 @dataclass
 class Fetched:
-    """What was fetched (or would be), what has to be put there by hand, and what failed."""
+    """What was (or would be) fetched, what must be added by hand, and what failed."""
 
     folder: Path
     files: list[str] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Fetched:
     revisions: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The report as plain values."""
         return {
             "folder": str(self.folder),
             "files": self.files,
@@ -52,8 +52,8 @@ class Fetched:
         }
 
     def text(self) -> str:
-        """For people."""
-        lines = [f"{len(self.files):,} files fetched, {len(self.kept):,} were there"]
+        """The report as text."""
+        lines = [f"{len(self.files):,} files fetched, {len(self.kept):,} already there"]
         lines += [f"by hand: {line}" for line in self.by_hand]
         lines += [f"failed: {line}" for line in self.failed]
         return "\n".join(lines)
@@ -69,7 +69,7 @@ class Checked:
     faults: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The report as plain values."""
         return {
             "folder": str(self.folder),
             "languages": self.languages,
@@ -78,7 +78,7 @@ class Checked:
         }
 
     def text(self) -> str:
-        """For people."""
+        """The report as text."""
         lines = [f"{'benchmark':<26}{'languages':>10}{'missing':>9}"]
         for name, count in self.languages.items():
             lines.append(f"{name:<26}{count:>10,}{len(self.missing.get(name, ())):>9,}")
@@ -96,9 +96,9 @@ def fetch_sources(
     """Downloads the data of benchmarks into a mirror.
 
     Args:
-        folder: the mirror; it is created.
+        folder: the mirror; created if necessary.
         names: benchmarks.
-        languages: codes of the sources; default all.
+        languages: the sources' language codes; default all.
         dry_run: download nothing.
     """
     report = Fetched(folder)
@@ -113,7 +113,7 @@ def fetch_sources(
             else:
                 report.by_hand.append(f"{source.name}: {source.obtain}")
         except UserError as error:
-            hint = "; its terms have to be accepted on the hub first, and a token given (hf auth login)"
+            hint = "; first accept its terms on the hub and log in (hf auth login)"
             report.failed.append(f"{source.name}: {error}{hint if source.gated else ''}")
     if any(NEEDS_SPBLEU in get_benchmark(name).metrics for name in names):
         _fetch_spbleu(folder, report, dry_run)
@@ -147,7 +147,7 @@ def _fetch_repository(
     }
     if not wanted:
         raise UserError(
-            f"{source.repository}@{source.revision}: none of its {len(names)} files is in a known layout "
+            f"{source.repository}@{source.revision}: none of its {len(names)} files matches a known layout "
             f"({', '.join(names.names[:_FEW])}, ...)"
         )
     if _README in names:
@@ -188,7 +188,7 @@ def _fetch_archive(source: Source, folder: Path, report: Fetched, dry_run: bool)
         with tarfile.open(archive) as tar:
             members = [m for m in tar.getmembers() if m.name.removeprefix("./").startswith(f"{source.root}/")]
             if not members:
-                raise UserError(f"{source.archive}: no folder {source.root} in it")
+                raise UserError(f"{source.archive}: contains no folder {source.root}")
             tar.extractall(folder, members=members, filter="data")
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{source.archive}: {error}") from None
@@ -215,15 +215,15 @@ def _fetch_spbleu(folder: Path, report: Fetched, dry_run: bool) -> None:
     if (found := sha256_file(path)) != model.sha256:
         path.unlink()
         report.failed.append(
-            f"{model.file}: {model.address} gave SHA-256 {found}, expected {model.sha256}; removed"
+            f"{model.file}: {model.address} has SHA-256 {found}, expected {model.sha256}; removed"
         )
 
 
 def _download(address: str, path: Path) -> None:
-    """Streams an address into a file, atomically.
+    """Streams a URL to a file, atomically.
 
     Raises:
-        OSError: it cannot be reached or read.
+        OSError: the URL cannot be reached or read.
     """
     try:
         with urllib.request.urlopen(address, timeout=_TIMEOUT) as stream, atomic_write(path) as handle:
@@ -245,7 +245,7 @@ def _unchanged(folder: Path, record: FileRecord) -> bool:
 
 
 def _write_manifest(folder: Path, report: Fetched) -> None:
-    """Records every file of the mirror, also those put there by hand."""
+    """Records all files of the mirror, including those added by hand."""
     paths = [
         path
         for path in sorted(folder.rglob("*"))
@@ -268,13 +268,13 @@ def _write_manifest(folder: Path, report: Fetched) -> None:
 def check_mirror(
     folder: Path, names: Sequence[str], languages: Collection[str] | None, *, checksums: bool = False
 ) -> Checked:
-    """Reads everything that a run would read, and makes its prompts.
+    """Reads everything that a run would read, and builds its prompts.
 
     Args:
         folder: the mirror.
         names: benchmarks.
-        languages: codes of the sources; default all.
-        checksums: compare files with the manifest.
+        languages: languages in results, or the sources' codes; default all.
+        checksums: also compare files with the manifest's checksums.
 
     Raises:
         UserError: no such folder, or a checksum check without a manifest.

@@ -1,7 +1,7 @@
-"""Finished units on disk: scores and samples, one pair of files each, so that a run that died repeats none.
+"""Finished units on disk: a pair of files each, scores and samples, so that an interrupted run repeats none.
 
-<evaluation>/benchmarks/<model>/<benchmark>/<language>.json           scores and everything that decided them
-<evaluation>/benchmarks/<model>/<benchmark>/<language>.samples.zst    one JSON line an item
+<evaluation>/benchmarks/<model>/<benchmark>/<language>.json           scores and all that determined them
+<evaluation>/benchmarks/<model>/<benchmark>/<language>.samples.zst    one line of JSON per item
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Finished:
 
     Attributes:
         benchmark, language: what was run.
-        key: SHA-256 over everything that decides the scores: model, data, prompts, settings.
-        model_sha256: of the model's files.
-        signature: for people: shots, limits, backend, prompts' hash, versions.
+        key: SHA-256 over everything that determines the scores: model, data, prompts, settings.
+        model_sha256: SHA-256 of the model's files.
+        signature: readable summary: shots, limits, backend, hash of the prompts, versions.
         scores: metric → value, error, n, signature.
         details: versions, hashes, times, counts.
     """
@@ -45,7 +45,7 @@ class Finished:
     details: Mapping[str, Any]
 
     def results(self, model: str) -> list[Result]:
-        """Rows of the long table."""
+        """The unit's rows of the long table."""
         return [
             Result(
                 model,
@@ -72,7 +72,7 @@ def samples_file(path: Path) -> Path:
 
 
 def read_unit(path: Path) -> Finished | None:
-    """A finished unit, None if there is none.
+    """A finished unit; None if there is none.
 
     Raises:
         UserError: the file is damaged.
@@ -83,12 +83,12 @@ def read_unit(path: Path) -> Finished | None:
         return Finished(**read_json(path))
     except TypeError as error:
         raise UserError(
-            f"{path}: not a unit of this version ({error}); remove it to run the unit again"
+            f"{path}: written by another version ({error}); remove it to run the unit again"
         ) from None
 
 
 def write_unit(path: Path, unit: Finished, samples: Iterable[Mapping[str, Any]]) -> None:
-    """Writes samples, then scores: the scores say that the unit is finished."""
+    """Writes samples, then scores: the scores mark the unit as finished."""
     import zstandard
 
     with (
@@ -101,11 +101,13 @@ def write_unit(path: Path, unit: Finished, samples: Iterable[Mapping[str, Any]])
 
 
 def read_samples(path: Path) -> Iterator[dict[str, Any]]:
-    """Samples of a unit: `index prompt prompt_sha256`, `choices gold likelihoods` or `reference output`, and `scores`
-    (metric → value of the item, or its sufficient statistics).
+    """Samples of a unit.
+
+    Each has `index prompt prompt_sha256`, `choices gold likelihoods` or `reference output`, and `scores`
+    (metric → the item's value or sufficient statistics).
 
     Args:
-        path: of the unit's scores.
+        path: path of the unit's scores.
 
     Raises:
         UserError: the file is missing or damaged.

@@ -1,4 +1,4 @@
-"""Rows of a benchmark's source: files of a language and split, read and checked."""
+"""Reads and checks the rows of a benchmark's source, by language and split."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ type Row = dict[str, Any]
 
 
 def files_of(store: Store, source: Source, code: str, split: str) -> list[str]:
-    """Paths, in the source, of the files that hold a language's split; empty where there are none.
+    """Paths within the source of the files that hold a language's split; empty if there are none.
 
     Args:
-        store: where files are.
+        store: where the files are.
         source: the source.
-        code: language code of the source.
+        code: the source's language code.
         split: `test` or `examples`.
     """
     split = source.splits[split]
@@ -50,10 +50,10 @@ def files_of(store: Store, source: Source, code: str, split: str) -> list[str]:
 
 
 def available(store: Store, source: Source) -> dict[str, str]:
-    """Language codes whose files are all there (nothing is read but files that hold all languages).
+    """Language codes whose files all exist. Reads no files except those that hold all languages together.
 
     Returns:
-        code → first file of its test split.
+        Code → first file of its test split.
     """
     found = {}
     if source.whole:
@@ -72,10 +72,10 @@ def available(store: Store, source: Source) -> dict[str, str]:
 
 
 def read_rows(store: Store, source: Source, code: str, split: str) -> list[Row]:
-    """Rows of a language's split in the order of the files.
+    """Rows of a language's split, in file order.
 
     Raises:
-        UserError: the files are missing, unreadable, or lack a field.
+        UserError: files are missing or unreadable, or lack a field.
     """
     if source.pair:
         return _parallel(store, source, code, split)
@@ -89,7 +89,7 @@ def read_rows(store: Store, source: Source, code: str, split: str) -> list[Row]:
     if source.whole:
         rows = _groups(paths, source.name).get(code, [])
         if not rows:
-            raise UserError(f"{paths[0]}: no row of language {code} (by {source.key})")
+            raise UserError(f"{paths[0]}: no row with language {code} (by {source.key})")
         return rows
     return [row for path in paths for row in _checked(path, source)]
 
@@ -97,12 +97,12 @@ def read_rows(store: Store, source: Source, code: str, split: str) -> list[Row]:
 def _checked(path: Path, source: Source) -> list[Row]:
     rows = read_file(path, source.header)
     if not rows:
-        raise UserError(f"{path}: no rows in it; fetch it again")
+        raise UserError(f"{path}: contains no rows; fetch it again")
     lacking = [name for name in source.columns if name not in rows[0]]
     if lacking:
         raise UserError(
             f"{path}: no field {', '.join(lacking)}; it has {', '.join(map(str, rows[0]))}. "
-            f"This is another schema of {source.root} than the benchmark reads"
+            f"The benchmark reads another schema of {source.root}"
         )
     return rows
 
@@ -121,14 +121,15 @@ def _parallel(store: Store, source: Source, code: str, split: str) -> list[Row]:
     (english_path, english), (path, other) = sides
     if len(english) != len(other):
         raise UserError(
-            f"{path}: {len(other)} lines, {english_path} has {len(english)}; parallel files need equal lines: fetch both again"
+            f"{path}: {len(other)} lines, but {english_path} has {len(english)}; parallel files must have the "
+            "same number of lines: fetch both again"
         )
     return [{"source": left, "target": right} for left, right in zip(english, other, strict=True)]
 
 
 @functools.lru_cache(maxsize=4)
 def _groups(paths: tuple[Path, ...], name: str) -> dict[str, list[Row]]:
-    """Rows of files that hold all languages of a source, by language."""
+    """Rows of files that hold all languages of a source, grouped by language."""
     source = get_source(name)
     key = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False).from_string(source.key or "")
     groups: dict[str, list[Row]] = {}
@@ -139,14 +140,14 @@ def _groups(paths: tuple[Path, ...], name: str) -> dict[str, list[Row]]:
 
 
 def read_file(path: Path, header: Sequence[str] = ()) -> list[Row]:
-    """Rows of a parquet, jsonl, json, tsv, csv or text file (text: one row a line, field `text`).
+    """Rows of a parquet, jsonl, json, tsv, csv or text file (text: one row per line, field `text`).
 
     Args:
         path: the file.
-        header: names of the columns of a file without a header line.
+        header: column names, for a file without a header line.
 
     Raises:
-        UserError: it cannot be read as what its ending says.
+        UserError: the file is not in the format that its extension names.
     """
     try:
         if path.suffix == ".parquet":
@@ -174,7 +175,7 @@ def _text(path: Path) -> str:
 
 
 def _table(text: str, delimiter: str, header: Sequence[str]) -> list[Row]:
-    """Rows of a delimited text. Quotes are quotes unless that breaks lines apart or joins them: then they are text."""
+    """Rows of delimited text; quotation marks are plain text if quoting would split or join lines."""
     csv.field_size_limit(1 << 28)
     lines = [line for line in text.split("\n") if line.strip()]
     records = [record for record in csv.reader(io.StringIO(text), delimiter=delimiter) if record]
@@ -184,5 +185,5 @@ def _table(text: str, delimiter: str, header: Sequence[str]) -> list[Row]:
             record for record in csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE) if record
         ]
     names = list(header) or records.pop(0)
-    # Lines with another number of fields are left out, as the authors' reader leaves them out.
+    # Leave out lines with another number of fields, as the authors' reader does.
     return [dict(zip(names, record, strict=True)) for record in records if len(record) == len(names)]

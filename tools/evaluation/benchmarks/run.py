@@ -1,4 +1,4 @@
-"""Running units: items, model, scores, files; a finished unit is never run again."""
+"""Runs units, from items and model to scores and files; a finished unit is never run again."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What decides scores besides model, data and benchmark.
+    """What determines scores besides model, data and benchmark.
 
-    `limit` is items a language, `max_new_tokens` the most tokens of an answer (None: the benchmark's), `shots` worked
-    examples by benchmark where they are not the benchmark's.
+    `limit` is the maximum number of items per language, `max_new_tokens` that of tokens per answer (None: the
+    benchmark's); `shots` gives the number of worked examples by benchmark, where it is not the benchmark's.
     """
 
     limit: int | None = None
@@ -58,7 +58,7 @@ class RunSettings:
     shots: Mapping[str, int] | None = None
 
     def shots_of(self, benchmark: Benchmark) -> int:
-        """Worked examples of a benchmark."""
+        """Number of worked examples of a benchmark."""
         return (self.shots or {}).get(benchmark.name, benchmark.shots)
 
 
@@ -67,7 +67,7 @@ class Runner:
 
     Args:
         target: the model.
-        store: where data are.
+        store: where the data is.
         output: evaluation folder.
         model_settings: backend and its settings.
         settings: limits.
@@ -100,16 +100,16 @@ class Runner:
 
     @property
     def model(self) -> Any:
-        """The language model, loaded when the first unit needs it."""
+        """The language model, loaded on first use."""
         if self._model is None:
             self._model = load_backend(self.target.folder, self.model_settings, self.longest)
         return self._model
 
     def run(self, units: Sequence[Unit]) -> list[Finished]:
-        """Runs what is not finished, and returns all units asked for.
+        """Runs the units that are not finished, and returns all of them.
 
         Raises:
-            UserError: data are missing or of another schema.
+            UserError: data is missing or has another schema.
         """
         finished = []
         bar: tqdm[Any] = progress(total=len(units), desc=f"benchmarks {self.target.model}", unit="language")
@@ -121,7 +121,7 @@ class Runner:
         return finished
 
     def run_unit(self, unit: Unit) -> Finished:
-        """The finished unit: as it was found, or as it is run now."""
+        """The finished unit: read from disk or, if it is not there, run now."""
         items = self.items(unit)
         decided = self._decided(unit, items)
         key = hashlib.sha256(orjson.dumps(decided, option=orjson.OPT_SORT_KEYS)).hexdigest()
@@ -169,7 +169,7 @@ class Runner:
         )
 
     def new_tokens(self, benchmark: Benchmark) -> int:
-        """Most tokens of an answer: never more than half the window, so that a prompt has room."""
+        """Maximum tokens of an answer: never more than half the window, to leave room for a prompt."""
         wanted = min(benchmark.max_new_tokens, self.settings.max_new_tokens or benchmark.max_new_tokens)
         return max(1, min(wanted, self.window // 2))
 
@@ -229,8 +229,12 @@ class Runner:
         return "|".join(parts)
 
     def _fit(self, unit: Unit, items: Sequence[Item]) -> tuple[list[Item], int, int]:
-        """Items whose prompts fit the window, where a benchmark names a field to shorten; and how many were shortened,
-        and how many prompts are longer than the window (lm-eval cuts those at their beginning)."""
+        """Shortens items whose prompts exceed the window, if the benchmark names a field to shorten.
+
+        Returns:
+            The items, the number of shortened ones, and the number of prompts that are still too long
+            (lm-eval cuts these at their beginning).
+        """
         benchmark = unit.benchmark
         if benchmark.kind == "likelihood":
             return list(items), 0, 0
@@ -240,7 +244,7 @@ class Runner:
             self._check_choices(unit, item)
             over = len(self.model.tok_encode(item.prompt)) - room
             shortened += over > 0 and benchmark.shorten is not None
-            # Joined pieces may have other tokens than the pieces had, so it is cut until it fits.
+            # A text within a prompt may have other tokens than by itself, so cut again until the prompt fits.
             for _ in range(8):
                 if over <= 0 or benchmark.shorten is None:
                     break
@@ -261,8 +265,8 @@ class Runner:
         longest = max((len(self.model.plain_ids(choice)) for choice in item.choices), default=0)
         if longest >= self.window:
             raise UserError(
-                f"{unit.name}, item {item.index}: a choice has {longest} tokens, the model's window {self.window}; "
-                "this model cannot be asked, leave the benchmark out"
+                f"{unit.name}, item {item.index}: a choice has {longest} tokens, but the model's window only "
+                f"{self.window}; leave this benchmark out for this model"
             )
 
     def _evaluate(
@@ -274,7 +278,7 @@ class Runner:
         from emma.tools.evaluation.benchmarks.tasks import BenchmarkTask
 
         task = BenchmarkTask(unit.benchmark, unit.language, items, max_new_tokens, self.resources)
-        # Sampled answers of a unit are the same whatever ran before it.
+        # A unit's sampled answers are the same, whatever ran before it.
         seed = hashlib.sha256(f"{self.model_settings.seed}/{unit.name}".encode()).digest()
         torch.manual_seed(int.from_bytes(seed[:7], "little"))
         model = self.model
@@ -284,7 +288,7 @@ class Runner:
 
 
 def _quiet() -> Any:
-    """lm-eval's bars and notes of each unit would hide the run's own."""
+    """Silences lm-eval's progress bars and notes, which would hide the run's own."""
     import contextlib
     import os
     import sys
@@ -293,7 +297,7 @@ def _quiet() -> Any:
 
     @contextlib.contextmanager
     def silenced() -> Iterator[None]:
-        # Its bars go to standard error, whatever they are told; errors still raise.
+        # Its bars always go to standard error; errors are still raised.
         with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
             yield
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""What a metric gives: the value of a language, its error, and one number (or row of numbers) an item."""
+"""What a metric yields: a language's value, its error, and one number (or row of numbers) per item."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["Response", "Score", "mean_score", "resample", "statistics_score"]
 
 @dataclass(frozen=True)
 class Response:
-    """What a model gave for one item.
+    """A model's response to one item.
 
-    `likelihoods` holds the log-likelihood of each choice in nats; `text` a generated answer as it came; `nll`, `tokens`
-    and `bytes` the negative log-likelihood (nats) of the prompt itself and its size.
+    `likelihoods` holds the log-likelihood of each choice, in nats; `text` a generated answer, unprocessed;
+    `nll`, `tokens` and `bytes` the negative log-likelihood (in nats) and the size of the prompt itself.
     """
 
     likelihoods: tuple[float, ...] = ()
@@ -37,10 +37,10 @@ class Score:
 
     Attributes:
         value: the score.
-        error: its standard error over items, None where it cannot be estimated.
-        n: items behind it.
-        items: one value an item (None: left out), or none where the metric is not made of items.
-        signature: of the metric, where its library has one.
+        error: its standard error over items; None if it cannot be estimated.
+        n: number of items behind it.
+        items: one value per item (None: left out), or empty if the metric has no values per item.
+        signature: the metric's signature, if its library has one.
     """
 
     value: float
@@ -51,7 +51,7 @@ class Score:
 
 
 def mean_score(items: Sequence[float | None], signature: str = "") -> Score:
-    """Mean over the items that have a value, with its standard error; 0 with no item."""
+    """Mean over the items that have a value, with its standard error; 0 if there are none."""
     values = [value for value in items if value is not None]
     if not values:
         return Score(0.0, None, 0, list(items), signature)
@@ -75,9 +75,9 @@ def statistics_score(
     """A score that is a function of the sum of the items' statistics, with its bootstrap error.
 
     Args:
-        items: one row of statistics an item.
-        value_of: score of a sum of rows.
-        signature: of the metric.
+        items: one row of statistics per item.
+        value_of: computes the score from a sum of rows.
+        signature: the metric's signature.
     """
     if not items:
         return Score(0.0, None, 0, [], signature)

@@ -1,4 +1,4 @@
-"""BERTScore: how near the words of an answer are to a reference's in an encoder's layer (Zhang et al. 2020)."""
+"""BERTScore: how close an answer's words are to a reference's in an encoder layer (Zhang et al. 2020)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class BertScore:
     """F1 of greedily matched token similarities, without idf weights and without a baseline.
 
     Args:
-        folder: an encoder in Hugging Face format, bert-base-multilingual-cased for comparable scores.
-        layer: hidden layer to compare, at most the encoder's last.
+        folder: an encoder in Hugging Face format; for comparable scores, bert-base-multilingual-cased.
+        layer: hidden layer to compare; at most the encoder's last.
         device: torch device; default the GPU if there is one, else the CPU.
 
     Raises:
-        UserError: `transformers` cannot load it.
+        UserError: `transformers` cannot load the encoder.
     """
 
     def __init__(self, folder: Path, layer: int = LAYER, device: str | None = None) -> None:
@@ -46,7 +46,7 @@ class BertScore:
         self.signature = f"bertscore-f1|layer:{self.layer}|idf:no|baseline:no|encoder:{digest}"
 
     def score(self, outputs: Sequence[str | None], references: Sequence[str]) -> Score:
-        """Mean F1; outputs without any word score 0, those of None are left out."""
+        """Mean F1; outputs without words score 0, and outputs of None are left out."""
         wanted = [n for n, text in enumerate(outputs) if text is not None and text.strip()]
         items: list[float | None] = [None if text is None else 0.0 for text in outputs]
         for start in range(0, len(wanted), _BATCH):
@@ -63,8 +63,10 @@ class BertScore:
         return mean_score(items, self.signature)
 
     def _embed(self, texts: Sequence[str]) -> list[tuple[Any, Any]]:
-        """Unit vectors [tokens, hidden] of each text, and which of the tokens are words. Special tokens may be matched
-        but have no weight in the averages."""
+        """Unit vectors [tokens, hidden] of each text, and which tokens are words.
+
+        Special tokens can be matched, but have no weight in the averages.
+        """
         import torch
 
         longest = min(self.model.config.max_position_embeddings, 512)

@@ -1,4 +1,4 @@
-"""Where the files of benchmarks are: a mirror folder, or the hub through its cache."""
+"""Where the benchmarks' files are: a mirror folder, or the hub through its cache."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ __all__ = ["HubStore", "Mirror", "Store", "open_store"]
 
 
 class Store(Protocol):
-    """Files of sources by their paths in the source's folder or repository."""
+    """Files of sources, by their paths within the source's folder or repository."""
 
     def names(self, source: Source) -> Listing:
-        """Paths of all files of a source; empty where there are none."""
+        """Paths of all files of a source; empty if there are none."""
 
     def readme(self, source: Source) -> str:
-        """Text of a source's README.md; empty where there is none."""
+        """Text of a source's README.md; empty if there is none."""
 
     def path(self, source: Source, name: str) -> Path:
-        """A file on this machine."""
+        """Local path of a file, downloaded if necessary."""
 
     def extra(self, name: str) -> Path | None:
-        """A file that belongs to no source (the model of spBLEU), None if it is not there."""
+        """A file that belongs to no source (spBLEU's model); None if it does not exist."""
 
     def describe(self, source: Source) -> str:
-        """Where a source is looked for, for messages."""
+        """Where a source is searched for, in words for messages."""
 
 
 class Mirror:
-    """A folder with a folder for each source: `<organisation>/<repository>` or the source's own.
+    """A folder with one subfolder per source: `<organisation>/<repository>`, or the source's `folder`.
 
     Args:
-        root: the folder; `emma evaluate fetch` fills it, or anything that has the same layout.
+        root: the folder, filled by `emma evaluate fetch` or by any other means with the same layout.
 
     Raises:
         UserError: no such folder.
@@ -83,7 +83,7 @@ class Mirror:
 
 
 class HubStore:
-    """The Hugging Face hub, through huggingface_hub's own cache. Sources that are on no hub are not in it."""
+    """The Hugging Face hub, through huggingface_hub's own cache; it lacks sources without a repository."""
 
     def names(self, source: Source) -> Listing:
         return _listing(source.repository, source.revision) if source.repository else Listing(())
@@ -124,7 +124,7 @@ def _listing(repository: str, revision: str) -> Listing:
         return Listing(HfApi().list_repo_files(repository, repo_type="dataset", revision=revision))
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         raise UserError(
-            f"{repository}: the hub cannot be asked ({error}); give a mirror folder with --mirror"
+            f"{repository}: cannot be listed on the hub ({error}); give a mirror folder with --mirror"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""ROUGE-L of summaries, by three tokenizers."""
+"""ROUGE-L of summaries, with three tokenizers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from emma.tools.evaluation.benchmarks.scores import Score, mean_score
 
 __all__ = ["UnicodeTokenizer", "rouge_ascii", "rouge_unicode", "rouge_whitespace", "rouge_whitespace_item"]
 
-# Scripts that don't part words by spaces: each character, with the marks on it, is a token.
+# Scripts that don't separate words with spaces: each character is a token, together with its marks.
 _SPACELESS = (
     r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\p{Javanese}\p{Balinese}"
 )
@@ -23,7 +23,7 @@ _TOKEN = regex.compile(
 
 
 class UnicodeTokenizer:
-    """Words of letters, marks and digits in any script, without case; single characters in scripts without spaces."""
+    """Case-folded words of letters, marks and digits; single characters in scripts without spaces."""
 
     def tokenize(self, text: str) -> list[str]:
         """Tokens of a text."""
@@ -31,12 +31,12 @@ class UnicodeTokenizer:
 
 
 def rouge_unicode(outputs: Sequence[str | None], references: Sequence[str]) -> Score:
-    """ROUGE-L F1 over Unicode tokens, 0 to 1; an output of None is left out."""
+    """ROUGE-L F1 over Unicode tokens, 0 to 1; skips outputs of None."""
     return _rouge_score(outputs, references, "unicode")
 
 
 def rouge_ascii(outputs: Sequence[str | None], references: Sequence[str]) -> Score:
-    """ROUGE-L F1 by rouge_score's own tokenizer with stemming, which keeps [a-z0-9] only; an output of None is left out."""
+    """ROUGE-L F1 with rouge_score's stemming tokenizer, which keeps only [a-z0-9]; skips outputs of None."""
     return _rouge_score(outputs, references, "ascii")
 
 
@@ -58,7 +58,7 @@ def _rouge_score(outputs: Sequence[str | None], references: Sequence[str], kind:
 
 
 def rouge_whitespace(outputs: Sequence[str | None], references: Sequence[str]) -> Score:
-    """ROUGE-L F1 of the summary level over tokens between spaces, 0 to 1; an output of None is left out."""
+    """Summary-level ROUGE-L F1 over whitespace tokens, 0 to 1; skips outputs of None."""
     items = [
         None if output is None else rouge_whitespace_item(output, reference)
         for output, reference in zip(outputs, references, strict=True)
@@ -67,11 +67,11 @@ def rouge_whitespace(outputs: Sequence[str | None], references: Sequence[str]) -
 
 
 def rouge_whitespace_item(output: str, reference: str) -> float:
-    """ROUGE-L F1 as the `rouge` package (1.0.1) computes it, which the EMMA-500 models were scored with.
+    """ROUGE-L F1 as computed by the `rouge` package (1.0.1), which was used to score the EMMA-500 models.
 
-    Sentences end at full stops; for each sentence of the reference the distinct words of its longest common
-    subsequences with the output's sentences are united over all of them (Lin 2004, section 3.2). A text without any
-    word scores 0.
+    Sentences end at full stops. The score uses the union of the distinct words in the longest common
+    subsequences of each reference sentence with each output sentence (Lin 2004, section 3.2). A text without
+    words scores 0.
     """
     hypothesis, wanted = _sentences(output), _sentences(reference)
     words = {word for sentence in hypothesis for word in sentence}
@@ -91,7 +91,7 @@ def _sentences(text: str) -> list[list[str]]:
 
 
 def _common(left: Sequence[str], right: Sequence[str]) -> set[str]:
-    """Words of one longest common subsequence; where several are as long, the one that keeps more of `left`."""
+    """Words of one longest common subsequence; among equally long ones, the one that keeps more of `left`."""
     table = [[0] * (len(right) + 1)]
     for word in left:
         above, row = table[-1], [0]

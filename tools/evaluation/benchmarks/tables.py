@@ -1,4 +1,4 @@
-"""Averages of benchmarks on a terminal."""
+"""Benchmark averages as a text table for the terminal."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["averages_table"]
 
 
 def averages_table(rows: Sequence[Result], models: Sequence[str], languages: int) -> str:
-    """Mean over languages of each benchmark's metrics, a column a model; and the languages of each where few.
+    """Mean of each benchmark's metrics over languages, one column per model; also each language, if few.
 
     Args:
-        rows: of the long table.
-        models: columns.
-        languages: benchmarks with at most so many languages show each (0: all show them).
+        rows: rows of the long table.
+        models: models to show as columns.
+        languages: benchmarks with at most this many languages also list each language (0: all do).
     """
     known = set(benchmark_names())
     width = max(12, *(len(model) + 2 for model in models))

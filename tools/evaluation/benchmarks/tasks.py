@@ -1,4 +1,4 @@
-"""A benchmark in one language as a task of lm-eval."""
+"""A benchmark in one language, as an lm-eval task."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _RESPONSES = "responses"
 
 
 class BenchmarkTask(Task):
-    """Requests and scores of the items of one language.
+    """Requests and scores for the items of one language.
 
-    Prompts are finished before it gets them: worked examples stand in them, so lm-eval adds none.
+    Prompts arrive complete, including their worked examples, so lm-eval adds none.
 
     Args:
         benchmark: the benchmark.
-        language: its code in results.
-        items: the items, in their order.
-        max_new_tokens: most tokens of an answer.
+        language: the language's code in results.
+        items: the items, in order.
+        max_new_tokens: maximum tokens of an answer.
         resources: models that metrics need.
     """
 
@@ -62,19 +62,19 @@ class BenchmarkTask(Task):
         self._instances: list[Instance] | None = None
 
     def has_training_docs(self) -> bool:
-        """Examples are in the prompts."""
+        """No: examples are already in the prompts."""
         return False
 
     def has_validation_docs(self) -> bool:
-        """Only one split is scored, and it is called test."""
+        """No: only one split is scored, and it is called test."""
         return False
 
     def has_test_docs(self) -> bool:
-        """The items."""
+        """Yes: the items."""
         return True
 
     def test_docs(self) -> list[dict[str, Any]]:
-        """One document an item."""
+        """One document per item."""
         return [
             {"index": number, "prompt": item.prompt, "reference": item.reference, "gold": item.gold}
             for number, item in enumerate(self.items)
@@ -85,11 +85,11 @@ class BenchmarkTask(Task):
         return str(doc["prompt"])
 
     def doc_to_target(self, doc: dict[str, Any]) -> Any:
-        """Number of the right choice, or the reference."""
+        """Index of the correct choice, or the reference."""
         return doc["gold"] if self.benchmark.kind == "choice" else doc["reference"]
 
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **kwargs: Any) -> str:
-        """The whole prompt: nothing is put before it."""
+        """The whole prompt, with nothing added."""
         return self.doc_to_text(doc)
 
     def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
@@ -122,7 +122,7 @@ class BenchmarkTask(Task):
         return options
 
     def process_results(self, doc: dict[str, Any], results: Sequence[Any]) -> dict[str, Any]:
-        """Keeps what the model gave; scores are of all items together."""
+        """Collects the model's response; scores are computed later, over all items together."""
         return {_RESPONSES: (doc["index"], self._response(doc["prompt"], results))}
 
     def _response(self, prompt: str, results: Sequence[Any]) -> Response:
@@ -136,11 +136,11 @@ class BenchmarkTask(Task):
         return Response(likelihoods=tuple(float(value) for value, _ in results))
 
     def aggregation(self) -> dict[str, Callable[..., Any]]:
-        """Scores from all responses; lm-eval gets the first metric's value, `scores` holds all."""
+        """Computes scores from all responses: lm-eval gets the first metric's value, `scores` holds all."""
         return {_RESPONSES: partial(self._score)}
 
     def higher_is_better(self) -> dict[str, bool]:
-        """Each metric's direction is in recipes/evaluation/measures.yaml; here only the place of the responses."""
+        """A placeholder for lm-eval; recipes/evaluation/measures.yaml has the direction of each metric."""
         return {_RESPONSES: True}
 
     def _score(self, numbered: Sequence[tuple[int, Response]]) -> float:

@@ -1,4 +1,4 @@
-"""BLEU, spBLEU and chrF++ by sacrebleu, with statistics of each segment so that errors and paired tests need no text."""
+"""BLEU, spBLEU and chrF++ by sacrebleu, with statistics per segment for errors and paired tests."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class SentencePiece(BaseTokenizer):
 
     Args:
         path: the model.
-        expected: SHA-256 of the model that spBLEU is defined with; another one is named by its own hash in signatures,
-            so that its scores never pass for spBLEU's.
+        expected: SHA-256 of the model that defines spBLEU. Signatures name any other model by its own hash,
+            so that its scores are never mistaken for spBLEU.
     """
 
     def __init__(self, path: Path, expected: str) -> None:
@@ -37,7 +37,7 @@ class SentencePiece(BaseTokenizer):
             raise UserError(f"{path}: not a sentencepiece model ({error})") from None
 
     def signature(self) -> str:
-        """`flores200` for the model of spBLEU, else a name by hash."""
+        """`flores200` for spBLEU's model; for others, a name with their hash."""
         return "flores200" if self.is_flores200 else f"spm-{self.sha256[:12]}"
 
     def __call__(self, line: str) -> str:
@@ -50,18 +50,18 @@ def find_spbleu_model(
     """The tokenizer of spBLEU.
 
     Args:
-        known: file, address and hash of the right model.
+        known: file name, URL and hash of the right model.
         given: path that the user gave.
-        mirrored: path in the mirror, if it is there.
-        allow_other: take a model with another hash, under a name of its own.
+        mirrored: path in the mirror, if it exists.
+        allow_other: accept a model with another hash, under its own name.
 
     Raises:
-        UserError: there is no model, or one with another hash that was not allowed.
+        UserError: there is no model, or it has another hash and `allow_other` is false.
     """
     path = given or mirrored
     if path is None:
         raise UserError(
-            f"spBLEU needs the FLORES-200 sentencepiece model: put {known.file} (from {known.address}) into the mirror, "
+            f"spBLEU needs the FLORES-200 sentencepiece model: put {known.file} (from {known.address}) in the mirror, "
             "or give its path with --spbleu-model"
         )
     if not path.is_file():
@@ -70,8 +70,8 @@ def find_spbleu_model(
     if not model.is_flores200 and not allow_other:
         raise UserError(
             f"{path}: SHA-256 {model.sha256} is not that of the FLORES-200 sentencepiece model ({known.sha256}), so its "
-            f"scores would not be spBLEU. Get the file from {known.address}, or give --spbleu-other to use this one "
-            "under a name of its own"
+            f"scores would not be spBLEU. Get the file from {known.address}, or use this one under its own name with "
+            "--spbleu-other"
         )
     return model
 
@@ -89,7 +89,7 @@ def bleu(outputs: Sequence[str], references: Sequence[str]) -> Score:
 
 
 def chrf(outputs: Sequence[str], references: Sequence[str]) -> Score:
-    """Corpus chrF++ (characters to 6-grams, words to 2-grams), 0 to 100."""
+    """Corpus chrF++ (character n-grams up to 6, word n-grams up to 2), 0 to 100."""
     return _corpus(CHRF(word_order=2), outputs, references)
 
 

@@ -1,4 +1,4 @@
-"""Which benchmarks are run in which languages: a unit is one benchmark in one language."""
+"""Plans which benchmarks to run in which languages; a unit is one benchmark in one language."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Plan", "Unit", "plan_units"]
 
 @dataclass(frozen=True)
 class Unit:
-    """One benchmark in one language (its code in results)."""
+    """One benchmark in one language (given by its code in results)."""
 
     benchmark: Benchmark
     language: str
@@ -28,13 +28,13 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """Units to run, in order; `missing` lists what was asked for and has no data."""
+    """Units to run, in order; `missing` lists what was asked for but has no data."""
 
     units: tuple[Unit, ...]
     missing: tuple[str, ...] = ()
 
     def share(self, shard: tuple[int, int] | None) -> tuple[Unit, ...]:
-        """Every n-th unit, beginning with i, of `shard` (i, n); all without one."""
+        """For a shard (i, n), every n-th unit starting at the i-th; all units if there is no shard."""
         return self.units if shard is None else self.units[shard[0] :: shard[1]]
 
 
@@ -46,17 +46,17 @@ def plan_units(
     *,
     skip_missing: bool = False,
 ) -> Plan:
-    """Units of benchmarks, by a tier or for given languages.
+    """Units of benchmarks, for a tier's languages or the given ones.
 
     Args:
         names: benchmarks.
-        store: where the data are.
-        tier: how many languages.
+        store: where the data is.
+        tier: how many languages to take.
         languages: codes (or pairs) to take; default the tier's.
-        skip_missing: leave out languages without data instead of refusing, whatever the tier says.
+        skip_missing: skip languages without data, whatever the tier says.
 
     Raises:
-        UserError: a language that no benchmark has; data are missing and may not be skipped; nothing is left.
+        UserError: no benchmark has a given language, data is missing and not to be skipped, or no unit is left.
     """
     skip = skip_missing or tier.missing == "skip"
     benchmarks = [get_benchmark(name) for name in names]
@@ -77,9 +77,9 @@ def plan_units(
             missing.append(_describe(benchmark, absent, store))
     if missing and not skip:
         raise UserError(
-            "data are missing:\n  "
+            "data is missing:\n  "
             + "\n  ".join(missing)
-            + "\nfetch them, or leave them out with --skip-missing"
+            + "\nfetch it, or skip these languages with --skip-missing"
         )
     if not units:
         raise UserError("nothing to run: " + ("; ".join(missing) if missing else "no language was chosen"))
@@ -88,7 +88,7 @@ def plan_units(
 
 def _present(benchmark: Benchmark, store: Store) -> Collection[str]:
     if isinstance(store, HubStore) and benchmark.data.repository:
-        # The hub has them all; asking for each would take an hour.
+        # The hub has all of them; checking each would take an hour.
         return benchmark.languages
     return {benchmark.label(code): None for code in available(store, benchmark.data)}
 
@@ -96,7 +96,7 @@ def _present(benchmark: Benchmark, store: Store) -> Collection[str]:
 def _wanted(
     benchmark: Benchmark, tier: Tier, languages: Collection[str] | None, present: Collection[str] | None
 ) -> list[str]:
-    """Languages to run; with `present`, only those count when some are chosen."""
+    """Languages to run; if a tier takes only some, they are chosen from `present`."""
     if languages is not None:
         return [
             label for label in benchmark.languages if label in languages or benchmark.code(label) in languages

@@ -29,4 +29,6 @@ def alert(recipe: Recipe, run: RunFolder, mix: MixInfo, iteration: int, losses: 
         if rise > bound and iteration > first["step"]:
             row = {"step": iteration, "group": group, "rise": rise, "above": bound, "since": first["step"]}
             append_metrics(run.alerts_file, row)
-            print(f"ALERT: {group} is {rise:.4f} bits a byte worse than at step {first['step']}", flush=True)
+            print(
+                f"ALERT: {group} is {rise:.4f} bits per byte worse than at step {first['step']}", flush=True
+            )

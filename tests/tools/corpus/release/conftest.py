@@ -25,10 +25,10 @@ def _pairs(count: int) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus of three kinds from four sources, with several parts a language, that no test changes."""
+    """A corpus of three kinds from four sources, with several parts per language, that no test changes."""
     root = tmp_path_factory.mktemp("raw")
     rows = documents(60, LANGUAGES)
-    for number in range(5):  # a file of raw text is a part
+    for number in range(5):  # each file of raw text becomes a part
         write_jsonl(root / f"web-{number}.jsonl", rows[number * 24 : number * 24 + 24])
     news = write_jsonl(root / "news.jsonl", [{**row, "lic": "ODC-By-1.0"} for row in rows[len(rows) // 2 :]])
     code = [{"text": f"def f{i}(x):\n    return x + {i * 37}\n", "id": str(i)} for i in range(30)]
@@ -58,7 +58,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_corpus(corpus: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
+    """A copy for tests to corrupt."""
     return Path(shutil.copytree(corpus, tmp_path / "corpus"))
 
 
@@ -75,5 +75,5 @@ def released_corpus(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def corpus_release(released_corpus: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
+    """A copy for tests to corrupt."""
     return Path(shutil.copytree(released_corpus, tmp_path / "release"))

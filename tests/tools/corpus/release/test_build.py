@@ -1,4 +1,4 @@
-"""The release of a corpus holds every document once, on its side, and can be interrupted."""
+"""A corpus release holds every document once, in its split, and can be interrupted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def released_rows(folder: Path, split: str, kind: str = "*", language: str = "*"
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file but the manifest, which holds times, and the list with the manifest's checksum."""
+    """SHA-256 of every file except the manifest, which holds times, and the list with the manifest's
+    checksum."""
     names = {"manifest.json", "SHA256SUMS"}
     return {
         str(path.relative_to(folder)): sha256_file(path)
@@ -156,7 +157,7 @@ build.write_corpus_release(open_corpus(sys.argv[1]), Path(sys.argv[2]), name="te
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
-def test_goes_on_after_a_kill(
+def test_continues_after_a_kill(
     corpus: Path, released_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     script = _KILLED.replace("{signal}", name)
@@ -193,7 +194,7 @@ def test_two_at_once_are_refused(corpus: Path, tmp_path: Path) -> None:
         deadline = time.monotonic() + 60
         while not list(tmp_path.rglob("*.json")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        with pytest.raises(UserError, match="another process is writing it"):
+        with pytest.raises(UserError, match=rf"process {process.pid} on .* is writing it"):
             write_corpus_release(open_corpus(str(corpus)), tmp_path / "out")
     finally:
         process.send_signal(signal.SIGKILL)
@@ -201,7 +202,7 @@ def test_two_at_once_are_refused(corpus: Path, tmp_path: Path) -> None:
 
 
 def _rewrite(corpus: Path, part: str, column: str, value: str | None, *, honest: bool = True) -> None:
-    """Changes the first row of a part, and, if honest, the manifest with it."""
+    """Changes the first row of a part and, if `honest`, updates the manifest."""
     path = corpus / "split" / part
     table = pq.read_table(path)
     values = [value, *table[column].to_pylist()[1:]]
@@ -223,10 +224,10 @@ PART = "monolingual/deu_Latn/part-00000.parquet"
     [
         ("license", "", True, r"part-00000\.parquet: row 1 \(id .*`license` is empty"),
         ("license", None, True, "`license` is empty"),
-        ("language", "eng_Latn", True, "`language` is not deu_Latn"),
-        ("split", "test", True, "`split` is none of train, validation"),
+        ("language", "eng_Latn", True, "`language` differs from the folder's deu_Latn"),
+        ("split", "test", True, "`split` is not one of train, validation"),
         ("text", "", True, "`text` is empty"),
-        ("text", "another text", False, "is not that of the corpus's manifest"),
+        ("text", "another text", False, "differs from the corpus's manifest"),
     ],
 )
 def test_rows_that_cannot_be_released(
@@ -248,25 +249,27 @@ def test_documents_that_do_not_add_up(own_corpus: Path, tmp_path: Path) -> None:
         write_corpus_release(open_corpus(str(own_corpus)), tmp_path / "out")
 
 
-def test_what_is_no_corpus(own_corpus: Path, tmp_path: Path) -> None:
+def test_what_is_not_a_corpus(own_corpus: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match=r"neither a corpus \(split/\) nor a run"):
         open_corpus(str(empty))
     with pytest.raises(UserError, match="no run `nowhere`"):
         open_corpus("nowhere")
-    with pytest.raises(UserError, match="overrides go with a RUN"):
+    with pytest.raises(UserError, match="overrides apply only to a RUN"):
         open_corpus(str(own_corpus), ["data.name=x"])
     (own_corpus / "split" / PART).unlink()
     with pytest.raises(UserError, match=r"part-00000\.parquet: missing"):
         open_corpus(str(own_corpus))
     (own_corpus / "split" / "manifest.json").unlink()
-    with pytest.raises(UserError, match="not built to its last stage"):
+    with pytest.raises(UserError, match="last stage is not built"):
         open_corpus(str(own_corpus))
 
 
 def test_a_run_names_its_corpus(own_corpus: Path) -> None:
-    with pytest.raises(UserError, match="holds the corpus of the data recipe `test`, the run's is `demo`"):
+    with pytest.raises(
+        UserError, match="contains the corpus of the data recipe `test`, but the run's is `demo`"
+    ):
         open_corpus("demo", [f"paths.corpus={own_corpus}"])
     manifest = read_json(own_corpus / "split" / "manifest.json")
     manifest["extra"]["data"] = "demo"

@@ -28,7 +28,7 @@ def test_every_byte_arrives_through_interruptions(
     files[name] = files[name][:-1] + bytes([files[name][-1] ^ 1])
     code, text = upload(released_corpus, "--check-only")
     assert code == 1
-    assert f"{name} has another content there" in text
+    assert f"{name} has different content there" in text
 
 
 def test_card_passes_the_clients_validation(

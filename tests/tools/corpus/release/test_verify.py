@@ -1,4 +1,4 @@
-"""Each way in which the release of a corpus can go wrong is found."""
+"""Finds every way in which a corpus release can go wrong."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_sound_release(released_corpus: Path) -> None:
     assert corpus_faults(released_corpus) == []
     result = CliRunner().invoke(group, ["verify", str(released_corpus), "--json"], catch_exceptions=False)
     assert json.loads(result.stdout) == {"folder": str(released_corpus), "passed": True, "faults": []}
-    with pytest.raises(UserError, match="--generate is for models"):
+    with pytest.raises(UserError, match="--generate works only for models"):
         CliRunner().invoke(group, ["verify", str(released_corpus), "--generate"], catch_exceptions=False)
 
 
@@ -56,18 +56,21 @@ def _add_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_train_on_validation, r"also validates (the same text)"),
-        (_drop_row, "rows, the manifest says"),
+        (_train_on_validation, r"is also in validation (same text)"),
+        (_drop_row, "rows, but the manifest says"),
         (_add_file, "not in the manifest"),
-        (lambda folder: (folder / TRAIN).unlink(), "missing, the manifest lists it"),
-        (lambda folder: (folder / TRAIN).write_bytes(b"PAR1"), "no readable parquet file"),
+        (lambda folder: (folder / TRAIN).unlink(), "missing, but listed in the manifest"),
+        (lambda folder: (folder / TRAIN).write_bytes(b"PAR1"), "not a readable parquet file"),
         (lambda folder: _set(folder / TRAIN, "language", "eng_Latn"), "`language` is not deu_Latn"),
-        (lambda folder: _set(folder / TRAIN, "license", "Unknown"), "which licenses.csv does not list"),
+        (
+            lambda folder: _set(folder / TRAIN, "license", "Unknown"),
+            "a combination that licenses.csv does not list",
+        ),
         (
             lambda folder: _replace(folder / "README.md", "- cc0-1.0\n", "- cc0\n"),
             "which the Hub does not know",
         ),
-        (lambda folder: _replace(folder / "README.md", "- de\n", "- deu_Latn\n"), "no ISO 639"),
+        (lambda folder: _replace(folder / "README.md", "- de\n", "- deu_Latn\n"), "not an ISO 639 code"),
         (
             lambda folder: _replace(
                 folder / "README.md", "config_name: code-python", "config_name: code-pyton"
@@ -78,7 +81,7 @@ def _add_file(folder: Path) -> None:
             lambda folder: _replace(
                 folder / "README.md", "path: data/code/python/train", "path: data/code/python/training"
             ),
-            "no file is data/code/python/training-*.parquet",
+            "no file matches data/code/python/training-*.parquet",
         ),
         (lambda folder: (folder / "README.md").unlink(), "README.md: missing"),
         (lambda folder: (folder / "licenses.csv").unlink(), "licenses.csv: missing"),
@@ -92,5 +95,5 @@ def test_faults_are_found_even_under_fresh_checksums(
     assert any("SHA256SUMS" in fault for fault in corpus_faults(corpus_release))
     write_checksums(corpus_release)
     assert any(message in fault for fault in corpus_faults(corpus_release)), corpus_faults(corpus_release)
-    with pytest.raises(CheckFailedError, match="is not a sound release"):
+    with pytest.raises(CheckFailedError, match="is not a valid release"):
         CliRunner().invoke(group, ["verify", str(corpus_release)], catch_exceptions=False)

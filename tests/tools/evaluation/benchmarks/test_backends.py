@@ -1,67 +1,122 @@
-"""What is laid over lm-eval's classes."""
+"""What is laid over lm-eval's classes, on a tiny Llama: `transformers` itself, and vLLM by the stand-in for it."""
 
 from __future__ import annotations
 
-import importlib.metadata
+import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 
 from emma.base.errors import UserError
-from emma.tools.evaluation.benchmarks.backends import ModelSettings, _vllm_class, load_backend
+from emma.tools.evaluation.benchmarks import backends
+from emma.tools.evaluation.benchmarks.backends import ModelSettings, load_backend
+from tests.tools.evaluation.tiny_model import TEXTS
+
+STAND_IN = Path(__file__).parent / "vllm_stand_in"
+LENGTH = 24
 
 
-def letters(text: str, **options: Any) -> dict[str, list[int]]:
-    return {"input_ids": [ord(letter) for letter in text]}
+@pytest.fixture(scope="module")
+def _stand_in() -> Iterator[None]:
+    """The stand-in is what `import vllm` finds, and lm-eval's module is imported with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(STAND_IN)
+        backends._vllm_class.cache_clear()
+        yield
+    backends._vllm_class.cache_clear()
+    for name in [name for name in sys.modules if name.split(".")[0] == "vllm"] + [
+        "lm_eval.models.vllm_causallms"
+    ]:
+        sys.modules.pop(name, None)
 
 
-@pytest.fixture
-def vllm_class(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """This project's class on lm-eval's, whose module imports vLLM's names at once; none of them is called here."""
-    parts = ("", ".lora", ".lora.request", ".renderers", ".renderers.hf", ".tokenizers")
-    for part in parts:
-        monkeypatch.setitem(sys.modules, f"vllm{part}", MagicMock())
-    known = importlib.metadata.version
-    monkeypatch.setattr(
-        importlib.metadata, "version", lambda name: "0.20.0" if name == "vllm" else known(name)
+def _vllm(folder: Path, longest: int = 64, **settings: Any) -> Any:
+    chosen = {"backend": "vllm", "dtype": "float32", "max_length": LENGTH, **settings}
+    return load_backend(folder, ModelSettings(**chosen), longest)
+
+
+@pytest.fixture(scope="module")
+def vllm(_stand_in: None, reader: Path) -> Any:
+    return _vllm(reader)
+
+
+@pytest.fixture(scope="module")
+def transformers(reader: Path) -> Any:
+    """The same model and the same windows: vLLM's context is two tokens shorter than it says."""
+    return load_backend(reader, ModelSettings(device="cpu", max_length=LENGTH - 2), 64)
+
+
+def _requests(*arguments: tuple[Any, ...]) -> list[Any]:
+    return [SimpleNamespace(args=one, task_name="") for one in arguments]
+
+
+def test_vllm_is_given_what_the_settings_say(_stand_in: None, reader: Path) -> None:
+    lm = _vllm(reader, seed=7, tensor_parallel=2, dtype=None, max_length=None)
+    config = lm.model.llm_engine.model_config
+    assert (config.max_model_len, lm.max_length, config.dtype) == (64, 64, "auto")
+    assert (lm.model.seed, lm.model.tensor_parallel_size) == (7, 2)
+    assert lm.prefix_token_id == 0
+
+
+def test_vllm_scores_texts_as_transformers_does(
+    vllm: Any, transformers: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = [*TEXTS.values(), "z", TEXTS["eng_Latn"] * 3, "<|end_of_text|> as text"]
+    requests = _requests(*((text,) for text in texts))
+    with caplog.at_level(logging.WARNING):
+        found = vllm.loglikelihood_rolling(requests)
+    wanted = transformers.loglikelihood_rolling(requests)
+    assert [tokens for _, tokens in found] == [len(vllm.plain_ids(text)) for text in texts]
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in wanted], rel=1e-5)
+    # Neither a token of the tokenizer's own nor one that the text spells.
+    assert not {0, 1} & set(vllm.plain_ids(texts[-1]))
+    # Nothing was cut to fit; vLLM keeps one of its positions for the token that it generates.
+    assert "Truncating" not in caplog.text
+    assert max(tokens for _, tokens in found) > 4 * LENGTH
+
+
+def test_vllm_scores_answers_and_labels_as_transformers_does(vllm: Any, transformers: Any) -> None:
+    requests = _requests(("All human", " beings"), ("born", " free and equal"), ("", "dignity"))
+    found, wanted = (lm.loglikelihood(requests, disable_tqdm=True) for lm in (vllm, transformers))
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in wanted], rel=1e-5)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
+    labels = _requests(
+        ("All human", " beings", None), ("All human beings", " free", 3), ("born", " equal", 1)
     )
-    return _vllm_class(7)
+    assert vllm.last_token(labels) == pytest.approx(transformers.last_token(labels), rel=1e-5)
 
 
-def test_vllm_scores_every_token_once_within_its_length(vllm_class: Any) -> None:
-    model: Any = object.__new__(vllm_class)
-    model._max_length, model.custom_prefix_token_id = 12, 1
-    model.tokenizer = letters
-    asked: list[tuple[list[int], list[int]]] = []
-
-    def score(requests: list[Any], **options: Any) -> list[tuple[float, bool]]:
-        asked.extend((context, continuation) for _, context, continuation in requests)
-        return [(-float(sum(continuation)), False) for _, _, continuation in requests]
-
-    model._loglikelihood_tokens = score
-    text = "abcdefghijklmnopqrstuvwxyz"
-    found = model.loglikelihood_rolling([SimpleNamespace(args=(part,)) for part in (text, "z")])
-    assert found == [(float(sum(map(ord, text))), 26), (float(ord("z")), 1)]
-    assert asked[0][0] == [1]
-    # vLLM keeps one of its positions for the token that it makes, and lm-eval cuts what is longer at its beginning.
-    assert all(len(context) + len(continuation) <= 11 for context, continuation in asked)
-    assert all(len(context) >= 5 for context, _ in asked[1:-1])
+def test_vllm_writes_what_transformers_writes(vllm: Any, transformers: Any) -> None:
+    options = {"until": ["\n"], "do_sample": False, "max_gen_toks": 6}
+    requests = _requests(("All human", dict(options)), ("born free", dict(options)))
+    assert vllm.generate_until(requests, disable_tqdm=True) == transformers.generate_until(
+        requests, disable_tqdm=True
+    )
 
 
-def test_vllm_draws_with_a_seed(vllm_class: Any) -> None:
-    options = {"until": ["x"], "do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_gen_toks": 5}
-    values, until, longest = vllm_class.modify_gen_kwargs(dict(options), eos="<e>")
-    assert (values["temperature"], values["top_p"], values["seed"], longest) == (0.6, 0.9, 7, 5)
-    assert until == ["x", "<e>"]
-    greedy, _, _ = vllm_class.modify_gen_kwargs({"until": [], "do_sample": False}, eos="<e>")
-    assert "seed" not in greedy
+def test_a_sampled_answer_depends_on_the_seed_and_not_on_its_batch(
+    _stand_in: None, vllm: Any, reader: Path
+) -> None:
+    options = {"until": ["\n"], "do_sample": True, "temperature": 1.0, "top_p": 0.95, "max_gen_toks": 8}
+    prompts = ("All human", "born free", "equal in")
+
+    def answers(lm: Any, *chosen: str) -> list[str]:
+        return lm.generate_until(_requests(*((one, dict(options)) for one in chosen)), disable_tqdm=True)
+
+    together = answers(vllm, *prompts)
+    assert answers(vllm, prompts[2]) == together[2:]
+    assert answers(vllm, *reversed(prompts)) == together[::-1]
+    assert answers(_vllm(reader, seed=7), *prompts) != together
 
 
-def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_named(_stand_in: None, tmp_path: Path, reader: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="hf cannot load it"):
-        load_backend(tmp_path, ModelSettings(device="cpu"), 512)
+    for backend in ("hf", "vllm"):
+        with pytest.raises(UserError, match=f"{backend} cannot load it"):
+            load_backend(tmp_path, ModelSettings(backend=backend, device="cpu"), 512)
+    with pytest.raises(UserError, match="vllm cannot load it: User-specified max_model_len"):
+        _vllm(reader, longest=1 << 20, max_length=1 << 19)

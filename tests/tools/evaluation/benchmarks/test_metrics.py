@@ -193,12 +193,12 @@ def test_self_bleu_is_sacrebleus() -> None:
     ],
 )
 def test_the_last_number_is_the_answer(text: str, number: str) -> None:
-    assert answers.numbers(text) == number
+    assert answers.answer_number(text) == number
 
 
 def test_exact_match_ignores_punctuation() -> None:
     assert answers.exact_match(["1,250.", "[invalid]"], ["1250", "3"]).items == [1.0, 0.0]
-    assert answers.numbers("Jibu ni 12. Ndiyo 13", r"Jibu ni (\-?[0-9\.\,]+)") == "12."
+    assert answers.answer_number("Jibu ni 12. Ndiyo 13", r"Jibu ni (\-?[0-9\.\,]+)") == "12."
 
 
 def test_off_target_script() -> None:

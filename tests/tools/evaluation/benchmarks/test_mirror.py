@@ -136,9 +136,11 @@ def test_fetch_says_what_failed_and_goes_on(
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", files)
     result = emma("fetch", tmp_path / "m", "--benchmarks", "massivesumm_long,xnli,xcopa", "--languages", "sw")
     assert result.exit_code == 1
-    assert "massivesumm_long: MaLA-LM/MassiveSumm_long: the hub cannot be asked (401 gated" in result.output
+    assert (
+        "massivesumm_long: MaLA-LM/MassiveSumm_long: cannot be listed on the hub (401 gated" in result.output
+    )
     assert "hf auth login" in result.output
-    assert "facebook/xnli@main: none of its 1 files is in a known layout (xnli.py" in result.output
+    assert "facebook/xnli@main: none of its 1 files matches a known layout (xnli.py" in result.output
     assert (tmp_path / "m" / "cambridgeltl" / "xcopa" / "sw" / "test-00000-of-00001.parquet").is_file()
 
 

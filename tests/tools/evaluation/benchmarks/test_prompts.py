@@ -208,8 +208,8 @@ def test_pandas_draws_are_those_of_pandas() -> None:
     [
         ("sib200", {"text": "a", "category": "poems"}, "answer `poems` is none of science/technology"),
         ("belebele_emma", {"question": "q"}, "'flores_passage' is undefined; its fields are question"),
-        ("xnli_emma", {"premise": "p", "hypothesis": "h", "label": 7}, "number 7, there are 3 choices"),
-        ("xnli_emma", {"premise": "p", "hypothesis": "h", "label": -1}, "number -1"),
+        ("xnli_emma", {"premise": "p", "hypothesis": "h", "label": 7}, "index 7, but there are 3 choices"),
+        ("xnli_emma", {"premise": "p", "hypothesis": "h", "label": -1}, "index -1"),
     ],
 )
 def test_bad_rows_are_named(name: str, row: dict[str, object], part: str) -> None:

@@ -60,7 +60,7 @@ def test_another_schema_is_named(tmp_path: Path) -> None:
     [
         ("eng_Latn.jsonl", b'{"question": ', "cannot be read as .jsonl"),
         ("eng_Latn.parquet", b"PAR1 no", "cannot be read as .parquet"),
-        ("eng_Latn.jsonl", b"", "no rows in it"),
+        ("eng_Latn.jsonl", b"", "contains no rows"),
         ("eng_Latn.jsonl", b"\xff\xfe{}", "cannot be read as UTF-8 text"),
     ],
 )
@@ -119,14 +119,14 @@ def test_plans(store: Mirror, mirror: Path, tmp_path: Path) -> None:
         *("aya/hin_Deva", "aya/fra_Latn", "aya/tur_Latn"),
     ] or {unit.benchmark.name for unit in smoke.units} == {"sib200", "aya"}
     assert len(smoke.units) == 6
-    with pytest.raises(UserError, match=r"data are missing:\n  sib200: .* and 196 more"):
+    with pytest.raises(UserError, match=r"data is missing:\n  sib200: .* and 196 more"):
         plan_units(["sib200"], store, get_tier("full"))
     some = plan_units(["flores200_eng_x", "sib200"], store, Tier(name="given"), {"swh_Latn"})
     assert [unit.name for unit in some.units] == ["flores200_eng_x/eng_Latn-swh_Latn", "sib200/swh_Latn"]
     assert [unit.name for unit in some.share((1, 2))] == ["sib200/swh_Latn"]
     with pytest.raises(UserError, match="no language xxx_Xxxx in sib200"):
         plan_units(["sib200"], store, Tier(name="given"), {"xxx_Xxxx"})
-    with pytest.raises(UserError, match="data are missing"):
+    with pytest.raises(UserError, match="data is missing"):
         plan_units(["sib200"], store, Tier(name="given"), {"fra_Latn"})
     shutil.copytree(mirror / "glot500c", tmp_path / "glot500c")
     partial = plan_units(["nll_glot500", "nll_pbc"], Mirror(tmp_path), get_tier("smoke"))
@@ -156,5 +156,5 @@ def test_whole_files_are_told_apart_by_language(tmp_path: Path) -> None:
     source = get_source("polywrite")
     assert len(read_rows(Mirror(tmp_path), source, "vie_Latn", "test")) == 2
     assert set(available(Mirror(tmp_path), source)) == {"vie_Latn", "hin_Deva"}
-    with pytest.raises(UserError, match="no row of language yor_Latn"):
+    with pytest.raises(UserError, match="no row with language yor_Latn"):
         read_rows(Mirror(tmp_path), source, "yor_Latn", "test")

@@ -251,12 +251,15 @@ def test_dry_run_counts(arguments: list[str | Path], tmp_path: Path) -> None:
     [
         (["--benchmarks", "sib"], "no benchmark sib"),
         (["--benchmarks", "sib200", "--languages", "xxx_Xxxx"], "no language xxx_Xxxx"),
-        (["--benchmarks", "sib200", "--tier", "full"], "data are missing"),
-        (["--benchmarks", "belebele", "--tier", "smoke", "--shots", "belebele=2"], "no form of an example"),
-        (["--benchmarks", "sib200", "--tier", "smoke", "--shots", "sib200"], "wants BENCHMARK=N"),
+        (["--benchmarks", "sib200", "--tier", "full"], "data is missing"),
+        (
+            ["--benchmarks", "belebele", "--tier", "smoke", "--shots", "belebele=2"],
+            "no template for examples",
+        ),
+        (["--benchmarks", "sib200", "--tier", "smoke", "--shots", "sib200"], "must be BENCHMARK=N"),
         (
             ["--benchmarks", "sib200", "--tier", "smoke", "--shots", "sib200=13"],
-            "13 shots wanted, the examples are 12",
+            "13 shots need 13 examples, but there are 12",
         ),
         (["--benchmarks", "nll_pbc", "--tier", "smoke", "--max-length", "4096"], "takes at most 1024 tokens"),
         (["--benchmarks", "nll_pbc", "--tier", "smoke", "--backend", "vllm"], "vllm is not installed"),
