@@ -55,5 +55,5 @@ dist: $(READY)  ## build the source distribution and the wheel, and check them
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/python -m twine check --strict dist/*
 
-clean:  ## remove the virtual environment, caches and built distributions; runs and data stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+clean:  ## remove the virtual environment, caches, the site and built distributions; runs and data stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist site *.egg-info

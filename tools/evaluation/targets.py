@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from emma.base.errors import UserError
 from emma.base.files import read_json, sha256_file
+from emma.recipes.compose import list_names
 
 if TYPE_CHECKING:
     from emma.recipes.schema import Recipe
@@ -80,7 +81,9 @@ def resolve_target(run_or_folder: str, step: int | None = None) -> Target:
             )
         check_model_folder(folder)
         return Target(folder.resolve().name, folder)
-    if folder.is_dir() and not (folder / "recipe.yaml").is_file():
+    # A folder may have the name of a shipped run, as `demo` has after the demo: then the run is meant.
+    known = (folder / "recipe.yaml").is_file() or run_or_folder in list_names("runs")
+    if folder.is_dir() and not known:
         raise UserError(f"{folder}: neither a model folder (config.json) nor a run folder (recipe.yaml)")
     run, recipe = resolve_run(run_or_folder)
     steps = exported_steps(run)

@@ -20,6 +20,7 @@ from emma.recipes.load import write_recipe
 from emma.tools.evaluation.journal import Journal, LanguageScores
 from emma.tools.evaluation.results import read_results
 from emma.tools.evaluation.stored import evaluated_models, stored_scores
+from emma.tools.evaluation.targets import resolve_target
 from tests.tools.evaluation.tiny_model import TEXTS, write_corpus
 from tests.tools.report.sample_run import sample_recipe
 
@@ -195,3 +196,14 @@ def test_run_resolves_to_its_latest_export(model: Path, base: Path, tmp_path: Pa
     assert all(row["difference"] == 0 for row in gains["languages"])
     with pytest.raises(UserError, match="step 11 is not exported; exported are 9, 10"):
         CliRunner().invoke(group, ["run", str(recipe.run_folder), "--step", "11"], catch_exceptions=False)
+
+
+def test_a_shipped_runs_name_is_the_run_though_a_folder_has_it_too(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after the demo, which writes everything into `demo/`."""
+    monkeypatch.chdir(tmp_path)
+    export = Path("demo/runs/demo/hf/step-300")
+    shutil.copytree(model, export)
+    target = resolve_target("demo")
+    assert (target.model, target.folder, target.step) == ("demo/step-300", export, 300)
