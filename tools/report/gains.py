@@ -58,7 +58,7 @@ class KindGains:
 
 def _bars(values: Sequence[float]) -> list[Bar]:
     """Bars of one column, on a common scale that includes zero."""
-    low, high = min(0.0, *values), max(0.0, *values)
+    low, high = min([0.0, *values]), max([0.0, *values])
     span = high - low or 1.0
     zero = 100 * -low / span
     return [

@@ -176,6 +176,20 @@ def test_evaluation_without_a_base_lists_scores(tmp_path: Path) -> None:
     assert f"yor_Latn heldout/monolingual 4 {row.value:.4f}" in text
 
 
+def test_evaluation_of_monolingual_text_alone(tmp_path: Path) -> None:
+    """As after `emma evaluate run RUN --base BASE --kinds monolingual`."""
+    recipe = write_run(tmp_path, languages=10, steps=20)
+    path = recipe.run_folder / "evaluation" / "gains.json"
+    gains = json.loads(path.read_text())
+    for table in ("groups", "languages"):
+        gains[table] = [row for row in gains[table] if row["kind"] == "monolingual"]
+    path.write_text(json.dumps(gains))
+    report("run", recipe.run_folder)
+    text = read_page(recipe.run_folder / "report" / "index.html").text
+    assert "yor_Latn" in text
+    assert "Other text" not in text
+
+
 def test_damaged_records_are_named(tmp_path: Path) -> None:
     recipe = write_run(tmp_path, languages=10, steps=20)
     run, page = recipe.run_folder, recipe.run_folder / "report" / "index.html"
