@@ -57,7 +57,7 @@ def read_card(folder: Path, kind: Kind = "model") -> tuple[dict[str, Any], str]:
         reader = ModelCard if kind == "model" else DatasetCard
         card = reader(content, ignore_metadata_errors=False)
     except (ValueError, TypeError, KeyError, YAMLError) as error:
-        raise UserError(f"{path}: its metadata is not valid: {error}") from None
+        raise UserError(f"{path}: its metadata is invalid: {error}") from None
     return card.data.to_dict(), card.text
 
 
