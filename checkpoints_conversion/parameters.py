@@ -4,7 +4,7 @@ Megatron stores a weight of all layers as one tensor whose first axis is the lay
 combine several of transformers': `linear_qkv` has, for each query group in turn, the rows of the group's
 query heads, its key head, and its value head; `linear_fc1` has the gate's rows, then the up projection's.
 Both libraries rotate the first half of a head's channels against the second half (`rotate_half`), so rows
-within a head keep their order.
+within a head keep their order. With tied embeddings neither side has an output layer.
 """
 
 from __future__ import annotations

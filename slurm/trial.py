@@ -1,8 +1,10 @@
 """The job's side of a sweep.
 
-python -P -m emma.slurm.trial begin SWEEP_FOLDER NUMBER     # prints the trial's run folder
-python -P -m emma.slurm.trial mix SWEEP_FOLDER NUMBER       # prints its mix folder
-python -P -m emma.slurm.trial watch SWEEP_FOLDER NUMBER     # stops the trial if the sweep prunes it
+    python -P -m emma.slurm.trial begin SWEEP_FOLDER NUMBER     # prints the trial's run folder
+    python -P -m emma.slurm.trial mix SWEEP_FOLDER NUMBER       # prints its mix folder
+    python -P -m emma.slurm.trial watch SWEEP_FOLDER NUMBER     # stops the trial if the sweep prunes it
+
+The jobs of `templates/trial.sh.j2` call these.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ holds them.
 A process id does not identify a process: every machine, and every pid namespace on a machine, counts from 1.
 On one machine a lock of the kernel (`flock`) tells whether a writer is alive. Whether locks reach other
 machines depends on how the file system is mounted, so files of another machine are never taken for abandoned.
+
+A run's claim, `writer.json`, is another thing: see `tools/runs/run_folder.py`.
 """
 
 from __future__ import annotations

@@ -210,7 +210,8 @@ class Normalisation(Section):
 
 
 class Identification(Section):
-    """Language identification of documents. It overrules labels only for languages that the model knows."""
+    """Language identification of documents. Those whose label it contradicts are removed, if the model knows the label's
+    language."""
 
     backend: Literal["none", "fasttext", "py3langid"] = "none"
     """`none` trusts the label; `fasttext` reads any model in fastText's format (GlotLID, OpenLID, lid.176);

@@ -214,7 +214,7 @@ class Logging(Section):
     """Also log to this project on Weights & Biases, with files in `wandb/` of the run folder (extra `wandb`)."""
     wandb_offline: bool = False
     """Keep the files of Weights & Biases on this machine, for nodes without network access; `wandb sync
-    RUN/wandb/offline-*` uploads them later."""
+    RUN/wandb/wandb/offline-run-*` uploads them later."""
 
     @model_validator(mode="after")
     def _offline(self) -> Self:

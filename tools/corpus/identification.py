@@ -93,7 +93,7 @@ class Identifier:
             return language
 
     def mismatch(self, text: str, language: str) -> str | None:
-        """The prediction, if it overrules the label `language` (`xxx_Ssss`); None if the label stands."""
+        """The prediction, if it contradicts the label `language` (`xxx_Ssss`); None if the label stands."""
         group = self._group(language)
         if len(text) < self.settings.min_characters or group not in self.known:
             return None

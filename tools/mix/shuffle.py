@@ -1,4 +1,7 @@
-"""A uniform shuffle of more rows than memory should hold."""
+"""A uniform shuffle of more rows than memory should hold.
+
+The random numbers come from the caller: `generator` in `select.py` makes them from the mix's seed.
+"""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 How the training entry uses it:
 
-    mix = read_mix(recipe.mix_folder)                      # mix.json: fingerprint, samples, groups; no data
-    is opened train = open_dataset(mix.train, config)                # config: Megatron's GPTDatasetConfig
+    mix = read_mix(recipe.mix_folder)                # mix.json: fingerprint, samples, groups; opens no data
+    train = open_dataset(mix.train, config)          # config: Megatron's GPTDatasetConfig
     group = open_dataset(mix.validation("component-monolingual"), config)
 
 - `len(train)` is exactly steps × global batch. Sample i is the same at every start, so a plain sequential

@@ -3,7 +3,8 @@ are: `python -P -m emma.tools.training.preflight FOLDER GPUS_PER_NODE`.
 
 Each rank writes `FOLDER/preflight-<rank>.json` with its node and the faults it found: too few devices, memory
 that someone else holds, a wrong or slow matrix product, an all-reduce that is wrong or never returns, a disk
-that cannot be written. The exit code is 1 if this rank found a fault.
+that cannot be written. The exit code is 1 if this rank found a fault. `slurm/link.py` makes a list of faulty
+nodes of the reports, and `slurm/templates/ranks.sh.j2` continues without them.
 """
 
 from __future__ import annotations

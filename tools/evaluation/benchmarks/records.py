@@ -1,7 +1,9 @@
 """Finished units on disk: a pair of files each, scores and samples, so that an interrupted run repeats none.
 
-<evaluation>/benchmarks/<model>/<benchmark>/<language>.json           scores and all that determined them
-<evaluation>/benchmarks/<model>/<benchmark>/<language>.samples.zst    one line of JSON per item
+The files of a unit, which is one benchmark in one language:
+
+    <evaluation>/benchmarks/<model>/<benchmark>/<language>.json           scores and all that determined them
+    <evaluation>/benchmarks/<model>/<benchmark>/<language>.samples.zst    one line of JSON per item
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The claim: a launch whose run another launch has taken over stops before it writes.
 
-Answers `save_checkpoint_and_time`, before the save. `Validation` and `Metrics` ask it before they write.
+Answers `save_checkpoint_and_time`, before the save. `Validation` and `Metrics` ask it before they write. The
+claim is made in `tools/runs/run_folder.py`, when a launch is prepared.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 steps.
 
 Answers `train` (before the loop: starts the clock), `training_log` (around Megatron's log: collects, then writes) and
-`save_checkpoint_and_time` (around everything: pauses the clock). The format is in `tools/runs/metrics.py`.
+`save_checkpoint_and_time` (around everything: pauses the clock). The format is in `tools/runs/metrics.py`. TensorBoard
+gets its steps from Megatron itself, by the arguments of `_output` in `tools/training/arguments.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Disk space: a save that would fill the disk does not begin, so that no part of a checkpoint is left.
 
-Answers `save_checkpoint_and_time`, before the save.
+Answers `save_checkpoint_and_time`, before the save. `slurm/space.py` checks the whole run before it is submitted.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Weights & Biases, where the recipe names a project (`logging.wandb_project`).
 
-Answers no seam: `Metrics` and `Validation` call it on the last rank, where Megatron has started the client.
+Answers no seam: `Metrics` and `Validation` call it on the last rank, where Megatron has started the client with the
+arguments of `_output` in `tools/training/arguments.py`.
 """
 
 from __future__ import annotations
