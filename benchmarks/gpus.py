@@ -24,7 +24,7 @@ def find_gpus() -> Gpus:
     """This machine's GPUs.
 
     Raises:
-        UserError: there is none, `recipes/devices.yaml` does not know it, or Transformer Engine is missing.
+        UserError: there is none, `recipes/devices.yaml` does not list it, or Transformer Engine is missing.
     """
     from importlib.util import find_spec
 

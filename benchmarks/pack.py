@@ -98,7 +98,7 @@ class _Encode:
 
 
 def run_peer(text: Path, folder: Path, target: Path, workers: int) -> None:
-    """All the peer's work, in a process of its own."""
+    """All the peer's work, in a separate process."""
     import numpy as np
     import torch
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder

@@ -41,7 +41,7 @@ def commands() -> dict[str, list[str]]:
 
 @dataclass
 class Times:
-    """Seconds of a command, one value a round: `wall` from start to end, `cpu` of its process."""
+    """Seconds of a command, one value per round: `wall` from start to end, `cpu` of its process."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)

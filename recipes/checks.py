@@ -72,7 +72,7 @@ def _cluster(recipe: Recipe) -> Iterator[Fault]:
     if cluster.launcher == "torchrun" and cluster.nodes > 1:
         yield (
             "cluster.launcher",
-            f"torchrun starts the ranks of one machine, the cluster has {cluster.nodes} nodes",
+            f"torchrun starts the ranks of one machine, but the cluster has {cluster.nodes} nodes",
             "use srun",
         )
     if p.tensor > cluster.gpus_per_node:
@@ -122,7 +122,7 @@ def _layout(recipe: Recipe) -> Iterator[Fault]:
     if p.virtual_pipeline > 1 and p.pipeline == 1:
         yield (
             "parallelism.virtual_pipeline",
-            f"{p.virtual_pipeline} needs a pipeline of at least 2 stages, this one has 1",
+            f"{p.virtual_pipeline} needs a pipeline of at least 2 stages, but this one has 1",
             "set virtual_pipeline to 1 or pipeline to 2 or more",
         )
     if p.sequence and p.tensor == 1:
@@ -231,11 +231,11 @@ def _precision(recipe: Recipe) -> Iterator[Fault]:
     if precision.fp8 == "mxfp8" and device != "b200":
         yield (
             "precision.fp8",
-            f"mxfp8 needs Blackwell, the cluster has `{device}`",
+            f"mxfp8 needs Blackwell, but the cluster has `{device}`",
             "use tensorwise or blockwise",
         )
     if precision.fp8 == "blockwise" and device == "b200":
-        yield ("precision.fp8", "blockwise scaling is Hopper's, the cluster has `b200`", "use mxfp8")
+        yield ("precision.fp8", "blockwise scaling is Hopper's, but the cluster has `b200`", "use mxfp8")
     if precision.fp8_params and not recipe.parallelism.distributed_optimizer:
         yield (
             "precision.fp8_params",

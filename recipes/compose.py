@@ -88,13 +88,13 @@ class Composed:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """`did you mean …?` with the closest known names, or a list of all names if none is close."""
+    """`did you mean …?` with the closest known names, or all names if none is close."""
     close = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
     first, second = (difflib.SequenceMatcher(None, word, name).ratio() for name in [*close, "", ""][:2])
     if close:
         close = close[:1] if first - second > 0.1 else close
         return "did you mean " + " or ".join(f"`{name}`" for name in close) + "?"
-    return "known are " + ", ".join(f"`{name}`" for name in sorted(known))
+    return "choose one of " + ", ".join(f"`{name}`" for name in sorted(known))
 
 
 def list_names(kind: str) -> list[str]:

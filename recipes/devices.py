@@ -68,5 +68,7 @@ def device(name: str) -> Device:
         UserError: there is no such device in the table.
     """
     if name not in _table():
-        raise UserError(f"device `{name}`: not in recipes/devices.yaml; known are {', '.join(_table())}")
+        raise UserError(
+            f"device `{name}`: not in recipes/devices.yaml; expected one of {', '.join(_table())}"
+        )
     return _table()[name]

@@ -60,7 +60,7 @@ class SweepPlan:
         return f"{','.join(map(str, self.numbers))}%{self.concurrent}"
 
     def summary(self) -> str:
-        """A summary in a few lines."""
+        """A short summary."""
         done = sum(trial.done for trial in self.trials)
         failed = [
             trial.number

@@ -1,4 +1,4 @@
-"""What tests of several rooms need."""
+"""Fixtures that tests of several rooms need."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ __all__ = ["content"]
 
 
 def content(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by its path there; not of manifests, which say when they were written."""
+    """SHA-256 of every file below a folder, by relative path; not of manifests, which hold times."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))

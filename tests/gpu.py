@@ -1,4 +1,4 @@
-"""Tests on real GPUs: what they need, and ranks of their own (tests/ranks.py hides GPUs from its ranks)."""
+"""Tests on real GPUs: what they need, and their own ranks (tests/ranks.py hides GPUs from its ranks)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def require_gpus(count: int = 1, *, hopper: bool = False) -> str:
-    """Skips the test with the reason where GPUs or Transformer Engine are missing.
+    """Skips the test, with the reason, if GPUs or Transformer Engine are missing.
 
     Args:
         count: GPUs the test needs.
@@ -36,7 +36,7 @@ def require_gpus(count: int = 1, *, hopper: bool = False) -> str:
 
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found < count:
-        pytest.skip(f"needs {count} NVIDIA GPU(s), this machine shows {found}")
+        pytest.skip(f"needs {count} NVIDIA GPU(s); this machine shows {found}")
     if find_spec("transformer_engine") is None:
         pytest.skip("needs transformer_engine (pip install 'emma-recipes[gpu]')")
     if hopper and torch.cuda.get_device_capability(0) < (9, 0):
@@ -45,7 +45,7 @@ def require_gpus(count: int = 1, *, hopper: bool = False) -> str:
 
 
 def run_on_gpus(function: Callable[..., Any], ranks: int, folder: Path, *args: Any) -> list[Any]:
-    """Runs `function(*args)` in a process a GPU, with torch's rank variables, and returns the results rank by rank."""
+    """Runs `function(*args)` in one process per GPU, with torch's rank variables; returns the results rank by rank."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -79,7 +79,7 @@ def imports_of(module: str, source: str, known: Iterable[str]) -> Iterator[Impor
         for target in _targets(node, package, modules):
             if target == module:  # its own name, for a process that is to import it
                 continue
-            # A string is read when something is called, wherever it stands.
+            # A string counts as read on a call, wherever it is.
             yield Import(module, target, node.lineno, "call" if isinstance(node, ast.Constant) else when)
 
 

@@ -1,4 +1,4 @@
-"""Processes in pid namespaces of their own, as in containers: they share host and files, and all have the same id."""
+"""Processes in their own pid namespaces, as in containers: they share host and files, and all have the same id."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Contained:
     log: Path
 
     def stop_when(self, condition: Callable[[], bool], seconds: float = 60) -> None:
-        """Stops the command at a moment at which `condition` holds, and still holds when it stands still."""
+        """Stops the command at a moment when `condition` holds, and still holds once it is stopped."""
         end = time.monotonic() + seconds
         while True:
             assert self.process.poll() is None, f"it ended before\n{self.log.read_text()}"
@@ -58,7 +58,7 @@ class Contained:
         self._send(signal.SIGCONT)
 
     def wait_for(self, text: str, seconds: float = 60) -> None:
-        """Waits until the command has said something."""
+        """Waits until the command has printed something."""
         end = time.monotonic() + seconds
         while text not in self.log.read_text():
             assert self.process.poll() is None, f"it ended before\n{self.log.read_text()}"
@@ -66,7 +66,7 @@ class Contained:
             time.sleep(0.02)
 
     def succeeds(self, seconds: float = 120) -> None:
-        """Waits for the end, which has to be a good one."""
+        """Waits for the end, which must be a success."""
         code = self.process.wait(seconds)
         assert code == 0, f"exit code {code}\n{self.log.read_text()}"
 
@@ -78,7 +78,7 @@ class Contained:
 
 @contextmanager
 def contained(log: Path, command: Sequence[str]) -> Iterator[Contained]:
-    """Starts a command in a pid namespace of its own; it is killed at the end if it still runs."""
+    """Starts a command in its own pid namespace; it is killed at the end if it still runs."""
     environment = {**os.environ, "EMMA_PROGRESS": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     with log.open("wb") as handle:
         process = subprocess.Popen([*_UNSHARE, *command], env=environment, stdout=handle, stderr=handle)

@@ -12,7 +12,7 @@ ranks of every job.
         assert [outcome.exit_code for outcome in job.outcomes(timeout=60)] == [0, 0]
 
 The function runs in every rank, with RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT set,
-one thread, no GPU (CUDA_VISIBLE_DEVICES is empty), its output in a file of its own, and `megatron_patches` applied;
+one thread, no GPU (CUDA_VISIBLE_DEVICES is empty), its own output file, and `megatron_patches` applied;
 `patched=False` leaves them out, for tests that show what goes wrong without them. Arguments and results are pickled.
 The server starts with the first job of a session and ends with it.
 """
@@ -126,7 +126,7 @@ class Job:
         return "\n".join([f"--- rank {rank}, last {len(lines)} lines ---", *lines])
 
     def _end(self) -> None:
-        """Kills what still runs, its children included, and waits until it is gone."""
+        """Kills what still runs, including children, and waits until it is gone."""
         self._server.send(("kill", self._number))
         while len(self.exit_codes) < len(self.pids):
             self._server.receive(1.0)
@@ -185,7 +185,7 @@ class RanksServer:
         self._started = None
         call = (function.__module__, function.__qualname__, pickle.dumps(args))
         self.send(("start", number, folder, call, world_size, dict(env or {}), patched))
-        # Filled in before the reply is read: a rank's end may come right behind it.
+        # Filled in before the reply is read: a rank's end may follow right after it.
         job = self._jobs[number] = Job(self, number, name, folder, [])
         while self._started is None:
             self.receive(10.0)

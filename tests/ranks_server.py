@@ -23,7 +23,7 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 
-# What a rank of the trainer would import by itself, seconds each time.
+# What a rank of the trainer would otherwise import itself, at seconds each time.
 _IMPORTED_ONCE = (
     "megatron.training",
     "megatron.core.models.gpt",
@@ -113,7 +113,7 @@ class Server:
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 job, rank = self._running.pop(pid)
-                # Workers that the rank has left behind share its process group.
+                # Workers that the rank left behind share its process group.
                 _kill(pid)
                 self._connection.send(("exited", job, rank, os.waitstatus_to_exitcode(status)))
 
@@ -177,7 +177,7 @@ def _be_rank(
             (folder / f"rank-{rank}.result").write_bytes(pickle.dumps(None))
         elif not isinstance(error.code, int):
             print(error.code, file=sys.stderr)
-    except BaseException:  # noqa: BLE001  whatever a test's function raises belongs into the rank's output
+    except BaseException:  # noqa: BLE001  whatever a test's function raises belongs in the rank's output
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -213,7 +213,7 @@ def main() -> None:
     for module in _IMPORTED_ONCE:
         importlib.import_module(module)
     server = Server(connection)
-    # Megatron collects garbage around each save; a million objects of imported modules would be gone through each time.
+    # Megatron collects garbage around each save, which would scan a million objects of imported modules each time.
     gc.collect()
     gc.freeze()
     server.serve()

@@ -1,4 +1,4 @@
-"""A small run for tests: a two-kilobyte recipe in a folder of its own, with everything inline."""
+"""A small run for tests: a two-kilobyte recipe in its own folder, with everything inline."""
 
 from __future__ import annotations
 

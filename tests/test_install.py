@@ -1,4 +1,4 @@
-"""The distribution as its users get it: what the files hold, and what an installation of them does where it is used."""
+"""The distribution as its users get it: what the files hold, and what an installation does."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_a_signal_reaches_the_running_ranks() -> None:
     assert job.wait(timeout=20) == ["SIGTERM", "SIGTERM"]
 
 
-def test_a_killed_rank_takes_its_children_along() -> None:
+def test_the_children_of_a_killed_rank_die_too() -> None:
     job = start_ranks(wait_for_signal, 1, True)
     job.wait_for("ready")
     child = int(job.output(0).split("child ")[1].split()[0])

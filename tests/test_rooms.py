@@ -1,4 +1,4 @@
-"""The walls between rooms: the table of docs/architecture.md, held against every import of the repository."""
+"""The walls between rooms: the table of docs/architecture.md, checked against every import in the repository."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ def extra_packages() -> frozenset[str]:
 
 
 ROOTS = frozenset(["emma", "emma.tools"])
-"""Packages above all rooms; they import nothing, and whoever imports a room imports them."""
+"""Packages above all rooms; they import nothing, and importing a room imports them."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the rooms import, whatever they may.
+    """What the rooms import, whether allowed or not.
 
     Attributes:
         crossings: room and imported room → the places.
@@ -144,7 +144,7 @@ def facts_of(rooms: Sequence[Room], imports: Sequence[Import], modules: Iterable
 
 
 def faults_of(rooms: Sequence[Room], facts: Facts) -> list[str]:
-    """What the table does not allow, and what it allows though nobody needs it."""
+    """What the table does not allow, and what it allows although nothing needs it."""
     faults = list(facts.homeless)
     allowed = {(room.name, name) for room in rooms for name in room.may_import}
     for (room, target), places in facts.crossings.items():

@@ -23,7 +23,7 @@ __all__ = ["TinyMix", "make_tiny_corpus", "make_tiny_mix", "tiny_data"]
 
 @dataclass(frozen=True)
 class TinyMix:
-    """Where things are, and what a recipe has to say about them."""
+    """Where things are, and what a recipe says about them."""
 
     mix: Path
     store: Path
@@ -133,7 +133,7 @@ def make_tiny_mix(
         folder: gets `tokenizer/`, `corpus/`, `store/` and `mix/tiny/`; what is there is used again.
         samples: training samples (steps × global batch).
         sequence_length: input tokens of a sample.
-        vocab_size: token ids of tokenizer and model, 300 at least.
+        vocab_size: token ids of tokenizer and model, at least 300.
         packing: how documents fill samples.
         validation_groups: whether there are groups `component-monolingual`, `component-bilingual`,
             `category-monolingual-<low|high>` and `language-swh_Latn`.

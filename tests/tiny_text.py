@@ -1,4 +1,4 @@
-"""A few sentences in several languages and scripts, and a byte-level BPE tokenizer trained on them in an instant."""
+"""A few sentences in several languages and scripts, and a byte-level BPE tokenizer that trains on them instantly."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def pairs(source: str, target: str, count: int) -> list[tuple[str, str]]:
 
 
 def train_tokenizer(folder: Path, vocab_size: int = 512, extra_control: Sequence[str] = ()) -> Path:
-    """Trains a byte-level BPE and writes `folder/tokenizer.json`; `vocab_size` counts control tokens, 259 at least."""
+    """Trains a byte-level BPE and writes `folder/tokenizer.json`; `vocab_size` (at least 259) includes control tokens."""
     control = [BEGIN, END, *extra_control]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

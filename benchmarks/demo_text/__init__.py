@@ -1,1 +1,1 @@
-"""Where the demo's text comes from: one module a source, each reads unpacked packages and yields records."""
+"""Where the demo's text comes from: one module per source, which reads unpacked packages and yields records."""

@@ -27,7 +27,7 @@ Real text in many languages from openly licensed packages, in the formats that s
 licence of its source, named below (and in the records where they differ within a file); the licence texts and notices
 are in [licenses/](licenses/). The repository's own licence does not extend to these files, nor theirs to it.
 
-Changes made to the sources: markup, headings and code chunks were removed, white space was normalised, paragraphs left
+Changes made to the sources: markup, headings and code chunks were removed, whitespace was normalised, paragraphs left
 in English inside translations were dropped, long texts were cut into sections or passages, and parts were selected.
 
 Monolingual text and sentence pairs never overlap: the odd articles of the Universal Declaration are monolingual and

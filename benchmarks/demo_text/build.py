@@ -110,7 +110,7 @@ def _udhr(selection: dict[str, Any], fetch: Fetch, out: Path) -> Iterator[Writte
 
 def _gnome_help(selection: dict[str, Any], fetch: Fetch, out: Path) -> Iterator[Written]:
     archive = fetch("apt:gnome-user-docs")
-    # An order that has nothing to do with the pages' subjects, so that a cut leaves a bit of everything.
+    # An order unrelated to the pages' subjects, so that a cut keeps a bit of everything.
     names = sorted(
         gnome_help.page_names(archive.folder), key=lambda name: hashlib.sha256(name.encode()).digest()
     )
@@ -161,7 +161,7 @@ def _gnome_help(selection: dict[str, Any], fetch: Fetch, out: Path) -> Iterator[
     yield Written(
         "bilingual",
         "bilingual/gnome-help/gnome-help.*.gz",
-        "Moses: two aligned files a pair, gzip",
+        "Moses: two aligned files per pair, gzip",
         "GNOME user help, every fourth page (none of them in the monolingual file)",
         (archive.name,),
         "CC-BY-SA-3.0",

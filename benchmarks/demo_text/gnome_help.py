@@ -9,7 +9,7 @@ __all__ = ["align", "page_names", "read_page"]
 
 _MALLARD = "{http://projectmallard.org/1.0/}"
 _BLOCKS = {f"{_MALLARD}{name}" for name in ("title", "desc", "p", "cite", "screen")}
-# Credits, legal text and link targets are no prose.
+# Credits, legal text and link targets are not prose.
 _SKIPPED = {f"{_MALLARD}{name}" for name in ("credit", "revision", "link", "license", "include", "keywords")}
 
 
@@ -29,8 +29,8 @@ def read_page(package: Path, locale: str, name: str) -> list[str]:
 
 
 def align(source: list[str], target: list[str]) -> list[tuple[str, str]]:
-    """Pairs blocks by position; a page whose translation has another number of blocks, and blocks left
-    untranslated, give nothing."""
+    """Pairs blocks by position; pages whose translation has another number of blocks, and blocks
+    left untranslated, are dropped."""
     if len(source) != len(target):
         return []
     return [(left, right) for left, right in zip(source, target, strict=True) if left != right]

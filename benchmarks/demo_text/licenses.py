@@ -68,7 +68,5 @@ def _python_license(copyright_file: str) -> str:
 
 def _read(path: Path) -> str:
     if not path.is_file():
-        raise UserError(
-            f"{path}: missing, and with it the licence of text that would be written; nothing is complete without it"
-        )
+        raise UserError(f"{path}: missing; the demo's text is not written without its licence")
     return path.read_text("utf-8")

@@ -27,7 +27,7 @@ Pair = tuple[str, str]
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """One JSON object a line; `.zst` or `.gz` in the name chooses the compression."""
+    """One JSON object per line; `.zst` or `.gz` in the name chooses the compression."""
     _write(path, b"".join(orjson.dumps(record) + b"\n" for record in records))
 
 
@@ -41,13 +41,13 @@ def write_csv_gz(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
 
 def write_parquet(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """One row a record, zstd-compressed."""
+    """One row per record, zstd-compressed."""
     with atomic_write(path) as handle:
         pq.write_table(pa.Table.from_pylist(list(records)), handle, compression="zstd", compression_level=19)
 
 
 def write_tmx(path: Path, languages: Pair, pairs: Iterable[Pair], *, source: str) -> None:
-    """Translation Memory eXchange 1.4: one `<tu>` a pair, one `<tuv xml:lang>` a side; `.gz` is compressed."""
+    """Translation Memory eXchange 1.4: one `<tu>` per pair, one `<tuv xml:lang>` per side; `.gz` is compressed."""
     lines = [
         '<?xml version="1.0" encoding="UTF-8"?>',
         '<tmx version="1.4">',
@@ -65,7 +65,7 @@ def write_tmx(path: Path, languages: Pair, pairs: Iterable[Pair], *, source: str
 
 
 def write_moses(stem: Path, languages: Pair, pairs: Sequence[Pair]) -> list[Path]:
-    """Two files `<stem>.<language>.gz` with as many lines, one segment a line; returns their paths."""
+    """Two files `<stem>.<language>.gz` with as many lines each, one segment per line; returns their paths."""
     paths = [stem.with_name(f"{stem.name}.{language}.gz") for language in languages]
     for side, path in enumerate(paths):
         _write(path, "".join(pair[side] + "\n" for pair in pairs).encode())

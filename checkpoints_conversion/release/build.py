@@ -45,7 +45,7 @@ class ReleasePlan:
     licence_folders: tuple[Path, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For people and scripts."""
+        """The plan as JSON-ready values."""
         return {
             "model": self.facts.title,
             "export": str(self.export),

@@ -47,7 +47,7 @@ def _tensor_faults(folder: Path) -> list[str]:
     found = {name: record.shape for name, record in reader.records.items()}
     wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if wrong:
-        faults.append(f"{folder}: {len(wrong)} tensors do not match config.json, the first is {wrong[0]}")
+        faults.append(f"{folder}: {len(wrong)} tensors do not match config.json; the first is {wrong[0]}")
     index = folder / INDEX_NAME
     if not index.is_file():
         faults.append(f"{index}: missing")

@@ -120,6 +120,6 @@ def check_parity(parity: Any, where: Path, hashes: dict[str, str] | None = None)
     different = sorted(name for name in hashes.keys() | proven.keys() if hashes.get(name) != proven.get(name))
     if different:
         raise CheckFailedError(
-            f"{where}: the report is about other weights: {len(different)} tensors differ, the first is {different[0]}; "
+            f"{where}: the report is about other weights: {len(different)} tensors differ (the first is {different[0]}); "
             f"{again}"
         )

@@ -1,2 +1,2 @@
-"""What every room stands on: errors, files, staging, manifests, processes, progress. It imports no other
+"""What every room builds on: errors, files, staging, manifests, processes, progress. It imports no other
 room."""

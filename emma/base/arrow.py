@@ -22,7 +22,7 @@ def keep_pandas_out() -> None:
     Wherever pandas is installed (lm-eval needs it), pyarrow imports it to convert the first list or NumPy
     array, only to check whether it is a pandas object: half a second and 50 MiB in every process. Until
     something asks for pandas itself (`to_pandas()`), pyarrow does not recognise its objects (`pandas.NA`, a
-    categorical series): use this in processes that have none.
+    categorical series): use this only in processes that have none.
     """
     if "pandas" not in sys.modules:
         finder = _NoPandas()

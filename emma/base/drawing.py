@@ -8,7 +8,7 @@ __all__ = ["set_up_drawing"]
 
 
 def set_up_drawing() -> None:
-    """Makes matplotlib draw without a display, and the same drawing into the same bytes.
+    """Makes matplotlib draw without a display, and write the same drawing as the same bytes.
 
     Raises:
         UserError: matplotlib is not installed.

@@ -27,7 +27,7 @@ _CHUNK = 8 << 20
 
 
 def fsync_path(path: Path) -> None:
-    """Makes durable what a file holds, or which names a folder holds (its renames)."""
+    """Makes a file's content, or a folder's entries (renames in it), durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -83,7 +83,7 @@ def read_json(path: Path | str) -> Any:
     """Reads JSON.
 
     Raises:
-        UserError: the file is missing or is no JSON; the message names it.
+        UserError: the file is missing or is not JSON; the message names it.
     """
     from emma.base.errors import UserError
 
@@ -93,7 +93,9 @@ def read_json(path: Path | str) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except orjson.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); it was cut or edited: write it again") from None
+        raise UserError(
+            f"{path}: not valid JSON ({error}); it was truncated or edited: write it again"
+        ) from None
 
 
 def append_line(path: Path | str, line: bytes) -> None:

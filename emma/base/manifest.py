@@ -89,7 +89,7 @@ class Manifest:
         """Reads `folder/manifest.json`.
 
         Raises:
-            UserError: it is missing (the stage did not finish), no JSON, or lacks fields.
+            UserError: it is missing (the stage did not finish), is not JSON, or lacks fields.
         """
         path = Path(folder) / MANIFEST_NAME
         if not path.is_file():
@@ -115,7 +115,7 @@ class Manifest:
             if not path.is_file():
                 faults.append(f"{path}: missing")
             elif path.stat().st_size != record.bytes:
-                faults.append(f"{path}: {path.stat().st_size} bytes, the manifest says {record.bytes}")
+                faults.append(f"{path}: {path.stat().st_size} bytes, but the manifest says {record.bytes}")
             elif contents and f"sha256:{sha256_file(path)}" != record.checksum:
                 faults.append(f"{path}: its SHA-256 differs from the manifest's: the content changed")
         return faults

@@ -82,8 +82,8 @@ _THREADS = {"RAYON_NUM_THREADS": "1"}
 # Python 3.12 starts the process with the working folder first on the path: a user's own `numpy.py` or `emma/` would be
 # imported there.
 _PATH = {"PYTHONSAFEPATH": "1"}
-# Batches are smaller than the first limit, so that their memory is used again instead of being asked from the
-# system page by page; what is larger goes back to it when it is freed. Values that the user has set stay.
+# Batches are smaller than the first limit, so their memory is reused instead of being requested from the
+# system page by page; larger blocks go back to the system when freed. Values set by the user are kept.
 _MEMORY = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_MMAP_THRESHOLD_": str(8 << 20),

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 WORK_NAME = ".work"
-"""Folder in a resumable one for the marks of finished work; it goes when the folder gets its name."""
+"""Subfolder of a resumable folder for the marks of finished work; removed when the folder gets its name."""
 
 _FINGERPRINT = "fingerprint"
 _POLL_SECONDS = 0.2
@@ -67,7 +67,7 @@ class WrittenMeanwhileError(UserError):
 
 @dataclass(frozen=True)
 class _Writer:
-    """Who holds a lock; `machine` tells machines apart, the rest is for people."""
+    """Who holds a lock; `machine` tells machines apart, the rest is for messages."""
 
     machine: str
     host: str
@@ -200,8 +200,8 @@ def staged_folder(destination: Path, *, overwrite: bool = False, lock: Lock | No
 
     Args:
         destination: final name.
-        overwrite: replace what stands there.
-        lock: of a caller that already is the sole writer.
+        overwrite: replace what is there.
+        lock: that of a caller that is already the sole writer.
 
     Raises:
         InUseError: another process is writing `destination`.
@@ -234,8 +234,8 @@ def resumable_folder(destination: Path, fingerprint: str, *, overwrite: bool = F
 
     Args:
         destination: final name.
-        fingerprint: what the content is a function of; what another one left is removed.
-        overwrite: replace what stands there.
+        fingerprint: identifies what the content depends on; what a call with another one left is removed.
+        overwrite: replace what is there.
 
     Raises:
         InUseError: another process is writing `destination`, or one on another machine may be.
@@ -274,8 +274,8 @@ def clear_leftovers(folder: Path, lock: Lock, name: str | None = None) -> list[P
 
     Args:
         folder: where to look.
-        lock: that all writers of these outputs hold.
-        name: of one output; default all.
+        lock: the one that every writer of these outputs must hold.
+        name: name of one output; by default all.
 
     Returns:
         What stays: a process of another machine may be writing it, or it belongs to another user.
@@ -374,14 +374,14 @@ def _synchronise(folder: Path) -> None:
 
 
 def check_free_space(folder: Path, needed: int) -> None:
-    """Refuses to begin what cannot fit.
+    """Refuses to begin if the disk lacks the space.
 
     Args:
         folder: where it is to go; it need not exist yet.
         needed: bytes.
 
     Raises:
-        UserError: with the bytes there are and the bytes there must be.
+        UserError: too little space; the message gives needed and free bytes.
     """
     existing = folder.absolute()
     while not existing.exists():
@@ -389,6 +389,6 @@ def check_free_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise UserError(
-            f"{folder}: {needed / 1e9:.1f} GB are to be written and {free / 1e9:.1f} GB are free; "
+            f"{folder}: {needed / 1e9:.1f} GB are to be written, but {free / 1e9:.1f} GB are free; "
             "free some space or name another disk"
         )

@@ -67,7 +67,7 @@ statistics_option = click.option(
     metavar="NAME",
     help="Plan a data recipe without a run; its budget is data.mix.tokens.",
 )
-@click.option("--tokens", type=click.IntRange(min=1), help="Another budget in tokens.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Budget in tokens, instead of the recipe's.")
 @statistics_option
 @click.option(
     "--output",
@@ -178,7 +178,7 @@ def build(
 ) -> None:
     """Build the mix of RUN from its token store; reads no .bin, copies no token.
 
-    The same recipe and store give the same bytes; the same mix, if it is there, is left alone. The folder
+    The same recipe and store give the same bytes; if the same mix is already there, it is left alone. The folder
     appears when it is complete; a second command waits for the first.
     """
     from emma.tools.mix.build import build_mix
@@ -225,7 +225,7 @@ def build(
 def verify(run: str, overrides: tuple[str, ...], statistics: tuple[str, ...], as_json: bool) -> None:
     """Check the mix of RUN: every row, sample and index against the store, the plan and the recipe.
 
-    Exits with 1 if there is a fault; names file, row and values.
+    Exits with 1 on any fault, naming file, row and values.
     """
     from emma.tools.mix.prepare import MixSettings, expected_fingerprint
     from emma.tools.mix.verify import verify_mix
@@ -243,7 +243,7 @@ def verify(run: str, overrides: tuple[str, ...], statistics: tuple[str, ...], as
     else:
         click.echo(
             f"{settings.folder}: {seen['samples']:,} samples, {seen['rows']:,} rows, {seen['groups']:,} "
-            "validation groups: " + (f"{len(faults)} faults" if faults else "no fault")
+            "validation groups: " + (f"{len(faults)} faults" if faults else "no faults")
         )
     if faults:
         raise CheckFailedError("\n".join(["the mix has faults:", *faults]))

@@ -25,7 +25,7 @@ def group() -> None:
       sources.parquet            counts of every language and split
       manifest.json              inputs, outputs with checksums, counts, settings
 
-    data.pack of the recipe sets the components, the making of documents and the size of shards;
+    data.pack of the recipe sets the components, how documents are made and the size of shards;
     model.tokenizer sets begin and end of text.
     """
 
@@ -97,7 +97,7 @@ def run(
 ) -> None:
     """Tokenise the corpus of RUN into its token store, on all cores.
 
-    It can be killed at any moment: the same command continues and ends in the same bytes, with any number of
+    It can be killed at any moment: the same command continues and writes the same bytes, with any number of
     processes or array tasks, which may run at the same time. Finished components are left alone; changed
     inputs or settings are refused.
 
@@ -195,7 +195,7 @@ def verify(
 ) -> None:
     """Check the token store of RUN: every file, document and token against manifest and rules.
 
-    Exits with 1 if there is a fault; names file, document and values.
+    Exits with 1 on any fault, naming file, document and values.
     """
     from emma.tools.pack.verify import verify_component
 

@@ -16,7 +16,7 @@ __all__ = ["command"]
     "--speed",
     type=click.FloatRange(min=0, min_open=True),
     metavar="TOKENS",
-    help="Measured tokens per second and GPU, instead of the estimate.",
+    help="Measured tokens per second per GPU, instead of the estimate.",
 )
 @click.option(
     "--simulate",

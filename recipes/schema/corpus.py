@@ -239,18 +239,18 @@ class Thresholds(Section):
     max_characters: int | None = Field(None, gt=0)
     """Rule `too_long`: characters of a document (or of a side)."""
     min_words: int | None = Field(None, ge=0)
-    """Rule `too_few_words`: words separated by white space; off in scripts without spaces."""
+    """Rule `too_few_words`: words separated by whitespace; off in scripts without spaces."""
     min_mean_word_length: float | None = Field(None, ge=0)
     """Rule `word_length`: mean characters per word; off in scripts without spaces."""
     max_mean_word_length: float | None = Field(None, gt=0)
     """Rule `word_length`: mean characters per word."""
     min_letter_share: float | None = Field(None, ge=0, le=1)
-    """Rule `few_letters`: letters and marks as a share of the characters that are not white space."""
+    """Rule `few_letters`: letters and marks as a share of the characters that are not whitespace."""
     max_digit_share: float | None = Field(None, ge=0, le=1)
-    """Rule `many_digits`: digits as a share of the characters that are not white space."""
+    """Rule `many_digits`: digits as a share of the characters that are not whitespace."""
     max_symbol_share: float | None = Field(None, ge=0, le=1)
     """Rule `many_symbols`: characters that are no letter, mark, digit or common punctuation, as a share of those
-    that are not white space."""
+    that are not whitespace."""
     max_repeated_line_share: float | None = Field(None, ge=0, le=1)
     """Rule `repeated_lines`: characters in lines that occurred earlier in the document, as a share."""
     max_repeated_ngram_share: float | None = Field(None, ge=0, le=1)
@@ -301,7 +301,7 @@ class Deduplication(Section):
     """Which copies are removed. Of equal documents, the one whose source comes first in the recipe is kept."""
 
     exact: bool = True
-    """Remove documents that are equal apart from case, white space and punctuation; pairs in both directions."""
+    """Remove documents that are equal apart from case, whitespace and punctuation; pairs in both directions."""
     paragraphs: bool = False
     """Cut out paragraphs that occurred in an earlier document of the language, and remove documents left empty."""
     near: NearDuplicates | None = None

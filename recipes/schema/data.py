@@ -43,7 +43,7 @@ def _check_template(
     if unknown := sorted(found - required - optional):
         known = ", ".join(f"{{{name}}}" for name in sorted(required | optional))
         raise ValueError(
-            f"{key}: {template!r} has the unknown placeholder {{{unknown[0]}}}; known are {known}"
+            f"{key}: {template!r} has the unknown placeholder {{{unknown[0]}}}; expected one of {known}"
         )
     return template
 
@@ -164,7 +164,7 @@ class Category(Section):
     """A resource category: the sources with at least this many words and fewer than the next category requires."""
 
     at_least: int = Field(ge=0)
-    """Smallest size in words separated by white space (both sides of a pair together)."""
+    """Smallest size in words separated by whitespace (both sides of a pair together)."""
     factor: float = Field(1.0, gt=0)
     """Sampling weight per token, relative to the other categories: tokens at 2 are seen twice as often as at 1."""
     max_epochs: float | None = Field(None, gt=0)
@@ -274,7 +274,7 @@ class Mix(Section):
     exclude_consumed: list[Consumed] = Field(default_factory=list)
     """Documents to leave out because an earlier phase trained on them."""
     fertility: dict[str, float] = Field(default_factory=dict)
-    """Tokens per word (separated by white space) by ISO 15924 script, for planning from published statistics; replaces
+    """Tokens per word (separated by whitespace) by ISO 15924 script, for planning from published statistics; replaces
     entries of the shipped table, which was measured with Llama 3's tokenizer."""
 
     @field_validator("components")

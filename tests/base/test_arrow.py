@@ -25,7 +25,7 @@ def output(before: str = "", after: str = "") -> str:
 
 
 def test_arrow_converts_without_pandas() -> None:
-    assert output() == "True\n", "pyarrow no longer imports pandas: tools.arrow can go"
+    assert output() == "True\n", "pyarrow no longer imports pandas: emma.base.arrow can go"
     assert output(KEEP_OUT, "import pandas; print(pandas.Series([1]).sum())") == "False\n1\n"
 
 

@@ -1,4 +1,4 @@
-"""A missing package: the extra that brings it is named, and nothing else is explained away."""
+"""A missing package: the extra that brings it is named, and other missing modules stay faults."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from emma.base.processes import process_pool
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("recipes", "tools", "megatron_patches", "slurm", "checkpoints_conversion", "emma")
-# Modules whose package is brought by one that is listed (Jinja2 and pydantic cannot do without).
+# Modules whose package comes with a listed one (Jinja2 and pydantic depend on them).
 COMES_WITH = {
     "markupsafe": "jinja2",
     "pydantic_core": "pydantic",
     "ruamel": "ruamel-yaml",
     "iso639": "python-iso639",
 }
-# Needed only to write a table again that is committed; the module says so.
+# Needed only to rebuild a committed table; the module says so.
 FOR_ONE_TABLE = {"langcodes", "language_data"}
 
 
@@ -40,7 +40,7 @@ def without(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
 
 
 def third_party_imports() -> dict[str, set[str]]:
-    """Top-level modules imported anywhere in the rooms, but for the standard library's and ours, with the files."""
+    """Top-level modules imported anywhere in the rooms, except the standard library's and ours, with the files."""
     found = defaultdict(set)
     for room in ROOMS:
         for path in (ROOT / room).rglob("*.py"):
@@ -67,7 +67,7 @@ def test_every_package_that_is_imported_is_a_dependency() -> None:
         and not extras_with(module)
         and module not in FOR_ONE_TABLE
     }
-    # vLLM pins a torch of its own, so no extra can bring it.
+    # vLLM pins its own torch, so no extra can bring it.
     assert set(unknown) <= {"vllm"}
 
 

@@ -78,7 +78,7 @@ def test_only_what_dead_writers_of_this_machine_left_is_abandoned(tmp_path: Path
 
 
 def test_a_file_that_has_just_been_made_is_not_taken_for_abandoned(tmp_path: Path) -> None:
-    """Between making a file and locking it anybody may look at it; writers check that it is still theirs."""
+    """Between creating and locking a file, anyone may look at it; writers check that it is still theirs."""
     done = threading.Event()
 
     def sweep() -> None:

@@ -81,7 +81,7 @@ def test_processes_are_replaced_after_some_tasks() -> None:
 
 
 @pytest.mark.parametrize("tasks", [None, 2])
-def test_a_killed_worker_is_said(tasks: int | None) -> None:
+def test_a_killed_worker_is_reported(tasks: int | None) -> None:
     with process_pool(2, preload=[], tasks=tasks) as pool:
         task = pool.submit(die)
         with pytest.raises(UserError, match="was killed"):

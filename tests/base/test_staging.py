@@ -108,7 +108,7 @@ def another_writer(destination: Path) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def test_a_second_writer_hears_who_the_first_is(tmp_path: Path) -> None:
+def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path) -> None:
     with another_writer(tmp_path / "out") as other:
         with (
             pytest.raises(
@@ -123,11 +123,11 @@ def test_a_second_writer_hears_who_the_first_is(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "file").read_text() == "another's" and names(tmp_path) == ["out"]
 
 
-def test_a_waiting_writer_says_for_whom_and_comes_next(
+def test_a_waiting_writer_says_whom_it_waits_for_and_writes_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with another_writer(tmp_path / "out") as other:
-        # The wait ends the other's work after its first look.
+        # The first check while waiting ends the other's work.
         monkeypatch.setattr(time, "sleep", lambda _: other.communicate() if other.poll() is None else None)
         with sole_writer(tmp_path / "out", wait=True):
             assert (tmp_path / "out" / "file").exists()
@@ -156,7 +156,7 @@ def test_what_another_machine_may_be_writing_is_named_and_stays(
 ) -> None:
     foreign = tmp_path / temporary_name("out").replace(machine(), "another-00000000")
     foreign.mkdir()
-    neighbour = tmp_path / temporary_name("out.b")  # of an output whose name begins alike
+    neighbour = tmp_path / temporary_name("out.b")  # of an output whose name starts the same way
     neighbour.mkdir()
     with staged_folder(tmp_path / "out"):
         pass
@@ -177,7 +177,7 @@ def test_a_folder_that_stepped_aside_comes_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_result_that_came_meanwhile_from_elsewhere_stays(tmp_path: Path, overwrite: bool) -> None:
-    """Another machine that this one's locks don't reach."""
+    """Another machine, which this one's locks don't reach."""
     if overwrite:
         (tmp_path / "out").mkdir()
     with (
@@ -192,10 +192,10 @@ def test_a_result_that_came_meanwhile_from_elsewhere_stays(tmp_path: Path, overw
     assert not [name for name in names(tmp_path) if name.startswith(".")]
 
 
-def test_without_locks_nothing_is_taken_for_abandoned(
+def test_without_locks_nothing_counts_as_abandoned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As on a Lustre that was mounted without flock."""
+    """As on Lustre mounted without flock."""
 
     def refuse(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
@@ -210,7 +210,7 @@ def test_without_locks_nothing_is_taken_for_abandoned(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 def test_leftovers_of_another_user_are_no_obstacle(capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder that a team shares: one member's job was killed, another one's comes next."""
+    """A folder that a team shares: one member's job was killed, another member's comes next."""
     with tempfile.TemporaryDirectory() as name:
         shared = Path(name)
         shared.chmod(0o777)
@@ -230,7 +230,7 @@ def test_leftovers_of_another_user_are_no_obstacle(capsys: pytest.CaptureFixture
 
 
 def work(destination: Path, fingerprint: str, *, fail: bool) -> list[str]:
-    """Does two pieces of work, of which the second may fail; returns which were done before."""
+    """Does two pieces of work, the second of which may fail; returns which were already done."""
     with resumable_folder(destination, fingerprint) as folder:
         done = sorted(path.stem for path in (folder / WORK_NAME).glob("*.json"))
         (folder / "one").write_text("1")
@@ -258,14 +258,14 @@ def test_work_with_another_fingerprint_begins_again(tmp_path: Path) -> None:
     assert work(tmp_path / "out", "b", fail=False) == []
 
 
-def test_a_resumed_folder_is_clear_of_half_written_files(tmp_path: Path) -> None:
+def test_a_resumed_folder_has_no_half_written_files(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         work(tmp_path / "out", "a", fail=True)
     with resumable_folder(tmp_path / "out", "a") as folder:
         assert names(folder) == [WORK_NAME, "one"]
 
 
-def test_work_of_another_machine_is_not_continued_without_a_word(tmp_path: Path) -> None:
+def test_work_of_another_machine_is_not_continued_silently(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         work(tmp_path / "out", "a", fail=True)
     lock = tmp_path / ".out.lock"
@@ -278,14 +278,14 @@ def test_work_of_another_machine_is_not_continued_without_a_word(tmp_path: Path)
     assert work(tmp_path / "out", "a", fail=False) == ["one"]
 
 
-def test_space_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_too_little_space_is_refused(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     check_free_space(tmp_path / "deep" / "out", free // 2)
-    with pytest.raises(UserError, match=r"out: .* GB are to be written and .* GB are free"):
+    with pytest.raises(UserError, match=r"out: .* GB are to be written, but .* GB are free"):
         check_free_space(tmp_path / "deep" / "out", 2 * free)
 
 
-def test_a_lock_file_that_was_removed_before_it_was_locked_is_no_lock(
+def test_a_lock_file_removed_before_it_was_locked_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The holder removes its lock file and ends while another has opened that file but not locked it yet."""

@@ -1,4 +1,4 @@
-"""The GPU benchmark, as far as a machine without a GPU can tell: what it would run, and what it makes of results."""
+"""The GPU benchmark, as far as a machine without a GPU can tell: what it would run, and how it reports results."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_an_h200_holds_all_layers_with_16_bit_states(tmp_path: Path) -> None:
     assert layers_that_fit(bench.recipe, ["bf16"], 32) == 32
 
 
-def test_a_card_too_small_is_said(bench: Bench) -> None:
+def test_a_card_that_is_too_small_is_reported(bench: Bench) -> None:
     small = Bench(bench.run, bench.folder, bench.steps, (*bench.overrides, "cluster.memory_gib=16"))
     with pytest.raises(
         UserError, match=r"no number of layers .*1 layers in bf16 need .*GiB, 15\.5 may be used"

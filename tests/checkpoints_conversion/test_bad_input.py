@@ -164,7 +164,7 @@ def test_destination_that_exists(broken: Path) -> None:
 def test_no_space(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(UserError, match=r"are to be written and 0\.0 GB are free"):
+    with pytest.raises(UserError, match=r"are to be written, but 0\.0 GB are free"):
         hf_to_megatron.convert(good / "hf", tmp_path / "result")
 
 
@@ -192,7 +192,7 @@ def test_incomplete_step(broken: Path) -> None:
 def test_truncated_distcp(broken: Path) -> None:
     path = broken / "megatron" / "iter_0000000" / "__0_0.distcp"
     os.truncate(path, path.stat().st_size // 2)
-    _export_fails(broken / "megatron", r"__0_0\.distcp has \d+ bytes, \d+ were written")
+    _export_fails(broken / "megatron", r"__0_0\.distcp has \d+ bytes, but \d+ were written")
     (path.parent / "complete.json").write_text('{"files": {}}')
     _export_fails(
         broken / "megatron", r"__0_0\.distcp: \d+ bytes, but the metadata refers to byte \d+.*truncated"

@@ -50,7 +50,7 @@ def test_types_stay_as_they_are(tmp_path: Path, dtype: str) -> None:
     assert json.loads((back / "config.json").read_text())["torch_dtype"] == dtype
 
 
-def test_head_width_of_its_own(tmp_path: Path) -> None:
+def test_separate_head_width(tmp_path: Path) -> None:
     source = save_llama(tmp_path / "hf", head_dim=16)
     assert same_bits(read_tensors(source), read_tensors(_there_and_back(tmp_path, source)))
 

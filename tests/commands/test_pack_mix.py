@@ -119,7 +119,7 @@ def test_bad_calls(run: str) -> None:
         (
             ("pack", "run", run, "data.pack.min_tokens=9"),
             2,
-            "begun with other settings: min_tokens was 2 and is 9",
+            "begun with other settings: min_tokens was 2 and is now 9",
         ),
         (("pack", "run", run, "--component", "x"), 2, "no component 'x'"),
         (("mix", "plan"), 2, "name a RUN"),

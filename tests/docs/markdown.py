@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# In the order in which a newcomer reads them; what a page leaves in the working folder is there for the next.
+# In the order in which a newcomer reads them; a page finds in the working folder what earlier ones left there.
 PAGES = [
     "README.md",
     *(
@@ -48,9 +48,9 @@ class Block:
 
     Attributes:
         page: path below the repository.
-        line: of the opening fence, from 1.
-        language: the fence's; empty without one.
-        mark: `run`, `needs` or `tested by` of the comment above the fence; None without one.
+        line: number of the opening fence, from 1.
+        language: the fence's language; empty if it names none.
+        mark: `run`, `needs` or `tested by` in the comment above the fence; None without a comment.
         value: what the comment says after the colon.
         text: the lines between the fences.
     """

@@ -30,7 +30,7 @@ NEEDS = {
     "minutes": "a machine that is left alone for minutes",
 }
 
-# A line of a block that is shown but not run: it must hold a placeholder, or it would be a command to type.
+# A line of a block that is shown but not run: without a placeholder it would be a command to type.
 _COMMAND = re.compile(r"^(?:emma|make|pip|pytest|python3?) ")
 _PLACEHOLDER = re.compile(r"\b[A-Z]{3,}(?:_[A-Z]+)*\b")
 
@@ -43,7 +43,9 @@ def faults(block: Block) -> list[str]:
     """What is wrong with how a block says whether it runs."""
     found = []
     if block.language not in COMMANDS | SHOWN:
-        found.append(f"{block}: language {block.language!r}; known are {', '.join(sorted(COMMANDS | SHOWN))}")
+        found.append(
+            f"{block}: language {block.language!r}; expected one of {', '.join(sorted(COMMANDS | SHOWN))}"
+        )
     if block.language in COMMANDS and block.mark is None:
         found.append(
             f"{block}: put <!-- run -->, <!-- needs: ... --> or <!-- tested by: ... --> above the fence"
@@ -51,9 +53,9 @@ def faults(block: Block) -> list[str]:
     if block.language not in COMMANDS and block.mark is not None:
         found.append(f"{block}: a mark, but no commands")
     if block.mark == "needs" and block.value not in NEEDS:
-        found.append(f"{block}: needs {block.value!r}; known are {', '.join(NEEDS)}")
+        found.append(f"{block}: needs {block.value!r}; expected one of {', '.join(NEEDS)}")
     if block.mark == "tested by" and not (block.value and (ROOT / block.value).is_file()):
-        found.append(f"{block}: tested by {block.value!r}, which is no file")
+        found.append(f"{block}: tested by {block.value!r}, which is not a file")
     if block.language in SHOWN:
         found += [
             f"{block}: `{line}` is a command to type: make it a bash block"
@@ -73,7 +75,7 @@ def test_every_block_says_whether_it_runs() -> None:
         ("```bash\nemma recipe list\n```", "above the fence"),
         ("```\nemma recipe list\n```", "language ''"),
         ("<!-- needs: luck -->\n```bash\nemma recipe list\n```", "needs 'luck'"),
-        ("<!-- tested by: tests/none.py -->\n```bash\nmake demo\n```", "which is no file"),
+        ("<!-- tested by: tests/none.py -->\n```bash\nmake demo\n```", "which is not a file"),
         ("```text\nemma mix plan RUN\nemma mix plan demo   # a RUN\n```", "`emma mix plan demo   # a RUN`"),
         ("<!-- run -->\n```yaml\na: 1\n```", "but no commands"),
     ],
@@ -90,7 +92,7 @@ def test_a_marked_block_is_accepted() -> None:
 
 
 def test_no_command_hides_in_an_indented_block() -> None:
-    """Only fenced blocks are read above, so that commands may stand nowhere else."""
+    """Only fenced blocks are read above, so commands may not appear anywhere else."""
     hidden = [
         f"{page}:{number}: {line.strip()}"
         for page in PAGES
@@ -101,7 +103,7 @@ def test_no_command_hides_in_an_indented_block() -> None:
 
 
 def working_copy(folder: Path) -> None:
-    """A clone of this repository with what is changed or new in the checkout; nothing that git ignores."""
+    """A clone of this repository with the checkout's changed and new files, but nothing that git ignores."""
     subprocess.run(["git", "clone", "--quiet", "--shared", str(ROOT), str(folder)], check=True)
     names = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],

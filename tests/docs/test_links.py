@@ -30,7 +30,7 @@ def test_links_lead_somewhere(page: str) -> None:
     assert [fault for target in links(page) if (fault := broken(page, target))] == []
 
 
-def test_a_link_that_leads_nowhere_is_found() -> None:
+def test_a_broken_link_is_found() -> None:
     assert broken("docs/report.md", "evaluate.md#averages-tests-and-intervals") is None
     assert broken("docs/report.md", "evaluate.md#no-such-heading") is not None
     assert broken("docs/report.md", "no-such-page.md") is not None

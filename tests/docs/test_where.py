@@ -1,4 +1,4 @@
-"""docs/where.md says the truth: every file is there, and defines what the row names."""
+"""docs/where.md is correct: every file exists, and defines what the row names."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def python_names(tree: ast.Module) -> Iterator[str]:
 
 
 def yaml_names(value: Any, prefix: str = "") -> Iterator[str]:
-    """Keys, those below others as `a.b`."""
+    """Keys; nested ones as `a.b`."""
     if isinstance(value, dict):
         for key, below in value.items():
             yield f"{prefix}{key}"

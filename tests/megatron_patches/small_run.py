@@ -77,8 +77,8 @@ def forward_step(iterator: Any, model: Any) -> tuple[Any, Any]:
 
 
 def train(*flags: str) -> list[tuple[int, float]]:
-    """Runs `pretrain` with FLAGS and `flags`; returns (step, loss) per step, empty but on the last pipeline
-    stage."""
+    """Runs `pretrain` with FLAGS and `flags`; returns (step, loss) per step, empty except on the last
+    pipeline stage."""
     from megatron.core.enums import ModelType
     from megatron.training import pretrain, training
     from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
@@ -101,7 +101,7 @@ def train(*flags: str) -> list[tuple[int, float]]:
 
 
 def apply_without(*names: str) -> None:
-    """Installs the patches that this machine needs but for the named ones."""
+    """Installs the patches that this machine needs, except the named ones."""
     from emma.megatron_patches.machine import Machine
     from emma.megatron_patches.registry import patches
 

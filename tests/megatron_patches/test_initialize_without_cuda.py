@@ -15,7 +15,7 @@ def test_pretrain_fails_without_the_patch() -> None:
         run_ranks(train_without, 1, "initialize-without-cuda", patched=False)
 
 
-def test_asynchronous_saving_is_refused_instead_of_waiting_for_ever(tmp_path: Path) -> None:
+def test_asynchronous_saving_is_refused_instead_of_waiting_forever(tmp_path: Path) -> None:
     flags = [
         "--async-save",
         "--use-persistent-ckpt-worker",

@@ -13,34 +13,34 @@ from tests.megatron_patches.small_run import apply_without, at_step, furthest, t
 from tests.ranks import RanksError, run_ranks
 
 
-def train_mending(mended: list[str], *flags: str) -> list[tuple[int, float]]:
-    """Runs `train` with only the named faults of three mended; start it with patched=False."""
+def train_with_fixes(fixed: list[str], *flags: str) -> list[tuple[int, float]]:
+    """Runs `train` with only the named faults of the three fixed; start it with patched=False."""
     apply_without("torch-adam-resume")
     targets = {target.path.rpartition(".")[2]: target for target in torch_adam_resume.PATCH.targets}
     before = {name: target.get() for name, target in targets.items()}
     torch_adam_resume.install()
-    for name in targets.keys() - set(mended):
+    for name in targets.keys() - set(fixed):
         targets[name].replace(before[name])
     return train(*flags)
 
 
 @pytest.mark.parametrize(
-    ("mended", "error"),
+    ("fixed", "error"),
     [
         ([], "assert len\\(steps\\) == 1"),
         (["state_dict"], "KeyError: 'step'"),
     ],
 )
-def test_loading_fails_while_the_first_faults_stand(
-    mended: list[str], error: str, reference: Reference
+def test_loading_fails_while_the_first_faults_remain(
+    fixed: list[str], error: str, reference: Reference
 ) -> None:
     with pytest.raises(RanksError, match=error):
-        run_ranks(train_mending, 1, mended, "--load", str(reference.folder), patched=False)
+        run_ranks(train_with_fixes, 1, fixed, "--load", str(reference.folder), patched=False)
 
 
-def test_losses_leave_their_course_while_the_last_fault_stands(reference: Reference) -> None:
-    mended = ["state_dict", "_set_main_param_and_optimizer_states"]
-    (losses,) = run_ranks(train_mending, 1, mended, "--load", str(reference.folder), patched=False)
+def test_losses_diverge_while_the_last_fault_remains(reference: Reference) -> None:
+    fixed = ["state_dict", "_set_main_param_and_optimizer_states"]
+    (losses,) = run_ranks(train_with_fixes, 1, fixed, "--load", str(reference.folder), patched=False)
     assert losses[0] == reference.second_half[0]
     assert furthest(losses, reference.second_half) > 1e-3
 
@@ -53,7 +53,7 @@ def test_resumed_losses_are_the_uninterrupted_ones_to_the_last_digit(reference: 
 @pytest.mark.parametrize(
     "layout", ["", "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1"]
 )
-def test_resumed_at_another_layout_the_losses_go_on(layout: str, reference: Reference) -> None:
+def test_losses_continue_after_resuming_with_another_layout(layout: str, reference: Reference) -> None:
     # Without flags two ranks are two data-parallel replicas.
     *_, losses = run_ranks(train, 2, *layout.split(), "--load", str(reference.folder))
     assert furthest(losses, reference.second_half) < 1e-4
@@ -74,7 +74,7 @@ def train_after_asking_for_state(*flags: str) -> list[tuple[int, float]]:
     return train(*flags)
 
 
-def test_a_fresh_optimizer_gives_its_state_and_starts_as_if_nobody_had_asked(reference: Reference) -> None:
+def test_asking_a_fresh_optimizer_for_its_state_changes_nothing(reference: Reference) -> None:
     (losses,) = run_ranks(train_after_asking_for_state, 1, "--train-iters", "3")
     assert losses == reference.losses[:3]
 

@@ -21,7 +21,7 @@ def stop_and_put(when: str) -> tuple[int, list[int]]:
     """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
-    # The queue of a rank of its own, not of the server that ranks of tests share.
+    # The queue of a separate rank, not of the server that the tests' ranks share.
     filesystem_async._results_queue = None
     received: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
@@ -61,7 +61,7 @@ def test_a_killed_rank_leaves_no_server(tmp_path: Path) -> None:
 def test_without_the_patch_the_queue_is_gone() -> None:
     (outcome,) = start_ranks(stop_and_put, 1, "after", patched=False).outcomes(timeout=60)
     assert outcome.exit_code != 0
-    # Which of them depends on how far the server had come as it died.
+    # Which one depends on how far the server had come when it died.
     lost = ("BrokenPipeError", "ConnectionResetError", "ConnectionRefusedError", "EOFError")
     assert any(error in outcome.output for error in lost), outcome.output
 

@@ -7,7 +7,7 @@ import pytest
 from emma.base.errors import RecipeError
 from emma.recipes.load import load_recipe
 
-# Name → overrides of emma_llama3_8b_bi (64 H100s, TP2 SP, microbatch 2), the key that is blamed, what the message says.
+# Name → overrides of emma_llama3_8b_bi (64 H100s, TP2 SP, micro-batch 2), the blamed key, the message.
 IMPOSSIBLE: dict[str, tuple[list[str], str, list[str]]] = {
     "layout does not divide the ranks": (
         ["parallelism.pipeline=3"],

@@ -179,7 +179,7 @@ def test_the_word_nearest_to_a_misspelling() -> None:
     both = nearest("aa3", ["aa1", "aa2", "zz"])
     assert "`aa1`" in both
     assert "`aa2`" in both
-    assert nearest("qqq", ["steps", "decay"]) == "known are `decay`, `steps`"
+    assert nearest("qqq", ["steps", "decay"]) == "choose one of `decay`, `steps`"
 
 
 def test_a_loop_over_three_files_is_named(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_controls_differ_from_their_partners_in_one_thing() -> None:
         a, b = load_recipe(one).to_dict(), load_recipe(other).to_dict()
         return {key for key in a if a[key] != b[key]} - {"name", "description"}
 
-    # Same budget, other mix; same mix, other budget (which makes it another virtual data set).
+    # Same budget, other mix; same mix, other budget (which makes it another virtual dataset).
     assert differences("emma_llama3_8b_mono_671b", "emma_llama3_8b_bi") == {"data"}
     assert differences("emma_llama3_8b_bi_419b", "emma_llama3_8b_mono") == {"data"}
     assert differences("emma_llama3_8b_mono_671b", "emma_llama3_8b_mono") == {"schedule", "data"}

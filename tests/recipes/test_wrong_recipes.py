@@ -25,7 +25,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     ),
     "unknown key, nothing near": (
         HEAD + "batch:\n  zzz: 1\n",
-        ["wrong.yaml:3", "batch.zzz", "known are", "`micro`"],
+        ["wrong.yaml:3", "batch.zzz", "choose one of", "`micro`"],
     ),
     "unknown key deep inside": (
         HEAD + "data:\n  mix:\n    components:\n      code:\n        shar: 3\n",

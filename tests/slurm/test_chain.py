@@ -73,7 +73,7 @@ def test_a_stage_that_fails_ends_the_chain(slurm: TwoNodes, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("cluster.slurm.partition=gpu",), "there is no partition `gpu`. Fix: known are `main`, `short`"),
+        (("cluster.slurm.partition=gpu",), "there is no partition `gpu`. Fix: choose one of `main`, `short`"),
         (("cluster.slurm.partition=short",), "is above the 0.0833333 h of partition `short`"),
         (
             ("cluster.nodes=3", "batch.global=24"),
@@ -167,6 +167,6 @@ def test_a_sweep_is_killed_resumed_and_names_the_best(slurm: TwoNodes, tmp_path:
     assert done == {n: (trials[n].folder / "metrics.jsonl").stat().st_mtime_ns for n in done}, (
         "none is repeated"
     )
-    assert cut and all(trial.launches() == [1, 2] for trial in cut), "what was interrupted went on"
+    assert cut and all(trial.launches() == [1, 2] for trial in cut), "what was interrupted continued"
     assert len(list((tmp_path / "mix").glob("tiny-*/manifest.json"))) == 2, "one mix for each share"
     assert "0 to submit" in emma(slurm, tmp_path, "slurm", "sweep", "search.yaml")

@@ -33,7 +33,7 @@ def test_a_finished_run_starts_no_ranks(run: RunFolder) -> None:
     assert not run.writer_file.exists()
 
 
-def test_each_launch_has_logs_of_its_own(run: RunFolder) -> None:
+def test_each_launch_has_its_own_logs(run: RunFolder) -> None:
     first = begin(run.path, [7])
     assert end(run.path, 0) == CONTINUES
     second = begin(run.path, [7])
@@ -54,7 +54,7 @@ def test_a_run_without_progress_is_given_up_and_a_new_submission_resets_the_coun
     assert begin(run.path, [7]) is not None
 
 
-def test_jobs_that_died_without_a_word_count_too(run: RunFolder) -> None:
+def test_jobs_that_died_silently_count_too(run: RunFolder) -> None:
     """A lost node or a time limit leaves no `ended`."""
     for _ in range(3):
         begin(run.path, [7])
@@ -69,7 +69,7 @@ def test_progress_resets_the_count(run: RunFolder) -> None:
         assert end(run.path, 1) == CONTINUES
 
 
-def test_a_launch_that_went_back_is_started_again_and_is_no_failed_attempt(run: RunFolder) -> None:
+def test_a_launch_that_rewinds_is_restarted_and_not_counted_as_failed(run: RunFolder) -> None:
     for step in (3, 4, 5):
         begin(run.path, [7])
         state = {"writer": run.read_launch().writer, "state": "rewind", "step": step, "reason": "spoilt"}

@@ -46,7 +46,7 @@ def submit(slurm: TwoNodes, work: Path, *options: str, command: tuple[str, ...])
 
 
 def run_together(slurm: TwoNodes, work: Path, jobs: list[str], tasks: int) -> None:
-    """Lets jobs go when all their tasks run, on both nodes; all have to end well."""
+    """Releases jobs once all their tasks run, on both nodes; all must succeed."""
 
     def running() -> list[str]:
         shown = slurm.command("squeue", "--noheader", "--array", "--states=RUNNING", "--format=%N")

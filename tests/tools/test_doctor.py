@@ -135,7 +135,7 @@ def test_a_torch_that_cannot_be_imported_is_a_problem(monkeypatch: pytest.Monkey
     assert any("torch is installed but cannot be imported" in problem for problem in report.problems)
 
 
-def test_an_untested_version_stands_in_the_way(monkeypatch: pytest.MonkeyPatch, bin_folder: Path) -> None:
+def test_an_untested_version_prevents_training(monkeypatch: pytest.MonkeyPatch, bin_folder: Path) -> None:
     torch_says(monkeypatch, NO_GPU)
     installed(monkeypatch, megatron_core="0.20.0")
     report = doctor.examine()

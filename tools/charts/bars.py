@@ -11,7 +11,7 @@ from emma.tools.charts.files import save
 __all__ = ["MANY", "grouped_bars", "noted_bars", "ranked_bars"]
 
 MANY = 30
-"""Most bars that can each be named under the axis."""
+"""Maximum number of bars that are each named under the axis."""
 
 _COLOURS = ("#08306b", "#2166ac", "#4393c3", "#92c5de", "#f4a582", "#d6604d", "#b2182b")
 
@@ -30,10 +30,10 @@ def ranked_bars(
 
     Args:
         path: file to write, `.svg`.
-        names: of the bars, from left to right; shown where there are at most `MANY`.
-        values: their heights, all above 0.
-        groups: text of the legend → places of the group's bars.
-        x_label: under the bars.
+        names: names of the bars, from left to right; shown if there are at most `MANY`.
+        values: heights of the bars, all above 0.
+        groups: legend label → indices of the group's bars.
+        x_label: label under the bars.
         y_label: unit of the values.
         legend: title of the legend.
 
@@ -59,12 +59,12 @@ def ranked_bars(
 def grouped_bars(
     path: Path, names: Sequence[str], groups: Mapping[str, Sequence[float]], *, x_label: str
 ) -> Path:
-    """Horizontal bars, one of each group beside each other at every name, from the bottom up.
+    """Grouped horizontal bars from the bottom up: at each name, one bar per group.
 
     Args:
         path: file to write, `.svg`.
-        names: beside the axis.
-        groups: text of the legend → a value for every name.
+        names: labels beside the axis.
+        groups: legend label → one value per name.
         x_label: unit of the values.
 
     Raises:
@@ -86,7 +86,7 @@ def grouped_bars(
 
 
 def noted_bars(path: Path, bars: Sequence[tuple[str, float, str]], *, x_label: str) -> Path:
-    """Horizontal bars of percentages on a logarithmic axis, each with a note behind it, from the bottom up.
+    """Horizontal bars of percentages on a logarithmic axis, from the bottom up, each followed by a note.
 
     Args:
         path: file to write, `.svg`.
@@ -104,7 +104,7 @@ def noted_bars(path: Path, bars: Sequence[tuple[str, float, str]], *, x_label: s
     for place, (_, percent, note) in enumerate(bars):
         axes.text(percent, place, f" {note}", va="center", fontsize="small")
     axes.set_xscale("log")
-    axes.set_xlim(right=400)  # room for the note behind a bar of 100 %
+    axes.set_xlim(right=400)  # room for the note after a bar of 100 %
     axes.tick_params(axis="y", labelsize="small")
     axes.set_xlabel(x_label)
     return save(drawing, path)[0]

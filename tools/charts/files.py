@@ -30,7 +30,7 @@ def save(drawing: Any, *paths: Path) -> list[Path]:
 
 
 def draw(figure: Figure, folder: Path, palette: Mapping[str, str]) -> list[Path]:
-    """Draws one figure into `folder` as SVG and PNG; the paths.
+    """Draws one figure into `folder` as SVG and PNG; returns the paths.
 
     Args:
         figure: the data.

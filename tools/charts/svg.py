@@ -1,4 +1,4 @@
-"""Charts as SVG that stands alone: colours and labels are in the drawing, no style sheet and no package is needed."""
+"""Charts as self-contained SVG: colours and labels are in the drawing; no style sheet or package is needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WIDTH, _HEIGHT, _LEFT, _TOP = 900, 360, 90, 40
 
 @dataclass(frozen=True)
 class Mark:
-    """A dot of a scatter plot; `title` is shown when it is pointed at."""
+    """A dot of a scatter plot; `title` appears on hover."""
 
     x: float
     y: float
@@ -24,7 +24,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class ParallelAxis:
-    """One of several vertical axes; `ticks` are labels and their places, from 0 at the bottom to 1 at the top."""
+    """One of several vertical axes; `ticks` are labels and their positions, from 0 (bottom) to 1 (top)."""
 
     label: str
     ticks: Sequence[tuple[str, float]]
@@ -32,7 +32,7 @@ class ParallelAxis:
 
 @dataclass(frozen=True)
 class Line:
-    """A line over parallel axes: its place on each, from 0 to 1, and the text shown when it is pointed at."""
+    """A line across parallel axes: its position on each, from 0 to 1, and the text that appears on hover."""
 
     places: Sequence[float]
     title: str
@@ -41,12 +41,12 @@ class Line:
 def log_scatter(
     groups: Mapping[str, Sequence[Mark]], *, x_label: str, y_label: str, width: int = 960, height: int = 480
 ) -> str:
-    """A scatter plot with a logarithmic x axis and a y axis from 0, a colour and a legend entry for each group.
+    """A scatter plot with a logarithmic x axis and a y axis from 0; each group has a colour and a legend entry.
 
     Args:
-        groups: marks by group, at least one in all; x is above 0, y at least 0.
-        x_label: under the drawing.
-        y_label: beside it.
+        groups: marks by group, at least one in total; x is above 0, y at least 0.
+        x_label: label under the drawing.
+        y_label: label beside it.
         width: of the view box.
         height: of the view box.
     """
@@ -91,11 +91,11 @@ def log_scatter(
 
 
 def parallel_coordinates(axes: Sequence[ParallelAxis], lines: Sequence[Line]) -> str:
-    """Vertical axes side by side and a line over all of them for each item.
+    """Vertical axes side by side, with a line across all of them for each item.
 
     Args:
         axes: from left to right.
-        lines: the best first: it is red and on top, the others the paler the later they come.
+        lines: best first; the first is red and on top, the others grow paler in order.
     """
     gap = (_WIDTH - 2 * _LEFT) / max(1, len(axes) - 1)
     bottom = _HEIGHT - _TOP
@@ -123,10 +123,10 @@ def parallel_coordinates(axes: Sequence[ParallelAxis], lines: Sequence[Line]) ->
 
 
 def share_bars(shares: Mapping[str, float], label: str) -> str:
-    """A horizontal bar with its percentage for each share, from the top down.
+    """Horizontal bars with percentages, one per share, from the top down.
 
     Args:
-        shares: name → share of 1.
+        shares: name → share, from 0 to 1.
         label: for screen readers.
     """
     bars = "".join(

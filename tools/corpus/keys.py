@@ -16,8 +16,8 @@ __all__ = ["pair_keys", "text_keys"]
 def text_keys(texts: Sequence[str], kind: str) -> NDArray[np.uint64]:
     """Keys of texts (documents × 2, uint64).
 
-    Keys are equal if the texts are equal apart from case, white space and punctuation (code: apart from white
-    space only). The key of a text without letters or digits is that of all its characters.
+    Keys are equal if the texts are equal apart from case, whitespace and punctuation (code: only apart
+    from whitespace). The key of a text without letters or digits is that of all its characters.
     """
     code = kind == "code"
     points = CodePoints.of(texts if code else [text.lower() for text in texts])

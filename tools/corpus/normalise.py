@@ -1,4 +1,4 @@
-"""Text normalisation: Unicode form, broken encodings, control characters, leftover markup, white space."""
+"""Text normalisation: Unicode form, broken encodings, control characters, leftover markup, whitespace."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _TELEPHONE = re.compile(r"(?<![\w+])(?:\+\d{1,3}[ .-]?)(?:\(?\d{1,4}\)?[ .-]?){2
 class Normaliser:
     """Normalises texts of one kind.
 
-    Code keeps its white space, entities and tags: they are part of the program.
+    Code keeps its whitespace, entities and tags: they are part of the program.
     """
 
     def __init__(self, settings: Normalisation, kind: Kind) -> None:
@@ -106,9 +106,9 @@ def mend_encoding(text: str) -> str:
     """
     import ftfy
 
-    mended = ftfy.fix_encoding(text)
-    if mended != text or "\n" not in text:
-        return mended
+    repaired = ftfy.fix_encoding(text)
+    if repaired != text or "\n" not in text:
+        return repaired
     # There may be one broken quotation in a sound document, so judge each line by itself.
     return "\n".join(ftfy.fix_encoding(line) if _MOJIBAKE.search(line) else line for line in text.split("\n"))
 
@@ -163,7 +163,7 @@ def _joins(character: str) -> bool:
 def tidy_white_space(text: str) -> str:
     """Leaves one space between words, none around line ends or at either end, and at most one blank line.
 
-    Expects other white space to have been turned into spaces already.
+    Expects other whitespace to have been turned into spaces already.
     """
     if "  " in text:
         text = _SPACES.sub(" ", text)

@@ -63,7 +63,7 @@ def pair_rules(sources: Sequence[str], targets: Sequence[str], limits: Threshold
 def similarity(source: str, target: str, limit: float) -> float:
     """Jaccard index of the two sides' character 4-grams.
 
-    1 if the sides differ only in case and white space; 0, without counting, if their lengths rule out more
+    1 if the sides differ only in case and whitespace; 0, without counting, if their lengths rule out more
     than `limit`.
     """
     source, target = " ".join(source.casefold().split()), " ".join(target.casefold().split())

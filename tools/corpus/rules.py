@@ -53,7 +53,7 @@ class _Measured:
 
     @property
     def visible(self) -> NDArray[np.int64]:
-        """Characters that are not white space."""
+        """Characters that are not whitespace."""
         return self.characters - self.count("spaces", lambda: self.points.class_of == SPACE)
 
     @property
@@ -64,7 +64,7 @@ class _Measured:
 
     @property
     def words(self) -> NDArray[np.int64]:
-        """Number of words: runs of characters separated by white space."""
+        """Number of words: runs of characters separated by whitespace."""
 
         def begins() -> NDArray[np.bool_]:
             space = (self.points.class_of == SPACE) | (self.points.values == _ETHIOPIC_SPACE)

@@ -93,7 +93,7 @@ def run_steps(steps: Sequence[Step], record: Record, lock: IO[Any]) -> bool:
         click.echo(f"$ {shlex.join(step.command)}")
         started = time.monotonic()
         if step.stop is not None and _latest(step.stop.run) >= step.stop.step:
-            click.echo(f"step {step.stop.step} was reached before")
+            click.echo(f"step {step.stop.step} was already reached")
         elif code := _wait(_start(step, lock), step.stop):
             raise CheckFailedError(
                 f"`{shlex.join(step.command)}` ended with exit code {code}. Finished steps are kept. "
@@ -114,7 +114,7 @@ def _start(step: Step, lock: IO[Any]) -> subprocess.Popen[bytes]:
     def follow_parent() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
-    # Waiting threads give up their core, without which a busy machine crawls.
+    # Waiting threads give up their core; otherwise a busy machine crawls.
     environment = {"PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     sys.stdout.flush()
     return subprocess.Popen(
@@ -133,7 +133,7 @@ def _wait(child: subprocess.Popen[bytes], stop: Stop | None = None) -> int:
     try:
         while stop is not None and child.poll() is None:
             if (step := _latest(stop.run)) >= stop.step:
-                click.echo(f"\nstep {step} is reached: SIGTERM")
+                click.echo(f"\nstep {step} reached: SIGTERM")
                 child.send_signal(signal.SIGTERM)
                 stop = None
             time.sleep(0.2)

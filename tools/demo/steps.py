@@ -124,7 +124,7 @@ def demo_steps(
         Step(
             "export",
             "Megatron → Hugging Face",
-            # Parity is a step of its own here, so that its result is printed.
+            # Parity is a separate step here, so that its result is printed.
             ("emma", "convert", "megatron-to-hf", str(run), str(export), "--no-parity", "--overwrite"),
             (export / "config.json",),
         ),

@@ -21,7 +21,7 @@ _LANGUAGE = re.compile(r"[a-z]{2,3}")
 def render_markdown(
     template: Path, metadata: CardData, filters: Mapping[str, Callable[..., str]], **values: Any
 ) -> str:
-    """Content of README.md; a value that the template names and nobody gives is an error."""
+    """Content of README.md; a template variable without a value is an error."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -62,7 +62,7 @@ def read_card(folder: Path, kind: Kind = "model") -> tuple[dict[str, Any], str]:
 
 
 def language_faults(data: dict[str, Any]) -> list[str]:
-    """Languages of a card's metadata that are no codes of ISO 639."""
+    """Faults: languages in a card's metadata that are not ISO 639 codes."""
     codes = data.get("language") or []
     return [
         f"README.md: metadata `language` holds {code!r}, which is not an ISO 639 code"
@@ -81,5 +81,5 @@ def hub_languages(codes: list[str]) -> list[str]:
         try:
             found.append(iso639.Language.from_part3(part3).part1 or part3)
         except iso639.LanguageNotFoundError:
-            continue  # a code of one corpus alone; the Hub would refuse it
+            continue  # a code that only one corpus uses; the Hub would refuse it
     return sorted(set(found))

@@ -46,7 +46,7 @@ class Upload:
     bytes: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For people and scripts."""
+        """The plan as JSON-ready values."""
         return {
             "folder": str(self.folder),
             "kind": self.kind,
@@ -71,9 +71,9 @@ def plan_upload(
     Args:
         folder: the release.
         repository: `owner/name`.
-        branch: branch to upload to; default the main one.
-        verify: what is wrong with a release folder of this kind.
-        private: visibility of a repository that is made.
+        branch: branch to upload to; by default the main one.
+        verify: returns the faults of a release folder of this kind.
+        private: whether a newly created repository is private.
 
     Raises:
         UserError: the repository's name is not valid on the Hub.
@@ -151,8 +151,8 @@ def _transfer(api: HfApi, plan: Upload, delete_others: bool) -> None:
         folder_path=plan.folder,
         revision=plan.branch,
         commit_message=f"Release {plan.folder.resolve().name}",
-        # Patterns for what `listed_files` leaves out: thousands of names as patterns would each be tried on
-        # each file.
+        # Patterns for what `listed_files` leaves out: with thousands of names as patterns, each would be
+        # tried on each file.
         ignore_patterns=[".*"],
         delete_patterns="*" if delete_others else None,
     )

@@ -1,1 +1,1 @@
-"""Labels, codes and scripts of languages, as corpus, store and evaluation share them."""
+"""Labels, codes and scripts of languages, shared by corpus, store and evaluation."""

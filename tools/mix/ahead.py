@@ -1,4 +1,4 @@
-"""Makes the next item while the last one is used."""
+"""Produces the next item while the current one is in use."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _END: Any = object()
 
 
 def ahead[T](items: Iterable[T]) -> Iterator[T]:
-    """Yields the items of an iterable; a thread makes them, one ahead.
+    """Yields the items of an iterable; a thread produces them, one ahead.
 
-    NumPy releases the GIL while it sorts, gathers and writes, so both threads get a core. Exceptions of the
+    NumPy releases the GIL while it sorts, gathers and writes, so both threads get a core. Exceptions from the
     iterable are raised here.
     """
     iterator = iter(items)

@@ -30,8 +30,7 @@ __all__ = ["build_mix"]
 
 
 def build_mix(settings: MixSettings, *, replace: bool = False, statistics: Sequence[Path] = ()) -> MixInfo:
-    """Builds a mix; the same mix, if it is there, is left alone. Waits for another process that is building
-    it.
+    """Builds a mix, unless the same mix is already there. Waits while another process builds it.
 
     Args:
         settings: what to build.
@@ -50,17 +49,18 @@ def build_mix(settings: MixSettings, *, replace: bool = False, statistics: Seque
     with sole_writer(settings.folder, wait=True) as lock:
         if present := _present(settings, fingerprint, replace=replace):
             return present
-        # What is in the folder is no mix, or may give way.
+        # The folder holds no mix, or one that may be replaced.
         with staged_folder(settings.folder, overwrite=True, lock=lock) as folder:
             info = _write(settings, prepared, fingerprint, folder, started)
     return MixInfo(**{**vars(info), "folder": settings.folder})
 
 
 def _present(settings: MixSettings, fingerprint: str, *, replace: bool) -> MixInfo | None:
-    """The mix with the fingerprint, if it is in its folder; None too where another one is that gives way.
+    """The mix with the fingerprint, if it is in its folder; None also if the folder holds another one that
+    may be replaced.
 
     Raises:
-        UserError: another one is there and does not give way.
+        UserError: another one is there and may not be replaced.
     """
     if not (settings.folder / MANIFEST_NAME).is_file():
         return None

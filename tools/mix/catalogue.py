@@ -1,4 +1,4 @@
-"""A component's documents as compact arrays in memory: what choosing documents needs, without any token."""
+"""A component's documents as compact arrays in memory: what choosing documents needs, without tokens."""
 
 from __future__ import annotations
 
@@ -112,18 +112,18 @@ def load_catalogue(component: Component, consumed: Mapping[int, np.ndarray] | No
             position = stop
         if position - begin != shard.rows:
             raise UserError(
-                f"{shard.documents_path}: holds {position - begin} documents, the manifest says "
+                f"{shard.documents_path}: holds {position - begin} documents, but the manifest says "
                 f"{shard.rows}; run `emma pack verify`"
             )
         size = int(tokens[begin:position].sum(dtype=np.int64)) * component.dtype.itemsize
         if size != shard.bytes:
             raise UserError(
-                f"{shard.documents_path}: its documents hold {size} bytes, {shard.bin_path.name} "
+                f"{shard.documents_path}: its documents hold {size} bytes, but {shard.bin_path.name} has "
                 f"{shard.bytes}; run `emma pack verify`"
             )
         first.append(position)
     if len(names) > np.iinfo(np.uint16).max:
-        raise UserError(f"{component.folder}: {len(names)} languages; a component may have 65,535")
+        raise UserError(f"{component.folder}: {len(names)} languages; a component may have at most 65,535")
     catalogue = Catalogue(component, list(names), language, tokens, validation, np.array(first, np.int64))
     if not consumed:
         return catalogue
@@ -166,14 +166,14 @@ def consumed_documents(
             if name in by_name and by_name[name].fingerprint != fingerprint:
                 raise UserError(
                     f"data.mix.exclude_consumed: {entry.mix} was built from another {name!r} than "
-                    f"{by_name[name].folder}, so its documents cannot be told; build this mix from the same "
+                    f"{by_name[name].folder}, so its documents cannot be matched; build this mix from the same "
                     "store"
                 )
         info = read_dataset_info(mix.train)
         samples = info.samples if entry.samples is None else entry.samples
         if samples > info.samples:
             raise UserError(
-                f"data.mix.exclude_consumed: {entry.mix} has {info.samples} samples, {samples} cannot be "
+                f"data.mix.exclude_consumed: {entry.mix} has {info.samples} samples, so {samples} cannot be "
                 "consumed"
             )
         starts = np.load(mix.train / "samples.npy", mmap_mode="r")

@@ -53,7 +53,7 @@ class IndexWriter:
     def close(self) -> None:
         """Writes the document boundaries (every row is a document) and closes the file."""
         if self.written != self.rows:
-            raise ValueError(f"{self.path}: {self.written} rows written, {self.rows} announced")
+            raise ValueError(f"{self.path}: {self.written} rows written, but {self.rows} announced")
         at = HEADER_BYTES + 12 * self.rows
         for start in range(0, self.rows + 1, 1 << 22):
             stop = min(self.rows + 1, start + (1 << 22))
@@ -73,7 +73,7 @@ def read_index(path: Path) -> tuple[np.dtype[Any], np.ndarray, np.ndarray, np.nd
     """Type, lengths, offsets and boundaries of an `.idx` (memory maps).
 
     Raises:
-        UserError: not an `.idx`, or its size doesn't fit its header.
+        UserError: not an `.idx`, or its size does not match its header.
     """
     names = {code: name for name, code in _CODES.items()}
     with path.open("rb") as handle:
@@ -83,7 +83,7 @@ def read_index(path: Path) -> tuple[np.dtype[Any], np.ndarray, np.ndarray, np.nd
     version, code, rows, boundaries = struct.unpack("<QBQQ", header[9:])
     expected = HEADER_BYTES + 12 * rows + 8 * boundaries
     if version != 1 or code not in names or boundaries != rows + 1 or path.stat().st_size != expected:
-        raise UserError(f"{path}: its header and its size don't fit together; build the mix again")
+        raise UserError(f"{path}: its size does not match its header; build the mix again")
     if not rows:
         empty = np.zeros(0, np.int64)
         return np.dtype(names[code]), empty.astype(np.int32), empty, np.zeros(1, np.int64)

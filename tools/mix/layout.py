@@ -54,19 +54,19 @@ class ShardInfo:
     rows: int
 
     def fault(self, folder: Path) -> str | None:
-        """What is wrong with the dataset's link to it, by its size; None if nothing."""
+        """Fault of the dataset's link to it, judged by the file's size; None if there is none."""
         link = folder / f"{self.name}.bin"
         if not link.is_file():
             return f"{link}: leads nowhere ({link.resolve()}); the store has moved"
         if (size := link.stat().st_size) != self.bytes:
-            return f"{link} → {link.resolve()}: {size} bytes, the shard had {self.bytes}"
+            return f"{link} → {link.resolve()}: {size} bytes, but the shard had {self.bytes}"
         return None
 
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """A source in a dataset: how many documents (each time counted), rows and tokens of it the dataset reads.
-    A document is one row, unless best-fit packing had to cut it."""
+    """A source in a dataset: how many of its documents (counted each time they are read), rows and tokens the
+    dataset reads. A document is one row, unless best-fit packing had to cut it."""
 
     component: str
     language: str
@@ -82,7 +82,7 @@ class DatasetInfo:
 
     `samples` sequences of `sequence_length` input tokens; `label_tokens` is the number of tokens predicted in
     one pass (samples × sequence length without padding); `tokens` is the length of all rows; `cut_documents`
-    of all `documents` lie in more than one sample.
+    of all `documents` are in more than one sample.
     """
 
     folder: Path
@@ -118,7 +118,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class MixInfo:
-    """`mix.json`: what a run needs to know of its mix.
+    """`mix.json`: what a run needs to know about its mix.
 
     `fingerprint` identifies the content: budget, plan, seed, packing and store. `tokens` is samples ×
     sequence length. `groups` has the counts of each validation group, and `bytes_per_token` of its text.
@@ -180,10 +180,10 @@ def check_shards(mix: MixInfo) -> None:
     """Compares the sizes of the mix's shards with those it was built from.
 
     Raises:
-        UserError: one is gone, or was cut or rewritten.
+        UserError: one is missing, truncated or rewritten.
     """
     for folder in (mix.train, *(mix.validation(group) for group in mix.groups)):
-        # A shard of which a dataset reads no row has no link in its folder.
+        # A dataset's folder has no link to a shard from which it reads no rows.
         for shard in (shard for shard in read_dataset_info(folder).shards if shard.rows):
             if (fault := shard.fault(folder)) is not None:
                 raise UserError(
@@ -210,5 +210,5 @@ def read_dataset_info(folder: Path) -> DatasetInfo:
 def _checked(path: Path) -> dict[str, Any]:
     value: Mapping[str, Any] = read_json(path)
     if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
-        raise UserError(f"{path}: not of a mix of format {FORMAT}; build the mix again")
+        raise UserError(f"{path}: not part of a mix of format {FORMAT}; build the mix again")
     return dict(value)

@@ -17,7 +17,7 @@ def cut_to_samples(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cuts rows longer than a sample into pieces of `capacity` tokens.
 
-    Consecutive pieces share one token: it is the last label of the one and the first input of the next, so
+    Consecutive pieces share one token: it is the last label of one and the first input of the next, so
     that every token of the document but its first is predicted exactly once.
 
     Args:
@@ -43,10 +43,10 @@ def cut_to_samples(
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
-    """Packs pieces into bins, longest first, each into the bin with the least room that is enough.
+    """Packs pieces into bins, longest first, each into the fullest bin that still has room for it.
 
     Pieces of one length are placed together: the fullest bins that have room take one each, then the next
-    ones; where none has room, as many new bins are opened as are needed. Work grows with the number of
+    ones; when none has room, as many bins are opened as needed. Work grows with the number of
     distinct lengths, not with the number of pieces.
 
     Args:

@@ -65,7 +65,7 @@ def peek_rows(
 
 
 def peek_sample(info: DatasetInfo, decode: Decoder, sample: int) -> Iterator[PeekedRow]:
-    """Yields the pieces of one sample in order, its last label included.
+    """Yields the pieces of one sample in order, including its last label.
 
     Raises:
         UserError: the dataset has no such sample.
@@ -85,7 +85,7 @@ def _sample_of(samples: np.ndarray, row: int) -> int:
     """The sample that holds a row's first token."""
     begins = samples[:-1]
     after = int(np.searchsorted(begins[:, 0], row, side="right"))
-    # Where a sample begins inside the row, the row's first token is in the sample before.
+    # If a sample begins inside the row, the row's first token is in the sample before.
     while after > 0 and begins[after - 1, 0] == row and begins[after - 1, 1] > 0:
         after -= 1
     return max(after - 1, 0)

@@ -76,7 +76,7 @@ class MixPlan:
 
     @property
     def planned_tokens(self) -> int:
-        """Tokens of all sources; the budget, unless the sources cannot give it."""
+        """Tokens of all sources; the budget, unless the sources cannot supply it."""
         return sum(planned.target_tokens for planned in self.sources)
 
     def component_tokens(self) -> dict[str, int]:
@@ -87,7 +87,7 @@ class MixPlan:
         return totals
 
     def check(self) -> None:
-        """Raises CheckFailedError where a gate failed, with all of them."""
+        """Raises CheckFailedError with all failed gates, if there are any."""
         if self.faults:
             raise CheckFailedError("the plan fails:\n" + "\n".join(f"- {fault}" for fault in self.faults))
 
@@ -138,7 +138,8 @@ sequence length, `share` is of the whole mix."""
 
 
 def water_fill(total: int, weights: Sequence[float], caps: Sequence[int]) -> np.ndarray:
-    """Divides a total by weights, no part above its cap; what a capped part cannot take goes to the others.
+    """Divides a total in proportion to weights, with no part above its cap; what a capped part cannot take
+    goes to the others.
 
     Args:
         total: what to divide.
@@ -191,7 +192,7 @@ def make_plan(
         budget, a validation group too small.
 
     Raises:
-        UserError: a component has no source at all.
+        UserError: a component has no source.
     """
     # Sorted, so that the order of keys in a recipe does not matter.
     by_component: dict[str, list[Source]] = {name: [] for name in sorted(mix.components)}
@@ -224,8 +225,8 @@ def make_plan(
         # (In a tiny budget one token exceeds the tolerance.)
         if abs(share - 100 * wanted[name]) > mix.share_tolerance and abs(part - asked) > 1:
             message = (
-                f"component {name} gets {share:.2f} % of the mix, its share is {100 * wanted[name]:.2f} %: "
-                f"at its caps it holds {sum(caps[name]):,} tokens, the share asks for {round(asked):,}"
+                f"component {name} gets {share:.2f} % of the mix, but its share is {100 * wanted[name]:.2f} %: "
+                f"at its caps it holds {sum(caps[name]):,} tokens, but the share asks for {round(asked):,}"
             )
             if mix.allow_short:
                 notes.append(message)
@@ -233,7 +234,7 @@ def make_plan(
                 faults.append(message + "; raise max_epochs, lower the share, or set data.mix.allow_short")
     if (total := sum(row.target_tokens for row in planned)) < tokens:
         faults.append(
-            f"the mix holds {total:,} tokens at its caps and the budget is {tokens:,}; raise max_epochs, or "
+            f"the mix holds {total:,} tokens at its caps, but the budget is {tokens:,}; raise max_epochs, or "
             "lower the budget (schedule.steps × batch.global × batch.sequence_length)"
         )
     return MixPlan(tokens, sequence_length, planned, wanted, [], faults, notes)
@@ -289,7 +290,7 @@ def plan_validation(
         if source.language in settings.languages:
             members.setdefault(f"language-{source.language}", []).append(source)
     faults = [
-        f"data.mix.validation.languages: {language} is no source of the mix"
+        f"data.mix.validation.languages: {language} is not a source of the mix"
         for language in settings.languages
         if f"language-{language}" not in members
     ]
@@ -301,7 +302,7 @@ def plan_validation(
         targets = {source.key: int(part) for source, part in zip(held, parts, strict=True)}
         if sum(targets.values()) < settings.min_tokens:
             message = (
-                f"validation group {name} would hold {sum(targets.values()):,} tokens, "
+                f"validation group {name} would hold {sum(targets.values()):,} tokens, but "
                 f"data.mix.validation.min_tokens is {settings.min_tokens:,}"
             )
             if settings.omit_small:

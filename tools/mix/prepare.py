@@ -35,7 +35,7 @@ class MixSettings:
         samples: sequences of training: steps × global batch.
         sequence_length: input tokens of a sequence.
         recipe_sha256: hash of the resolved recipe, for the manifest.
-        tokenizer_sha256: of the run's tokenizer, where its file exists; a store packed with another one is
+        tokenizer_sha256: hash of the run's tokenizer, if its file exists; a store packed with another one is
             refused.
     """
 

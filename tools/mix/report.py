@@ -1,4 +1,4 @@
-"""A plan for people: a table by component and resource category, and a plot of every source's epochs."""
+"""A plan in readable form: a table by component and resource category, and a plot of every source's epochs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _sorted(plan: MixPlan) -> list[tuple[tuple[str, str | None], dict[str, float
 
 
 def plan_summary(plan: MixPlan) -> dict[str, object]:
-    """The plan for scripts: budget, components, categories, groups, notes and faults."""
+    """The plan as JSON-ready values: budget, components, categories, groups, notes and faults."""
     return {
         "tokens": plan.tokens,
         "planned_tokens": plan.planned_tokens,

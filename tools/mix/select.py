@@ -17,8 +17,7 @@ __all__ = ["Selection", "generator", "select_documents", "select_validation"]
 
 @dataclass(frozen=True)
 class Selection:
-    """Documents of one source: indices into its component's catalogue (int64), each as often as it is
-    read."""
+    """Documents of one source: indices into its component's catalogue (int64), each as many times as it is read."""
 
     component: str
     language: str
@@ -37,9 +36,9 @@ def select_documents(
 ) -> Iterator[Selection]:
     """Yields every source's documents.
 
-    A source of T tokens whose target is q·T + r is read q times whole, and r is made up of its first
-    documents in a random order drawn from the seed: the number of documents that comes nearest. The error is
-    carried to the next source. So each source is met to within a document, and so is the mix: the last source
+    A source of T tokens whose target is q·T + r is read whole q times. The rest, r, is filled with its first
+    documents in a random order drawn from the seed, as many as come closest; the error is carried to the next
+    source. So each source meets its target to within a document, and so does the mix: the last source
     (the one with the largest remainder) takes documents until `total` is reached. No source exceeds its cap,
     except to reach `total`.
 
@@ -47,7 +46,7 @@ def select_documents(
         catalogues: by component.
         planned: the plan's sources.
         seed: seed of the mix.
-        total: tokens that all sources together must reach at least, by less than a document.
+        total: tokens that all sources together must reach; they exceed it by less than a document.
 
     Raises:
         UserError: the sources cannot reach `total`.
@@ -72,7 +71,7 @@ def _select(catalogue: Catalogue, row: PlannedSource, seed: int, target: int, *,
     held = int(sizes.sum())
     if held == 0:
         raise UserError(
-            f"{source.component}/{source.language}: the plan takes {row.target_tokens} tokens of a source "
+            f"{source.component}/{source.language}: the plan takes {row.target_tokens} tokens from a source "
             "without documents"
         )
     whole, rest = divmod(max(target, 0), held)

@@ -16,7 +16,7 @@ from emma.tools.pack.store import Component
 __all__ = ["Source", "category_of", "script_table", "sources_of_statistics", "sources_of_store"]
 
 WHOLE_COMPONENT = "*"
-"""Language of the source of a component of which only a declared size is known."""
+"""`language` of the only source of a component that has just a declared size."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Source:
     """What one language or pair of a component holds.
 
     `documents` and `tokens` count what training may see, `validation_documents`, `validation_tokens` and
-    `validation_bytes` (UTF-8 text) what validation may; `words` are white-space separated words (both sides
+    `validation_bytes` (UTF-8 text) what validation may; `words` are whitespace-separated words (both sides
     of a pair), `category` is None where the component has no categories.
     """
 
@@ -45,7 +45,7 @@ class Source:
 
 @dataclass(frozen=True)
 class ScriptSize:
-    """Tokens per word and UTF-8 bytes per word of a script, without white space."""
+    """Tokens per word and UTF-8 bytes per word of a script, without whitespace."""
 
     tokens_per_word: float
     bytes_per_word: float
@@ -127,14 +127,14 @@ def sources_of_store(
 
 def read_statistics(path: Path) -> tuple[str, dict[str, dict[str, int]]]:
     """Published counts: a csv with `lang_code, num_texts, num_tokens` or with `lang_pair, src_num_texts,
-    src_num_tokens, tgt_num_tokens`, where tokens are white-space separated words.
+    src_num_tokens, tgt_num_tokens`, where tokens are whitespace-separated words.
 
     Returns:
         `language` or `pair`, and by language or pair `texts`, `words` (and for pairs `src_words`,
         `tgt_words`).
 
     Raises:
-        UserError: missing file or column, or a count that is no number; names the line.
+        UserError: missing file or column, or a count that is not a number; the message names the line.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
@@ -149,7 +149,7 @@ def read_statistics(path: Path) -> tuple[str, dict[str, dict[str, int]]]:
         numbers = {"texts": "src_num_texts", "src_words": "src_num_tokens", "tgt_words": "tgt_num_tokens"}
     else:
         raise UserError(
-            f"{path}: no statistics of a corpus; expected a column lang_code or lang_pair, found "
+            f"{path}: not statistics of a corpus; expected a column lang_code or lang_pair, found "
             f"{', '.join(sorted(columns)) or 'nothing'}"
         )
     if missing := [name for name in numbers.values() if name not in columns]:
@@ -171,7 +171,7 @@ def read_statistics(path: Path) -> tuple[str, dict[str, dict[str, int]]]:
 def sources_of_statistics(data: Data, files: Sequence[Path]) -> list[Source]:
     """Sources of a mix as published statistics describe them, before anything is packed.
 
-    Counts of languages stand for the mix's components of monolingual text, counts of pairs for those of kind
+    Counts of languages describe the mix's components of monolingual text, counts of pairs those of kind
     `bilingual`; a component that no file describes needs `declared_tokens`. Words become tokens by the
     fertility of their script (the recipe's, else the shipped table).
 

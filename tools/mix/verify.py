@@ -27,11 +27,11 @@ def verify_mix(folder: Path, *, fingerprint: str | None = None) -> tuple[list[st
     Checked: manifest, sizes and checksums of every file, files that don't belong; that the store is the one
     the mix was built from; for every dataset that rows are whole documents of the right source and split,
     within their shards, that documents are repeated evenly and counts are the plan's, that samples follow
-    each other without gap and are as many as promised, and that every `.idx` says the same as the rows.
+    each other without gaps and in the promised number, and that every `.idx` agrees with the rows.
 
     Args:
         folder: `mix/<name>`.
-        fingerprint: of the recipe's mix; another one is a fault.
+        fingerprint: that of the recipe's mix; any other is a fault.
 
     Raises:
         UserError: there is no mix.
@@ -40,7 +40,7 @@ def verify_mix(folder: Path, *, fingerprint: str | None = None) -> tuple[list[st
     faults = list(_file_faults(folder))
     if fingerprint is not None and fingerprint != mix.fingerprint:
         faults.append(
-            f"{folder / 'mix.json'}: fingerprint {mix.fingerprint[:12]}, this recipe's mix would be "
+            f"{folder / 'mix.json'}: fingerprint {mix.fingerprint[:12]}, but this recipe's mix would be "
             f"{fingerprint[:12]}: it was built from another recipe or store"
         )
     catalogues = {}
@@ -49,7 +49,7 @@ def verify_mix(folder: Path, *, fingerprint: str | None = None) -> tuple[list[st
             component = open_component(folder / mix.store / name)
             if component.fingerprint != expected:
                 faults.append(
-                    f"{component.folder}: fingerprint {component.fingerprint[:12]}, the mix was built from "
+                    f"{component.folder}: fingerprint {component.fingerprint[:12]}, but the mix was built from "
                     f"{expected[:12]}: this is another store"
                 )
                 continue
@@ -72,7 +72,7 @@ def verify_mix(folder: Path, *, fingerprint: str | None = None) -> tuple[list[st
 def _file_faults(folder: Path) -> Iterator[str]:
     manifest = Manifest.read(folder)
     if manifest.stage != "mix":
-        yield f"{folder / MANIFEST_NAME}: of the stage {manifest.stage!r}, not of a mix"
+        yield f"{folder / MANIFEST_NAME}: of the stage {manifest.stage!r}, not a mix"
     yield from manifest.check_outputs(folder, contents=True)
     listed = {record.path for record in manifest.outputs} | {MANIFEST_NAME}
     for path in sorted(folder.rglob("*")):
@@ -99,7 +99,7 @@ def _plan_faults(mix: MixInfo) -> Iterator[str]:
         elif (source.documents, source.tokens) != (row["built_documents"], row["built_tokens"]):
             yield (
                 f"{path}: {name} was planned with {row['built_documents']} documents and "
-                f"{row['built_tokens']} tokens, the training data holds {source.documents} and "
+                f"{row['built_tokens']} tokens, but the training data holds {source.documents} and "
                 f"{source.tokens}"
             )
 
@@ -121,11 +121,11 @@ class _DatasetCheck:
         promised = mix.samples if self.train else mix.groups[self.folder.name]["samples"]
         if (info.samples, info.sequence_length) != (promised, mix.sequence_length):
             yield (
-                f"{self.folder / 'dataset.json'}: {info.samples} samples of {info.sequence_length} tokens, "
+                f"{self.folder / 'dataset.json'}: {info.samples} samples of {info.sequence_length} tokens, but "
                 f"mix.json promises {promised} of {mix.sequence_length}"
             )
         if self.rows.dtype != ROW or len(self.rows) != info.rows:
-            yield f"{self.folder / 'rows.npy'}: {len(self.rows)} rows of {self.rows.dtype}, dataset.json says {info.rows}"
+            yield f"{self.folder / 'rows.npy'}: {len(self.rows)} rows of {self.rows.dtype}, but dataset.json says {info.rows}"
             return
         broken = list(self._row_faults())
         yield from broken
@@ -134,7 +134,7 @@ class _DatasetCheck:
             yield from self._index_faults()
 
     def _row_faults(self) -> Iterator[str]:
-        """Rows within shards, at documents, of the right source and split; counts as said; repeated
+        """Rows within shards, at documents, of the right source and split; counts as recorded; repeated
         evenly."""
         info, path = self.info, self.folder / "rows.npy"
         width = np.dtype(info.dtype).itemsize
@@ -171,7 +171,7 @@ class _DatasetCheck:
             if (source.rows, source.tokens) != (int(counts[number]), int(tokens[number])):
                 yield (
                     f"{path}: {source.component}/{source.language} has {int(counts[number])} rows and "
-                    f"{int(tokens[number])} tokens, dataset.json says {source.rows} and {source.tokens}"
+                    f"{int(tokens[number])} tokens, but dataset.json says {source.rows} and {source.tokens}"
                 )
         if info.packing == "concatenate":
             yield from self._repetition_faults(times)
@@ -195,7 +195,7 @@ class _DatasetCheck:
                 fits &= (begin == 0) & ((lengths == whole["tokens"]) | last)
             if not fits.all():
                 row = first + int(mine[np.argmin(fits)])
-                yield f"{path}: row {row} is no whole document of {shard.name}"
+                yield f"{path}: row {row} is not a whole document of {shard.name}"
                 continue
             languages = [source.language for source in info.sources]
             codes = {name: code for code, name in enumerate(catalogue.languages)}
@@ -205,7 +205,7 @@ class _DatasetCheck:
                 row = first + int(mine[np.argmin(right)])
                 document = int(at[np.argmin(right)])
                 yield (
-                    f"{path}: row {row} counts as {languages[int(self.rows['source'][row])]}, its document "
+                    f"{path}: row {row} counts as {languages[int(self.rows['source'][row])]}, but its document "
                     f"is {catalogue.languages[int(catalogue.language[document])]}"
                 )
             if (catalogue.validation[at] == self.train).any():
@@ -232,7 +232,7 @@ class _DatasetCheck:
         """Samples follow each other without gaps; concatenated ones are one sequence length apart."""
         info, path = self.info, self.folder / "samples.npy"
         if self.samples.shape != (info.samples + 1, 2):
-            yield f"{path}: shape {self.samples.shape}, dataset.json says {info.samples} samples"
+            yield f"{path}: shape {self.samples.shape}, but dataset.json says {info.samples} samples"
             return
         length = info.sequence_length
         ends = np.cumsum(self.rows["tokens"], dtype=np.int64)
@@ -247,17 +247,17 @@ class _DatasetCheck:
             wrong = spans[:-1] != length
             if begins[0] != 0 or wrong.any() or not 0 < spans[-1] <= length or begins[-1] != ends[-1] - 1:
                 sample = int(np.argmax(wrong)) if wrong.any() else len(spans) - 1
-                yield f"{path}: sample {sample} spans {int(spans[sample])} tokens, a sample is {length}"
+                yield f"{path}: sample {sample} spans {int(spans[sample])} tokens, but a sample has {length}"
             if self.train and spans[-1] != length:
-                yield f"{path}: the last sample spans {int(spans[-1])} tokens, training has no partial sample"
+                yield f"{path}: the last sample spans {int(spans[-1])} tokens, but training has no partial samples"
             labels = int(spans.sum())
         else:
             if into.any() or (spans < 2).any() or (spans > length + 1).any():
                 sample = int(np.argmax((spans < 2) | (spans > length + 1)))
-                yield f"{path}: sample {sample} holds {int(spans[sample])} tokens, there is room for {length + 1}"
+                yield f"{path}: sample {sample} holds {int(spans[sample])} tokens, but there is room for {length + 1}"
             labels = int(spans.sum()) - len(spans)
         if labels != info.label_tokens:
-            yield f"{path}: {labels} labels, dataset.json says {info.label_tokens}"
+            yield f"{path}: {labels} labels, but dataset.json says {info.label_tokens}"
 
     def _index_faults(self) -> Iterator[str]:
         """Every `.idx` holds the rows of its shard in their order, beside a link to that shard."""
@@ -277,7 +277,7 @@ class _DatasetCheck:
                 yield f"{path}: {error}"
                 continue
             if dtype != np.dtype(info.dtype):
-                yield f"{path}: says that tokens are {dtype}, they are {info.dtype}"
+                yield f"{path}: says that tokens are {dtype}, but they are {info.dtype}"
             same = len(lengths) == len(mine)
             same = same and np.array_equal(lengths, self.rows["tokens"][mine])
             same = same and np.array_equal(offsets, self.rows["offset"][mine])

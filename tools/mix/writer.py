@@ -38,14 +38,14 @@ class ShardTable:
         raise KeyError(name)
 
     def shards(self) -> Iterator[tuple[Component, int]]:
-        """Component and number within it, of every shard in order."""
+        """Component of every shard and the shard's number within it, in order."""
         for component in self.components:
             for shard in component.shards:
                 yield component, shard.number
 
 
 class ArrayWriter:
-    """A `.npy` file that grows row by row; its header is written when its length is known."""
+    """A `.npy` file that grows row by row; its header is written once its length is known."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any], columns: int | None = None) -> None:
         self.dtype, self.columns, self.length = dtype, columns, 0

@@ -28,13 +28,13 @@ _FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "instruction": (("instruction", "response"), ("input", "id", "language", "source", "split")),
     "code": (("text",), ("id", "language", "path", "source", "split")),
 }
-# Pairs of one language pair that are kept back until their documents are full.
+# Most pairs of one language pair that are held back until their documents are full.
 _HELD_PAIRS = 8192
 
 
 @dataclass
 class DocumentMaker:
-    """Makes documents of the records of one work unit, in order.
+    """Makes documents from the records of one work unit, in order.
 
     Args:
         component: the component's settings.
@@ -84,7 +84,7 @@ class DocumentMaker:
             language = self._filled(batch, "language", self.component.language or batch.segment.file.folder)
             if "{path" in header and "path" not in batch.table.column_names:
                 raise UserError(
-                    f"{batch.segment.file.path}: data.pack.code.header uses {{path}}, and the records have "
+                    f"{batch.segment.file.path}: data.pack.code.header uses {{path}}, but the records have "
                     "no field "
                     "'path'; add it to the corpus or take {path} out of the header"
                 )
@@ -135,13 +135,13 @@ class DocumentMaker:
             source, target = table["src_lang"], table["tgt_lang"]
             if source.null_count or target.null_count:
                 row = pc.index(pc.or_(pc.is_null(source), pc.is_null(target)), True).as_py()
-                raise UserError(f"{file.path}: record {batch.place(row)} names one language of its pair only")
+                raise UserError(f"{file.path}: record {batch.place(row)} names only one language of its pair")
         else:
             try:
                 codes = split_pair(self.component.language or file.folder)
             except UserError as error:
                 raise UserError(
-                    f"{file.path}: records have no src_lang and tgt_lang, and the folder is no pair: {error}"
+                    f"{file.path}: records have no src_lang and tgt_lang, and the folder is not a pair: {error}"
                 ) from None
             source, target = (constant(code, len(table)) for code in codes)
         rows = pa.table(
@@ -175,8 +175,7 @@ class DocumentMaker:
         codes = encode_keys(rows, ("src", "tgt"))[0].to_numpy(zero_copy_only=False)
         order, sizes, rest = spread(codes, settings.pairs_per_document, last=last)
         if len(rest) > _HELD_PAIRS // 2:
-            # The same few pairs keep coming: waiting for fuller documents would hold back more and more of
-            # them.
+            # The same few pairs keep coming: waiting for fuller documents would hold back more and more.
             order, sizes, rest = spread(codes, settings.pairs_per_document, last=True)
         buffer.tables, buffer.rows = [rows.take(rest)], len(rest)
         taken = rows.take(order)
@@ -226,8 +225,8 @@ class DocumentMaker:
             if value not in SPLITS:
                 row = pc.index(splits, pa.scalar(value, pa.large_string())).as_py()
                 raise UserError(
-                    f"{batch.segment.file.path}: record {batch.place(row)} has the split {value!r}; "
-                    f"known are {', '.join(SPLITS)}"
+                    f"{batch.segment.file.path}: record {batch.place(row)} has the split {value!r}; expected "
+                    f"{' or '.join(SPLITS)}"
                 )
         return splits
 

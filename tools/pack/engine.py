@@ -68,7 +68,7 @@ class EngineError(Exception):
 
 
 class UnreadableTokenizerError(UserError):
-    """An engine doesn't know something that a tokenizer.json asks for."""
+    """An engine does not support something that a tokenizer.json asks for."""
 
 
 class Engine(Protocol):
@@ -93,8 +93,8 @@ def _engine_errors() -> Iterator[None]:
         raise
 
 
-# gigatoken keeps the words it has met, about 0.2 GiB per gigabyte of text; loading it again takes under a
-# second. fastokens, which may do the same, is treated alike.
+# gigatoken caches every word it meets, about 0.2 GiB per gigabyte of text; reloading it takes under a second.
+# fastokens may do the same, so it is treated alike.
 RENEW_BYTES = 256 << 20
 
 
@@ -109,11 +109,11 @@ class _Renewed(ABC):
 
     @abstractmethod
     def _load(self) -> Any:
-        """The engine's own tokenizer, with nothing in its cache."""
+        """The engine's own tokenizer, with an empty cache."""
 
     def _renew(self, texts: pa.Array) -> None:
         if self._encoded > RENEW_BYTES:
-            self._tokenizer = None  # the old one goes before the new one comes
+            self._tokenizer = None  # frees the old one before the new one is loaded
             self._tokenizer = self._load()
             self._encoded = 0
         self._encoded += texts.nbytes
@@ -130,7 +130,7 @@ class _Gigatoken(_Renewed):
         # seconds.
         with _engine_errors():
             self._renew(texts)
-            # UTF-8 as it is in the array: a third faster than through Python strings.
+            # UTF-8 straight from the array: a third faster than through Python strings.
             encode = self._tokenizer.backend.encode
             return _joined([encode(text) for text in texts.cast(pa.large_binary()).to_pylist()])
 
@@ -160,7 +160,7 @@ class _Reference:
 
 
 def _joined(documents: Sequence[np.ndarray]) -> Encoded:
-    """One batch of the ids of its documents."""
+    """One batch from the ids of its documents."""
     offsets = np.zeros(len(documents) + 1, np.int64)
     np.cumsum([len(ids) for ids in documents], out=offsets[1:])
     return Encoded(np.concatenate(documents) if documents else np.empty(0, np.uint32), offsets)
@@ -188,7 +188,7 @@ def choose_engine(wanted: str) -> EngineName:
                     f"data.pack.engine: {name} is not installed; pip install {name}, or use `fastest`"
                 )
             return name
-    raise UserError(f"data.pack.engine: no engine {wanted!r}; known are {', '.join(ENGINES)}")
+    raise UserError(f"data.pack.engine: no engine {wanted!r}; expected one of {', '.join(ENGINES)}")
 
 
 def load_engine(name: EngineName, tokenizer: TokenizerFile) -> Engine:
@@ -298,7 +298,7 @@ class Encoder:
         """Encodes documents (large strings without nulls), each with the engine its language may use.
 
         Raises:
-            UserError: a text became a control token.
+            UserError: a text was encoded as a control token.
         """
         if self.name == REFERENCE:
             return self._checked(self._reference.encode(texts), texts)
@@ -347,7 +347,7 @@ class Encoder:
         smallest, largest = int(ids.min()), int(ids.max())
         if largest >= self.tokenizer.vocab_size:
             raise UserError(
-                f"{self.tokenizer.path}: gave id {largest}, model.vocab_size is {self.tokenizer.vocab_size}"
+                f"{self.tokenizer.path}: gave id {largest}, but model.vocab_size is {self.tokenizer.vocab_size}"
             )
         # Most tokenizers have all control tokens at one end of the vocabulary: a comparison is enough.
         first, after = np.searchsorted(control, (smallest, largest + 1)).tolist()
@@ -357,7 +357,7 @@ class Encoder:
             document = int(np.searchsorted(encoded.offsets, at, side="right")) - 1
             text = texts[document].as_py()
             raise UserError(
-                f"{self.tokenizer.path}: a text became the control token {int(ids[at])}; it starts "
+                f"{self.tokenizer.path}: a text was encoded as the control token {int(ids[at])}; it starts "
                 f"{text[:60]!r}. Mark that token as not special in tokenizer.json, or remove it from the text"
             )
         return encoded

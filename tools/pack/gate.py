@@ -65,7 +65,7 @@ def gate_verdicts(
     (name, passed_over), *others = [usable for usable, _ in results]
     if any(other != (name, passed_over) for other in others):
         raise UserError(
-            f"{settings.tokenizer.path}: processes of this machine came to load different engines; run the "
+            f"{settings.tokenizer.path}: processes on this machine loaded different engines; run the "
             "command again, or name one in data.pack.engine"
         )
     fast = {language: encoded for _, part in results for language, encoded in part.items()}
@@ -123,7 +123,7 @@ def _first_segments(units: Iterable[Unit]) -> Iterator[Segment]:
 
 
 def _first_of_languages(table: pa.Table, documents: int) -> Iterator[tuple[str, pa.Array]]:
-    """At most so many texts of each language."""
+    """At most a given number of texts per language."""
     languages = as_array(table["language"]).dictionary_encode()
     codes, texts = languages.indices.to_numpy(zero_copy_only=False), as_array(table["text"])
     for code, language in enumerate(languages.dictionary.to_pylist()):

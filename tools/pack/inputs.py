@@ -98,12 +98,12 @@ def list_inputs(patterns: Sequence[str | Path]) -> list[InputFile]:
             matches = [p for p in matches if p.is_file()]
         if not matches:
             raise UserError(
-                f"{pattern}: no input there; expected {', '.join(SUFFIXES)} files. Run the corpus stage "
-                "before, or correct data.pack.components.*.inputs"
+                f"{pattern}: no input there; expected {', '.join(SUFFIXES)} files. Run the corpus stage first, "
+                "or correct data.pack.components.*.inputs"
             )
         for match in matches:
             if not match.name.endswith(SUFFIXES):
-                raise UserError(f"{match}: cannot read this format; known are {', '.join(SUFFIXES)}")
+                raise UserError(f"{match}: cannot read this format; expected one of {', '.join(SUFFIXES)}")
             found[str(match)] = match
     files = []
     for name in sorted(found):
@@ -121,7 +121,7 @@ def cut_units(files: Iterable[InputFile], largest: int) -> list[Unit]:
 
     Args:
         files: sorted input files.
-        largest: size of a unit in bytes of text, at most (a compressed file or a row group may exceed it).
+        largest: maximum size of a unit in bytes of text (a compressed file or a row group may exceed it).
 
     A unit is a 64th of the input, between 32 MiB and `largest`, so that small inputs keep several processes
     busy too; it depends on the inputs alone.
@@ -175,5 +175,5 @@ def _text_bytes(file: InputFile) -> list[int]:
     try:
         metadata = pq.read_metadata(file.path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file.path}: not a whole parquet file ({error}); write it again") from None
+        raise UserError(f"{file.path}: not a complete parquet file ({error}); write it again") from None
     return [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]

@@ -14,8 +14,8 @@ __all__ = ["pair_labels", "split_pair"]
 def pair_labels(source: str, target: str) -> tuple[str, str]:
     """English names of the two languages of a pair, e.g. `swh_Latn`, `eng_Latn` → `Swahili`, `English`.
 
-    Names lose ISO 639-3's remarks in brackets; where both sides would be called the same, scripts are
-    appended (`Serbian (Cyrl)`, `Serbian (Latn)`). Codes without a name in ISO 639-3 are kept.
+    Names lose ISO 639-3's remarks in brackets; if both sides would have the same name, scripts are appended
+    (`Serbian (Cyrl)`, `Serbian (Latn)`). Codes without a name in ISO 639-3 are kept.
     """
     # The tables take a second to load, and only pairs need them.
     from emma.tools.languages.labels import language_name
@@ -37,5 +37,5 @@ def split_pair(pair: str) -> tuple[str, str]:
     """
     source, _, target = pair.partition("-")
     if not source or not target or "-" in target:
-        raise UserError(f"{pair!r} is no language pair; expected source-target, e.g. eng_Latn-fra_Latn")
+        raise UserError(f"{pair!r} is not a language pair; expected source-target, e.g. eng_Latn-fra_Latn")
     return source, target

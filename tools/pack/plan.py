@@ -159,7 +159,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """First setting in which two mappings differ, as `key was … and is …`; None where they are equal."""
     for key in sorted(set(before) | set(now)):
         if before.get(key) != now.get(key):
-            return f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+            return f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
     return None
 
 

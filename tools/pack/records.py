@@ -145,8 +145,8 @@ def _parse_columns(block: bytes, required: Sequence[str], optional: Sequence[str
     # Twice as fast as bytes.count.
     newlines = np.count_nonzero(np.frombuffer(block, np.uint8) == ord("\n"))
     lines = newlines + (not block.endswith(b"\n"))
-    # Other numbers of rows: blank lines, several records in a line, or one over several lines. Nulls: a field
-    # that is null or one that is missing.
+    # Another number of rows means blank lines, several records on a line, or one over several lines; a null
+    # means a field that is null or missing.
     if len(table) != lines or any(table[name].null_count for name in required):
         return None
     return table.select([*required, *(name for name in optional if table[name].null_count < len(table))])
@@ -203,13 +203,13 @@ def _line_blocks(segment: Segment, size: int) -> Iterator[tuple[bytes, int]]:
                 yield from _blocks(_ZstdStream(raw).read, size)
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise UserError(
-            f"{path}: cannot be read ({error}); it was cut or is damaged: write it again"
+            f"{path}: cannot be read ({error}); it is truncated or damaged: write it again"
         ) from None
 
 
 class _ZstdStream:
-    """Reads zstandard data of one or several frames. (The library's own reader does not notice that a file
-    was cut.)"""
+    """Reads zstandard data of one or several frames. (The library's own reader does not notice a
+    truncated file.)"""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw, self._frame, self._inside = raw, zstandard.ZstdDecompressor().decompressobj(), False
@@ -284,9 +284,9 @@ def _first_fault(
         try:
             record = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            return UserError(f"{where}: not valid JSON ({error}); mend or remove the line")
+            return UserError(f"{where}: not valid JSON ({error}); correct or remove the line")
         if not isinstance(record, dict):
-            return UserError(f"{where}: a record is an object with fields, this is a {type(record).__name__}")
+            return UserError(f"{where}: expected an object with fields, found a {type(record).__name__}")
         for name in required:
             if name not in record:
                 known = ", ".join(map(str, record)) or "none"

@@ -103,8 +103,8 @@ def pack_store(
 def _plan(
     settings: PackSettings, name: str, finish_only: bool, pool: Executor, workers: int
 ) -> ComponentPlan | None:
-    """The plan of a component with the gate's verdicts, from disk where it was made before; None where
-    another process has finished the component in the meantime.
+    """The plan of a component with the gate's verdicts, from disk if it was made before; None if another
+    process has finished the component in the meantime.
 
     Raises:
         UserError: inputs or settings changed since the plan was made, or there is none and `finish_only` is
@@ -145,7 +145,7 @@ def _existing_plan(settings: PackSettings, name: str) -> ComponentPlan:
     path = work_folder(settings, name) / "plan.json"
     if not path.is_file():
         raise UserError(
-            f"{path.parent}: nothing was packed of component {name!r} yet; run `emma pack run` first"
+            f"{path.parent}: nothing of component {name!r} has been packed yet; run `emma pack run` first"
         )
     return ComponentPlan.read(path)
 
@@ -192,13 +192,13 @@ def _counts(settings: PackSettings, name: str) -> dict[str, Any]:
 
 
 def _remove_work(settings: PackSettings, name: str, lock: Lock | None = None) -> None:
-    """Removes a finished component's work folder, but for what a process on another machine may still be
+    """Removes a finished component's work folder, except what a process on another machine may still be
     writing.
 
     Args:
         settings: what was packed.
         name: the component.
-        lock: of a caller that is the component's sole writer.
+        lock: that of a caller that is the component's sole writer.
     """
     work = work_folder(settings, name)
     if not work.is_dir():
@@ -216,7 +216,7 @@ def _remove_work(settings: PackSettings, name: str, lock: Lock | None = None) ->
 
 
 def _pack_one(settings: PackSettings, plan: ComponentPlan) -> str | None:
-    """Runs in a worker: packs the one unit of a plan; where another process is packing it, returns who."""
+    """Runs in a worker: packs the only unit of a plan; if another process is packing it, returns which."""
     component, work = settings.pack.components[plan.name], work_folder(settings, plan.name)
     (unit,) = plan.units
     try:

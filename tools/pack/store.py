@@ -184,7 +184,7 @@ def open_component(folder: Path) -> Component:
     manifest = Manifest.read(folder)
     if manifest.stage != "pack" or manifest.extra.get("format") != FORMAT:
         raise UserError(
-            f"{folder / MANIFEST_NAME}: not of a token store of format {FORMAT}; pack this component again"
+            f"{folder / MANIFEST_NAME}: not part of a token store of format {FORMAT}; pack this component again"
         )
     return Component(folder.name, folder, manifest)
 
@@ -194,7 +194,7 @@ def open_store(folder: Path, names: Sequence[str]) -> list[Component]:
     shards have the recorded sizes.
 
     Raises:
-        UserError: a component is missing, a shard was cut, or two components differ in tokenizer, vocabulary
+        UserError: a component is missing, a shard was truncated, or two components differ in tokenizer, vocabulary
             or document boundaries.
     """
     components = [open_component(folder / name) for name in names]
@@ -202,7 +202,7 @@ def open_store(folder: Path, names: Sequence[str]) -> list[Component]:
         size = shard.bin_path.stat().st_size if shard.bin_path.is_file() else 0
         if size != shard.bytes:
             raise UserError(
-                f"{shard.bin_path}: {size} bytes, {shard.bytes} were written; put the file back, or pack "
+                f"{shard.bin_path}: {size} bytes, but {shard.bytes} were written; put the file back, or pack "
                 "this component again"
             )
     first = components[0]

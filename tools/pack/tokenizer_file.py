@@ -23,7 +23,7 @@ __all__ = ["TokenizerFile", "tokenizer_of_process"]
 
 @dataclass(frozen=True)
 class _Content:
-    """What is used of the file; the parsed file would take ten times the memory.
+    """The parts of the file that are used; the whole parsed file would take ten times the memory.
 
     Attributes:
         sha256: of the file.
@@ -175,8 +175,8 @@ class TokenizerFile:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """A million objects that all stay would trigger the garbage collector again and again: a quarter of the
-    time."""
+    """Loading a million objects that are all kept would trigger the garbage collector again and again: a
+    quarter of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -320,8 +320,8 @@ class _ShardWriter:
                 wrong |= tokens[starts] != self.unit.begin_of_text_id
             if wrong.any():
                 raise UserError(
-                    f"{self.bin_path}: document {int(np.flatnonzero(wrong)[0])} doesn't keep the convention "
-                    "for begin and end of text right after it was written; check the disk"
+                    f"{self.bin_path}: document {int(np.flatnonzero(wrong)[0])} lacks its "
+                    "begin or end of text right after it was written; check the disk"
                 )
 
 

@@ -1,4 +1,4 @@
-"""Verifying a packed component: every file against the manifest, every document and every token against the
+"""Verifies a packed component: every file against the manifest, every document and every token against the
 rules."""
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def verify_component(
     """Reads a whole component; returns its faults and what was checked.
 
     Checked: manifest, sizes and checksums of every file, files that don't belong; for every shard its
-    documents' columns, rows, lengths and offsets (from 0, without gap, to the end of the `.bin`); every token
+    documents' columns, rows, lengths and offsets (from 0, without gaps, to the end of the `.bin`); every token
     id below the vocabulary; begin and end of text where promised and nowhere else; counts of every language
     and split against `sources.parquet`.
 
@@ -106,7 +106,7 @@ def _manifest_faults(component: Component) -> list[str]:
     checksums: dict[str, str] = {}
     for record in manifest.outputs:
         if record.bytes and record.path.endswith(".bin") and record.checksum in checksums:
-            faults.append(f"{folder / record.path}: the same content as {checksums[record.checksum]}")
+            faults.append(f"{folder / record.path}: has the same content as {checksums[record.checksum]}")
         checksums[record.checksum] = record.path
     fingerprint = hashlib.sha256(orjson.dumps([record.checksum for record in manifest.outputs])).hexdigest()
     if fingerprint != component.fingerprint:
@@ -169,7 +169,7 @@ def _verify_documents(component: Component, shard: Shard, report: _ShardReport) 
             return
         rows, offsets, lengths = (batch[name].to_numpy() for name in ("row", "offset", "tokens"))
         if not np.array_equal(rows, np.arange(row, row + len(batch))):
-            report.faults.append(f"{where}: `row` doesn't count from 0 without a gap")
+            report.faults.append(f"{where}: `row` doesn't count from 0 without gaps")
         if set(batch["component"].unique().to_pylist()) - {component.name}:
             report.faults.append(f"{where}: belong to another component")
         if odd := sorted(set(batch["split"].unique().to_pylist()) - set(SPLITS)):
@@ -177,8 +177,8 @@ def _verify_documents(component: Component, shard: Shard, report: _ShardReport) 
         least = 2 + (component.begin_of_text_id is not None)
         if (lengths < least).any():
             report.faults.append(
-                f"{path}: row {row + int(np.argmax(lengths < least))} has {int(lengths.min())} tokens, a "
-                f"document has {least} at least"
+                f"{path}: row {row + int(np.argmax(lengths < least))} has {int(lengths.min())} tokens, but a "
+                f"document has at least {least}"
             )
             return
         ends = position + np.cumsum(lengths, dtype=np.int64)
@@ -186,22 +186,22 @@ def _verify_documents(component: Component, shard: Shard, report: _ShardReport) 
         if not np.array_equal(offsets, starts * width):
             wrong = int(np.argmax(offsets != starts * width))
             report.faults.append(
-                f"{path}: row {row + wrong} begins at byte {int(offsets[wrong])}, the documents before it "
+                f"{path}: row {row + wrong} begins at byte {int(offsets[wrong])}, but the documents before it "
                 f"end at {int(starts[wrong]) * width}"
             )
             return
         if int(ends[-1]) > len(tokens):
             report.faults.append(
-                f"{shard.bin_path}: {len(tokens)} tokens, the documents hold {int(ends[-1])} and more"
+                f"{shard.bin_path}: {len(tokens)} tokens, but the documents hold {int(ends[-1])} or more"
             )
             return
         _verify_tokens(component, shard, tokens, starts, ends, row, report)
         _count(batch, report)
         row, position = row + len(batch), int(ends[-1])
     if row != shard.rows:
-        report.faults.append(f"{path}: {row} documents, the manifest says {shard.rows}")
+        report.faults.append(f"{path}: {row} documents, but the manifest says {shard.rows}")
     if position * width != size:
-        report.faults.append(f"{shard.bin_path}: {size} bytes, its documents hold {position * width}")
+        report.faults.append(f"{shard.bin_path}: {size} bytes, but its documents hold {position * width}")
 
 
 def _verify_tokens(
@@ -233,7 +233,7 @@ def _verify_tokens(
             at = start + int(np.argmax((chunk < 0) | (chunk >= component.vocab_size)))
             row = first_row + int(np.searchsorted(ends, at, side="right"))
             report.faults.append(
-                f"{name}: document {row} holds the id {int(tokens[at])}, the vocabulary has "
+                f"{name}: document {row} holds the id {int(tokens[at])}, but the vocabulary has "
                 f"{component.vocab_size}"
             )
             return
@@ -243,7 +243,7 @@ def _verify_tokens(
         if found[id_] != len(starts):
             report.faults.append(
                 f"{name}: rows {first_row} to {first_row + len(starts) - 1} hold {found[id_]} tokens for "
-                f"{what}, one a document would be {len(starts)}"
+                f"{what}, but one per document would be {len(starts)}"
             )
 
 
@@ -269,7 +269,7 @@ def _count_faults(component: Component, totals: dict[tuple[str, str], np.ndarray
         found = tuple(int(count) for count in totals.get(key, np.zeros(3, np.int64)))
         if said.get(key) != found:
             faults.append(
-                f"{path}: {key[0]}/{key[1]} has {said.get(key, 'no')} (documents, tokens, bytes), the shards "
+                f"{path}: {key[0]}/{key[1]} has {said.get(key, 'no')} (documents, tokens, bytes), but the shards "
                 f"hold {found}"
             )
     documents, tokens = (sum(int(counts[i]) for counts in totals.values()) for i in (0, 1))
@@ -277,6 +277,6 @@ def _count_faults(component: Component, totals: dict[tuple[str, str], np.ndarray
     if (counts["kept"], counts["tokens"]) != (documents, tokens):
         faults.append(
             f"{component.folder / MANIFEST_NAME}: counts {counts['kept']} documents and {counts['tokens']} "
-            f"tokens, the shards hold {documents} and {tokens}"
+            f"tokens, but the shards hold {documents} and {tokens}"
         )
     return faults

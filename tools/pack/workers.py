@@ -41,7 +41,7 @@ def start_workers(run: str, overrides: Sequence[str]) -> None:
 def worker_pool(
     workers: int, engine: str, tokenizer: Tokenizer, vocab_size: int, *, largest_unit: int = _BYTES_A_PROCESS
 ) -> AbstractContextManager[Executor]:
-    """Processes that pack units; with 1, this process does. Never submit more tasks than there are processes.
+    """Processes that pack units; with 1, this process packs. Never submit more tasks than there are processes.
 
     Args:
         workers: processes.

@@ -144,14 +144,14 @@ def _faults(recipe: Recipe, ranks: list[dict[str, Any]]) -> Iterator[str]:
         planned = rank_parameters(recipe.model, p.tensor, p.pipeline, rank["stage"]).total
         built = sum(rank["parameters"])
         if built != planned:
-            yield f"{where}: Megatron built {built:,} parameters, the plan says {planned:,}"
+            yield f"{where}: Megatron built {built:,} parameters, but the plan says {planned:,}"
         if len(rank["parameters"]) != p.virtual_pipeline:
-            yield f"{where}: {len(rank['parameters'])} model chunks, the plan says {p.virtual_pipeline}"
+            yield f"{where}: {len(rank['parameters'])} model chunks, but the plan says {p.virtual_pipeline}"
         if rank["data_parallel"] != recipe.data_parallel:
-            yield f"{where}: data-parallel size {rank['data_parallel']}, the plan says {recipe.data_parallel}"
+            yield f"{where}: data-parallel size {rank['data_parallel']}, but the plan says {recipe.data_parallel}"
         microbatches = recipe.batch.global_ // (recipe.batch.micro * recipe.data_parallel)
         if rank["microbatches"] != microbatches:
-            yield f"{where}: {rank['microbatches']} micro-batches per step, the plan says {microbatches}"
+            yield f"{where}: {rank['microbatches']} micro-batches per step, but the plan says {microbatches}"
         yield from _buffer_faults(recipe, rank, where, planned)
         for name, held in rank["samples"].items():
             if held is not True:
@@ -167,9 +167,9 @@ def _buffer_faults(recipe: Recipe, rank: dict[str, Any], where: str, planned: in
     shards = recipe.data_parallel // p.distributed_optimizer_instances if p.distributed_optimizer else 1
     most = planned + buffers["most_padding"]
     if not planned <= buffers["gradients"] <= most:
-        yield f"{where}: {buffers['gradients']:,} gradients, the plan says {planned:,} to {most:,} with padding"
+        yield f"{where}: {buffers['gradients']:,} gradients, but the plan says {planned:,} to {most:,} with padding"
     if abs(buffers["optimizer"] - planned / shards) > buffers["most_padding"] / shards + 1:
-        yield f"{where}: {buffers['optimizer']:,} weights in the optimizer, the plan says {planned / shards:,.0f}"
+        yield f"{where}: {buffers['optimizer']:,} weights in the optimizer, but the plan says {planned / shards:,.0f}"
 
 
 def _shape_faults(recipe: Recipe, ranks: list[dict[str, Any]]) -> Iterator[str]:

@@ -71,7 +71,7 @@ def _fault(folder: Path) -> str | None:
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, {size} were written"
+            return f"{name} has {path.stat().st_size} bytes, but {size} were written"
     return None
 
 
@@ -85,7 +85,7 @@ def mark_complete(folder: Path, **facts: object) -> None:
 
 
 def tracked_step(checkpoints: Path) -> int | None:
-    """Step in Megatron's tracker file, which is written when a save has ended on all ranks; None without it."""
+    """Step in Megatron's tracker file, written once a save has ended on all ranks; None if there is none."""
     tracker = checkpoints / TRACKER
     text = tracker.read_text().strip() if tracker.is_file() else ""
     return int(text) if text.isdigit() else None
@@ -147,7 +147,7 @@ def resolve_start(checkpoint: str, step: int | None) -> StartPoint:
         step: iteration, or None for the latest complete one.
 
     Raises:
-        UserError: no such folder, no complete checkpoint in it, or not that step.
+        UserError: no such folder, no complete checkpoint in it, or no such step.
     """
     folder = Path(checkpoint)
     if (folder / "checkpoints").is_dir():

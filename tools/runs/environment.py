@@ -1,4 +1,4 @@
-"""What produces a run, for `environment.json`: versions, source, patches, machine, Slurm job. No torch."""
+"""What a run was produced with, for `environment.json`: versions, source, patches, machine, Slurm job. No torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def environment(recipe: Recipe) -> dict[str, Any]:
     """The facts of this process's machine and installation."""
     package = (
         Path(__file__).parents[2].resolve()
-    )  # of emma/tools/runs/environment.py, whose rooms may be links
+    )  # of emma/tools/runs/environment.py, where emma/tools may be a link
     return {
         "written": now(),
         "recipe_sha256": recipe.sha256,
@@ -46,9 +46,8 @@ def source_commit(package: Path) -> str | None:
     """Commit of the checkout that a package's folder belongs to, with `-dirty` where tracked files differ
     from it.
 
-    None where the package is installed from a wheel, even if the folder of that installation lies in a
-    checkout of something else: git must track the package, in a folder of its name at the top of the
-    checkout.
+    None if the package is installed from a wheel, even inside a checkout of something else: git must track
+    the package, in a folder of its name at the top of the checkout.
     """
     tracked = _output("git", "-C", str(package), "ls-files", "--full-name", "--error-unmatch", "__init__.py")
     if tracked != f"{package.name}/__init__.py":

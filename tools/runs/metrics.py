@@ -23,7 +23,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     """Logged steps and validations of a run, each in the order of steps.
 
     The file only grows: steps that a killed launch logged after its last checkpoint appear twice once the run
-    has repeated them. The later row is the one that the weights went through.
+    has repeated them. The later row describes the step that the weights went through.
 
     Raises:
         UserError: a complete line is not a JSON object.

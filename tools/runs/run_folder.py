@@ -23,7 +23,7 @@ from emma.tools.runs.safety import steps_to_skip
 __all__ = ["Launch", "RunFolder"]
 
 # What may change between launches of one run: where and how it runs, what it logs and keeps. Everything else
-# decides which weights come out, so changing it makes another run, or a phase.
+# determines the weights, so changing it makes another run, or a phase.
 _MAY_CHANGE = {
     *(
         "cluster",
@@ -54,7 +54,7 @@ class Launch:
     Attributes:
         number: 1, 2, ... within the run.
         load: what this launch begins from.
-        skip: steps whose batch is read and not trained on.
+        skip: steps whose batch is read but not trained on.
         writer: token of the claim in `writer.json`; a launch that has lost its claim stops before it writes.
         logs: folder of the ranks' output.
     """
@@ -102,7 +102,7 @@ class RunFolder:
         return Launch(**{**value, "load": LoadPlan(**value["load"])})
 
     def prepare(self, recipe: Recipe, *, take_over: bool = False) -> Launch:
-        """Prepares the folder for a launch: recipe, claim, environment, and the decision what to load.
+        """Prepares the folder for a launch: recipe, claim, environment, and the decision about what to load.
 
         Raises:
             UserError: the folder belongs to another recipe, another live process writes it, a teammate asked
@@ -159,7 +159,7 @@ class RunFolder:
         """Refuses a recipe that would change the run already begun.
 
         Raises:
-            UserError: a key that decides which weights come out differs from `recipe.yaml`.
+            UserError: a key that determines the weights differs from `recipe.yaml`.
         """
         if not self.recipe_file.is_file():
             return
@@ -171,7 +171,7 @@ class RunFolder:
             ):
                 continue
             raise UserError(
-                f"{self.recipe_file}: this run has {key} = {before.get(key)!r}, the recipe now says {after.get(key)!r}. "
+                f"{self.recipe_file}: this run has {key} = {before.get(key)!r}, but the recipe now says {after.get(key)!r}. "
                 f"Fix: give the run another name (name=...), or start a new phase from it "
                 f"(start.mode=phase start.checkpoint={self.path} under another name)"
             )
@@ -201,7 +201,7 @@ class RunFolder:
         # In a Slurm job, the process that claims a run may end before its ranks do, so the job counts.
         job, namespace = os.environ.get("SLURM_JOB_ID"), _pid_namespace()
         here = claim.get("host") == socket.gethostname() and claim.get("job") == job
-        # In another pid namespace (a container) of this host the same number is another process.
+        # In another pid namespace (a container) on this host, the same number is another process.
         here &= claim.get("pid_namespace", namespace) == namespace
         if here and not _alive(int(claim.get("pid", 0))):
             return
@@ -234,7 +234,7 @@ def _flatten(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
 
 
 def _pid_namespace() -> str | None:
-    """Name of what this process's id counts in; the one outside of all containers keeps it over reboots."""
+    """Name of this process's pid namespace; the host's own keeps its name across reboots."""
     try:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:

@@ -61,7 +61,7 @@ def record_skip(path: Path, rewind: Rewind, launch: int, allowed: int) -> None:
     if len(records) > allowed:
         steps = ", ".join(str(record["step"]) for record in records)
         raise UserError(
-            f"{rewind}; the run has now gone back {len(records)} times (steps {steps}), safety.rewinds allows {allowed}. "
+            f"{rewind}; the run has now gone back {len(records)} times (steps {steps}), but safety.rewinds allows {allowed}. "
             "Fix: look at the learning rate and at the data of these steps; raise safety.rewinds to keep skipping"
         )
     write_json(path, {"steps": records})

@@ -222,7 +222,7 @@ def open_dataset(folder: Path, config: GPTDatasetConfig) -> MixDataset:
     rows = MixRows(Path(folder))
     if config.sequence_length != rows.info.sequence_length:
         raise UserError(
-            f"{folder}: built for sequence length {rows.info.sequence_length}, the run's is {config.sequence_length}; "
+            f"{folder}: built for sequence length {rows.info.sequence_length}, but the run's is {config.sequence_length}; "
             "build the mix again for this run"
         )
     if not config.add_extra_token_to_sequence:

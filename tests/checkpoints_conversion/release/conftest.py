@@ -15,7 +15,7 @@ __all__ = ["address", "hub"]
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Matrices this small lose more time waiting for other threads than they gain."""
+    """With matrices this small, waiting for other threads costs more than they save."""
     torch.set_num_threads(1)
 
 

@@ -54,6 +54,6 @@ def test_how_many_checkpoints_stay(overrides: list[str], saves: int, kept: int) 
     assert (cost.saves, cost.kept) == (saves, kept)
 
 
-def test_nothing_is_said_of_a_cpus_power() -> None:
+def test_a_cpus_power_is_not_stated() -> None:
     recipe = load_recipe("emma_llama3_8b_bi", ["layout=local_cpu"])
     assert expected_energy(recipe, expected_time(recipe, 100.0, Assumptions()), Assumptions()) is None

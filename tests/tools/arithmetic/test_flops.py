@@ -1,4 +1,4 @@
-"""FLOPs a token against the published figures and against Megatron's own count."""
+"""FLOPs per token against the published figures and against Megatron's own count."""
 
 from __future__ import annotations
 

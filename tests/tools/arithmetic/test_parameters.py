@@ -12,7 +12,9 @@ from emma.tools.arithmetic.parameters import layer_parameters, rank_parameters, 
 
 @pytest.mark.parametrize("name", ["llama2_7b", "llama3_8b", "llama3.1_8b"])
 @pytest.mark.parametrize(("tensor", "pipeline"), list(itertools.product((1, 2, 4, 8), (1, 2, 4))))
-def test_ranks_hold_the_model_and_norms_once_a_tensor_rank(name: str, tensor: int, pipeline: int) -> None:
+def test_ranks_hold_the_model_once_and_norms_once_per_tensor_rank(
+    name: str, tensor: int, pipeline: int
+) -> None:
     model = load_section("model", name)
     stages = [rank_parameters(model, tensor, pipeline, stage) for stage in range(pipeline)]
     assert tensor * sum(stage.layers + stage.tables for stage in stages) + sum(

@@ -48,7 +48,7 @@ def test_texts_are_escaped() -> None:
     parse(share_bar([Segment("<&", 1.0, "s0")], '"<'))
 
 
-def test_bars_stand_on_zero() -> None:
+def test_bars_start_at_zero() -> None:
     root = parse(difference_bars("d", [("a", -1.0, 0.1, "s0"), ("b", 0.5, None, "s1")], unit="bits"))
     below, above = root.iter("rect")
     top, bottom = (float(below.attrib[k]) for k in ("y", "height"))

@@ -1,4 +1,4 @@
-"""SVG that stands alone."""
+"""Self-contained SVG."""
 
 from __future__ import annotations
 

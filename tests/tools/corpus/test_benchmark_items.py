@@ -117,7 +117,7 @@ def test_items_too_short_to_look_for_are_counted_apart(tmp_path: Path) -> None:
     index = ItemIndex.of_folder(Decontamination(benchmarks=str(tmp_path)))
     (before,) = index.found()
     assert (before.items, before.searched, before.found) == (2, 1, 0)
-    # Neither sentence has 13 words, but both stand in the document one after the other.
+    # Neither sentence has 13 words, but they follow each other in the document.
     assert index.overlaps([f"{words(5, 30)} {words(1, 9)} {words(2, 8)} {words(6, 30)}"], "Latn")[0] > 0
     assert index.found()[0].found == 1
 

@@ -189,7 +189,7 @@ build_corpus(dataclasses.replace(build, root=pathlib.Path(sys.argv[2])))
 """
 
 
-def test_killed_at_any_moment_it_ends_the_same(tmp_path: Path) -> None:
+def test_killed_at_any_moment_the_result_is_the_same(tmp_path: Path) -> None:
     whole = mixed_build(tmp_path, tmp_path / "whole")
     build_corpus(whole)
     (tmp_path / "build.pickle").write_bytes(pickle.dumps(whole))
@@ -340,7 +340,7 @@ def test_planted_faults(tmp_path: Path) -> None:
     planted = [
         {"lang": "rus_Cyrl", "text": ARTICLE["en"]},  # not Russian
         {"lang": "srp_Cyrl", "text": words(5, 40)},  # Serbian in Latin, labelled Cyrillic
-        {"lang": "ru", "text": ARTICLE["ru"].encode().decode("latin-1")},  # mojibake that can be mended
+        {"lang": "ru", "text": ARTICLE["ru"].encode().decode("latin-1")},  # mojibake that can be repaired
         {
             "lang": "de",
             "text": ("Würde und Rechte für Männer " * 3).replace("ü", "\ufffd").replace("ä", "\ufffd"),

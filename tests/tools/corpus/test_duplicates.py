@@ -123,7 +123,7 @@ def test_large_bucket_stays_linear() -> None:
     assert set(copies.kept.tolist()) == {0}
 
 
-def test_chains_do_not_remove_what_has_no_twin() -> None:
+def test_chains_do_not_remove_what_has_no_near_copy() -> None:
     sets = {0: np.arange(0, 10), 1: np.arange(1, 11), 2: np.arange(2, 12)}
     pairs = np.array([[0, 1], [1, 2], [0, 2]])
     copies = near_copies(pairs, lambda row: sets[row].astype(np.uint32), np.arange(3), 0.8)

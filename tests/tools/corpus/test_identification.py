@@ -83,7 +83,7 @@ def test_sides_of_a_pair_that_were_swapped(tmp_path: Path) -> None:
     assert [row["src_text"] for row in rows_of(build.root, "split")] == [ARTICLE["en"]]
 
 
-def test_fasttext_model_that_is_none(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_fasttext_model(tmp_path: Path) -> None:
     pytest.importorskip("fasttext")
     with pytest.raises(UserError, match="does not exist"):
         identifier(Identification(backend="fasttext", model=str(tmp_path / "no.bin")))

@@ -11,9 +11,9 @@ normalise = Normaliser(Normalisation(), "monolingual")
 
 @pytest.mark.parametrize("language", ["de", "fr", "ru", "hi", "zh", "ja"])
 @pytest.mark.parametrize("codec", ["latin-1", "cp1252"])
-def test_mojibake_is_mended(language: str, codec: str) -> None:
+def test_mojibake_is_repaired(language: str, codec: str) -> None:
     text = ARTICLE[language]
-    # As browsers do: bytes that are no character of the code page are taken as Latin-1.
+    # As browsers do: bytes that are not characters of the code page are taken as Latin-1.
     broken = "".join(
         bytes([byte]).decode(codec, "ignore") or bytes([byte]).decode("latin-1") for byte in text.encode()
     )
@@ -64,7 +64,7 @@ def test_nfkc_by_choice() -> None:
     assert Normaliser(Normalisation(unicode="NFKC"), "monolingual")("ﬁn １２\u00a0x") == "fin 12 x"
 
 
-def test_code_keeps_its_white_space_and_its_tags() -> None:
+def test_code_keeps_its_whitespace_and_tags() -> None:
     code = "def f():\n\treturn  '<p>&amp;</p>'\n\n\n\n# end  \n"
     assert Normaliser(Normalisation(), "code")(code) == code
     assert Normaliser(Normalisation(), "code")("a\r\nb\x00") == "a\nb"

@@ -11,7 +11,7 @@ from tests.tools.corpus.raw_text import ARTICLE, LANGUAGES, words
 
 
 def removed_by(text: str, limits: Thresholds, script: str = "Latn") -> list[str]:
-    """Rules that remove a text, judged between two others, so that documents must not run into each other."""
+    """Rules that remove a text, which is judged between two others: documents must not run into each other."""
     found = []
     for finding in text_rules(["x 1 !", text, ""], limits, script):
         if finding.removed[1]:

@@ -54,7 +54,7 @@ def test_a_single_document_trains(tmp_path: Path) -> None:
 
 
 def test_equal_hashes_are_not_parted_by_the_cap(tmp_path: Path) -> None:
-    """Copies (of a corpus that keeps them) share a hash: a cap in the midst of them takes none of them."""
+    """Copies (of a corpus that keeps them) share a hash: a cap that falls among them takes none of them."""
     texts = [words(seed, 12) for seed in range(40)]
     hashes = document_hashes([texts], "monolingual")
     order = [texts[place] for place in hashes.argsort()]

@@ -1,4 +1,4 @@
-"""Ten kinds of bad input on the road, through the commands that a user types: one clear message, nothing half-written."""
+"""Ten kinds of bad input to the demo's stages, through a user's commands: one clear message, nothing half-written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OUTPUTS = ("corpus", "store", "mix", "runs", "imported", "exported")
 
 
 class Project:
-    """A folder with a raw text, a recipe that reads it, and the commands of the road on them."""
+    """A folder with a raw text, a recipe that reads it, and the demo's commands on them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -50,7 +50,7 @@ class Project:
         self.recipe = str(write_small_run(root, data, train_tokenizer(root / "tokenizer")))
 
     def build(self, *stages: str) -> None:
-        """Runs stages that have to pass."""
+        """Runs stages that must succeed."""
         for stage in stages:
             answer = emma(*stage.split(), self.recipe)
             assert answer.code == 0, answer.err
@@ -61,7 +61,7 @@ class Project:
         return {str(path.relative_to(self.root)): path.read_bytes() for path in files if path.is_file()}
 
     def refuses(self, *arguments: str) -> str:
-        """The one message of a command that has to fail and to leave everything as it was."""
+        """The one message of a command that must fail and leave everything as it was."""
         before = self.held()
         answer = emma(*arguments)
         assert answer.code in (1, 2)
@@ -80,7 +80,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project as far as its mix; tests take a copy of its folder's files, or change and mend it."""
+    """A project as far as its mix; tests copy its files, or change and restore them."""
     project = Project(tmp_path_factory.mktemp("packed"))
     project.build("corpus build", "pack run", "mix build")
     return project
@@ -95,7 +95,7 @@ def test_truncated_gzip(project: Project) -> None:
     assert "fetch the file again" in message
 
 
-def test_line_that_is_no_json(project: Project) -> None:
+def test_line_that_is_not_json(project: Project) -> None:
     project.raw.write_text("\n".join([*LINES[:6], '{"text": "cut', *LINES[6:]]))
     assert "raw.jsonl: line 7: " in project.refuses("corpus", "build", project.recipe)
 
@@ -185,7 +185,7 @@ def test_base_model_of_another_shape(packed: Project) -> None:
 
 
 def test_recipe_of_the_project_is_sound(packed: Project) -> None:
-    """What the refusals above are held against: nothing else is wrong with the project."""
+    """The control for the refusals above: nothing else is wrong with the project."""
     assert emma("pack", "verify", packed.recipe).code == 0
     assert emma("mix", "verify", packed.recipe).code == 0
     assert emma("train", packed.recipe, "--dry-run").code == 0

@@ -48,7 +48,7 @@ def make(work: Path, out: str, *options: str) -> str:
     return result.output
 
 
-def test_base_learns_what_it_sees(work: Path) -> None:
+def test_base_model_learns_its_languages(work: Path) -> None:
     output = make(work, "base", "--languages", "eng_Latn,deu_Latn", "--steps", "60")
     assert "loss" in output
     folder = work / "base"

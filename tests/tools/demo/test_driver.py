@@ -1,4 +1,4 @@
-"""The demo's driver: order, skipping, going on after failures and kills, SIGTERM at a step, one at a time."""
+"""The demo's driver: order, skipping, continuing after failures and kills, SIGTERM at a step, one at a time."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 def script(
     name: str, folder: Path, code: str, outputs: tuple[Path, ...] = (), stop: Stop | None = None
 ) -> Step:
-    """A step that notes its name in `log` and runs `code` in a Python of its own."""
+    """A step that notes its name in `log` and runs `code` in its own Python process."""
     text = f"import pathlib, signal, sys, time\nfolder = pathlib.Path({str(folder)!r})\n"
     text += f"(folder / 'log').open('a').write({name + ' '!r})\n" + code
     return Step(name, name, ("python", "-c", text), outputs, stop)
@@ -78,20 +78,20 @@ while step < 200 and not stopped:
 """
 
 
-def test_training_is_stopped_by_sigterm_and_goes_on(tmp_path: Path) -> None:
+def test_training_is_stopped_by_sigterm_and_continues(tmp_path: Path) -> None:
     stops = [Stop(tmp_path / "run", step) for step in (10, 20)]
     steps = [script(f"leg{stop.step}", tmp_path, TRAINER, stop=stop) for stop in stops]
     run(tmp_path, *steps)
     assert (tmp_path / "stopped").read_text() == "1 1 "
     rows = [orjson.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_bytes().splitlines()]
     assert 20 <= len(rows) < 60
-    # Called again without its record, the driver sees from the run that both stops lie behind it.
+    # Called again without its record, the driver sees from the run that both stops are past.
     (tmp_path / "steps.json").unlink()
     run(tmp_path, *steps)
     assert (tmp_path / "stopped").read_text() == "1 1 "
 
 
-# The step itself looks whether it has saved: the driver is built before it waits for an earlier one's step.
+# The step itself checks whether it has saved: the driver is built before it waits for an earlier one's step.
 SLOW = """
 def save(*_):
     time.sleep(1)
@@ -135,7 +135,7 @@ def test_two_at_once(tmp_path: Path) -> None:
         pass
 
 
-def test_the_road_has_every_stage_once_and_its_names_are_unique() -> None:
+def test_the_demo_has_every_stage_once_and_its_names_are_unique() -> None:
     recipe = load_recipe("demo")
     steps = demo_steps(recipe, Path("demo/base"))
     steps += compare_steps(load_recipe("demo_mono"), load_recipe("demo_bi"), Path("demo/base"))
@@ -149,7 +149,7 @@ def test_the_road_has_every_stage_once_and_its_names_are_unique() -> None:
         round(recipe.schedule.steps * 0.6),
         None,
     ]
-    load_recipe("demo", train[-1].command[3:])  # the other layout is a possible one
+    load_recipe("demo", train[-1].command[3:])  # the other layout is valid
 
 
 def test_both_mixes_have_one_store_and_one_budget() -> None:

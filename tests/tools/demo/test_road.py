@@ -1,4 +1,4 @@
-"""The whole road on real text with a short schedule, through the commands that a user types."""
+"""The whole demo on real text with a short schedule, through the commands that a user types."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ def demo(folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_road_ends_in_a_release_that_loads_without_this_project(tmp_path: Path) -> None:
+def test_the_demo_ends_in_a_release_that_loads_without_this_project(tmp_path: Path) -> None:
     output = demo(tmp_path / "demo")
     assert output.count("SIGTERM\n") >= 2
     assert "tensor 1 × pipeline 2 × context 1 × data 2" in output

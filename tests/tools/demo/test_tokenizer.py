@@ -1,4 +1,4 @@
-"""The demo's tokenizer: deterministic, lossless, of the asked size, loadable, blind to control tokens in text."""
+"""The demo's tokenizer: deterministic, lossless, of the requested size, loadable, blind to control tokens in text."""
 
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def test_too_little_text_is_an_error(corpus: Path) -> None:
     assert not (corpus / "big").exists()
 
 
-def test_cap_keeps_one_source_from_ruling() -> None:
+def test_cap_keeps_one_source_from_dominating() -> None:
     assert list(capped(["abc", "def", "ghi"], 4)) == ["abc", "def"]
     rare = train_tokenizer([*capped(["the " * 500], 10), "ẹ̀tọ́ " * 50], 300)
     assert len(rare.encode(" ẹ̀tọ́", add_special_tokens=False).ids) < 4

@@ -10,7 +10,7 @@ from tests.tools.evaluation.tiny_model import write_corpus, write_model
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Matrices this small lose more to waiting for other threads than they win."""
+    """With matrices this small, waiting for other threads costs more than they save."""
     torch.set_num_threads(1)
 
 

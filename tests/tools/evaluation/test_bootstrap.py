@@ -67,7 +67,7 @@ def test_interval_of_parallel_items_covers_the_truth(
 
 @pytest.mark.parametrize("languages", [4, 12, 40])
 @pytest.mark.slow
-def test_interval_of_languages_with_items_of_their_own_covers_the_truth(languages: int) -> None:
+def test_interval_of_languages_with_their_own_items_covers_the_truth(languages: int) -> None:
     def draw(generator: np.random.Generator, name: str) -> Estimate:
         means = generator.normal(0, 0.1, languages)
         scores = {

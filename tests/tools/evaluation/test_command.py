@@ -49,7 +49,7 @@ def test_scores_every_language_and_repeats_none(model: Path, corpus: Path, tmp_p
     assert journal.read_bytes() == before
 
 
-def test_changed_text_or_settings_are_scored_anew(model: Path, tmp_path: Path) -> None:
+def test_changed_text_or_settings_are_scored_again(model: Path, tmp_path: Path) -> None:
     output, corpus = tmp_path / "evaluation", write_corpus(tmp_path / "corpus", ("eng_Latn", "spa_Latn"))
     arguments = [model, "--text", corpus, "--output", output]
     evaluate(*arguments)
@@ -65,7 +65,7 @@ def test_changed_text_or_settings_are_scored_anew(model: Path, tmp_path: Path) -
     assert len(journal.read_text().splitlines()) == 5
 
 
-def test_line_cut_by_a_crash_is_scored_anew(model: Path, tmp_path: Path) -> None:
+def test_line_cut_by_a_crash_is_scored_again(model: Path, tmp_path: Path) -> None:
     output, corpus = tmp_path / "evaluation", write_corpus(tmp_path / "corpus", ("eng_Latn", "spa_Latn"))
     evaluate(model, "--text", corpus, "--output", output)
     journal = output / "heldout" / "trained.jsonl"
@@ -76,7 +76,7 @@ def test_line_cut_by_a_crash_is_scored_anew(model: Path, tmp_path: Path) -> None
     assert (output / "results.csv").read_bytes() == results
 
 
-def test_killed_run_goes_on(
+def test_killed_run_continues(
     model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = [model, "--text", corpus, "--output", tmp_path / "evaluation"]

@@ -13,7 +13,7 @@ from emma.tools.evaluation.likelihood import DocumentScore
 
 
 def scores(values: dict[str, float], text: str = "t") -> dict[tuple[str, str], LanguageScores]:
-    """Three documents of 10 bytes and about so many bits a byte for every language."""
+    """For every language, three documents of 10 bytes with about the given bits per byte."""
     return {
         ("monolingual", language): LanguageScores(
             "monolingual",
@@ -83,7 +83,7 @@ def test_nothing_in_common_is_refused() -> None:
         compare("a", "b", scores({"deu_Latn": 1.0}), scores({"yor_Latn": 1.0}), FACTS)
 
 
-def test_other_text_is_one_group_a_kind() -> None:
+def test_other_text_is_one_group_per_kind() -> None:
     def of_code(values: dict[str, float]) -> dict[tuple[str, str], LanguageScores]:
         return {("code", name): replace(row, kind="code") for (_, name), row in scores(values).items()}
 

@@ -57,7 +57,7 @@ nll_pbc nll 102.55 101.43 - - - - 68.11 - - 197.41 - -
 # The averages that the release gives for this benchmark are not the means of its columns.
 NOT_THE_MEAN = {"mgsm_cot": 0.0135}
 
-# Digits a language in these tables: the mean of rounded values may round to a neighbour of the released average.
+# Digits per language in these tables: the mean of rounded values may round to a neighbour of the released average.
 ROUNDED = {
     "sib200": 5e-5,
     "taxi1500": 5e-5,

@@ -1,4 +1,4 @@
-"""A real tokenizer and a real, tiny Llama, trained on nothing but able to be scored; and held-out text for them."""
+"""A real tokenizer and a real, tiny, untrained Llama that can be scored, and held-out text for them."""
 
 from __future__ import annotations
 

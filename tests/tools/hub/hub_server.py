@@ -47,7 +47,7 @@ class Hub:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, name: str) -> bool:
-        """Whether a fault of that kind is due."""
+        """Whether a fault of that kind is still to come."""
         with self.lock:
             due: int = getattr(self, name)
             setattr(self, name, max(0, due - 1))

@@ -1,4 +1,4 @@
-"""A running server in the place of the Hub, and uploads to it."""
+"""A running server in place of the Hub, and uploads to it."""
 
 from __future__ import annotations
 

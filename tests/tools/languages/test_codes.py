@@ -54,7 +54,7 @@ def test_a_language_that_the_corpus_lacks_is_unseen() -> None:
 
 
 def test_codes_stay_themselves_or_become_what_the_corpus_reads_them_as() -> None:
-    """Where a code goes to the corpus under another name, both stand for one language."""
+    """Where the corpus has another name for a code, both mean the same language."""
     resolver = LanguageResolver()
     for row in language_table().values():
         if row.corpus not in (None, row.code) and "_" in row.code and not row.code.islower():

@@ -23,7 +23,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyMix:
 
 @pytest.fixture
 def make_settings(tiny: TinyMix, tmp_path: Path) -> MakeSettings:
-    """Settings of the tiny mix, with other values of `data.mix`, into a folder of its own."""
+    """Settings of the tiny mix with other values of `data.mix`, in its own folder."""
 
     def make(
         name: str = "mix", samples: int = 40, length: int = 64, store: Path | None = None, **mix: Any
@@ -39,5 +39,5 @@ def make_settings(tiny: TinyMix, tmp_path: Path) -> MakeSettings:
 
 @pytest.fixture
 def own_store(tiny: TinyMix, tmp_path: Path) -> Path:
-    """A copy of the store that may be broken."""
+    """A copy of the store for tests to corrupt."""
     return Path(shutil.copytree(tiny.store, tmp_path / "store"))

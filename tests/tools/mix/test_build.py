@@ -70,7 +70,7 @@ def test_the_same_recipe_gives_the_same_bytes_and_another_seed_others(make_setti
     assert not np.array_equal(rows[0][:20], rows[1][:20])
 
 
-def test_every_source_is_met_to_within_a_document(make_settings: MakeSettings) -> None:
+def test_every_source_meets_its_target_to_within_a_document(make_settings: MakeSettings) -> None:
     settings = make_settings(samples=200)
     mix = build_mix(settings)
     plan = plan_mix(settings)
@@ -125,7 +125,7 @@ def test_building_reads_no_token(make_settings: MakeSettings, own_store: Path) -
     assert np.array_equal(blind, seeing)
 
 
-def test_a_mix_that_is_there_stays_and_another_is_refused(make_settings: MakeSettings) -> None:
+def test_the_same_mix_is_kept_and_another_is_refused(make_settings: MakeSettings) -> None:
     settings = make_settings()
     first = build_mix(settings)
     before = (settings.folder / "mix.json").stat().st_mtime_ns
@@ -151,7 +151,7 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(
     with pytest.raises(KeyboardInterrupt):
         build_mix(settings)
     assert not settings.folder.exists() and list(settings.folder.parent.iterdir()) == []
-    # What a process left that was killed outright is cleared by the next one.
+    # What a killed process left is cleared by the next one.
     leftover = settings.folder.with_name(temporary_name("mix"))
     leftover.mkdir()
     monkeypatch.undo()
@@ -192,14 +192,12 @@ def test_consumed_pieces_of_best_fit_samples_are_whole_documents_of_the_next(
         assert not ((same["offset"] < ends) & (same["offset"] + 2 * same["tokens"] > row["offset"])).any()
 
 
-def test_consumed_documents_of_another_store_cannot_be_told(
-    make_settings: MakeSettings, tmp_path: Path
-) -> None:
+def test_consumed_documents_of_another_store_are_refused(make_settings: MakeSettings, tmp_path: Path) -> None:
     other = make_tiny_mix(tmp_path / "other", samples=10, sequence_length=64, begin=False)
     settings = make_settings(exclude_consumed=[{"mix": str(other.mix)}])
     with pytest.raises(UserError, match="was built from another 'bilingual' than"):
         build_mix(settings)
-    with pytest.raises(UserError, match="has 40 samples, 50 cannot be consumed"):
+    with pytest.raises(UserError, match="has 40 samples, so 50 cannot be consumed"):
         build_mix(make_settings(exclude_consumed=[{"mix": str(_tiny_mix(make_settings)), "samples": 50}]))
 
 
@@ -226,7 +224,7 @@ def test_a_store_of_another_tokenizer_is_refused(make_settings: MakeSettings) ->
         build_mix(replace(make_settings(), tokenizer_sha256="1" * 64))
 
 
-def test_components_of_two_tokenizers_are_no_mix(
+def test_components_of_two_tokenizers_make_no_mix(
     make_settings: MakeSettings, tmp_path: Path, own_store: Path
 ) -> None:
     import shutil

@@ -22,14 +22,14 @@ class Documents:
 
 
 def _first_of_two(sizes: np.ndarray, target: int, cap: int, seed: int) -> Selection:
-    """What a source gets that a far larger one follows, which makes up the total."""
+    """What a source gets when a far larger one follows it and makes up the total."""
     small, large = Documents(sizes), Documents(np.full(10_000, 100))
     planned = [
         PlannedSource(Source("small", "l", None, 0, len(sizes), int(sizes.sum())), target, cap),
         PlannedSource(Source("large", "l", None, 0, 10_000, 1_000_000), 500_000, 1_000_000),
     ]
     first, last = select_documents({"small": small, "large": large}, planned, seed, target + 500_000)
-    # Within a document the mix is whole, so what the cap withheld came from the other source.
+    # The mix reaches its total to within a document, so what the cap withheld came from the other source.
     assert target + 500_000 <= first.tokens + last.tokens < target + 500_000 + 100
     return first
 
@@ -44,13 +44,13 @@ def test_rounding_never_exceeds_the_cap(epochs: float) -> None:
         capped = _first_of_two(sizes, target, target, seed)
         free = _first_of_two(sizes, target, 10 * target, seed)
         assert capped.tokens <= target
-        # Where there is room the nearest count is taken, to either side; the cap only ever takes the last one back.
+        # Where there is room, the nearest count is taken, above or below; the cap can only remove the last document.
         assert abs(free.tokens - target) <= 500
         counts = [np.bincount(one.documents, minlength=30) for one in (free, capped)]
         assert (counts[0] - counts[1]).sum() == (free.tokens > target)
         assert (counts[0] >= counts[1]).all()
         nearest_is_above += free.tokens > target
-    # Half of the time the nearest count lies above, unless the passes are whole.
+    # Half of the time, the nearest count is above, unless the passes are whole.
     assert nearest_is_above > 15 or epochs == 1.0
 
 

@@ -27,13 +27,13 @@ def test_an_index_reads_back(tmp_path: Path, dtype: type, pieces: list[int]) -> 
     assert bounds.tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_what_is_no_whole_index_is_refused(tmp_path: Path) -> None:
+def test_an_incomplete_index_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.idx"
     writer = IndexWriter(path, np.dtype(np.int32), 2)
     writer.append(np.array([1]), np.array([0]))
-    with pytest.raises(ValueError, match="1 rows written, 2 announced"):
+    with pytest.raises(ValueError, match="1 rows written, but 2 announced"):
         writer.close()
-    with pytest.raises(UserError, match="its header and its size don't fit together"):
+    with pytest.raises(UserError, match="its size does not match its header"):
         read_index(path)
     (tmp_path / "b.idx").write_bytes(b"MMIDIDX")
     with pytest.raises(UserError, match="not a Megatron index"):

@@ -133,14 +133,14 @@ def test_temperature() -> None:
         assert rows[0].target_tokens / rows[1].target_tokens == pytest.approx(ratio, rel=1e-2)
 
 
-def test_a_component_short_of_its_share_fails_or_gives_way() -> None:
+def test_a_component_short_of_its_share_fails_unless_allowed() -> None:
     components = {"web": {"share": 1, "max_epochs": 1}, "code": {"share": 1, "max_epochs": 10}}
     sources = [source("web", "a", 1_000), source("code", "py", 10_000)]
     plan = make_plan(data(components).mix, sources, 10_000)
     assert plan.component_tokens() == {"web": 1_000, "code": 9_000}
     assert len(plan.faults) == 2
     with pytest.raises(
-        CheckFailedError, match=r"component web gets 10\.00 % of the mix, its share is 50\.00 %"
+        CheckFailedError, match=r"component web gets 10\.00 % of the mix, but its share is 50\.00 %"
     ):
         plan.check()
     plan = make_plan(data(components, allow_short=True).mix, sources, 10_000)
@@ -152,7 +152,7 @@ def test_a_budget_out_of_reach_fails() -> None:
     plan = make_plan(
         data({"web": {"share": 1, "max_epochs": 2}}, allow_short=True).mix, [source("web", "a", 1_000)], 2_001
     )
-    with pytest.raises(CheckFailedError, match="holds 2,000 tokens at its caps and the budget is 2,001"):
+    with pytest.raises(CheckFailedError, match="holds 2,000 tokens at its caps, but the budget is 2,001"):
         plan.check()
 
 
@@ -179,7 +179,7 @@ def test_validation_groups() -> None:
         "language-b": {("web", "b"): 300},
     }
     assert faults == [
-        "validation group component-code would hold 50 tokens, data.mix.validation.min_tokens is 100; set more documents "
+        "validation group component-code would hold 50 tokens, but data.mix.validation.min_tokens is 100; set more documents "
         "apart for validation, lower min_tokens, or set omit_small"
     ]
     omitting = recipe.mix.model_copy(
@@ -188,9 +188,9 @@ def test_validation_groups() -> None:
         }
     )
     _, faults, notes = plan_validation(omitting, sources)
-    assert faults == ["data.mix.validation.languages: zz is no source of the mix"]
+    assert faults == ["data.mix.validation.languages: zz is not a source of the mix"]
     assert notes == [
-        "validation group component-code would hold 50 tokens, data.mix.validation.min_tokens is 100: left out"
+        "validation group component-code would hold 50 tokens, but data.mix.validation.min_tokens is 100: left out"
     ]
 
 

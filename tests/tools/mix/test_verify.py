@@ -1,4 +1,4 @@
-"""Every fault that can be put into a mix is found."""
+"""Every fault planted in a mix is found."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def broken(tiny: TinyMix) -> Path:
 
 
 def sign(folder: Path, path: Path) -> None:
-    """Writes the file's new size and checksum into the manifest, as one who covers traces would."""
+    """Writes the file's new size and checksum into the manifest, as someone covering their tracks would."""
     manifest = json.loads((folder / "manifest.json").read_text())
     for record in manifest["outputs"]:
         if record["path"] == str(path.relative_to(folder)):
@@ -128,7 +128,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "truncation": (
         lambda f: (f / "train" / "samples.npy").write_bytes((f / "train" / "samples.npy").read_bytes()[:-8]),
-        r"samples\.npy: \d+ bytes, the manifest says",
+        r"samples\.npy: \d+ bytes, but the manifest says",
     ),
     "a file gone": (
         lambda f: (f / "train" / "bilingual-00000.idx").unlink(),
@@ -145,16 +145,16 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "negative offset": (edit_row("offset", lambda _: -2), r"row 3 takes \d+ tokens at byte -2"),
     "offset inside a document": (
         edit_row("offset", lambda o: o + 2),
-        r"row 3 is no whole document|row 3 takes",
+        r"row 3 is not a whole document|row 3 takes",
     ),
-    "length of another document": (edit_row("tokens", lambda t: t - 1), r"row 3 is no whole document"),
+    "length of another document": (edit_row("tokens", lambda t: t - 1), r"row 3 is not a whole document"),
     "unknown shard": (
         edit_row("shard", lambda _: 99),
         "name shards or sources that dataset.json doesn't list",
     ),
     "another source": (
         edit_row("source", lambda s: (s + 1) % 6),
-        r"row 3 counts as \w+, its document is|rows and \d+ tokens, dataset\.json says",
+        r"row 3 counts as \w+, but its document is|rows and \d+ tokens, but dataset\.json says",
     ),
     "rows in another order than the index": (
         edit_array("rows.npy", swap_rows),
@@ -166,14 +166,14 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a shifted sample": (
         edit_array("samples.npy", lambda samples: samples.__setitem__((5, 1), samples[5, 1] + 1)),
-        r"sample \d+ spans \d+ tokens, a sample is 64",
+        r"sample \d+ spans \d+ tokens, but a sample has 64",
     ),
     "a sample too few": (edit_array("samples.npy", lambda samples: samples[:-1]), r"samples\.npy: shape"),
     "samples beyond the rows": (
         edit_array("samples.npy", lambda samples: samples.__setitem__((5, 0), 10**6)),
         "samples begin at rows that don't exist",
     ),
-    "index of another type": (index_of_another_type, "says that tokens are int32, they are uint16"),
+    "index of another type": (index_of_another_type, "says that tokens are int32, but they are uint16"),
     "index offset": (index_offset, "doesn't hold the rows of monolingual-00000 in their order"),
     "link to a copy": (relink, r"leads to .*copy\.bin, not to the store's"),
     "link to nothing": (unlink, "leads nowhere"),
@@ -183,15 +183,15 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "other sample count": (
         edit_json("mix.json", lambda v: v.update(samples=41)),
-        "40 samples of 64 tokens, mix.json promises 41",
+        "40 samples of 64 tokens, but mix.json promises 41",
     ),
     "label count": (
         edit_json("train/dataset.json", lambda v: v.update(label_tokens=5)),
-        r"2560 labels, dataset\.json says 5",
+        r"2560 labels, but dataset\.json says 5",
     ),
     "source counts": (
         edit_json("train/dataset.json", lambda v: v["sources"][0].update(tokens=5)),
-        r"rows and \d+ tokens, dataset\.json says \d+ and 5",
+        r"rows and \d+ tokens, but dataset\.json says \d+ and 5",
     ),
     "plan counts": (plan_counts, r"plan\.parquet: \S+ was planned with"),
     "stale manifest": (

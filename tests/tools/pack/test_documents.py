@@ -69,7 +69,7 @@ def test_books_and_papers_stay_whole(tmp_path: Path) -> None:
 
 def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"record part-00000\.parquet@1 has the split 'dev'; known are train, validation"
+        UserError, match=r"record part-00000\.parquet@1 has the split 'dev'; expected train or validation"
     ):
         make(tmp_path, [{"text": "a", "split": "train"}, {"text": "b", "split": "dev"}], "text")
 
@@ -122,10 +122,10 @@ def test_languages_come_from_the_folder_and_half_pairs_are_counted(tmp_path: Pat
     documents, maker = make(tmp_path, rows, "bilingual", "deu_Latn-yor_Latn")
     assert [document["text"] for document in documents] == ["[German]: c\n[Yoruba]: d\n"]
     assert maker.removed == {"empty": 2}
-    with pytest.raises(UserError, match="the folder is no pair: 'eng_Latn' is no language pair"):
+    with pytest.raises(UserError, match="the folder is not a pair: 'eng_Latn' is not a language pair"):
         make(tmp_path, rows, "bilingual", "eng_Latn")
     half = [{"src_lang": "eng_Latn", "src_text": "a", "tgt_lang": None, "tgt_text": "b"}]
-    with pytest.raises(UserError, match="names one language of its pair only"):
+    with pytest.raises(UserError, match="names only one language of its pair"):
         make(tmp_path, [*half, {**half[0], "tgt_lang": "fra_Latn"}], "bilingual", "x-y")
 
 
@@ -158,7 +158,7 @@ def test_the_same_pair_is_never_twice_in_a_document(tmp_path: Path) -> None:
     assert len(seen) == 12 and set(seen.values()) == {3}
 
 
-def test_many_copies_of_one_pair_are_not_held_back_for_ever(
+def test_many_copies_of_one_pair_are_not_held_back_forever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("emma.tools.pack.documents._HELD_PAIRS", 64)
@@ -222,5 +222,5 @@ def test_code_gets_a_header_where_the_recipe_has_one(tmp_path: Path) -> None:
     header = {"header": "<file: {path}, {language}>\n"}
     documents, _ = make(tmp_path, rows, "code", "Python", code=header)
     assert documents[0]["text"] == "<file: src/f.py, Python>\n" + code
-    with pytest.raises(UserError, match=r"header uses \{path\}, and the records have no field 'path'"):
+    with pytest.raises(UserError, match=r"header uses \{path\}, but the records have no field 'path'"):
         make(tmp_path, [{"text": code}], "code", "Python", code=header)

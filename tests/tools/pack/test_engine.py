@@ -45,7 +45,7 @@ def test_engines_give_the_references_ids_and_no_control_token(name: str, tokeniz
 
 
 @pytest.mark.parametrize("name", ["gigatoken", "fastokens"])
-def test_an_engine_forgets_its_words_from_time_to_time(
+def test_an_engine_clears_its_cache_regularly(
     name: str, tokenizer: TokenizerFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip(name)
@@ -123,21 +123,21 @@ def test_what_an_engine_raises_is_an_engine_error(kind: type[BaseException]) -> 
         raise KeyboardInterrupt
 
 
-def test_the_gate_looks_at_so_many_documents_and_bytes() -> None:
+def test_the_gate_compares_a_limited_number_of_documents_and_bytes() -> None:
     sample = engine.gate_sample(texts(["x" * 10_000] * 5), 3)
     assert len(sample) == 1
     assert len(engine.gate_sample(texts(["x"] * 50), 3)) == 3
     assert len(engine.gate_sample(texts(["x" * 100_000]), 3)) == 1
 
 
-def test_a_control_token_out_of_text_is_refused(tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_text_encoded_as_a_control_token_is_refused(tokenizer_folder: Path, tmp_path: Path) -> None:
     """A tokenizer whose ordinary merges make a control token: no document passes."""
     value = json.loads((tokenizer_folder / "tokenizer.json").read_text())
     id_ = value["model"]["vocab"]["a"]
     value["added_tokens"].append({**value["added_tokens"][0], "id": id_, "content": "a"})
     (tmp_path / "tokenizer.json").write_text(json.dumps(value))
     file = TokenizerFile(Tokenizer(path=str(tmp_path), end_of_text=END), 512)
-    with pytest.raises(UserError, match=r"became the control token \d+; it starts 'banana'"):
+    with pytest.raises(UserError, match=r"was encoded as the control token \d+; it starts 'banana'"):
         Encoder(file, "tokenizers").encode(texts(["xyz", "banana"]), texts(["eng_Latn"] * 2))
 
 
@@ -163,7 +163,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(
         file.check()
 
 
-def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"not a Hugging Face tokenizer\.json"):
         TokenizerFile(Tokenizer(path=str(tmp_path), end_of_text=END), 512).check()

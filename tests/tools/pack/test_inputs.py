@@ -34,10 +34,10 @@ def test_what_is_not_there_or_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no input there"):
         list_inputs([tmp_path / "*.jsonl"])
     (tmp_path / "text.csv").write_text("a")
-    with pytest.raises(UserError, match=r"text\.csv: cannot read this format; known are \.parquet"):
+    with pytest.raises(UserError, match=r"text\.csv: cannot read this format; expected one of \.parquet"):
         list_inputs([tmp_path / "text.csv"])
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 not whole")
-    with pytest.raises(UserError, match=r"cut\.parquet: not a whole parquet file"):
+    with pytest.raises(UserError, match=r"cut\.parquet: not a complete parquet file"):
         cut_units(list_inputs([tmp_path / "cut.parquet"]), 1 << 30)
 
 

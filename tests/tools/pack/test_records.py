@@ -82,7 +82,7 @@ def test_blank_lines_windows_line_ends_numbers_and_nulls(tmp_path: Path) -> None
     ("line", "message"),
     [
         ('{"text": "x"', r"a\.jsonl:4: not valid JSON"),
-        ('"text"', r"a\.jsonl:4: a record is an object with fields, this is a str"),
+        ('"text"', r"a\.jsonl:4: expected an object with fields, found a str"),
         ('{"body": "x"}', r"a\.jsonl:4: lacks the field 'text'; its fields are body"),
         ('{"text": ["x"]}', r"a\.jsonl:4: field 'text' is a list, expected text"),
         ('{"text": "x", "id": {"a": 1}}', r"a\.jsonl:4: field 'id' is a dict, expected text"),

@@ -74,7 +74,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def expected(corpus: list[Path], tokenizer: TokenizerFile) -> Iterator[tuple[str, str, list[int]]]:
-    """Id, split and tokens of every document, made with the reference tokenizer, a document at a time."""
+    """Id, split and tokens of every document, made with the reference tokenizer, one document at a time."""
     plain = json.loads(tokenizer.path.read_text())
     plain["added_tokens"] = []
     reference = Reference.from_str(json.dumps(plain))
@@ -161,7 +161,7 @@ def test_other_input_or_settings_are_refused(
 ) -> None:
     settings = make_settings(corpus)
     pack_store(settings, workers=1, shard=None if finished else (0, 2))
-    with pytest.raises(UserError, match="begun with other settings: min_tokens was 2 and is 5"):
+    with pytest.raises(UserError, match="begun with other settings: min_tokens was 2 and is now 5"):
         pack_store(make_settings(corpus, min_tokens=5), workers=1)
     with pytest.raises(UserError, match=r"begun from other input: .*rus_Cyrl.* is gone"):
         pack_store(make_settings([path for path in corpus if "rus" not in str(path)]), workers=1)
@@ -380,8 +380,8 @@ if __name__ == "__main__":
 
 
 def killed_until_done(command: list[str], store: Path, seconds: list[float]) -> int:
-    """Starts the command again and again, killed -9 each time of the list after it began a unit, then to its end; counts
-    the kills."""
+    """Starts the command repeatedly, with a SIGKILL each listed time after it began a unit, then runs it to its end;
+    counts the kills."""
     environment = {**os.environ, "EMMA_PROGRESS": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
 
     def unfinished() -> set[Path]:
@@ -421,14 +421,14 @@ def run_kills(tmp_path: Path, make_settings: MakeSettings, corpus: list[Path], k
     assert not (store / "web" / ".pack").exists(), "what killed processes left is gone"
 
 
-def test_killed_at_random_moments_it_ends_in_the_same_bytes(
+def test_killed_at_random_moments_it_writes_the_same_bytes(
     tmp_path: Path, make_settings: MakeSettings, corpus: list[Path]
 ) -> None:
     run_kills(tmp_path, make_settings, corpus, 3)
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_it_ends_in_the_same_bytes(
+def test_killed_twenty_times_it_writes_the_same_bytes(
     tmp_path: Path, make_settings: MakeSettings, corpus: list[Path]
 ) -> None:
     run_kills(tmp_path, make_settings, corpus, 20)

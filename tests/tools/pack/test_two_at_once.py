@@ -48,7 +48,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def settings(tmp_path: Path, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> PackSettings:
-    """Of a store that one process has packed, from about a dozen units."""
+    """Hashes of a store that one process packed from about a dozen units."""
     needs_pid_namespaces()
     monkeypatch.setattr(inputs, "_SMALLEST_UNIT", UNIT)
     path = tmp_path / "raw" / "eng_Latn" / "train.jsonl"

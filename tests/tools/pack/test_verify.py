@@ -1,4 +1,4 @@
-"""Every fault that can be put into a store is found; a clean store passes."""
+"""Every fault planted in a store is found; a clean store passes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(clean: Path, tmp_path: Path) -> Path:
-    """A copy to be broken."""
+    """A copy for tests to corrupt."""
     return Path(shutil.copytree(clean, tmp_path / "web"))
 
 
@@ -131,7 +131,7 @@ def source_counts(store: Path) -> None:
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "bit flip": (flip_bit, r"shard-00001\.bin: its SHA-256 differs"),
-    "truncated shard": (truncate, r"shard-00001\.bin: \d+ bytes, the manifest says \d+"),
+    "truncated shard": (truncate, r"shard-00001\.bin: \d+ bytes, but the manifest says \d+"),
     "shard gone": (lambda s: (s / "shard-00001.bin").unlink(), r"shard-00001\.bin: missing"),
     "swapped offsets": (
         lambda s: edit_documents(s, "offset", swap),
@@ -152,11 +152,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a split that moved": (
         lambda s: edit_documents(s, "split", lambda v: put(v, 3, "validation")),
-        r"sources\.parquet: eng_Latn/train has .* the shards hold",
+        r"sources\.parquet: eng_Latn/train has .* but the shards hold",
     ),
     "id at the vocabulary": (
         lambda s: edit_bin(s, lambda t: put(t, 20, 512)),
-        r"shard-00001\.bin: document 0 holds the id 512, the vocabulary has 512",
+        r"shard-00001\.bin: document 0 holds the id 512, but the vocabulary has 512",
     ),
     "no end of text": (
         lambda s: edit_bin(s, lambda t: put(t, -1, 40)),
@@ -168,7 +168,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "end of text inside": (
         lambda s: edit_bin(s, lambda t: put(t, 5, 511)),
-        r"hold \d+ tokens for end of text, one a document would be \d+",
+        r"hold \d+ tokens for end of text, but one per document would be \d+",
     ),
     "wrong type": (
         lambda s: edit_manifest(s, lambda v: v["extra"].update(dtype="int32")),
@@ -176,9 +176,9 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "shard in another type": (
         lambda s: edit_bin(s, lambda t: t.astype(np.int32).view(np.uint16)),
-        r"shard-00001\.bin: \d+ bytes, the manifest says",
+        r"shard-00001\.bin: \d+ bytes, but the manifest says",
     ),
-    "duplicated shard": (duplicate, r"shard-00002\.bin: the same content as shard-00001\.bin"),
+    "duplicated shard": (duplicate, r"shard-00002\.bin: has the same content as shard-00001\.bin"),
     "a file too many": (
         lambda s: shutil.copy(s / "shard-00001.bin", s / "shard-00099.bin"),
         r"shard-00099\.bin: not in the manifest",
@@ -230,7 +230,7 @@ def _matches(message: str, fault: str) -> bool:
     return re.search(message, fault) is not None
 
 
-def test_an_unfinished_component_is_no_store(tmp_path: Path, make_settings: MakeSettings) -> None:
+def test_an_unfinished_component_is_refused(tmp_path: Path, make_settings: MakeSettings) -> None:
     with pytest.raises(UserError, match="no such component of the token store"):
         verify_component(tmp_path / "web")
     path = tmp_path / "raw" / "eng_Latn" / "a.jsonl"

@@ -1,4 +1,4 @@
-"""What a packing process has as it starts."""
+"""What a packing process has when it starts."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_process_makes_way_after_so_many_bytes_of_units(tmp_path: Path) -> None:
+def test_a_process_is_replaced_after_packing_enough_bytes(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(COUNTS)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -76,7 +76,7 @@ def test_a_process_makes_way_after_so_many_bytes_of_units(tmp_path: Path) -> Non
     assert done.stdout.splitlines() == ["0 8", "32 4", "33 4", "256 1"]
 
 
-def test_a_run_that_does_not_exist_is_said_once(tmp_path: Path) -> None:
+def test_a_run_that_does_not_exist_is_reported_once(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-P",

@@ -56,7 +56,7 @@ def test_formula_is_megatrons(gpus: int) -> None:
             ],
         )
         values.append(megatron_formula_gib(recipe))
-        # What cards report lies above the formula, by what it leaves out.
+        # Cards report more than the formula, by what it leaves out.
         assert 4 < estimate_memory(recipe).total - values[-1] < 20
     assert values == pytest.approx(FORMULA[gpus], abs=0.15)
 
@@ -109,7 +109,7 @@ def test_fp8_halves_weights_only_where_they_stay_in_fp8() -> None:
     assert kept.activations < bf16.activations
 
 
-def test_pipeline_stages_hold_fewer_microbatches_the_later_they_come() -> None:
+def test_later_pipeline_stages_hold_fewer_micro_batches() -> None:
     recipe = load_recipe("emma_llama3_8b_bi", ["parallelism.pipeline=4"])
     stages = [stage_memory(recipe, stage) for stage in range(4)]
     first = stages[0].activations
@@ -123,7 +123,7 @@ def test_pipeline_stages_hold_fewer_microbatches_the_later_they_come() -> None:
     assert stage_memory(interleaved, 0).activations / first == pytest.approx((2 * 3 + 4 + 1) / 8)
 
 
-def test_few_microbatches_fill_no_pipeline() -> None:
+def test_few_micro_batches_do_not_fill_the_pipeline() -> None:
     recipe = load_recipe(
         "emma_llama3_8b_bi", ["parallelism.pipeline=4", "batch.global=32", "cluster.nodes=8", "batch.micro=2"]
     )

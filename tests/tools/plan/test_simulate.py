@@ -46,7 +46,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 def simulate_in_a_rank(folder: str) -> None:
-    """In a forked rank: what the command starts as a process of its own."""
+    """In a forked rank: what the command starts as a separate process."""
     sys.exit(simulated_ranks.main(Path(folder)))
 
 
@@ -108,7 +108,7 @@ def test_a_difference_is_a_fault(small: Recipe, simulation: Simulation) -> None:
         "microbatches": "3 micro-batches",
         "data": "data-parallel size 64",
         "chunks": "1 model chunks",
-        "gradients": "gradients, the plan says",
+        "gradients": "gradients, but the plan says",
         "optimizer": "weights in the optimizer",
         "samples": "last step",
         "missing": "decoder.layers.mlp.linear_fc2.weight: the ranks hold",
@@ -120,7 +120,7 @@ def test_a_difference_is_a_fault(small: Recipe, simulation: Simulation) -> None:
 
 
 @pytest.mark.slow
-def test_what_megatron_refuses_is_said(tmp_path: Path) -> None:
+def test_what_megatron_refuses_is_reported(tmp_path: Path) -> None:
     recipe = load_recipe(write_small_run(tmp_path), ["megatron_args.no-such-argument=true"])
     with pytest.raises(CheckFailedError, match="no-such-argument"):
         simulate(recipe)

@@ -1,4 +1,4 @@
-"""`emma report` on run folders in every stage of their life."""
+"""`emma report` on run folders at every stage."""
 
 from __future__ import annotations
 

@@ -47,9 +47,9 @@ def test_a_checkpoint_changed_after_it_was_marked_is_not_complete(tmp_path: Path
     (damaged / COMPLETE_MARK).write_text('{"files": ')
     assert complete_steps(tmp_path) == [5]
     faults = incomplete_steps(tmp_path)
-    assert faults[10] == "__0_0.distcp has 50 bytes, 100 were written"
+    assert faults[10] == "__0_0.distcp has 50 bytes, but 100 were written"
     assert faults[15] == "metadata.json is missing"
-    assert faults[25] == "__0_0.distcp has 101 bytes, 100 were written"
+    assert faults[25] == "__0_0.distcp has 101 bytes, but 100 were written"
     assert faults[20] == "complete.json is damaged"
 
 

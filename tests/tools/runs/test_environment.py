@@ -1,4 +1,4 @@
-"""Which source a run names, wherever it is called from."""
+"""Which source a run records, wherever it is called from."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_layout_and_logging_may_change_between_launches(tmp_path: Path) -> None:
 def test_two_live_writers_are_refused(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     run = RunFolder(recipe.run_folder)
-    first = run.prepare(recipe)  # claimed by this process, which lives
+    first = run.prepare(recipe)  # claimed by this process, which is alive
     with pytest.raises(
         UserError, match=rf"process {os.getpid()} on .* has been writing this run .*--take-over"
     ):
@@ -91,7 +91,7 @@ def test_the_claim_of_a_dead_process_is_no_obstacle(tmp_path: Path) -> None:
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
     claim = {"writer": "x", "host": socket.gethostname(), "pid": int(dead.stdout)}
-    # In another container of this host the same number may be a process that lives.
+    # In another container on this host, the same number may be a live process.
     write_json(run.writer_file, {**claim, "pid_namespace": "pid:[1]"})
     with pytest.raises(UserError, match="--take-over"):
         run.prepare(recipe)

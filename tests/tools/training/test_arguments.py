@@ -211,7 +211,7 @@ def test_megatron_args_leave_out_a_flag_with_its_value(tmp_path: Path) -> None:
 
 
 def test_transformer_engine_masks_documents_by_packed_sequences(tmp_path: Path) -> None:
-    """Transformer Engine ignores --reset-attention-mask silently, so it is never given there."""
+    """Transformer Engine ignores --reset-attention-mask silently, so it is never passed there."""
     gpu = small_recipe(tmp_path, ["cluster={name: node, gpus_per_node: 1, device: h100}"])
     assert "--dataloader-inter-document-masking" in arguments(gpu)
     assert "--reset-attention-mask" not in arguments(gpu)

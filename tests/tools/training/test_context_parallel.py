@@ -1,5 +1,5 @@
-"""The arithmetic of context parallelism in the forward step: which rank sees what, and that the loss is the
-whole's.
+"""The arithmetic of context parallelism in the forward step: which rank sees what, and that the loss is that of the
+whole sequence.
 
 Attention itself needs Transformer Engine (test_gpu_training.py).
 """

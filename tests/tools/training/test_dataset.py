@@ -117,7 +117,7 @@ def test_every_document_as_often_as_planned_and_every_token_a_label_once(tiny: T
     planned = Counter({row["language"]: row["built_documents"] for row in built})
     difference = (planned - by_source) + (by_source - planned)
     assert sum(difference.values()) == len(cut)
-    # A source is seen at most once more often than any other of its documents.
+    # A document is seen at most once more than any other of its source.
     for language in by_source:
         names = [d for d in known if known[d][1].startswith(f"{language}/") and known[d][2] == "train"]
         counts = [seen[name] for name in names]
@@ -371,7 +371,7 @@ def test_another_sequence_length_and_a_moved_store_are_refused(tmp_path: Path, t
 
     from emma.tools.training.dataset import open_dataset
 
-    with pytest.raises(UserError, match="built for sequence length 64, the run's is 32"):
+    with pytest.raises(UserError, match="built for sequence length 64, but the run's is 32"):
         open_dataset(tiny.mix / "train", config(tiny, 32))
     folder = tmp_path / "elsewhere" / "train"
     shutil.copytree(tiny.mix / "train", folder, symlinks=True)

@@ -28,8 +28,8 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def reference(make_small: Callable[[int], Small]) -> RunFolder:
-    """One rank, with TensorBoard, and two groups that are watched: one must not get worse, one gain five bits
-    a byte."""
+    """One rank, with TensorBoard, and two groups that are watched: one must not get worse, one must gain five
+    bits per byte."""
     watched = "validation.alert_above={component-monolingual: 0.1, component-bilingual: -5.0}"
     return train_run(make_small(10).recipe("tp1-pp1", "logging.tensorboard=true", watched))
 

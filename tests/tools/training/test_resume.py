@@ -1,4 +1,4 @@
-"""Stopping, killing and going on, with Megatron's real loop on CPU.
+"""Stopping, killing and continuing, with Megatron's real loop on the CPU.
 
 Launches are what costs time here, so each of them serves several assertions: one run is stopped, killed and
 damaged in turn, and compared with the uninterrupted one after every launch.
@@ -131,7 +131,7 @@ def test_sigkill_during_the_first_and_the_last_save(
     assert same_so_far(run, whole) == STEPS and complete_steps(run.checkpoints) == [5, 10, 15, 20]
 
 
-def test_another_layout_goes_on_within_tolerance_after_a_team_mate_stopped_the_run(
+def test_another_layout_continues_within_tolerance_after_a_teammate_stopped_the_run(
     whole: RunFolder, make_small: Callable[[int], Small]
 ) -> None:
     """TP2 → PP2. The files `save` and `stop` in the run folder ask for one more checkpoint, and for the
@@ -158,7 +158,7 @@ def test_another_layout_goes_on_within_tolerance_after_a_team_mate_stopped_the_r
 
 
 @pytest.mark.slow
-def test_three_layouts_of_four_ranks_follow_one_course(
+def test_three_layouts_of_four_ranks_give_the_same_losses(
     whole: RunFolder, make_small: Callable[[int], Small]
 ) -> None:
     """TP2·PP2 → TP1·PP1·DP4 → TP2·PP1·DP2, each from the checkpoint that the one before left, the second by
@@ -198,11 +198,11 @@ def test_phase_and_weights_take_the_schedule_from_the_recipe_and_a_phase_keeps_t
     for run in (phase, weights):
         rows = read_metrics(run.metrics_file)[0]
         assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-        # The checkpoint's own schedule stood in the middle of its decay from 3e-3 to 1e-4.
+        # The checkpoint's own schedule was in the middle of its decay from 3e-3 to 1e-4.
         assert rows[0]["learning_rate"] == pytest.approx(3.5e-3) == max(row["learning_rate"] for row in rows)
         assert rows[-1]["learning_rate"] < 1e-3
         assert rows[0]["consumed_samples"] == 8
-        # The weights came along: the first loss is far below the base model's.
+        # The weights were kept: the first loss is far below the base model's.
         assert rows[0]["loss"] < losses(whole)[1] - 0.1
     assert losses(phase)[1] == pytest.approx(losses(weights)[1], abs=1e-6)
     assert abs(losses(phase)[2] - losses(weights)[2]) > 1e-3

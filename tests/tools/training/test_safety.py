@@ -25,7 +25,7 @@ TWO = ("cluster.gpus_per_node=2", "parallelism={tensor: 2}")
 
 
 def write_reference(folder: str) -> None:
-    """In a rank: what the launcher starts as a process of its own (the slow test of the command takes that
+    """In a rank: what the launcher starts as a separate process (the slow test of the command takes that
     way)."""
     sys.exit(reference.main([folder]))
 
@@ -119,7 +119,7 @@ def test_a_full_disk_stops_the_save_before_it_begins(
     run = RunFolder(recipe.run_folder)
     run.prepare(recipe)
     with pytest.raises(
-        RanksError, match=r"the checkpoint of step 5 needs .* GiB are free; nothing is written"
+        RanksError, match=r"the checkpoint of step 5 needs .* GiB are free\. Nothing is written"
     ):
         run_ranks(rank_on_a_full_disk, 1, str(run.path), env=rank_environment(recipe), timeout=120)
     assert not list(run.checkpoints.glob("iter_*"))

@@ -19,8 +19,8 @@ TABLE = Path(__file__).parents[3] / "tools/training/session/session.py"
 
 
 def answered(folder: str) -> tuple[dict[str, list[str]], list[str]]:
-    """In a rank: names of the parts at each seam, and methods written as answers to something that is no
-    seam."""
+    """In a rank: names of the parts at each seam, and methods written as answers to something that is not
+    a seam."""
     from emma.recipes.load import load_recipe
     from emma.tools.mix.layout import MixInfo
     from emma.tools.training.session.session import SEAMS, Session, answers

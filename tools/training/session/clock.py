@@ -26,7 +26,7 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves out what happens inside."""
+        """Excludes the time spent inside the block."""
         begun = time.perf_counter()
         yield
         self._paused += time.perf_counter() - begun

@@ -33,7 +33,7 @@ class SaveAndStop:
             request.fill_(_STOP if run.stop_request.exists() else _SAVE if run.save_request.exists() else 0)
         torch.distributed.broadcast(request, 0)
         if request.item() == _STOP:
-            # The way out that a signal takes: a checkpoint, then the end of the loop.
+            # As after a signal: a checkpoint, then the end of the loop.
             signal.raise_signal(signal.SIGTERM)
         if request.item() != _SAVE:
             return original(*rest, **named)

@@ -44,8 +44,8 @@ class Skips:
         """Passes over the batch of a skipped step on every rank.
 
         Megatron's function reads it on the first tensor-parallel rank and sends it to the others. Here each
-        rank reads for itself: the others would stay one batch behind, and train on other samples than the
-        first from then on.
+        rank reads for itself; otherwise the others would stay one batch behind and train on different samples
+        than the first from then on.
         """
         rerun = get_rerun_state_machine()
         while rerun.should_run_forward_backward(data_iterator):

@@ -41,8 +41,8 @@ class Space:
         torch.distributed.broadcast(short, 0)
         if short[0].item():
             raise UserError(
-                f"{self.run.checkpoints}: the checkpoint of step {iteration} needs {short[0] / 2**30:.1f} GiB, "
-                f"{short[1] / 2**30:.1f} GiB are free; nothing is written. Fix: free space, or keep fewer "
+                f"{self.run.checkpoints}: the checkpoint of step {iteration} needs {short[0] / 2**30:.1f} GiB, but "
+                f"{short[1] / 2**30:.1f} GiB are free. Nothing is written. Fix: free space, or keep fewer "
                 "checkpoints (checkpoint.keep), then start again from the checkpoint before"
             )
         return original(iteration, *rest, **named)

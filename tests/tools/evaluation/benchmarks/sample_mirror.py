@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 TOPICS = ["science/technology", "travel", "politics", "sports", "health", "entertainment", "geography"]
 LABELS = ["Recommendation", "Faith", "Description", "Sin", "Grace", "Violence"]
 
-# A sentence in each language that stands for all texts in it.
+# One sentence per language, used for all its texts.
 SENTENCES = {
     "eng_Latn": "All human beings are born free and equal in dignity and rights.",
     "swh_Latn": "Watu wote wamezaliwa huru, hadhi na haki zao ni sawa.",

@@ -86,7 +86,7 @@ def test_translation_metrics_are_sacrebleus(
     assert bleu.value == pytest.approx(BLEU().corpus_score(outputs, [references]).score)
     assert "tok:13a" in bleu.signature
 
-    # sacrebleu takes whatever lies where it keeps the FLORES-200 model.
+    # sacrebleu takes whatever is where it keeps the FLORES-200 model.
     (tmp_path / "models").mkdir()
     shutil.copy(spm, tmp_path / "models" / "flores200sacrebleuspm")
     monkeypatch.setattr(sacrebleu.tokenizers.tokenizer_spm, "SACREBLEU_DIR", str(tmp_path))
@@ -154,7 +154,7 @@ def test_rouge_by_ascii_loses_other_scripts() -> None:
         ("人人生而自由", "人人生而", 0.0),
     ],
 )  # fmt: skip
-def test_rouge_by_white_space_is_that_of_the_rouge_package(output: str, reference: str, value: float) -> None:
+def test_rouge_by_whitespace_is_that_of_the_rouge_package(output: str, reference: str, value: float) -> None:
     assert summaries.rouge_whitespace_item(output, reference) == pytest.approx(value, abs=1e-9)
 
 

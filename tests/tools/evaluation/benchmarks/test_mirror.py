@@ -121,7 +121,7 @@ def test_fetch_keeps_what_is_there(hub: list[str], tmp_path: Path) -> None:
     assert hub == ["facebook/belebele/data/swh_Latn.jsonl"]
 
 
-def test_fetch_says_what_failed_and_goes_on(
+def test_fetch_reports_what_failed_and_continues(
     hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = huggingface_hub.HfApi.list_repo_files

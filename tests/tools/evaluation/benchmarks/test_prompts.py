@@ -116,7 +116,7 @@ def test_belebele_and_arc(store: Mirror) -> None:
     )
     assert (found.choices, found.gold) == (("A", "B", "C", "D"), 3)
     found = item("arc_multilingual_emma", "hi", store, 1)
-    # Brackets go, double spaces too, and the missing fifth option is no choice.
+    # Brackets go, double spaces too, and the missing fifth option is not a choice.
     assert found.prompt == f"Question: {HI} (1) x y\nAnswer:"
     assert found.choices == tuple(f"{HI} (1) {letter}" for letter in "abcd")
     assert found.gold == 1

@@ -1,4 +1,4 @@
-"""Data as repositories lay them out, and what is said about data that are not as they should be."""
+"""Data as repositories lay them out, and the messages about data that is not as it should be."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_runs_every_kind_and_repeats_nothing(arguments: list[str | Path], tmp_pa
     assert [(model.name, model.role) for model in evaluated_models(output)] == [("reader", "trained")]
 
 
-def test_killed_run_goes_on(
+def test_killed_run_continues(
     arguments: list[str | Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "evaluation"

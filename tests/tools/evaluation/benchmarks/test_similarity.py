@@ -60,7 +60,7 @@ def test_it_is_the_mean_of_the_best_matches(encoder: Path) -> None:
             )
 
     one, other = vectors(left), vectors(right)
-    # [CLS] and [SEP] may be matched, and have no weight.
+    # [CLS] and [SEP] may be matched, but have no weight.
     precision = torch.stack([(other @ row).max() for row in one[1:-1]]).mean()
     recall = torch.stack([(one @ row).max() for row in other[1:-1]]).mean()
     expected = float(2 * precision * recall / (precision + recall))

@@ -79,7 +79,7 @@ class LLM:
             )
         config = SimpleNamespace(max_model_len=longest, trust_remote_code=trust_remote_code, dtype=dtype)
         self.llm_engine = SimpleNamespace(model_config=config)
-        # What requests without a seed of their own draw from, one after the other.
+        # What requests without their own seed draw from, in turn.
         self._shared = torch.Generator().manual_seed(seed)
 
     def generate(
