@@ -20,7 +20,8 @@ from emma.base.errors import UserError
 from emma.base.manifest import MANIFEST_NAME
 from emma.base.processes import available_cores, result_of
 from emma.base.progress import progress
-from emma.base.staging import InUseError, Lock, clear_leftovers, sole_writer
+from emma.base.staging import clear_leftovers
+from emma.base.writers import InUseError, Lock, sole_writer
 from emma.tools.pack.engine import REFERENCE, forget_engine
 from emma.tools.pack.gate import gate_verdicts
 from emma.tools.pack.inputs import InputFile, Unit
