@@ -128,9 +128,8 @@ def resumable_folder(destination: Path, fingerprint: str, *, overwrite: bool = F
         with _termination_as_exit():
             try:
                 yield partial
-                _synchronise(
-                    partial
-                )  # takes long, and loses nothing if it is interrupted: the marks are there
+                # It takes long; while the marks are there, an interrupt loses nothing.
+                _synchronise(partial)
                 shutil.rmtree(work)
                 fsync_path(partial)
                 _give_name(partial, destination, before)

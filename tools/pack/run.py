@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -205,7 +206,7 @@ def _remove_work(settings: PackSettings, name: str, lock: Lock | None = None) ->
     if not work.is_dir():
         return
     with sole_writer(settings.store / name, wait=True) if lock is None else nullcontext(lock) as held:
-        stay = clear_leftovers(work, held)
+        stay = list(work.glob(".*.partial")) if _is_being_packed(work) else clear_leftovers(work, held)
         if not stay:
             # A worker whose parent was killed may be writing there still; the next call removes what it
             # leaves.
@@ -214,6 +215,20 @@ def _remove_work(settings: PackSettings, name: str, lock: Lock | None = None) ->
         for path in work.iterdir():
             if path.is_dir() and path not in stay:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_being_packed(work: Path) -> bool:
+    """Whether a process packs a unit still, which one on another machine has finished before it.
+
+    The component's lock says nothing of that: who packs a unit holds that unit's.
+    """
+    for path in work.glob(".unit-*.lock"):
+        try:
+            with sole_writer(work / path.name.removeprefix(".").removesuffix(".lock")):
+                pass
+        except InUseError:
+            return True
+    return False
 
 
 def _pack_one(settings: PackSettings, plan: ComponentPlan) -> str | None:
