@@ -292,5 +292,10 @@ def _finish(settings: PackSettings, plan: ComponentPlan) -> None:
     """
     with sole_writer(settings.store / plan.name, wait=True) as lock:
         if not _is_finished(settings, plan.name):
-            join_units(settings, plan)
+            try:
+                join_units(settings, plan)
+            except UserError:
+                # Another machine, which this one's lock did not keep out, may have joined and removed them.
+                if not _is_finished(settings, plan.name):
+                    raise
         _remove_work(settings, plan.name, lock)

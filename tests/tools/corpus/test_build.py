@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -275,6 +276,22 @@ def test_a_resumed_stage_removes_only_what_dead_processes_of_this_machine_left(t
         stage.begin()
     assert not here.exists() and elsewhere.exists()
     assert (stage.folder / "part-00001.parquet").exists(), "its writer lived"
+
+
+def test_a_part_that_does_not_fit_on_the_disk_leaves_nothing(tmp_path: Path) -> None:
+    """Closing its file fails as well, with what was not written yet."""
+    rows = [dict.fromkeys(TEXT_SCHEMA.names, random.Random(n).randbytes(500).hex()) for n in range(1000)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with (
+            pytest.raises(OSError, match="too large"),
+            PartWriter(tmp_path / "part-00000.parquet", TEXT_SCHEMA, ("text",)) as writer,
+        ):
+            writer.write(pa.Table.from_pylist(rows, schema=TEXT_SCHEMA))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_holds_one_corpus(tmp_path: Path) -> None:
