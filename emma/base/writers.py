@@ -101,10 +101,10 @@ def sole_writer(
             os.pwrite(descriptor, orjson.dumps(asdict(writer)), 0)
             yield Lock(destination, certain)
         finally:
-            os.ftruncate(descriptor, 0)
             # Removed while it is held: whoever has opened it meanwhile finds that the path no longer names it. If
             # somebody has removed it by hand, the path may name the lock file of the next writer.
             if is_at(path, descriptor):
+                os.ftruncate(descriptor, 0)
                 with suppress(PermissionError):  # another user's, in a sticky folder
                     path.unlink(missing_ok=True)
     finally:
@@ -134,6 +134,10 @@ def _acquire(path: Path, destination: Path, wait: bool) -> tuple[int, bool]:
                 result, descriptor = descriptor, -1
                 return result, held is True
             writer = _read_writer(descriptor) or "another process"
+        except OSError as error:
+            if error.errno != errno.ESTALE:  # NFS: its holder on another machine has just removed it
+                raise
+            continue
         finally:
             if descriptor >= 0:
                 os.close(descriptor)

@@ -370,6 +370,35 @@ def test_a_lock_file_that_was_removed_by_hand_takes_no_other_along(tmp_path: Pat
     assert names(tmp_path) == []
 
 
+def test_a_lock_file_that_another_machine_removes_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On NFS, what is open here and removed there is stale for every call."""
+    lock, stale = tmp_path / ".out.lock", OSError(errno.ESTALE, "Stale file handle")
+    real, fstat = fcntl.flock, os.fstat
+    locked: list[int] = []
+
+    def flock(descriptor: int, operation: int) -> None:
+        locked.append(descriptor)
+        if len(locked) == 1:
+            lock.unlink()
+            raise stale
+        real(descriptor, operation)
+
+    def gone(descriptor: int) -> os.stat_result:
+        raise stale
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with sole_writer(tmp_path / "out"):
+        assert len(locked) == 2 and lock.exists()
+        (tmp_path / "next").touch()
+        (tmp_path / "next").rename(lock)
+        monkeypatch.setattr(os, "fstat", gone)
+        monkeypatch.setattr(os, "ftruncate", gone)
+    monkeypatch.setattr(os, "fstat", fstat)
+    assert lock.exists(), "the next writer's"
+
+
 def test_a_folder_that_goes_while_its_lock_file_is_made_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
