@@ -69,6 +69,10 @@ def is_at(path: Path | str, descriptor: int) -> bool:
         return os.path.samestat(Path(path).stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+    except OSError as error:
+        if error.errno == errno.ESTALE:  # NFS: removed on another machine
+            return False
+        raise
 
 
 def claim(path: str, flags: int) -> int:

@@ -1,43 +1,34 @@
 """Output folders that appear whole or not at all, each with one writer at a time.
 
-A writer locks `.NAME.lock` beside the folder, works in a temporary folder there, and renames it at the end.
-The lock file says who holds it. Nothing is removed that a living process or another machine may be writing.
+A writer is the folder's sole writer (`writers.py`), works in a temporary folder beside it, and renames that at
+the end. Nothing is removed that a living process or another machine may be writing.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
-import socket
 import stat
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from contextlib import contextmanager, nullcontext
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from emma.base.claims import is_at, machine, of_this_machine, temporary_name, try_lock
+from emma.base.claims import of_this_machine, temporary_name
 from emma.base.errors import UserError
 from emma.base.files import fsync_path, write_text
+from emma.base.writers import Lock, sole_writer
 
 __all__ = [
     "WORK_NAME",
-    "InUseError",
-    "Lock",
     "WrittenMeanwhileError",
     "check_free_space",
     "clear_leftovers",
     "resumable_folder",
-    "sole_writer",
     "staged_folder",
 ]
 
@@ -45,132 +36,10 @@ WORK_NAME = ".work"
 """Subfolder of a resumable folder for the marks of finished work; removed when the folder gets its name."""
 
 _FINGERPRINT = "fingerprint"
-_POLL_SECONDS = 0.2
-
-
-class InUseError(UserError):
-    """Another process is writing the output.
-
-    Args:
-        message: for the user.
-        writer: which process.
-    """
-
-    def __init__(self, message: str, writer: str = "another process") -> None:
-        super().__init__(message)
-        self.writer = writer
 
 
 class WrittenMeanwhileError(UserError):
     """Another process has put its result where this one's should go."""
-
-
-@dataclass(frozen=True)
-class _Writer:
-    """Who holds a lock; `machine` tells machines apart, the rest is for messages."""
-
-    machine: str
-    host: str
-    process: int
-    since: str
-
-    def __str__(self) -> str:
-        return f"process {self.process} on {self.host} since {self.since}"
-
-
-@dataclass(frozen=True)
-class Lock:
-    """The right to write an output.
-
-    Attributes:
-        destination: absolute path of the output.
-        certain: whether no other process of this machine can hold it; False where the file system has no
-            locks.
-    """
-
-    destination: Path
-    certain: bool
-
-
-@contextmanager
-def sole_writer(destination: Path, *, wait: bool = False, continues: bool = False) -> Iterator[Lock]:
-    """Holds the right to write an output, against all processes that call this for the same one.
-
-    Args:
-        destination: the output; its parent is made.
-        wait: wait for a process that is writing it, and say so on stderr.
-        continues: the caller continues the last writer's work, so that writer must certainly have ended.
-
-    Raises:
-        InUseError: another process is writing it and `wait` is off; or, with `continues`, a writer on another
-            machine has left its lock file, and a lock cannot tell whether it is alive.
-    """
-    destination = destination.absolute()
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    path = destination.parent / f".{destination.name}.lock"
-    descriptor, certain = _acquire(path, destination, wait)
-    try:
-        before = _read_writer(descriptor)
-        if before is not None and continues and (before.machine != machine() or not certain):
-            raise InUseError(
-                f"{destination}: {before} was writing it and may still be. Fix: wait for it; if it is gone, "
-                f"remove {path} and run the same command again, which continues its work",
-                str(before),
-            )
-        writer = _Writer(machine(), socket.gethostname(), os.getpid(), _now())
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, orjson.dumps(asdict(writer)), 0)
-        try:
-            yield Lock(destination, certain)
-        finally:
-            os.ftruncate(descriptor, 0)
-            # Removed while it is held: whoever has opened it meanwhile finds that the path no longer names it.
-            with suppress(PermissionError):  # another user's, in a sticky folder
-                path.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
-
-
-def _acquire(path: Path, destination: Path, wait: bool) -> tuple[int, bool]:
-    """An open, locked lock file, and whether the lock is certain."""
-    told = False
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            if os.fstat(descriptor).st_uid == os.geteuid():
-                os.fchmod(
-                    descriptor, 0o666
-                )  # others who share the folder may find it left by a killed writer
-            held = try_lock(descriptor)
-            if held is not False and is_at(path, descriptor):
-                result, descriptor = descriptor, -1
-                return result, held is True
-            writer = _read_writer(descriptor) or "another process"
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
-        if held is not False:
-            continue
-        if not wait:
-            raise InUseError(
-                f"{destination}: {writer} is writing it. Fix: wait for it, or name another output",
-                str(writer),
-            )
-        if not told:
-            print(f"{destination}: waiting for {writer}, which is writing it", file=sys.stderr, flush=True)
-            told = True
-        time.sleep(_POLL_SECONDS)
-
-
-def _read_writer(descriptor: int) -> _Writer | None:
-    try:
-        return _Writer(**orjson.loads(os.pread(descriptor, 4096, 0)))
-    except (orjson.JSONDecodeError, TypeError):
-        return None  # just made, or its writer died before it wrote its name
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @contextmanager
@@ -219,6 +88,7 @@ def staged_folder(destination: Path, *, overwrite: bool = False, lock: Lock | No
             try:
                 partial.mkdir()
                 yield partial
+                _synchronise(partial)
                 _give_name(partial, destination, before)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -258,7 +128,10 @@ def resumable_folder(destination: Path, fingerprint: str, *, overwrite: bool = F
         with _termination_as_exit():
             try:
                 yield partial
+                # It takes long; while the marks are there, an interrupt loses nothing.
+                _synchronise(partial)
                 shutil.rmtree(work)
+                fsync_path(partial)
                 _give_name(partial, destination, before)
             except BaseException:
                 if not any(work.rglob("*.json")):
@@ -298,6 +171,8 @@ def clear_leftovers(folder: Path, lock: Lock, name: str | None = None) -> list[P
                 continue
             except PermissionError:
                 who = "another user"
+            except OSError as error:
+                who = f"this machine, and not removable ({error.strerror})"
         stay.append(path)
         print(
             f"{path}: left by a process of {who}; remove it if nothing writes there",
@@ -329,32 +204,35 @@ def _remove(path: Path) -> None:
 
 
 def _give_name(partial: Path, destination: Path, before: tuple[int, int] | None) -> None:
-    """Makes a finished folder durable and gives it its name.
+    """Gives a finished and durable folder its name.
 
     Args:
         partial: the folder.
         destination: its name.
         before: what had the name when the work began.
     """
-    _synchronise(partial)
     if _identity(destination) != before:
         raise _written_meanwhile(destination)
-    old = None
-    if before is not None:
-        # Not every file system can swap two folders in one step, so the old one is moved aside first.
-        old = destination.parent / temporary_name(destination.name, "old")
-        destination.rename(old)
+    # Not every file system can swap two folders in one step, so the old one is moved aside first.
+    old = destination.parent / temporary_name(destination.name, "old")
     try:
+        if before is not None:
+            destination.rename(old)
         partial.rename(destination)
-    except OSError:
-        if old is not None and not destination.exists():
+    except BaseException as error:  # also an interrupt between the two
+        if old.exists() and not destination.exists():
             old.rename(destination)
-        if destination.exists():
+        if isinstance(error, OSError) and _identity(destination) not in (None, before):
             raise _written_meanwhile(destination) from None
         raise
     fsync_path(destination.parent)
-    if old is not None:
-        _remove(old)
+    if before is not None:
+        try:
+            _remove(old)
+        except OSError as error:  # on NFS, somebody reads it still
+            print(
+                f"{old}: replaced, but not removed ({error.strerror}); remove it", file=sys.stderr, flush=True
+            )
 
 
 def _written_meanwhile(destination: Path) -> WrittenMeanwhileError:

@@ -18,18 +18,17 @@ from pathlib import Path
 import orjson
 import pytest
 
-from emma.base import staging
+from emma.base import staging, writers
 from emma.base.claims import machine, temporary_name
 from emma.base.errors import UserError
 from emma.base.staging import (
     WORK_NAME,
-    InUseError,
     WrittenMeanwhileError,
     check_free_space,
     resumable_folder,
-    sole_writer,
     staged_folder,
 )
+from emma.base.writers import InUseError, sole_writer
 from tests.base.fsyncs import record_fsyncs
 
 
@@ -289,7 +288,7 @@ def test_a_lock_file_removed_before_it_was_locked_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The holder removes its lock file and ends while another has opened that file but not locked it yet."""
-    real, removed = staging.try_lock, []
+    real, removed = writers.try_lock, []
 
     def late(descriptor: int) -> bool | None:
         if not removed:
@@ -297,8 +296,151 @@ def test_a_lock_file_removed_before_it_was_locked_does_not_count(
             (tmp_path / ".out.lock").unlink()
         return real(descriptor)
 
-    monkeypatch.setattr(staging, "try_lock", late)
+    monkeypatch.setattr(writers, "try_lock", late)
     with sole_writer(tmp_path / "out"):
         assert (tmp_path / ".out.lock").exists()
         with pytest.raises(InUseError), sole_writer(tmp_path / "out"):
             pytest.fail("two sole writers")
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_between_the_two_renames_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            raise interrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(interrupt), staged_folder(tmp_path / "out", overwrite=True) as folder:
+        (folder / "new").touch()
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["precious"]
+
+
+def test_what_is_replaced_and_cannot_be_removed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On NFS, a file that somebody reads keeps its folder from being removed."""
+    (tmp_path / "out").mkdir()
+    real = shutil.rmtree
+
+    def rmtree(path: Path, ignore_errors: bool = False) -> None:
+        if Path(path).suffix == ".old":
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        real(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    for content in ("first", "second"):
+        with staged_folder(tmp_path / "out", overwrite=True) as folder:
+            (folder / content).touch()
+        assert names(tmp_path / "out") == [content]
+        assert "Directory not empty" in capsys.readouterr().err
+
+
+def test_an_interrupt_at_the_end_keeps_what_a_resumable_folder_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Making everything durable takes minutes where there is much of it."""
+
+    def interrupt(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "_synchronise", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            work(tmp_path / "out", "a", fail=False)
+    assert work(tmp_path / "out", "a", fail=False) == ["one"]
+
+
+def test_a_lock_file_that_was_removed_by_hand_takes_no_other_along(tmp_path: Path) -> None:
+    lock = tmp_path / ".out.lock"
+    with sole_writer(tmp_path / "out"):
+        lock.unlink()
+        other = sole_writer(tmp_path / "out")
+        other.__enter__()
+    assert lock.exists(), "the second writer's, which is writing still"
+    with pytest.raises(InUseError), sole_writer(tmp_path / "out"):
+        pytest.fail("two sole writers")
+    other.__exit__(None, None, None)
+    assert names(tmp_path) == []
+
+
+def test_a_lock_file_that_another_machine_removes_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On NFS, what is open here and removed there is stale for every call."""
+    lock, stale = tmp_path / ".out.lock", OSError(errno.ESTALE, "Stale file handle")
+    real, fstat = fcntl.flock, os.fstat
+    locked: list[int] = []
+
+    def flock(descriptor: int, operation: int) -> None:
+        locked.append(descriptor)
+        if len(locked) == 1:
+            lock.unlink()
+            raise stale
+        real(descriptor, operation)
+
+    def gone(descriptor: int) -> os.stat_result:
+        raise stale
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with sole_writer(tmp_path / "out"):
+        assert len(locked) == 2 and lock.exists()
+        (tmp_path / "next").touch()
+        (tmp_path / "next").rename(lock)
+        monkeypatch.setattr(os, "fstat", gone)
+        monkeypatch.setattr(os, "ftruncate", gone)
+    monkeypatch.setattr(os, "fstat", fstat)
+    assert lock.exists(), "the next writer's"
+
+
+def test_a_folder_that_goes_while_its_lock_file_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that finishes a component of a store removes the folder of its units' lock files."""
+    real, removed = os.open, []
+
+    def late(path: Path, flags: int, *mode: int) -> int:
+        if Path(path).suffix == ".lock" and not removed:
+            removed.append(path)
+            (tmp_path / "work").rmdir()
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", late)
+    with sole_writer(tmp_path / "work" / "unit") as lock:
+        assert removed and lock.certain and names(tmp_path / "work") == [".unit.lock"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_a_folder_that_may_not_be_written_is_named() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        shared = Path(name)
+        shared.chmod(0o755)
+        (shared / "mine").mkdir()
+        os.chown(shared / "mine", 65534, -1)
+        try:
+            os.seteuid(65534)
+            denied = rf"mine: {shared}/\.mine\.lock can't be made .*denied.*Fix"
+            with pytest.raises(UserError, match=denied), sole_writer(shared / "mine"):
+                pytest.fail("the block must not run")
+            # What is written in place needs no right to the folder beside it.
+            with sole_writer(shared / "mine", inside=True):
+                assert names(shared / "mine") == [".lock"]
+        finally:
+            os.seteuid(0)
+
+
+def test_two_links_to_an_output_that_is_written_in_place_are_one(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    with (
+        sole_writer(tmp_path / "disk", inside=True),
+        pytest.raises(InUseError, match=rf"link: process {os.getpid()} on"),
+        sole_writer(tmp_path / "link", inside=True),
+    ):
+        pytest.fail("two sole writers")

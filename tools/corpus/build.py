@@ -11,7 +11,7 @@ from typing import Any
 from emma.base.errors import UserError
 from emma.base.manifest import MANIFEST_NAME, Manifest
 from emma.base.processes import start_forkserver
-from emma.base.staging import sole_writer
+from emma.base.writers import sole_writer
 from emma.recipes.schema import Recipe
 from emma.tools.corpus.deduplicate import deduplicate
 from emma.tools.corpus.filter import filter_corpus
@@ -55,16 +55,15 @@ def build_corpus(build: Build, until: str = STAGES[-1]) -> None:
     if build.workers > 1:
         # One process is the parent of all stages' workers; it imports what all of them need.
         start_forkserver([__name__])
-    with sole_writer(build.root):
-        build.root.mkdir(exist_ok=True)
-        try:
+    try:
+        with sole_writer(build.root, inside=True):
             for stage in stages_of(build, until):
                 stage.run()
             finish_build(build)
-        finally:
-            # Only an empty folder can be removed: one in which nothing was finished.
-            with contextlib.suppress(OSError):
-                build.root.rmdir()
+    finally:
+        # Only an empty folder can be removed: one in which nothing was finished.
+        with contextlib.suppress(OSError):
+            build.root.rmdir()
 
 
 def stages_of(build: Build, until: str = STAGES[-1]) -> Iterator[Stage]:

@@ -150,8 +150,8 @@ class PartWriter:
                 self._temporary.replace(self.path)
         finally:
             if self._handle is not None:
+                self._temporary.unlink(missing_ok=True)  # first, since on a full disk closing fails
                 self._handle.close()
-                self._temporary.unlink(missing_ok=True)
 
     def record(self, root: Path) -> dict[str, Any] | None:
         """Path below `root`, bytes, checksum and rows of the finished file; None if there is no file."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from emma.base.manifest import Manifest
-from emma.base.staging import sole_writer
+from emma.base.writers import sole_writer
 from emma.tools.corpus.layout import parts_of
 from emma.tools.corpus.runner import Task, results_of, run_tasks
 from emma.tools.corpus.stage import Build, chunks_of_parts, fingerprint

@@ -16,7 +16,8 @@ from emma.base.files import write_json
 from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
 from emma.base.processes import available_cores
 from emma.base.progress import progress
-from emma.base.staging import sole_writer, staged_folder
+from emma.base.staging import WrittenMeanwhileError, staged_folder
+from emma.base.writers import sole_writer
 from emma.tools.mix.catalogue import Catalogue, load_catalogue
 from emma.tools.mix.layout import FORMAT, DatasetInfo, MixInfo, Packing, read_mix
 from emma.tools.mix.plan import ValidationGroup, realised
@@ -50,8 +51,13 @@ def build_mix(settings: MixSettings, *, replace: bool = False, statistics: Seque
         if present := _present(settings, fingerprint, replace=replace):
             return present
         # The folder holds no mix, or one that may be replaced.
-        with staged_folder(settings.folder, overwrite=True, lock=lock) as folder:
-            info = _write(settings, prepared, fingerprint, folder, started)
+        try:
+            with staged_folder(settings.folder, overwrite=True, lock=lock) as folder:
+                info = _write(settings, prepared, fingerprint, folder, started)
+        except WrittenMeanwhileError:  # on another machine
+            if present := _present(settings, fingerprint, replace=True):
+                return present
+            raise
     return MixInfo(**{**vars(info), "folder": settings.folder})
 
 

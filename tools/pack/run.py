@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -20,7 +21,8 @@ from emma.base.errors import UserError
 from emma.base.manifest import MANIFEST_NAME
 from emma.base.processes import available_cores, result_of
 from emma.base.progress import progress
-from emma.base.staging import InUseError, Lock, clear_leftovers, sole_writer
+from emma.base.staging import clear_leftovers
+from emma.base.writers import InUseError, Lock, sole_writer
 from emma.tools.pack.engine import REFERENCE, forget_engine
 from emma.tools.pack.gate import gate_verdicts
 from emma.tools.pack.inputs import InputFile, Unit
@@ -204,7 +206,7 @@ def _remove_work(settings: PackSettings, name: str, lock: Lock | None = None) ->
     if not work.is_dir():
         return
     with sole_writer(settings.store / name, wait=True) if lock is None else nullcontext(lock) as held:
-        stay = clear_leftovers(work, held)
+        stay = list(work.glob(".*.partial")) if _is_being_packed(work) else clear_leftovers(work, held)
         if not stay:
             # A worker whose parent was killed may be writing there still; the next call removes what it
             # leaves.
@@ -213,6 +215,20 @@ def _remove_work(settings: PackSettings, name: str, lock: Lock | None = None) ->
         for path in work.iterdir():
             if path.is_dir() and path not in stay:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_being_packed(work: Path) -> bool:
+    """Whether a process packs a unit still, which one on another machine has finished before it.
+
+    The component's lock says nothing of that: who packs a unit holds that unit's.
+    """
+    for path in work.glob(".unit-*.lock"):
+        try:
+            with sole_writer(work / path.name.removeprefix(".").removesuffix(".lock")):
+                pass
+        except InUseError:
+            return True
+    return False
 
 
 def _pack_one(settings: PackSettings, plan: ComponentPlan) -> str | None:
@@ -276,5 +292,10 @@ def _finish(settings: PackSettings, plan: ComponentPlan) -> None:
     """
     with sole_writer(settings.store / plan.name, wait=True) as lock:
         if not _is_finished(settings, plan.name):
-            join_units(settings, plan)
+            try:
+                join_units(settings, plan)
+            except UserError:
+                # Another machine, which this one's lock did not keep out, may have joined and removed them.
+                if not _is_finished(settings, plan.name):
+                    raise
         _remove_work(settings, plan.name, lock)

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from emma.base.errors import UserError
 from emma.base.files import sha256_file, write_json
 from emma.base.manifest import MANIFEST_NAME, FileRecord
-from emma.base.staging import WrittenMeanwhileError, sole_writer, staged_folder
+from emma.base.staging import WrittenMeanwhileError, staged_folder
+from emma.base.writers import sole_writer
 from emma.recipes.schema.data import Pack, PackComponent
 from emma.tools.pack.columns import as_array, encode_keys, join
 from emma.tools.pack.documents import DocumentMaker

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 from emma.base.claims import machine, temporary_name
 from emma.base.errors import UserError
 from emma.base.manifest import Manifest
-from emma.base.staging import InUseError, sole_writer
+from emma.base.writers import InUseError, sole_writer
 from emma.recipes.schema.corpus import (
     Corpus,
     Deduplication,
@@ -248,13 +249,16 @@ def test_changed_settings_rebuild_from_where_they_matter(tmp_path: Path) -> None
 
 
 def test_two_builds_of_one_corpus_are_refused(tmp_path: Path) -> None:
+    """Though they call it by two names."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "corpus").symlink_to("disk")
     build = mixed_build(tmp_path, tmp_path / "corpus")
     with (
-        sole_writer(build.root),
+        sole_writer(tmp_path / "disk", inside=True),
         pytest.raises(InUseError, match=rf"corpus: process {os.getpid()} on .* is writing it"),
     ):
         build_corpus(build)
-    assert not build.root.exists()
+    assert list((tmp_path / "disk").iterdir()) == []
 
 
 def test_a_resumed_stage_removes_only_what_dead_processes_of_this_machine_left(tmp_path: Path) -> None:
@@ -272,6 +276,22 @@ def test_a_resumed_stage_removes_only_what_dead_processes_of_this_machine_left(t
         stage.begin()
     assert not here.exists() and elsewhere.exists()
     assert (stage.folder / "part-00001.parquet").exists(), "its writer lived"
+
+
+def test_a_part_that_does_not_fit_on_the_disk_leaves_nothing(tmp_path: Path) -> None:
+    """Closing its file fails as well, with what was not written yet."""
+    rows = [dict.fromkeys(TEXT_SCHEMA.names, random.Random(n).randbytes(20).hex()) for n in range(20)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with (
+            pytest.raises(OSError, match="too large"),
+            PartWriter(tmp_path / "part-00000.parquet", TEXT_SCHEMA, ("text",)) as writer,
+        ):
+            writer.write(pa.Table.from_pylist(rows, schema=TEXT_SCHEMA))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_holds_one_corpus(tmp_path: Path) -> None:

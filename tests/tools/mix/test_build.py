@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import fcntl
 import hashlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,6 +12,8 @@ import pytest
 
 from emma.base.claims import temporary_name
 from emma.base.errors import CheckFailedError, UserError
+from emma.base.manifest import Manifest
+from emma.base.staging import WrittenMeanwhileError
 from emma.tools.mix import build as build_module
 from emma.tools.mix import shuffle, writer
 from emma.tools.mix.build import build_mix
@@ -135,6 +139,30 @@ def test_the_same_mix_is_kept_and_another_is_refused(make_settings: MakeSettings
     with pytest.raises(UserError, match=r"holds another mix \(fingerprint .*, 40 samples; .*, 41 samples\)"):
         build_mix(other)
     assert build_mix(other, replace=True).samples == 41
+    assert read_mix(settings.folder).samples == 41
+    assert [path.name for path in settings.folder.parent.iterdir()] == ["mix"]
+
+
+def test_the_same_mix_from_another_machine_is_as_good(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine, which this one's locks don't reach, finishes first."""
+    settings = make_settings()
+    other = settings
+
+    def late(*arguments: Any, **named: Any) -> Manifest:
+        with monkeypatch.context() as patch:
+            patch.setattr(build_module, "_manifest", manifest)
+            patch.setattr(fcntl, "flock", lambda *_: None)
+            build_mix(other, replace=True)
+        return manifest(*arguments, **named)
+
+    manifest = build_module._manifest
+    monkeypatch.setattr(build_module, "_manifest", late)
+    assert build_mix(settings) == read_mix(settings.folder)
+    other = make_settings(samples=41)
+    with pytest.raises(WrittenMeanwhileError, match="another process wrote it"):
+        build_mix(make_settings(samples=42), replace=True)
     assert read_mix(settings.folder).samples == 41
     assert [path.name for path in settings.folder.parent.iterdir()] == ["mix"]
 

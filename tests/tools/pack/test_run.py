@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +21,12 @@ import pytest
 from tokenizers import Tokenizer as Reference
 
 from emma.base.errors import UserError
+from emma.base.staging import staged_folder
 from emma.recipes.schema.model import Tokenizer
-from emma.tools.pack import engine, inputs, unit
+from emma.tools.pack import engine, inputs, run, unit
 from emma.tools.pack.engine import forget_engine
-from emma.tools.pack.plan import PackSettings
+from emma.tools.pack.join import join_units, work_folder
+from emma.tools.pack.plan import ComponentPlan, PackSettings
 from emma.tools.pack.run import pack_store
 from emma.tools.pack.store import open_component
 from emma.tools.pack.tokenizer_file import TokenizerFile
@@ -145,6 +148,36 @@ def test_two_processes_write_what_one_does(make_settings: MakeSettings, corpus: 
     pack_store(one, workers=1)
     pack_store(two, workers=2)
     assert content(one.store / "web") == content(two.store / "web")
+
+
+def test_a_unit_that_a_process_still_packs_is_not_removed(
+    make_settings: MakeSettings, corpus: list[Path]
+) -> None:
+    """Another machine, which this one's locks don't reach, has packed the same unit and finished the component."""
+    settings = make_settings(corpus)
+    pack_store(settings, workers=1)
+    work = settings.store / "web" / ".pack"
+    (work / "unit-000001").mkdir(parents=True)
+    with staged_folder(work / "unit-000000") as folder:
+        pack_store(settings, workers=1)
+        assert folder.is_dir() and not (work / "unit-000001").exists()
+    assert (work / "unit-000000").is_dir()
+    pack_store(settings, workers=1)
+    assert not work.exists()
+
+
+def test_a_component_that_another_machine_joins_at_the_same_time_is_packed(
+    make_settings: MakeSettings, corpus: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(corpus)
+
+    def late(settings: PackSettings, plan: ComponentPlan) -> None:
+        join_units(settings, plan)
+        shutil.rmtree(work_folder(settings, plan.name))
+        join_units(settings, plan)
+
+    monkeypatch.setattr(run, "join_units", late)
+    assert pack_store(settings, workers=1)["web"]["status"] == "packed"
 
 
 def test_packing_twice_does_nothing_twice(make_settings: MakeSettings, corpus: list[Path]) -> None:
