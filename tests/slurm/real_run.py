@@ -15,6 +15,7 @@ from emma.recipes.load import load_recipe
 from emma.slurm.history import History
 from emma.tools.runs.metrics import read_metrics
 from emma.tools.runs.run_folder import RunFolder
+from tests.foreign_packages import write_foreign_packages
 from tests.slurm.two_nodes import TwoNodes
 from tests.small_recipe import write_small_run
 from tests.tiny_mix import make_tiny_mix
@@ -185,4 +186,6 @@ def make_run(folder: Path, name: str, steps: int, slurm: TwoNodes) -> RealRun:
         path = write_small_run(folder, mix.data.model_dump(mode="json"), mix.tokenizer)
         text = path.read_text().replace("steps: 10", f"steps: {steps}")
         path.write_text(text.replace("interval: 5\n", f"interval: {max(5, steps // 4)}\n"))
+        # Jobs and their ranks run in this folder and must import the installed package all the same.
+        write_foreign_packages(folder)
     return RealRun(slurm, folder, name)

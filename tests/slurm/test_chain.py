@@ -9,7 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
+import emma as emma_package
+from emma.base.files import read_json
 from emma.slurm.history import History
+from emma.tools.runs.environment import source_commit
 from emma.tools.runs.run_folder import RunFolder
 from tests.slurm.real_run import GLOBAL_BATCH, RealRun, emma, make_run
 from tests.slurm.two_nodes import TwoNodes
@@ -53,6 +56,10 @@ def test_the_chain_from_text_to_release(slurm: TwoNodes, tmp_path: Path) -> None
     assert (release / "model.safetensors").is_file() or list(release.glob("model-*.safetensors"))
     assert (release / "README.md").is_file() and (run.folder / "evaluation" / "results.parquet").is_file()
     assert sorted(run.losses()) == list(range(1, STEPS + 1))
+    # The working folder has packages of the same names; the ranks ran the installed one.
+    ran = read_json(run.folder / "environment.json")
+    assert ran["package"] == str(Path(emma_package.__file__).resolve().parent)
+    assert ran["commit"] == source_commit(Path(ran["package"]))
     before = len(run.events())
     assert "nothing to submit" in run.submit(CLUSTER, stages, "--links", "2")
     assert len(run.events()) == before

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.folders import content
+from tests.foreign_packages import write_foreign_packages
 from tests.slurm.real_run import emma
 from tests.slurm.two_nodes import CPUS, NODES, TwoNodes
 from tests.small_recipe import write_small_run
@@ -26,6 +27,7 @@ def make_run(folder: Path) -> Path:
     tokenizer = train_tokenizer(folder / "tokenizer")
     make_tiny_corpus(folder / "corpus", 1500)
     write_small_run(folder, tiny_data().model_dump(mode="json"), tokenizer)
+    write_foreign_packages(folder)
     return folder
 
 

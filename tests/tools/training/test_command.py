@@ -19,6 +19,7 @@ from emma.tools.runs.environment import source_commit
 from emma.tools.runs.run_folder import RunFolder
 from emma.tools.training.launch import _failure
 from tests.command_line import emma
+from tests.foreign_packages import write_foreign_packages
 from tests.tools.training.conftest import Small
 from tests.training_run import losses
 
@@ -29,9 +30,7 @@ EMMA = [str(Path(sys.executable).with_name("emma"))]
 def other_clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another checkout, with packages of our names, none of which may be imported."""
     folder = tmp_path_factory.mktemp("other")
-    for name in ("emma", "emma/tools", "tools", "slurm", "recipes", "megatron_patches"):
-        (folder / name).mkdir()
-        (folder / name / "__init__.py").write_text(f"raise ImportError('{name} of another clone')\n")
+    write_foreign_packages(folder)
     subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
     return folder
 
