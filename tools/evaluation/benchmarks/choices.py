@@ -1,4 +1,4 @@
-"""Metrics for choices and for likelihoods."""
+"""Metrics for choices and for likelihoods, and the baselines: chance and majority."""
 
 from __future__ import annotations
 
