@@ -36,6 +36,7 @@ PAGES = [
         "CHANGELOG.md",
         "SECURITY.md",
     ),
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs" / "benchmarks").glob("*.md")),
 ]
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<language>\S*)\s*$")

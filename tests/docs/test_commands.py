@@ -14,7 +14,7 @@ import pytest
 from tests.docs.markdown import PAGES, ROOT, Block, blocks, prose
 
 COMMANDS = {"bash", "python"}
-SHOWN = {"text", "yaml", "jinja"}
+SHOWN = {"text", "json", "yaml", "jinja"}
 
 NEEDS = {
     "network": "an address outside of this machine, or minutes of downloads",

@@ -9,8 +9,6 @@ import pytest
 
 from tests.docs.markdown import PAGES, ROOT, anchors, links
 
-BENCHMARKS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs" / "benchmarks").glob("*.md"))
-
 
 def broken(page: str, target: str) -> str | None:
     """Why a link on a page leads nowhere; None if it leads somewhere, or out of the repository."""
@@ -25,7 +23,7 @@ def broken(page: str, target: str) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("page", [*PAGES, *BENCHMARKS])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     assert [fault for target in links(page) if (fault := broken(page, target))] == []
 
