@@ -61,7 +61,7 @@ def _replace(path: Path, old: str, new: str) -> None:
             lambda folder: _replace(
                 folder / "README.md", "pipeline_tag: text-generation", "pipeline_tag: [a: {"
             ),
-            "its metadata is not valid",
+            "its metadata is invalid",
         ),
         (lambda folder: _edit(folder / "parity.json", passed=False, faults=["x"]), "parity failed"),
         (lambda folder: (folder / "parity.json").unlink(), "no such file"),

@@ -108,7 +108,7 @@ def test_validation_text_is_no_side_of_a_training_pair(tmp_path: Path) -> None:
     assert not held_out & trained
 
 
-def test_equal_hashes_are_never_parted_by_the_cap(tmp_path: Path) -> None:
+def test_equal_hashes_of_pairs_are_not_parted_by_the_cap(tmp_path: Path) -> None:
     """Pairs that share a side have equal hashes where that side's is the lower one."""
     pairs = write_jsonl(
         tmp_path / "pairs.jsonl",

@@ -108,7 +108,7 @@ def test_going_back_too_often_stops_the_run(tmp_path: Path) -> None:
     path = tmp_path / "skipped.json"
     record_skip(path, Rewind(3, "the gradient norm is nan"), launch=1, allowed=2)
     record_skip(path, Rewind(4, "the gradient norm is nan"), launch=2, allowed=2)
-    with pytest.raises(UserError, match=r"gone back 3 times \(steps 3, 4, 5\), safety\.rewinds allows 2"):
+    with pytest.raises(UserError, match=r"gone back 3 times \(steps 3, 4, 5\), but safety\.rewinds allows 2"):
         record_skip(path, Rewind(5, "the gradient norm is nan"), launch=3, allowed=2)
 
 
