@@ -98,6 +98,8 @@ class Metrics:
         if facts[2].item():
             raise self.claim.lost(iteration)
         if training.is_last_rank():
+            if not self.claim.held():  # lost while this rank waited for the others
+                raise self.claim.lost(iteration)
             row = self._row(iteration, grad_norm, seconds, float(facts[0]), float(facts[1]))
             append_metrics(self.run.metrics_file, row)
             log_to_wandb(row, iteration)
