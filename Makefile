@@ -2,10 +2,11 @@
 PYTHON ?= python3.12
 VENV := .venv
 BIN := $(VENV)/bin
+TORCH211 := .venv-torch211
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-slurm demo demo-compare docs dist clean
+.PHONY: help setup check format test test-slow test-torch211 test-slurm demo demo-compare docs dist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +35,21 @@ test: $(READY)  ## run the tests of every commit (under 15 minutes on two cores)
 test-slow: $(READY)  ## run the tests that take minutes each
 	$(BIN)/pytest -m slow --durations=0
 
+# torch 2.11 before the packages of $(VENV), whose other versions it shares.
+$(TORCH211)/.ready: $(READY)
+	$(PYTHON) -m venv $(TORCH211)
+	$(TORCH211)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.11.0
+	printf '%s\n' $(CURDIR) $(CURDIR)/$$(echo $(VENV)/lib/python3.*/site-packages) \
+		> $$(echo $(TORCH211)/lib/python3.*/site-packages)/shared.pth
+	@touch $@
+
+test-torch211: $(TORCH211)/.ready  ## launch, train, stop, resume and convert with the oldest torch that GPU machines bring
+	$(TORCH211)/bin/python -P -c "import torch; assert torch.__version__.startswith('2.11.'), torch.__version__"
+	$(TORCH211)/bin/python -P -m pytest -m "not gpu and not slurm" --durations=10 tests/megatron_patches \
+		tests/tools/training/test_torchrun.py tests/tools/training/test_command.py \
+		tests/tools/training/test_resume.py tests/tools/training/test_layouts.py \
+		tests/checkpoints_conversion/test_trained_checkpoints.py
+
 test-slurm: $(READY)  ## run jobs on a real two-node Slurm on this machine (as root; installs Slurm, munge and MariaDB)
 	@$(BIN)/python -m tests.slurm.two_nodes check || { apt-get update && \
 		DEBIAN_FRONTEND=noninteractive apt-get install --yes slurm-wlm munge && \
@@ -56,4 +72,4 @@ dist: $(READY)  ## build the source distribution and the wheel, and check them
 	$(BIN)/python -m twine check --strict dist/*
 
 clean:  ## remove the virtual environment, caches, the site and built distributions; runs and data stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist site *.egg-info
+	rm -rf $(VENV) $(TORCH211) .pytest_cache .mypy_cache .ruff_cache build dist site *.egg-info

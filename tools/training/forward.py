@@ -12,7 +12,7 @@ from megatron.core import mpu
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.utils import flatten_batch_for_packed_sequences, get_batch_on_this_cp_rank
 
-__all__ = ["LOSS", "ForwardStep", "loss_sum"]
+__all__ = ["LOSS", "ForwardStep", "loss_sum", "to_device"]
 
 Batch = dict[str, Any]
 
@@ -56,8 +56,7 @@ class ForwardStep:
         begun = time.perf_counter()
         batch = next(data_iterator)
         self.data_wait_seconds += time.perf_counter() - begun
-        batch = {key: value.cuda(non_blocking=True) for key, value in batch.items() if value is not None}
-        batch, packed = _packed(batch)
+        batch, packed = to_device(batch)
         if mpu.get_context_parallel_world_size() > 1:
             batch = get_batch_on_this_cp_rank(
                 {"cu_seqlens": None, **batch}, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group()
@@ -72,12 +71,25 @@ class ForwardStep:
         return output, partial(loss_sum, batch["loss_mask"])
 
 
-def _packed(batch: Batch) -> tuple[Batch, PackedSeqParams | None]:
-    """The micro-batch as one packed sequence of documents, if the dataset gave document boundaries."""
+def to_device(batch: Batch) -> tuple[Batch, PackedSeqParams | None]:
+    """The micro-batch on the device; as one packed sequence of documents, if the dataset gave their boundaries.
+
+    Documents are flattened and counted before the copy: afterwards, each number that Python asks for would wait for
+    the device.
+
+    Args:
+        batch: tensors in host memory, as the data loader gives them. [batch, sequence] each; cu_seqlens
+            [batch, most documents + 1] int32, max_seqlen [batch] int32.
+
+    Returns:
+        The tensors without cu_seqlens and max_seqlen, [1, batch × sequence] each, and the boundaries.
+    """
     if batch.get("cu_seqlens") is None:
-        return batch, None
+        return _copied(batch), None
     flat = flatten_batch_for_packed_sequences(batch)
-    boundaries, longest = flat.pop("cu_seqlens")[0], int(flat.pop("max_seqlen").item())
+    longest = int(flat.pop("max_seqlen").item())
+    flat = _copied(flat)
+    boundaries = flat.pop("cu_seqlens")[0]
     return flat, PackedSeqParams(
         qkv_format="thd",
         cu_seqlens_q=boundaries,
@@ -85,3 +97,10 @@ def _packed(batch: Batch) -> tuple[Batch, PackedSeqParams | None]:
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
     )
+
+
+def _copied(batch: Batch) -> Batch:
+    """The tensors on the device. From pinned memory the copy runs beside the host."""
+    if torch.cuda.is_available():
+        batch = {key: None if value is None else value.pin_memory() for key, value in batch.items()}
+    return {key: value.cuda(non_blocking=True) for key, value in batch.items() if value is not None}

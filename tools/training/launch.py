@@ -22,9 +22,6 @@ from emma.tools.runs.run_folder import Launch, RunFolder
 
 __all__ = ["compute_reference", "launch_command", "rank_environment", "run_launch", "train_here"]
 
-# Ranks have this long to save after a signal; a checkpoint of an 8B model takes tens of seconds.
-SHUTDOWN_SECONDS = 600
-
 
 def launch_command(recipe: Recipe, run: RunFolder, logs: str) -> list[str]:
     """The command line that starts the ranks: torchrun on one machine, srun under Slurm."""
@@ -43,11 +40,11 @@ def launch_command(recipe: Recipe, run: RunFolder, logs: str) -> list[str]:
             sys.executable,
             "-P",
             "-m",
-            "torch.distributed.run",
+            "emma.tools.training.torchrun",
             "--standalone",
             f"--nproc-per-node={recipe.cluster.gpus_per_node}",
         ),
-        *(f"--shutdown-timeout={SHUTDOWN_SECONDS}", f"--log-dir={logs}", "--redirects=3"),
+        *(f"--log-dir={logs}", "--redirects=3"),
         # torchrun itself would start `python -m` without -P, and a folder in the working directory could
         # shadow this package.
         *("--no-python", sys.executable, "-P", "-m", "emma.tools.training.worker", str(run.path)),

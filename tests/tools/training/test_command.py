@@ -132,7 +132,7 @@ def test_print_command_and_dry_run_start_nothing(make_small: Callable[[int], Sma
     small = make_small(10)
     shown = emma("train", *overrides(small, "shown"), "--print-command")
     assert shown.code == 0, shown.err
-    assert "torch.distributed.run" in shown.out and "--num-layers" in shown.out
+    assert "emma.tools.training.torchrun" in shown.out and "--num-layers" in shown.out
     dry = emma("train", *overrides(small, "shown"), "--dry-run")
     assert dry.code == 0 and "80 samples of 32 tokens" in dry.out
     assert not (small.folder / "runs" / "shown").exists()

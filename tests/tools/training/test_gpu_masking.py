@@ -31,7 +31,7 @@ def packed_differences(flags: list[str], mix: str, eos: int, mask_documents: boo
     from megatron.training.initialize import initialize_megatron
 
     from emma.tools.training.dataset import open_dataset
-    from emma.tools.training.forward import _packed
+    from emma.tools.training.forward import to_device
 
     sys.argv = ["train", *flags]
     args = parse_and_validate_args()
@@ -54,7 +54,7 @@ def packed_differences(flags: list[str], mix: str, eos: int, mask_documents: boo
             batch["position_ids"] = torch.cat([torch.arange(count) for count in lengths])[None]
             batch["cu_seqlens"] = torch.tensor([bounds], dtype=torch.int32)
             batch["max_seqlen"] = torch.tensor([max(lengths)], dtype=torch.int32)
-        flat, packed = _packed({name: value.cuda() for name, value in batch.items()})
+        flat, packed = to_device(batch)
         with torch.no_grad():
             output = model(flat["tokens"], flat["position_ids"], None, packed_seq_params=packed)
         return output.reshape(length, -1).float().cpu()
