@@ -39,8 +39,8 @@ test-slow: $(READY)  ## run the tests that take minutes each
 $(TORCH211)/.ready: $(READY)
 	$(PYTHON) -m venv $(TORCH211)
 	$(TORCH211)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.11.0
-	printf '%s\n' $(CURDIR) $(CURDIR)/$$(echo $(VENV)/lib/python3.*/site-packages) \
-		> $$(echo $(TORCH211)/lib/python3.*/site-packages)/shared.pth
+	$(TORCH211)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	echo $(CURDIR)/$(VENV)/lib/python3.*/site-packages > $$(echo $(TORCH211)/lib/python3.*/site-packages)/shared.pth
 	@touch $@
 
 test-torch211: $(TORCH211)/.ready  ## launch, train, stop, resume and convert with the oldest torch that GPU machines bring
