@@ -21,7 +21,7 @@ from emma.base.files import atomic_write
 from emma.base.manifest import FileRecord
 from emma.checkpoints_conversion.config import TokenIds, check_same_shape
 from emma.checkpoints_conversion.tokenizer_files import special_tokens
-from emma.recipes.compose import read_yaml
+from emma.recipes.reading import read_yaml
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.model import Model, Shape
 from emma.tools.runs.checkpoints import (

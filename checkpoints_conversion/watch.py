@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from emma.base.errors import UserError
-from emma.recipes.compose import read_yaml
+from emma.recipes.reading import read_yaml
 from emma.tools.runs.checkpoints import complete_steps
 
 __all__ = ["last_step", "watch"]

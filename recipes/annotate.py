@@ -9,7 +9,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from emma.recipes.compose import ROOT, Composed
+from emma.recipes.compose import ROOT
+from emma.recipes.reading import Composed
 from emma.recipes.schema import Recipe
 
 __all__ = ["annotated_yaml"]

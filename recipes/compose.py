@@ -5,26 +5,21 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, SequenceNode
-
 from emma.base.errors import RecipeError, UserError
+from emma.recipes.reading import DEEPEST, Composed, Key, read_value, read_yaml
 
 __all__ = [
     "FOLDERS",
     "LAYOUTS",
-    "Composed",
     "compose_file",
     "compose_section",
     "list_names",
     "nearest",
     "parse_override",
-    "read_yaml",
 ]
 
 ROOT = Path(__file__).parent
@@ -35,56 +30,8 @@ FOLDERS = {"model": "models", "data": "data", "precision": "precision", "cluster
 # Folder of layouts: partial recipes (cluster, precision, parallelism, ...) that a run names as its `layout`.
 LAYOUTS = "layouts"
 
-# No recipe is nested deeper; an anchor that contains itself is.
-_DEEPEST = 32
-
 # Origin of overrides.
 COMMAND_LINE = "command line"
-
-Key = tuple[str, ...]
-
-
-class Composed:
-    """Plain values of a recipe and, for each key, the `file:line` it came from."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
-        self.origins: dict[Key, str] = {}
-
-    def origin(self, key: Sequence[str | int]) -> str | None:
-        """Origin of `key` or, if the key itself is absent, of the innermost key that contains it."""
-        path = tuple(str(part) for part in key)
-        while path:
-            if path in self.origins:
-                return self.origins[path]
-            path = path[:-1]
-        return self.origins.get(())
-
-    def drop(self, name: str) -> None:
-        """Removes a top-level key and its origins."""
-        self.values.pop(name, None)
-        self.origins = {key: origin for key, origin in self.origins.items() if key[:1] != (name,)}
-
-    def merge(self, other: Composed, at: Key = ()) -> None:
-        """Lays `other` over the values at `at`: mappings merge key by key, anything else is replaced."""
-        target = self.values
-        for part in at:
-            target = target.setdefault(part, {})
-        self._merge(target, other.values, other, at, ())
-
-    def _merge(
-        self, target: dict[str, Any], source: Mapping[str, Any], other: Composed, at: Key, path: Key
-    ) -> None:
-        for name, value in source.items():
-            here = (*path, name)
-            if isinstance(value, dict) and isinstance(target.get(name), dict):
-                self._merge(target[name], value, other, at, here)
-            else:
-                target[name] = value
-                depth = len(here)
-                self.origins.update({(*at, *k): o for k, o in other.origins.items() if k[:depth] == here})
-            if here in other.origins:
-                self.origins[(*at, *here)] = other.origins[here]
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -100,83 +47,6 @@ def nearest(word: str, known: Sequence[str]) -> str:
 def list_names(kind: str) -> list[str]:
     """Names of the shipped recipe files in a folder (`runs`, `models`, ...), sorted."""
     return sorted(path.stem for path in (ROOT / kind).glob("*.yaml"))
-
-
-def read_yaml(path: Path) -> Composed:
-    """Reads one YAML 1.2 file.
-
-    Raises:
-        UserError: the file is missing, is not UTF-8 or YAML, has a key twice, or is not a mapping.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe file") from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    return copy.deepcopy(_parse(path, text))
-
-
-@functools.lru_cache(maxsize=256)
-def _parse(path: Path, text: str) -> Composed:
-    """Cached, since parsing takes 20 times as long as reading and a sweep composes hundreds of recipes from few files."""
-    composed = Composed()
-    composed.origins[()] = str(path)
-    yaml = YAML(typ="safe", pure=True)
-    try:
-        node = yaml.compose(text)
-        if node is None:
-            return composed
-        if not isinstance(node, MappingNode):
-            raise UserError(f"{path}: a recipe is a mapping of keys to values, this is a {node.id}")
-        composed.values = _Reader(path, yaml.constructor.construct_object, composed.origins).mapping(node, ())
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark is not None else ""
-        problem = str(error.problem or error.context).splitlines()[0]
-        raise UserError(f"{path}{line}: not valid YAML: {problem}") from None
-    except YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
-    return composed
-
-
-class _Reader:
-    """Turns YAML nodes into plain values and records the line of each."""
-
-    def __init__(self, path: Path, construct: Callable[[Any], Any], origins: dict[Key, str]) -> None:
-        self.path, self.construct, self.origins = path, construct, origins
-
-    def mapping(self, node: MappingNode, at: Key) -> dict[str, Any]:
-        """A mapping; keys from a merge (<<) have no line of their own."""
-        if len(at) > _DEEPEST:
-            raise UserError(f"{self._place(node)}: nested more than {_DEEPEST} deep, or in itself")
-        result: dict[str, Any] = {}
-        own: set[str] = set()
-        for key, value in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                for source in value.value if isinstance(value, SequenceNode) else [value]:
-                    result = {**_Reader(self.path, self.construct, {}).value(source, at), **result}
-                continue
-            name = str(self.construct(key))
-            if name in own:
-                raise UserError(f'{self._place(key)}: not valid YAML: found duplicate key "{name}"')
-            own.add(name)
-            self.origins[(*at, name)] = self._place(key)
-            result[name] = self.value(value, (*at, name))
-        return result
-
-    def value(self, node: Any, at: Key) -> Any:
-        """Any node."""
-        if isinstance(node, MappingNode):
-            return self.mapping(node, at)
-        if isinstance(node, SequenceNode):
-            for index, item in enumerate(node.value):
-                self.origins[(*at, str(index))] = self._place(item)
-            return [self.value(item, (*at, str(index))) for index, item in enumerate(node.value)]
-        return self.construct(node)
-
-    def _place(self, node: Any) -> str:
-        return f"{self.path}:{node.start_mark.line + 1}"
 
 
 def _is_path(value: Any) -> TypeGuard[str]:
@@ -268,12 +138,9 @@ def parse_override(text: str) -> tuple[Key, Any]:
     key = tuple(part.strip() for part in name.split("."))
     if not separator or not all(key):
         raise UserError(f"override `{text}`: expected section.key=value, e.g. schedule.learning_rate=1e-5")
-    try:
-        parsed = YAML(typ="safe", pure=True).load(value) if value.strip() else None
-    except YAMLError as error:
-        problem = str(error).splitlines()[0]
-        raise UserError(f"override `{text}`: the value is not valid YAML: {problem}") from None
-    return key, parsed
+    if len(key) > DEEPEST:
+        raise UserError(f"override `{text[:60]}…`: no key of a recipe has more than {DEEPEST} parts")
+    return key, read_value(value, f"override `{text if len(text) < 100 else text[:100] + '…'}`")
 
 
 def compose_file(path: Path, overrides: Sequence[str] = ()) -> Composed:

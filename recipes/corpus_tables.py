@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from emma.recipes.compose import read_yaml
+from emma.recipes.reading import read_yaml
 
 __all__ = ["FOLDER", "scripts_of_languages", "table", "tables_sha256"]
 

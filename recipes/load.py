@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 from emma.base.errors import RecipeError, UserError
 from emma.base.files import write_text
 from emma.recipes.checks import check_combination
-from emma.recipes.compose import ROOT, Composed, compose_file, compose_section, list_names, nearest, read_yaml
+from emma.recipes.compose import ROOT, compose_file, compose_section, list_names, nearest
+from emma.recipes.reading import Composed, read_yaml
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.sweep import Sweep
 

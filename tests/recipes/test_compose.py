@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from emma.base.errors import RecipeError, UserError
-from emma.recipes.compose import compose_file, nearest, parse_override, read_yaml
+from emma.recipes.compose import compose_file, nearest, parse_override
 from emma.recipes.load import load_recipe, load_with_origins
+from emma.recipes.reading import read_yaml
 
 
 def _write(folder: Path, name: str, text: str) -> Path:

@@ -73,7 +73,7 @@ class Benchmark:
 
 @functools.cache
 def _tables() -> dict[str, Any]:
-    from emma.recipes.compose import read_yaml
+    from emma.recipes.reading import read_yaml
 
     return read_yaml(_FILE).values
 
@@ -109,7 +109,7 @@ def place(name: str) -> tuple[int, str]:
 @functools.cache
 def _titles() -> dict[str, str]:
     """Titles of the benchmarks that this project runs."""
-    from emma.recipes.compose import read_yaml
+    from emma.recipes.reading import read_yaml
 
     definitions = read_yaml(_FILE.with_name("benchmarks.yaml")).values["benchmarks"]
     return {name: values["title"] for name, values in definitions.items()}

@@ -81,7 +81,7 @@ class ReferenceAverage:
 
 @functools.cache
 def _settings() -> dict[str, Any]:
-    from emma.recipes.compose import read_yaml
+    from emma.recipes.reading import read_yaml
 
     return read_yaml(_FOLDER / "reference_tables.yaml").values
 

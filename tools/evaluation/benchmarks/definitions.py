@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from emma.base.errors import UserError
-from emma.recipes.compose import ROOT, nearest, read_yaml
+from emma.recipes.compose import ROOT, nearest
+from emma.recipes.reading import read_yaml
 
 __all__ = [
     "ENGLISH",
