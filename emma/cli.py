@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
 
 from emma.base.errors import UserError
 from emma.base.extras import explain_missing
+from emma.base.system_errors import explain
 
 __all__ = ["main"]
+
+DEBUG = "EMMA_DEBUG"
+"""Environment variable that shows tracebacks; the processes that a command starts inherit it."""
 
 # noun → (module:attribute, help). The help is here so that `emma --help` need not import any stage.
 COMMANDS = {
@@ -52,7 +57,8 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="emma-recipes", prog_name="emma")
-def cli() -> None:
+@click.option("--debug", is_flag=True, help=f"Show where an error comes from (also: {DEBUG}=1).")
+def cli(debug: bool) -> None:
     """Continual pre-training of Llama models on 500+ languages with Megatron, one command per stage.
 
     \b
@@ -60,7 +66,13 @@ def cli() -> None:
 
     RUN is always the name of a shipped run (see `emma recipe list`), the path of a YAML file, or a run folder.
     Arguments of the form `section.key=value` after it override the recipe.
+
+    \b
+    Exit codes: 0 done; 1 a check found faults; 2 a mistake or a fault to mend; 75 a fault of the machine that
+    may have passed by the next call; 130 interrupted.
     """
+    if debug:
+        os.environ[DEBUG] = "1"
 
 
 def main() -> None:
@@ -69,15 +81,18 @@ def main() -> None:
     try:
         with explain_missing(EXTRAS.get(noun)):
             code = cli(standalone_mode=False)
-    except UserError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
     except click.exceptions.Abort:
         click.echo("aborted", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except Exception as error:
+        fault = error if isinstance(error, UserError) else explain(error)
+        if fault is None or os.environ.get(DEBUG):
+            raise
+        click.echo(f"error: {fault}", err=True)
+        sys.exit(fault.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
 
 

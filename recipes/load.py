@@ -15,6 +15,7 @@ from emma.base.errors import RecipeError, UserError
 from emma.base.files import write_text
 from emma.recipes.checks import check_combination
 from emma.recipes.compose import ROOT, compose_file, compose_section, list_names, nearest
+from emma.recipes.limits import check_limits
 from emma.recipes.reading import Composed, read_yaml
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.sweep import Sweep
@@ -82,7 +83,7 @@ def load_section(section: str, name: str) -> Any:
         UserError: there is no such file, or the section is invalid.
     """
     composed = compose_section(section, name, None)
-    return _validate(Recipe.model_fields[section].annotation, composed)
+    return _validate(Recipe.model_fields[section].annotation, composed, (section,))
 
 
 def load_sweep(sweep: str) -> Sweep:
@@ -96,7 +97,7 @@ def load_sweep(sweep: str) -> Sweep:
         raise UserError(f"no sweep `{sweep}` in recipes/sweeps; {nearest(sweep, list_names('sweeps'))}")
     composed = read_yaml(path)
     composed.values.setdefault("name", path.stem)
-    loaded: Sweep = _validate(Sweep, composed)
+    loaded: Sweep = _validate(Sweep, composed, ("sweep",))
     return loaded
 
 
@@ -117,7 +118,8 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     write_text(path, f"# Resolved recipe of {recipe.name}; sha256 {recipe.sha256}\n{dump_yaml(recipe)}")
 
 
-def _validate(schema: Any, composed: Composed) -> Any:
+def _validate(schema: Any, composed: Composed, at: tuple[str, ...] = ()) -> Any:
+    check_limits(composed.values, composed.origin, at)
     try:
         return schema.model_validate(composed.values)
     except ValidationError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
@@ -110,12 +111,28 @@ def read_value(text: str, place: str) -> Any:
     return _Reader(place, lines=False, origins={}).read(text)
 
 
+class _Composer(Composer):
+    """Stops at the deepest level that is allowed: Python's own limit takes seconds to reach."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.depth > DEEPEST:
+            raise RecursionError
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
 class _Reader:
     """Turns YAML into plain values and records the place of each."""
 
     def __init__(self, place: str, *, lines: bool, origins: dict[Key, str]) -> None:
         self.place, self.lines, self.origins = place, lines, origins
         self.yaml, self.values = YAML(typ="safe", pure=True), 0
+        self.yaml.Composer = _Composer
 
     def read(self, text: str) -> Any:
         """The value of the only document in `text`; None for an empty one."""
@@ -192,7 +209,7 @@ class _Reader:
     def _scalar(self, node: Node) -> Any:
         try:
             return self.yaml.constructor.construct_object(node)
-        except (ValueError, OverflowError, TypeError, KeyError) as error:
+        except (ValueError, OverflowError, TypeError, LookupError) as error:
             # Numbers of thousands of digits, dates that do not exist, tags that do not fit.
             problem = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             raise UserError(f"{self._line(node)}: not valid YAML: {problem}") from None

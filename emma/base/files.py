@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import IO, Any
 import orjson
 
 from emma.base.claims import claim, temporary_name
+from emma.base.system_errors import named
 
 __all__ = [
     "append_line",
@@ -53,7 +55,7 @@ def atomic_write(path: Path | str, mode: str = "wb", **open_options: Any) -> Ite
     if "b" not in mode:
         open_options.setdefault("encoding", "utf-8")
     try:
-        with open(temporary, mode, opener=claim, **open_options) as handle:
+        with named(path), open(temporary, mode, opener=claim, **open_options) as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
@@ -99,12 +101,21 @@ def read_json(path: Path | str) -> Any:
 
 
 def append_line(path: Path | str, line: bytes) -> None:
-    """Appends one line with a single `write`, so that concurrent readers never see half of it."""
+    """Appends one line with a single `write`, so that concurrent readers never see half of it.
+
+    Raises:
+        OSError: it cannot be written whole; what a full disk took of it is cut off again.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    line = line.rstrip(b"\n") + b"\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(descriptor, line.rstrip(b"\n") + b"\n")
+        with named(path):
+            written = os.write(descriptor, line)
+            if written < len(line):
+                os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(descriptor)
 

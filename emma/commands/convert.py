@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from emma.base.errors import CheckFailedError, UserError
+from emma.commands.amount import Amount
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +71,7 @@ _TEXT = click.option(
 )
 _TOLERANCE = click.option(
     "--tolerance",
-    type=float,
+    type=Amount(at_least=0),
     default=1e-4,
     show_default=True,
     help="Largest allowed difference between two logits.",
@@ -209,7 +210,11 @@ def hf_to_megatron(
     "--watch", "watching", is_flag=True, help="Export each checkpoint of a running job to DST/step-N."
 )
 @click.option(
-    "--interval", type=float, default=30.0, show_default=True, help="Seconds between checks with --watch."
+    "--interval",
+    type=Amount(at_least=0.1),
+    default=30.0,
+    show_default=True,
+    help="Seconds between checks with --watch.",
 )
 @_OVERWRITE
 @_DRY_RUN

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from emma.commands.amount import Amount
+
 __all__ = ["command"]
 
 
@@ -14,7 +16,7 @@ __all__ = ["command"]
 @click.option("--all", "everything", is_flag=True, help="List every alternative layout and every reason.")
 @click.option(
     "--speed",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Amount(above=0),
     metavar="TOKENS",
     help="Measured tokens per second per GPU, instead of the estimate.",
 )
@@ -26,18 +28,18 @@ __all__ = ["command"]
 )
 @click.option(
     "--pue",
-    type=click.FloatRange(min=1),
+    type=Amount(at_least=1),
     help="Power of the site divided by power of its nodes. [default: 1.2]",
 )
 @click.option(
     "--grid",
-    type=click.FloatRange(min=0),
+    type=Amount(at_least=0),
     metavar="G",
     help="CO2 per kWh of electricity, in grams. [default: 450]",
 )
 @click.option(
     "--storage",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Amount(above=0),
     metavar="GB",
     help="Speed of saving, GB/s by all ranks together. [default: 5]",
 )

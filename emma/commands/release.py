@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from emma.commands.amount import Amount
+
 __all__ = ["group"]
 
 _PATH = click.Path(path_type=Path)
@@ -31,7 +33,7 @@ def group() -> None:
 @click.option(
     "--shard-size",
     "shard_gb",
-    type=float,
+    type=Amount(above=0),
     default=5.0,
     show_default=True,
     help="Maximum size of a safetensors file in GB.",
@@ -79,7 +81,7 @@ def model(
 @click.option(
     "--shard-size",
     "shard_gb",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Amount(above=0),
     default=0.5,
     show_default=True,
     help="Approximate maximum size of a training file in GB.",

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from emma.commands.amount import Amount
+
 if TYPE_CHECKING:
     from emma.base.errors import UserError
     from emma.slurm.submit import Chain
@@ -163,7 +165,7 @@ def sweep(
 @click.option("--watch", is_flag=True, help="Refresh the table until Ctrl-C.")
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.5),
+    type=Amount(at_least=0.5),
     default=5.0,
     show_default=True,
     help="Seconds between refreshes with --watch.",

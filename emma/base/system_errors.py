@@ -1,0 +1,159 @@
+"""What the machine refuses, in words: a full disk, a missing permission, no memory, a killed process.
+
+One table for all commands. The command line asks it for each error that no stage has explained better.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import signal
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from emma.base.errors import UserError
+
+__all__ = ["SystemFaultError", "explain", "named"]
+
+PASSING = 75
+"""Exit code of a fault that may have passed by the next call (`EX_TEMPFAIL` of sysexits.h)."""
+
+_AGAIN = "then run the same command again: it continues from what was finished"
+
+# errno → what it means, what to do.
+_FAULTS = {
+    errno.ENOSPC: ("the disk is full", f"free space there (`df -h`, `df -i`), {_AGAIN}"),
+    errno.EDQUOT: ("your disk quota is used up", f"free space or ask for more (`quota -s`), {_AGAIN}"),
+    errno.EROFS: ("the file system is mounted read-only", "name a folder that can be written"),
+    errno.EACCES: ("permission denied", "ask its owner for access, or name another folder"),
+    errno.EPERM: ("the operation is not permitted", "ask its owner for access, or name another folder"),
+    errno.ENOENT: ("does not exist, or was removed while this command ran", "check the path"),
+    errno.ENOTDIR: (
+        "a part of this path is a file, not a folder",
+        "name another path, or move the file away",
+    ),
+    errno.EISDIR: ("is a folder; a file is expected", "name the file"),
+    errno.EEXIST: (
+        "exists already, and is not the folder that is needed",
+        "move it away, or name another path",
+    ),
+    errno.ENOTEMPTY: (
+        "the folder is not empty: something else writes there",
+        f"find out what does, {_AGAIN}",
+    ),
+    errno.ELOOP: ("symbolic links lead to each other in a circle", "correct the links"),
+    errno.ENAMETOOLONG: ("the name is too long for the file system", "choose a shorter one"),
+    errno.EMFILE: ("this process has too many open files", f"raise the limit (`ulimit -n 65536`), {_AGAIN}"),
+    errno.ENFILE: ("the machine has too many open files", f"close other programs, {_AGAIN}"),
+    errno.EFBIG: ("the file would exceed a limit on its size", f"raise the limit (`ulimit -f`), {_AGAIN}"),
+    errno.EXDEV: ("its parts are on different file systems", "keep the folder on one file system"),
+    errno.ETXTBSY: ("is being executed", f"wait for the program to end, {_AGAIN}"),
+    errno.EBUSY: ("is in use", f"wait for what uses it, {_AGAIN}"),
+    errno.EAGAIN: ("the machine starts no more processes now", f"raise the limit (`ulimit -u`), {_AGAIN}"),
+    errno.ENOMEM: ("there is no memory left", f"use fewer workers or a larger machine, {_AGAIN}"),
+    errno.EIO: (
+        "the disk reports an input/output error",
+        f"look at the kernel's log (`dmesg`); if it passes, {_AGAIN}",
+    ),
+    errno.ESTALE: ("the network file system has lost this file", f"wait until it is back, {_AGAIN}"),
+    errno.ETIMEDOUT: ("the file system or network does not answer", f"wait until it is back, {_AGAIN}"),
+    errno.ENOTCONN: ("the file system is not connected", f"mount it again, {_AGAIN}"),
+    errno.ENOLCK: (
+        "the file system gives no locks",
+        "ask for them to be mounted, or use another file system",
+    ),
+}
+
+_PASSING = {
+    *(
+        errno.EIO,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ENOTCONN,
+        errno.EAGAIN,
+        errno.ENOMEM,
+        errno.ENFILE,
+        errno.EBUSY,
+    )
+}
+
+
+class SystemFaultError(UserError):
+    """A fault of the machine rather than of the input; `exit_code` is 75 where it may pass by itself."""
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.exit_code = PASSING if passing else 2
+
+
+@contextmanager
+def named(path: Path | str) -> Iterator[None]:
+    """Gives errors of the operating system the path that they lack: a write knows its descriptor only."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+def explain(error: BaseException) -> SystemFaultError | None:
+    """An error in words for the user; None for one that is not the machine's."""
+    if isinstance(error, OSError):
+        return _explain_os_error(error)
+    if isinstance(error, MemoryError):
+        what, fix = _FAULTS[errno.ENOMEM]
+        return SystemFaultError(f"{what}. Fix: {fix}", passing=True)
+    futures = sys.modules.get("concurrent.futures.process")
+    if futures is not None and isinstance(error, futures.BrokenProcessPool):
+        return SystemFaultError(
+            "a worker process was killed, most often by the kernel for want of memory (`dmesg` says so). "
+            f"Fix: use fewer workers, {_AGAIN}",
+            passing=True,
+        )
+    subprocess = sys.modules.get("subprocess")
+    if subprocess is not None and isinstance(error, subprocess.CalledProcessError):
+        return _explain_process(error)
+    return None
+
+
+def _explain_os_error(error: OSError) -> SystemFaultError | None:
+    known = _FAULTS.get(error.errno or 0)
+    if known is None:
+        return None
+    what, fix = known
+    paths = [os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, str | bytes)]
+    place = " → ".join(paths)
+    if error.errno in (errno.EACCES, errno.EPERM) and paths:
+        what += _owner(Path(paths[0]))
+    message = f"{place}: {what}. Fix: {fix}" if place else f"{what} ({error}). Fix: {fix}"
+    return SystemFaultError(message, passing=error.errno in _PASSING)
+
+
+def _owner(path: Path) -> str:
+    """Who may write the nearest part of a path that exists, in words."""
+    for part in (path, *path.parents):
+        try:
+            facts = part.stat()
+        except OSError:
+            continue
+        try:
+            name = pwd.getpwuid(facts.st_uid).pw_name
+        except KeyError:
+            name = str(facts.st_uid)
+        return f" ({part} belongs to {name}, {stat.filemode(facts.st_mode)})"
+    return ""
+
+
+def _explain_process(error: BaseException) -> SystemFaultError:
+    command, code = getattr(error, "cmd", ""), int(getattr(error, "returncode", 1))
+    shown = command if isinstance(command, str) else " ".join(map(str, command))
+    ending = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed (exit code {code})"
+    said = getattr(error, "stderr", None) or getattr(error, "output", None) or ""
+    said = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+    tail = "".join(f"\n  {line}" for line in said.strip().splitlines()[-5:])
+    return SystemFaultError(f"`{shown[:200]}` {ending}{tail}", passing=code < 0)
