@@ -20,6 +20,7 @@ MODULES = (
     "torch_adam_resume",
     "writer_signals",
     "rope_scaling",
+    "padded_buckets",
 )
 
 
