@@ -21,6 +21,7 @@ MODULES = (
     "writer_signals",
     "rope_scaling",
     "padded_buckets",
+    "param_remainders",
 )
 
 

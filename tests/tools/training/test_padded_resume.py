@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-
 from emma.tools.runs.run_folder import RunFolder
 from tests.tools.training.conftest import Small
 from tests.training_run import losses, train_run
