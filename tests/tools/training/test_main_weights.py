@@ -177,7 +177,7 @@ def exact_share(folder: str, model: Any, optimizer: Any, checkpoint: str) -> dic
 
 @pytest.fixture(scope="module")
 def trained(make_small: Callable[[int], Small]) -> RunFolder:
-    short = ("schedule={steps: 2, warmup_steps: 1}", "checkpoint.interval=1")
+    short = ("schedule.steps=2", "schedule.warmup_steps=1", "checkpoint.interval=1")
     return train_run(make_small(6).recipe("trained", *TWO, BF16, *short))
 
 
