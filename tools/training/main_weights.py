@@ -204,6 +204,7 @@ def _scale_inv(parameter: Any) -> float:
     return float(parameter.dequantize(dtype=torch.float32).abs().max()) / 224
 
 
+@torch.no_grad()
 def refresh_model(model: list[Any], optimizer: Any) -> None:
     """Rounds the main weights to the model's weights and shares them, as after each step; a collective."""
     for owner in getattr(optimizer, "chained_optimizers", [optimizer]):

@@ -196,31 +196,203 @@ def test_a_start_from_a_run_takes_its_fp32_weights(
     assert all(all(rank.values()) for rank in found)
 
 
-def compared(folder: str, model: Any, optimizer: Any) -> str | None:
-    """The refusal after a bit of the last parameter of each rank has been turned."""
+def compared(folder: str, model: Any, optimizer: Any) -> list[tuple[str, int, str | None]]:
+    """Of each share of the first rank: its parameter, its last element, and the refusal after a bit of it is turned."""
     import torch
 
     from emma.tools.training.main_weights import main_weights
 
-    share = main_weights(model, optimizer)[-1]
-    bits = share.states()["param"].view(torch.int32).clone()
-    bits[-1] ^= 1 << 3
-    share.fill(bits.view(torch.float32))
-    return refusal(folder, model, optimizer)
+    found, first = [], torch.distributed.get_rank() == 0
+    shares = main_weights(model, optimizer)
+    count = torch.tensor(len(shares))
+    torch.distributed.broadcast(count, 0)
+    for number in range(int(count)):
+        share = shares[number] if first else shares[0]
+        right = share.states()["param"].clone()
+        if first:
+            bits = right.clone().view(torch.int32)
+            bits[-1] ^= 1 << 3
+            share.fill(bits.view(torch.float32))
+        found.append((share.name, share.start + share.size - 1, refusal(folder, model, optimizer)))
+        share.fill(right)
+    assert refusal(folder, model, optimizer) is None
+    return found
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        (BF16, "parallelism={distributed_optimizer: false}"),
-        ("parallelism={distributed_optimizer: false}",),
-        (BF16, "parallelism={tensor: 2, sequence: true}"),
-        ("parallelism={pipeline: 2, virtual_pipeline: 2}",),
-    ],
-)
-def test_every_optimizer_and_layout_is_compared(
+LAYOUTS = [
+    (BF16, "parallelism={distributed_optimizer: false}"),
+    ("parallelism={distributed_optimizer: false}",),
+    (BF16, "parallelism={tensor: 2, sequence: true}", "model.vocab_size=500"),
+    ("parallelism={pipeline: 2, virtual_pipeline: 2}",),
+]
+
+
+@pytest.mark.parametrize("overrides", LAYOUTS)
+def test_every_parameter_is_compared_in_every_layout(
     overrides: tuple[str, ...], make_small: Callable[[int], Small]
 ) -> None:
-    name = "optimizer-" + "".join(letter if letter.isalnum() else "-" for letter in "".join(overrides))
-    for said in at_the_start(make_small(6).recipe(name, *TWO, *overrides), compared):
-        assert said is not None and "rank 0: 1 of" in said
+    name = "layout-" + "".join(letter if letter.isalnum() else "-" for letter in "".join(overrides))
+    said, _ = at_the_start(make_small(6).recipe(name, *TWO, *overrides), compared)
+    assert len(said) >= 13  # half of the model's, at least
+    for parameter, number, refused in said:
+        assert refused is not None and refused.startswith("rank 0: 1 of ")
+        assert (
+            f"main weights of {parameter} are not the checkpoint's; the first is number {number} of"
+            in refused
+        )
+
+
+def look_at_saves(folder: str, model: Any, optimizer: Any) -> dict[str, str | None]:
+    """What the look at a save says of a right state and of wrong ones."""
+    import torch
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.utils import unwrap_model
+
+    from emma.base.errors import UserError
+    from emma.tools.training.main_weights import main_weights
+    from emma.tools.training.session.saved_weights import SavedWeights
+
+    (chunk,) = unwrap_model(model)
+    key = "decoder.layers.mlp.linear_fc1.weight"
+    own = next(share for share in main_weights(model, optimizer) if "linear_fc1.weight" in share.name)
+    layer = next(number for number in range(4) if f"layers.{number}." in own.name)
+    turned = own.start + own.size // 2
+
+    def said(change: Callable[[Any, dict[str, Any]], None]) -> str | None:
+        sharded = {"model": chunk.sharded_state_dict(metadata={})}
+        state = optimizer.sharded_state_dict(
+            sharded, metadata={"distrib_optim_sharding_type": "fully_reshardable"}
+        )
+        of_layer = {
+            entry.key: entry
+            for entry in nested_values(state)
+            if key in getattr(entry, "key", "") and entry.data is not None and is_layer(entry, sharded)
+        }
+        change(state, of_layer)
+        try:
+            SavedWeights().check(sharded, state, model, optimizer)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def is_layer(entry: Any, sharded: Any) -> bool:
+        wanted = sharded["model"][f"decoder.layers.{layer}.mlp.linear_fc1.weight"]
+        parts = [list(nested_values(one.build())) for one in (entry, wanted)]
+        return [part.global_offset for part in parts[0]] == [part.global_offset for part in parts[1]]
+
+    def bit(kind: str) -> Callable[[Any, dict[str, Any]], None]:
+        def change(state: Any, of_layer: dict[str, Any]) -> None:
+            data = of_layer[f"optimizer.state.{kind}.{key}"].data
+            data.view(-1).view(torch.int32)[turned] ^= 1
+
+        return change
+
+    def far(state: Any, of_layer: dict[str, Any]) -> None:
+        of_layer[f"optimizer.state.param.{key}"].data[-1, -1] *= 1.1
+
+    def lacking(state: Any, of_layer: dict[str, Any]) -> None:
+        gone = of_layer[f"optimizer.state.param.{key}"]
+        for states in state["param_state"].values():
+            if states["param"] is gone:
+                del states["param"]
+
+    def elsewhere(state: Any, of_layer: dict[str, Any]) -> None:
+        for states in state["param_state"].values():
+            if states["param"].key == "optimizer.state.param.decoder.final_layernorm.weight":
+                states["param"].key = "optimizer.state.param.embedding.word_embeddings.weight"
+                states["param"].global_shape, states["param"].global_offset = (512, 64), (600, 0)
+
+    def model_moved(state: Any, of_layer: dict[str, Any]) -> None:
+        own.parameter.data.view(-1)[turned] *= 1.1
+
+    return {
+        "right": said(lambda state, of_layer: None),
+        "bit": said(bit("param")),
+        "moment": said(bit("exp_avg_sq")),
+        "far": said(far),
+        "lacking": said(lacking),
+        "elsewhere": said(elsewhere),
+        "model": said(model_moved),
+        "own": f"{own.name} {turned}",
+    }
+
+
+def test_a_save_is_looked_at_bit_by_bit(make_small: Callable[[int], Small]) -> None:
+    said, _ = at_the_start(make_small(6).recipe("saves", *TWO, BF16), look_at_saves)
+    name, number = said["own"].split()
+    key = "decoder.layers.mlp.linear_fc1.weight"
+    assert said["right"] is None
+    assert f"rank 0: optimizer.state.param.{key} would not hold what the optimizer has: 1 of" in said["bit"]
+    assert f"from number {number} on" in said["bit"]
+    assert f"optimizer.state.exp_avg_sq.{key} would not hold what the optimizer has: 1 of" in said["moment"]
+    assert (
+        f"optimizer.state.param.{key} would hold main weights that do not round to the model's" in said["far"]
+    )
+    assert f"main weights of {name} would not be saved" in said["lacking"]
+    assert "is at (600, 0) of a tensor, where the rank has no weights" in said["elsewhere"]
+    assert f"main weights of {name} do not round to the model's: 1 of" in said["model"]
+
+
+class Eighth:
+    """Stands for a parameter in FP8, which needs a GPU: its numbers and its scaling factor."""
+
+    def __init__(self, values: Any, scale_inv: Any) -> None:
+        self.values = values
+        if scale_inv is not None:
+            self._scale_inv = scale_inv
+
+    def dequantize(self, dtype: Any) -> Any:
+        return self.values.to(dtype)
+
+
+def roundings() -> dict[str, Any]:
+    """In a rank: numbers that do not round to the model's, of each format."""
+    import torch
+
+    from emma.tools.training import main_weights
+
+    torch.manual_seed(0)
+    main = torch.randn(64, 256) * 0.02
+    other = main.flip(0).flatten()
+    flat, found = main.flatten(), {}
+
+    def wrong(parameter: Any, model: Any, values: Any, exact: bool = True) -> int:
+        return int(main_weights.misrounded(parameter, model, values, exact).sum())
+
+    found["fp32"] = [wrong(flat, flat, flat), wrong(flat, flat, flat.nextafter(torch.ones(1)))]
+    half = flat.bfloat16()
+    next_one = (half.view(torch.int16) + 1).view(torch.bfloat16)
+    found["bf16"] = [wrong(half, half, flat), wrong(half, next_one, flat), wrong(half, half, other)]
+    bits = torch.arange(0x3C008000, 0x3C008000 + (1 << 22), 1 << 16, dtype=torch.int32)
+    middle = bits.view(torch.float32)
+    up, down = ((bits + shift).view(torch.float32).bfloat16() for shift in (0x7FFF, -0x8000))
+    beyond = ((bits & ~0xFFFF) + 0x20000).view(torch.float32).bfloat16()
+    found["middle"] = [wrong(half, model, middle) for model in (up, down, beyond)]
+    nan = torch.full((4,), torch.nan)
+    found["nan"] = [wrong(half, nan.bfloat16(), nan), wrong(half, nan.bfloat16(), torch.ones(4))]
+    found["16-bit"] = [wrong(half, half, flat.half().float(), False), wrong(half, half, other, False)]
+
+    main_weights.is_float8tensor = lambda parameter: isinstance(parameter, Eighth)
+    for scaling in FP8:
+        model = rounded_to_fp8(main.bfloat16(), scaling)
+        factor = {"delayed": torch.ones(1), "tensorwise": (main.abs().max() / 448)[None]}.get(scaling)
+        parameter, values = Eighth(model, factor), model.flatten()
+        # In delayed scaling without a history, few numbers are left.
+        found[scaling] = [wrong(parameter, values, flat), wrong(parameter, values, other) / flat.numel()]
+    clipped = Eighth(torch.tensor([448.0, -448.0, 448.0]), torch.ones(1))
+    found["clipped"] = [wrong(clipped, clipped.values, torch.tensor([900.0, -900.0, -900.0]))]
+    return found
+
+
+def test_what_rounds_to_what() -> None:
+    (found,) = run_ranks(roundings, 1)
+    size = 64 * 256
+    assert found["fp32"] == [0, size]
+    right, next_one, other = found["bf16"]
+    assert right == 0 and next_one == size and other > 0.9 * size
+    assert found["middle"] == [0, 0, 64]
+    assert found["nan"] == [0, 4]
+    assert found["16-bit"][0] == 0 and found["16-bit"][1] > 0.9 * size
+    assert {scaling: found[scaling][0] for scaling in FP8} == dict.fromkeys(FP8, 0)
+    assert all(found[scaling][1] > 0.8 for scaling in FP8)
+    assert found["clipped"] == [1]

@@ -131,8 +131,10 @@ class MainWeights:
         Raises:
             UserError: the checkpoint does not hold them.
         """
-        metadata = dist_checkpointing.load_content_metadata(str(self.folder)) or {}
+        common = dist_checkpointing.load_common_state_dict(str(self.folder))
+        metadata = dist_checkpointing.load_content_metadata(preloaded_state_dict=common) or {}
         metadata["dp_cp_group"] = mpu.get_data_parallel_group(with_context_parallel=True)
+        rounded = getattr(common.get("args"), "fp8_param_gather", False)
         places: dict[Any, list[Piece]] = {}
         for chunk in unwrap_model(model):
             places |= pieces(chunk.sharded_state_dict(metadata=metadata))
@@ -140,19 +142,25 @@ class MainWeights:
             if isinstance(getattr(weight.owner, "optimizer", None), HybridDeviceOptimizer):
                 continue
             for piece in places[weight.parameter]:
-                key = self._key(stored, piece)
+                key = self._key(stored, piece, rounded)
                 begin, end = max(weight.start, piece.start), weight.start + weight.size
                 if key is not None and begin < end:
                     found = stored.read(key, piece, begin - piece.start, end - piece.start)
                     if found.numel():
                         yield weight, begin - weight.start, found
 
-    def _key(self, stored: StoredWeights, piece: Piece) -> str | None:
+    def _key(self, stored: StoredWeights, piece: Piece, rounded: bool) -> str | None:
         """The tensor to take main weights from; None where the checkpoint keeps them by bucket."""
         main = stored.main_key(piece)
-        if main is None and (self.mode == "weights" or stored.in_fp32(piece.key)):
-            return piece.key
-        return main
+        if main is not None or (self.mode != "weights" and not stored.in_fp32(piece.key)):
+            return main
+        if rounded:
+            raise UserError(
+                f"{self.folder} comes from a run with precision.fp8_params, so its model weights are rounded to FP8, and "
+                f"it holds no main weights by parameter (no optimizer.state.param.{piece.key}). Nothing was trained. "
+                "Fix: start from a checkpoint that was saved with checkpoint.reshardable"
+            )
+        return piece.key
 
     def _unlike_the_model(self, weights: list[MainWeight]) -> str | None:
         for weight in weights:
