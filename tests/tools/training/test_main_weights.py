@@ -29,7 +29,7 @@ def before_the_first_step(folder: str, name: str, *values: Any) -> Any:
 
     @functools.wraps(training.train)
     def stop(forward_step: Any, model: Any, optimizer: Any, *rest: Any, **named: Any) -> None:
-        results.append(globals()[name](folder, model, optimizer, *values))
+        results.append(globals()[name](folder, model, optimizer, *(rest if name == "saved_now" else values)))
         raise SystemExit(0)
 
     training.train = stop
@@ -194,6 +194,30 @@ def test_a_start_from_a_run_takes_its_fp32_weights(
         "output_layer.weight",
     }
     assert all(all(rank.values()) for rank in found)
+
+
+def saved_now(folder: str, model: Any, optimizer: Any, scheduler: Any, data: Any, *rest: Any) -> None:
+    """A save before the first step."""
+    from megatron.training import training
+
+    training.save_checkpoint_and_time(0, model, optimizer, scheduler, 0, rest[3], train_data_iterator=data)
+
+
+def test_a_run_stopped_before_its_first_step_is_the_base_model(
+    make_small: Callable[[int], Small], base_model: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    from emma.checkpoints_conversion import megatron_to_hf
+
+    recipe = make_small(6).recipe("zero", *TWO, BF16, "parallelism={tensor: 2}")
+    at_the_start(recipe, saved_now)
+    megatron_to_hf.convert(RunFolder(recipe.run_folder).path, tmp_path / "hf", step=0, weights="optimizer")
+    base = load_file(base_model / "model.safetensors")
+    (released,) = (load_file(file) for file in (tmp_path / "hf").glob("*.safetensors"))
+    assert base.keys() == released.keys() and base["lm_head.weight"].dtype == torch.float32
+    assert not [name for name in base if not torch.equal(base[name], released[name].float())]
 
 
 def compared(folder: str, model: Any, optimizer: Any) -> list[tuple[str, int, str | None]]:

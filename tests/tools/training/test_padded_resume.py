@@ -4,6 +4,9 @@ ones to the last digit."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 
 from emma.tools.runs.run_folder import RunFolder
 from tests.tools.training.conftest import Small
@@ -17,14 +20,32 @@ BF16 = "precision={name: bf16, compute: bf16}"
 
 
 def resumed(small: Small, name: str, *overrides: str) -> tuple[RunFolder, RunFolder]:
-    """An uninterrupted run of 8 steps, and one that continues from its step 4."""
+    """An uninterrupted run of 8 steps, and one that continues from its step 4; later overrides win."""
     overrides = (*SAMPLES, "validation.groups=[]", *overrides)
     whole = train_run(small.recipe(f"{name}-whole", *overrides))
     start = f"start={{mode: resume, checkpoint: '{whole.path}', step: 4}}"
     return whole, train_run(small.recipe(f"{name}-resumed", *overrides, start))
 
 
-def test_three_data_parallel_ranks(make_small: Callable[[int], Small]) -> None:
+def exports_agree(run: RunFolder, step: int, folder: Path) -> bool:
+    """Whether the optimizer's weights, exported, round to the model's in every tensor."""
+    import torch
+    from safetensors.torch import load_file
+
+    from emma.checkpoints_conversion import megatron_to_hf
+
+    found = {}
+    for weights in ("model", "optimizer"):
+        megatron_to_hf.convert(run.path, folder / weights, step=step, weights=weights)
+        files = (folder / weights).glob("*.safetensors")
+        found[weights] = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    model, main = found["model"], found["optimizer"]
+    return model.keys() == main.keys() and all(
+        torch.equal(main[name].to(torch.bfloat16), model[name].to(torch.bfloat16)) for name in model
+    )
+
+
+def test_three_data_parallel_ranks(make_small: Callable[[int], Small], tmp_path: Path) -> None:
     whole, again = resumed(
         make_small(6),
         "dp3",
@@ -34,3 +55,36 @@ def test_three_data_parallel_ranks(make_small: Callable[[int], Small]) -> None:
         BF16,
     )
     assert losses(again) == {step: loss for step, loss in losses(whole).items() if step > 4}
+    assert exports_agree(whole, 4, tmp_path)
+
+
+FLAG = "ddp-pad-buckets-for-high-nccl-busbw: true"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "parallelism", "bucket", "precision"),
+    [
+        (2, f"{{{SEVERAL}}}", 40_000, BF16),
+        (3, f"{{{SEVERAL}}}", 90_000, BF16),
+        (2, f"{{tensor: 2, {SEVERAL}}}", 30_000, "precision={name: fp32, compute: fp32}"),
+        (4, f"{{distributed_optimizer_instances: 2, {SEVERAL}}}", 40_000, BF16),
+    ],
+)
+def test_padding_for_nccl(
+    ranks: int,
+    parallelism: str,
+    bucket: int,
+    precision: str,
+    make_small: Callable[[int], Small],
+    tmp_path: Path,
+) -> None:
+    batch = "batch.global=4" if ranks == 4 else "batch.global=6"
+    steps = ("schedule.steps=8", batch)
+    name = f"nccl-{ranks}-{bucket}"
+    args = f"megatron_args={{ddp-bucket-size: {bucket}, {FLAG}}}"
+    cluster = f"cluster.gpus_per_node={ranks}"
+    small = make_small(4 if ranks == 4 else 6)
+    whole, again = resumed(small, name, cluster, f"parallelism={parallelism}", args, precision, *steps)
+    assert losses(again) == {step: loss for step, loss in losses(whole).items() if step > 4}
+    assert exports_agree(whole, 4, tmp_path)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from emma.tools.runs.checkpoints import complete_steps
 from emma.tools.runs.run_folder import RunFolder
 from tests.ranks import Outcome, start_ranks
@@ -52,3 +54,19 @@ def test_a_save_from_wrong_places_is_refused(make_small: Callable[[int], Small])
     assert "would hold main weights that do not round to the model's: " in said
     assert "Nothing is written; the checkpoint before is whole" in said
     assert not list(run.checkpoints.rglob("*.distcp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["resume", "phase", "weights"])
+def test_a_checkpoint_that_was_saved_wrongly_starts_nothing(
+    mode: str, make_small: Callable[[int], Small]
+) -> None:
+    """As checkpoints of plain Megatron are, where gradient buckets are padded."""
+    settings = (*SAMPLES, *THREE, f"parallelism={{{SEVERAL}}}", BF16)
+    run, outcomes = launched(make_small(6).recipe(f"wrong-{mode}", *settings), look=False)
+    assert not any(outcome.exit_code for outcome in outcomes) and complete_steps(run.checkpoints) == [4, 8]
+    start = f"start={{mode: {mode}, checkpoint: '{run.path}', step: 4}}"
+    again, outcomes = launched(make_small(6).recipe(f"after-{mode}", *settings, start), look=True)
+    assert all(outcome.exit_code for outcome in outcomes) and not again.metrics_file.exists()
+    assert "do not round to the model's weights; the first is number" in outcomes[0].output
+    assert "Its optimizer state is not that of its model" in outcomes[0].output
