@@ -56,8 +56,16 @@ def gathered_ranges(buffer: Any) -> dict[Any, tuple[int, int, int]]:
 
 
 def install() -> None:
-    """Lets the original cut by the positions in the gathered tensor: it reads them from `param_index_map`."""
+    """Lets the original cut by the positions in the gathered tensor: it reads them from `param_index_map`.
+
+    Raises:
+        PatchError: the function is not Megatron's any more, and may count otherwise.
+    """
     cut = CUT.get()
+    if not cut.__module__.startswith("megatron."):
+        raise PatchError(
+            f"patch {PATCH.name}: another patch has replaced {CUT.path}; this one must come before it"
+        )
 
     @functools.wraps(cut)
     def cut_where_gathered(self: Any, *values: Any, **named: Any) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from emma.megatron_patches.padded_buckets import gathered_ranges
 from emma.megatron_patches.patch import PatchError
 from tests.megatron_patches.small_run import apply_without
-from tests.ranks import run_ranks
+from tests.ranks import RanksError, run_ranks
 
 STATES = ("param", "exp_avg", "exp_avg_sq")
 
@@ -107,7 +107,9 @@ def misplaced(hidden: int, pad: bool, instances: int, without: bool) -> tuple[in
         for name, parameter in model.module.named_parameters()
     }
     kind = {"distrib_optim_sharding_type": "fully_reshardable"}
+    before = dict(optimizer.buffers[0].param_index_map)
     state = optimizer.sharded_state_dict(weights, metadata=kind)
+    assert optimizer.buffers[0].param_index_map == before
     saved = {value.key: value.data for value in nested_values(state) if isinstance(value, ShardedTensor)}
     wanted = numbers(model)
     wrong = sum(
@@ -185,6 +187,23 @@ def by_bucket(hidden: int, pad: bool) -> int:
 @pytest.mark.parametrize("pad", [False, True])
 def test_the_format_by_bucket_needs_no_patch(pad: bool) -> None:
     assert run_ranks(by_bucket, 3, 130, pad) == [0, 0, 0]
+
+
+def behind_another_patch() -> None:
+    """In a rank: the patch is installed after one that has replaced Megatron's function."""
+    from emma.megatron_patches import padded_buckets
+
+    def cut(
+        self: Any, model_sharded_state_dict: Any, is_loading: bool = False, metadata: Any = None
+    ) -> None: ...
+
+    padded_buckets.CUT.replace(cut)
+    padded_buckets.install()
+
+
+def test_another_patch_before_it_is_refused() -> None:
+    with pytest.raises(RanksError, match=r"another patch has replaced .* this one must come before it"):
+        run_ranks(behind_another_patch, 1, patched=False)
 
 
 def test_a_parameter_outside_its_bucket_is_refused() -> None:

@@ -6,7 +6,7 @@ means in each format.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,17 @@ from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 
 from emma.tools.training.stored_weights import Piece
 
-__all__ = ["MainWeight", "main_weights", "misrounded", "model_values", "pieces", "refresh_model"]
+__all__ = [
+    "MainWeight",
+    "first_different",
+    "first_misrounded",
+    "main_weights",
+    "misrounded",
+    "pieces",
+    "refresh_model",
+]
 
+_CHUNK = 1 << 24  # elements compared at once, so that a full card needs 0.3 GiB for it
 _BF16_HALF = 0x8000  # the bits of an FP32 number that BF16 drops, at the middle between two BF16 numbers
 
 
@@ -44,7 +53,7 @@ class MainWeight:
     owner: Any
 
     @property
-    def _held_inside(self) -> bool:
+    def held_inside(self) -> bool:
         """Whether Transformer Engine's optimizer keeps the main weights in its own state, made in the first step."""
         return isinstance(self.owner, DistributedOptimizer) and bool(
             self.owner.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
@@ -53,7 +62,7 @@ class MainWeight:
     @property
     def exact(self) -> bool:
         """Whether they are kept in FP32 (`optimizer.main_params_dtype`)."""
-        return not self._held_inside or self.owner.config.main_params_dtype == torch.float32
+        return not self.held_inside or self.owner.config.main_params_dtype == torch.float32
 
     @property
     def _inner(self) -> Any:
@@ -63,7 +72,7 @@ class MainWeight:
 
     def states(self) -> dict[str, torch.Tensor]:
         """The share in FP32, flat: `param`, and, once there is one, each moment by its name."""
-        if self._held_inside:
+        if self.held_inside:
             self._begin()
             found = self.owner._get_main_param_and_optimizer_states(self.parameter)
         else:
@@ -93,7 +102,7 @@ class MainWeight:
 
     def fill(self, values: torch.Tensor) -> None:
         """Sets the share; `values` are FP32, flat, on the share's device."""
-        if self._held_inside:
+        if self.held_inside:
             self.owner._set_main_param_and_optimizer_states(self.parameter, {"param": values})
         else:
             self._main.data.view(-1).copy_(values)
@@ -157,10 +166,52 @@ def _pieces(entry: Any) -> Iterator[Piece]:
         )
 
 
-def model_values(parameter: Any) -> torch.Tensor:
-    """The model's weights, flat, in the type in which they can be compared: FP8 as the numbers that it stands for."""
+def first_misrounded(
+    parameter: Any, start: int, main: torch.Tensor, exact: bool = True
+) -> tuple[int, int] | None:
+    """How many main weights do not round to the model's weights, and which is the first; None if all do.
+
+    Args:
+        parameter: the model's, whole.
+        start: its first element, flat, that `main` has.
+        main: FP32, flat, on any device.
+        exact: as in `misrounded`.
+    """
     values = parameter.detach()
-    return (values.dequantize(dtype=torch.float32) if is_float8tensor(parameter) else values).reshape(-1)
+    # FP8: the numbers that it stands for.
+    model = (values.dequantize(dtype=torch.float32) if is_float8tensor(parameter) else values).reshape(-1)
+
+    def wrong(first: int, last: int) -> torch.Tensor:
+        part = model[start + first : start + last]
+        return misrounded(parameter, part, main[first:last].to(part.device), exact)
+
+    return _first(wrong, main.numel())
+
+
+def first_different(held: torch.Tensor, other: torch.Tensor) -> tuple[int, int] | None:
+    """How many elements have other bits, and which is the first; None if all are equal.
+
+    Args:
+        held: FP32, flat; its device compares.
+        other: FP32, flat, of the same length, on any device.
+    """
+
+    def wrong(first: int, last: int) -> torch.Tensor:
+        there = other[first:last].to(held.device)
+        return held[first:last].view(torch.int32) != there.view(torch.int32)
+
+    return _first(wrong, held.numel())
+
+
+def _first(wrong: Callable[[int, int], torch.Tensor], size: int) -> tuple[int, int] | None:
+    count, place = 0, 0
+    for begin in range(0, size, _CHUNK):
+        found = wrong(begin, min(begin + _CHUNK, size))
+        some = int(found.sum())
+        if some and not count:
+            place = begin + int(found.nonzero()[0])
+        count += some
+    return (count, place) if count else None
 
 
 def misrounded(parameter: Any, model: torch.Tensor, main: torch.Tensor, exact: bool = True) -> torch.Tensor:
@@ -173,7 +224,7 @@ def misrounded(parameter: Any, model: torch.Tensor, main: torch.Tensor, exact: b
 
     Args:
         parameter: the model's, whole; decides the format.
-        model: some of its `model_values`.
+        model: some of its weights, flat; of FP8, the numbers that they stand for.
         main: FP32 main weights of the same elements.
         exact: False if the optimizer keeps main weights in 16 bits, which then are not what was rounded.
 

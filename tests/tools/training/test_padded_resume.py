@@ -20,7 +20,7 @@ BF16 = "precision={name: bf16, compute: bf16}"
 
 
 def resumed(small: Small, name: str, *overrides: str) -> tuple[RunFolder, RunFolder]:
-    """An uninterrupted run of 8 steps, and one that continues from its step 4; later overrides win."""
+    """An uninterrupted run of 8 steps, and one that continues from its step 4."""
     overrides = (*SAMPLES, "validation.groups=[]", *overrides)
     whole = train_run(small.recipe(f"{name}-whole", *overrides))
     start = f"start={{mode: resume, checkpoint: '{whole.path}', step: 4}}"
@@ -66,9 +66,9 @@ FLAG = "ddp-pad-buckets-for-high-nccl-busbw: true"
     ("ranks", "parallelism", "bucket", "precision"),
     [
         (2, f"{{{SEVERAL}}}", 40_000, BF16),
-        (3, f"{{{SEVERAL}}}", 90_000, BF16),
+        # A smaller bucket would leave the third rank no parameter at all.
+        (3, f"{{{SEVERAL}}}", 150_000, BF16),
         (2, f"{{tensor: 2, {SEVERAL}}}", 30_000, "precision={name: fp32, compute: fp32}"),
-        (4, f"{{distributed_optimizer_instances: 2, {SEVERAL}}}", 40_000, BF16),
     ],
 )
 def test_padding_for_nccl(
@@ -79,12 +79,9 @@ def test_padding_for_nccl(
     make_small: Callable[[int], Small],
     tmp_path: Path,
 ) -> None:
-    batch = "batch.global=4" if ranks == 4 else "batch.global=6"
-    steps = ("schedule.steps=8", batch)
     name = f"nccl-{ranks}-{bucket}"
     args = f"megatron_args={{ddp-bucket-size: {bucket}, {FLAG}}}"
     cluster = f"cluster.gpus_per_node={ranks}"
-    small = make_small(4 if ranks == 4 else 6)
-    whole, again = resumed(small, name, cluster, f"parallelism={parallelism}", args, precision, *steps)
+    whole, again = resumed(make_small(6), name, cluster, f"parallelism={parallelism}", args, precision)
     assert losses(again) == {step: loss for step, loss in losses(whole).items() if step > 4}
     assert exports_agree(whole, 4, tmp_path)

@@ -69,4 +69,4 @@ def test_a_checkpoint_that_was_saved_wrongly_starts_nothing(
     again, outcomes = launched(make_small(6).recipe(f"after-{mode}", *settings, start), look=True)
     assert all(outcome.exit_code for outcome in outcomes) and not again.metrics_file.exists()
     assert "do not round to the model's weights; the first is number" in outcomes[0].output
-    assert "Its optimizer state is not that of its model" in outcomes[0].output
+    assert "The optimizer state is not this model's" in outcomes[0].output

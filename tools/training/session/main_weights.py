@@ -21,15 +21,16 @@ from megatron.core import dist_checkpointing, mpu
 from megatron.core.fp8_utils import is_float8tensor
 from megatron.core.optimizer.cpu_offloading.hybrid_optimizer import HybridDeviceOptimizer
 from megatron.core.utils import unwrap_model
+from megatron.training import get_args
 
 from emma.base.errors import UserError
 from emma.tools.runs.checkpoints import checkpoint_folder, tracked_step
 from emma.tools.runs.run_folder import Launch
 from emma.tools.training.main_weights import (
     MainWeight,
+    first_different,
+    first_misrounded,
     main_weights,
-    misrounded,
-    model_values,
     pieces,
     refresh_model,
 )
@@ -51,7 +52,8 @@ class MainWeights:
     def load_checkpoint(
         self, original: Callable[..., Any], model: list[Any], optimizer: Any, *rest: Any, **named: Any
     ) -> Any:
-        """Loads, takes main weights from the checkpoint, and rounds them to the model's where those are in FP8.
+        """Loads, takes main weights from the checkpoint, and rounds them to the model's where those are kept otherwise
+        than in BF16 or FP32, or by Transformer Engine's optimizer.
 
         Raises:
             UserError: the main weights are not those that the checkpoint's model weights were rounded from.
@@ -66,7 +68,9 @@ class MainWeights:
         except UserError as error:
             fault = str(error)
         stop_all(fault)
-        if any(is_float8tensor(parameter) for chunk in model for parameter in chunk.parameters()):
+        # All ranks decide alike: by their parameters, not by their shares.
+        in_fp8 = any(is_float8tensor(parameter) for chunk in model for parameter in chunk.parameters())
+        if in_fp8 or get_args().use_precision_aware_optimizer:
             refresh_model(model, optimizer)
         return result
 
@@ -86,6 +90,9 @@ class MainWeights:
         """
         if self.mode != "scratch":
             self.compare(model, optimizer)
+        elif get_args().reuse_grad_buf_for_mxfp8_param_ag:
+            # Else a validation before the first step would gather an empty buffer as the weights.
+            refresh_model(model, optimizer)
         return original(forward_step, model, optimizer, *rest, **named)
 
     def compare(self, model: list[Any], optimizer: Any) -> None:
@@ -165,36 +172,34 @@ class MainWeights:
     def _unlike_the_model(self, weights: list[MainWeight]) -> str | None:
         for weight in weights:
             main = weight.states()["param"]
-            model = model_values(weight.parameter)[weight.start : weight.start + weight.size]
-            wrong = misrounded(weight.parameter, model, main, weight.exact)
-            if wrong.any():
-                at = int(wrong.nonzero()[0])
+            if wrong := first_misrounded(weight.parameter, weight.start, main, weight.exact):
+                count, at = wrong
                 return (
-                    f"{self.folder}: {int(wrong.sum())} of {weight.size} main weights of {weight.name} do not round to "
-                    f"the model's weights; the first is number {weight.start + at} of rank {_rank()}'s: "
-                    f"{main[at].item():.9g}, and the model's is {model[at].item():.9g}. Its optimizer state is not that "
-                    "of its model (Megatron-LM before NVIDIA/Megatron-LM#5077 saves such states where gradient "
-                    "buckets are padded). Nothing was trained. Fix: start from a checkpoint before it, or export the "
-                    "model's weights (`emma convert megatron-to-hf --weights model`) and import those"
+                    f"{self.folder}: {count} of {weight.size} main weights of {weight.name} do not round to the model's "
+                    f"weights; the first is number {weight.start + at} of rank {_rank()}'s, {main[at].item():.9g}. The "
+                    "optimizer state is not this model's (Megatron without NVIDIA/Megatron-LM#5077 saves such states "
+                    "where gradient buckets are padded). Nothing was trained. Fix: start from another checkpoint, or "
+                    "export the model's weights (`emma convert megatron-to-hf --weights model`) and import those"
                 )
         return None
 
 
 def _first_difference(weight: MainWeight, start: int, found: torch.Tensor) -> str | None:
     main = weight.states()["param"][start : start + found.numel()]
-    found = found.to(main.device)
     if weight.exact:
-        wrong = main.view(torch.int32) != found.view(torch.int32)
+        wrong = first_different(main, found)
     else:
         # FP16 with one factor for the tensor, whose largest number becomes half of the largest in FP16.
+        found = found.to(main.device)
         spacing = torch.clamp(found.abs() * 2.0**-10, min=float(found.abs().max()) * 2.0**-38)
-        wrong = ~((main - found).abs() <= spacing)
-    if not wrong.any():
+        far = ~((main - found).abs() <= spacing)
+        wrong = (int(far.sum()), int(far.nonzero()[0])) if far.any() else None
+    if wrong is None:
         return None
-    at = int(wrong.nonzero()[0])
+    count, at = wrong
     return (
-        f"rank {_rank()}: {int(wrong.sum())} of {found.numel()} main weights of {weight.name} are not the checkpoint's; "
-        f"the first is number {weight.start + start + at} of the rank's parameter: {main[at].item():.9g} instead of "
+        f"rank {_rank()}: {count} of {found.numel()} main weights of {weight.name} are not the checkpoint's; the first "
+        f"is number {weight.start + start + at} of the rank's parameter: {main[at].item():.9g} instead of "
         f"{found[at].item():.9g}"
     )
 

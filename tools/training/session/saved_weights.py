@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.training import get_args
 
 from emma.tools.training.main_weights import (
     MainWeight,
+    first_different,
+    first_misrounded,
     main_weights,
-    misrounded,
-    model_values,
     pieces,
 )
 from emma.tools.training.session.main_weights import stop_all
@@ -31,7 +32,6 @@ __all__ = ["SavedWeights"]
 
 _STATES = "optimizer.state."
 _MAIN = ("param", "fp32_param")  # Megatron's two names of main weights
-_CHUNK = 1 << 24  # elements compared at once, so that a card needs 0.2 GiB for it
 
 
 class SavedWeights:
@@ -46,7 +46,13 @@ class SavedWeights:
         *rest: Any,
         **named: Any,
     ) -> Any:
-        """Trains with an optimizer whose states are checked as they are handed over for saving."""
+        """Trains with an optimizer whose states are checked as they are handed over for saving.
+
+        Raises:
+            UserError: no state could be saved in this format.
+        """
+        if not get_args().dist_ckpt_optim_fully_reshardable:
+            stop_all(_only_padding(optimizer))
         build = optimizer.sharded_state_dict
 
         def checked(sharded: dict[str, Any], is_loading: bool = False, **kinds: Any) -> Any:
@@ -86,12 +92,27 @@ class SavedWeights:
             print(f"main weights: what will be saved is right (checked in {seconds:.3f} s)", flush=True)
 
 
+def _only_padding(optimizer: Any) -> str | None:
+    """Why the format by bucket cannot be written: Megatron fails on a share that holds no parameter, at the save."""
+    for owner in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for ranges in getattr(owner, "gbuf_ranges", ()):
+            for number, bucket in enumerate(bucket for buckets in ranges.values() for bucket in buckets):
+                if not bucket["param_map"]:
+                    return (
+                        f"rank {torch.distributed.get_rank()} holds nothing but padding of gradient bucket {number}, "
+                        "which a checkpoint by bucket cannot hold. Nothing was trained. Fix: checkpoint.reshardable=true, "
+                        "or leave out ddp-pad-buckets-for-high-nccl-busbw"
+                    )
+    return None
+
+
 def _unlike_the_model(weights: dict[Any, MainWeight]) -> Iterator[str]:
     for parameter, weight in weights.items():
-        model = model_values(parameter)[weight.start : weight.start + weight.size]
-        wrong = misrounded(parameter, model, weight.states()["param"], weight.exact)
-        if wrong.any():
-            yield _text(f"main weights of {weight.name} do not round to the model's", weight.start, wrong)
+        main = weight.states()["param"]
+        wrong = first_misrounded(parameter, weight.start, main, weight.exact)
+        yield from _text(
+            f"main weights of {weight.name} do not round to the model's", weight.start, main, wrong
+        )
 
 
 def _unlike_the_optimizer(
@@ -110,8 +131,10 @@ def _unlike_the_optimizer(
             continue
         data, weight = tensor.data.detach().reshape(-1), weights.get(parameter)
         if kind in _MAIN:
-            exact = weight is None or weight.exact
-            yield from _misplaced(parameter, start, data, exact, tensor.key)
+            # The whole block, whichever rank updates it.
+            wrong = first_misrounded(parameter, start, data, weight is None or weight.exact)
+            what = f"{tensor.key} would hold main weights that do not round to the model's"
+            yield from _text(what, start, data, wrong)
             compared[parameter] += data.numel()
         if weight is not None:
             yield from _changed(weight, start, data, "param" if kind in _MAIN else kind, tensor.key)
@@ -144,30 +167,17 @@ def _place(candidates: list[tuple[Any, Piece]], tensor: ShardedTensor) -> tuple[
     return None, 0
 
 
-def _misplaced(parameter: Any, start: int, data: torch.Tensor, exact: bool, key: str) -> Iterator[str]:
-    """Compares the whole block with the model's weights, whichever rank updates them."""
-    model = model_values(parameter)[start : start + data.numel()]
-    for first in range(0, data.numel(), _CHUNK):
-        main = data[first : first + _CHUNK].to(model.device)
-        wrong = misrounded(parameter, model[first : first + _CHUNK], main, exact)
-        if wrong.any():
-            yield _text(
-                f"{key} would hold main weights that do not round to the model's", start + first, wrong
-            )
-            return
-
-
 def _changed(weight: MainWeight, start: int, data: torch.Tensor, kind: str, key: str) -> Iterator[str]:
     """Compares what the block and the rank's share have in common, bit for bit."""
     begin, end = max(start, weight.start), min(start + data.numel(), weight.start + weight.size)
     held = weight.states().get(kind)
     if held is None or begin >= end:
         return
-    saved = data[begin - start : end - start].to(held.device)
-    wrong = saved.view(torch.int32) != held[begin - weight.start : end - weight.start].view(torch.int32)
-    if wrong.any():
-        yield _text(f"{key} would not hold what the optimizer has", begin, wrong)
+    saved = data[begin - start : end - start]
+    wrong = first_different(held[begin - weight.start : end - weight.start], saved)
+    yield from _text(f"{key} would not hold what the optimizer has", begin, saved, wrong)
 
 
-def _text(what: str, first: int, wrong: torch.Tensor) -> str:
-    return f"{what}: {int(wrong.sum())} of {wrong.numel()}, from number {first + int(wrong.nonzero()[0])} on"
+def _text(what: str, first: int, values: torch.Tensor, wrong: tuple[int, int] | None) -> Iterator[str]:
+    if wrong:
+        yield f"{what}: {wrong[0]} of {values.numel()}, from number {first + wrong[1]} on"
