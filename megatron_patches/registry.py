@@ -20,6 +20,8 @@ MODULES = (
     "torch_adam_resume",
     "writer_signals",
     "rope_scaling",
+    "padded_buckets",
+    "param_remainders",
 )
 
 

@@ -51,10 +51,11 @@ def test_the_machine_decides_which_patches_are_on() -> None:
         "sequence-parallel-norm",
         "writer-survives-stop-signals",
         "rope-scaling",
+        "padded-buckets",
     }
     without_gpu = {"cpu-backend", "initialize-without-cuda", "torch-adam-resume"}
     assert on(CPU) == everywhere | without_gpu
-    assert on(GPU) == everywhere
+    assert on(GPU) == everywhere | {"param-remainders"}
     assert on(replace(GPU, transformer_engine=False)) == everywhere | {"torch-adam-resume"}
     assert on(replace(CPU, transformer_engine=True)) == everywhere | without_gpu
 

@@ -182,6 +182,8 @@ def _precision(recipe: Recipe) -> Flags:
             "fp8-amax-history-len": 1024 if delayed else None,
             "fp8-amax-compute-algo": "max" if delayed else None,
             "fp8-param-gather": precision.fp8_params,
+            # MXFP8 weights cannot lie in the buffer that is gathered; they are made from it.
+            "reuse-grad-buf-for-mxfp8-param-ag": precision.fp8_params and precision.fp8 == "mxfp8",
             "first-last-layers-bf16": edge_layers is not None,
             "num-layers-at-start-in-bf16": edge_layers,
             "num-layers-at-end-in-bf16": edge_layers,

@@ -123,7 +123,12 @@ FP8: dict[str, dict[str, object]] = {
         "fp8_amax_history_len": 1024,
         "fp8_amax_compute_algo": "max",
     },
-    "mxfp8": {"fp8": "e4m3", "fp8_param_gather": True, "first_last_layers_bf16": False},
+    "mxfp8": {
+        "fp8": "e4m3",
+        "fp8_param_gather": True,
+        "first_last_layers_bf16": False,
+        "reuse_grad_buf_for_mxfp8_param_ag": True,
+    },
 }
 
 

@@ -2,16 +2,16 @@
 
 At each seam the parts are nested, the first of the list outermost. In megatron-core 0.19.2 that makes
 
-| seam                           | parts, outermost first                       |
-|--------------------------------|----------------------------------------------|
-| `load_checkpoint`              | `Phase`                                      |
-| `train`                        | `Skips` `Reference` `Validation` `Metrics`   |
-| `dummy_train_step`             | `Skips`                                      |
-| `training_log`                 | `Skips` `Metrics`                            |
-| `post_training_step_callbacks` | `Validation`                                 |
-| `checkpoint_and_decide_exit`   | `SaveAndStop`                                |
-| `save_checkpoint_and_time`     | `Metrics` `Claim` `Space` `Marks`            |
-| `maybe_finalize_async_save`    | `Marks`                                      |
+| seam                           | parts, outermost first                                                  |
+|--------------------------------|-------------------------------------------------------------------------|
+| `load_checkpoint`              | `MainWeights` `Phase`                                                   |
+| `train`                        | `MainWeights` `SavedWeights` `Skips` `Reference` `Validation` `Metrics` |
+| `dummy_train_step`             | `Skips`                                                                 |
+| `training_log`                 | `Skips` `Metrics`                                                       |
+| `post_training_step_callbacks` | `Validation`                                                            |
+| `checkpoint_and_decide_exit`   | `SaveAndStop`                                                           |
+| `save_checkpoint_and_time`     | `Metrics` `Claim` `Space` `Marks`                                       |
+| `maybe_finalize_async_save`    | `Marks`                                                                 |
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from emma.tools.training.forward import ForwardStep
 from emma.tools.training.session.claim import Claim
 from emma.tools.training.session.clock import Clock
 from emma.tools.training.session.data import Datasets
+from emma.tools.training.session.main_weights import MainWeights
 from emma.tools.training.session.marks import Marks
 from emma.tools.training.session.metrics import Metrics
 from emma.tools.training.session.phase import Phase
 from emma.tools.training.session.reference import Reference
 from emma.tools.training.session.save_and_stop import SaveAndStop
+from emma.tools.training.session.saved_weights import SavedWeights
 from emma.tools.training.session.skips import Skips
 from emma.tools.training.session.space import Space
 from emma.tools.training.session.validation import Validation
@@ -67,6 +69,8 @@ class Session:
         self.datasets, self.forward_step = Datasets(recipe, mix), ForwardStep()
         claim, clock = Claim(run, launch), Clock()
         self.parts = (
+            MainWeights(launch),
+            SavedWeights(),
             Phase(launch),
             Skips(recipe, run, launch),
             Reference(recipe, run, launch, self.datasets),
