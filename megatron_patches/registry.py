@@ -19,6 +19,7 @@ MODULES = (
     "sequence_parallel_norm",
     "torch_adam_resume",
     "writer_signals",
+    "optimizer_rows",
     "rope_scaling",
 )
 
