@@ -247,21 +247,15 @@ def rows_to_load(optimizer: Any, sharded: Any) -> dict[Any, Any]:
     from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject
 
     me, found = optimizer.data_parallel_group.rank(), blocks_of(optimizer, sharded)
+    rows: dict[tuple[int, str], Any] = {}
     # Never empty: a rank whose shard is padding still takes part in the exchange.
-    state: dict[Any, Any] = {"blocks": LocalNonpersistentObject(tuple(found))}
+    state: dict[Any, Any] = {"blocks": LocalNonpersistentObject((tuple(found), rows))}
     for blocks in found:
-        if own := blocks.own(me):
-            size = (own.last - own.first) * blocks.width
-            state[blocks.index] = {
-                key: dict(
-                    enumerate(
-                        blocks.pieces(
-                            key, own, torch.empty(size), optimizer.distributed_optimizer_instance_id
-                        )
-                    )
-                )
-                for key in _keys(optimizer)
-            }
+        own = blocks.own(me)
+        for key in _keys(optimizer) if own else ():
+            rows[blocks.index, key] = mine = torch.empty((own.last - own.first) * blocks.width)
+            pieces = blocks.pieces(key, own, mine, optimizer.distributed_optimizer_instance_id)
+            state.setdefault(blocks.index, {})[key] = dict(enumerate(pieces))
     return state
 
 
@@ -269,16 +263,20 @@ def load_rows(optimizer: Any, state: dict[Any, Any]) -> None:
     """Puts loaded rows, and what other ranks have loaded of the shard, into the optimizer."""
     import torch
 
-    group, found = optimizer.data_parallel_group, state["blocks"]
+    group, (found, rows) = optimizer.data_parallel_group, state["blocks"]
     me, parcels = group.rank(), _Parcels(group)
-    rows: dict[tuple[int, str], Any] = {}
     for blocks in found:
         own, tails = blocks.own(me), blocks.tails(me)
         for key in _keys(optimizer) if own else ():
-            pieces = state[blocks.index][key]
-            parts = [pieces[number].reshape(-1).cpu() for number in sorted(pieces)]
-            rows[blocks.index, key] = mine = torch.cat(parts) if len(parts) != 1 else parts[0]
-            begin = own.first * blocks.width
+            mine, begin, done = rows[blocks.index, key], own.first * blocks.width, 0
+            # Loaded in place, unless another instance of the optimizer has read and sent them.
+            for _, piece in sorted(state.get(blocks.index, {}).get(key, {}).items()):
+                place = mine[done : done + piece.numel()]
+                if place.data_ptr() != piece.data_ptr():
+                    place.copy_(piece.reshape(-1))
+                done += piece.numel()
+            if done != len(mine):
+                raise ValueError(f"{done} of {len(mine)} elements of {key} {blocks.sharded.key} were loaded")
             for tail in tails:
                 size = tail.head_size(blocks.width)
                 parcels.send(tail.rank, mine[tail.start - begin : tail.start - begin + size])
@@ -291,11 +289,11 @@ def load_rows(optimizer: Any, state: dict[Any, Any]) -> None:
         states = {}
         for key in _keys(optimizer):
             mine, begin = rows.pop((blocks.index, key)), own.first * blocks.width
-            states[key] = flat = torch.empty(own.end - own.start)
-            if own.owner is not None:
-                size = own.head_size(blocks.width)
-                flat[:size] = parcels.take(own.owner, size)
-            flat[begin - own.start :] = mine[: max(0, own.end - begin)]
+            if own.owner is None:
+                states[key] = mine[: own.end - own.start]
+                continue
+            size = own.head_size(blocks.width)
+            states[key] = torch.cat([parcels.take(own.owner, size), mine[: max(0, own.end - begin)]])
         optimizer._set_main_param_and_optimizer_states(blocks.parameter, states)
 
 

@@ -20,6 +20,8 @@ MODULES = (
     "torch_adam_resume",
     "writer_signals",
     "optimizer_rows",
+    "even_blocks",
+    "exact_reads",
     "rope_scaling",
 )
 

@@ -1,0 +1,170 @@
+"""A rank reads from a checkpoint the bytes that it needs, once.
+
+torch's reader loads a stored block whole for each part that is asked of it, so a rank at another parallel layout
+reads several times what it needs; and Megatron reads the checkpoint's table of contents anew for each part of a
+load. Here each part is read from where it lies in its block, and the table once per process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from emma.megatron_patches.patch import Decision, Patch, Target
+
+__all__ = ["PATCH", "box_to_read"]
+
+READER = Target(
+    "megatron.core.dist_checkpointing.strategies.torch:_get_filesystem_reader",
+    "checkpoint_dir cache_metadata async_strategy",
+)
+# The same function under its name in the module that loads the common state.
+COMMON = Target(
+    "megatron.core.dist_checkpointing.serialization:_get_filesystem_reader",
+    "checkpoint_dir cache_metadata async_strategy",
+)
+
+_PAGE = 4096
+
+# Table of contents of the last checkpoint read, by its path and what changes when it is written anew.
+_contents: dict[tuple[str, int, int], Any] = {}
+
+
+def box_to_read(
+    sizes: Sequence[int], offsets: Sequence[int], lengths: Sequence[int], itemsize: int
+) -> tuple[int, list[int], list[int]]:
+    """What to read of a stored block so that each contiguous run of bytes is a page at least, where it can be.
+
+    Args:
+        sizes: extents of the block.
+        offsets: first element wanted along each axis.
+        lengths: elements wanted along each axis.
+        itemsize: bytes of an element.
+
+    Returns:
+        The axis whose runs are read, and offsets and lengths of the box: those wanted up to that axis, whole
+        extents behind it.
+    """
+    axis = len(sizes) - 1
+    while axis > 0 and lengths[axis] == sizes[axis]:
+        axis -= 1
+    while axis > 0 and lengths[axis] * math.prod(sizes[axis + 1 :]) * itemsize < _PAGE:
+        axis -= 1
+    behind = len(sizes) - axis - 1
+    return axis, [*offsets[: axis + 1], *[0] * behind], [*lengths[: axis + 1], *sizes[axis + 1 :]]
+
+
+def _runs(sizes: Sequence[int], axis: int, offsets: Sequence[int], lengths: Sequence[int]) -> Iterator[int]:
+    """First element of each run of a box in the flat block."""
+    strides = [math.prod(sizes[number + 1 :]) for number in range(len(sizes))]
+    before = (range(begin, begin + length) for begin, length in zip(offsets[:axis], lengths[:axis], strict=True))
+    for place in itertools.product(*before):
+        yield sum(number * stride for number, stride in zip((*place, offsets[axis]), strides, strict=False))
+
+
+def _read_part(stream: Any, described: Any, begin: int, offsets: Sequence[int], lengths: Sequence[int]) -> Any:
+    """A part of a stored tensor, as a new CPU tensor.
+
+    Args:
+        stream: the file.
+        described: a tensor without memory, of the stored one's shape and type.
+        begin: byte of the file where its data begin.
+        offsets: first element along each axis.
+        lengths: elements along each axis.
+    """
+    import torch
+
+    sizes, width = list(described.shape), described.element_size()
+    if not sizes:
+        sizes, offsets, lengths = [1], [0], [1]
+    axis, box_offsets, box_lengths = box_to_read(sizes, offsets, lengths, width)
+    data = torch.empty(math.prod(box_lengths) * width, dtype=torch.uint8)
+    memory = memoryview(data.numpy())
+    run = math.prod(box_lengths[axis:]) * width
+    for number, element in enumerate(_runs(sizes, axis, box_offsets, box_lengths)):
+        stream.seek(begin + element * width)
+        wanted = memory[number * run : (number + 1) * run]
+        while wanted:
+            if not (count := stream.readinto(wanted)):
+                raise EOFError(f"{stream.name}: ends before byte {begin + (element * width) + run}")
+            wanted = wanted[count:]
+    box = data.view(described.dtype).view(box_lengths)
+    for number in range(axis + 1, len(sizes)):
+        box = box.narrow(number, offsets[number], lengths[number])
+    return box.reshape(()) if described.dim() == 0 else box
+
+
+def _reader(checkpoint_dir: Any, cache_metadata: bool = False, async_strategy: str = "mcore") -> Any:
+    import torch
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner
+    from torch.futures import Future
+
+    class ExactReader(FileSystemReader):
+        """torch's reader of a folder, reading parts."""
+
+        def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+            path = self._get_metadata_path(kwargs.get("rank"))
+            state = os.stat(path)
+            key = (os.path.abspath(path), state.st_mtime_ns, state.st_size)
+            if key not in _contents:
+                _contents.clear()
+                _contents[key] = super().read_metadata(*args, **kwargs)
+            return _contents[key]
+
+        def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+            whole, parts = [], []
+            for item in plan.items:
+                stored = self.storage_data[item.storage_index]
+                plain = item.type != LoadItemType.BYTE_IO and not stored.transform_descriptors
+                (parts if plain else whole).append(item)
+            done: Future[None] = super().read_data(LoadPlan(whole), planner)
+            by_place = sorted(
+                parts, key=lambda item: (lambda s: (s.relative_path, s.offset))(self.storage_data[item.storage_index])
+            )
+            for path, items in itertools.groupby(
+                by_place, key=lambda item: self.storage_data[item.storage_index].relative_path
+            ):
+                # Unbuffered: a buffer would read past what is asked for.
+                with open(self.fs.concat_path(self.path, path), "rb", buffering=0) as stream:
+                    for item in items:
+                        self._read_item(stream, item, planner)
+            return done
+
+        def _read_item(self, stream: Any, item: Any, planner: LoadPlanner) -> None:
+            stored = self.storage_data[item.storage_index]
+            archive = self._slice_file(stream, stored)
+            described = torch.load(archive, map_location="meta", weights_only=True)
+            if not described.is_contiguous() or described.storage_offset():
+                raise ValueError(f"{stream.name}: {item.storage_index.fqn} is not stored row by row")
+            archive.seek(0)
+            begin = torch._C.PyTorchFileReader(archive).get_record_offset("data/0")
+            part = _read_part(stream, described, stored.offset + begin, item.storage_offsets, item.lengths)
+            target = planner.resolve_tensor(item).detach()
+            if target.size() != part.size():
+                raise ValueError(f"{item.storage_index}: {tuple(part.size())} for {tuple(target.size())}")
+            target.copy_(part)
+            planner.commit_tensor(item, target)
+
+    return ExactReader(checkpoint_dir)
+
+
+def install() -> None:
+    """Puts the reader in the place of torch's."""
+    READER.replace(_reader)
+    COMMON.replace(_reader)
+
+
+PATCH = Patch(
+    name="exact-reads",
+    targets=(READER, COMMON),
+    versions={"megatron-core": ("0.19.2",), "torch": ("2.11.0", "2.12.1", "2.13.0")},
+    reason="torch reads a stored block whole for each part of it that a rank needs, and Megatron reads a checkpoint's "
+    "table of contents several times per load",
+    upstream="https://github.com/pytorch/pytorch/blob/v2.13.0/torch/distributed/checkpoint/filesystem.py",
+    condition=lambda machine: Decision(True, "torch reads whole blocks"),
+    install=install,
+)
