@@ -65,36 +65,37 @@ def _runs(sizes: Sequence[int], axis: int, offsets: Sequence[int], lengths: Sequ
         yield sum(number * stride for number, stride in zip((*place, offsets[axis]), strides, strict=False))
 
 
-def _read_part(stream: Any, described: Any, begin: int, offsets: Sequence[int], lengths: Sequence[int]) -> Any:
-    """A part of a stored tensor, as a new CPU tensor.
+def _read_part(stream: Any, described: Any, begin: int, item: Any, target: Any) -> None:
+    """Reads a part of a stored tensor into `target`.
 
     Args:
-        stream: the file.
+        stream: the file, unbuffered.
         described: a tensor without memory, of the stored one's shape and type.
         begin: byte of the file where its data begin.
-        offsets: first element along each axis.
-        lengths: elements along each axis.
+        item: torch's request; its `storage_offsets` and `lengths` are those of the part.
+        target: tensor of the part's shape.
     """
     import torch
 
-    sizes, width = list(described.shape), described.element_size()
-    if not sizes:
-        sizes, offsets, lengths = [1], [0], [1]
+    sizes, width = list(described.shape) or [1], described.element_size()
+    offsets, lengths = list(item.storage_offsets) or [0], list(item.lengths) or [1]
     axis, box_offsets, box_lengths = box_to_read(sizes, offsets, lengths, width)
-    data = torch.empty(math.prod(box_lengths) * width, dtype=torch.uint8)
-    memory = memoryview(data.numpy())
+    direct = box_lengths == lengths and target.is_cpu and target.is_contiguous()
+    direct &= type(target) is torch.Tensor and target.dtype == described.dtype
+    box = target if direct else torch.empty(box_lengths, dtype=described.dtype)
+    memory = memoryview(box.reshape(-1).view(torch.uint8).numpy())
     run = math.prod(box_lengths[axis:]) * width
     for number, element in enumerate(_runs(sizes, axis, box_offsets, box_lengths)):
         stream.seek(begin + element * width)
         wanted = memory[number * run : (number + 1) * run]
         while wanted:
             if not (count := stream.readinto(wanted)):
-                raise EOFError(f"{stream.name}: ends before byte {begin + (element * width) + run}")
+                raise EOFError(f"{stream.name} ends inside {item.storage_index.fqn}")
             wanted = wanted[count:]
-    box = data.view(described.dtype).view(box_lengths)
-    for number in range(axis + 1, len(sizes)):
-        box = box.narrow(number, offsets[number], lengths[number])
-    return box.reshape(()) if described.dim() == 0 else box
+    if not direct:
+        for number in range(axis + 1, len(sizes)):
+            box = box.narrow(number, offsets[number], lengths[number])
+        target.copy_(box.view(target.shape))
 
 
 def _reader(checkpoint_dir: Any, cache_metadata: bool = False, async_strategy: str = "mcore") -> Any:
@@ -142,11 +143,10 @@ def _reader(checkpoint_dir: Any, cache_metadata: bool = False, async_strategy: s
                 raise ValueError(f"{stream.name}: {item.storage_index.fqn} is not stored row by row")
             archive.seek(0)
             begin = torch._C.PyTorchFileReader(archive).get_record_offset("data/0")
-            part = _read_part(stream, described, stored.offset + begin, item.storage_offsets, item.lengths)
             target = planner.resolve_tensor(item).detach()
-            if target.size() != part.size():
-                raise ValueError(f"{item.storage_index}: {tuple(part.size())} for {tuple(target.size())}")
-            target.copy_(part)
+            if target.size() != item.lengths:
+                raise ValueError(f"{item.storage_index}: {tuple(item.lengths)} for {tuple(target.size())}")
+            _read_part(stream, described, stored.offset + begin, item, target)
             planner.commit_tensor(item, target)
 
     return ExactReader(checkpoint_dir)

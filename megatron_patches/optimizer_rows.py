@@ -237,6 +237,10 @@ def rows_to_save(optimizer: Any, sharded: Any) -> dict[int, Any]:
                 size = tail.head_size(blocks.width)
                 mine[tail.start - begin : tail.start - begin + size] = parcels.take(tail.rank, size)
             pieces = blocks.pieces(key, own, mine, optimizer.distributed_optimizer_instance_id)
+            if len(pieces) > 1:
+                # The writer copies what shares its memory, and would hold all of it twice.
+                for piece in pieces:
+                    piece.data = piece.data.clone()
             state.setdefault(blocks.index, {})[key] = dict(enumerate(pieces))
     return state
 
