@@ -1,0 +1,157 @@
+"""What checkpoints ask of a rank and its node: bytes read and written, and host memory meanwhile.
+
+The counts are those of Megatron 0.19.2 with this project's patches (`optimizer_rows`, `even_blocks`, `exact_reads`)
+and parallel loading: of a model-parallel shard, each data-parallel rank saves and reads its own share.
+`benchmarks/checkpoints.py` measures them (docs/benchmarks/checkpoints.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from emma.recipes.schema import Recipe
+from emma.tools.arithmetic.parameters import layer_parameters, rank_parameters
+
+__all__ = ["Traffic", "checkpoint_traffic", "copied_bytes", "state_bytes", "weight_bytes"]
+
+_GIB = 2**30
+
+_BLOCK_BYTES = 16 * 2**20
+"""Largest block of weights (`megatron_patches/even_blocks.py`)."""
+
+_TENSORS = 7
+"""Tensors of a layer in a checkpoint: QKV, projection, gate, up, down and two norms."""
+
+_CONTENTS_BYTES = 330
+"""Of a block in `.metadata`, its table of contents, which every rank reads: measured, 308 to 329."""
+
+_HEADER_BYTES = 9_800
+"""Of the archive that holds a block, read to find its data: measured."""
+
+_WRITER_GIB = 0.0
+"""Processes beside a rank that saves in the background: the writer and the server of its queue."""
+
+
+def weight_bytes(recipe: Recipe) -> int:
+    """Bytes of a weight in a checkpoint: FP32 runs 4, all others 2 (FP8 weights are written as BF16)."""
+    return 4 if recipe.precision.compute == "fp32" else 2
+
+
+def state_bytes(recipe: Recipe) -> int:
+    """Bytes of a weight's optimizer state in a checkpoint, always FP32: main weight and two moments. An FP32 run
+    without the distributed optimizer has no main weights besides the weights."""
+    whole = recipe.precision.compute == "fp32" and not recipe.parallelism.distributed_optimizer
+    return 8 if whole else 12
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Of the rank that moves the most (all data-parallel ranks of a stage move the same)."""
+
+    written_gib: float
+    """Written by the rank at a save."""
+    read_gib: float
+    """Read by the rank at a resume."""
+    verified_gib: float
+    """Read before that, once by all ranks together, where files are compared with their hashes."""
+    contents_gib: float
+    """Part of `read_gib` that does not fall with the number of ranks: the table of contents."""
+    host_save_gib: float
+    """Host memory of the rank at a save, beyond what it has otherwise."""
+    host_load_gib: float
+    """The same at a resume."""
+    node_save_gib: float
+    """All ranks of a node at a save."""
+    node_load_gib: float
+    """All ranks of a node at a resume."""
+    seconds_to_load: float
+    """Reading at the storage's speed, verification included."""
+
+
+def _blocks(recipe: Recipe, held: int) -> tuple[int, int]:
+    """Blocks of a model-parallel shard of `held` weights: of weights, and of optimizer states.
+
+    Weights: one for each tensor and one for each 16 MiB. States, three of each weight: one for each tensor, and one
+    more wherever a rank's shard of a gradient bucket begins. Buckets have 40 million weights, or a million for each
+    data-parallel rank if that is more, with overlapped gradient reduction; else there is one
+    (`distributed_data_parallel.py` of Megatron).
+    """
+    p = recipe.parallelism
+    ranks = recipe.data_parallel * p.context
+    tensors = _TENSORS * recipe.model.layers // p.pipeline + 3
+    buckets = max(1, held // max(40_000_000, 1_000_000 * ranks)) if p.overlap_grad_reduce else 1
+    weights = tensors + held * weight_bytes(recipe) // _BLOCK_BYTES
+    shards = ranks // p.distributed_optimizer_instances if p.distributed_optimizer else 1
+    return weights, 3 * (tensors + (shards * buckets if shards > 1 else 0))
+
+
+def _shares(recipe: Recipe, held: int) -> tuple[float, float]:
+    """Bytes of weights and of optimizer states that one data-parallel rank moves of `held` weights."""
+    ranks = recipe.data_parallel * recipe.parallelism.context
+    return held * weight_bytes(recipe) / ranks, held * state_bytes(recipe) / ranks
+
+
+def _held(recipe: Recipe) -> int:
+    """Weights of the largest model-parallel shard."""
+    p = recipe.parallelism
+    return max(rank_parameters(recipe.model, p.tensor, p.pipeline, s).total for s in range(p.pipeline))
+
+
+def _rows(recipe: Recipe, held: int) -> float:
+    """Bytes of optimizer states that a rank copies to host memory: those of its own shard, in every optimizer
+    instance."""
+    p = recipe.parallelism
+    instances = p.distributed_optimizer_instances if p.distributed_optimizer else 1
+    return _shares(recipe, held)[1] * instances
+
+
+def copied_bytes(recipe: Recipe) -> float:
+    """Bytes that a rank copies before training goes on while it saves in the background.
+
+    Its rows of the optimizer from the device, the same to memory shared with the writer, and its share of the
+    weights from the device (`PersistentAsyncCaller.schedule_async_call`, `FileSystemWriterAsync.preload_tensors`).
+    """
+    held = _held(recipe)
+    return _shares(recipe, held)[0] + 2 * _rows(recipe, held)
+
+
+def checkpoint_traffic(recipe: Recipe, storage_gb_per_s: float) -> Traffic:
+    """Bytes and host memory of a save and of a resume.
+
+    Host memory at a save: the rank's rows of the optimizer (12 bytes a weight over the ranks of an optimizer
+    instance) and its share of the weights, copied from the device. Saving in the background holds the same in
+    memory shared with the writer, a process of its own. At a resume: the rows until they are in the optimizer;
+    weights go to the device. On a CPU the "device" is host memory too: weights that other ranks have read are copied,
+    and gate and up of each layer are joined.
+
+    Args:
+        recipe: a checked recipe.
+        storage_gb_per_s: speed of the storage for all ranks together, 10^9 bytes/s.
+    """
+    p, model, cluster = recipe.parallelism, recipe.model, recipe.cluster
+    held, ranks = _held(recipe), recipe.data_parallel * p.context
+    weights, states = _shares(recipe, held)
+    weight_blocks, state_blocks = _blocks(recipe, held)
+    blocks = (weight_blocks + state_blocks) / ranks
+    contents = _CONTENTS_BYTES * p.tensor * p.pipeline * (weight_blocks + state_blocks)
+    rows = _rows(recipe, held)
+    save, load = rows + weights, rows if p.distributed_optimizer else 0.0
+    if cluster.device == "cpu":
+        gate_and_up = 2 * model.hidden_size * model.ffn_hidden_size * model.layers // (p.tensor * p.pipeline)
+        load += weight_bytes(recipe) * (held * (1 - 1 / ranks) + gate_and_up)
+    writer = _WRITER_GIB * _GIB if recipe.checkpoint.asynchronous else 0.0
+    total = (weights + states) * ranks * p.tensor * p.pipeline
+    return Traffic(
+        written_gib=(weights + states) / _GIB,
+        read_gib=(weights + states + blocks * _HEADER_BYTES + contents) / _GIB,
+        verified_gib=total / cluster.world_size / _GIB,
+        contents_gib=contents / _GIB,
+        host_save_gib=(save + writer) / _GIB,
+        host_load_gib=load / _GIB,
+        node_save_gib=(save + writer) * cluster.gpus_per_node / _GIB,
+        node_load_gib=load * cluster.gpus_per_node / _GIB,
+        seconds_to_load=2 * total / 1e9 / storage_gb_per_s,
+    )
+
+
+_ = layer_parameters
