@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from emma.recipes.schema import Recipe
-from emma.tools.arithmetic.parameters import layer_parameters, rank_parameters
+from emma.tools.arithmetic.parameters import rank_parameters
 
-__all__ = ["Traffic", "checkpoint_traffic", "copied_bytes", "state_bytes", "weight_bytes"]
+__all__ = ["Traffic", "checkpoint_traffic", "copied_bytes", "planning_seconds", "state_bytes", "weight_bytes"]
 
 _GIB = 2**30
 
@@ -28,8 +28,13 @@ _CONTENTS_BYTES = 330
 _HEADER_BYTES = 9_800
 """Of the archive that holds a block, read to find its data: measured."""
 
-_WRITER_GIB = 0.0
-"""Processes beside a rank that saves in the background: the writer and the server of its queue."""
+_DEAL_SECONDS, _READ_SECONDS = 12e-6, 6e-6
+"""Processor time for a block that is dealt, and for one whose description is read: measured with Megatron's own
+functions on 192,000 blocks."""
+
+_WRITER_GIB = 0.66
+"""Processes beside a rank that saves in the background: the writer and the server of its queue. Measured on a CPU: 404
+and 276 MiB of private memory; on a GPU, CUDA's own comes on top."""
 
 
 def weight_bytes(recipe: Recipe) -> int:
@@ -115,6 +120,23 @@ def copied_bytes(recipe: Recipe) -> float:
     return _shares(recipe, held)[0] + 2 * _rows(recipe, held)
 
 
+def planning_seconds(recipe: Recipe) -> float:
+    """Time in which ranks agree on who saves what; training waits, in the background or not.
+
+    Every rank reads the list of blocks of every other rank of its data-parallel group and deals them
+    (`determine_main_replica_uniform_distribution`), then reads the lists of all ranks once more
+    (`determine_global_metadata`): processor time per block, without the network.
+    """
+    held, p = _held(recipe), recipe.parallelism
+    ranks = recipe.data_parallel * p.context
+    shards = ranks // p.distributed_optimizer_instances if p.distributed_optimizer else 1
+    weights, states = _blocks(recipe, held)
+    listed = weights + states / shards
+    if ranks == 1:
+        return 0.0
+    return listed * (ranks * _DEAL_SECONDS + recipe.cluster.world_size * _READ_SECONDS)
+
+
 def checkpoint_traffic(recipe: Recipe, storage_gb_per_s: float) -> Traffic:
     """Bytes and host memory of a save and of a resume.
 
@@ -153,5 +175,3 @@ def checkpoint_traffic(recipe: Recipe, storage_gb_per_s: float) -> Traffic:
         seconds_to_load=2 * total / 1e9 / storage_gb_per_s,
     )
 
-
-_ = layer_parameters

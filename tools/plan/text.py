@@ -177,6 +177,20 @@ def _checkpoints(plan: Plan) -> list[str]:
         ),
         ("cost", f"{blocking} per save ({how}){share}"),
     ]
+    t, host = c.traffic, plan.host_memory
+    node = plan.recipe.cluster.host_memory_gib
+    rows += [
+        (
+            "a rank",
+            f"writes {_size(t.written_gib)} at a save; reads {_size(t.verified_gib)} to verify and {_size(t.read_gib)} to "
+            f"resume, {t.seconds_to_load:.0f} s at {plan.assumptions.storage_gb_per_s:g} GB/s for all ranks",
+        ),
+        (
+            "host memory",
+            f"{_size(t.host_save_gib)} of a rank at a save, {_size(t.host_load_gib)} at a resume; a node needs "
+            f"{host.total:.0f} GiB with its ranks" + (f", has {node:g}" if node else ""),
+        ),
+    ]
     if c.minutes_between is not None:
         rows.append(
             (
