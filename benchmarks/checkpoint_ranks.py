@@ -200,7 +200,9 @@ def load_by_layer_rank(checkpoint: str, tensor: int) -> dict[str, float]:
         apply_factories(group)
         entries = _flat(group)
         before = _counters("io")["rchar"]
-        loaded = dist_checkpointing.load(dict(entries), str(folder), strategy, validate_access_integrity=False)
+        loaded = dist_checkpointing.load(
+            dict(entries), str(folder), strategy, validate_access_integrity=False
+        )
         found["read"] += _counters("io")["rchar"] - before
         for name, entry in entries.items():
             if mpu.get_data_parallel_rank() == 0 and isinstance(entry, ShardedTensor):

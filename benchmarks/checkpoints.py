@@ -70,9 +70,7 @@ def compare(folder: Path, recipe: Recipe) -> dict[str, Any]:
     job = (ranks, str(folder / "recipe.yaml"), str(checkpoints))
     saves = run_ranks(save_rank, *job, timeout=600)
     loads = run_ranks(load_rank, *job, timeout=600)
-    size = sum(
-        path.stat().st_size for path in (checkpoints / "iter_0000001").rglob("*") if path.is_file()
-    )
+    size = sum(path.stat().st_size for path in (checkpoints / "iter_0000001").rglob("*") if path.is_file())
     plan = checkpoint_traffic(recipe, 1.0)
     pairs = {
         "written": (max(each["save"]["written"] for each in saves), plan.written_gib),

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from emma.megatron_patches.patch import Decision, Patch, Target
@@ -60,7 +60,9 @@ def box_to_read(
 def _runs(sizes: Sequence[int], axis: int, offsets: Sequence[int], lengths: Sequence[int]) -> Iterator[int]:
     """First element of each run of a box in the flat block."""
     strides = [math.prod(sizes[number + 1 :]) for number in range(len(sizes))]
-    before = (range(begin, begin + length) for begin, length in zip(offsets[:axis], lengths[:axis], strict=True))
+    before = (
+        range(begin, begin + length) for begin, length in zip(offsets[:axis], lengths[:axis], strict=True)
+    )
     for place in itertools.product(*before):
         yield sum(number * stride for number, stride in zip((*place, offsets[axis]), strides, strict=False))
 
@@ -108,9 +110,9 @@ def _reader(checkpoint_dir: Any, cache_metadata: bool = False, async_strategy: s
         """torch's reader of a folder, reading parts."""
 
         def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
-            path = self._get_metadata_path(kwargs.get("rank"))
-            state = os.stat(path)
-            key = (os.path.abspath(path), state.st_mtime_ns, state.st_size)
+            path = Path(self._get_metadata_path(kwargs.get("rank"))).resolve()
+            state = path.stat()
+            key = (str(path), state.st_mtime_ns, state.st_size)
             if key not in _contents:
                 _contents.clear()
                 _contents[key] = super().read_metadata(*args, **kwargs)
@@ -123,14 +125,15 @@ def _reader(checkpoint_dir: Any, cache_metadata: bool = False, async_strategy: s
                 plain = item.type != LoadItemType.BYTE_IO and not stored.transform_descriptors
                 (parts if plain else whole).append(item)
             done: Future[None] = super().read_data(LoadPlan(whole), planner)
-            by_place = sorted(
-                parts, key=lambda item: (lambda s: (s.relative_path, s.offset))(self.storage_data[item.storage_index])
+            places = self.storage_data
+            parts.sort(
+                key=lambda item: (places[item.storage_index].relative_path, places[item.storage_index].offset)
             )
             for path, items in itertools.groupby(
-                by_place, key=lambda item: self.storage_data[item.storage_index].relative_path
+                parts, key=lambda item: places[item.storage_index].relative_path
             ):
                 # Unbuffered: a buffer would read past what is asked for.
-                with open(self.fs.concat_path(self.path, path), "rb", buffering=0) as stream:
+                with Path(self.path, path).open("rb", buffering=0) as stream:
                     for item in items:
                         self._read_item(stream, item, planner)
             return done

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from emma.megatron_patches.machine import Machine
 from emma.megatron_patches.patch import Decision, Patch, Target
 
 __all__ = ["PATCH", "Blocks", "Share", "blocks_of", "shares_of"]

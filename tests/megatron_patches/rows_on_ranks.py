@@ -22,7 +22,9 @@ def _optimizer(buckets: int, pad: bool, width: int) -> tuple[Any, Any]:
     torch.manual_seed(0)
     layers = [
         torch.nn.Sequential(
-            torch.nn.Linear(width, 3 * width), torch.nn.LayerNorm(3 * width), torch.nn.Linear(3 * width, width)
+            torch.nn.Linear(width, 3 * width),
+            torch.nn.LayerNorm(3 * width),
+            torch.nn.Linear(3 * width, width),
         )
         for _ in range(4)
     ]

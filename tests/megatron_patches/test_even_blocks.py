@@ -46,7 +46,14 @@ def test_blocks_are_views_that_cover_the_tensor(layers: int | None, monkeypatch:
 def test_a_run_saved_in_blocks_resumes_exactly_and_in_another_layout(tmp_path: Path) -> None:
     """Two data-parallel ranks save blocks; the same layout repeats the losses, read in blocks or not."""
     *_, whole = run_ranks(
-        train_in_blocks, 2, 3000, "--save", str(tmp_path), "--save-interval", "4", "--ckpt-fully-parallel-load"
+        train_in_blocks,
+        2,
+        3000,
+        "--save",
+        str(tmp_path),
+        "--save-interval",
+        "4",
+        "--ckpt-fully-parallel-load",
     )
     from torch.distributed.checkpoint import FileSystemReader
 

@@ -14,7 +14,7 @@ from emma.megatron_patches.exact_reads import box_to_read
 from tests.megatron_patches.small_run import apply_without
 from tests.ranks import run_ranks
 
-SIZES = (3, 700, 512)
+SIZES = (3, 70, 4096)
 
 
 def test_a_box_holds_what_is_wanted_in_runs_of_a_page() -> None:
@@ -41,9 +41,7 @@ def load_part(folder: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> t
     Path(folder).mkdir(parents=True)
     dist_checkpointing.save({"weight": ShardedTensor.from_rank_offsets("weight", whole)}, folder)
     part = torch.full(shape, -1.0)
-    wanted = ShardedTensor(
-        "weight", part, torch.float32, shape, SIZES, offset, None, (0, 0, 0)
-    )
+    wanted = ShardedTensor("weight", part, torch.float32, shape, SIZES, offset, None, (0, 0, 0))
     counter = Path("/proc/self/io")
     before = int(counter.read_text().split()[1])
     loaded = dist_checkpointing.load({"weight": wanted}, folder, validate_access_integrity=False)
@@ -58,12 +56,12 @@ def load_part_without(*arguments: Any) -> tuple[bool, int]:
     return load_part(*arguments)
 
 
-# Rows, columns of a page and more (a row-parallel weight), columns of less, everything.
+# Offset, shape, and what is read as a multiple of what is wanted: runs shorter than a page are read with their rows.
 PARTS = {
-    "rows": ((1, 100, 0), (1, 300, 512), 1.0),
-    "wide columns": ((0, 0, 0), (3, 700, 512), 1.0),
-    "block of layers": ((1, 0, 0), (2, 700, 512), 1.0),
-    "narrow columns": ((2, 0, 128), (1, 700, 256), 2.0),
+    "rows": ((1, 10, 0), (1, 30, 4096), 1),
+    "wide columns": ((0, 0, 2048), (3, 70, 2048), 1),
+    "layers": ((1, 0, 0), (2, 70, 4096), 1),
+    "narrow columns": ((2, 0, 512), (1, 70, 512), 8),
 }
 
 

@@ -82,7 +82,9 @@ class CheckpointCost:
     disk_gib: float
     """Space for those and for the one being written."""
     seconds: float
-    """Blocking time of one save: planning, then writing or, in the background, copying."""
+    """Time of one save that training waits for: writing or, in the background, copying."""
+    planning_seconds: float
+    """The same before that, while the ranks agree on who saves what."""
     share_of_time: float | None
     """Blocking saves as a share of the run; None without a speed."""
     minutes_between: float | None
@@ -113,7 +115,7 @@ def checkpoint_cost(
     if checkpoint.asynchronous:
         # Each rank copies its share to host memory; writing overlaps training.
         seconds = copied_bytes(recipe) / 1e9 / assumptions.host_copy_gb_per_s
-    seconds += planning_seconds(recipe)
+    planning = planning_seconds(recipe)
     between = None if seconds_per_step is None else checkpoint.interval * seconds_per_step
     return CheckpointCost(
         gib=size / _GIB,
@@ -121,7 +123,8 @@ def checkpoint_cost(
         kept=kept,
         disk_gib=(kept + 1) * size / _GIB,
         seconds=seconds,
-        share_of_time=None if between is None else seconds / (between + seconds),
+        planning_seconds=planning,
+        share_of_time=None if between is None else (seconds + planning) / (between + seconds + planning),
         minutes_between=None if between is None else between / 60,
         traffic=checkpoint_traffic(recipe, assumptions.storage_gb_per_s),
     )
@@ -132,7 +135,8 @@ def expected_time(recipe: Recipe, tokens_per_second_per_gpu: float, assumptions:
     gpus = recipe.cluster.world_size
     step = recipe.tokens_per_step / (tokens_per_second_per_gpu * gpus)
     checkpoints = checkpoint_cost(recipe, step, assumptions)
-    seconds = recipe.schedule.steps * step + checkpoints.saves * checkpoints.seconds
+    save = checkpoints.planning_seconds + checkpoints.seconds
+    seconds = recipe.schedule.steps * step + checkpoints.saves * save
     return Time(seconds_per_step=step, days=seconds / 86400, gpu_hours=seconds / 3600 * gpus)
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from emma.recipes.schema import Recipe
-from emma.tools.arithmetic.parameters import rank_parameters
+from emma.tools.arithmetic.parameters import rank_parameters, total_parameters
 
 __all__ = ["Traffic", "checkpoint_traffic", "copied_bytes", "planning_seconds", "state_bytes", "weight_bytes"]
 
 _GIB = 2**30
 
-_BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 16 * 2**20
 """Largest block of weights (`megatron_patches/even_blocks.py`)."""
 
 _TENSORS = 7
@@ -85,29 +85,46 @@ def _blocks(recipe: Recipe, held: int) -> tuple[int, int]:
     ranks = recipe.data_parallel * p.context
     tensors = _TENSORS * recipe.model.layers // p.pipeline + 3
     buckets = max(1, held // max(40_000_000, 1_000_000 * ranks)) if p.overlap_grad_reduce else 1
-    weights = tensors + held * weight_bytes(recipe) // _BLOCK_BYTES
+    weights = tensors + held * weight_bytes(recipe) // BLOCK_BYTES
     shards = ranks // p.distributed_optimizer_instances if p.distributed_optimizer else 1
     return weights, 3 * (tensors + (shards * buckets if shards > 1 else 0))
 
 
-def _shares(recipe: Recipe, held: int) -> tuple[float, float]:
-    """Bytes of weights and of optimizer states that one data-parallel rank moves of `held` weights."""
-    ranks = recipe.data_parallel * recipe.parallelism.context
-    return held * weight_bytes(recipe) / ranks, held * state_bytes(recipe) / ranks
+@dataclass(frozen=True)
+class Shares:
+    """Bytes of one data-parallel rank of a pipeline stage."""
+
+    weights: float
+    """Weights that it saves, and reads to resume."""
+    states: float
+    """Optimizer states that it saves, and reads to resume."""
+    rows: float
+    """Optimizer states that it holds in host memory meanwhile: all of its own shard, of which each instance of the
+    distributed optimizer has a copy and one saves a part."""
 
 
-def _held(recipe: Recipe) -> int:
-    """Weights of the largest model-parallel shard."""
+def stage_shares(recipe: Recipe, stage: int, ranks: int | None = None) -> Shares:
+    """Shares of a data-parallel rank of a pipeline stage.
+
+    Args:
+        recipe: a checked recipe.
+        stage: the pipeline stage.
+        ranks: data-parallel ranks; by default the recipe's, times its context-parallel ones.
+    """
     p = recipe.parallelism
-    return max(rank_parameters(recipe.model, p.tensor, p.pipeline, s).total for s in range(p.pipeline))
-
-
-def _rows(recipe: Recipe, held: int) -> float:
-    """Bytes of optimizer states that a rank copies to host memory: those of its own shard, in every optimizer
-    instance."""
-    p = recipe.parallelism
+    held = rank_parameters(recipe.model, p.tensor, p.pipeline, stage).total
+    ranks = ranks or recipe.data_parallel * p.context
     instances = p.distributed_optimizer_instances if p.distributed_optimizer else 1
-    return _shares(recipe, held)[1] * instances
+    states = held * state_bytes(recipe) / ranks
+    return Shares(held * weight_bytes(recipe) / ranks, states, states * instances)
+
+
+def _fullest(recipe: Recipe) -> tuple[int, Shares]:
+    """Weights of the largest model-parallel shard, and the shares of its ranks."""
+    p = recipe.parallelism
+    sizes = [rank_parameters(recipe.model, p.tensor, p.pipeline, stage).total for stage in range(p.pipeline)]
+    stage = sizes.index(max(sizes))
+    return sizes[stage], stage_shares(recipe, stage)
 
 
 def copied_bytes(recipe: Recipe) -> float:
@@ -116,8 +133,8 @@ def copied_bytes(recipe: Recipe) -> float:
     Its rows of the optimizer from the device, the same to memory shared with the writer, and its share of the
     weights from the device (`PersistentAsyncCaller.schedule_async_call`, `FileSystemWriterAsync.preload_tensors`).
     """
-    held = _held(recipe)
-    return _shares(recipe, held)[0] + 2 * _rows(recipe, held)
+    _, shares = _fullest(recipe)
+    return shares.weights + 2 * shares.rows
 
 
 def planning_seconds(recipe: Recipe) -> float:
@@ -127,10 +144,10 @@ def planning_seconds(recipe: Recipe) -> float:
     (`determine_main_replica_uniform_distribution`), then reads the lists of all ranks once more
     (`determine_global_metadata`): processor time per block, without the network.
     """
-    held, p = _held(recipe), recipe.parallelism
+    p = recipe.parallelism
     ranks = recipe.data_parallel * p.context
     shards = ranks // p.distributed_optimizer_instances if p.distributed_optimizer else 1
-    weights, states = _blocks(recipe, held)
+    weights, states = _blocks(recipe, _fullest(recipe)[0])
     listed = weights + states / shards
     if ranks == 1:
         return 0.0
@@ -151,21 +168,20 @@ def checkpoint_traffic(recipe: Recipe, storage_gb_per_s: float) -> Traffic:
         storage_gb_per_s: speed of the storage for all ranks together, 10^9 bytes/s.
     """
     p, model, cluster = recipe.parallelism, recipe.model, recipe.cluster
-    held, ranks = _held(recipe), recipe.data_parallel * p.context
-    weights, states = _shares(recipe, held)
+    (held, shares), ranks = _fullest(recipe), recipe.data_parallel * p.context
+    moved = shares.weights + shares.states
     weight_blocks, state_blocks = _blocks(recipe, held)
     blocks = (weight_blocks + state_blocks) / ranks
     contents = _CONTENTS_BYTES * p.tensor * p.pipeline * (weight_blocks + state_blocks)
-    rows = _rows(recipe, held)
-    save, load = rows + weights, rows if p.distributed_optimizer else 0.0
+    save, load = shares.weights + shares.rows, shares.rows if p.distributed_optimizer else 0.0
     if cluster.device == "cpu":
         gate_and_up = 2 * model.hidden_size * model.ffn_hidden_size * model.layers // (p.tensor * p.pipeline)
         load += weight_bytes(recipe) * (held * (1 - 1 / ranks) + gate_and_up)
     writer = _WRITER_GIB * _GIB if recipe.checkpoint.asynchronous else 0.0
-    total = (weights + states) * ranks * p.tensor * p.pipeline
+    total = total_parameters(model) * (weight_bytes(recipe) + state_bytes(recipe))
     return Traffic(
-        written_gib=(weights + states) / _GIB,
-        read_gib=(weights + states + blocks * _HEADER_BYTES + contents) / _GIB,
+        written_gib=moved / _GIB,
+        read_gib=(moved + blocks * _HEADER_BYTES + contents) / _GIB,
         verified_gib=total / cluster.world_size / _GIB,
         contents_gib=contents / _GIB,
         host_save_gib=(save + writer) / _GIB,
@@ -174,4 +190,3 @@ def checkpoint_traffic(recipe: Recipe, storage_gb_per_s: float) -> Traffic:
         node_load_gib=load * cluster.gpus_per_node / _GIB,
         seconds_to_load=2 * total / 1e9 / storage_gb_per_s,
     )
-

@@ -82,9 +82,9 @@ def check_fits(recipe: Recipe, origin: str | None = None) -> None:
         RecipeError: it does not fit; the fix names the fastest layout that does, as overrides. Or a node's memory
             would not hold its ranks while they save or load.
     """
-    _check_host(recipe)
     memory, limit = estimate_memory(recipe), memory_limit(recipe)
     if limit is None or memory.total <= limit:
+        _check_host(recipe)
         return
     best = next((alternative for alternative in alternatives(recipe) if alternative.reason is None), None)
     fix = "use more or larger GPUs, or another precision: no layout of this cluster fits"

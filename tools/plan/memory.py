@@ -96,7 +96,9 @@ def host_memory(recipe: Recipe) -> HostMemory:
     traffic = checkpoint_traffic(recipe, 1.0)
     save, load = traffic.node_save_gib, traffic.node_load_gib
     each = estimate_memory(recipe).total if recipe.cluster.device == "cpu" else _PROCESS_GIB
-    return HostMemory(max(save, load), each * recipe.cluster.gpus_per_node, "save" if save >= load else "load")
+    return HostMemory(
+        max(save, load), each * recipe.cluster.gpus_per_node, "save" if save >= load else "load"
+    )
 
 
 def memory_limit(recipe: Recipe) -> float | None:

@@ -111,7 +111,9 @@ def _simulate_rank(recipe: Recipe, stage: int, tensor_rank: int) -> dict[str, An
         "samples": _samples(recipe, args.data_parallel_size, get_num_microbatches()),
         "tensors": [tensor for chunk in chunks for tensor in _tensors(chunk)],
         "buffers": _buffers(args, chunks) if with_buffers else None,
-        "traffic": simulate_traffic(args, chunks, container.ddp) if tensor_rank == 0 and saved_by_rows else None,
+        "traffic": simulate_traffic(args, chunks, container.ddp)
+        if tensor_rank == 0 and saved_by_rows
+        else None,
         "skipped": skipped,
     }
 

@@ -54,7 +54,9 @@ def simulate_traffic(args: Any, chunks: list[Any], ddp_config: Any) -> dict[str,
     states = [model.sharded_state_dict() for model in models]
     optimizer = SimpleNamespace(
         buffers=[
-            buffer for model in models for buffer in _buffers(list(model.parameters()), ddp_config, shards, ranks)
+            buffer
+            for model in models
+            for buffer in _buffers(list(model.parameters()), ddp_config, shards, ranks)
         ],
         data_parallel_group=SimpleNamespace(size=lambda: shards),
     )

@@ -169,13 +169,14 @@ def _checkpoints(plan: Plan) -> list[str]:
         if checkpoint.asynchronous
         else f"written at {plan.assumptions.storage_gb_per_s:g} GB/s by all ranks together"
     )
+    planning = f", {c.planning_seconds:.1f} s before that to plan it" if c.planning_seconds >= 0.1 else ""
     share = "" if c.share_of_time is None else f", {c.share_of_time:.1%} of the run"
     rows = [
         (
             "size",
             f"{_size(c.gib)} each; {c.saves:,} saves, {keep}: {_size(c.disk_gib)} with the one being written",
         ),
-        ("cost", f"{blocking} per save ({how}){share}"),
+        ("cost", f"{blocking} per save ({how}){planning}{share}"),
     ]
     t, host = c.traffic, plan.host_memory
     node = plan.recipe.cluster.host_memory_gib

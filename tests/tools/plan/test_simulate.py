@@ -97,6 +97,10 @@ def test_a_difference_is_a_fault(small: Recipe, simulation: Simulation) -> None:
             rank["buffers"]["optimizer"] *= 2
         elif change == "samples":
             rank["samples"]["last"] = "255 samples"
+        elif change == "traffic":
+            rank["traffic"]["bytes"][5] += 10**8
+        elif change == "host":
+            rank["traffic"]["rows"][5] += 10**8
         elif change == "missing":
             rank["tensors"] = [t for t in rank["tensors"] if "linear_fc2" not in t["key"]]
         elif change == "shape":
@@ -111,6 +115,8 @@ def test_a_difference_is_a_fault(small: Recipe, simulation: Simulation) -> None:
         "gradients": "gradients, but the plan says",
         "optimizer": "weights in the optimizer",
         "samples": "last step",
+        "traffic": "bytes written by a rank at a save",
+        "host": "in the host memory of a rank",
         "missing": "decoder.layers.mlp.linear_fc2.weight: the ranks hold",
         "shape": "expected (",
     }.items():
