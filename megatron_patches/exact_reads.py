@@ -119,7 +119,8 @@ def _reader(checkpoint_dir: Any, cache_metadata: bool = False, async_strategy: s
             return _contents[key]
 
         def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-            whole, parts = [], []
+            whole: list[Any] = []
+            parts: list[Any] = []
             for item in plan.items:
                 stored = self.storage_data[item.storage_index]
                 plain = item.type != LoadItemType.BYTE_IO and not stored.transform_descriptors
@@ -145,7 +146,7 @@ def _reader(checkpoint_dir: Any, cache_metadata: bool = False, async_strategy: s
             if not described.is_contiguous() or described.storage_offset():
                 raise ValueError(f"{stream.name}: {item.storage_index.fqn} is not stored row by row")
             archive.seek(0)
-            begin = torch._C.PyTorchFileReader(archive).get_record_offset("data/0")
+            begin = torch._C.PyTorchFileReader(archive).get_record_offset("data/0")  # type: ignore[attr-defined]
             target = planner.resolve_tensor(item).detach()
             if target.size() != item.lengths:
                 raise ValueError(f"{item.storage_index}: {tuple(item.lengths)} for {tuple(target.size())}")

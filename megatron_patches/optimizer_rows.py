@@ -108,7 +108,8 @@ class Blocks:
 
         shape, width = tuple(self.parameter.shape), self.width
         name = f"optimizer.state.{key}.{self.sharded.key}"
-        replica = (*self.sharded.replica_id[:2], instance)
+        copies = self.sharded.replica_id
+        replica = (*(copies[:2] if isinstance(copies, tuple) else (copies, 0)), instance)
         found = []
         if isinstance(self.sharded, ShardedTensorFactory):
             # Which rows a part holds is told by where its view of a tensor without memory begins.
@@ -165,6 +166,8 @@ def blocks_of(optimizer: Any, sharded: Any) -> list[Blocks]:
             width = (end - start) // parameter.shape[0]
             shares = shares_of(start, end, whole.offset, shard, width)
             found.append(Blocks(next(numbers), parameter, width, by_parameter[parameter], shares))
+    # A load is told values only.
+    optimizer.emma_blocks = found
     return found
 
 
@@ -227,12 +230,13 @@ def rows_to_save(optimizer: Any, sharded: Any) -> dict[int, Any]:
             for tail in tails:
                 parcels.expect(tail.rank, tail.head_size(blocks.width))
     parcels.exchange()
-    state = {}
+    state: dict[int, Any] = {}
     for blocks in found:
-        own, tails = blocks.own(me), blocks.tails(me)
-        for key in _keys(optimizer) if own else ():
+        if not (own := blocks.own(me)):
+            continue
+        for key in _keys(optimizer):
             mine, begin = rows.pop((blocks.index, key)), own.first * blocks.width
-            for tail in tails:
+            for tail in blocks.tails(me):
                 size = tail.head_size(blocks.width)
                 mine[tail.start - begin : tail.start - begin + size] = parcels.take(tail.rank, size)
             pieces = blocks.pieces(key, own, mine, optimizer.distributed_optimizer_instance_id)
@@ -245,17 +249,18 @@ def rows_to_save(optimizer: Any, sharded: Any) -> dict[int, Any]:
 
 
 def rows_to_load(optimizer: Any, sharded: Any) -> dict[Any, Any]:
-    """The same without values, and the blocks themselves, which `load_rows` finds in the loaded state."""
+    """The same without values, and under `rows` the memory that the pieces are views of, for `load_rows`."""
     import torch
     from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject
 
-    me, found = optimizer.data_parallel_group.rank(), blocks_of(optimizer, sharded)
+    me = optimizer.data_parallel_group.rank()
     rows: dict[tuple[int, str], Any] = {}
     # Never empty: a rank whose shard is padding still takes part in the exchange.
-    state: dict[Any, Any] = {"blocks": LocalNonpersistentObject((tuple(found), rows))}
-    for blocks in found:
-        own = blocks.own(me)
-        for key in _keys(optimizer) if own else ():
+    state: dict[Any, Any] = {"rows": LocalNonpersistentObject(rows)}
+    for blocks in blocks_of(optimizer, sharded):
+        if not (own := blocks.own(me)):
+            continue
+        for key in _keys(optimizer):
             rows[blocks.index, key] = mine = torch.empty((own.last - own.first) * blocks.width)
             pieces = blocks.pieces(key, own, mine, optimizer.distributed_optimizer_instance_id)
             state.setdefault(blocks.index, {})[key] = dict(enumerate(pieces))
@@ -263,26 +268,32 @@ def rows_to_load(optimizer: Any, sharded: Any) -> dict[Any, Any]:
 
 
 def load_rows(optimizer: Any, state: dict[Any, Any]) -> None:
-    """Puts loaded rows, and what other ranks have loaded of the shard, into the optimizer."""
+    """Puts loaded rows, and what other ranks have loaded of the shard, into the optimizer.
+
+    Raises:
+        ValueError: values are missing.
+    """
     import torch
 
-    group, (found, rows) = optimizer.data_parallel_group, state["blocks"]
+    group, found, rows = optimizer.data_parallel_group, optimizer.emma_blocks, state.get("rows", {})
     me, parcels = group.rank(), _Parcels(group)
     for blocks in found:
-        own, tails = blocks.own(me), blocks.tails(me)
-        for key in _keys(optimizer) if own else ():
-            mine, begin, done = rows[blocks.index, key], own.first * blocks.width, 0
+        if not (own := blocks.own(me)):
+            continue
+        for key in _keys(optimizer):
+            size, begin, done = (own.last - own.first) * blocks.width, own.first * blocks.width, 0
+            mine = rows.setdefault((blocks.index, key), torch.empty(size))
             # Loaded in place, unless another instance of the optimizer has read and sent them.
             for _, piece in sorted(state.get(blocks.index, {}).get(key, {}).items()):
                 place = mine[done : done + piece.numel()]
                 if place.data_ptr() != piece.data_ptr():
                     place.copy_(piece.reshape(-1))
                 done += piece.numel()
-            if done != len(mine):
-                raise ValueError(f"{done} of {len(mine)} elements of {key} {blocks.sharded.key} were loaded")
-            for tail in tails:
-                size = tail.head_size(blocks.width)
-                parcels.send(tail.rank, mine[tail.start - begin : tail.start - begin + size])
+            if done != size:
+                raise ValueError(f"{done} of {size} elements of {key} {blocks.sharded.key} were loaded")
+            for tail in blocks.tails(me):
+                cut = tail.start - begin
+                parcels.send(tail.rank, mine[cut : cut + tail.head_size(blocks.width)])
             if own.owner is not None:
                 parcels.expect(own.owner, own.head_size(blocks.width))
     parcels.exchange()
@@ -292,11 +303,10 @@ def load_rows(optimizer: Any, state: dict[Any, Any]) -> None:
         states = {}
         for key in _keys(optimizer):
             mine, begin = rows.pop((blocks.index, key)), own.first * blocks.width
-            if own.owner is None:
-                states[key] = mine[: own.end - own.start]
-                continue
-            size = own.head_size(blocks.width)
-            states[key] = torch.cat([parcels.take(own.owner, size), mine[: max(0, own.end - begin)]])
+            states[key] = mine[: max(0, own.end - begin)]
+            if own.owner is not None:
+                head = parcels.take(own.owner, own.head_size(blocks.width))
+                states[key] = torch.cat([head, states[key]])
         optimizer._set_main_param_and_optimizer_states(blocks.parameter, states)
 
 

@@ -151,3 +151,18 @@ def test_8b_at_512_ranks(chunks: int) -> None:
     # Both stages and tensor ranks together hold the model; norms are on both tensor ranks.
     total = sum(sum(rank["parameters"]) for rank in found["ranks"])
     assert total == 8_030_261_248 + 65 * 4096
+
+
+@pytest.mark.slow
+def test_bytes_of_a_rank_fall_as_one_over_the_ranks() -> None:
+    """Llama 3 8B on 8, 64 and 512 GPUs, dealt by Megatron and the patches: no rank has more than its part."""
+    most = {}
+    for gpus in (8, 64, 512):
+        simulation = simulate(load_recipe("emma_llama3_8b_bi", [f"layout=h100_{gpus}_bf16"]))
+        assert simulation.faults == ()
+        traffic = simulation.ranks[0]["traffic"]
+        assert len(traffic["bytes"]) == gpus // 2
+        most[gpus] = max(traffic["bytes"])
+        assert most[gpus] < 1.05 * sum(traffic["bytes"]) / len(traffic["bytes"])
+    assert most[64] == pytest.approx(most[8] / 8, rel=0.03)
+    assert most[512] == pytest.approx(most[8] / 64, rel=0.03)
