@@ -145,7 +145,7 @@ def load_rank(recipe_file: str, folder: str) -> dict[str, float]:
 
 
 def load_by_layer_rank(checkpoint: str, tensor: int) -> dict[str, float]:
-    """Loads an import of Llama 3 8B at a tensor-parallel size, a layer at a time, through Megatron's parallel load.
+    """Loads an import of Llama 3 8B, or of some of its layers, at a tensor-parallel size, a layer at a time, through Megatron's parallel load.
 
     A layer's memory is given back before the next is loaded: the four ranks together never hold the model.
 
@@ -167,12 +167,15 @@ def load_by_layer_rank(checkpoint: str, tensor: int) -> dict[str, float]:
     from emma.checkpoints_conversion.torch_dist_reader import TorchDistReader
     from emma.tools.training.arguments import megatron_arguments
 
+    (folder,) = Path(checkpoint).glob("iter_*")
+    stored = TorchDistReader(folder)
     recipe = load_recipe(
         "emma_llama3_8b_bi",
         [
             "layout=local_cpu",
             "precision=bf16",
             "cluster.gpus_per_node=4",
+            f"model.layers={stored.size('decoder.layers.mlp.linear_fc2.weight')[0]}",
             f"parallelism={{tensor: {tensor}, sequence: {str(tensor > 1).lower()}}}",
         ],
     )
@@ -189,11 +192,9 @@ def load_by_layer_rank(checkpoint: str, tensor: int) -> dict[str, float]:
         words = name.split(".")
         if not name.endswith("_extra_state"):
             groups.setdefault(".".join(words[:3] if "layers" in words else words), {})[name] = entry
-    (folder,) = Path(checkpoint).glob("iter_*")
     strategy = FullyParallelLoadStrategyWrapper(
         TorchDistLoadShardedStrategy(), mpu.get_data_parallel_group(with_context_parallel=True)
     )
-    stored = TorchDistReader(folder)
     found = {"read": 0, "different": 0, "compared": 0}
     found["stored"] = sum(path.stat().st_size for path in folder.glob("*.distcp"))
     for group in groups.values():
