@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Measured", "measure", "overhead", "seconds_of"]
+__all__ = ["Measured", "family", "measure", "overhead", "proportional_memory", "seconds_of"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Measured:
     peak_gib: float
 
 
-def _family(process: int) -> list[int]:
+def family(process: int) -> list[int]:
     """A process and all its descendants."""
     found = [process]
     for member in found:
@@ -35,7 +35,7 @@ def _family(process: int) -> list[int]:
     return found
 
 
-def _memory(process: int) -> int:
+def proportional_memory(process: int) -> int:
     try:
         for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
@@ -60,7 +60,7 @@ def measure(
         def watch() -> None:
             nonlocal peak
             while not done.wait(every):
-                peak = max(peak, sum(_memory(member) for member in _family(process.pid)))
+                peak = max(peak, sum(proportional_memory(member) for member in family(process.pid)))
 
         watcher = threading.Thread(target=watch)
         watcher.start()

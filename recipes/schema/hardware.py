@@ -61,6 +61,8 @@ class Cluster(Section):
     """Kind of device, which determines memory, peak speed and supported formats."""
     memory_gib: float | None = Field(None, gt=0)
     """Usable memory per device in GiB; default: as in `recipes/devices.yaml`."""
+    host_memory_gib: float | None = Field(None, gt=0)
+    """Memory of a node outside its GPUs in GiB, for all its ranks; default: not checked."""
     launcher: Literal["torchrun", "srun"] = "torchrun"
     """What starts the ranks: `torchrun` on one machine, `srun` under Slurm."""
     environment: dict[str, str] = Field(default_factory=dict)

@@ -52,6 +52,9 @@ def test_the_machine_decides_which_patches_are_on() -> None:
         "writer-survives-stop-signals",
         "rope-scaling",
         "padded-buckets",
+        "optimizer-rows",
+        "even-blocks",
+        "exact-reads",
     }
     without_gpu = {"cpu-backend", "initialize-without-cuda", "torch-adam-resume"}
     assert on(CPU) == everywhere | without_gpu

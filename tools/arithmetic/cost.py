@@ -7,6 +7,14 @@ from dataclasses import dataclass
 from emma.recipes.devices import device
 from emma.recipes.schema import Recipe
 from emma.tools.arithmetic.parameters import total_parameters
+from emma.tools.arithmetic.traffic import (
+    Traffic,
+    checkpoint_traffic,
+    copied_bytes,
+    planning_seconds,
+    state_bytes,
+    weight_bytes,
+)
 
 __all__ = [
     "Assumptions",
@@ -35,7 +43,8 @@ class Assumptions:
     """Speed at which all ranks together write a checkpoint, 10^9 bytes/s. This project's choice: a modest
     parallel file system. NVIDIA reports 23 (a 920 GB checkpoint in 40 s)."""
     host_copy_gb_per_s: float = 10.0
-    """Speed at which a rank copies its share to host memory before saving in the background, 10^9 bytes/s."""
+    """Speed at which a rank copies its share to host memory before saving in the background, 10^9 bytes/s. This
+    project's choice, not measured: pageable copies over PCIe 5, and copies in memory that 8 ranks share."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +82,22 @@ class CheckpointCost:
     disk_gib: float
     """Space for those and for the one being written."""
     seconds: float
-    """Blocking time of one save."""
+    """Time of one save that training waits for: writing or, in the background, copying."""
+    planning_seconds: float
+    """The same before that, while the ranks agree on who saves what."""
     share_of_time: float | None
     """Blocking saves as a share of the run; None without a speed."""
     minutes_between: float | None
     """Training time between two saves, the most that an interruption loses; None without a speed."""
+    traffic: Traffic
+    """What a save and a resume ask of a rank and of a node."""
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
     """Bytes of one checkpoint: weights, main weights, both moments."""
     # Megatron writes the weights in the compute format (FP8 ones as BF16), and the optimizer's states in
     # FP32, whatever their format in memory.
-    weights = 4 if recipe.precision.compute == "fp32" else 2
-    optimizer = 8 if recipe.precision.compute == "fp32" else 12
-    return total_parameters(recipe.model) * (weights + optimizer)
+    return total_parameters(recipe.model) * (weight_bytes(recipe) + state_bytes(recipe))
 
 
 def checkpoint_cost(
@@ -103,7 +114,8 @@ def checkpoint_cost(
     seconds = size / 1e9 / assumptions.storage_gb_per_s
     if checkpoint.asynchronous:
         # Each rank copies its share to host memory; writing overlaps training.
-        seconds = size / 1e9 / recipe.cluster.world_size / assumptions.host_copy_gb_per_s
+        seconds = copied_bytes(recipe) / 1e9 / assumptions.host_copy_gb_per_s
+    planning = planning_seconds(recipe)
     between = None if seconds_per_step is None else checkpoint.interval * seconds_per_step
     return CheckpointCost(
         gib=size / _GIB,
@@ -111,8 +123,10 @@ def checkpoint_cost(
         kept=kept,
         disk_gib=(kept + 1) * size / _GIB,
         seconds=seconds,
-        share_of_time=None if between is None else seconds / (between + seconds),
+        planning_seconds=planning,
+        share_of_time=None if between is None else (seconds + planning) / (between + seconds + planning),
         minutes_between=None if between is None else between / 60,
+        traffic=checkpoint_traffic(recipe, assumptions.storage_gb_per_s),
     )
 
 
@@ -121,7 +135,8 @@ def expected_time(recipe: Recipe, tokens_per_second_per_gpu: float, assumptions:
     gpus = recipe.cluster.world_size
     step = recipe.tokens_per_step / (tokens_per_second_per_gpu * gpus)
     checkpoints = checkpoint_cost(recipe, step, assumptions)
-    seconds = recipe.schedule.steps * step + checkpoints.saves * checkpoints.seconds
+    save = checkpoints.planning_seconds + checkpoints.seconds
+    seconds = recipe.schedule.steps * step + checkpoints.saves * save
     return Time(seconds_per_step=step, days=seconds / 86400, gpu_hours=seconds / 3600 * gpus)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from emma.base.errors import RecipeError
 from emma.recipes.checks import check_combination
 from emma.recipes.schema import Recipe
-from emma.tools.plan.memory import estimate_memory, memory_limit
+from emma.tools.plan.memory import MARGIN, estimate_memory, host_memory, memory_limit
 from emma.tools.plan.throughput import expected_throughput
 
 __all__ = ["Alternative", "alternatives", "check_fits"]
@@ -79,10 +79,12 @@ def check_fits(recipe: Recipe, origin: str | None = None) -> None:
         origin: where its layout was set, for the message.
 
     Raises:
-        RecipeError: it does not fit; the fix names the fastest layout that does, as overrides.
+        RecipeError: it does not fit; the fix names the fastest layout that does, as overrides. Or a node's memory
+            would not hold its ranks while they save or load.
     """
     memory, limit = estimate_memory(recipe), memory_limit(recipe)
     if limit is None or memory.total <= limit:
+        _check_host(recipe)
         return
     best = next((alternative for alternative in alternatives(recipe) if alternative.reason is None), None)
     fix = "use more or larger GPUs, or another precision: no layout of this cluster fits"
@@ -97,6 +99,18 @@ def check_fits(recipe: Recipe, origin: str | None = None) -> None:
         f"{memory.logits + memory.runtime + memory.allocator:.1f}), {limit:.1f} may be used",
         fix,
         origin,
+    )
+
+
+def _check_host(recipe: Recipe) -> None:
+    have, need = recipe.cluster.host_memory_gib, host_memory(recipe)
+    if have is None or need.total <= have * (1 - MARGIN):
+        return
+    raise RecipeError(
+        "cluster.host_memory_gib",
+        f"the ranks of a node need {need.total:.0f} GiB while they {need.when} a checkpoint ({need.checkpoint:.0f} for "
+        f"their shares of it, {need.processes:.0f} for {recipe.cluster.gpus_per_node} ranks), {have:g} GiB are there",
+        "use more nodes, fewer optimizer instances, or nodes with more memory",
     )
 
 

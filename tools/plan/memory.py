@@ -13,8 +13,18 @@ from dataclasses import asdict, dataclass
 from emma.recipes.devices import device
 from emma.recipes.schema import Recipe
 from emma.tools.arithmetic.parameters import rank_parameters
+from emma.tools.arithmetic.traffic import checkpoint_traffic
 
-__all__ = ["GIB", "MARGIN", "Memory", "estimate_memory", "memory_limit", "stage_memory"]
+__all__ = [
+    "GIB",
+    "MARGIN",
+    "HostMemory",
+    "Memory",
+    "estimate_memory",
+    "host_memory",
+    "memory_limit",
+    "stage_memory",
+]
 
 GIB = 2**30
 
@@ -24,6 +34,9 @@ MARGIN = 0.03
 _RUNTIME_GIB = {"gpu": 4.0, "cpu": 1.0}
 """CUDA context, NCCL's buffers, workspaces of cuBLAS, cuDNN and Transformer Engine; on a CPU, Python and its
 libraries."""
+
+_PROCESS_GIB = 4.0
+"""Host memory of a rank that trains: Python, torch, the CUDA driver, pinned buffers. Assumed, not measured on a GPU."""
 
 _ALLOCATOR = 1.12
 """What the caching allocator holds relative to what is in use: rounding, fragments, short-lived buffers."""
@@ -56,6 +69,36 @@ class Memory:
     def total(self) -> float:
         """Sum of the parts in GiB."""
         return sum(value for name, value in asdict(self).items() if name != "stage")
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Memory of one node outside its GPUs in GiB, at its highest."""
+
+    checkpoint: float
+    """Shares of a checkpoint that is saved or loaded, of all ranks."""
+    processes: float
+    """The ranks themselves."""
+    when: str
+    """What needs the most: `save` or `load`."""
+
+    @property
+    def total(self) -> float:
+        """Sum of both in GiB."""
+        return self.checkpoint + self.processes
+
+
+def host_memory(recipe: Recipe) -> HostMemory:
+    """Memory of a node while its ranks save or load, whichever is more (`tools/arithmetic/traffic.py`).
+
+    On a CPU, the ranks' own memory is `estimate_memory`'s.
+    """
+    traffic = checkpoint_traffic(recipe, 1.0)
+    save, load = traffic.node_save_gib, traffic.node_load_gib
+    each = estimate_memory(recipe).total if recipe.cluster.device == "cpu" else _PROCESS_GIB
+    return HostMemory(
+        max(save, load), each * recipe.cluster.gpus_per_node, "save" if save >= load else "load"
+    )
 
 
 def memory_limit(recipe: Recipe) -> float | None:

@@ -19,7 +19,7 @@ from emma.tools.arithmetic.cost import (
 from emma.tools.arithmetic.flops import flops_per_token
 from emma.tools.arithmetic.parameters import matmul_parameters, total_parameters
 from emma.tools.plan.alternatives import Alternative, alternatives, check_fits
-from emma.tools.plan.memory import Memory, estimate_memory, memory_limit
+from emma.tools.plan.memory import HostMemory, Memory, estimate_memory, host_memory, memory_limit
 from emma.tools.plan.throughput import UNCERTAINTY, Throughput, expected_throughput
 
 __all__ = ["Plan", "make_plan"]
@@ -38,6 +38,7 @@ class Plan:
     """FLOPs per token, attention counted in full."""
     memory: Memory
     memory_limit_gib: float | None
+    host_memory: HostMemory
     throughput: Throughput | None
     measured: bool
     """Whether the speed was given rather than estimated."""
@@ -83,6 +84,11 @@ class Plan:
                 "total": self.memory.total,
                 "limit": self.memory_limit_gib,
                 "card": recipe.cluster.memory_gib or device(recipe.cluster.device).memory_gib,
+            },
+            "host_memory_gib": {
+                **asdict(self.host_memory),
+                "total": self.host_memory.total,
+                "node": recipe.cluster.host_memory_gib,
             },
             "throughput": asdict(self.throughput) if self.throughput else None,
             "throughput_measured": self.measured,
@@ -130,6 +136,7 @@ def make_plan(
         flops_full=flops_per_token(recipe.model, length, "full"),
         memory=estimate_memory(recipe),
         memory_limit_gib=memory_limit(recipe),
+        host_memory=host_memory(recipe),
         throughput=throughput,
         measured=measured is not None,
         time=time,

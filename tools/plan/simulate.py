@@ -24,6 +24,7 @@ from emma.base.files import read_json
 from emma.recipes.load import write_recipe
 from emma.recipes.schema import Recipe
 from emma.tools.arithmetic.parameters import rank_parameters
+from emma.tools.arithmetic.traffic import BLOCK_BYTES, stage_shares
 
 __all__ = ["Simulation", "expected_shapes", "simulate"]
 
@@ -153,6 +154,7 @@ def _faults(recipe: Recipe, ranks: list[dict[str, Any]]) -> Iterator[str]:
         if rank["microbatches"] != microbatches:
             yield f"{where}: {rank['microbatches']} micro-batches per step, but the plan says {microbatches}"
         yield from _buffer_faults(recipe, rank, where, planned)
+        yield from _traffic_faults(recipe, rank, where)
         for name, held in rank["samples"].items():
             if held is not True:
                 yield f"{where}: at the {name} step the ranks together do not read the planned samples: {held}"
@@ -170,6 +172,21 @@ def _buffer_faults(recipe: Recipe, rank: dict[str, Any], where: str, planned: in
         yield f"{where}: {buffers['gradients']:,} gradients, but the plan says {planned:,} to {most:,} with padding"
     if abs(buffers["optimizer"] - planned / shards) > buffers["most_padding"] / shards + 1:
         yield f"{where}: {buffers['optimizer']:,} weights in the optimizer, but the plan says {planned / shards:,.0f}"
+
+
+def _traffic_faults(recipe: Recipe, rank: dict[str, Any], where: str) -> Iterator[str]:
+    """Data-parallel ranks save the same number of bytes, which the plan knows; and so is what they hold meanwhile."""
+    traffic = rank["traffic"]
+    if traffic is None:
+        return
+    plan = stage_shares(recipe, rank["stage"], len(traffic["bytes"]))
+    for name, planned in (("bytes", plan.weights + plan.states), ("rows", plan.rows)):
+        # Blocks and rows are dealt whole.
+        spare = 0.02 * planned + BLOCK_BYTES
+        for number in (min(traffic[name]), max(traffic[name])):
+            if abs(number - planned) > spare:
+                what = "written by" if name == "bytes" else "of optimizer states in the host memory of"
+                yield f"{where}: {number:,} bytes {what} a rank at a save, but the plan says {planned:,.0f}"
 
 
 def _shape_faults(recipe: Recipe, ranks: list[dict[str, Any]]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from emma.base.files import read_json, write_json
 from emma.recipes.compose import compose_file
 from emma.recipes.schema import Recipe
 from emma.tools.arithmetic.parameters import rank_parameters
+from emma.tools.plan.simulated_traffic import simulate_traffic
 from emma.tools.runs.checkpoints import LoadPlan
 from emma.tools.training.arguments import megatron_arguments
 
@@ -90,6 +91,7 @@ def _simulate_rank(recipe: Recipe, stage: int, tensor_rank: int) -> dict[str, An
     needed = rank_parameters(recipe.model, p.tensor, p.pipeline, stage).total * _BUILD_BYTES
     # The buffers of one rank of a stage represent those of its tensor-parallel neighbours.
     with_buffers = tensor_rank == 0 and needed < _available_bytes()
+    saved_by_rows = p.distributed_optimizer and recipe.checkpoint.reshardable
     skipped = None
     if tensor_rank == 0 and not with_buffers:
         skipped = (
@@ -109,6 +111,9 @@ def _simulate_rank(recipe: Recipe, stage: int, tensor_rank: int) -> dict[str, An
         "samples": _samples(recipe, args.data_parallel_size, get_num_microbatches()),
         "tensors": [tensor for chunk in chunks for tensor in _tensors(chunk)],
         "buffers": _buffers(args, chunks) if with_buffers else None,
+        "traffic": simulate_traffic(args, chunks, container.ddp)
+        if tensor_rank == 0 and saved_by_rows
+        else None,
         "skipped": skipped,
     }
 

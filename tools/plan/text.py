@@ -169,13 +169,28 @@ def _checkpoints(plan: Plan) -> list[str]:
         if checkpoint.asynchronous
         else f"written at {plan.assumptions.storage_gb_per_s:g} GB/s by all ranks together"
     )
+    planning = f", {c.planning_seconds:.1f} s before that to plan it" if c.planning_seconds >= 0.1 else ""
     share = "" if c.share_of_time is None else f", {c.share_of_time:.1%} of the run"
     rows = [
         (
             "size",
             f"{_size(c.gib)} each; {c.saves:,} saves, {keep}: {_size(c.disk_gib)} with the one being written",
         ),
-        ("cost", f"{blocking} per save ({how}){share}"),
+        ("cost", f"{blocking} per save ({how}){planning}{share}"),
+    ]
+    t, host = c.traffic, plan.host_memory
+    node = plan.recipe.cluster.host_memory_gib
+    rows += [
+        (
+            "a rank",
+            f"writes {_size(t.written_gib)} at a save; reads {_size(t.verified_gib)} to verify and {_size(t.read_gib)} to "
+            f"resume, {t.seconds_to_load:.0f} s at {plan.assumptions.storage_gb_per_s:g} GB/s for all ranks",
+        ),
+        (
+            "host memory",
+            f"{_size(t.host_save_gib)} of a rank at a save, {_size(t.host_load_gib)} at a resume; a node needs "
+            f"{host.total:.0f} GiB with its ranks" + (f", has {node:g}" if node else ""),
+        ),
     ]
     if c.minutes_between is not None:
         rows.append(

@@ -249,6 +249,8 @@ def _start(load: LoadPlan) -> Flags:
     weights, phase = load.mode == "weights", load.mode == "phase"
     return {
         "load": load.folder,
+        # Data-parallel ranks each read a part and send it to the others.
+        "ckpt-fully-parallel-load": True,
         "exit-on-missing-checkpoint": True,
         "ckpt-step": load.step,
         "finetune": weights,

@@ -110,3 +110,12 @@ def test_context_parallelism_is_offered_where_it_can_be() -> None:
 
 def test_one_h200_holds_8b() -> None:
     check_fits(load_recipe("emma_llama3_8b_bi", ["layout=h200_1_bf16"]))
+
+
+def test_a_node_without_memory_for_its_ranks_checkpoints_is_refused() -> None:
+    overrides = ["layout=h100_8_bf16", "cluster.host_memory_gib=140"]
+    with pytest.raises(
+        RecipeError, match=r"cluster.host_memory_gib: the ranks of a node need 137 GiB while they save"
+    ):
+        check_fits(load_recipe("emma_llama3_8b_bi", overrides))
+    check_fits(load_recipe("emma_llama3_8b_bi", [*overrides[:1], "cluster.host_memory_gib=142"]))

@@ -33,6 +33,11 @@ def test_json_holds_the_whole_plan() -> None:
     assert plan["time"]["gpu_hours"] == pytest.approx(23_400, rel=0.02)
     assert plan["energy"]["megawatt_hours"] > 0
     assert plan["checkpoints"]["gib"] == pytest.approx(104.7, abs=0.1)
+    traffic, host = plan["checkpoints"]["traffic"], plan["host_memory_gib"]
+    assert traffic["written_gib"] == pytest.approx(104.7 / 64, rel=0.01)
+    assert host["checkpoint"] == pytest.approx(8 * traffic["host_save_gib"])
+    assert host["total"] == pytest.approx(host["checkpoint"] + host["processes"])
+    assert (host["when"], host["node"]) == ("save", 1862)
     reasons = [a["reason"] for a in plan["alternatives"]]
     assert None in reasons
     assert any(reasons)
@@ -54,6 +59,9 @@ def test_text_names_conventions_assumptions_and_reasons() -> None:
             "GPU-hours",
             "MWh",
             "104.7 GiB",
+            "MiB to resume",
+            "of a rank at a save",
+            "a node needs",
             "FP8 the same share as BF16",
             "cannot mask documents",
             " *      2 ",

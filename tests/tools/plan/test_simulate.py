@@ -97,6 +97,10 @@ def test_a_difference_is_a_fault(small: Recipe, simulation: Simulation) -> None:
             rank["buffers"]["optimizer"] *= 2
         elif change == "samples":
             rank["samples"]["last"] = "255 samples"
+        elif change == "traffic":
+            rank["traffic"]["bytes"][5] += 10**8
+        elif change == "host":
+            rank["traffic"]["rows"][5] += 10**8
         elif change == "missing":
             rank["tensors"] = [t for t in rank["tensors"] if "linear_fc2" not in t["key"]]
         elif change == "shape":
@@ -111,6 +115,8 @@ def test_a_difference_is_a_fault(small: Recipe, simulation: Simulation) -> None:
         "gradients": "gradients, but the plan says",
         "optimizer": "weights in the optimizer",
         "samples": "last step",
+        "traffic": "bytes written by a rank at a save",
+        "host": "in the host memory of a rank",
         "missing": "decoder.layers.mlp.linear_fc2.weight: the ranks hold",
         "shape": "expected (",
     }.items():
@@ -145,3 +151,18 @@ def test_8b_at_512_ranks(chunks: int) -> None:
     # Both stages and tensor ranks together hold the model; norms are on both tensor ranks.
     total = sum(sum(rank["parameters"]) for rank in found["ranks"])
     assert total == 8_030_261_248 + 65 * 4096
+
+
+@pytest.mark.slow
+def test_bytes_of_a_rank_fall_as_one_over_the_ranks() -> None:
+    """Llama 3 8B on 8, 64 and 512 GPUs, dealt by Megatron and the patches: no rank has more than its part."""
+    most = {}
+    for gpus in (8, 64, 512):
+        simulation = simulate(load_recipe("emma_llama3_8b_bi", [f"layout=h100_{gpus}_bf16"]))
+        assert simulation.faults == ()
+        traffic = simulation.ranks[0]["traffic"]
+        assert len(traffic["bytes"]) == gpus // 2
+        most[gpus] = max(traffic["bytes"])
+        assert most[gpus] < 1.05 * sum(traffic["bytes"]) / len(traffic["bytes"])
+    assert most[64] == pytest.approx(most[8] / 8, rel=0.03)
+    assert most[512] == pytest.approx(most[8] / 64, rel=0.03)

@@ -94,6 +94,15 @@ def test_megatron_reads_every_value(tmp_path: Path) -> None:
     assert results[0] == want
 
 
+@pytest.mark.parametrize("mode", ["weights", "phase", "resume"])
+def test_data_parallel_ranks_share_the_reading_of_a_checkpoint(mode: str, tmp_path: Path) -> None:
+    flags = arguments(small_recipe(tmp_path), LoadPlan(mode, "base", 3))
+    assert flags.count("--ckpt-fully-parallel-load") == 1
+    assert "--ckpt-fully-parallel-load" not in arguments(small_recipe(tmp_path))
+    alone = small_recipe(tmp_path, ["megatron_args={ckpt-fully-parallel-load: false}"])
+    assert "--ckpt-fully-parallel-load" not in arguments(alone, LoadPlan(mode, "base", 3))
+
+
 def test_16_bit_states_and_saving_in_the_background_reach_megatron() -> None:
     recipe = load_recipe("emma_llama3_8b_bi", ["layout=h200_1_bf16", "checkpoint.asynchronous=true"])
     want = {

@@ -1,0 +1,55 @@
+"""Saving and loading the distributed optimizer by the rows of each rank's shard."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from emma.megatron_patches.optimizer_rows import shares_of
+from tests.megatron_patches.rows_on_ranks import held_bytes, save_and_load
+from tests.megatron_patches.small_run import apply_without
+from tests.ranks import run_ranks
+
+
+def test_every_element_and_every_row_has_one_rank() -> None:
+    generator = random.Random(0)
+    for _ in range(500):
+        width, rows = generator.randint(1, 9), generator.randint(1, 30)
+        shard, bucket = generator.randint(1, 60), generator.randint(0, 100)
+        start = bucket + generator.randint(0, 80)
+        shares = shares_of(start, start + rows * width, bucket, shard, width)
+        by_element = [share.rank for share in shares for _ in range(share.start, share.end)]
+        assert by_element == [(start + number - bucket) // shard for number in range(rows * width)]
+        by_row = [share.rank for share in shares for _ in range(share.first, share.last)]
+        assert by_row == [by_element[row * width] for row in range(rows)]
+        for share in shares:
+            # Its beginning belongs to whoever has the row's first element; the rest are its own rows.
+            if share.start % width:
+                assert share.owner == by_row[share.start // width]
+                assert share.head_size(width) == min(share.end, share.first * width) - share.start > 0
+            else:
+                assert share.owner is None
+
+
+@pytest.mark.parametrize(("ranks", "pad"), [(2, True), (3, False)])
+def test_padded_buckets_are_saved_and_loaded_bit_for_bit(ranks: int, pad: bool) -> None:
+    # Width 60: rows that no shard ends with; three ranks and the flag for NCCL pad every bucket.
+    for found in run_ranks(save_and_load, ranks, 3, pad, 60):
+        assert found["buckets"] >= 3
+        assert found["padding"] > 0
+        assert (found["wrong"], found["gaps"], found["changed"]) == (0, 0, 0)
+
+
+def save_and_load_without(*options: object) -> object:
+    """Start it with patched=False."""
+    apply_without("optimizer-rows")
+    return held_bytes(*options)  # type: ignore[arg-type]
+
+
+def test_a_rank_holds_its_share_and_without_the_patch_everything() -> None:
+    for held, whole in run_ranks(held_bytes, 4, 1, False, 64):
+        # A row more or less where shards meet.
+        assert held == pytest.approx(whole / 4, rel=0.02)
+    for held, whole in run_ranks(save_and_load_without, 4, 1, False, 64, patched=False):
+        assert held >= whole
