@@ -279,7 +279,7 @@ def megatron_to_hf(
 
 @group.command("verify")
 @click.argument("a", metavar="A", type=_PATH)
-@click.argument("b", metavar="B", type=_PATH)
+@click.argument("b", metavar="[B]", type=_PATH, required=False)
 @_TEXT
 @click.option("--tokenizer", type=_PATH, help="Folder with tokenizer.json. Default: that of A or B.")
 @click.option(
@@ -309,7 +309,7 @@ def megatron_to_hf(
 @_JSON
 def verify(
     a: Path,
-    b: Path,
+    b: Path | None,
     text: Path | None,
     tokenizer: Path | None,
     step: int | None,
@@ -325,12 +325,23 @@ def verify(
     """Prove that A and B, each a Hugging Face model or a Megatron checkpoint, are the same model.
 
     Compares every parameter bit for bit, and the logits of transformers and Megatron in FP32, with one layer
-    in memory at a time. Exits with code 1 if anything differs.
+    in memory at a time. The files of a Megatron checkpoint are compared with what was written first; with A alone
+    (a run, a folder of checkpoints or a single one), that is all. Exits with code 1 if anything differs.
     """
+    from emma.commands.checkpoint_files import checkpoints_of
+    from emma.commands.checkpoint_files import report as report_files
+
+    if b is None:
+        ledger = a / "checkpoints.jsonl"
+        report_files(checkpoints_of(a), ledger if ledger.is_file() else None, as_json)
+        return
+    from emma.checkpoints_conversion.checkpoint import check_written
     from emma.checkpoints_conversion.parity import compare, read_texts
 
     if not tensors and not logits:
         raise UserError("--no-tensors and --no-logits leave nothing to compare")
+    for side in (a, b):
+        check_written(side, step)
     report = compare(
         a,
         b,

@@ -53,9 +53,10 @@ def train(folder: Path) -> None:
     from megatron.training.arguments import parse_and_validate_args
 
     from emma.tools.runs.safety import Rewind
+    from emma.tools.runs.set_aside import Damaged
     from emma.tools.training.arguments import megatron_arguments
     from emma.tools.training.dataset import read_mix
-    from emma.tools.training.session.ending import record_end, record_rewind
+    from emma.tools.training.session.ending import record_damage, record_end, record_rewind
     from emma.tools.training.session.session import Session
     from emma.tools.training.vocabulary import mask_padding
 
@@ -96,6 +97,9 @@ def train(folder: Path) -> None:
             raise
     except Rewind as rewind:
         record_rewind(recipe, run, launch, rewind)
+        return
+    except Damaged as damaged:
+        record_damage(run, launch, damaged)
         return
     record_end(recipe, run, launch)
 
