@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from emma.base.errors import CheckFailedError, UserError
 from emma.base.progress import progress
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 __all__ = ["checkpoints_of", "report"]
 
@@ -49,7 +53,8 @@ def report(folders: Sequence[Path], ledger: Path | None, as_json: bool) -> None:
     saved = {event["step"] for event in (events(ledger) if ledger else []) if event["event"] == "saved"}
     size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
     verdicts = []
-    with progress(total=size, desc="verify", unit="B", unit_scale=True) as bar:
+    bar: tqdm[None] = progress(total=size, desc="verify", unit="B", unit_scale=True)
+    with bar:
         for folder in folders:
             verdict = verify(folder, bar.update)
             digits = folder.name.removeprefix("iter_")

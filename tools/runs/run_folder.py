@@ -20,13 +20,12 @@ from emma.tools.runs.checkpoints import (
     TRACKER,
     LoadPlan,
     complete_steps,
-    incomplete_steps,
     resolve_start,
     tracked_step,
 )
 from emma.tools.runs.environment import environment
 from emma.tools.runs.safety import steps_to_skip
-from emma.tools.runs.set_aside import LoadFailure, once_complete, settle
+from emma.tools.runs.set_aside import LoadFailure, once_complete, set_incomplete_aside, settle
 
 __all__ = ["GOES_BACK", "Launch", "RunFolder"]
 
@@ -103,10 +102,10 @@ class RunFolder:
         changed = self.check_recipe(recipe)
         self._check_writer(take_over)
         self._settle_last_launch()
+        set_incomplete_aside(self.checkpoints, self.checkpoints_log, 1 + self._launches())
         load = self.load_plan(recipe)
-        self._say_what_is_passed_over(load)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(path.name.split("-")[1]) for path in self.logs.glob("launch-*")), default=0)
+        number = 1 + self._launches()
         logs = self.logs / f"launch-{number:04d}"
         logs.mkdir(parents=True)
         launch = Launch(
@@ -222,10 +221,8 @@ class RunFolder:
             )
         return LoadPlan(recipe.start.mode, str(point.folder), step)
 
-    def _say_what_is_passed_over(self, load: LoadPlan) -> None:
-        for broken, reason in incomplete_steps(self.checkpoints).items():
-            if not self.owns(load) or broken > (load.step or 0):
-                print(f"passing over checkpoint iter_{broken:07d}: {reason}", file=sys.stderr)
+    def _launches(self) -> int:
+        return max((int(path.name.split("-")[1]) for path in self.logs.glob("launch-*")), default=0)
 
     def _settle_last_launch(self) -> None:
         if not self.launch_file.is_file():

@@ -8,6 +8,8 @@ the reason in its `damaged.json`. It is never deleted here: a person may restore
 from __future__ import annotations
 
 import re
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from emma.tools.runs.checkpoints import (
     complete_steps,
     incomplete_steps,
 )
+from emma.tools.runs.checksums import PAUSES
 from emma.tools.runs.metrics import read_lines
 
 __all__ = [
@@ -36,6 +39,7 @@ __all__ = [
     "once_complete",
     "record_event",
     "set_aside",
+    "set_incomplete_aside",
     "set_asides",
     "settle",
 ]
@@ -126,12 +130,37 @@ def _record(folder: Path, step: int) -> SetAside:
         return SetAside(step, f"{REASON_FILE} is not readable", "files", None, 0, 0, "")
 
 
+def set_incomplete_aside(checkpoints: Path, ledger: Path, launch: int) -> None:
+    """Sets aside what was complete once, is not any more, and is later than the latest complete checkpoint, where there
+    is one to go back to; a save that never finished is passed over. Says both on standard error."""
+    complete = complete_steps(checkpoints)
+    broken = {
+        step: reason
+        for step, reason in incomplete_steps(checkpoints).items()
+        if step > max(complete, default=0)
+    }
+    lost = once_complete(checkpoints, ledger) if broken else {}
+    if complete and any(checkpoint_folder(checkpoints, step).name in lost for step in broken):
+        # On a network file system a file may be seen late.
+        time.sleep(PAUSES[0])
+        broken = {step: reason for step, reason in incomplete_steps(checkpoints).items() if step in broken}
+    for step, reason in broken.items():
+        name = checkpoint_folder(checkpoints, step).name
+        if complete and name in lost:
+            print(set_aside(checkpoints, ledger, step, reason, "files", launch), file=sys.stderr, flush=True)
+        else:
+            print(f"passing over checkpoint {name}: {reason}", file=sys.stderr, flush=True)
+
+
 def once_complete(checkpoints: Path, ledger: Path) -> dict[str, str]:
     """Checkpoints that this run had and cannot use now, each with the reason; empty if it never completed one."""
-    lost = {f"iter_{event['step']:07d}": "is gone" for event in events(ledger) if event["event"] == "saved"}
+    saved = set[int]()
+    for event in events(ledger):
+        (saved.discard if event["event"] == "set aside" else saved.add)(event["step"])
+    lost = {f"iter_{step:07d}": "is gone" for step in sorted(saved)[-1:]}
     for step, reason in incomplete_steps(checkpoints).items():
         folder = checkpoint_folder(checkpoints, step)
-        if folder.name in lost or (folder / COMPLETE_MARK).exists():
+        if step in saved or (folder / COMPLETE_MARK).exists():
             lost[folder.name] = reason
     return lost | {path.name: record.reason for path, record in set_asides(checkpoints).items()}
 
@@ -232,7 +261,7 @@ def settle(checkpoints: Path, ledger: Path, logs: Path, launch: int, load: LoadP
 def _alike(known: Mapping[Path, SetAside], step: int, failure: LoadFailure) -> dict[Path, SetAside]:
     """Those set aside directly before `step` was tried, one after the other, because they failed like it."""
     alike: dict[Path, SetAside] = {}
-    for path, record in reversed(known.items()):
+    for path, record in reversed(list(known.items())):
         if record.kind != "load" or record.back_to != step or not failure.like(record.reason):
             break
         alike[path], step = record, record.step

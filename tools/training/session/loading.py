@@ -101,9 +101,9 @@ def verify_together(checkpoint: Path) -> list[str]:
         UserError: ranks disagree, or cannot look at a file.
     """
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    files, fault = _mark(checkpoint)
-    if fault is not None:
-        return [fault]
+    files, damage = _mark(checkpoint)
+    if damage is not None:
+        return [damage]
     if without_checksums(files):
         say(
             f"warning: {checkpoint}: an older version wrote complete.json, with sizes only; the files have the right "
@@ -163,7 +163,8 @@ def _leaving_together() -> Iterator[Callable[[], None]]:
     A rank that waits in a collective for one that is gone hears nothing, with NCCL for minutes; a signal only sets
     Megatron's flag. So a thread looks into the ranks' common store. Nothing is lost: nothing has been trained yet.
     """
-    store = torch.distributed.distributed_c10d._get_default_store().clone()
+    store: Any = torch.distributed.distributed_c10d._get_default_store()
+    store = store.clone()  # a connection of its own: the other one may be waiting
     over = threading.Event()
 
     def look() -> None:
