@@ -26,7 +26,7 @@ def test_the_mark_lists_size_and_checksum_and_is_checked_itself(tmp_path: Path) 
         "checksum": checksum_file(folder / "metadata.json").checksum,
     }
     text = (folder / COMPLETE_MARK).read_bytes()
-    for bit in range(len(text) * 8):
+    for bit in random.Random(7).sample(range(len(text) * 8), 600):
         changed = bytearray(text)
         changed[bit // 8] ^= 1 << bit % 8
         (folder / COMPLETE_MARK).write_bytes(changed)

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 
 from emma.base.errors import UserError
 from emma.tools.runs.checkpoints import checkpoint_folder, listed_files
-from emma.tools.runs.checksums import TRANSIENT, Advance, ListedFile
+from emma.tools.runs.checksums import PAUSES, TRANSIENT, Advance, ListedFile
 from emma.tools.runs.integrity import Fault, check_files, deal, without_checksums
 from emma.tools.runs.run_folder import Launch, RunFolder
 from emma.tools.runs.set_aside import Damaged, LoadFailure
@@ -69,7 +70,9 @@ class Loading:
             try:
                 yield
                 torch.distributed.barrier()
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # torch's CheckpointException is no Exception
                 failure = LoadFailure(
                     self.launch.load.step,
                     torch.distributed.get_rank(),
@@ -145,15 +148,27 @@ def verify_together(checkpoint: Path) -> list[str]:
 
 def _mark(checkpoint: Path) -> tuple[dict[str, ListedFile], str | None]:
     """The completion mark as rank 0 reads it, and what is wrong with it."""
-    read: list[Any] = [({}, None)]
+    read: list[Any] = [None]
     if torch.distributed.get_rank() == 0:
-        try:
-            read = [(listed_files(checkpoint), None)]
-        except UserError as error:
-            read = [({}, str(error))]
+        read = [_read_mark(checkpoint)]
+        if isinstance(read[0], str):
+            time.sleep(PAUSES[0])
+            read = [_read_mark(checkpoint)]
     torch.distributed.broadcast_object_list(read, 0)
-    files, fault = read[0]
-    return files, fault
+    if isinstance(read[0], OSError):
+        raise UserError(
+            f"{checkpoint}: {read[0]}. Nothing was loaded. Fix: let this user and node read the file"
+        )
+    return ({}, read[0]) if isinstance(read[0], str) else (read[0], None)
+
+
+def _read_mark(checkpoint: Path) -> dict[str, ListedFile] | str | OSError:
+    try:
+        return listed_files(checkpoint)
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        return error
 
 
 @contextmanager
@@ -214,7 +229,11 @@ def _kind(error: BaseException) -> str:
         current = current.__cause__ or current.__context__  # type: ignore[assignment]
     if any(isinstance(e, MemoryError | torch.OutOfMemoryError) for e in chain):
         return "memory"
-    if any(isinstance(e, OSError) and e.errno in TRANSIENT for e in chain):
+    # torch quotes some errors in its own; the system's words for them stay.
+    passing = [os.strerror(number) for number in TRANSIENT]
+    if any(isinstance(e, OSError) and e.errno in TRANSIENT for e in chain) or any(
+        words in str(e) for e in chain for words in passing
+    ):
         return "read"
     lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
     if any(
