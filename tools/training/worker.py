@@ -14,6 +14,7 @@ from pathlib import Path
 
 from emma.base.errors import UserError
 from emma.base.extras import explain_missing
+from emma.base.files import write_json
 from emma.recipes.load import load_recipe
 from emma.tools.runs.run_folder import RunFolder
 
@@ -72,6 +73,8 @@ def train(folder: Path) -> None:
         "emma-train",
         *megatron_arguments(recipe, launch.load, mix.end_id, run.checkpoints, tensorboard, launch.skip),
     ]
+    if os.environ["RANK"] == "0":
+        write_json(Path(launch.logs) / "arguments.json", sys.argv[1:])
     args = parse_and_validate_args()
     model_config = gpt_config_from_args(args)
     if recipe.model.rope_scaling is not None:

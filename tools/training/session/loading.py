@@ -119,7 +119,7 @@ def verify_together(checkpoint: Path) -> list[str]:
         part = {name: files[name] for name in names}
         return lambda advance: check_files(checkpoint, part, advance, lambda text: print(text, flush=True))
 
-    first = read_together(check(shares[rank]), size, f"{checkpoint.name}: verified")
+    first = read_together(check(shares[rank]), size, f"{checkpoint.name}: compared with what was written:")
     found = {fault.file: fault for faults in gather(first) for fault in faults}
     if not found:
         return []
