@@ -236,9 +236,11 @@ def megatron_to_hf(
 
     SRC is a run folder, a folder of checkpoints, or a single checkpoint, written with any layout of ranks.
     DST gets safetensors with an index, config.json, generation_config.json, the tokenizer, manifest.json, and
-    the proof that it is the same model: parity.json and parity.html.
+    the proof that it is the same model: parity.json and parity.html. A checkpoint whose files are not what was
+    written is refused.
     """
     from emma.checkpoints_conversion import megatron_to_hf as conversion
+    from emma.checkpoints_conversion.checkpoint import check_written
 
     options: dict[str, Any] = {
         "weights": weights,
@@ -248,6 +250,8 @@ def megatron_to_hf(
     }
 
     def export(number: int | None, target: Path) -> Manifest:
+        for each in average or (number,):
+            check_written(source, each)
         check = _proof(source, target, text, tolerance) if parity else None
         return conversion.convert(
             source, target, step=number, average=average, overwrite=overwrite, check=check, **options

@@ -30,6 +30,7 @@ from emma.tools.runs.metrics import read_lines
 from emma.tools.runs.run_folder import RunFolder
 from emma.tools.runs.set_aside import LoadFailure, set_asides
 from emma.tools.training.launch import rank_environment
+from tests.command_line import emma
 from tests.ranks import RanksError, run_ranks, start_ranks
 from tests.tools.training.conftest import Small
 from tests.tools.training.damage import DAMAGES, damage
@@ -216,6 +217,16 @@ def test_a_damaged_start_is_refused_and_left_alone(
     ):
         train_run(recipe)
     assert sorted(base.rglob("*")) == before and losses(RunFolder(recipe.run_folder)) == {}
+
+
+def test_a_damaged_checkpoint_is_not_exported(stopped: Stopped, tmp_path: Path) -> None:
+    """The proof of parity compares with the damaged weights, so it would find nothing."""
+    run = stopped.again()
+    DAMAGES["flipped bit"](checkpoint_folder(run.checkpoints, 15) / "__1_0.distcp", random.Random(2))
+    for more in ((), ("--step", "15"), ("--average", "10,15")):
+        done = emma("convert", "megatron-to-hf", str(run.path), str(tmp_path / "hf"), "--no-parity", *more)
+        assert done.code == 1 and "iter_0000015 is damaged: __1_0.distcp holds other bytes" in done.err
+        assert not (tmp_path / "hf").exists()
 
 
 def verified_by_ranks(folder: str, wrong: list[int]) -> tuple[list[str], list[str]]:
