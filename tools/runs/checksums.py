@@ -1,7 +1,8 @@
 """Checksums of checkpoint files. Needs no torch.
 
 Files that training writes get XXH3 with 128 bits: it finds damage as surely as SHA-256 (both miss a random change
-with a chance of 2^-128 or less) at seven times its speed, so that a save waits for the disk and not for the hash.
+with a chance of 2^-128 or less) at almost five times its speed, reading included, so that a save waits for the disk and
+not for the hash.
 It is no protection against someone who means to deceive, who could write `complete.json` anew. The import takes
 SHA-256 while it writes, for its manifest, and the mark repeats that. docs/benchmarks/checkpoint_hashes.md has the
 figures.

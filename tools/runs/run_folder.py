@@ -213,7 +213,7 @@ class RunFolder:
         # step is given, it reads the file too, and ends in silence if that holds anything else.
         tracker, step = point.folder / TRACKER, point.step or None
         named = tracker.read_bytes().strip() if tracker.is_file() else None
-        if (step is None and named != b"0") or not (named is None or named.isdigit() or named == b"release"):
+        if (step is None and named != b"0") or not (named is None or named.isdigit()):
             raise UserError(
                 f"start.checkpoint: {tracker} must name a step (here {point.step}), but "
                 + ("it is missing" if named is None else f"holds {named[:40].decode(errors='replace')!r}")

@@ -173,8 +173,8 @@ class LoadFailure:
         step: the checkpoint; None for step 0 of an import.
         rank: the rank.
         host: its node.
-        kind: `content` (the checkpoint or what is asked of it), `read` (a read error that may pass), `memory` or
-            `peer` (another rank or the network failed).
+        kind: `content` (the checkpoint or what is asked of it), `read` (a read error that may pass), `machine` (no
+            memory, a device that fails, no permission) or `peer` (another rank or the network failed).
         error: type and message of the exception.
     """
 
@@ -192,7 +192,7 @@ class LoadFailure:
     def of_launch(logs: Path) -> LoadFailure | None:
         """The failure that says most about why a launch ended; None where it says nothing about the checkpoint."""
         found = [LoadFailure(**read_json(path)) for path in sorted(logs.glob(_FAILURES))]
-        if any(failure.kind == "memory" for failure in found):
+        if any(failure.kind == "machine" for failure in found):
             return None
         telling = sorted((f for f in found if f.kind in ("content", "read")), key=lambda f: (f.kind, f.rank))
         return telling[0] if telling else None

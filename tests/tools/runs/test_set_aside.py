@@ -102,8 +102,8 @@ def test_the_only_checkpoint_is_kept_where_it_does_not_load(run: RunFolder, reci
     assert complete_steps(run.checkpoints) == [15]
 
 
-@pytest.mark.parametrize("kind", ["memory", "peer"])
-def test_memory_and_lost_peers_say_nothing_about_a_checkpoint(
+@pytest.mark.parametrize("kind", ["machine", "peer"])
+def test_a_failing_machine_and_lost_peers_say_nothing_about_a_checkpoint(
     run: RunFolder, recipe: Recipe, kind: str
 ) -> None:
     launch = run.prepare(recipe)

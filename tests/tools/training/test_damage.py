@@ -3,6 +3,7 @@ the one before with the uninterrupted losses."""
 
 from __future__ import annotations
 
+import errno
 import random
 import shutil
 import signal
@@ -338,3 +339,38 @@ def test_a_save_in_the_background_is_read_in_the_background(make_small: Callable
     assert verify(checkpoint_folder(run.checkpoints, 5)).state == "verified"
     (saved,) = read_lines(run.checkpoints_log)
     assert (saved["event"], saved["step"], saved["bytes"]) == ("saved", 5, 200_000)
+
+
+def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
+    """An exception as it is caught, with its cause."""
+    try:
+        raise error from cause
+    except BaseException as caught:
+        return caught
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "kind"),
+    [
+        (KeyError("optimizer.state"), None, "content"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), None, "content"),
+        (RuntimeError("failed"), OSError(errno.ESTALE, "Stale file handle"), "read"),
+        (AssertionError("metadata is None: [Errno 5] Input/output error"), None, "read"),
+        (MemoryError(), None, "machine"),
+        (RuntimeError("CUDA error: device-side assert triggered"), None, "machine"),
+        (PermissionError(errno.EACCES, "Permission denied"), None, "machine"),
+        (OSError(errno.EMFILE, "Too many open files"), None, "machine"),
+        (RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1234"), None, "peer"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), None, "peer"),
+    ],
+)
+def test_failures_to_load_are_told_apart(
+    error: BaseException, cause: BaseException | None, kind: str
+) -> None:
+    """Also where torch has wrapped them with those of other ranks."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    from emma.tools.training.session.loading import _kind
+
+    assert _kind(raised(error, cause)) == kind
+    assert _kind(CheckpointException("load", {3: (raised(error, cause), None)})) == kind  # type: ignore[dict-item]

@@ -7,6 +7,7 @@ What is done about a checkpoint that fails is in `tools/runs/set_aside.py` and `
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -28,6 +29,9 @@ from emma.tools.runs.set_aside import Damaged, LoadFailure
 from emma.tools.training.session.shares import gather, read_together, say
 
 __all__ = ["Loading", "verify_together"]
+
+# gloo's words for a rank that is gone.
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 _STOP = "emma/a rank could not load the checkpoint"
 
@@ -70,7 +74,8 @@ class Loading:
             try:
                 yield
                 torch.distributed.barrier()
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, UserError):
+                # A part of the session has refused to go on, on all ranks and for a reason of its own.
                 raise
             except BaseException as error:  # torch's CheckpointException is no Exception
                 failure = LoadFailure(
@@ -183,7 +188,7 @@ def _leaving_together() -> Iterator[Callable[[], None]]:
     over = threading.Event()
 
     def look() -> None:
-        while not over.wait(0.5):
+        while not over.wait(1.0):
             try:
                 stop = store.check([_STOP])
             except RuntimeError:
@@ -223,21 +228,19 @@ def _root(error: BaseException) -> BaseException:
 
 def _kind(error: BaseException) -> str:
     """See `LoadFailure`."""
-    chain, current = [], _root(error)
+    chain, current = list[BaseException](), _root(error)
     while current is not None and current not in chain:
         chain.append(current)
         current = current.__cause__ or current.__context__  # type: ignore[assignment]
-    if any(isinstance(e, MemoryError | torch.OutOfMemoryError) for e in chain):
-        return "memory"
-    # torch quotes some errors in its own; the system's words for them stay.
-    passing = [os.strerror(number) for number in TRANSIENT]
-    if any(isinstance(e, OSError) and e.errno in TRANSIENT for e in chain) or any(
-        words in str(e) for e in chain for words in passing
-    ):
+    numbers = {e.errno for e in chain if isinstance(e, OSError) and e.errno is not None}
+    words = " ".join(map(str, chain))
+    # torch quotes some read errors in its own; the system's words for them stay.
+    if numbers & TRANSIENT or any(os.strerror(number) in words for number in TRANSIENT):
         return "read"
-    lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-    if any(
-        isinstance(e, torch.distributed.DistError) or any(words in str(e) for words in lost) for e in chain
-    ):
+    memory = any(isinstance(e, MemoryError | torch.OutOfMemoryError) for e in chain)
+    peer = any(isinstance(e, torch.distributed.DistError | ConnectionError) for e in chain)
+    if not memory and (peer or any(text in words for text in _LOST)):
         return "peer"
+    if memory or "CUDA" in words or "NCCL" in words or numbers - {errno.ENOENT}:
+        return "machine"
     return "content"

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from megatron.training import async_utils
 
+from emma.base.errors import UserError
 from emma.recipes.schema import Recipe
 from emma.tools.runs.checkpoints import (
     checkpoint_files,
@@ -38,6 +39,9 @@ __all__ = ["Marks"]
 
 _WRITER = re.compile(r"__(\d+)_\d+\.distcp")
 
+type Read = dict[str, ListedFile] | str
+"""The files of a rank, or why it could not read them."""
+
 
 class Marks:
     """Marks each checkpoint once: all ranks read, rank 0 writes."""
@@ -45,7 +49,7 @@ class Marks:
     def __init__(self, recipe: Recipe, run: RunFolder, launch: Launch, mix: MixInfo) -> None:
         self.recipe, self.run, self.launch, self.mix = recipe, run, launch, mix
         self._marked = launch.load.step if run.owns(launch.load) else None
-        self._pending: tuple[int, float, Work[dict[str, ListedFile]]] | None = None
+        self._pending: tuple[int, float, Work[Read]] | None = None
 
     def save_checkpoint_and_time(self, original: Callable[..., Any], *values: Any, **named: Any) -> Any:
         """Saves, and marks what was saved unless it is still being written."""
@@ -95,19 +99,35 @@ class Marks:
             self._pending = None
             self._mark(step, begun, work.result())
 
-    def _read(self, step: int, advance: Advance) -> dict[str, ListedFile]:
+    def _read(self, step: int, advance: Advance) -> Read:
         """Checksums of the files that this rank wrote; on rank 0 also of those that no rank of this launch did."""
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         folder = checkpoint_folder(self.run.checkpoints, step)
+        if rank:
+            # By name, without a look at the files of all other ranks.
+            names = [path.name for path in folder.glob(f"__{rank}_*.distcp")]
+        else:
+            others = {str(number) for number in range(1, ranks)}
+            names = [name for name in checkpoint_files(folder) if _WRITER.sub(r"\1", name) not in others]
+        try:
+            return checksums(folder, names, advance)
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}"
 
-        def mine(name: str) -> bool:
-            writer = int(match[1]) if (match := _WRITER.fullmatch(name)) else 0
-            return rank == (writer if writer < ranks else 0)
+    def _mark(self, step: int, begun: float, read: Read) -> None:
+        """Marks the checkpoint on rank 0; a collective.
 
-        return checksums(folder, filter(mine, checkpoint_files(folder)), advance)
-
-    def _mark(self, step: int, begun: float, read: dict[str, ListedFile]) -> None:
-        shares = gather(read)
+        Raises:
+            UserError: a rank cannot read what it wrote (on all ranks).
+        """
+        shares = list[dict[str, ListedFile]]()
+        for share in gather(read):
+            if isinstance(share, str):
+                raise UserError(
+                    f"the checkpoint of step {step} was written and cannot be read: {share}. It is not marked complete, "
+                    "and the run stops. Fix: look at the file system, and start again"
+                )
+            shares.append(share)
         if torch.distributed.get_rank() != 0:
             return
         files = {name: file for share in shares for name, file in share.items()}
