@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from emma.base.errors import UserError
+from emma.base.errors import CheckFailedError, UserError
 from emma.base.files import atomic_write
 from emma.base.manifest import FileRecord
 from emma.checkpoints_conversion.config import TokenIds, check_same_shape
@@ -32,11 +32,13 @@ from emma.tools.runs.checkpoints import (
     resolve_start,
     tracked_step,
 )
+from emma.tools.runs.integrity import verify
 
 __all__ = [
     "SIDECAR_NAME",
     "Checkpoint",
     "check_start",
+    "check_written",
     "find_checkpoint",
     "is_checkpoint",
     "write_sidecar",
@@ -159,6 +161,23 @@ def find_checkpoint(source: Path, step: int | None = None, *, tokenizer: Path | 
         f"{folder}: neither {SIDECAR_NAME} in it nor {recipe}; without either, the model's shape is unknown. "
         "Put the run's resolved recipe there (`emma recipe show RUN`)"
     )
+
+
+def check_written(source: Path, step: int | None = None) -> None:
+    """Refuses a Megatron checkpoint whose files are not what was written; reads all of it. A Hugging Face folder, and
+    a checkpoint of stock Megatron, which lists no files, pass.
+
+    Raises:
+        CheckFailedError: names the files.
+    """
+    if not is_checkpoint(source):
+        return
+    folder, _ = _step_folder(source, step)
+    if not (folder / COMPLETE_MARK).is_file():
+        return
+    verdict = verify(folder)
+    if verdict.faults:
+        raise CheckFailedError(f"{folder} is {verdict.state}: {'; '.join(verdict.faults)}. Fix: restore it")
 
 
 def check_start(recipe: Recipe) -> None:

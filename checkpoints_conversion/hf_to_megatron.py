@@ -30,6 +30,7 @@ from emma.checkpoints_conversion.torch_dist_writer import Block, write_torch_dis
 from emma.checkpoints_conversion.weights import HuggingFaceWeights, Weights
 from emma.recipes.schema.model import Model, Shape
 from emma.tools.runs.checkpoints import TRACKER, checkpoint_folder, mark_complete
+from emma.tools.runs.checksums import ListedFile
 
 __all__ = ["convert", "plan"]
 
@@ -283,13 +284,12 @@ def _write_companions(
     """Writes everything in the checkpoint folder except the tensors; the completion mark comes last."""
     config = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     (folder / "metadata.json").write_text(json.dumps(config))
-    hashes = {record.path: record.checksum.removeprefix("sha256:") for record in records}
-    for name in (".metadata", "metadata.json"):
-        hashes[name] = FileRecord.of(folder / name).checksum.removeprefix("sha256:")
+    written = [*records, *(FileRecord.of(folder / name, folder) for name in (".metadata", "metadata.json"))]
+    hashes = {record.path: record.checksum.removeprefix("sha256:") for record in written}
     write_json(folder / "integrity.json", {"algorithm": "sha256", "files": dict(sorted(hashes.items()))})
     if tokenizer_files(source):
         (folder / TOKENIZER_FOLDER).mkdir()
         copy_tokenizer(source, folder / TOKENIZER_FOLDER)
     huggingface = model.huggingface if isinstance(model, Model) else None
     write_sidecar(folder, shape, tokens, huggingface=huggingface, source=source, files=inputs)
-    mark_complete(folder, step=0)
+    mark_complete(folder, {r.path: ListedFile(r.bytes, r.checksum) for r in written}, step=0)

@@ -9,9 +9,9 @@ from typing import Any
 
 import orjson
 
-from emma.base.errors import UserError
 from emma.base.files import append_line
 from emma.base.manifest import now
+from emma.tools.runs.metrics import read_lines
 
 __all__ = ["FOLDER", "History"]
 
@@ -40,30 +40,18 @@ class History:
         Raises:
             UserError: a complete line is not a JSON object.
         """
-        if not self.file.is_file():
-            return []
-        found = []
-        for number, line in enumerate(self.file.read_bytes().splitlines(keepends=True), start=1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                found.append(orjson.loads(line))
-            except orjson.JSONDecodeError as error:
-                raise UserError(
-                    f"{self.file}:{number}: not valid JSON ({error}). Fix: remove the line"
-                ) from None
-        return found
+        return read_lines(self.file)
 
     def attempts_without_progress(self, step: int) -> int:
-        """Number of consecutive training jobs, counted back from the latest, that began at `step` or later.
-        If the run is still at `step`, none of them made progress. A launch that went back to skip a step does
-        not count."""
-        count, rewound = 0, set[int]()
+        """Number of consecutive training jobs, counted back from the latest, that began at `step`. If the run is
+        still at `step`, none of them made progress. A launch that went back to an earlier checkpoint does not
+        count, nor does what was before it."""
+        count, went_back = 0, set[int]()
         for event in self._since_submission():
             if event["event"] == "ended" and event.get("rewinds"):
-                rewound.add(event["launch"])
-            if event["event"] == "began" and event["launch"] not in rewound:
-                if event["step"] < step:
+                went_back.add(event["launch"])
+            if event["event"] == "began" and event["launch"] not in went_back:
+                if event["step"] != step:
                     break
                 count += 1
         return count

@@ -24,7 +24,7 @@ from emma.base.files import read_json
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
 from emma.slurm.history import History
-from emma.tools.runs.run_folder import RunFolder
+from emma.tools.runs.run_folder import GOES_BACK, RunFolder
 
 __all__ = ["AGAIN", "CONTINUES", "FINISHED", "begin", "end", "failed_nodes"]
 
@@ -98,7 +98,7 @@ def end(folder: Path, exit_code: int) -> int:
 
     Returns:
         0 if the run is finished, `CONTINUES` if another job or a restart is to continue it, `AGAIN` if the
-        ranks went back to skip a step and this job starts them again.
+        ranks go back to skip a step or to an earlier checkpoint, and this job starts them again.
 
     Raises:
         CheckFailedError: the run must not continue: no progress, or a teammate asked it to stop.
@@ -106,8 +106,7 @@ def end(folder: Path, exit_code: int) -> int:
     recipe, run, history = load_recipe(folder), RunFolder(folder), History(folder)
     launch, step = run.read_launch(), run.latest_step()
     held = run.holds_claim(launch)
-    state = read_json(run.state_file) if run.state_file.is_file() else {}
-    rewinds = exit_code == 0 and state.get("writer") == launch.writer and state["state"] == "rewind"
+    goes_back = run.outcome(launch) in GOES_BACK
     run.release_claim(launch)
     history.add(
         "ended",
@@ -117,7 +116,7 @@ def end(folder: Path, exit_code: int) -> int:
         step=step,
         exit_code=exit_code,
         held=held,
-        rewinds=rewinds,
+        rewinds=goes_back,
     )
     print(
         f"ranks ended with exit code {exit_code} at step {step} of {recipe.schedule.steps}", file=sys.stderr
@@ -132,9 +131,9 @@ def end(folder: Path, exit_code: int) -> int:
         raise CheckFailedError(
             f"{run.stop_request}: stopped. Fix: to continue, remove the file and submit again"
         )
-    if rewinds:
-        # `safety.rewinds` limits how often.
-        print(f"step {state['step']}: {state['reason']}; going back to skip its batch", file=sys.stderr)
+    if goes_back:
+        # `safety.rewinds` and the number of checkpoints limit how often.
+        print(run.why_it_goes_back(launch), file=sys.stderr)
         return AGAIN
     _check_progress(recipe, history, step)
     return CONTINUES

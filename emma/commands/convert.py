@@ -241,9 +241,11 @@ def megatron_to_hf(
 
     SRC is a run folder, a folder of checkpoints, or a single checkpoint, written with any layout of ranks.
     DST gets safetensors with an index, config.json, generation_config.json, the tokenizer, manifest.json, and
-    the proof that it is the same model: parity.json and parity.html.
+    the proof that it is the same model: parity.json and parity.html. A checkpoint whose files are not what was
+    written is refused.
     """
     from emma.checkpoints_conversion import megatron_to_hf as conversion
+    from emma.checkpoints_conversion.checkpoint import check_written
 
     options: dict[str, Any] = {
         "weights": weights,
@@ -253,6 +255,8 @@ def megatron_to_hf(
     }
 
     def export(number: int | None, target: Path) -> Manifest:
+        for each in average or (number,):
+            check_written(source, each)
         check = _proof(source, target, text, tolerance) if parity else None
         return conversion.convert(
             source, target, step=number, average=average, overwrite=overwrite, check=check, **options
@@ -284,7 +288,7 @@ def megatron_to_hf(
 
 @group.command("verify")
 @click.argument("a", metavar="A", type=_PATH)
-@click.argument("b", metavar="B", type=_PATH)
+@click.argument("b", metavar="[B]", type=_PATH, required=False)
 @_TEXT
 @click.option("--tokenizer", type=_PATH, help="Folder with tokenizer.json. Default: that of A or B.")
 @click.option(
@@ -314,7 +318,7 @@ def megatron_to_hf(
 @_JSON
 def verify(
     a: Path,
-    b: Path,
+    b: Path | None,
     text: Path | None,
     tokenizer: Path | None,
     step: int | None,
@@ -330,12 +334,23 @@ def verify(
     """Prove that A and B, each a Hugging Face model or a Megatron checkpoint, are the same model.
 
     Compares every parameter bit for bit, and the logits of transformers and Megatron in FP32, with one layer
-    in memory at a time. Exits with code 1 if anything differs.
+    in memory at a time. The files of a Megatron checkpoint are compared with what was written first; with A alone
+    (a run, a folder of checkpoints or a single one), that is all. Exits with code 1 if anything differs.
     """
+    from emma.commands.checkpoint_files import checkpoints_of
+    from emma.commands.checkpoint_files import report as report_files
+
+    if b is None:
+        ledger = a / "checkpoints.jsonl"
+        report_files(checkpoints_of(a), ledger if ledger.is_file() else None, as_json)
+        return
+    from emma.checkpoints_conversion.checkpoint import check_written
     from emma.checkpoints_conversion.parity import compare, read_texts
 
     if not tensors and not logits:
         raise UserError("--no-tensors and --no-logits leave nothing to compare")
+    for side in (a, b):
+        check_written(side, step)
     report = compare(
         a,
         b,

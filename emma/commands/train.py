@@ -24,12 +24,26 @@ __all__ = ["command"]
     help="Only write the run folder and launch.json; a job script starts the ranks.",
 )
 @click.option("--take-over", is_flag=True, help="Claim the run even if writer.json names another process.")
+@click.option(
+    "--verify-checkpoints",
+    is_flag=True,
+    help="Compare the files of all its checkpoints with what was written; start nothing. Exit code 1: damage.",
+)
+@click.option("--json", "as_json", is_flag=True, help="With --verify-checkpoints: print the result as JSON.")
 def command(
-    run: str, overrides: tuple[str, ...], print_command: bool, dry_run: bool, prepare: bool, take_over: bool
+    run: str,
+    overrides: tuple[str, ...],
+    print_command: bool,
+    dry_run: bool,
+    prepare: bool,
+    take_over: bool,
+    verify_checkpoints: bool,
+    as_json: bool,
 ) -> int:
     """Train RUN on this machine, or resume it.
 
-    An interrupted run resumes from its latest complete checkpoint; for a finished one there is nothing to do.
+    An interrupted run resumes from its latest complete checkpoint; for a finished one there is nothing to do. A
+    checkpoint whose files are not what was written is set aside, and the one before is used.
     SIGTERM or Ctrl-C saves after the current step and exits with 0. The ranks' output is in RUN/logs/.
 
     \b
@@ -46,6 +60,11 @@ def command(
 
     recipe = load_recipe(run, overrides)
     folder = RunFolder(recipe.run_folder)
+    if verify_checkpoints:
+        from emma.commands.checkpoint_files import checkpoints_of, report
+
+        report(checkpoints_of(folder.path), folder.checkpoints_log, as_json)
+        return 0
     if print_command:
         from emma.tools.training.plan_start import preview_arguments
 
@@ -65,6 +84,7 @@ def command(
     if not folder.latest_step():
         check_start(recipe)
     if dry_run:
+        folder.load_plan(recipe)
         click.echo(describe(recipe, folder, mix))
         return 0
     launch = folder.prepare(recipe, take_over=take_over)

@@ -12,6 +12,7 @@ from emma.recipes.load import write_recipe
 from emma.slurm.history import History
 from emma.slurm.link import AGAIN, CONTINUES, begin, end, failed_nodes
 from emma.tools.runs.run_folder import RunFolder
+from emma.tools.runs.set_aside import LoadFailure, set_aside
 from tests.slurm.conftest import MakeRecipe
 from tests.tools.runs.test_checkpoints import save
 
@@ -77,6 +78,56 @@ def test_a_launch_that_rewinds_is_restarted_and_not_counted_as_failed(run: RunFo
         assert end(run.path, 0) == AGAIN
     begin(run.path, [7])
     assert end(run.path, 1) == CONTINUES, "what an earlier launch said does not count"
+
+
+def set_aside_by_ranks(run: RunFolder, step: int) -> None:
+    """What the ranks leave that find a damaged checkpoint."""
+    launch = run.read_launch()
+    record = set_aside(run.checkpoints, run.checkpoints_log, step, "damaged", "files", launch.number)
+    write_json(run.state_file, {"writer": launch.writer, "state": "set aside", "reason": str(record)})
+
+
+def test_damaged_checkpoints_are_no_failed_jobs(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four of them, one after the other, where three jobs without progress are given up; each job had made progress
+    before, at steps that are now gone."""
+    for step in (1, 2, 3, 4, 5):
+        begin(run.path, [7])
+        save(run.checkpoints, step)
+        assert end(run.path, 1) == CONTINUES
+    for step in (5, 4, 3, 2):
+        begin(run.path, [7])
+        assert run.read_launch().load.step == step
+        set_aside_by_ranks(run, step)
+        assert end(run.path, 0) == AGAIN
+        assert (
+            f"iter_{step:07d} is set aside: damaged; training goes back to step {step - 1}"
+            in capsys.readouterr().err
+        )
+    for _ in range(2):
+        begin(run.path, [7])
+        assert run.read_launch().load.step == 1 and end(run.path, 1) == CONTINUES
+    begin(run.path, [7])
+    with pytest.raises(CheckFailedError, match="3 jobs in a row ended at step 1"):
+        end(run.path, 1)
+
+
+def test_the_only_checkpoint_damaged_ends_the_chain_with_the_reason(run: RunFolder) -> None:
+    save(run.checkpoints, 5)
+    begin(run.path, [7])
+    set_aside_by_ranks(run, 5)
+    assert end(run.path, 0) == AGAIN
+    with pytest.raises(UserError, match=r"none of them can be used \(iter_0000005\.damaged-1: damaged\)"):
+        begin(run.path, [7])
+
+
+def test_a_checkpoint_that_does_not_load_starts_the_ranks_again_in_the_same_job(run: RunFolder) -> None:
+    save(run.checkpoints, 4)
+    save(run.checkpoints, 5)
+    begin(run.path, [7])
+    LoadFailure(5, 3, "n1", "content", "KeyError: 'x'").write(Path(run.read_launch().logs))
+    assert end(run.path, 1) == AGAIN
+    begin(run.path, [7])
+    assert run.read_launch().load.step == 4
 
 
 def test_the_base_models_own_loss_is_there_before_the_ranks_start(

@@ -1,23 +1,36 @@
-"""The checkpoints of a run on disk: which are complete, which are kept. Needs neither torch nor Megatron."""
+"""The checkpoints of a run on disk: which are complete, which are kept. Needs neither torch nor Megatron.
+
+`complete.json` lists each file with its size and checksum, and ends with a checksum of itself. What looks at
+checkpoints often (resuming, retention, exports) compares sizes; `integrity.py` reads the files.
+"""
 
 from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import orjson
 
 from emma.base.errors import UserError
 from emma.base.files import read_json, write_json
+from emma.tools.runs.checksums import ListedFile, checksum_of, checksums
 
 __all__ = [
     "COMPLETE_MARK",
+    "REASON_FILE",
     "TRACKER",
     "LoadPlan",
     "StartPoint",
     "checkpoint_folder",
+    "checkpoint_files",
+    "checkpoint_steps",
     "complete_steps",
     "incomplete_steps",
+    "listed_files",
     "mark_complete",
     "prune",
     "resolve_start",
@@ -25,7 +38,10 @@ __all__ = [
 ]
 
 COMPLETE_MARK = "complete.json"
+REASON_FILE = "damaged.json"
+"""Says in a checkpoint that was set aside why (`set_aside.py`)."""
 TRACKER = "latest_checkpointed_iteration.txt"
+_SELF = "checksum"
 _NAME = re.compile(r"iter_(\d{7,})")
 
 
@@ -34,60 +50,96 @@ def checkpoint_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"iter_{step:07d}"
 
 
-def _steps(checkpoints: Path) -> list[int]:
+def checkpoint_steps(checkpoints: Path) -> list[int]:
+    """Steps that have a folder `iter_NNNNNNN`, complete or not, ascending."""
     names = (_NAME.fullmatch(path.name) for path in checkpoints.iterdir()) if checkpoints.is_dir() else ()
     return sorted(int(name[1]) for name in names if name)
 
 
 def complete_steps(checkpoints: Path) -> list[int]:
     """Steps whose checkpoint carries a completion mark that matches its files, ascending."""
-    return [step for step in _steps(checkpoints) if _fault(checkpoint_folder(checkpoints, step)) is None]
+    return [
+        step for step in checkpoint_steps(checkpoints) if _fault(checkpoint_folder(checkpoints, step)) is None
+    ]
 
 
 def incomplete_steps(checkpoints: Path) -> dict[int, str]:
     """Steps whose checkpoint must not be used, with the reason."""
-    faults = {step: _fault(checkpoint_folder(checkpoints, step)) for step in _steps(checkpoints)}
+    faults = {step: _fault(checkpoint_folder(checkpoints, step)) for step in checkpoint_steps(checkpoints)}
     return {step: fault for step, fault in faults.items() if fault is not None}
 
 
-def _files(folder: Path) -> dict[str, int]:
-    return {
-        str(path.relative_to(folder)): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != COMPLETE_MARK
-    }
+def checkpoint_files(folder: Path) -> list[str]:
+    """Names of all files of a checkpoint, relative to its folder, without the marks about it."""
+    marks = (COMPLETE_MARK, REASON_FILE)
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in marks)
+    return sorted(str(path.relative_to(folder)) for path in paths)
+
+
+def listed_files(folder: Path) -> dict[str, ListedFile]:
+    """The files that a checkpoint's completion mark lists.
+
+    Raises:
+        UserError: the mark is missing or damaged; the message is the reason alone, without the folder.
+    """
+    mark = folder / COMPLETE_MARK
+    if not mark.is_file():
+        raise UserError(f"{mark.name} is missing: the save did not finish")
+    try:
+        value = read_json(mark)
+        files = dict(value["files"])
+        if all(type(size) is int for size in files.values()):
+            return {name: ListedFile(size, None) for name, size in files.items()}
+        listed = {name: ListedFile(**entry) for name, entry in files.items()}
+        # A bit that flips inside the mark must not change what is expected of the files.
+        sound = value.pop(_SELF) == _own_checksum(value)
+    except (UserError, AttributeError, KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise UserError(f"{mark.name} is damaged")
+    return listed
+
+
+def _own_checksum(value: Mapping[str, Any]) -> str:
+    return checksum_of(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
 
 
 def _fault(folder: Path) -> str | None:
-    mark = folder / COMPLETE_MARK
-    if not mark.is_file():
-        return f"{mark.name} is missing: the save did not finish"
     try:
-        listed = read_json(mark)["files"]
-    except (UserError, KeyError, TypeError):
-        return f"{mark.name} is damaged"
-    for name, size in listed.items():
+        listed = listed_files(folder)
+    except UserError as error:
+        return str(error)
+    for name, file in listed.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, but {size} were written"
+        if path.stat().st_size != file.bytes:
+            return f"{name} has {path.stat().st_size} bytes, but {file.bytes} were written"
     return None
 
 
-def mark_complete(folder: Path, **facts: object) -> None:
-    """Writes the completion mark of a checkpoint: the size of each of its files, and `facts` (step, tokens,
-    ...).
+def mark_complete(folder: Path, known: Mapping[str, ListedFile] | None = None, **facts: object) -> None:
+    """Writes the completion mark of a checkpoint: size and checksum of each of its files, and `facts` (step,
+    tokens, ...).
 
     Call it when all ranks have finished writing.
+
+    Args:
+        folder: the checkpoint.
+        known: files whose checksum was taken already, while or right after they were written. The others are
+            read here.
+        facts: anything that JSON can hold.
     """
-    write_json(folder / COMPLETE_MARK, {**facts, "files": _files(folder)})
+    files = dict(known or {})
+    files |= checksums(folder, [name for name in checkpoint_files(folder) if name not in files])
+    value = {**facts, "files": {name: asdict(files[name]) for name in sorted(files)}}
+    write_json(folder / COMPLETE_MARK, {**value, _SELF: _own_checksum(value)})
 
 
 def tracked_step(checkpoints: Path) -> int | None:
     """Step in Megatron's tracker file, written once a save has ended on all ranks; None if there is none."""
     tracker = checkpoints / TRACKER
-    text = tracker.read_text().strip() if tracker.is_file() else ""
+    text = tracker.read_bytes().strip() if tracker.is_file() else b""
     return int(text) if text.isdigit() else None
 
 
@@ -109,7 +161,7 @@ def prune(checkpoints: Path, keep: int | None, keep_every: int | None) -> list[i
     if not complete:
         return []
     stay = set(complete[-keep:]) | {step for step in complete if keep_every and step % keep_every == 0}
-    deleted = [step for step in _steps(checkpoints) if step not in stay and step <= complete[-1]]
+    deleted = [step for step in checkpoint_steps(checkpoints) if step not in stay and step <= complete[-1]]
     for step in deleted:
         folder = checkpoint_folder(checkpoints, step)
         doomed = checkpoints / f".deleted-{folder.name}"

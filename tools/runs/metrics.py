@@ -11,7 +11,7 @@ import orjson
 from emma.base.errors import UserError
 from emma.base.files import append_line
 
-__all__ = ["append_metrics", "read_metrics"]
+__all__ = ["append_metrics", "read_lines", "read_metrics"]
 
 
 def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
@@ -30,14 +30,26 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     """
     steps: dict[int, dict[str, Any]] = {}
     validations: dict[int, dict[str, Any]] = {}
+    for row in read_lines(path):
+        (validations if "validation" in row else steps)[row["step"]] = row
+    return [steps[step] for step in sorted(steps)], [validations[step] for step in sorted(validations)]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a file with one in each line, without a last line that is still being written; empty if there
+    is no file.
+
+    Raises:
+        UserError: a complete line is not a JSON object.
+    """
+    rows: list[dict[str, Any]] = []
     if not path.is_file():
-        return [], []
+        return rows
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             break
         try:
-            row = orjson.loads(line)
+            rows.append(orjson.loads(line))
         except orjson.JSONDecodeError as error:
             raise UserError(f"{path}:{number}: not valid JSON ({error}). Fix: remove the line") from None
-        (validations if "validation" in row else steps)[row["step"]] = row
-    return [steps[step] for step in sorted(steps)], [validations[step] for step in sorted(validations)]
+    return rows

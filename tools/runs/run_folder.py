@@ -6,45 +6,31 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from emma.base.errors import UserError
-from emma.base.files import read_json, write_json
+from emma.base.files import read_json, write_json, write_text
 from emma.base.manifest import now
 from emma.recipes.load import load_recipe, write_recipe
+from emma.recipes.may_change import changed_keys, may_change
 from emma.recipes.schema import Recipe
-from emma.tools.runs.checkpoints import TRACKER, LoadPlan, complete_steps, incomplete_steps, resolve_start
+from emma.tools.runs.checkpoints import (
+    TRACKER,
+    LoadPlan,
+    complete_steps,
+    resolve_start,
+    tracked_step,
+)
 from emma.tools.runs.environment import environment
 from emma.tools.runs.safety import steps_to_skip
+from emma.tools.runs.set_aside import LoadFailure, once_complete, set_incomplete_aside, settle
 
-__all__ = ["Launch", "RunFolder"]
+__all__ = ["GOES_BACK", "Launch", "RunFolder"]
 
-# What may change between launches of one run: where and how it runs, what it logs and keeps. Everything else
-# determines the weights, so changing it makes another run, or a phase.
-_MAY_CHANGE = {
-    *(
-        "cluster",
-        "parallelism",
-        "checkpoint",
-        "validation",
-        "safety",
-        "logging",
-        "paths",
-        "environment",
-        "description",
-    ),
-    *(
-        "batch.micro",
-        "data.corpus",
-        "data.pack",
-        "model.tokenizer.path",
-        "start.checkpoint",
-        "start.reference",
-    ),
-}
+GOES_BACK = ("rewind", "set aside", "load failed")
+"""Outcomes of a launch after which another one follows at once: it skips a step, or begins from another checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +71,7 @@ class RunFolder:
         self.save_request = self.path / "save"
         self.stop_request = self.path / "stop"
         self.checkpoints = self.path / "checkpoints"
+        self.checkpoints_log = self.path / "checkpoints.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.logs = self.path / "logs"
 
@@ -106,17 +93,19 @@ class RunFolder:
 
         Raises:
             UserError: the folder belongs to another recipe, another live process writes it, a teammate asked
-                it to stop, or the checkpoint to start from cannot be used.
+                it to stop, the checkpoint to start from cannot be used, or none of the run's own can.
         """
         if self.stop_request.exists():
             raise UserError(
                 f"{self.stop_request} asks this run to stop. Fix: remove the file to let it continue"
             )
-        self.check_recipe(recipe)
-        load = self._load_plan(recipe)
+        changed = self.check_recipe(recipe)
         self._check_writer(take_over)
+        self._settle_last_launch()
+        set_incomplete_aside(self.checkpoints, self.checkpoints_log, 1 + self._launches())
+        load = self.load_plan(recipe)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(path.name.split("-")[1]) for path in self.logs.glob("launch-*")), default=0)
+        number = 1 + self._launches()
         logs = self.logs / f"launch-{number:04d}"
         logs.mkdir(parents=True)
         launch = Launch(
@@ -135,9 +124,9 @@ class RunFolder:
         )
         write_recipe(recipe, self.recipe_file)
         launches = self.read_environment().get("launches", [])
-        write_json(
-            self.environment_file, {**environment(recipe), "launches": [*launches, _launch_record(launch)]}
-        )
+        record = {**_launch_record(launch, recipe), "changed": changed}
+        write_json(self.environment_file, {**environment(recipe), "launches": [*launches, record]})
+        self._point_tracker(load)
         write_json(self.launch_file, asdict(launch))
         self.state_file.unlink(missing_ok=True)
         return launch
@@ -155,44 +144,104 @@ class RunFolder:
         if self.holds_claim(launch):
             self.writer_file.unlink()
 
-    def check_recipe(self, recipe: Recipe) -> None:
-        """Refuses a recipe that would change the run already begun.
+    def check_recipe(self, recipe: Recipe) -> dict[str, list[Any]]:
+        """Refuses a recipe that would change the run already begun (`recipes/may_change.yaml`).
+
+        Returns:
+            The keys that differ from the last launch's recipe, each with its old and new value.
 
         Raises:
             UserError: a key that determines the weights differs from `recipe.yaml`.
         """
         if not self.recipe_file.is_file():
-            return
-        before = _flat(load_recipe(self.path).to_dict())
-        after = _flat(recipe.to_dict())
-        for key in sorted(before.keys() | after.keys()):
-            if before.get(key) == after.get(key) or any(
-                key == k or key.startswith(f"{k}.") for k in _MAY_CHANGE
-            ):
-                continue
-            raise UserError(
-                f"{self.recipe_file}: this run has {key} = {before.get(key)!r}, but the recipe now says {after.get(key)!r}. "
-                f"Fix: give the run another name (name=...), or start a new phase from it "
-                f"(start.mode=phase start.checkpoint={self.path} under another name)"
-            )
+            return {}
+        changed = changed_keys(load_recipe(self.path).to_dict(), recipe.to_dict())
+        for key, (before, after) in changed.items():
+            if not may_change(key):
+                raise UserError(
+                    f"{self.recipe_file}: this run has {key} = {before}, but the recipe now says {after}. "
+                    f"Fix: give the run another name (name=...), or start a new phase from it "
+                    f"(start.mode=phase start.checkpoint={self.path} under another name)"
+                )
+        return {key: list(values) for key, values in changed.items()}
 
-    def _load_plan(self, recipe: Recipe) -> LoadPlan:
+    def outcome(self, launch: Launch) -> str | None:
+        """How a launch ended: the state that it recorded; `load failed` if Megatron could not load the checkpoint,
+        which the next `prepare` settles; None if the ranks failed otherwise."""
+        state = read_json(self.state_file) if self.state_file.is_file() else {}
+        if state.get("writer") == launch.writer:
+            return str(state["state"])
+        failure = LoadFailure.of_launch(Path(launch.logs)) if self.owns(launch.load) else None
+        return None if failure is None else "load failed"
+
+    def why_it_goes_back(self, launch: Launch) -> str:
+        """What to say after a launch whose outcome is one of `GOES_BACK`."""
+        if self.outcome(launch) == "load failed":
+            return f"checkpoint iter_{launch.load.step:07d}: {LoadFailure.of_launch(Path(launch.logs))}"
+        state = read_json(self.state_file)
+        if state["state"] == "rewind":
+            return f"step {state['step']}: {state['reason']}; going back to skip its batch"
+        return str(state["reason"])
+
+    def owns(self, load: LoadPlan) -> bool:
+        """Whether a launch begins from a checkpoint of this run, and not from another folder's."""
+        return load.folder is not None and Path(load.folder).resolve() == self.checkpoints.resolve()
+
+    def load_plan(self, recipe: Recipe) -> LoadPlan:
+        """What the next launch begins from.
+
+        Raises:
+            UserError: the starting checkpoint cannot be used; or the run had checkpoints and none can be used now,
+                so that beginning again is a person's decision.
+        """
         complete = complete_steps(self.checkpoints)
-        for broken, reason in incomplete_steps(self.checkpoints).items():
-            if not complete or broken > complete[-1]:
-                print(f"passing over checkpoint iter_{broken:07d}: {reason}", file=sys.stderr)
         if complete:
             return LoadPlan("resume", str(self.checkpoints), complete[-1])
+        lost = once_complete(self.checkpoints, self.checkpoints_log)
+        launches = self.read_environment().get("launches", [])
+        if lost or any(self.owns(LoadPlan(**launch["load"])) for launch in launches):
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in lost.items()) or "they are gone"
+            raise UserError(
+                f"{self.checkpoints}: this run has had checkpoints, and none of them can be used ({reasons}). Nothing is "
+                "started from the beginning by itself. Fix: restore the files of one (and rename its folder back to "
+                "iter_NNNNNNN if it was set aside); or begin again under another name (name=...)"
+            )
         if recipe.start.mode == "scratch":
             return LoadPlan("scratch")
         point = resolve_start(str(recipe.start.checkpoint), recipe.start.step)
-        # Megatron reads `--ckpt-step 0` as "none given"; an imported checkpoint is found by its tracker file.
-        step: int | None = point.step or None
-        if step is None and (point.folder / TRACKER).read_text().strip() not in ("0", "release"):
+        # Megatron reads `--ckpt-step 0` as "none given"; an imported checkpoint is found by its tracker file. Where a
+        # step is given, it reads the file too, and ends in silence if that holds anything else.
+        tracker, step = point.folder / TRACKER, point.step or None
+        named = tracker.read_bytes().strip() if tracker.is_file() else None
+        if (step is None and named != b"0") or not (named is None or named.isdigit()):
             raise UserError(
-                f"start.step: {point.folder}/{TRACKER} does not name step 0; give the step to start from"
+                f"start.checkpoint: {tracker} must name a step (here {point.step}), but "
+                + ("it is missing" if named is None else f"holds {named[:40].decode(errors='replace')!r}")
+                + f". Fix: write {point.step} into it"
             )
         return LoadPlan(recipe.start.mode, str(point.folder), step)
+
+    def _launches(self) -> int:
+        return max((int(path.name.split("-")[1]) for path in self.logs.glob("launch-*")), default=0)
+
+    def _settle_last_launch(self) -> None:
+        if not self.launch_file.is_file():
+            return
+        last = self.read_launch()
+        if not self.owns(last.load):
+            return
+        decided = settle(self.checkpoints, self.checkpoints_log, Path(last.logs), last.number, last.load)
+        if decided is not None:
+            print(decided, file=sys.stderr, flush=True)
+
+    def _point_tracker(self, load: LoadPlan) -> None:
+        """Makes Megatron's tracker file name the checkpoint that the run stands at: what it held may be damaged, or
+        name one that was set aside or never completed."""
+        tracker = self.checkpoints / TRACKER
+        if not self.owns(load):
+            tracker.unlink(missing_ok=True)
+        elif tracked_step(self.checkpoints) != load.step:
+            write_text(tracker, str(load.step))
 
     def _check_writer(self, take_over: bool) -> None:
         if take_over or not self.writer_file.is_file():
@@ -212,25 +261,15 @@ class RunFolder:
         )
 
 
-def _launch_record(launch: Launch) -> dict[str, Any]:
+def _launch_record(launch: Launch, recipe: Recipe) -> dict[str, Any]:
     return {
         "number": launch.number,
         "started": now(),
         "load": asdict(launch.load),
         "host": socket.gethostname(),
+        "recipe_sha256": recipe.sha256,
+        "megatron_args": dict(recipe.megatron_args),
     }
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    return dict(_flatten(value, prefix))
-
-
-def _flatten(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, inner in value.items():
-        if isinstance(inner, Mapping) and inner:
-            yield from _flatten(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", inner
 
 
 def _pid_namespace() -> str | None:

@@ -15,10 +15,9 @@ import orjson
 from tqdm import tqdm
 
 from emma.base.errors import CheckFailedError
-from emma.base.files import read_json
 from emma.base.progress import progress
 from emma.recipes.schema import Recipe
-from emma.tools.runs.run_folder import Launch, RunFolder
+from emma.tools.runs.run_folder import GOES_BACK, Launch, RunFolder
 
 __all__ = ["compute_reference", "launch_command", "rank_environment", "run_launch", "train_here"]
 
@@ -64,19 +63,15 @@ def rank_environment(recipe: Recipe) -> dict[str, str]:
 
 
 def train_here(recipe: Recipe, run: RunFolder, launch: Launch) -> None:
-    """Runs a prepared launch, and another one each time it goes back to skip a step.
+    """Runs a prepared launch, and another one each time it goes back, to skip a step or to an earlier checkpoint.
 
     Raises:
         CheckFailedError: a rank failed; the message quotes the end of its log.
+        UserError: no checkpoint of the run can be used.
     """
     compute_reference(recipe, run, launch)
-    while run_launch(recipe, run, launch) == "rewind":
-        state = read_json(run.state_file)
-        print(
-            f"step {state['step']}: {state['reason']}; going back to skip its batch",
-            file=sys.stderr,
-            flush=True,
-        )
+    while run_launch(recipe, run, launch) in GOES_BACK:
+        print(run.why_it_goes_back(launch), file=sys.stderr, flush=True)
         launch = run.prepare(recipe)
 
 
@@ -99,8 +94,8 @@ def run_launch(recipe: Recipe, run: RunFolder, launch: Launch) -> str:
     """Starts the ranks, shows their progress, passes signals on to them and waits for them to end.
 
     Returns:
-        `finished`; `stopped` after a signal, with a complete checkpoint; `rewind` if another launch must skip
-        a step.
+        `finished`; `stopped` after a signal, with a complete checkpoint; one of `GOES_BACK` if another launch
+        must follow.
 
     Raises:
         CheckFailedError: a rank failed; the message quotes the end of its log.
@@ -129,10 +124,10 @@ def run_launch(recipe: Recipe, run: RunFolder, launch: Launch) -> str:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    state = read_json(run.state_file) if run.state_file.is_file() else {}
+    ended = run.outcome(launch)
     run.release_claim(launch)
-    if state.get("writer") == launch.writer:
-        return str(state["state"])
+    if ended is not None:
+        return ended
     raise CheckFailedError(f"training failed (exit code {child.returncode}).\n{_failure(Path(launch.logs))}")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from emma.base.errors import UserError
 from emma.base.extras import explain_missing
+from emma.base.files import write_json
 from emma.recipes.load import load_recipe
 from emma.tools.runs.run_folder import RunFolder
 
@@ -53,9 +54,10 @@ def train(folder: Path) -> None:
     from megatron.training.arguments import parse_and_validate_args
 
     from emma.tools.runs.safety import Rewind
+    from emma.tools.runs.set_aside import Damaged
     from emma.tools.training.arguments import megatron_arguments
     from emma.tools.training.dataset import read_mix
-    from emma.tools.training.session.ending import record_end, record_rewind
+    from emma.tools.training.session.ending import record_damage, record_end, record_rewind
     from emma.tools.training.session.session import Session
     from emma.tools.training.vocabulary import mask_padding
 
@@ -71,6 +73,8 @@ def train(folder: Path) -> None:
         "emma-train",
         *megatron_arguments(recipe, launch.load, mix.end_id, run.checkpoints, tensorboard, launch.skip),
     ]
+    if os.environ["RANK"] == "0":
+        write_json(Path(launch.logs) / "arguments.json", sys.argv[1:])
     args = parse_and_validate_args()
     model_config = gpt_config_from_args(args)
     if recipe.model.rope_scaling is not None:
@@ -96,6 +100,9 @@ def train(folder: Path) -> None:
             raise
     except Rewind as rewind:
         record_rewind(recipe, run, launch, rewind)
+        return
+    except Damaged as damaged:
+        record_damage(run, launch, damaged)
         return
     record_end(recipe, run, launch)
 

@@ -69,6 +69,40 @@ def test_layout_and_logging_may_change_between_launches(tmp_path: Path) -> None:
     assert load_recipe(run.path).parallelism.tensor == 2
 
 
+def test_a_harmless_argument_of_megatron_may_come_later_and_is_recorded(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    run = RunFolder(recipe.run_folder)
+    run.release_claim(run.prepare(recipe))
+    run.release_claim(run.prepare(small_recipe(tmp_path, ['megatron_args={"log-throughput": true}'])))
+    run.prepare(small_recipe(tmp_path, ['megatron_args={"num-workers": 2}', "logging.interval=5"]))
+    first, second, third = read_json(run.environment_file)["launches"]
+    assert [launch["megatron_args"] for launch in (first, second, third)] == [
+        {},
+        {"log-throughput": True},
+        {"num-workers": 2},
+    ]
+    assert (first["changed"], second["changed"]) == (
+        {},
+        {"megatron_args.log-throughput": ["not set", "True"]},
+    )
+    assert third["changed"] == {
+        "logging.interval": ["1", "5"],
+        "megatron_args.log-throughput": ["True", "not set"],
+        "megatron_args.num-workers": ["not set", "2"],
+    }
+
+
+def test_a_refused_argument_of_megatron_is_named_with_both_values(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    run = RunFolder(recipe.run_folder)
+    run.release_claim(run.prepare(recipe))
+    with pytest.raises(
+        UserError, match=r"has megatron_args\.adam-eps = not set, but the recipe now says 1e-05"
+    ):
+        run.prepare(small_recipe(tmp_path, ['megatron_args={"log-throughput": true, "adam-eps": 1e-5}']))
+    assert load_recipe(run.path).megatron_args == {}
+
+
 def test_two_live_writers_are_refused(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     run = RunFolder(recipe.run_folder)

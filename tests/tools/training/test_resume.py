@@ -91,7 +91,7 @@ def test_sigterm_sigkill_and_damage_change_no_loss(
     train_run(recipe)
     assert run.read_launch().load.step == 5
     said = capsys.readouterr().err
-    assert f"passing over checkpoint iter_{stopped:07d}: {shard.name} has" in said
+    assert f"checkpoint iter_{stopped:07d} is set aside: {shard.name} has" in said
     assert f"passing over checkpoint iter_0000010: {COMPLETE_MARK} is missing" in said
     assert same_so_far(run, whole) == STEPS
     assert validation(run)[STEPS] == validation(whole)[STEPS]

@@ -5,6 +5,8 @@ Answers no seam: the worker calls it when `pretrain` has returned.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 
 from emma.base.files import write_json
@@ -12,8 +14,9 @@ from emma.recipes.schema import Recipe
 from emma.tools.runs.checkpoints import complete_steps
 from emma.tools.runs.run_folder import Launch, RunFolder
 from emma.tools.runs.safety import Rewind, record_skip
+from emma.tools.runs.set_aside import Damaged, set_aside, set_asides
 
-__all__ = ["record_end", "record_rewind"]
+__all__ = ["record_damage", "record_end", "record_rewind"]
 
 
 def record_rewind(recipe: Recipe, run: RunFolder, launch: Launch, rewind: Rewind) -> None:
@@ -30,10 +33,25 @@ def record_rewind(recipe: Recipe, run: RunFolder, launch: Launch, rewind: Rewind
     torch.distributed.barrier()
 
 
+def record_damage(run: RunFolder, launch: Launch, damaged: Damaged) -> None:
+    """Sets the damaged checkpoint aside, unless another launch has taken the run over, and asks the launcher for
+    another launch."""
+    if torch.distributed.get_rank() == 0 and run.holds_claim(launch):
+        record = set_aside(
+            run.checkpoints, run.checkpoints_log, damaged.step, damaged.reason, "files", launch.number
+        )
+        print(record, flush=True)
+        state = {"writer": launch.writer, "state": "set aside", **asdict(record), "reason": str(record)}
+        write_json(run.state_file, state)
+    torch.distributed.barrier()
+
+
 def record_end(recipe: Recipe, run: RunFolder, launch: Launch) -> None:
     """Records whether the run has finished or stopped, and at which step."""
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0 and run.holds_claim(launch):
         reached = max(complete_steps(run.checkpoints), default=0)
         state = "finished" if reached >= recipe.schedule.steps else "stopped"
-        write_json(run.state_file, {"writer": launch.writer, "state": state, "step": reached})
+        aside = [asdict(record) for record in set_asides(run.checkpoints).values()]
+        more = {"set_aside": aside} if aside else {}
+        write_json(run.state_file, {"writer": launch.writer, "state": state, "step": reached, **more})

@@ -4,7 +4,7 @@ At each seam the parts are nested, the first of the list outermost. In megatron-
 
 | seam                           | parts, outermost first                                                  |
 |--------------------------------|-------------------------------------------------------------------------|
-| `load_checkpoint`              | `MainWeights` `Phase`                                                   |
+| `load_checkpoint`              | `Loading` `MainWeights` `Phase`                                         |
 | `train`                        | `MainWeights` `SavedWeights` `Skips` `Reference` `Validation` `Metrics` |
 | `dummy_train_step`             | `Skips`                                                                 |
 | `training_log`                 | `Skips` `Metrics`                                                       |
@@ -30,6 +30,7 @@ from emma.tools.training.forward import ForwardStep
 from emma.tools.training.session.claim import Claim
 from emma.tools.training.session.clock import Clock
 from emma.tools.training.session.data import Datasets
+from emma.tools.training.session.loading import Loading
 from emma.tools.training.session.main_weights import MainWeights
 from emma.tools.training.session.marks import Marks
 from emma.tools.training.session.metrics import Metrics
@@ -69,6 +70,7 @@ class Session:
         self.datasets, self.forward_step = Datasets(recipe, mix), ForwardStep()
         claim, clock = Claim(run, launch), Clock()
         self.parts = (
+            Loading(run, launch),
             MainWeights(launch),
             SavedWeights(),
             Phase(launch),
@@ -78,7 +80,7 @@ class Session:
             Metrics(recipe, run, self.forward_step, claim, clock),
             claim,
             Space(recipe, run),
-            Marks(recipe, run, mix),
+            Marks(recipe, run, launch, mix),
             SaveAndStop(run),
         )
 
