@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from emma.base.errors import CheckFailedError, UserError
+from emma.commands.convert_inspect import inspect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +85,9 @@ def group() -> None:
     Both directions stream: they need no GPU, no model in memory, and no process group, and a round trip
     restores the same bits. A failed conversion leaves nothing behind.
     """
+
+
+group.add_command(inspect)
 
 
 def _print(value: dict[str, Any], as_json: bool) -> None:

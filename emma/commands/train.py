@@ -65,6 +65,7 @@ def command(
     if not folder.latest_step():
         check_start(recipe)
     if dry_run:
+        folder.check_load(recipe)
         click.echo(describe(recipe, folder, mix))
         return 0
     launch = folder.prepare(recipe, take_over=take_over)

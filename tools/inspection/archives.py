@@ -200,12 +200,6 @@ def _open_legacy(stream: IO[bytes]) -> tuple[Any, Mapping[str, int], Mapping[str
 
 def _collect_widths(value: Any, widths: dict[str, int]) -> None:
     """Bytes of an element of each storage that a tree refers to."""
-    seen: set[int] = set()
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
+    for item in pickles.walk(value):
         if isinstance(item, Persistent):
             widths[item.key] = DTYPES[STORAGES.get(item.storage, "uint8")]
-        elif pickles.holds(item) and id(item) not in seen:
-            seen.add(id(item))
-            waiting.extend(pickles.children(item))

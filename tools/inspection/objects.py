@@ -15,13 +15,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 from emma.tools.inspection.archives import Archive
 from emma.tools.inspection.names import NAMES, STORAGES
-from emma.tools.inspection.pickles import Global, Persistent, PickleError, Record
+from emma.tools.inspection.pickles import Global, Persistent, PickleError, Record, read, walk
 from emma.tools.inspection.tensors import TensorForm, extent, tensor_form
+from emma.tools.inspection.torch_dist import layout
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load", "make"]
+__all__ = ["check_bytes", "load", "make", "read_metadata"]
 
 
 def make(value: Any, archive: Archive | None = None) -> Any:
@@ -48,6 +49,28 @@ def load(file: Path | IO[bytes], device: Any = None) -> Any:
             return load(stream, device)
     archive = Archive(file)
     return _Maker(archive, device).make(archive.tree)
+
+
+def read_metadata(data: bytes) -> Any:
+    """The `torch.distributed.checkpoint.metadata.Metadata` in the bytes of `.metadata`.
+
+    Raises:
+        PickleError: it is something else, or refused.
+    """
+    tree = read(data).value
+    layout(tree)
+    return make(tree)
+
+
+def check_bytes(data: bytes) -> None:
+    """Refuses a pickle that another library is about to read, unless it is one that `make` would make.
+
+    Raises:
+        PickleError: says why.
+    """
+    for value in walk(read(data).value):
+        if (form := tensor_form(value)) is not None and form.inner is not None:
+            form.check(form.inner.span(form.storage)[1])
 
 
 class _Maker:
@@ -151,11 +174,9 @@ class _Maker:
         archive.stream.seek(offset)
         view, filled = memoryview(content.numpy()), 0
         while filled < size:
-            part = archive.stream.read(min(size - filled, 1 << 24))
-            if not part:
+            if not (count := archive.stream.readinto(view[filled:])):  # type: ignore[attr-defined]
                 raise PickleError("the bytes of a tensor are cut off")
-            view[filled : filled + len(part)] = part
-            filled += len(part)
+            filled += count
         stored = content.to(self.device or "cpu").untyped_storage()
         if inner is None:
             self.stored[place.key] = stored

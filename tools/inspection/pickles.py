@@ -30,6 +30,7 @@ __all__ = [
     "holds",
     "names_in",
     "read",
+    "walk",
 ]
 
 LARGEST = 1 << 28
@@ -347,6 +348,20 @@ def children(value: Any) -> Iterator[Any]:
             yield item
     else:
         yield from value
+
+
+def walk(root: Any) -> Iterator[Any]:
+    """Every value of a tree, each container once."""
+    seen: set[int] = set()
+    waiting = [root]
+    while waiting:
+        value = waiting.pop()
+        if not holds(value):
+            yield value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            yield value
+            waiting.extend(children(value))
 
 
 def _measure(root: Any) -> None:

@@ -16,7 +16,15 @@ from emma.base.files import read_json, write_json
 from emma.base.manifest import now
 from emma.recipes.load import load_recipe, write_recipe
 from emma.recipes.schema import Recipe
-from emma.tools.runs.checkpoints import TRACKER, LoadPlan, complete_steps, incomplete_steps, resolve_start
+from emma.tools.inspection.checkpoints import check_checkpoint
+from emma.tools.runs.checkpoints import (
+    TRACKER,
+    LoadPlan,
+    checkpoint_folder,
+    complete_steps,
+    incomplete_steps,
+    resolve_start,
+)
 from emma.tools.runs.environment import environment
 from emma.tools.runs.safety import steps_to_skip
 
@@ -113,7 +121,7 @@ class RunFolder:
                 f"{self.stop_request} asks this run to stop. Fix: remove the file to let it continue"
             )
         self.check_recipe(recipe)
-        load = self._load_plan(recipe)
+        load = self.check_load(recipe)
         self._check_writer(take_over)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         number = 1 + max((int(path.name.split("-")[1]) for path in self.logs.glob("launch-*")), default=0)
@@ -175,6 +183,17 @@ class RunFolder:
                 f"Fix: give the run another name (name=...), or start a new phase from it "
                 f"(start.mode=phase start.checkpoint={self.path} under another name)"
             )
+
+    def check_load(self, recipe: Recipe) -> LoadPlan:
+        """What the next launch loads, inspected before any rank unpickles it.
+
+        Raises:
+            UserError: the checkpoint to start from cannot be used, or its pickles could run code.
+        """
+        plan = self._load_plan(recipe)
+        if plan.folder is not None:
+            check_checkpoint(checkpoint_folder(Path(plan.folder), plan.step or 0))
+        return plan
 
     def _load_plan(self, recipe: Recipe) -> LoadPlan:
         complete = complete_steps(self.checkpoints)
