@@ -14,14 +14,14 @@ import pickle
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from emma.base.errors import UserError
 from emma.megatron_patches.machine import Machine
 from emma.megatron_patches.patch import Decision, Patch, Target
 from emma.tools.inspection import objects
 from emma.tools.inspection.archives import Window
-from emma.tools.inspection.pickles import PickleError
+from emma.tools.inspection.trees import PickleError
 
 __all__ = ["PATCH", "refusal"]
 
@@ -94,7 +94,7 @@ def _whole(stream: Any) -> Any:
 
     if not isinstance(stream, _ReaderView):
         return stream
-    return io.BufferedReader(Window(stream.base_stream, stream.offset, stream.len))
+    return io.BufferedReader(Window(cast("IO[bytes]", stream.base_stream), stream.offset, stream.len))
 
 
 def load_metadata(file: IO[bytes]) -> Any:

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from emma.tools.inspection import pickles
 from emma.tools.inspection.names import DTYPES, STORAGES
-from emma.tools.inspection.pickles import Persistent, PickleError
+from emma.tools.inspection.trees import Persistent, PickleError, walk
 
 __all__ = ["Archive", "Window", "open_archive", "pickled_bytes"]
 
@@ -200,6 +200,6 @@ def _open_legacy(stream: IO[bytes]) -> tuple[Any, Mapping[str, int], Mapping[str
 
 def _collect_widths(value: Any, widths: dict[str, int]) -> None:
     """Bytes of an element of each storage that a tree refers to."""
-    for item in pickles.walk(value):
+    for item in walk(value):
         if isinstance(item, Persistent):
             widths[item.key] = DTYPES[STORAGES.get(item.storage, "uint8")]

@@ -14,9 +14,9 @@ from emma.base.files import read_json
 from emma.tools.inspection import pickles
 from emma.tools.inspection.archives import Archive, Window, pickled_bytes
 from emma.tools.inspection.findings import Inspection, PickleFound, TensorFound
-from emma.tools.inspection.pickles import PickleError, Record, as_mapping
 from emma.tools.inspection.tensors import tensor_form
 from emma.tools.inspection.torch_dist import Layout, Stored, layout
+from emma.tools.inspection.trees import PickleError, Record, as_mapping, walk
 
 __all__ = ["check_checkpoint", "holds_checkpoint", "inspect_checkpoint", "inspect_pickle", "read_archive"]
 
@@ -110,7 +110,7 @@ def _extra_states(tree: Any, key: str) -> Iterator[Any]:
     """Values of a tree that Transformer Engine's layers unpickle: byte tensors named `…_extra_state…`."""
     if "_extra_state" in key:
         yield tree
-    for value in pickles.walk(tree):
+    for value in walk(tree):
         for name, item in (as_mapping(value) or {}).items():
             if isinstance(name, str) and "_extra_state" in name:
                 yield item
@@ -125,7 +125,7 @@ def _nested(value: Any, archive: Archive) -> Counter[str]:
         return Counter()
     found = pickles.read((form.inner or archive).bytes_of(form.storage))
     names = Counter(found.names)
-    for inner in pickles.walk(found.value):
+    for inner in walk(found.value):
         if isinstance(inner, Record) and inner.name.startswith("torch._utils._rebuild"):
             tensor_form(inner)
     return names
@@ -150,8 +150,8 @@ def _torch_dist(found: Inspection) -> None:
     found.missing += described.missing()
     _check_metadata_json(found)
     by_file: dict[str, list[tuple[tuple[str, Any], Stored]]] = {}
-    for key, stored in described.stored.items():
-        by_file.setdefault(stored.file, []).append((key, stored))
+    for block, stored in described.stored.items():
+        by_file.setdefault(stored.file, []).append((block, stored))
     for file, blocks in sorted(by_file.items()):
         _blocks(found, file, sorted(blocks, key=lambda block: block[1].offset), described)
 

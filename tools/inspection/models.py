@@ -18,8 +18,8 @@ from emma.base.errors import UserError
 from emma.tools.inspection.checkpoints import read_archive
 from emma.tools.inspection.findings import Inspection, TensorFound
 from emma.tools.inspection.names import DTYPES
-from emma.tools.inspection.pickles import PickleError, as_mapping
 from emma.tools.inspection.tensors import tensor_form
+from emma.tools.inspection.trees import PickleError, as_mapping
 
 __all__ = ["check_model", "holds_model", "inspect_model", "model_options", "tokenizer_options"]
 

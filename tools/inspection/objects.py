@@ -15,9 +15,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 from emma.tools.inspection.archives import Archive
 from emma.tools.inspection.names import NAMES, STORAGES
-from emma.tools.inspection.pickles import Global, Persistent, PickleError, Record, read, walk
+from emma.tools.inspection.pickles import read
 from emma.tools.inspection.tensors import TensorForm, extent, tensor_form
 from emma.tools.inspection.torch_dist import layout
+from emma.tools.inspection.trees import Global, Persistent, PickleError, Record, walk
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from typing import Any
 
 from emma.tools.inspection.archives import Archive
 from emma.tools.inspection.names import DTYPES, STORAGES
-from emma.tools.inspection.pickles import Persistent, PickleError, Record, as_mapping
+from emma.tools.inspection.trees import Persistent, PickleError, Record, as_mapping
 
 __all__ = ["TensorForm", "extent", "tensor_form"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emma.tools.inspection.names import DTYPES
-from emma.tools.inspection.pickles import Global, PickleError, Record
+from emma.tools.inspection.trees import Global, PickleError, Record
 
 __all__ = ["Layout", "Stored", "Tensor", "layout"]
 
@@ -70,14 +70,15 @@ def layout(tree: Any) -> Layout:
             objects.append(key)
         else:
             tensors[key] = _tensor(key, _fields(entry, f"{_DCP}.metadata.TensorStorageMetadata"))
-    stored = {}
+    stored: dict[tuple[str, tuple[int, ...] | None], Stored] = {}
     for index, info in _table(fields, "storage_data").items():
         place = _fields(index, f"{_DCP}.metadata.MetadataIndex")
         offset = place.get("offset")
-        key = (place.get("fqn"), None if offset is None else _sizes(offset))
-        if not isinstance(key[0], str):
+        if not isinstance(name := place.get("fqn"), str):
             raise PickleError("a block whose name is not a text")
-        stored[key] = _stored(_fields(info, f"{_DCP}.filesystem._StorageInfo"))
+        stored[name, None if offset is None else _sizes(offset)] = _stored(
+            _fields(info, f"{_DCP}.filesystem._StorageInfo")
+        )
     return Layout(tensors, tuple(objects), stored)
 
 
