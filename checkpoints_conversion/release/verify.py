@@ -15,6 +15,7 @@ from emma.checkpoints_conversion.release.weights import check_parity, tensor_has
 from emma.checkpoints_conversion.safetensors_files import INDEX_NAME, SafetensorsReader
 from emma.tools.hub.cards import read_card
 from emma.tools.hub.checksums import checksum_faults
+from emma.tools.inspection.models import model_options, tokenizer_options
 
 __all__ = ["generate_faults", "release_faults"]
 
@@ -119,9 +120,10 @@ def generate_faults(folder: Path, tokens: int = 8) -> list[str]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    reading, loading = tokenizer_options(folder), model_options(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **reading)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, **loading)
         inputs = tokenizer("All human beings are born", return_tensors="pt", return_token_type_ids=False)
         made = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:

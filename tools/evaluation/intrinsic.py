@@ -15,6 +15,7 @@ from emma.tools.evaluation.publish import publish_rows
 from emma.tools.evaluation.results import Result, heldout_results
 from emma.tools.evaluation.stored import journal_of
 from emma.tools.evaluation.targets import Target, fingerprint
+from emma.tools.inspection.models import model_options, tokenizer_options
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -60,12 +61,13 @@ def load_model(folder: Path, settings: Settings) -> Scorer:
 
     from emma.tools.evaluation.likelihood import Scorer
 
+    loading, reading = model_options(folder), tokenizer_options(folder)
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = settings.dtype or ("float32" if device == "cpu" else "auto")
     logging.disable_progress_bar()
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **reading)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **loading)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{folder}: transformers cannot load it: {error}") from None
     return Scorer(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from emma.base.errors import UserError
 from emma.tools.evaluation.likelihood import cut_windows
+from emma.tools.inspection.models import model_options
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -136,10 +137,12 @@ def load_backend(folder: Path, settings: ModelSettings, longest: int) -> Any:
 def _hf(folder: Path, settings: ModelSettings, window: int) -> Any:
     import torch
 
+    loading = model_options(folder)
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = settings.dtype or ("float32" if device == "cpu" else "auto")
     return _hf_class()(
         pretrained=str(folder.resolve()),
+        **loading,
         device=device,
         dtype=dtype,
         # Log-likelihoods in FP32, whatever the format of the weights.
@@ -164,8 +167,10 @@ def _vllm(folder: Path, settings: ModelSettings, window: int) -> Any:
 
     if find_spec("vllm") is None:
         raise UserError("vllm is not installed: install it in this environment, or use --backend hf")
+    model_options(folder)  # vLLM takes its own, and loads by file name what these refuse
     return _vllm_class(settings.seed)(
         pretrained=str(folder.resolve()),
+        trust_remote_code=False,
         dtype=settings.dtype or "auto",
         tensor_parallel_size=settings.tensor_parallel,
         max_model_len=window,

@@ -9,6 +9,7 @@ from typing import Any
 from emma.base.errors import UserError
 from emma.base.files import sha256_file
 from emma.tools.evaluation.benchmarks.scores import Score, mean_score
+from emma.tools.inspection.models import model_options, tokenizer_options
 
 __all__ = ["LAYER", "BertScore"]
 
@@ -34,9 +35,10 @@ class BertScore:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
+        reading, loading = tokenizer_options(folder), model_options(folder)
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model: Any = AutoModel.from_pretrained(folder, dtype="float32", local_files_only=True)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **reading)
+            model: Any = AutoModel.from_pretrained(folder, dtype="float32", **loading)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{folder}: not an encoder that transformers can load ({error})") from None
         self.layer = min(layer, model.config.num_hidden_layers)
