@@ -15,7 +15,7 @@ from emma.tools.evaluation.publish import publish_rows
 from emma.tools.evaluation.results import Result, heldout_results
 from emma.tools.evaluation.stored import journal_of
 from emma.tools.evaluation.targets import Target, fingerprint
-from emma.tools.inspection.models import model_options, tokenizer_options
+from emma.tools.inspection.models import loading, model_options, tokenizer_options
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -61,15 +61,12 @@ def load_model(folder: Path, settings: Settings) -> Scorer:
 
     from emma.tools.evaluation.likelihood import Scorer
 
-    loading, reading = model_options(folder), tokenizer_options(folder)
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = settings.dtype or ("float32" if device == "cpu" else "auto")
     logging.disable_progress_bar()
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **reading)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **loading)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{folder}: transformers cannot load it: {error}") from None
+    with loading(folder):
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **tokenizer_options(folder))
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **model_options(folder))
     return Scorer(
         model.to(device).eval(),
         tokenizer,

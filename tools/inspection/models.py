@@ -11,6 +11,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from emma.tools.inspection.names import DTYPES
 from emma.tools.inspection.tensors import tensor_form
 from emma.tools.inspection.trees import PickleError, as_mapping
 
-__all__ = ["check_model", "holds_model", "inspect_model", "model_options", "tokenizer_options"]
+__all__ = ["check_model", "holds_model", "inspect_model", "loading", "model_options", "tokenizer_options"]
 
 _DTYPES = {
     "F64": "float64",
@@ -78,6 +79,22 @@ def model_options(folder: Path) -> dict[str, Any]:
             f"them (`emma convert inspect {folder}` lists what they refer to)"
         )
     return {**tokenizer_options(folder), "use_safetensors": True}
+
+
+@contextmanager
+def loading(folder: Path, library: str = "transformers") -> Iterator[None]:
+    """Turns what a library raises while it loads a folder into one message.
+
+    Raises:
+        UserError: with the first line of the library's.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  tokenizers raises plain ones
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{folder}: {library} cannot load it: {first}") from None
 
 
 def check_model(folder: Path) -> None:
