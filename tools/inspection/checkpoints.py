@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +14,7 @@ from emma.base.files import read_json
 from emma.tools.inspection import pickles
 from emma.tools.inspection.archives import Archive, Window, pickled_bytes
 from emma.tools.inspection.findings import Inspection, PickleFound, TensorFound
-from emma.tools.inspection.tensors import tensor_form
+from emma.tools.inspection.tensors import read_tensors, tensor_form
 from emma.tools.inspection.torch_dist import Layout, Stored, layout
 from emma.tools.inspection.trees import PickleError, Record, as_mapping, walk
 
@@ -116,19 +116,14 @@ def _extra_states(tree: Any, key: str) -> Iterator[Any]:
                 yield item
 
 
-def _nested(value: Any, archive: Archive) -> Counter[str]:
+def _nested(value: Any, archive: Archive) -> Mapping[str, int]:
     """Names in the pickle that a byte tensor's bytes are; objects are saved as lists of one."""
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
     form = tensor_form(value)
     if form is None or form.dtype != "uint8" or not form.sizes or form.sizes == (0,):
-        return Counter()
-    found = pickles.read((form.inner or archive).bytes_of(form.storage))
-    names = Counter(found.names)
-    for inner in walk(found.value):
-        if isinstance(inner, Record) and inner.name.startswith("torch._utils._rebuild"):
-            tensor_form(inner)
-    return names
+        return {}
+    return read_tensors((form.inner or archive).bytes_of(form.storage)).names
 
 
 def _torch_dist(found: Inspection) -> None:

@@ -18,12 +18,12 @@ from emma.tools.inspection.names import NAMES, STORAGES
 from emma.tools.inspection.pickles import read
 from emma.tools.inspection.tensors import TensorForm, extent, tensor_form
 from emma.tools.inspection.torch_dist import layout
-from emma.tools.inspection.trees import Global, Persistent, PickleError, Record, walk
+from emma.tools.inspection.trees import Global, Persistent, PickleError, Record
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_bytes", "load", "make", "read_metadata"]
+__all__ = ["load", "make", "read_metadata"]
 
 
 def make(value: Any, archive: Archive | None = None) -> Any:
@@ -61,17 +61,6 @@ def read_metadata(data: bytes) -> Any:
     tree = read(data).value
     layout(tree)
     return make(tree)
-
-
-def check_bytes(data: bytes) -> None:
-    """Refuses a pickle that another library is about to read, unless it is one that `make` would make.
-
-    Raises:
-        PickleError: says why.
-    """
-    for value in walk(read(data).value):
-        if (form := tensor_form(value)) is not None and form.inner is not None:
-            form.check(form.inner.span(form.storage)[1])
 
 
 class _Maker:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 from typing import Any
 
 from emma.tools.inspection.archives import Archive
 from emma.tools.inspection.names import DTYPES, STORAGES
-from emma.tools.inspection.trees import Persistent, PickleError, Record, as_mapping
+from emma.tools.inspection.pickles import Pickle, read
+from emma.tools.inspection.trees import Persistent, PickleError, Record, as_mapping, walk
 
-__all__ = ["TensorForm", "extent", "tensor_form"]
+__all__ = ["TensorForm", "extent", "read_tensors", "tensor_form"]
 
 
 class TensorForm:
@@ -41,8 +43,7 @@ class TensorForm:
             raise PickleError("a tensor with attributes of its own")
         self.inner: Archive | None = None
         if isinstance(storage, Record) and storage.name.endswith("load_from_bytes"):
-            (content,) = storage.arguments
-            self.inner = Archive(io.BytesIO(content))
+            self.inner = _inner(storage)
             storage = self.inner.tree
         if not isinstance(storage, Persistent):
             raise PickleError("a tensor without bytes")
@@ -70,6 +71,29 @@ class TensorForm:
         width = DTYPES[self.dtype]
         if self.reach * width > stored or math.prod(self.sizes) * width > stored:
             raise PickleError(f"a tensor of sizes {list(self.sizes)} and type {self.dtype} in {stored} bytes")
+
+
+def read_tensors(data: bytes) -> Pickle:
+    """A pickle that another library is about to read: its tensors, and the archives within it, are read as well.
+
+    Raises:
+        PickleError: any of it is refused.
+    """
+    found = read(data)
+    names = Counter(found.names)
+    for value in walk(found.value):
+        if isinstance(value, Record) and value.name.endswith("load_from_bytes"):
+            names.update(_inner(value).names)
+        if (form := tensor_form(value)) is not None and form.inner is not None:
+            form.check(form.inner.span(form.storage)[1])
+    return Pickle(found.value, found.end, names)
+
+
+def _inner(record: Record) -> Archive:
+    content = record.arguments[0] if len(record.arguments) == 1 else None
+    if not isinstance(content, bytes):
+        raise PickleError("a tensor without bytes")
+    return Archive(io.BytesIO(content))
 
 
 def tensor_form(value: Any) -> TensorForm | None:

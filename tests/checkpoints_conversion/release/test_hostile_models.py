@@ -34,10 +34,12 @@ def refused(*arguments: object) -> str:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_command_refuses(name: str, made: Recipe, run: Path, marker: Path, tmp_path: Path) -> None:
+def test_every_command_refuses(
+    name: str, made: Recipe, run: Path, release: Path, marker: Path, tmp_path: Path
+) -> None:
     export = run / "hf" / f"step-{STEPS}"
     model = Path(shutil.copytree(made.run_folder.parents[1] / "base", tmp_path / "model"))
-    for folder in (export, model):
+    for folder in (export, model, release):
         MODELS[name](folder, marker)
     code = "custom code" if name != "pytorch_model.bin" else "pytorch_model.bin"
     assert code in refused("convert", "hf-to-megatron", model, tmp_path / "out")
@@ -48,7 +50,8 @@ def test_every_command_refuses(name: str, made: Recipe, run: Path, marker: Path,
     refused("evaluate", "run", model, "--tier", "core")
     refused("evaluate", "run", run)
     refused("release", "model", run, tmp_path / "out")
-    refused("release", "verify", export, "--generate")
+    answer = emma("release", "verify", str(release), "--generate")  # lists every fault in a line of its own
+    assert answer.code == 1 and code in answer.err and "Traceback" not in answer.err
     with pytest.raises(UserError):
         model_options(model)
     assert not (tmp_path / "out").exists()
