@@ -12,7 +12,7 @@ import io
 import os
 import pickle
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -21,6 +21,7 @@ from emma.megatron_patches.machine import Machine
 from emma.megatron_patches.patch import Decision, Patch, Target
 from emma.tools.inspection import objects
 from emma.tools.inspection.archives import Window
+from emma.tools.inspection.pickles import LARGEST
 from emma.tools.inspection.tensors import read_tensors
 from emma.tools.inspection.trees import PickleError
 
@@ -29,10 +30,7 @@ __all__ = ["PATCH", "refusal"]
 _LOAD = "f map_location pickle_module weights_only mmap pickle_load_args"
 LOADS = (Target("torch:load", _LOAD), Target("torch.serialization:load", _LOAD))
 METADATA = Target("torch.distributed.checkpoint.filesystem:pickle")
-MODULE = Target(
-    "torch.nn.modules.module:Module._load_from_state_dict",
-    "self state_dict prefix local_metadata strict missing_keys unexpected_keys error_msgs",
-)
+MODULE = Target("torch.nn.modules.module:Module.load_state_dict", "self state_dict strict assign")
 # Transformer Engine refuses every pickled extra state unless this is set, which it is for those that were checked.
 _ALLOW = "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"
 
@@ -101,48 +99,40 @@ def _whole(stream: Any) -> Any:
 def load_metadata(file: IO[bytes]) -> Any:
     """`pickle.load` for the `.metadata` of a checkpoint."""
     with _refusing(_name(file)):
-        return objects.read_metadata(file.read())
+        return objects.read_metadata(file.read(LARGEST + 1))
 
 
-def _check_extra_state(key: str, state: Any) -> bool:
-    """Whether a module is about to unpickle bytes, all of them inert."""
+def _holds_checked_states(state_dict: Mapping[str, Any]) -> bool:
+    """Whether layers are about to unpickle bytes, all of them inert."""
     import torch
 
-    if not isinstance(state, torch.Tensor) or state.dtype != torch.uint8 or not state.numel():
-        return False
-    with _refusing(f"extra state {key} of the checkpoint"):
-        read_tensors(state.detach().cpu().numpy().tobytes())
-    return True
+    found = False
+    for key, state in state_dict.items():
+        if "_extra_state" in key and isinstance(state, torch.Tensor) and state.numel():
+            with _refusing(f"{key} of the checkpoint"):
+                read_tensors(state.detach().cpu().numpy().tobytes())
+            found = True
+    return found
 
 
 def checked(load_module: Callable[..., Any]) -> Callable[..., Any]:
-    """`Module._load_from_state_dict` that looks at a module's extra state before the module unpickles it."""
+    """`Module.load_state_dict` that looks at the layers' extra states before any layer unpickles its own."""
 
-    def _load_from_state_dict(
-        self: Any,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: Any,
-        unexpected_keys: Any,
-        error_msgs: Any,
+    def load_state_dict(
+        self: Any, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        key = f"{prefix}_extra_state"
         before = os.environ.get(_ALLOW)
-        if _check_extra_state(key, state_dict.get(key)):
+        if _holds_checked_states(state_dict):
             os.environ[_ALLOW] = "1"
         try:
-            return load_module(
-                self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-            )
+            return load_module(self, state_dict, strict, assign)
         finally:
             if before is None:
                 os.environ.pop(_ALLOW, None)
             else:
                 os.environ[_ALLOW] = before
 
-    return _load_from_state_dict
+    return load_state_dict
 
 
 def install() -> None:

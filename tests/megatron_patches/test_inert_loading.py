@@ -160,5 +160,5 @@ def test_extra_states_are_looked_at_before_a_layer_unpickles_them(tmp_path: Path
     ((nothing, good, call, nested, after),) = run_ranks(extra_states, 1, str(tmp_path / "attacked"))
     assert (nothing, good, after) == ("nothing", "[1.0, 1.0, 1.0]", "unset")
     for answer in (call, nested):
-        assert "extra state _extra_state of the checkpoint: refused" in answer
+        assert "_extra_state of the checkpoint: refused" in answer
     assert not (tmp_path / "attacked").exists()

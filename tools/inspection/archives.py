@@ -125,6 +125,8 @@ def _open_zip(stream: IO[bytes]) -> tuple[bytes, Mapping[str, tuple[int, int]]]:
             names = {entry.filename: entry for entry in entries}
             (main,) = (name for name in names if name.endswith("/data.pkl") and name.count("/") == 1)
             root = main.removesuffix("data.pkl")
+            if names[main].file_size > pickles.LARGEST:
+                raise PickleError(f"a pickle of {names[main].file_size} bytes, more than any checkpoint's")
             order = names.get(f"{root}byteorder")
             if order is not None and archive.read(order) != b"little":
                 raise PickleError("its numbers are not little-endian")
@@ -161,7 +163,10 @@ def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
 def _span(stream: IO[bytes], entry: zipfile.ZipInfo) -> tuple[int, int]:
     stream.seek(entry.header_offset)
     names, extra = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))
-    return entry.header_offset + _LOCAL_HEADER.size + names + extra, entry.file_size
+    start = entry.header_offset + _LOCAL_HEADER.size + names + extra
+    if start + entry.file_size > stream.seek(0, io.SEEK_END):
+        raise PickleError("its archive is cut off")
+    return start, entry.file_size
 
 
 def _open_legacy(stream: IO[bytes]) -> tuple[Any, Mapping[str, int], Mapping[str, tuple[int, int]]]:

@@ -16,7 +16,7 @@ from emma.tools.inspection.archives import Archive, Window, pickled_bytes
 from emma.tools.inspection.findings import Inspection, PickleFound, TensorFound
 from emma.tools.inspection.tensors import read_tensors, tensor_form
 from emma.tools.inspection.torch_dist import Layout, Stored, layout
-from emma.tools.inspection.trees import PickleError, Record, as_mapping, walk
+from emma.tools.inspection.trees import PickleError, Record, as_mapping, printable, walk
 
 __all__ = ["check_checkpoint", "holds_checkpoint", "inspect_checkpoint", "inspect_pickle", "read_archive"]
 
@@ -82,7 +82,7 @@ def refuse(found: Inspection, folder: Path) -> None:
         first, more = found.refused[0], len(found.refused) - 1
         others = f" ({more} more in this folder)" if more else ""
         raise UserError(
-            f"{folder / first.place}: refused: {first.fault}{others}. Nothing of it was executed. "
+            f"{printable(str(folder / first.place))}: refused: {first.fault}{others}. Nothing of it was executed. "
             f"`emma convert inspect {folder}` lists what it holds. Fix: use another checkpoint"
         )
 
@@ -123,12 +123,18 @@ def _nested(value: Any, archive: Archive) -> Mapping[str, int]:
     form = tensor_form(value)
     if form is None or form.dtype != "uint8" or not form.sizes or form.sizes == (0,):
         return {}
-    return read_tensors((form.inner or archive).bytes_of(form.storage)).names
+    if form.strides != (1,):
+        raise PickleError("an extra state that is not a row of bytes")
+    content = (form.inner or archive).bytes_of(form.storage)
+    return read_tensors(content[form.offset : form.offset + form.sizes[0]]).names
 
 
 def _torch_dist(found: Inspection) -> None:
     path = found.folder / ".metadata"
-    data = path.read_bytes() if path.is_file() else b""
+    data = b""
+    if path.is_file():
+        with path.open("rb") as handle:
+            data = handle.read(pickles.LARGEST + 1)
     try:
         read = pickles.read(data)
         found.pickles.append(PickleFound(path.name, read.names))
@@ -180,7 +186,7 @@ def _blocks(
                 found.missing.append(f"{file}: {key} lies beyond its {size} bytes; it is cut off")
                 continue
             window = io.BufferedReader(Window(handle, stored.offset, stored.length), 1 << 12)
-            place = f"{file}: {key}"
+            place = printable(f"{file}: {key}")
             one, archive = inspect_pickle(place, window)
             if archive is not None and (fault := _mismatch(archive, key, offset, described)):
                 one = PickleFound(place, one.names, fault)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from emma.tools.inspection.names import DTYPES, NAMES
+from emma.tools.inspection.trees import printable
 
 __all__ = ["Inspection", "PickleFound", "TensorFound"]
 
@@ -135,7 +136,7 @@ class Inspection:
         lines += [f"REFUSED  {found.place}: {found.fault}" for found in self.refused]
         lines += [f"CODE     {line}; it is never run" for line in self.code]
         lines += [f"MISSING  {line}" for line in self.missing]
-        return "\n".join(lines)
+        return "\n".join(printable(line, 1000) for line in lines)
 
     def _grouped(self, every_tensor: bool) -> list[str]:
         if every_tensor:

@@ -20,7 +20,7 @@ from emma.tools.inspection.checkpoints import read_archive
 from emma.tools.inspection.findings import Inspection, TensorFound
 from emma.tools.inspection.names import DTYPES
 from emma.tools.inspection.tensors import tensor_form
-from emma.tools.inspection.trees import PickleError, as_mapping
+from emma.tools.inspection.trees import PickleError, as_mapping, printable
 
 __all__ = ["check_model", "holds_model", "inspect_model", "loading", "model_options", "tokenizer_options"]
 
@@ -93,7 +93,7 @@ def loading(folder: Path, library: str = "transformers") -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001  tokenizers raises plain ones
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = printable((str(error).strip() or type(error).__name__).splitlines()[0])
         raise UserError(f"{folder}: {library} cannot load it: {first}") from None
 
 
@@ -145,10 +145,16 @@ def _requests(folder: Path) -> Iterator[tuple[Path, str, str]]:
         if path.name in _DATA or path.name.endswith(".index.json"):
             continue
         value = _json(path)
+        if value is None and path.stat().st_size > _LARGEST_JSON:
+            yield path, "its size", f"{path.stat().st_size} bytes of settings"
         if value is None:
             continue
         if path.name == "adapter_config.json":
-            yield path, "base_model_name_or_path", f"another model ({value.get('base_model_name_or_path')})"
+            yield (
+                path,
+                "base_model_name_or_path",
+                f"another model ({_short(value.get('base_model_name_or_path'))})",
+            )
         for field, asked in _fields(value, 0):
             if field in ("auto_map", "custom_pipelines") and asked:
                 yield path, f"`{field}`", f"{_short(asked)}"
@@ -168,7 +174,7 @@ def _fields(value: Any, depth: int) -> Iterator[tuple[str, Any]]:
 
 def _short(value: Any) -> str:
     text = ", ".join(map(str, value.values())) if isinstance(value, dict) else str(value)
-    return text if len(text) <= 80 else text[:77] + "…"
+    return printable(text, 80)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -91,6 +91,15 @@ class _Maker:
         return value
 
     def container(self, value: Any) -> Any:
+        try:
+            return self.filled(value)
+        except (TypeError, ValueError, AttributeError, RuntimeError, KeyError, OverflowError) as error:
+            if isinstance(error, PickleError):
+                raise
+            what = value.name if isinstance(value, Record) else f"a {type(value).__name__}"
+            raise PickleError(f"{what} cannot be made ({error})") from None
+
+    def filled(self, value: Any) -> Any:
         match value:
             case list():
                 return [self.make(item) for item in value]
@@ -102,10 +111,7 @@ class _Maker:
                 return {self.make(item) for item in value}
             case frozenset():
                 return frozenset(self.make(item) for item in value)
-        try:
-            return self.record(value)
-        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise PickleError(f"{value.name} cannot be made ({error})") from None
+        return self.record(value)
 
     def record(self, record: Record) -> Any:
         if (form := tensor_form(record)) is not None:

@@ -22,8 +22,11 @@ from emma.tools.inspection.trees import ForeignNamesError, Global, Persistent, P
 
 __all__ = ["Pickle", "names_in", "read"]
 
-LARGEST = 1 << 28
-"""Bytes of a pickle. The metadata of an 8B model's checkpoint has a few megabytes."""
+LARGEST = 1 << 26
+"""Bytes of a pickle. The metadata of an 8B model's checkpoint has about 140 for each block of a tensor."""
+MOST_OPERATIONS = 20_000_000
+"""Steps of a pickle; 8,000 blocks take 400,000."""
+MOST_NAMES = 10_000
 LONGEST_NAME = 300
 LONGEST_INTEGER = 1024  # bytes
 
@@ -94,7 +97,7 @@ class _Machine:
         self.result: Any = None
 
     def run(self) -> None:
-        while True:
+        for _ in range(MOST_OPERATIONS):
             code = self.data[self.at]
             self.at += 1
             if code == 0x2E:  # STOP
@@ -108,6 +111,7 @@ class _Machine:
                     f"operation {bytes([code])!r} at byte {self.at - 1}, which no checkpoint needs"
                 )
             action(self)
+        raise PickleError(f"more than {MOST_OPERATIONS} steps")
 
     # Bytes.
 
@@ -151,7 +155,9 @@ class _Machine:
 
     def name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > LONGEST_NAME:
-            raise PickleError("a name that is not a text")
+            raise PickleError("a name that is not a text, or a very long one")
+        if not f"{module}.{name}".isprintable() or len(self.names) > MOST_NAMES:
+            raise PickleError("a name that is none, or very many of them")
         if self.protocol < 3:  # Python 2's names, which pickles of these protocols use
             if (module, name) in _compat_pickle.NAME_MAPPING:
                 module, name = _compat_pickle.NAME_MAPPING[module, name]
@@ -171,6 +177,8 @@ class _Machine:
         if entry is not None and entry.kind == "value":
             self.push(_value(target.name, arguments))
             return
+        if entry is not None and entry.kind == "member" and len(arguments) != 1:
+            raise PickleError(f"it makes a new class like {target.name}")
         if entry is not None and entry.kind in ("record", "mapping") and arguments and arguments != ([],):
             raise PickleError(f"it makes {target.name} from arguments, which no checkpoint needs")
         self.push(Record(target.name, arguments))

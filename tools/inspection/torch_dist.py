@@ -61,6 +61,8 @@ def layout(tree: Any) -> Layout:
         PickleError: it is something else, or refers to files outside of the checkpoint's folder.
     """
     fields = _fields(tree, f"{_DCP}.metadata.Metadata")
+    if (meta := fields.get("storage_meta")) is not None:
+        _fields(meta, f"{_DCP}.metadata.StorageMeta")
     tensors: dict[str, Tensor] = {}
     objects = []
     for key, entry in _table(fields, "state_dict_metadata").items():

@@ -19,6 +19,7 @@ __all__ = [
     "children",
     "holds",
     "measure",
+    "printable",
     "walk",
 ]
 
@@ -30,8 +31,18 @@ MOST_VALUES = 30_000_000
 SCALARS = (type(None), bool, int, float, str, bytes)
 
 
+def printable(text: str, longest: int = 300) -> str:
+    """A text from a file as one line that is safe to show: control characters escaped, cut where it is long."""
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:longest])
+    return shown if len(text) <= longest else shown + "…"
+
+
 class PickleError(ValueError):
-    """A pickle that is damaged, or does what no checkpoint needs."""
+    """A pickle that is damaged, or does what no checkpoint needs. The message is one line without control characters,
+    whatever the file says."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class ForeignNamesError(PickleError):
