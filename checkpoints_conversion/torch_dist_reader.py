@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import io
 import math
-import pickle
-import struct
 import threading
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,36 +29,15 @@ from emma.base.errors import UserError
 from emma.base.files import read_json
 from emma.checkpoints_conversion.mapped_file import MappedFile
 from emma.checkpoints_conversion.slicing import covered, overlaps
+from emma.tools.inspection.archives import Archive
+from emma.tools.inspection.objects import read_metadata
+from emma.tools.inspection.tensors import tensor_form
+from emma.tools.inspection.trees import PickleError
 
 __all__ = ["TorchDistReader"]
 
 # Each mapping holds a file descriptor, and large runs write more files than a process may open.
 _OPEN_FILES = 64
-_LOCAL_HEADER = struct.Struct("<26xHH")
-_MODULES = "torch.distributed.checkpoint."
-_NAMES = {
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("collections", "OrderedDict"),
-    ("pathlib", "Path"),
-    ("pathlib", "PosixPath"),
-    ("pathlib._local", "PosixPath"),
-}
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Unpickles `.metadata`, and only the plain records and enumerations that it consists of."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _NAMES:
-            return super().find_class(module, name)
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        if module.startswith(_MODULES) and "." not in name:
-            found = super().find_class(module, name)
-            if isinstance(found, type) and found.__module__ == module:
-                return found
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which checkpoints do not need")
 
 
 class _Window(io.RawIOBase):
@@ -125,10 +101,11 @@ class TorchDistReader:
         if backend != "torch_dist":
             raise UserError(f"{folder}: its format is {backend!r}; only torch_dist and torch can be read")
         try:
-            with (folder / ".metadata").open("rb") as handle:
-                metadata: Metadata = _MetadataUnpickler(handle).load()
-        except (pickle.UnpicklingError, EOFError, AttributeError) as error:
-            raise UserError(f"{folder / '.metadata'}: cannot be read ({error}); copy it again") from None
+            metadata: Metadata = read_metadata((folder / ".metadata").read_bytes())
+        except PickleError as error:
+            raise UserError(
+                f"{folder / '.metadata'}: cannot be read ({error}); nothing of it was executed; copy it again"
+            ) from None
         self._tensors = {
             key: entry
             for key, entry in metadata.state_dict_metadata.items()
@@ -238,23 +215,18 @@ class TorchDistReader:
             raise UserError(f"{self.folder}: .metadata does not say where {index.fqn} {index.offset} lies")
         stream = self._stream(info)
         try:
-            described = torch.load(stream, map_location="meta", weights_only=True)
-            with zipfile.ZipFile(stream) as archive:
-                (entry,) = (e for e in archive.infolist() if e.filename.endswith("/data/0"))
-            stream.seek(entry.header_offset)
-            names, extra = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))
-        except (RuntimeError, ValueError, zipfile.BadZipFile, struct.error) as error:
+            archive = Archive(stream)
+            form = tensor_form(archive.tree)
+            if form is None:
+                raise PickleError("it holds something else than a tensor")
+            start, size = archive.span(form.storage)
+            form.check(size)
+        except PickleError as error:
             raise UserError(
                 f"{self.folder / info.relative_path}: damaged where {index.fqn} {index.offset} lies ({error}); "
                 "copy it again, or use another step"
             ) from None
-        offset = info.offset + entry.header_offset + _LOCAL_HEADER.size + names + extra
+        dtype: torch.dtype = getattr(torch, form.dtype)
         return _Stored(
-            info.relative_path,
-            offset,
-            entry.file_size,
-            described.dtype,
-            tuple(described.shape),
-            described.stride(),
-            described.storage_offset(),
+            info.relative_path, info.offset + start, size, dtype, form.sizes, form.strides, form.offset
         )

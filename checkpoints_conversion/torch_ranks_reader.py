@@ -1,30 +1,29 @@
 """Reads Megatron's older `torch` checkpoints, one pickled file per rank, as `torch_dist`'s global tensors.
 
 A checkpoint is a folder with `mp_rank_TT[_PPP]/model_optim_rng.pt` for each tensor-parallel (TT) and
-pipeline-parallel (PPP) rank: zip archives of a pickle and the tensors' bytes. Unpickling runs no code that
-the file chooses: whatever is not needed to make a tensor becomes an inert object. Tensors are views of the
-mapped files.
+pipeline-parallel (PPP) rank: zip archives of a pickle and the tensors' bytes. The pickle is followed, not
+executed, and a name in it that no checkpoint needs is refused. Tensors are views of the mapped files.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
 import re
-import types
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from emma.base.errors import UserError
+from emma.checkpoints_conversion.mapped_file import MappedFile
 from emma.checkpoints_conversion.parameters import FUSED_FC1, NORM_KEYS, OUTPUT
 from emma.checkpoints_conversion.slicing import covered, overlaps
 from emma.recipes.schema.model import Shape
+from emma.tools.inspection.archives import Archive, open_archive
+from emma.tools.inspection.tensors import TensorForm, tensor_form
+from emma.tools.inspection.trees import PickleError, as_mapping
 
 __all__ = ["TorchRanksReader", "holds_ranks"]
 
@@ -43,61 +42,20 @@ _AXES = {
     "mlp.linear_fc1.weight": 0,
     "mlp.linear_fc2.weight": 1,
 }
-_MAKERS = {
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_parameter"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("collections", "OrderedDict"),
-    ("argparse", "Namespace"),
-}
-
-
-class _Inert:
-    """Stands in for anything in a pickle that is not part of a tensor; accepts any call, does nothing."""
-
-    def __new__(cls, *arguments: Any, **named: Any) -> _Inert:
-        return object.__new__(cls)
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        """Ignores all arguments."""
-
-    def __setstate__(self, state: Any) -> None:
-        """Ignores the state."""
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """Ignores the item."""
-
-    def append(self, item: Any) -> None:
-        """Ignores the item."""
-
-    def extend(self, items: Any) -> None:
-        """Ignores the items."""
-
-
-class _Unpickler(pickle.Unpickler):
-    """Makes tensors and plain containers; everything else becomes inert."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _MAKERS:
-            return super().find_class(module, name)
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        return _Inert
-
-
-def _load(file: Any, **options: Any) -> Any:
-    return _Unpickler(file, **options).load()
-
-
-# The parts of a pickle module that `torch.load` uses.
-_PICKLE = types.ModuleType("inert_pickle")
-_PICKLE.Unpickler, _PICKLE.load = _Unpickler, _load  # type: ignore[attr-defined]
 
 
 def holds_ranks(folder: Path) -> bool:
     """Whether a folder is a checkpoint in the `torch` format."""
     return folder.is_dir() and any(_FOLDER.fullmatch(path.name) for path in folder.iterdir())
+
+
+def _tensor(mapped: MappedFile, archive: Archive, form: TensorForm) -> torch.Tensor:
+    """A view of the mapped file."""
+    start, size = archive.span(form.storage)
+    form.check(size)
+    dtype: torch.dtype = getattr(torch, form.dtype)
+    flat = mapped.tensor(start, dtype, (size // dtype.itemsize,))
+    return flat.as_strided(form.sizes, form.strides, form.offset)
 
 
 @dataclass(frozen=True)
@@ -156,32 +114,33 @@ class TorchRanksReader:
 
     def _read(self, path: Path) -> list[dict[str, torch.Tensor]]:
         """Tensors of each of a rank's model chunks."""
+        mapped = MappedFile(path)
         try:
-            state = torch.load(path, map_location="cpu", mmap=True, weights_only=False, pickle_module=_PICKLE)
-        except (
-            RuntimeError,
-            pickle.UnpicklingError,
-            zipfile.BadZipFile,
-            EOFError,
-            OSError,
-            ValueError,
-        ) as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path}: cannot be read ({first}); copy it again, or use another step") from None
-        models = {}
-        for key, value in state.items() if isinstance(state, dict) else ():
-            if (name := _MODEL.fullmatch(str(key))) and isinstance(value, Mapping):
-                models[int(name[1] or 0)] = value
+            with open_archive(path) as archive:
+                models = {
+                    int(name[1] or 0): items
+                    for key, value in (as_mapping(archive.tree) or {}).items()
+                    if (name := _MODEL.fullmatch(str(key))) and (items := as_mapping(value)) is not None
+                }
+                stages = [
+                    {
+                        str(key): _tensor(mapped, archive, form)
+                        for key, value in models[number].items()
+                        if (form := tensor_form(value)) is not None
+                    }
+                    for number in sorted(models)
+                ]
+        except PickleError as error:
+            raise UserError(
+                f"{path}: cannot be read ({error}); nothing of it was executed; copy it again, or use another step"
+            ) from None
         if not models:
             raise UserError(f"{path}: contains no model; is it a megatron-core checkpoint?")
-        if any(key.startswith("language_model") for model in models.values() for key in model):
+        if any(str(key).startswith("language_model") for model in models.values() for key in model):
             raise UserError(
                 f"{path}: written by Megatron's legacy models (`language_model`); only megatron-core's models can be read"
             )
-        return [
-            {key: value for key, value in models[number].items() if isinstance(value, torch.Tensor)}
-            for number in sorted(models)
-        ]
+        return stages
 
     def _add(self, parts: Sequence[dict[str, torch.Tensor]], first: int, shape: Shape, *, last: bool) -> int:
         """Adds one stage's tensors, as its tensor-parallel ranks hold them; returns its number of layers."""

@@ -26,6 +26,8 @@ from emma.checkpoints_conversion.safetensors_files import SafetensorsReader
 from emma.checkpoints_conversion.torch_dist_reader import TorchDistReader
 from emma.checkpoints_conversion.torch_ranks_reader import TorchRanksReader, holds_ranks
 from emma.recipes.schema.model import Shape
+from emma.tools.inspection.checkpoints import check_checkpoint
+from emma.tools.inspection.models import check_model
 
 __all__ = [
     "AveragedWeights",
@@ -82,6 +84,7 @@ class HuggingFaceWeights:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        check_model(folder)
         self.shape = model_from_hf(folder)
         self._reader = SafetensorsReader(folder)
         self.files = self._reader.files
@@ -139,6 +142,7 @@ class MegatronWeights:
 
     def __init__(self, checkpoint: Checkpoint, kind: WeightsKind = "model") -> None:
         self.folder = checkpoint.folder
+        check_checkpoint(self.folder)
         self.shape = checkpoint.shape
         self.reader: TorchDistReader | TorchRanksReader = (
             TorchRanksReader(checkpoint.folder, checkpoint.shape)

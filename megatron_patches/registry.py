@@ -15,6 +15,7 @@ __all__ = ["PatchStatus", "apply", "patches", "status"]
 MODULES = (
     "cpu_backend",
     "initialize_without_cuda",
+    "inert_loading",
     "dataset_helpers",
     "sequence_parallel_norm",
     "torch_adam_resume",

@@ -10,6 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 
 from emma.checkpoints_conversion.parity.forward import device
 from emma.checkpoints_conversion.weights import Weights
+from emma.tools.inspection.models import tokenizer_options
 
 __all__ = ["TransformersForward"]
 
@@ -24,7 +25,8 @@ class TransformersForward:
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
         self._device = device()
-        self._config = transformers.LlamaConfig.from_pretrained(Path(weights.folder))
+        folder = Path(weights.folder)
+        self._config = transformers.LlamaConfig.from_pretrained(folder, **tokenizer_options(folder))
         self._config._attn_implementation = "eager"
         self._config.dtype = torch.float32
         with torch.device("meta"):

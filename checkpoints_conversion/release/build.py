@@ -24,6 +24,7 @@ from emma.checkpoints_conversion.tokenizer_files import copy_tokenizer, has_toke
 from emma.recipes.load import write_recipe
 from emma.tools.evaluation.targets import exported_steps
 from emma.tools.hub.checksums import write_checksums
+from emma.tools.inspection.models import check_model
 from emma.tools.report.records import RunRecord, read_run
 
 __all__ = ["DEFAULT_SHARD_BYTES", "ReleasePlan", "plan_release", "write_release"]
@@ -85,6 +86,7 @@ def plan_release(
         )
     step = steps[-1] if step is None else step
     export = record.folder / "hf" / f"step-{step}"
+    check_model(export)
     report = export / "parity.json"
     if not report.is_file():
         raise UserError(

@@ -15,6 +15,7 @@ from emma.checkpoints_conversion.release.weights import check_parity, tensor_has
 from emma.checkpoints_conversion.safetensors_files import INDEX_NAME, SafetensorsReader
 from emma.tools.hub.cards import read_card
 from emma.tools.hub.checksums import checksum_faults
+from emma.tools.inspection.models import check_model, loading, model_options, tokenizer_options
 
 __all__ = ["generate_faults", "release_faults"]
 
@@ -27,7 +28,7 @@ def release_faults(folder: Path, *, read_weights: bool = True) -> list[str]:
         read_weights: hash all files and tensors; off if they were hashed while being written.
     """
     faults: list[str] = []
-    checks = [_tensor_faults, _token_faults, card_faults, _licence_faults]
+    checks = [_code_faults, _tensor_faults, _token_faults, card_faults, _licence_faults]
     checks.append(_parity_faults if read_weights else _parity_passes)
     if read_weights:
         checks.insert(0, checksum_faults)
@@ -99,6 +100,11 @@ def _licence_faults(folder: Path) -> list[str]:
     return licence_faults(license_of(str(data.get("license"))), folder, heading, text)
 
 
+def _code_faults(folder: Path) -> list[str]:
+    check_model(folder)
+    return []
+
+
 def _parity_passes(folder: Path) -> list[str]:
     check_parity(read_json(folder / "parity.json"), folder / "parity.json")
     return []
@@ -120,11 +126,12 @@ def generate_faults(folder: Path, tokens: int = 8) -> list[str]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        with loading(folder):
+            tokenizer = AutoTokenizer.from_pretrained(folder, **tokenizer_options(folder))
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, **model_options(folder))
         inputs = tokenizer("All human beings are born", return_tensors="pt", return_token_type_ids=False)
         made = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (UserError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         return [f"{folder}: transformers cannot use it: {error}"]
     if made.shape[1] <= inputs["input_ids"].shape[1]:
         return [f"{folder}: generate returned no tokens"]

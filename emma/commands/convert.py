@@ -11,6 +11,7 @@ import click
 
 from emma.base.errors import CheckFailedError, UserError
 from emma.commands.amount import Amount
+from emma.commands.convert_inspect import inspect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +86,9 @@ def group() -> None:
     Both directions stream: they need no GPU, no model in memory, and no process group, and a round trip
     restores the same bits. A failed conversion leaves nothing behind.
     """
+
+
+group.add_command(inspect)
 
 
 def _print(value: dict[str, Any], as_json: bool) -> None:

@@ -84,7 +84,7 @@ def command(
     if not folder.latest_step():
         check_start(recipe)
     if dry_run:
-        folder.load_plan(recipe)
+        folder.check_load(recipe)
         click.echo(describe(recipe, folder, mix))
         return 0
     launch = folder.prepare(recipe, take_over=take_over)

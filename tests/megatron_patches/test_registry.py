@@ -47,6 +47,7 @@ def test_every_patch_declares_what_it_is() -> None:
 
 def test_the_machine_decides_which_patches_are_on() -> None:
     everywhere = {
+        "inert-loading",
         "prebuilt-dataset-helpers",
         "sequence-parallel-norm",
         "writer-survives-stop-signals",

@@ -18,6 +18,7 @@ from emma.base.files import write_json
 from emma.base.staging import staged_folder
 from emma.recipes.schema.model import Model
 from emma.tools.demo.commands import run_command
+from emma.tools.inspection.models import tokenizer_options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,7 +180,7 @@ def command(
 
     disable_progress_bar()  # for writing one small file
 
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, **tokenizer_options(tokenizer_folder))
     shape: Model = load_section("model", model_name)
     if len(tokenizer) != shape.vocab_size:
         raise UserError(

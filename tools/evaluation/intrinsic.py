@@ -15,6 +15,7 @@ from emma.tools.evaluation.publish import publish_rows
 from emma.tools.evaluation.results import Result, heldout_results
 from emma.tools.evaluation.stored import journal_of
 from emma.tools.evaluation.targets import Target, fingerprint
+from emma.tools.inspection.models import loading, model_options, tokenizer_options
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -63,11 +64,9 @@ def load_model(folder: Path, settings: Settings) -> Scorer:
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = settings.dtype or ("float32" if device == "cpu" else "auto")
     logging.disable_progress_bar()
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{folder}: transformers cannot load it: {error}") from None
+    with loading(folder):
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **tokenizer_options(folder))
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **model_options(folder))
     return Scorer(
         model.to(device).eval(),
         tokenizer,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from emma.base.errors import UserError
 from emma.base.files import read_json, sha256_file
 from emma.recipes.compose import list_names
+from emma.tools.inspection.models import check_model
 
 if TYPE_CHECKING:
     from emma.recipes.schema import Recipe
@@ -103,7 +104,7 @@ def resolve_target(run_or_folder: str, step: int | None = None) -> Target:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raises UserError unless `folder` holds config, safetensors and a tokenizer."""
+    """Raises UserError unless `folder` holds config, safetensors and a tokenizer, and asks for no code of its own."""
     for pattern, what in (
         ("config.json", "a config"),
         ("*.safetensors", "weights in safetensors format"),
@@ -113,6 +114,7 @@ def check_model_folder(folder: Path) -> None:
             raise UserError(
                 f"{folder}: no {pattern}, so {what} is missing; give a complete Hugging Face model folder"
             )
+    check_model(folder)
 
 
 def default_window(folders: Sequence[Path]) -> int:

@@ -16,14 +16,17 @@ from emma.base.manifest import now
 from emma.recipes.load import load_recipe, write_recipe
 from emma.recipes.may_change import changed_keys, may_change
 from emma.recipes.schema import Recipe
+from emma.tools.inspection.checkpoints import check_checkpoint
 from emma.tools.runs.checkpoints import (
     TRACKER,
     LoadPlan,
+    checkpoint_folder,
     complete_steps,
     resolve_start,
     tracked_step,
 )
 from emma.tools.runs.environment import environment
+from emma.tools.runs.integrity import verify
 from emma.tools.runs.safety import steps_to_skip
 from emma.tools.runs.set_aside import LoadFailure, once_complete, set_incomplete_aside, settle
 
@@ -103,7 +106,7 @@ class RunFolder:
         self._check_writer(take_over)
         self._settle_last_launch()
         set_incomplete_aside(self.checkpoints, self.checkpoints_log, 1 + self._launches())
-        load = self.load_plan(recipe)
+        load = self.check_load(recipe)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         number = 1 + self._launches()
         logs = self.logs / f"launch-{number:04d}"
@@ -186,6 +189,25 @@ class RunFolder:
     def owns(self, load: LoadPlan) -> bool:
         """Whether a launch begins from a checkpoint of this run, and not from another folder's."""
         return load.folder is not None and Path(load.folder).resolve() == self.checkpoints.resolve()
+
+    def check_load(self, recipe: Recipe) -> LoadPlan:
+        """What the next launch loads, inspected before any rank unpickles it.
+
+        Raises:
+            UserError: the checkpoint to start from cannot be used, or its pickles could run code.
+        """
+        load = self.load_plan(recipe)
+        if load.folder is None:
+            return load
+        folder = checkpoint_folder(Path(load.folder), load.step or 0)
+        try:
+            check_checkpoint(folder)
+        except UserError:
+            # A damaged pickle looks like a forged one. The ranks compare the files with their checksums before they
+            # load any, and go back to the checkpoint before.
+            if not (self.owns(load) and verify(folder).state == "damaged"):
+                raise
+        return load
 
     def load_plan(self, recipe: Recipe) -> LoadPlan:
         """What the next launch begins from.

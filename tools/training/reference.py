@@ -18,6 +18,7 @@ from emma.base.errors import UserError
 from emma.base.files import write_json
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
+from emma.tools.inspection.models import loading, model_options
 from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["main", "reference_losses"]
@@ -31,6 +32,7 @@ def reference_losses(recipe: Recipe) -> dict[str, float]:
     """
     from emma import megatron_patches
 
+    folder = Path(str(recipe.start.reference))
     megatron_patches.apply()
     import torch
     from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
@@ -40,7 +42,10 @@ def reference_losses(recipe: Recipe) -> dict[str, float]:
 
     mix = read_mix(recipe.mix_folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(str(recipe.start.reference), dtype=torch.float32)
+    with loading(folder):
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, **model_options(folder)
+        )
     model.to(device).eval()
     config = GPTDatasetConfig(
         random_seed=recipe.seed,

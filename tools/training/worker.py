@@ -33,6 +33,14 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BaseException:
+        # torch wraps what is raised while it loads a checkpoint, and Megatron leaves by `sys.exit`.
+        from emma.megatron_patches.inert_loading import refusal
+
+        if (refused := refusal()) is None:
+            raise
+        print(f"error: {refused}", file=sys.stderr)
+        return refused.exit_code
     return 0
 
 
@@ -53,6 +61,7 @@ def train(folder: Path) -> None:
     from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
     from megatron.training.arguments import parse_and_validate_args
 
+    from emma.megatron_patches.inert_loading import refusal
     from emma.tools.runs.safety import Rewind
     from emma.tools.runs.set_aside import Damaged
     from emma.tools.training.arguments import megatron_arguments
@@ -96,7 +105,7 @@ def train(folder: Path) -> None:
         )
     except SystemExit as stop:
         # Megatron leaves its loop by `sys.exit` after the checkpoint that a signal asked for.
-        if stop.code not in (0, None):
+        if stop.code not in (0, None) or refusal() is not None:
             raise
     except Rewind as rewind:
         record_rewind(recipe, run, launch, rewind)

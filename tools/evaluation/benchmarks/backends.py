@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from emma.base.errors import UserError
 from emma.tools.evaluation.likelihood import cut_windows
+from emma.tools.inspection.models import loading, model_options
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -125,12 +126,8 @@ def load_backend(folder: Path, settings: ModelSettings, longest: int) -> Any:
     window = settings.max_length or min(longest, 8192)
     if window > longest:
         raise UserError(f"--max-length {window}: this model takes at most {longest} tokens")
-    try:
-        if settings.backend == "vllm":
-            return _vllm(folder, settings, window)
-        return _hf(folder, settings, window)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{folder}: {settings.backend} cannot load it: {error}") from None
+    with loading(folder, settings.backend):
+        return (_vllm if settings.backend == "vllm" else _hf)(folder, settings, window)
 
 
 def _hf(folder: Path, settings: ModelSettings, window: int) -> Any:
@@ -140,6 +137,7 @@ def _hf(folder: Path, settings: ModelSettings, window: int) -> Any:
     dtype = settings.dtype or ("float32" if device == "cpu" else "auto")
     return _hf_class()(
         pretrained=str(folder.resolve()),
+        **model_options(folder),
         device=device,
         dtype=dtype,
         # Log-likelihoods in FP32, whatever the format of the weights.
@@ -164,8 +162,10 @@ def _vllm(folder: Path, settings: ModelSettings, window: int) -> Any:
 
     if find_spec("vllm") is None:
         raise UserError("vllm is not installed: install it in this environment, or use --backend hf")
+    model_options(folder)  # vLLM takes its own, and loads by file name what these refuse
     return _vllm_class(settings.seed)(
         pretrained=str(folder.resolve()),
+        trust_remote_code=False,
         dtype=settings.dtype or "auto",
         tensor_parallel_size=settings.tensor_parallel,
         max_model_len=window,

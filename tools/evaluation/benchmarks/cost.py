@@ -10,6 +10,7 @@ from typing import Any
 from emma.tools.evaluation.benchmarks.definitions import speeds
 from emma.tools.evaluation.benchmarks.run import Runner
 from emma.tools.evaluation.benchmarks.units import Unit
+from emma.tools.inspection.models import loading, tokenizer_options
 
 __all__ = ["Cost", "estimate", "parameters", "table"]
 
@@ -42,7 +43,9 @@ def estimate(runner: Runner, units: Sequence[Unit]) -> list[Cost]:
     """
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(runner.target.folder, local_files_only=True)
+    folder = runner.target.folder
+    with loading(folder):
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **tokenizer_options(folder))
     speed = speeds()[runner.model_settings.backend]
     scale = parameters(runner.target.folder) / speed["parameters"]
     names = dict.fromkeys(unit.benchmark.name for unit in units)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emma.base.errors import UserError
 from emma.base.files import sha256_file
 from emma.tools.evaluation.benchmarks.scores import Score, mean_score
+from emma.tools.inspection.models import loading, model_options, tokenizer_options
 
 __all__ = ["LAYER", "BertScore"]
 
@@ -34,11 +34,9 @@ class BertScore:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model: Any = AutoModel.from_pretrained(folder, dtype="float32", local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{folder}: not an encoder that transformers can load ({error})") from None
+        with loading(folder):
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **tokenizer_options(folder))
+            model: Any = AutoModel.from_pretrained(folder, dtype="float32", **model_options(folder))
         self.layer = min(layer, model.config.num_hidden_layers)
         self.model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
         weights = sorted(folder.glob("*.safetensors"))

@@ -69,5 +69,5 @@ def test_it_is_the_mean_of_the_best_matches(encoder: Path) -> None:
 
 
 def test_a_folder_without_an_encoder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not an encoder that transformers can load"):
+    with pytest.raises(UserError, match="transformers cannot load it"):
         BertScore(tmp_path)
