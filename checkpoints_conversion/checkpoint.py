@@ -7,7 +7,7 @@ the run's `recipe.yaml`, two levels up.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,7 @@ __all__ = [
     "check_start",
     "find_checkpoint",
     "is_checkpoint",
+    "keeps_fp8",
     "write_sidecar",
 ]
 
@@ -61,6 +62,8 @@ class Checkpoint:
         recipe_sha256: fingerprint of the run's recipe; empty for an imported checkpoint.
         description: the file that all this comes from.
         base_tokens: special tokens of the imported base model; None for a run's checkpoint.
+        fp8_params: the run keeps its model's weights in FP8, so that only the optimizer has them unrounded.
+        exact_main: the optimizer's main weights are FP32; a 16-bit copy may round to a neighbour of the model's.
     """
 
     folder: Path
@@ -71,6 +74,8 @@ class Checkpoint:
     recipe_sha256: str
     description: Path
     base_tokens: TokenIds | None
+    fp8_params: bool = False
+    exact_main: bool = True
 
     @cached_property
     def tokens(self) -> TokenIds:
@@ -177,6 +182,13 @@ def check_start(recipe: Recipe) -> None:
     if (folder / SIDECAR_NAME).is_file() or (folder.absolute().parent.parent / "recipe.yaml").is_file():
         found = find_checkpoint(folder)
         check_same_shape(found.shape, recipe.model, f"start.checkpoint: {folder}", recipe.name)
+        if recipe.start.mode == "weights" and found.fp8_params:
+            raise UserError(
+                f"start.checkpoint: {folder}: its run kept the model's weights in FP8 (precision.fp8_params), and "
+                "mode: weights would start from these rounded weights. Fix: start from the optimizer's main weights: "
+                f"`emma convert megatron-to-hf {folder} HF`, `emma convert hf-to-megatron HF BASE`, and "
+                "start.checkpoint: BASE; mode: phase also keeps them"
+            )
 
 
 def _from_sidecar(folder: Path, step: int, sidecar: Path, tokenizer: Path | None) -> Checkpoint:
@@ -199,9 +211,21 @@ def _from_sidecar(folder: Path, step: int, sidecar: Path, tokenizer: Path | None
         ) from None
 
 
+def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = values.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def keeps_fp8(recipe: Mapping[str, Any]) -> bool:
+    """Whether a resolved recipe keeps the model's weights in FP8 between steps."""
+    given = _section(recipe, "megatron_args").get("fp8-param-gather")
+    return _section(recipe, "precision").get("fp8_params") is True or given is True
+
+
 def _from_recipe(folder: Path, step: int, recipe: Path, tokenizer: Path | None) -> Checkpoint:
+    values = read_yaml(recipe).values
     try:
-        model = Model.model_validate(read_yaml(recipe).values["model"])
+        model = Model.model_validate(values["model"])
     except (KeyError, ValidationError) as error:
         raise UserError(f"{recipe}: cannot read its section `model` ({error})") from None
     with recipe.open(encoding="utf-8") as handle:
@@ -215,6 +239,8 @@ def _from_recipe(folder: Path, step: int, recipe: Path, tokenizer: Path | None) 
         recipe_sha256=fingerprint[1] if fingerprint else "",
         description=recipe,
         base_tokens=None,
+        fp8_params=keeps_fp8(values),
+        exact_main=_section(values, "optimizer").get("main_params_dtype", "fp32") == "fp32",
     )
 
 

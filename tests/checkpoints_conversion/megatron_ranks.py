@@ -149,6 +149,13 @@ def train(shape: Shape, start: Path | None, save: Path, *flags: str) -> None:
     pretrain(config, provider, ModelType.encoder_or_decoder, forward_step)
 
 
+def train_with_plain_optimizer(shape: Shape, start: Path | None, save: Path, *flags: str) -> None:
+    """`train` with each data-parallel rank holding all optimizer states."""
+    global COMMON
+    COMMON = COMMON.replace("--use-distributed-optimizer", "").replace("--ckpt-fully-parallel-save", "")
+    train(shape, start, save, *(flag for flag in flags if flag != "--dist-ckpt-optim-fully-reshardable"))
+
+
 def compare(pairs: list[tuple[Path, Path]], **options: Any) -> list[dict[str, Any]]:
     """Parity reports of pairs of folders, as plain values; computed in a rank, since Megatron on a CPU
     patches torch."""
