@@ -270,7 +270,7 @@ def test_command_line_says_which(fp8: Path, tmp_path: Path) -> None:
             str(tmp_path / "proof"),
         ],
     ]
-    ((code, out, fault), (again, out2, fault2)) = run_ranks(megatron_ranks.command, 1, *lines, timeout=300)[0]
+    ((code, out, fault), (again, _, fault2)) = run_ranks(megatron_ranks.command, 1, *lines, timeout=300)[0]
     assert (code, again) == (0, 0), fault + fault2
     assert (
         "weights: the optimizer's main weights, since the run keeps the model's in FP8; from the model's"
