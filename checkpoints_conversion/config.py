@@ -181,8 +181,14 @@ def model_from_hf(folder: Path, *, vocab_padding: int = 128) -> Shape:
         "init_std": 0.02,
     }
     try:
-        return Shape(
-            **{**defaults, **values}, vocab_padding=vocab_padding, rope_theta=theta, rope_scaling=scaling
+        return Shape.model_validate(
+            {
+                **defaults,
+                **values,
+                "vocab_padding": vocab_padding,
+                "rope_theta": theta,
+                "rope_scaling": scaling,
+            }
         )
     except ValidationError as error:
         raise UserError(f"{path}: {_validation(error)}") from None

@@ -62,9 +62,11 @@ def _integer(text: str) -> int | float:
 
 def _parse(path: Path, content: bytes) -> dict[str, Any]:
     if not content.startswith(b"{"):
-        raise UserError(f"{path}: its header does not begin with {{; it is no safetensors file, or is damaged")
+        raise UserError(
+            f"{path}: its header does not begin with {{; it is no safetensors file, or is damaged"
+        )
     try:
-        header = json.loads(
+        header: dict[str, Any] = json.loads(
             content.decode(), object_pairs_hook=_pairs, parse_constant=_constant, parse_int=_integer
         )
     except RecursionError:
@@ -76,7 +78,7 @@ def _parse(path: Path, content: bytes) -> dict[str, Any]:
         isinstance(metadata, dict) and all(_is_text(k) and _is_text(v) for k, v in metadata.items())
     ):
         raise UserError(f"{path}: {_METADATA} of its header is no table of texts; write the file again")
-    return header  # type: ignore[no-any-return]
+    return header
 
 
 def _is_text(value: Any) -> bool:
@@ -121,10 +123,14 @@ def _record(path: Path, name: str, entry: Any, start: int) -> TensorRecord:
         if elements > _LARGEST_INTEGER:
             break
     if elements * size > _LARGEST_INTEGER:
-        raise UserError(f"{path}: tensor {name} has sizes {repr(shape)[:200]}, larger than any file; the file is damaged")
+        raise UserError(
+            f"{path}: tensor {name} has sizes {repr(shape)[:200]}, larger than any file; the file is damaged"
+        )
     first, end = offsets
     if end - first != elements * dtype.itemsize:
-        raise UserError(f"{path}: tensor {name} claims {end - first} bytes for sizes {shape}; the file is damaged")
+        raise UserError(
+            f"{path}: tensor {name} claims {end - first} bytes for sizes {shape}; the file is damaged"
+        )
     return TensorRecord(path.name, dtype, tuple(shape), start + first, end - first)
 
 

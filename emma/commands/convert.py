@@ -161,6 +161,12 @@ def _proof(
 @click.option(
     "--parity/--no-parity", default=False, show_default=True, help="Prove parity before DST appears."
 )
+@click.option(
+    "--allow-nonfinite",
+    metavar="NAME[,NAME…]",
+    multiple=True,
+    help="Parameters that may hold NaN or infinite values, which are otherwise refused; manifest.json records them.",
+)
 @_TEXT
 @_TOLERANCE
 @_OVERWRITE
@@ -172,6 +178,7 @@ def hf_to_megatron(
     model: str | None,
     dtype: str | None,
     parity: bool,
+    allow_nonfinite: tuple[str, ...],
     text: Path | None,
     tolerance: float,
     overwrite: bool,
@@ -193,8 +200,16 @@ def hf_to_megatron(
         return
     check = _proof(source, destination, text, tolerance) if parity else None
     manifest = conversion.convert(
-        source, destination, model=section, dtype=dtype, overwrite=overwrite, check=check
+        source,
+        destination,
+        model=section,
+        dtype=dtype,
+        overwrite=overwrite,
+        allow_nonfinite=[name for names in allow_nonfinite for name in names.split(",")],
+        check=check,
     )
+    for warning in manifest.extra["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
     _written(destination, manifest, as_json)
 
 

@@ -49,7 +49,9 @@ class RopeScaling(Section):
     """Wavelengths above `original_max_position_embeddings / low_freq_factor` are divided by `factor`."""
     high_freq_factor: float = Field(4.0, gt=0, le=LIMITS["high_freq_factor"].most)
     """Wavelengths below `original_max_position_embeddings / high_freq_factor` stay as they are."""
-    original_max_position_embeddings: int = Field(8192, gt=0, le=LIMITS["original_max_position_embeddings"].most)
+    original_max_position_embeddings: int = Field(
+        8192, gt=0, le=LIMITS["original_max_position_embeddings"].most
+    )
     """Context length of the model before scaling, in tokens."""
 
     @model_validator(mode="after")

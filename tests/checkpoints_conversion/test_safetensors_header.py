@@ -66,7 +66,26 @@ def accepted_by_the_library(content: bytes) -> bool:
 
 ODD: list[Any] = [
     *(-1, 0, 1, 2, 3, 4, 7, 8, 2**31, 2**53, 2**63, 2**64 - 1, 2**64, 2**70, -(2**63)),
-    *(0.0, 1.0, 2.5, True, False, None, "", "4", "F32", "F64", "I8", "F4", "f32", [], [1], [0, 4], [4, 0], [0, 4, 8]),
+    *(
+        0.0,
+        1.0,
+        2.5,
+        True,
+        False,
+        None,
+        "",
+        "4",
+        "F32",
+        "F64",
+        "I8",
+        "F4",
+        "f32",
+        [],
+        [1],
+        [0, 4],
+        [4, 0],
+        [0, 4, 8],
+    ),
     *([1.0], [-1], [True], [[1]], {}, {"a": 1}, [2**40, 2**40, 0], [2**62], [0, 2**62, 2**62]),
 ]
 
@@ -75,7 +94,7 @@ def mutate(header: dict[str, Any], body: int, pick: random.Random) -> bytes:
     """A file near a valid one: wrong values, fields, offsets, lengths, or bytes."""
     names = [name for name in header if name != "__metadata__"]
     length = None
-    raw: Callable[[bytes], bytes] = lambda text: text  # noqa: E731
+    spoil: tuple[float, bytes] | None = None
     for _ in range(pick.randint(1, 2)):
         name = pick.choice(names)
         entry = header[name]
@@ -89,7 +108,9 @@ def mutate(header: dict[str, Any], body: int, pick: random.Random) -> bytes:
         elif kind == 2 and isinstance(entry, dict) and isinstance(entry.get("data_offsets"), list):
             shift = pick.choice([-4, -1, 1, 4, 8])
             entry["data_offsets"] = [o + shift if type(o) is int else o for o in entry["data_offsets"]]
-        elif kind == 3 and isinstance(entry, dict) and isinstance(entry.get("shape"), list) and entry["shape"]:
+        elif (
+            kind == 3 and isinstance(entry, dict) and isinstance(entry.get("shape"), list) and entry["shape"]
+        ):
             entry["shape"][pick.randrange(len(entry["shape"]))] = pick.choice(ODD)
         elif kind == 4:
             other = header[pick.choice(names)]
@@ -106,11 +127,15 @@ def mutate(header: dict[str, Any], body: int, pick: random.Random) -> bytes:
         elif kind == 9:
             length = pick.choice([0, 1, 7, 100_000_001, 2**63, 2**64 - 1])
         else:
-            at, what = pick.random(), pick.choice([b"}", b"{", b",", b'"', b"\x00", b"\xff", b"NaN", b"-0", b" "])
-            raw = lambda text, at=at, what=what: (  # noqa: E731
-                text[: int(at * len(text))] + what + text[int(at * len(text)) + 1 :]
+            spoil = (
+                pick.random(),
+                pick.choice([b"}", b"{", b",", b'"', b"\x00", b"\xff", b"NaN", b"-0", b" "]),
             )
-    return pack(raw(json.dumps(header).encode()), body, length)
+    text = json.dumps(header).encode()
+    if spoil is not None:
+        at = int(spoil[0] * len(text))
+        text = text[:at] + spoil[1] + text[at + 1 :]
+    return pack(text, body, length)
 
 
 def test_verdicts_are_the_librarys(tmp_path: Path) -> None:
@@ -130,7 +155,12 @@ def test_verdicts_are_the_librarys(tmp_path: Path) -> None:
         if there and not here:
             assert any(
                 text in message
-                for text in ("has the type", "instead of dtype, shape, and data_offsets", "is no name", "given twice")
+                for text in (
+                    "has the type",
+                    "instead of dtype, shape, and data_offsets",
+                    "is no name",
+                    "given twice",
+                )
             ), (message, content)
     assert counts[True, True] > 200
     assert counts[False, False] > 1000
@@ -140,7 +170,11 @@ def test_verdicts_are_the_librarys(tmp_path: Path) -> None:
 TENSOR = '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 SPECIAL = {
     "a name twice": (f"{{{TENSOR},{TENSOR}}}", 4, "'a' is given twice"),
-    "a field twice": ('{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}', 4, "'dtype' is given twice"),
+    "a field twice": (
+        '{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        4,
+        "'dtype' is given twice",
+    ),
     "minus zero": (TENSOR.replace("[0,4]", "[-0,4]").join("{}"), 4, "not two whole numbers"),
     "a fraction": (TENSOR.replace("[0,4]", "[0.0,4]").join("{}"), 4, "not two whole numbers"),
     "negative": (TENSOR.replace("[0,4]", "[-4,0]").join("{}"), 4, "not two whole numbers"),
@@ -151,12 +185,24 @@ SPECIAL = {
     "cut": (f"{{{TENSOR}}}", 3, "truncated"),
     "deep": ("{" + '"a":[' + "[" * 200_000, 0, "nested too deeply|is not JSON"),
     "surrogate": ('{"__metadata__":{"a":"\\ud800"}}', 0, "no table of texts"),
-    "control": ('{"a\\u001b[2J":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', 4, "is no name of a parameter"),
-    "long": (f'{{"{"a" * 501}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}', 4, "is no name of a parameter"),
+    "control": (
+        '{"a\\u001b[2J":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        4,
+        "is no name of a parameter",
+    ),
+    "long": (
+        f'{{"{"a" * 501}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}',
+        4,
+        "is no name of a parameter",
+    ),
     "blank first": (f" {{{TENSOR}}}", 4, "does not begin with"),
     "a list": ("[]", 0, "does not begin with"),
     "zeros": ("\x00\x00\x00\x00", 0, "does not begin with"),
-    "overflow": ('{"a":{"dtype":"F32","shape":[1099511627776,1099511627776,0],"data_offsets":[0,0]}}', 0, "larger than any"),
+    "overflow": (
+        '{"a":{"dtype":"F32","shape":[1099511627776,1099511627776,0],"data_offsets":[0,0]}}',
+        0,
+        "larger than any",
+    ),
 }
 
 
@@ -182,16 +228,28 @@ def _change_index(folder: Path, change: Callable[[dict[str, Any]], None]) -> Non
 
 
 INDEX: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
-    "another folder": (lambda m: m.update({"model.norm.weight": "../x.safetensors"}), "not the name of a file beside"),
-    "an absolute path": (lambda m: m.update({"model.norm.weight": "/etc/passwd"}), "not the name of a file beside"),
+    "another folder": (
+        lambda m: m.update({"model.norm.weight": "../x.safetensors"}),
+        "not the name of a file beside",
+    ),
+    "an absolute path": (
+        lambda m: m.update({"model.norm.weight": "/etc/passwd"}),
+        "not the name of a file beside",
+    ),
     "a number": (lambda m: m.update({"model.norm.weight": 3}), "not the name of a file beside"),
     "no file": (lambda m: m.update({"model.norm.weight": "none.safetensors"}), "1 are missing"),
     "the wrong file": (
         lambda m: m.update({"model.norm.weight": min(v for v in m.values() if v != m["model.norm.weight"])}),
         "from different models",
     ),
-    "not listed": (lambda m: m.pop("model.norm.weight"), r"model\.norm\.weight is in .* according to the index nowhere"),
-    "not there": (lambda m: m.update({"model.more.weight": m["model.norm.weight"]}), r"model\.more\.weight should be in"),
+    "not listed": (
+        lambda m: m.pop("model.norm.weight"),
+        r"model\.norm\.weight is in .* according to the index nowhere",
+    ),
+    "not there": (
+        lambda m: m.update({"model.more.weight": m["model.norm.weight"]}),
+        r"model\.more\.weight should be in",
+    ),
 }
 
 
@@ -210,7 +268,9 @@ def test_a_tensor_in_two_shards(sharded: Path) -> None:
     path = min(sharded.glob("*.safetensors"))
     tensors = load_file(path) | {"model.norm.weight": torch.zeros(64)}
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"model\.norm\.weight is in .*, but according to the index in model-"):
+    with pytest.raises(
+        UserError, match=r"model\.norm\.weight is in .*, but according to the index in model-"
+    ):
         SafetensorsReader(sharded)
 
 
