@@ -333,10 +333,8 @@ def _keep_fp8(run: Path, parity: object) -> None:
     """Turns a run into one that kept its weights in FP8, whose export's report says `parity`."""
     recipe = run / "recipe.yaml"
     text = recipe.read_text()
-    assert "  fp8_params: false" in text
-    recipe.write_text(
-        text.replace("  fp8_params: false", "  fp8_params: true").replace("  fp8: null", "  fp8: tensorwise")
-    )
+    assert "megatron_args: {}" in text
+    recipe.write_text(text.replace("megatron_args: {}", "megatron_args: {fp8-param-gather: true}"))
     report = run / "hf" / f"step-{STEPS}" / "parity.json"
     values = read_json(report)
     values["released"] = parity
