@@ -23,6 +23,7 @@ __all__ = [
     "read_settings",
     "shape_differences",
     "token_ids_from_hf",
+    "validated_shape",
 ]
 
 # Fields that affect the weights or their meaning; the others (context length, initialisation, padding) may
@@ -180,29 +181,33 @@ def model_from_hf(folder: Path, *, vocab_padding: int = 128) -> Shape:
         "tie_embeddings": False,
         "init_std": 0.02,
     }
+    extra = {"vocab_padding": vocab_padding, "rope_theta": theta, "rope_scaling": scaling}
+    return validated_shape({**defaults, **values, **extra}, str(path), _KEYS)
+
+
+def validated_shape(values: Mapping[str, Any], where: str, names: Mapping[str, str]) -> Shape:
+    """A shape of values that come from outside.
+
+    Args:
+        values: fields of the shape.
+        where: what they come from, for the message.
+        names: what the fields are called there.
+
+    Raises:
+        UserError: the first value that is wrong, by its name there.
+    """
     try:
-        return Shape.model_validate(
-            {
-                **defaults,
-                **values,
-                "vocab_padding": vocab_padding,
-                "rope_theta": theta,
-                "rope_scaling": scaling,
-            }
-        )
+        return Shape.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{path}: {_validation(error)}") from None
-
-
-def _validation(error: ValidationError) -> str:
-    """The first fault, with the key of `config.json` that it is about."""
-    fault = error.errors()[0]
+        fault = error.errors()[0]
     field = str(fault["loc"][-1]) if fault["loc"] else ""
-    name = f"`{_KEYS.get(field, field)}` is {_shown(fault['input'])}: " if field else ""
+    name = f"`{names.get(field, field)}` is {_shown(fault['input'])}: " if field else ""
     if fault["type"] == "less_than_equal" and field in LIMITS:
         limit = LIMITS[field]
-        return f"{name}at most {limit.most:,} can be converted ({limit.published}); the file is damaged"
-    return f"{name}{fault['msg']}"
+        raise UserError(
+            f"{where}: {name}at most {limit.most:,} can be converted ({limit.published}); the file is damaged"
+        )
+    raise UserError(f"{where}: {name}{fault['msg']}")
 
 
 def _ids(path: Path, key: str, value: Any, vocab_size: Any) -> tuple[int, ...]:

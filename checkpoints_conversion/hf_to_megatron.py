@@ -6,7 +6,6 @@ import functools
 import json
 import math
 import threading
-from argparse import Namespace
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -34,6 +33,7 @@ from emma.checkpoints_conversion.parameters import (
     global_sizes,
     parameter_shapes,
 )
+from emma.checkpoints_conversion.stock_megatron import architecture, loading
 from emma.checkpoints_conversion.tokenizer_files import check_tokenizer, copy_tokenizer, tokenizer_files
 from emma.checkpoints_conversion.torch_dist_writer import Block, write_torch_dist
 from emma.checkpoints_conversion.weights import HuggingFaceWeights, Weights
@@ -123,48 +123,10 @@ def _open(
         yield (fuse_qkv(shape, parts) if len(parts) > 1 else parts[0]).view(chunk.sizes)
 
 
-def _architecture(shape: Shape) -> Namespace:
-    """Megatron's arguments that describe the model, as `--use-checkpoint-args` reads them."""
-    return Namespace(
-        num_layers=shape.layers,
-        hidden_size=shape.hidden_size,
-        ffn_hidden_size=shape.ffn_hidden_size,
-        seq_length=shape.max_position_embeddings,
-        max_position_embeddings=shape.max_position_embeddings,
-        num_attention_heads=shape.attention_heads,
-        group_query_attention=True,
-        num_query_groups=shape.query_groups,
-        kv_channels=shape.channels,
-        position_embedding_type="rope",
-        add_position_embedding=True,
-        use_rotary_position_embeddings=False,
-        rotary_base=shape.rope_theta,
-        rotary_percent=1.0,
-        rotary_interleaved=False,
-        use_rope_scaling=shape.rope_scaling is not None,
-        normalization="RMSNorm",
-        norm_epsilon=shape.norm_epsilon,
-        apply_layernorm_1p=False,
-        swiglu=True,
-        squared_relu=False,
-        add_bias_linear=False,
-        add_qkv_bias=False,
-        apply_query_key_layer_scaling=False,
-        attention_dropout=0.0,
-        hidden_dropout=0.0,
-        untie_embeddings_and_output_weights=not shape.tie_embeddings,
-        make_vocab_size_divisible_by=shape.vocab_padding,
-        tensor_model_parallel_size=1,
-        pipeline_model_parallel_size=1,
-        no_save_optim=True,
-        no_save_rng=True,
-    )
-
-
 def _objects(shape: Shape) -> dict[str, Any]:
     """What the loader needs besides tensors, by the unique keys of Megatron's sharded objects."""
     common = {
-        "args": _architecture(shape),
+        "args": architecture(shape),
         "checkpoint_version": 3.0,
         "iteration": 0,
         "num_floating_point_operations_so_far": 0.0,
@@ -269,6 +231,7 @@ def convert(
             "dtype": dtype_name(parts[0].dtype),
             "cast": dtype,
             "padding_rows": shape.padded_vocab_size(1) - shape.vocab_size,
+            "stock_megatron": loading(shape),
             "tokenizer": tokenizer,
             "nonfinite": scan.nonfinite(),
             "zeros": scan.zeros(),

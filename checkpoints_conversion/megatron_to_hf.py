@@ -104,7 +104,7 @@ def _inputs(checkpoint: Checkpoint) -> list[FileRecord]:
             records.append(FileRecord(str(path), path.stat().st_size, checksum))
         elif path.is_file():
             records.append(FileRecord.of(path))
-    if checkpoint.description.parent != checkpoint.folder:
+    if checkpoint.description.is_file() and checkpoint.description.parent != checkpoint.folder:
         records.append(FileRecord.of(checkpoint.description))
     return records
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "copy_tokenizer",
     "has_tokenizer",
     "load_engine",
+    "named_tokens",
     "special_tokens",
     "tokenizer_files",
 ]
@@ -141,6 +143,38 @@ def _check_ids(folder: Path, engine: Engine, vocab_size: int) -> None:
             f"{settings_file}: `{key}` is {_shown(new[-1])}, which tokenizer.json lacks and for which the model's "
             f"{vocab_size} ids have no room; use the model's own tokenizer"
         )
+
+
+@dataclass(frozen=True)
+class NamedTokens:
+    """A tokenizer's own special tokens, and its number of ids (the largest, plus one)."""
+
+    tokens: TokenIds
+    size: int
+
+
+def named_tokens(folder: Path) -> NamedTokens:
+    """The special tokens that `tokenizer_config.json` names.
+
+    Raises:
+        UserError: there is no tokenizer, it cannot be read, or it lacks one of these tokens.
+    """
+    engine = load_engine(folder / "tokenizer.json")
+    settings_file = folder / "tokenizer_config.json"
+    settings = read_settings(settings_file) if settings_file.is_file() else {}
+
+    def token_id(key: str) -> int | None:
+        text = _text(settings.get(key))
+        found = None if text is None else engine.token_to_id(text)
+        if text is not None and found is None:
+            raise UserError(
+                f"{settings_file}: `{key}` is {_shown(text)}, which tokenizer.json lacks; correct one"
+            )
+        return found
+
+    begin, end, pad = (token_id(key) for key in ("bos_token", "eos_token", "pad_token"))
+    size = 1 + max(engine.get_vocab(with_added_tokens=True).values(), default=-1)
+    return NamedTokens(TokenIds(begin, () if end is None else (end,), pad), size)
 
 
 def special_tokens(section: Tokenizer, folder: Path, vocab_size: int) -> TokenIds:
