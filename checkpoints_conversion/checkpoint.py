@@ -1,13 +1,13 @@
 """Finds a checkpoint folder, checks that it is complete, and tells what model it holds. Needs no torch.
 
 An imported checkpoint describes itself in `model.yaml` beside its tensors; a run's checkpoint is described by
-the run's `recipe.yaml`, two levels up.
+the run's `recipe.yaml`, two levels up; one of stock Megatron, by the arguments in it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +19,8 @@ from ruamel.yaml import YAML
 from emma.base.errors import CheckFailedError, UserError
 from emma.base.files import atomic_write
 from emma.base.manifest import FileRecord
-from emma.checkpoints_conversion.config import TokenIds, check_same_shape
-from emma.checkpoints_conversion.tokenizer_files import special_tokens
+from emma.checkpoints_conversion.config import TokenIds, check_same_shape, validated_shape
+from emma.checkpoints_conversion.tokenizer_files import check_tokenizer, named_tokens, special_tokens
 from emma.recipes.reading import read_yaml
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.model import Model, Shape
@@ -41,6 +41,7 @@ __all__ = [
     "check_written",
     "find_checkpoint",
     "is_checkpoint",
+    "keeps_fp8",
     "write_sidecar",
 ]
 
@@ -63,6 +64,8 @@ class Checkpoint:
         recipe_sha256: fingerprint of the run's recipe; empty for an imported checkpoint.
         description: the file that all this comes from.
         base_tokens: special tokens of the imported base model; None for a run's checkpoint.
+        fp8_params: the run keeps its model's weights in FP8, so that only the optimizer has them unrounded.
+        exact_main: the optimizer's main weights are FP32; a 16-bit copy may round to a neighbour of the model's.
     """
 
     folder: Path
@@ -73,6 +76,8 @@ class Checkpoint:
     recipe_sha256: str
     description: Path
     base_tokens: TokenIds | None
+    fp8_params: bool = False
+    exact_main: bool = True
 
     @cached_property
     def tokens(self) -> TokenIds:
@@ -157,10 +162,7 @@ def find_checkpoint(source: Path, step: int | None = None, *, tokenizer: Path | 
         return _from_sidecar(folder, number, sidecar, tokenizer)
     if recipe.is_file():
         return _from_recipe(folder, number, recipe, tokenizer)
-    raise UserError(
-        f"{folder}: neither {SIDECAR_NAME} in it nor {recipe}; without either, the model's shape is unknown. "
-        "Put the run's resolved recipe there (`emma recipe show RUN`)"
-    )
+    return _from_arguments(folder, number, recipe, tokenizer)
 
 
 def check_written(source: Path, step: int | None = None) -> None:
@@ -196,6 +198,13 @@ def check_start(recipe: Recipe) -> None:
     if (folder / SIDECAR_NAME).is_file() or (folder.absolute().parent.parent / "recipe.yaml").is_file():
         found = find_checkpoint(folder)
         check_same_shape(found.shape, recipe.model, f"start.checkpoint: {folder}", recipe.name)
+        if recipe.start.mode == "weights" and found.fp8_params:
+            raise UserError(
+                f"start.checkpoint: {folder}: its run kept the model's weights in FP8 (precision.fp8_params), and "
+                "mode: weights would start from these rounded weights. Fix: start from the optimizer's main weights: "
+                f"`emma convert megatron-to-hf {folder} HF`, `emma convert hf-to-megatron HF BASE`, and "
+                "start.checkpoint: BASE; mode: phase also keeps them"
+            )
 
 
 def _from_sidecar(folder: Path, step: int, sidecar: Path, tokenizer: Path | None) -> Checkpoint:
@@ -205,24 +214,66 @@ def _from_sidecar(folder: Path, step: int, sidecar: Path, tokenizer: Path | None
         return Checkpoint(
             folder=folder,
             step=step,
-            shape=Shape.model_validate(values["shape"]),
+            shape=validated_shape(values["shape"], str(sidecar), {}),
             tokenizer=tokenizer or (own if own.is_dir() else None),
             huggingface=values["huggingface"],
             recipe_sha256="",
             description=sidecar,
             base_tokens=TokenIds.from_dict(values["tokens"]),
         )
-    except (KeyError, ValidationError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(
             f"{sidecar}: not a file that the import wrote ({error}); import the model again"
         ) from None
 
 
+def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = values.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _from_arguments(folder: Path, step: int, recipe: Path, tokenizer: Path | None) -> Checkpoint:
+    """A checkpoint of stock Megatron, described by its own arguments."""
+    from emma.checkpoints_conversion.stock_megatron import shape_of, stored_arguments
+
+    arguments = stored_arguments(folder)
+    if arguments is None:
+        raise UserError(
+            f"{folder}: neither {SIDECAR_NAME} in it, nor {recipe}, nor Megatron's arguments in it; without any, the "
+            "model's shape is unknown. Put the run's resolved recipe there (`emma recipe show RUN`)"
+        )
+    ids = None if tokenizer is None else named_tokens(tokenizer)
+    shape = shape_of(arguments, folder, None if ids is None else ids.size)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, shape.vocab_size)
+    values = vars(arguments)
+    return Checkpoint(
+        folder=folder,
+        step=step,
+        shape=shape,
+        tokenizer=tokenizer,
+        huggingface=None,
+        recipe_sha256="",
+        description=folder,
+        base_tokens=TokenIds() if ids is None else ids.tokens,
+        fp8_params=bool(values.get("fp8_param_gather") or values.get("fp8_param")),
+        exact_main=str(values.get("main_params_dtype", "fp32")).removeprefix("torch.") in ("fp32", "float32"),
+    )
+
+
+def keeps_fp8(recipe: Mapping[str, Any]) -> bool:
+    """Whether a resolved recipe keeps the model's weights in FP8 between steps."""
+    given = _section(recipe, "megatron_args").get("fp8-param-gather")
+    return _section(recipe, "precision").get("fp8_params") is True or given is True
+
+
 def _from_recipe(folder: Path, step: int, recipe: Path, tokenizer: Path | None) -> Checkpoint:
+    values = read_yaml(recipe).values
     try:
-        model = Model.model_validate(read_yaml(recipe).values["model"])
+        model = Model.model_validate(values["model"])
     except (KeyError, ValidationError) as error:
-        raise UserError(f"{recipe}: cannot read its section `model` ({error})") from None
+        reason = " ".join(str(error).split())[:400]
+        raise UserError(f"{recipe}: cannot read its section `model` ({reason})") from None
     with recipe.open(encoding="utf-8") as handle:
         fingerprint = _SHA256.match(handle.readline())
     return Checkpoint(
@@ -234,6 +285,8 @@ def _from_recipe(folder: Path, step: int, recipe: Path, tokenizer: Path | None) 
         recipe_sha256=fingerprint[1] if fingerprint else "",
         description=recipe,
         base_tokens=None,
+        fp8_params=keeps_fp8(values),
+        exact_main=_section(values, "optimizer").get("main_params_dtype", "fp32") == "fp32",
     )
 
 

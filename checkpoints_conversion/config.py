@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from emma.base.errors import UserError
 from emma.base.files import read_json
-from emma.recipes.schema.model import RopeScaling, Shape
+from emma.recipes.schema.model import LIMITS, Shape
 
 __all__ = [
     "TokenIds",
@@ -19,8 +20,10 @@ __all__ = [
     "generation_config",
     "hf_config",
     "model_from_hf",
+    "read_settings",
     "shape_differences",
     "token_ids_from_hf",
+    "validated_shape",
 ]
 
 # Fields that affect the weights or their meaning; the others (context length, initialisation, padding) may
@@ -39,6 +42,21 @@ _SAME = (
     "tie_embeddings",
 )
 _SCALING_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+# Fields of a shape and their keys in `config.json`.
+_KEYS = {
+    "layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "attention_heads": "num_attention_heads",
+    "query_groups": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "norm_epsilon": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
+    "init_std": "initializer_range",
+}
+_LARGEST_SETTINGS = 16 << 20  # bytes; published ones have some kilobytes
 _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
@@ -66,19 +84,31 @@ class TokenIds:
         return {**asdict(self), "end": list(self.end)}
 
 
-def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
-    path = folder / "config.json"
+def read_settings(path: Path) -> dict[str, Any]:
+    """A JSON object of a model's folder: `config.json` and the like.
+
+    Raises:
+        UserError: it is missing, not a file, too large, not JSON, or not an object.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a file; copy the model again")
+    if path.is_file() and (size := path.stat().st_size) > _LARGEST_SETTINGS:
+        raise UserError(f"{path}: {size} bytes are no settings; copy the file again")
     value = read_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds {type(value).__name__} instead of an object; copy the file again")
-    return path, value
+    return value
+
+
+def _shown(value: Any) -> str:
+    return reprlib.repr(value)
 
 
 def _refuse_others(path: Path, config: Mapping[str, Any]) -> None:
     """Refuses what Megatron's Llama cannot express, with one specific message per case."""
 
     def refuse(key: str, why: str) -> None:
-        raise UserError(f"{path}: `{key}` is {config.get(key)!r}: {why}")
+        raise UserError(f"{path}: `{key}` is {_shown(config.get(key))}: {why}")
 
     if config.get("model_type") != "llama":
         refuse("model_type", "only models of type `llama` can be converted")
@@ -95,23 +125,35 @@ def _refuse_others(path: Path, config: Mapping[str, Any]) -> None:
         refuse("hidden_act", "Llama's feed-forward layer is SwiGLU, whose activation is `silu`")
 
 
-def _rope(path: Path, config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+def _rope(path: Path, config: Mapping[str, Any]) -> tuple[Any, dict[str, Any] | None]:
     """Base and scaling from either form: `rope_theta` + `rope_scaling`, or `rope_parameters` with both."""
-    rope = dict(config.get("rope_parameters") or {}) or dict(config.get("rope_scaling") or {})
-    theta = rope.pop("rope_theta", config.get("rope_theta", 10000.0))
-    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-    rope.pop("type", None)
+    forms = {key: config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key) is not None}
+    for key, value in forms.items():
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: `{key}` is {_shown(value)}, not an object; copy the file again")
+    rope = dict(forms.get("rope_parameters") or forms.get("rope_scaling") or {})
+    theta = config.get("rope_theta")
+    inner = rope.pop("rope_theta", None)
+    if None not in (theta, inner) and theta != inner:
+        raise UserError(
+            f"{path}: `rope_theta` is {_shown(theta)} and, within the RoPE parameters, {_shown(inner)}; correct one"
+        )
+    theta = 10000.0 if theta is None and inner is None else inner if theta is None else theta
+    kinds = [rope.pop(key, None) for key in ("rope_type", "type")]
+    kind = kinds[0] or kinds[1] or "default"
+    if None not in kinds and kinds[0] != kinds[1]:
+        raise UserError(f"{path}: rope type is {_shown(kinds[0])} and {_shown(kinds[1])}; correct one")
     if rope.pop("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) not in (None, 1, 1.0):
         raise UserError(f"{path}: `partial_rotary_factor` is not 1: Llama rotates all channels of a head")
     if kind == "default":
-        return float(theta), None
+        return theta, None
     if kind != "llama3":
         raise UserError(
-            f"{path}: unknown rope type {kind!r}; only models with `llama3` scaling or none can be converted"
+            f"{path}: unknown rope type {_shown(kind)}; only models with `llama3` scaling or none can be converted"
         )
     if lost := [key for key in _SCALING_KEYS if key not in rope]:
         raise UserError(f"{path}: rope scaling `llama3` lacks {', '.join(lost)}; copy the file again")
-    return float(theta), RopeScaling(**{key: rope[key] for key in _SCALING_KEYS})
+    return theta, {key: rope[key] for key in _SCALING_KEYS}
 
 
 def model_from_hf(folder: Path, *, vocab_padding: int = 128) -> Shape:
@@ -124,47 +166,78 @@ def model_from_hf(folder: Path, *, vocab_padding: int = 128) -> Shape:
     Raises:
         UserError: no `config.json`, a model that is not a plain Llama, or values that contradict each other.
     """
-    path, config = _read(folder)
+    path = folder / "config.json"
+    config = read_settings(path)
     _refuse_others(path, config)
     if lost := [key for key in _REQUIRED if key not in config]:
         raise UserError(f"{path}: `{lost[0]}` is missing; copy the file again")
     theta, scaling = _rope(path, config)
+    values = {field: config[key] for field, key in _KEYS.items() if config.get(key) is not None}
     # These are the defaults of transformers' LlamaConfig, which omits fields equal to its defaults.
+    defaults = {
+        "query_groups": config["num_attention_heads"],
+        "max_position_embeddings": 2048,
+        "norm_epsilon": 1e-6,
+        "tie_embeddings": False,
+        "init_std": 0.02,
+    }
+    extra = {"vocab_padding": vocab_padding, "rope_theta": theta, "rope_scaling": scaling}
+    return validated_shape({**defaults, **values, **extra}, str(path), _KEYS)
+
+
+def validated_shape(values: Mapping[str, Any], where: str, names: Mapping[str, str]) -> Shape:
+    """A shape of values that come from outside.
+
+    Args:
+        values: fields of the shape.
+        where: what they come from, for the message.
+        names: what the fields are called there.
+
+    Raises:
+        UserError: the first value that is wrong, by its name there.
+    """
     try:
-        return Shape(
-            layers=config["num_hidden_layers"],
-            hidden_size=config["hidden_size"],
-            ffn_hidden_size=config["intermediate_size"],
-            attention_heads=config["num_attention_heads"],
-            query_groups=config.get("num_key_value_heads") or config["num_attention_heads"],
-            head_dim=config.get("head_dim"),
-            vocab_size=config["vocab_size"],
-            vocab_padding=vocab_padding,
-            max_position_embeddings=config.get("max_position_embeddings", 2048),
-            rope_theta=theta,
-            rope_scaling=scaling,
-            norm_epsilon=config.get("rms_norm_eps", 1e-6),
-            tie_embeddings=config.get("tie_word_embeddings", False),
-            init_std=config.get("initializer_range", 0.02),
-        )
+        return Shape.model_validate(values)
     except ValidationError as error:
         fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
+    field = str(fault["loc"][-1]) if fault["loc"] else ""
+    name = f"`{names.get(field, field)}` is {_shown(fault['input'])}: " if field else ""
+    if fault["type"] == "less_than_equal" and field in LIMITS:
+        limit = LIMITS[field]
         raise UserError(
-            f"{path}: {where + ': ' if where else ''}{fault['msg']} (got {fault['input']!r})"
-        ) from None
+            f"{where}: {name}at most {limit.most:,} can be converted ({limit.published}); the file is damaged"
+        )
+    raise UserError(f"{where}: {name}{fault['msg']}")
+
+
+def _ids(path: Path, key: str, value: Any, vocab_size: Any) -> tuple[int, ...]:
+    """One special token or several, each a row of the embedding."""
+    found = value if isinstance(value, list) else [value]
+    if wrong := [one for one in found if type(one) is not int or not 0 <= one < vocab_size]:
+        raise UserError(
+            f"{path}: `{key}` is {_shown(value)}: {_shown(wrong[0])} is no token id from 0 to {vocab_size - 1}; correct "
+            "it, or remove the key if the model has no such token"
+        )
+    return tuple(found)
 
 
 def token_ids_from_hf(folder: Path) -> TokenIds:
-    """Special tokens from `generation_config.json`, or from `config.json` if it has none."""
-    _, config = _read(folder)
-    generation = (
-        read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
-    )
-    merged = {**config, **{key: value for key, value in generation.items() if value is not None}}
-    end = merged.get("eos_token_id")
-    ends = tuple(end) if isinstance(end, list) else () if end is None else (end,)
-    return TokenIds(merged.get("bos_token_id"), ends, merged.get("pad_token_id"))
+    """Special tokens from `generation_config.json`, or from `config.json` if it has none.
+
+    Raises:
+        UserError: a special token is not an id of the vocabulary.
+    """
+    vocab_size = model_from_hf(folder).vocab_size
+    found: dict[str, tuple[int, ...]] = {}
+    for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        if name == "config.json" or path.exists():
+            values = read_settings(path)
+            for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                if values.get(key) is not None:
+                    found[key] = _ids(path, key, values[key], vocab_size)
+    begin, end, pad = (found.get(key, ()) for key in ("bos_token_id", "eos_token_id", "pad_token_id"))
+    return TokenIds(next(iter(begin), None), end, next(iter(pad), None))
 
 
 def _eos(tokens: TokenIds) -> int | list[int] | None:

@@ -6,8 +6,7 @@ import functools
 import json
 import math
 import threading
-from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,8 +23,18 @@ from emma.base.staging import check_free_space, staged_folder
 from emma.checkpoints_conversion.checkpoint import TOKENIZER_FOLDER, write_sidecar
 from emma.checkpoints_conversion.config import TokenIds, check_same_shape, token_ids_from_hf
 from emma.checkpoints_conversion.dtypes import dtype_name, parse_dtype
-from emma.checkpoints_conversion.parameters import EMBEDDING, OUTPUT, Chunk, chunks, fuse_qkv, global_sizes
-from emma.checkpoints_conversion.tokenizer_files import copy_tokenizer, tokenizer_files
+from emma.checkpoints_conversion.finite import Scan
+from emma.checkpoints_conversion.parameters import (
+    EMBEDDING,
+    OUTPUT,
+    Chunk,
+    chunks,
+    fuse_qkv,
+    global_sizes,
+    parameter_shapes,
+)
+from emma.checkpoints_conversion.stock_megatron import architecture, loading
+from emma.checkpoints_conversion.tokenizer_files import check_tokenizer, copy_tokenizer, tokenizer_files
 from emma.checkpoints_conversion.torch_dist_writer import Block, write_torch_dist
 from emma.checkpoints_conversion.weights import HuggingFaceWeights, Weights
 from emma.recipes.schema.model import Model, Shape
@@ -66,7 +75,9 @@ def _dtype(weights: HuggingFaceWeights, chunk: Chunk, cast: torch.dtype | None) 
     return next(iter(found), None)
 
 
-def _blocks(weights: HuggingFaceWeights, shape: Shape, cast: torch.dtype | None) -> list[Block]:
+def _blocks(
+    weights: HuggingFaceWeights, shape: Shape, cast: torch.dtype | None, scan: Scan | None = None
+) -> list[Block]:
     """The checkpoint's blocks, in network order."""
     sizes = global_sizes(shape)
     dtypes: dict[str, torch.dtype] = {}
@@ -79,7 +90,7 @@ def _blocks(weights: HuggingFaceWeights, shape: Shape, cast: torch.dtype | None)
                 f"{dtype_name(dtypes[chunk.key])}; Megatron stores them as one tensor: choose a type with --dtype"
             )
         for piece, first in _pieces(chunk, dtype):
-            opener = functools.partial(_open, weights, shape, piece, first, dtype)
+            opener = functools.partial(_open, weights, shape, piece, first, dtype, scan)
             result.append(Block(chunk.key, sizes[chunk.key], piece.offsets, piece.sizes, dtype, opener))
     return result
 
@@ -98,59 +109,25 @@ def _pieces(chunk: Chunk, dtype: torch.dtype) -> Iterator[tuple[Chunk, int]]:
 
 @contextmanager
 def _open(
-    weights: HuggingFaceWeights, shape: Shape, chunk: Chunk, first: int, dtype: torch.dtype
+    weights: HuggingFaceWeights, shape: Shape, chunk: Chunk, first: int, dtype: torch.dtype, scan: Scan | None
 ) -> Iterator[torch.Tensor]:
     if not chunk.names:
         yield torch.zeros(chunk.sizes, dtype=dtype)
         return
     rows = (first, chunk.sizes[0]) if chunk.key in (EMBEDDING, OUTPUT) else None
     with ExitStack() as stack:
-        parts = [stack.enter_context(weights.open(name, rows)).to(dtype) for name in chunk.names]
+        stored = [stack.enter_context(weights.open(name, rows)) for name in chunk.names]
+        parts = [part.to(dtype) for part in stored]
+        if scan is not None:
+            for name, part, source in zip(chunk.names, parts, stored, strict=True):
+                scan.add(name, first, part, source)
         yield (fuse_qkv(shape, parts) if len(parts) > 1 else parts[0]).view(chunk.sizes)
-
-
-def _architecture(shape: Shape) -> Namespace:
-    """Megatron's arguments that describe the model, as `--use-checkpoint-args` reads them."""
-    return Namespace(
-        num_layers=shape.layers,
-        hidden_size=shape.hidden_size,
-        ffn_hidden_size=shape.ffn_hidden_size,
-        seq_length=shape.max_position_embeddings,
-        max_position_embeddings=shape.max_position_embeddings,
-        num_attention_heads=shape.attention_heads,
-        group_query_attention=True,
-        num_query_groups=shape.query_groups,
-        kv_channels=shape.channels,
-        position_embedding_type="rope",
-        add_position_embedding=True,
-        use_rotary_position_embeddings=False,
-        rotary_base=shape.rope_theta,
-        rotary_percent=1.0,
-        rotary_interleaved=False,
-        use_rope_scaling=shape.rope_scaling is not None,
-        normalization="RMSNorm",
-        norm_epsilon=shape.norm_epsilon,
-        apply_layernorm_1p=False,
-        swiglu=True,
-        squared_relu=False,
-        add_bias_linear=False,
-        add_qkv_bias=False,
-        apply_query_key_layer_scaling=False,
-        attention_dropout=0.0,
-        hidden_dropout=0.0,
-        untie_embeddings_and_output_weights=not shape.tie_embeddings,
-        make_vocab_size_divisible_by=shape.vocab_padding,
-        tensor_model_parallel_size=1,
-        pipeline_model_parallel_size=1,
-        no_save_optim=True,
-        no_save_rng=True,
-    )
 
 
 def _objects(shape: Shape) -> dict[str, Any]:
     """What the loader needs besides tensors, by the unique keys of Megatron's sharded objects."""
     common = {
-        "args": _architecture(shape),
+        "args": architecture(shape),
         "checkpoint_version": 3.0,
         "iteration": 0,
         "num_floating_point_operations_so_far": 0.0,
@@ -175,6 +152,8 @@ def plan(source: Path, *, model: Shape | None = None, dtype: str | None = None) 
     weights = HuggingFaceWeights(source)
     shape = _shape_to_write(weights.shape, model, source)
     parts = _blocks(weights, shape, None if dtype is None else parse_dtype(dtype))
+    token_ids_from_hf(source)
+    check_tokenizer(source, shape.vocab_size)
     return {
         "shape": shape.model_dump(include=set(Shape.model_fields)),
         "dtype": dtype_name(parts[0].dtype),
@@ -191,6 +170,7 @@ def convert(
     model: Shape | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
+    allow_nonfinite: Collection[str] = (),
     threads: int = 2,
     check: Callable[[Weights, Path], str] | None = None,
 ) -> Manifest:
@@ -202,6 +182,7 @@ def convert(
         model: the recipe's model (or a shape), which the base must match; by default, that of `config.json`.
         dtype: cast to `fp32`, `bf16`, or `fp16`; by default, each weight keeps its type.
         overwrite: replace `destination`.
+        allow_nonfinite: parameters that may hold NaN or infinite values; the manifest records them.
         threads: files written at once.
         check: called with the weights and the folder before the folder gets its final name. Returns the text
             that the manifest records, may add files, and raises to refuse the import.
@@ -215,8 +196,12 @@ def convert(
     """
     weights = HuggingFaceWeights(source)
     shape = _shape_to_write(weights.shape, model, source)
+    if unknown := sorted(set(allow_nonfinite) - parameter_shapes(shape).keys()):
+        raise UserError(f"--allow-nonfinite {unknown[0]}: {source} has no such parameter; correct the name")
     tokens: TokenIds = token_ids_from_hf(source)
-    parts = _blocks(weights, shape, None if dtype is None else parse_dtype(dtype))
+    tokenizer = check_tokenizer(source, shape.vocab_size)
+    scan = Scan(allow_nonfinite, by_row=("model.embed_tokens.weight", "lm_head.weight"))
+    parts = _blocks(weights, shape, None if dtype is None else parse_dtype(dtype), scan)
     total = sum(part.size for part in parts)
     check_free_space(destination, math.ceil(total * 1.01))
     manifest = Manifest("convert.hf-to-megatron", "")
@@ -229,6 +214,7 @@ def convert(
             progress(total=total, desc="import", unit="B", unit_scale=True) as bar,
         ):
             records = write_torch_dist(folder, parts, _objects(shape), threads=threads, advance=bar.update)
+            scan.check(source)
             manifest.inputs = inputs.result()
         _write_companions(folder, source, shape, tokens, model, records, manifest.inputs)
         write_text(staging / TRACKER, "0")
@@ -246,6 +232,11 @@ def convert(
             "dtype": dtype_name(parts[0].dtype),
             "cast": dtype,
             "padding_rows": shape.padded_vocab_size(1) - shape.vocab_size,
+            "stock_megatron": loading(shape),
+            "tokenizer": tokenizer,
+            "nonfinite": scan.nonfinite(),
+            "zeros": scan.zeros(),
+            "warnings": scan.warnings(),
             "parity": checked,
         }
         manifest.write(staging)

@@ -19,6 +19,7 @@ from emma.base.staging import check_free_space, staged_folder
 from emma.checkpoints_conversion.checkpoint import Checkpoint, find_checkpoint
 from emma.checkpoints_conversion.config import check_same_shape, generation_config, hf_config
 from emma.checkpoints_conversion.dtypes import dtype_name, parse_dtype
+from emma.checkpoints_conversion.main_weights import Distance, release_record
 from emma.checkpoints_conversion.parameters import parameter_shapes
 from emma.checkpoints_conversion.safetensors_files import OutgoingTensor, write_shards
 from emma.checkpoints_conversion.tokenizer_files import copy_tokenizer
@@ -47,8 +48,10 @@ class _Export:
             raise UserError(f"--average {','.join(map(str, average))}: give two or more distinct steps")
         steps: Sequence[int | None] = average or [step]
         self.checkpoints = [find_checkpoint(source, one, tokenizer=tokenizer) for one in steps]
-        self.kind = weights
+        if weights == "auto" and any(checkpoint.fp8_params for checkpoint in self.checkpoints):
+            weights = "optimizer" if len(self.checkpoints) > 1 else weights
         self.sources = [MegatronWeights(checkpoint, weights) for checkpoint in self.checkpoints]
+        self.distance = Distance(self.sources)
         for other in self.checkpoints[1:]:
             check_same_shape(other.shape, self.last.shape, str(other.folder), str(self.last.folder))
         self.tokens = self.last.tokens
@@ -86,7 +89,7 @@ class _Export:
         return OutgoingTensor(name, dtype, sizes, functools.partial(self._blocks, name, dtype))
 
     def _blocks(self, name: str, dtype: torch.dtype) -> Iterable[torch.Tensor]:
-        return blocks(self.sources, name, dtype)
+        return blocks(self.sources, name, dtype, self.distance.add)
 
 
 def _inputs(checkpoint: Checkpoint) -> list[FileRecord]:
@@ -101,7 +104,7 @@ def _inputs(checkpoint: Checkpoint) -> list[FileRecord]:
             records.append(FileRecord(str(path), path.stat().st_size, checksum))
         elif path.is_file():
             records.append(FileRecord.of(path))
-    if checkpoint.description.parent != checkpoint.folder:
+    if checkpoint.description.is_file() and checkpoint.description.parent != checkpoint.folder:
         records.append(FileRecord.of(checkpoint.description))
     return records
 
@@ -110,7 +113,7 @@ def plan(
     source: Path,
     *,
     step: int | None = None,
-    weights: WeightsKind = "model",
+    weights: WeightsKind = "auto",
     average: Sequence[int] = (),
     dtype: str | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
@@ -119,7 +122,7 @@ def plan(
     """What `convert` would write, after all checks that don't read weights.
 
     Returns:
-        `checkpoints` (folders), `steps`, `dtype`, `parameters` (number of tensors), `bytes`, `tokens`, and
+        `checkpoints` (folders), `steps`, `weights` (`model` or `optimizer`), `dtype`, `parameters` (number of tensors), `bytes`, `tokens`, and
         `tokenizer`.
     """
     export = _Export(source, step, weights, average, dtype, tokenizer)
@@ -127,6 +130,7 @@ def plan(
     return {
         "checkpoints": [str(checkpoint.folder) for checkpoint in export.checkpoints],
         "steps": [checkpoint.step for checkpoint in export.checkpoints],
+        "weights": export.sources[0].kind,
         "dtype": export.dtype,
         "parameters": len(export.tensors),
         "bytes": export.size,
@@ -141,14 +145,14 @@ def convert(
     destination: Path,
     *,
     step: int | None = None,
-    weights: WeightsKind = "model",
+    weights: WeightsKind = "auto",
     average: Sequence[int] = (),
     dtype: str | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     tokenizer: Path | None = None,
     overwrite: bool = False,
     threads: int = 2,
-    check: Callable[[Weights, Path], str] | None = None,
+    check: Callable[[Weights, Path, dict[str, Any]], str] | None = None,
 ) -> Manifest:
     """Exports a checkpoint as a Hugging Face folder.
 
@@ -156,14 +160,16 @@ def convert(
         source: a run folder, a folder of checkpoints, or a single checkpoint.
         destination: folder to write.
         step: step to export; by default, the latest complete one.
-        weights: `model`, or `optimizer` for the optimizer's FP32 copies of the weights.
+        weights: `model`, `optimizer` for the optimizer's FP32 main weights, or `auto` for the latter where the run
+            kept the model's in FP8 (`precision.fp8_params`).
         average: steps whose weights are averaged (in FP32); cannot be combined with `step`.
         dtype: cast to `fp32`, `bf16`, or `fp16`; by default, each weight keeps its stored type.
         shard_bytes: maximum size of the tensors in one safetensors file.
         tokenizer: folder with the tokenizer's files; by default, the one named by the recipe or the import.
         overwrite: replace `destination`.
         threads: files written at once.
-        check: called with the weights and the folder before the folder gets its final name. Returns the text
+        check: called with the weights, the folder, and the record of which weights they are (`release_record`), before
+            the folder gets its final name. Returns the text
             that the manifest records, may add files, and raises to refuse the export.
 
     Returns:
@@ -181,12 +187,13 @@ def convert(
     with staged_folder(destination, overwrite=overwrite) as staging:
         with progress(total=export.size, desc="export", unit="B", unit_scale=True) as bar:
             records = write_shards(staging, export.tensors, shard_bytes, threads=threads, advance=bar.update)
+        record = release_record(export.sources, export.distance)
         config = hf_config(last.shape, dtype=export.dtype, tokens=export.tokens)
         write_json(staging / "config.json", config)
         write_json(staging / "generation_config.json", generation_config(export.tokens))
         if last.tokenizer is not None:
             copy_tokenizer(last.tokenizer, staging)
-        checked = "not run" if check is None else check(export.merged(), staging)
+        checked = "not run" if check is None else check(export.merged(), staging, record)
         written = {record.path for record in records}
         others = sorted(path for path in staging.iterdir() if path.is_file() and path.name not in written)
         manifest.outputs = records + [FileRecord.of(path, staging) for path in others]
@@ -194,7 +201,8 @@ def convert(
         manifest.counts = {"in": len(export.tensors), "kept": len(export.tensors), "removed_by": {}}
         manifest.extra = {
             "steps": [checkpoint.step for checkpoint in export.checkpoints],
-            "weights": weights,
+            "weights": record["weights"],
+            "released": record,
             "dtype": export.dtype,
             "cast": dtype,
             "huggingface": last.huggingface,

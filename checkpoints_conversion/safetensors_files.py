@@ -1,8 +1,4 @@
-"""Reads and writes the safetensors files of a Hugging Face folder without holding them in memory.
-
-A file is eight bytes with the length of a JSON header, the header (name → type, sizes, and location of each
-tensor), and the tensors' bytes, one after another.
-"""
+"""Reads and writes the safetensors files of a Hugging Face folder without holding them in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +21,7 @@ from emma.base.manifest import FileRecord
 from emma.checkpoints_conversion.dtypes import SAFETENSORS_NAMES
 from emma.checkpoints_conversion.mapped_file import MappedFile
 from emma.checkpoints_conversion.parallel import Advance, run_jobs
+from emma.checkpoints_conversion.safetensors_header import LENGTH, TensorRecord, read_header
 
 __all__ = [
     "INDEX_NAME",
@@ -39,57 +35,7 @@ __all__ = [
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-_LENGTH = struct.Struct("<Q")
 _NAMES = {dtype: name for name, dtype in SAFETENSORS_NAMES.items()}
-_LARGEST_HEADER = 100_000_000
-
-
-@dataclass(frozen=True)
-class TensorRecord:
-    """A tensor in a file: `offset` and `size` in bytes, from the start of the file."""
-
-    file: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
-    size: int
-
-
-def _read_header(mapped: MappedFile) -> dict[str, TensorRecord]:
-    """Reads one file's header; every error names the file and, if applicable, the tensor."""
-    path = mapped.path
-    prefix = mapped.read(0, _LENGTH.size)
-    length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else len(mapped)
-    start = _LENGTH.size + length
-    if length > _LARGEST_HEADER or start > len(mapped):
-        raise UserError(f"{path}: truncated inside its header, or not a safetensors file; copy it again")
-    try:
-        header = json.loads(mapped.read(_LENGTH.size, length))
-    except ValueError as error:
-        raise UserError(f"{path}: its header is not JSON ({error}); copy the file again") from None
-    records = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            dtype, shape = SAFETENSORS_NAMES[entry["dtype"]], tuple(entry["shape"])
-            first, end = entry["data_offsets"]
-        except KeyError as missing:
-            raise UserError(
-                f"{path}: tensor {name} has the type {entry.get('dtype')!r} ({missing}); only "
-                f"{', '.join(SAFETENSORS_NAMES)} can be converted; dequantise a quantised model first"
-            ) from None
-        if end - first != math.prod(shape) * dtype.itemsize:
-            raise UserError(
-                f"{path}: tensor {name} claims {end - first} bytes for sizes {list(shape)}; the file is damaged"
-            )
-        if start + end > len(mapped):
-            raise UserError(
-                f"{path}: {len(mapped)} bytes, but tensor {name} ends at byte {start + end}; "
-                "the file is truncated: copy it again"
-            )
-        records[name] = TensorRecord(path.name, dtype, shape, start + first, end - first)
-    return records
 
 
 def _shard_names(folder: Path) -> tuple[list[str], dict[str, str] | None]:
@@ -100,7 +46,20 @@ def _shard_names(folder: Path) -> tuple[list[str], dict[str, str] | None]:
         weight_map = value.get("weight_map") if isinstance(value, dict) else None
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(f"{index}: has no `weight_map`; copy the file again")
-        return sorted(set(weight_map.values())), weight_map
+        for tensor, name in weight_map.items():
+            # Other folders are not this model's, and whoever checks this folder would not see them.
+            if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or not name.isprintable():
+                raise UserError(
+                    f"{index}: tensor {tensor[:200]!r} is in {str(name)[:200]!r}, which is not the name of a file beside "
+                    "the index; copy the file again"
+                )
+        names = sorted(set(weight_map.values()))
+        if SINGLE_NAME not in names and (folder / SINGLE_NAME).is_file():
+            raise UserError(
+                f"{folder}: has both {SINGLE_NAME} and {INDEX_NAME} with other files, and programs differ in which of "
+                "them they read; remove the one that is not the model"
+            )
+        return names, weight_map
     if (folder / SINGLE_NAME).is_file():
         return [SINGLE_NAME], None
     if any(folder.glob("pytorch_model*.bin")):
@@ -134,9 +93,14 @@ class SafetensorsReader:
         self._files = {name: MappedFile(folder / name) for name in names}
         self.records: dict[str, TensorRecord] = {}
         for name, mapped in self._files.items():
-            for tensor, record in _read_header(mapped).items():
-                if weight_map is None or weight_map.get(tensor) == name:
-                    self.records[tensor] = record
+            for tensor, record in read_header(mapped).items():
+                if weight_map is not None and weight_map.get(tensor) != name:
+                    where = f"in {weight_map[tensor]}" if tensor in weight_map else "nowhere"
+                    raise UserError(
+                        f"{folder / INDEX_NAME}: tensor {tensor} is in {name}, but according to the index {where}; index "
+                        "and shards are from different models"
+                    )
+                self.records[tensor] = record
         if weight_map and (lost := sorted(weight_map.keys() - self.records.keys())):
             raise UserError(
                 f"{folder / INDEX_NAME}: tensor {lost[0]} should be in {weight_map[lost[0]]} but is not "
@@ -221,7 +185,7 @@ def _write_shard(path: Path, tensors: Sequence[OutgoingTensor], advance: Advance
     text += b" " * (-len(text) % 8)  # readers expect the first tensor at a multiple of eight bytes
     digest = hashlib.sha256()
     with path.open("wb") as handle:
-        for part in (_LENGTH.pack(len(text)), text):
+        for part in (LENGTH.pack(len(text)), text):
             digest.update(part)
             handle.write(part)
         for tensor in tensors:
@@ -230,7 +194,7 @@ def _write_shard(path: Path, tensors: Sequence[OutgoingTensor], advance: Advance
                 digest.update(content)
                 handle.write(content)
                 advance(len(content))
-            if handle.tell() != _LENGTH.size + len(text) + header[tensor.name]["data_offsets"][1]:
+            if handle.tell() != LENGTH.size + len(text) + header[tensor.name]["data_offsets"][1]:
                 raise RuntimeError(f"{tensor.name}: its blocks do not make up {tensor.shape}")
         handle.flush()
         os.fsync(handle.fileno())

@@ -178,6 +178,11 @@ class TorchDistReader:
             self._files.move_to_end(name)
             return self._files[name]
 
+    def stream(self, key: str) -> io.BufferedReader | None:
+        """The bytes of a stored object, such as Megatron's common state; None if there is none."""
+        info = self._storage.get(MetadataIndex(key))
+        return None if info is None else self._stream(info)
+
     def _stream(self, info: Any) -> io.BufferedReader:
         if getattr(info, "transform_descriptors", None):
             raise UserError(f"{self.folder}: written with stream transforms, which this version cannot undo")

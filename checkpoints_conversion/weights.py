@@ -3,11 +3,12 @@ demand."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 
@@ -38,11 +39,15 @@ __all__ = [
     "blocks",
     "open_weights",
     "rounded_alike",
+    "row_blocks",
 ]
 
-WeightsKind = Literal["model", "optimizer"]
+# `auto`: the optimizer's where the run kept its model's weights in FP8, else the model's.
+WeightsKind = Literal["auto", "model", "optimizer"]
 Rows = tuple[int, int]  # first row and number of rows
-_MAIN_PARAMETERS = "optimizer.state.param."
+# Prefixes of main weights: the distributed optimizer's fully reshardable layout, and the plain mixed-precision
+# optimizer's.
+_MAIN_PARAMETERS = ("optimizer.state.param.", "optimizer.state.fp32_param.")
 _BLOCK_BYTES = 32 << 20
 
 
@@ -131,7 +136,11 @@ class MegatronWeights:
 
     Args:
         checkpoint: the checkpoint.
-        kind: `model` for the weights of the forward pass, `optimizer` for the optimizer's FP32 copies.
+        kind: `model` for the weights of the forward pass, `optimizer` for the optimizer's FP32 main weights,
+            `auto` for the latter where the run kept the former in FP8.
+
+    Attributes:
+        kind: `model` or `optimizer`.
 
     Raises:
         UserError: tensors are missing, superfluous, or of other sizes, or the optimizer's state is not fully
@@ -140,7 +149,8 @@ class MegatronWeights:
 
     layout: Literal["huggingface", "megatron"] = "megatron"
 
-    def __init__(self, checkpoint: Checkpoint, kind: WeightsKind = "model") -> None:
+    def __init__(self, checkpoint: Checkpoint, kind: WeightsKind = "auto") -> None:
+        self.checkpoint = checkpoint
         self.folder = checkpoint.folder
         check_checkpoint(self.folder)
         self.shape = checkpoint.shape
@@ -149,33 +159,60 @@ class MegatronWeights:
             if holds_ranks(checkpoint.folder)
             else TorchDistReader(checkpoint.folder)
         )
-        self._prefix = "" if kind == "model" else _MAIN_PARAMETERS
+        self._main = next((p for p in _MAIN_PARAMETERS if p + EMBEDDING in self.reader.keys), None)
         self._locations = locations(self.shape)
-        if kind == "optimizer":
-            self._check_optimizer()
-        model_keys = {key for key in self.reader.keys if not key.startswith("optimizer.")}
-        for key, sizes in global_sizes(self.shape).items():
-            self._check(key, sizes, checkpoint.description)
-        if extra := sorted(model_keys - global_sizes(self.shape).keys()):
+        self.kind: Literal["model", "optimizer"] = "optimizer" if checkpoint.fp8_params else "model"
+        if kind != "auto":
+            self.kind = kind
+        if self.kind == "optimizer" and self._main is None:
+            self._refuse_optimizer(chosen=kind != "auto")
+        self._check_all()
+        if extra := sorted(self._model_keys() - global_sizes(self.shape).keys()):
             raise UserError(
                 f"{self.folder}: tensor {extra[0]} does not belong to a Llama with the shape in {checkpoint.description} "
                 f"({len(extra)} such); exporting would lose it"
             )
 
-    def _check_optimizer(self) -> None:
-        if self._prefix + EMBEDDING in self.reader.keys:
-            return
+    @property
+    def _prefix(self) -> str:
+        return "" if self.kind == "model" or self._main is None else self._main
+
+    def _model_keys(self) -> set[str]:
+        return {key for key in self.reader.keys if not key.startswith("optimizer.")}
+
+    def other_kind(self) -> MegatronWeights | None:
+        """The checkpoint's other set of weights: the model's beside the optimizer's, and the optimizer's beside
+        a model's in FP8; None if there is none, or if both are the same numbers."""
+        if self.kind == "model" and (self._main is None or not self.checkpoint.fp8_params):
+            return None
+        other = copy.copy(self)
+        other.kind = "model" if self.kind == "optimizer" else "optimizer"
+        other._check_all()
+        return other
+
+    def _refuse_optimizer(self, *, chosen: bool) -> NoReturn:
+        why = (
+            ""
+            if chosen
+            else "; its run kept the model's weights in FP8 (precision.fp8_params), so only the optimizer's main "
+            "weights are the trained model"
+        )
+        model = "export --weights model" + ("" if chosen else ", which releases the weights rounded to FP8")
+        if isinstance(self.reader, TorchRanksReader):
+            raise UserError(
+                f"{self.folder}: the `torch` format does not say which of the optimizer's values belong to which "
+                f"weight{why}; {model}"
+            )
         if any(key.startswith("optimizer.") for key in self.reader.keys):
             raise UserError(
                 f"{self.folder}: the optimizer's state is not in the fully reshardable layout, so its FP32 weights "
-                "cannot be separated; train with checkpoint.reshardable: true, or export --weights model"
+                f"cannot be separated{why}; train with checkpoint.reshardable: true, or {model}"
             )
-        if isinstance(self.reader, TorchRanksReader):
-            raise UserError(
-                f"{self.folder}: the `torch` format does not say which of the optimizer's values belong to which weight; "
-                "export --weights model"
-            )
-        raise UserError(f"{self.folder}: contains no optimizer state; export --weights model")
+        raise UserError(f"{self.folder}: contains no optimizer state{why}; use another step, or {model}")
+
+    def _check_all(self) -> None:
+        for key, sizes in global_sizes(self.shape).items():
+            self._check(key, sizes, self.checkpoint.description)
 
     def _check(self, key: str, sizes: Sequence[int], description: Path) -> None:
         if self._prefix + key not in self.reader.keys:
@@ -217,7 +254,7 @@ class MegatronWeights:
             yield stored.reshape(count, *whole[1:])
 
 
-def open_weights(folder: Path, step: int | None = None, kind: WeightsKind = "model") -> Weights:
+def open_weights(folder: Path, step: int | None = None, kind: WeightsKind = "auto") -> Weights:
     """Opens a folder in either format.
 
     Raises:
@@ -232,20 +269,32 @@ def open_weights(folder: Path, step: int | None = None, kind: WeightsKind = "mod
     )
 
 
-def blocks(sources: Sequence[Weights], name: str, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+def row_blocks(sizes: Sequence[int]) -> Iterator[Rows]:
+    """Cuts a parameter into rows of at most 32 MiB in FP32."""
+    step = max(1, _BLOCK_BYTES // (math.prod(sizes[1:]) * 4))
+    for first in range(0, sizes[0], step):
+        yield first, min(step, sizes[0] - first)
+
+
+def blocks(
+    sources: Sequence[Weights],
+    name: str,
+    dtype: torch.dtype,
+    seen: Callable[[int, str, Rows, torch.Tensor], None] | None = None,
+) -> Iterator[torch.Tensor]:
     """Yields a parameter in blocks of rows, so that memory use does not depend on its size.
 
     Args:
         sources: where to read it; for several sources, yields the mean, computed in FP32.
         name: the parameter.
         dtype: type of the blocks.
+        seen: called with the number of a source, the name, rows, and these as stored, before they are used.
     """
-    sizes = parameter_shapes(sources[0].shape)[name]
-    step = max(1, _BLOCK_BYTES // (math.prod(sizes[1:]) * 4))
-    for first in range(0, sizes[0], step):
-        rows = (first, min(step, sizes[0] - first))
+    for rows in row_blocks(parameter_shapes(sources[0].shape)[name]):
         with ExitStack() as stack:
             parts = [stack.enter_context(source.open(name, rows)) for source in sources]
+            for number, part in enumerate(parts if seen else ()):
+                seen(number, name, rows, part)  # type: ignore[misc]
             yield _mean(parts, dtype).contiguous()
 
 

@@ -242,6 +242,13 @@ def _precision(recipe: Recipe) -> Iterator[Fault]:
             "weights kept in FP8 need parallelism.distributed_optimizer, which keeps their exact copy",
             "turn it on, or turn fp8_params off",
         )
+    if precision.fp8_params and not recipe.checkpoint.reshardable:
+        yield (
+            "precision.fp8_params",
+            "weights kept in FP8 are released as the optimizer's main weights, which checkpoints tell apart only in the "
+            "fully reshardable layout",
+            "set checkpoint.reshardable to true, or turn fp8_params off",
+        )
     stage = recipe.model.layers // recipe.parallelism.pipeline
     if precision.first_last_layers_bf16 > stage:
         yield (

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from emma.base.errors import UserError
 from emma.base.manifest import now
@@ -33,7 +33,7 @@ def compare(
     texts: Mapping[str, Sequence[str]] | None = None,
     *,
     step: int | None = None,
-    weights: str = "model",
+    weights: str = "auto",
     tokenizer: Path | None = None,
     tolerance: float = TOLERANCE,
     tensors: bool = True,
@@ -48,7 +48,8 @@ def compare(
         b: the result.
         texts: language → texts for the logits; by default, the built-in sample.
         step: step to use in a folder with several checkpoints; by default, the latest complete one.
-        weights: `model`, or `optimizer` for the FP32 copies in a Megatron checkpoint.
+        weights: of a Megatron checkpoint, `model`, `optimizer` for its FP32 main weights, or `auto` for the latter
+            where the run kept the former in FP8.
         tokenizer: folder with `tokenizer.json`; by default, that of `a` or `b`; if neither has one, bytes are
             the ids.
         tolerance: largest allowed difference between two logits.
@@ -59,17 +60,25 @@ def compare(
 
     Raises:
         UserError: a folder is not a model, is damaged or incomplete, or the text cannot be used.
+        CheckFailedError: a checkpoint's main weights do not round to its model's weights.
     """
-    from emma.checkpoints_conversion.weights import open_weights
+    from emma.checkpoints_conversion.main_weights import Distance, release_record
+    from emma.checkpoints_conversion.weights import MegatronWeights, open_weights
 
-    if weights not in ("model", "optimizer"):
-        raise UserError(f"unknown weights {weights!r}; use model or optimizer")
+    if weights not in ("auto", "model", "optimizer"):
+        raise UserError(f"unknown weights {weights!r}; use auto, model or optimizer")
     one, other = open_weights(a, step, weights), open_weights(b, step, weights)  # type: ignore[arg-type]
+    released = None
+    for side in (other, one):
+        if isinstance(side, MegatronWeights):
+            distance = Distance([side])
+            released = release_record([side], distance.measure() if tensors else distance)
     return compare_weights(
         one,
         other,
         texts,
         names=(str(a), str(b)),
+        released=released,
         tokenizer=tokenizer,
         tolerance=tolerance,
         tensors=tensors,
@@ -94,6 +103,7 @@ def compare_weights(
     texts: Mapping[str, Sequence[str]] | None = None,
     *,
     names: tuple[str, str],
+    released: dict[str, Any] | None = None,
     tokenizer: Path | None = None,
     tolerance: float = TOLERANCE,
     tensors: bool = True,
@@ -101,7 +111,8 @@ def compare_weights(
     length: int = 64,
     mixed_length: int = 512,
 ) -> Report:
-    """`compare` for weights that are already open; `names` are their names in the report."""
+    """`compare` for weights that are already open; `names` are their names in the report, `released` the record of
+    which weights of a checkpoint they are."""
     from emma.checkpoints_conversion.config import shape_differences
     from emma.checkpoints_conversion.parameters import parameter_shapes
     from emma.checkpoints_conversion.parity.tensors import compare_tensors
@@ -125,7 +136,7 @@ def compare_weights(
             origin = sequences.tokenizer.replace(str(a.folder), names[0]).replace(str(b.folder), names[1])
             sequences = dataclasses.replace(sequences, tokenizer=origin)
             logits_result = _compare_logits(a, b, sequences, tolerance)
-    return Report(*names, differences, tensor_results, logits_result, started, now())
+    return Report(*names, differences, tensor_results, logits_result, started, now(), released)
 
 
 def _compare_logits(a: Weights, b: Weights, sequences: Sequences, tolerance: float) -> LogitsResult:

@@ -99,6 +99,8 @@ class Report:
         logits: None if not compared.
         started: start time, UTC.
         finished: end time, UTC.
+        released: which weights of a Megatron checkpoint were compared, and how far they are from its other set
+            (`main_weights.release_record`); None if neither folder is one.
     """
 
     a: str
@@ -108,6 +110,7 @@ class Report:
     logits: LogitsResult | None
     started: str
     finished: str
+    released: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=package_versions)
 
     @property
@@ -158,6 +161,7 @@ class Report:
             "a": self.a,
             "b": self.b,
             "shape_differences": self.shape_differences,
+            "released": self.released,
             "tensors": tensors,
             "logits": None if self.logits is None else self.logits.as_dict(),
             "started": self.started,
@@ -169,12 +173,16 @@ class Report:
         """A self-contained page."""
         import jinja2
 
+        from emma.checkpoints_conversion.main_weights import release_sentence
+
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parent),
             autoescape=True,
             undefined=jinja2.StrictUndefined,
         )
-        return environment.get_template("parity.html.j2").render(report=self)
+        return environment.get_template("parity.html.j2").render(
+            report=self, weights=None if self.released is None else release_sentence(self.released)
+        )
 
     def write(self, folder: Path) -> None:
         """Writes `parity.json` and `parity.html` into an existing folder."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import orjson
 
 from emma.base.errors import UserError
+from emma.checkpoints_conversion.tokenizer_files import load_engine
 
 __all__ = ["MIXED", "Sequences", "read_texts", "sample_texts", "tokenize"]
 
@@ -96,10 +97,8 @@ def tokenize(
         for language, items in texts.items():
             rows += [(language, [byte % vocab_size for byte in text.encode()]) for text in items]
     else:
-        from tokenizers import Tokenizer
-
         origin = str(folder)
-        engine = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        engine = load_engine(folder / "tokenizer.json")
         for language, items in texts.items():
             rows += [(language, encoded.ids) for encoded in engine.encode_batch(list(items))]
     if mixed_length:

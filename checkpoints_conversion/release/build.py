@@ -11,6 +11,7 @@ from emma.base.errors import CheckFailedError, UserError
 from emma.base.files import read_json, write_json, write_text
 from emma.base.manifest import FileRecord, Manifest
 from emma.base.staging import check_free_space, staged_folder
+from emma.checkpoints_conversion.checkpoint import keeps_fp8
 from emma.checkpoints_conversion.config import TokenIds, generation_config, model_from_hf, token_ids_from_hf
 from emma.checkpoints_conversion.parameters import parameter_shapes
 from emma.checkpoints_conversion.release.card import render_card
@@ -95,6 +96,11 @@ def plan_release(
         )
     parity = read_json(report)
     check_parity(parity, report)
+    if keeps_fp8(record.recipe.model_dump()) and not (parity.get("released") or {}).get("fp8_params"):
+        raise UserError(
+            f"{report}: does not say whether these are the optimizer's main weights, and the run keeps the model's in "
+            f"FP8 (precision.fp8_params): export step {step} again with `emma convert megatron-to-hf`"
+        )
     if not has_tokenizer(export):
         raise UserError(f"{export}: has no tokenizer.json; export again with --tokenizer FOLDER")
     size = _check_tensors(export)

@@ -61,6 +61,7 @@ def _eval_results(facts: CardFacts) -> list[EvalResult] | None:
 def render_card(facts: CardFacts) -> str:
     """README.md: metadata between lines of dashes, then the text."""
     from emma.base.manifest import now
+    from emma.checkpoints_conversion.main_weights import release_sentence
     from emma.tools.charts.scales import duration, number
     from emma.tools.report.provenance import recipe_facts
 
@@ -75,6 +76,7 @@ def render_card(facts: CardFacts) -> str:
         year=now()[:4],
         key=re.sub(r"[^a-z0-9]+", "-", facts.title.lower()).strip("-"),
         extremes=_extremes(facts),
+        weights=release_sentence(facts.parity["released"]) if facts.parity.get("released") else None,
     )
 
 

@@ -13,6 +13,7 @@ from emma.checkpoints_conversion.release.card import card_faults
 from emma.checkpoints_conversion.release.licenses import licence_faults, license_of
 from emma.checkpoints_conversion.release.weights import check_parity, tensor_hashes
 from emma.checkpoints_conversion.safetensors_files import INDEX_NAME, SafetensorsReader
+from emma.checkpoints_conversion.tokenizer_files import load_engine
 from emma.tools.hub.cards import read_card
 from emma.tools.hub.checksums import checksum_faults
 from emma.tools.inspection.models import check_model, loading, model_options, tokenizer_options
@@ -61,12 +62,10 @@ def _tensor_faults(folder: Path) -> list[str]:
 
 def _token_faults(folder: Path) -> list[str]:
     """Checks that tokenizer, config, and generation config agree on a document's begin and end tokens."""
-    from tokenizers import Tokenizer
-
     path = folder / "tokenizer.json"
     if not path.is_file():
         return [f"{path}: missing"]
-    engine = Tokenizer.from_file(str(path))
+    engine = load_engine(path)
     generation_file = folder / "generation_config.json"
     if not generation_file.is_file():
         return [f"{generation_file}: missing"]

@@ -85,7 +85,7 @@ def read_json(path: Path | str) -> Any:
     """Reads JSON.
 
     Raises:
-        UserError: the file is missing or is not JSON; the message names it.
+        UserError: the file is missing, unreadable, or not JSON; the message names it.
     """
     from emma.base.errors import UserError
 
@@ -94,6 +94,8 @@ def read_json(path: Path | str) -> Any:
         return orjson.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); it must be a file of yours") from None
     except orjson.JSONDecodeError as error:
         raise UserError(
             f"{path}: not valid JSON ({error}); it was truncated or edited: write it again"

@@ -70,6 +70,14 @@ _TEXT = click.option(
     help="Text for the logits: JSON lines or parquet with `text` and `language`, or plain text, one per line. "
     "By default a built-in sample of 19 languages.",
 )
+_WEIGHTS = click.option(
+    "--weights",
+    type=click.Choice(["auto", "model", "optimizer"]),
+    default="auto",
+    show_default=True,
+    help="Of a Megatron checkpoint: the weights of the forward pass (model), or the optimizer's FP32 main weights. "
+    "auto: the latter if the run kept the former in FP8 (precision.fp8_params), which rounds them.",
+)
 _TOLERANCE = click.option(
     "--tolerance",
     type=Amount(at_least=0),
@@ -107,14 +115,22 @@ def _written(destination: Path, manifest: Manifest, as_json: bool) -> None:
         click.echo(
             f"{destination}: {len(manifest.outputs)} files, {size / 1e9:.3f} GB, {manifest.extra['dtype']}"
         )
+        if released := manifest.extra.get("released"):
+            _say_released(released)
+
+
+def _say_released(record: dict[str, Any]) -> None:
+    from emma.checkpoints_conversion.main_weights import release_sentence
+
+    click.echo(f"weights: {release_sentence(record)}")
 
 
 def _proof(
     source: Path, destination: Path, text: Path | None, tolerance: float, **options: Any
-) -> Callable[[Weights, Path], str]:
+) -> Callable[..., str]:
     """The check of a fresh conversion, of parameters and logits; its report goes into the folder."""
 
-    def check(weights: Weights, folder: Path) -> str:
+    def check(weights: Weights, folder: Path, released: dict[str, Any] | None = None) -> str:
         from emma.checkpoints_conversion.parity import compare_weights, read_texts
         from emma.checkpoints_conversion.weights import open_weights
 
@@ -123,6 +139,7 @@ def _proof(
             open_weights(folder),
             None if text is None else read_texts(text),
             names=(str(source), str(destination)),
+            released=released,
             tolerance=tolerance,
             **options,
         )
@@ -149,6 +166,12 @@ def _proof(
 @click.option(
     "--parity/--no-parity", default=False, show_default=True, help="Prove parity before DST appears."
 )
+@click.option(
+    "--allow-nonfinite",
+    metavar="NAME[,NAME…]",
+    multiple=True,
+    help="Parameters that may hold NaN or infinite values, which are otherwise refused; manifest.json records them.",
+)
 @_TEXT
 @_TOLERANCE
 @_OVERWRITE
@@ -160,6 +183,7 @@ def hf_to_megatron(
     model: str | None,
     dtype: str | None,
     parity: bool,
+    allow_nonfinite: tuple[str, ...],
     text: Path | None,
     tolerance: float,
     overwrite: bool,
@@ -181,8 +205,16 @@ def hf_to_megatron(
         return
     check = _proof(source, destination, text, tolerance) if parity else None
     manifest = conversion.convert(
-        source, destination, model=section, dtype=dtype, overwrite=overwrite, check=check
+        source,
+        destination,
+        model=section,
+        dtype=dtype,
+        overwrite=overwrite,
+        allow_nonfinite=[name for names in allow_nonfinite for name in names.split(",")],
+        check=check,
     )
+    for warning in manifest.extra["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
     _written(destination, manifest, as_json)
 
 
@@ -190,13 +222,7 @@ def hf_to_megatron(
 @click.argument("source", metavar="SRC", type=_PATH)
 @click.argument("destination", metavar="DST", type=_PATH)
 @click.option("--step", type=int, help="Checkpoint to export. Default: the latest complete one.")
-@click.option(
-    "--weights",
-    type=click.Choice(["model", "optimizer"]),
-    default="model",
-    show_default=True,
-    help="Export the weights of the forward pass, or the optimizer's FP32 copies of them.",
-)
+@_WEIGHTS
 @click.option(
     "--average", type=_Steps(), default=(), help="Export the mean of these steps, e.g. 1000,2000,3000."
 )
@@ -298,13 +324,7 @@ def megatron_to_hf(
 @click.option(
     "--step", type=int, help="Step in a folder with several checkpoints. Default: the latest complete one."
 )
-@click.option(
-    "--weights",
-    type=click.Choice(["model", "optimizer"]),
-    default="model",
-    show_default=True,
-    help="For a Megatron checkpoint, compare the weights of the forward pass or the optimizer's FP32 copies.",
-)
+@_WEIGHTS
 @_TOLERANCE
 @click.option(
     "--length", type=click.IntRange(2), default=64, show_default=True, help="Maximum tokens per text."
@@ -389,6 +409,8 @@ def _summarise(report: Report, folder: Path) -> None:
         click.echo(
             f"parameters: {len(report.tensors) - len(report.different)} of {len(report.tensors)} equal"
         )
+    if report.released is not None:
+        _say_released(report.released)
     if report.logits is not None:
         totals = report.logits
         click.echo(

@@ -45,6 +45,15 @@ def shape_flags(shape: Shape) -> list[str]:
     return flags
 
 
+# What a machine without a GPU needs to run the model at all; nothing that describes it.
+MACHINE = """
+--tokenizer-type NullTokenizer --micro-batch-size 1 --global-batch-size 4 --lr 1e-3 --train-iters 2
+--distributed-backend gloo --use-cpu-initialization --transformer-impl local --attention-backend unfused
+--no-persist-layer-norm --no-masked-softmax-fusion --no-bias-swiglu-fusion --no-bias-dropout-fusion --no-rope-fusion
+--no-gradient-accumulation-fusion --num-workers 0 --dist-ckpt-strictness raise_unexpected
+"""
+
+
 def _configure(shape: Shape, flags: tuple[str, ...]) -> Any:
     from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
     from megatron.training.arguments import parse_and_validate_args
@@ -61,13 +70,16 @@ def _configure(shape: Shape, flags: tuple[str, ...]) -> Any:
 
 def _loaded(shape: Shape, checkpoint: Path, flags: tuple[str, ...]) -> list[Any]:
     """Chunks of a model on this rank, loaded with Megatron's `load_checkpoint` in its strictest mode."""
+    return _load(
+        _configure(shape, ("--load", str(checkpoint), "--dist-ckpt-strictness", "raise_unexpected", *flags))
+    )
+
+
+def _load(config: Any) -> list[Any]:
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.training import initialize
     from megatron.training.checkpointing import load_checkpoint
 
-    config = _configure(
-        shape, ("--load", str(checkpoint), "--dist-ckpt-strictness", "raise_unexpected", *flags)
-    )
     initialize.initialize_megatron(allow_no_cuda=True)
     builder = config.model.get_builder_cls()(config.model)
     model: list[Any] = builder.build_distributed_models(
@@ -104,11 +116,30 @@ def logits(shape: Shape, checkpoint: Path, tokens: list[list[int]], *flags: str)
     Returns:
         Logits [sequences, length, vocab_size] as a numpy array on the last pipeline stage, None on the others.
     """
+    return _logits(_loaded(shape, checkpoint, flags), shape.vocab_size, tokens)
+
+
+def stock_logits(arguments: list[str], checkpoint: Path, tokens: list[list[int]], vocab_size: int) -> Any:
+    """`logits` of Megatron as it is published, but for what lets it run without a GPU; run it with `patched=False`."""
+    from emma import megatron_patches
+    from emma.megatron_patches import registry
+
+    registry.MODULES = ("cpu_backend", "initialize_without_cuda", "dataset_helpers")
+    assert len(megatron_patches.apply()) == 3
+    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+    from megatron.training.arguments import parse_and_validate_args
+
+    sys.argv = ["test", *MACHINE.split(), "--load", str(checkpoint), *arguments]
+    args = parse_and_validate_args()
+    config = pretrain_cfg_container_from_args(args, gpt_config_from_args(args))
+    return _logits(_load(config), vocab_size, tokens)
+
+
+def _logits(model: list[Any], vocab_size: int, tokens: list[list[int]]) -> Any:
     import torch
     from megatron.core import tensor_parallel
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    model = _loaded(shape, checkpoint, flags)
     ids = torch.tensor(tokens)
     count, length = ids.shape
     mask = torch.ones(1, 1, length, length).tril() < 0.5
@@ -133,7 +164,7 @@ def logits(shape: Shape, checkpoint: Path, tokens: list[list[int]], *flags: str)
     if not collected:
         return None
     whole = tensor_parallel.gather_from_tensor_model_parallel_region(torch.cat(collected))
-    return whole[..., : shape.vocab_size].float().numpy()
+    return whole[..., :vocab_size].float().numpy()
 
 
 def train(shape: Shape, start: Path | None, save: Path, *flags: str) -> None:
@@ -147,6 +178,13 @@ def train(shape: Shape, start: Path | None, save: Path, *flags: str) -> None:
     load = () if start is None else ("--load", str(start))
     config = _configure(shape, (*load, "--save", str(save), *flags))
     pretrain(config, provider, ModelType.encoder_or_decoder, forward_step)
+
+
+def train_with_plain_optimizer(shape: Shape, start: Path | None, save: Path, *flags: str) -> None:
+    """`train` with each data-parallel rank holding all optimizer states."""
+    global COMMON
+    COMMON = COMMON.replace("--use-distributed-optimizer", "").replace("--ckpt-fully-parallel-save", "")
+    train(shape, start, save, *(flag for flag in flags if flag != "--dist-ckpt-optim-fully-reshardable"))
 
 
 def compare(pairs: list[tuple[Path, Path]], **options: Any) -> list[dict[str, Any]]:

@@ -80,7 +80,9 @@ def test_index_of_another_model(broken: Path) -> None:
     index["weight_map"]["model.norm.weight"] = "model-00001-of-00006.safetensors"
     index["weight_map"]["model.norm.weight"] = sorted(set(index["weight_map"].values()))[0]
     path.write_text(json.dumps(index))
-    _import_fails(broken / "hf", r"tensor model\.norm\.weight should be in .* but is not")
+    _import_fails(
+        broken / "hf", r"tensor model\.norm\.weight is in .*, but according to the index in model-00001"
+    )
 
 
 def _rewrite(folder: Path, change: Callable[[dict], None]) -> None:

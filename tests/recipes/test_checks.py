@@ -139,6 +139,11 @@ IMPOSSIBLE: dict[str, tuple[list[str], str, list[str]]] = {
         "precision.fp8_params",
         ["distributed_optimizer"],
     ),
+    "FP8 weights whose main weights cannot be told apart": (
+        ["precision=fp8_tensorwise", "checkpoint.reshardable=false"],
+        "precision.fp8_params",
+        ["fully reshardable"],
+    ),
     "FP8 and odd sizes": (
         ["precision=fp8_tensorwise", "model.ffn_hidden_size=14352"],
         "model.ffn_hidden_size",

@@ -323,3 +323,48 @@ def test_failing_verification_ends_the_release(
     with pytest.raises(CheckFailedError, match="metadata `license` is missing"):
         write_release(plan_release(str(run)), tmp_path / "release")
     assert not (tmp_path / "release").exists()
+
+
+def test_the_card_names_the_released_weights(released: Path) -> None:
+    assert "| Released weights | those of the forward pass |" in (released / "README.md").read_text()
+
+
+def _keep_fp8(run: Path, parity: object) -> None:
+    """Turns a run into one that kept its weights in FP8, whose export's report says `parity`."""
+    recipe = run / "recipe.yaml"
+    text = recipe.read_text()
+    assert "megatron_args: {}" in text
+    recipe.write_text(text.replace("megatron_args: {}", "megatron_args: {fp8-param-gather: true}"))
+    report = run / "hf" / f"step-{STEPS}" / "parity.json"
+    values = read_json(report)
+    values["released"] = parity
+    write_json(report, values)
+
+
+@pytest.mark.parametrize("claim", [None, {"weights": "model", "fp8_params": False, "distance": None}])
+def test_weights_that_may_be_rounded_to_fp8_are_not_released(run: Path, claim: object) -> None:
+    _keep_fp8(run, claim)
+    with pytest.raises(UserError, match=r"keeps the model's in FP8 .*: export step 40 again"):
+        plan_release(str(run))
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        (
+            "optimizer",
+            "the optimizer's main weights, since the run keeps the model's in FP8; from the model's: max",
+        ),
+        (
+            "model",
+            r"those of the forward pass, rounded to FP8 (precision.fp8_params); from the optimizer's: max",
+        ),
+    ],
+)
+def test_the_card_says_how_far_they_are_apart(run: Path, tmp_path: Path, weights: str, words: str) -> None:
+    distance = {"max_abs_delta": 0.0123, "relative_rms": 0.0262}
+    _keep_fp8(run, {"weights": weights, "fp8_params": True, "distance": distance})
+    write_release(plan_release(str(run)), tmp_path / "release")
+    card = (tmp_path / "release" / "README.md").read_text()
+    assert f"| Released weights | {words}" in card
+    assert "0.0123, relative RMS 2.62% |" in card

@@ -1,0 +1,247 @@
+"""Stock Megatron's arguments of a model: those that load an import right, and those that a checkpoint carries.
+
+`--use-checkpoint-args` is not enough: Megatron 0.19.2 takes neither `use_rope_scaling` nor `norm_epsilon` from a
+checkpoint, and goes on with its defaults (no scaling, 1e-5).
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from argparse import Namespace
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from emma.base.errors import UserError
+from emma.checkpoints_conversion.config import validated_shape
+from emma.checkpoints_conversion.torch_dist_reader import TorchDistReader
+from emma.checkpoints_conversion.torch_ranks_reader import _PICKLE, holds_ranks
+from emma.recipes.schema.model import RopeScaling, Shape
+
+__all__ = ["architecture", "loading", "shape_of", "stored_arguments"]
+
+# Megatron's GPT builder leaves RotaryEmbedding's defaults, whatever --rope-scaling-factor says.
+_STOCK_SCALING = RopeScaling(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
+)
+
+
+def architecture(shape: Shape) -> Namespace:
+    """Megatron's arguments that describe the model, as `--use-checkpoint-args` reads them."""
+    return Namespace(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        seq_length=shape.max_position_embeddings,
+        max_position_embeddings=shape.max_position_embeddings,
+        num_attention_heads=shape.attention_heads,
+        group_query_attention=True,
+        num_query_groups=shape.query_groups,
+        kv_channels=shape.channels,
+        position_embedding_type="rope",
+        add_position_embedding=True,
+        use_rotary_position_embeddings=False,
+        rotary_base=shape.rope_theta,
+        rotary_percent=1.0,
+        rotary_interleaved=False,
+        use_rope_scaling=shape.rope_scaling is not None,
+        normalization="RMSNorm",
+        norm_epsilon=shape.norm_epsilon,
+        layernorm_epsilon=shape.norm_epsilon,  # its name in newer versions
+        apply_layernorm_1p=False,
+        swiglu=True,
+        squared_relu=False,
+        add_bias_linear=False,
+        add_qkv_bias=False,
+        apply_query_key_layer_scaling=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        untie_embeddings_and_output_weights=not shape.tie_embeddings,
+        make_vocab_size_divisible_by=shape.vocab_padding,
+        tensor_model_parallel_size=1,
+        pipeline_model_parallel_size=1,
+        no_save_optim=True,
+        no_save_rng=True,
+    )
+
+
+def loading(shape: Shape) -> dict[str, Any]:
+    """What loads an import in stock Megatron, beside `--load FOLDER`.
+
+    Returns:
+        `arguments` (a command line; None if stock Megatron has no arguments for this model) and `why_not` (None,
+        or what it lacks).
+    """
+    if shape.rope_scaling not in (None, _STOCK_SCALING):
+        why = f"its GPT builder knows one RoPE scaling, {_STOCK_SCALING}, and the model has {shape.rope_scaling}"
+        return {"arguments": None, "why_not": why}
+    if shape.rope_theta != int(shape.rope_theta):
+        return {
+            "arguments": None,
+            "why_not": f"--rotary-base is a whole number, and the model has {shape.rope_theta}",
+        }
+    values: dict[str, Any] = {
+        "num-layers": shape.layers,
+        "hidden-size": shape.hidden_size,
+        "ffn-hidden-size": shape.ffn_hidden_size,
+        "num-attention-heads": shape.attention_heads,
+        "group-query-attention": True,
+        "num-query-groups": shape.query_groups,
+        "kv-channels": shape.channels,
+        "seq-length": shape.max_position_embeddings,
+        "max-position-embeddings": shape.max_position_embeddings,
+        "position-embedding-type": "rope",
+        "rotary-base": int(shape.rope_theta),
+        "rotary-percent": 1.0,
+        "use-rope-scaling": shape.rope_scaling is not None,
+        "rope-scaling-factor": None if shape.rope_scaling is None else shape.rope_scaling.factor,
+        "normalization": "RMSNorm",
+        "norm-epsilon": shape.norm_epsilon,
+        "swiglu": True,
+        "disable-bias-linear": True,
+        "attention-dropout": 0.0,
+        "hidden-dropout": 0.0,
+        "untie-embeddings-and-output-weights": not shape.tie_embeddings,
+        "vocab-size": shape.vocab_size,
+        "make-vocab-size-divisible-by": shape.vocab_padding,
+        "ckpt-format": "torch_dist",
+        "finetune": True,
+        "no-load-optim": True,
+        "no-load-rng": True,
+        "exit-on-missing-checkpoint": True,
+    }
+    arguments: list[str] = []
+    for name, value in values.items():
+        if value is not None and value is not False:
+            arguments += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return {"arguments": arguments, "why_not": None}
+
+
+def _load(source: Path | IO[bytes]) -> Any:
+    """A file of `torch.save`, without running what it asks for."""
+    return torch.load(source, map_location="cpu", weights_only=False, pickle_module=_PICKLE)
+
+
+def stored_arguments(folder: Path) -> Namespace | None:
+    """Megatron's arguments in a checkpoint; None if it holds none.
+
+    Args:
+        folder: one checkpoint, `torch_dist` or `torch`.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    if holds_ranks(folder):
+        sources: list[Any] = sorted(folder.glob("mp_rank_*/model_optim_rng.pt"))[:1]
+    elif (folder / "common.pt").is_file():
+        sources = [folder / "common.pt"]
+    else:
+        stream = TorchDistReader(folder).stream("common_state/shard_0_1")
+        sources = [] if stream is None else [stream]
+    for source in sources:
+        try:
+            state = _load(source)
+        except (
+            *(RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError),
+            *(ValueError, AttributeError, KeyError, TypeError, IndexError),
+        ) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(f"{folder}: its common state cannot be read ({reason}); copy it again") from None
+        while isinstance(state, list) and len(state) == 1:  # one per local shard
+            state = state[0]
+        arguments = state.get("args") if isinstance(state, dict) else None
+        return arguments if isinstance(arguments, Namespace) else None
+    return None
+
+
+# What the arguments of a plain Llama must be. Absent ones were added to Megatron later, with this default.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": ("rope",),
+    "rotary_percent": (1.0,),
+    "rotary_interleaved": (False,),
+    "rotary_seq_len_interpolation_factor": (None, 1),
+    "normalization": ("RMSNorm",),
+    "apply_layernorm_1p": (False,),
+    "apply_residual_connection_post_layernorm": (False,),
+    "swiglu": (True,),
+    "squared_relu": (False,),
+    "add_bias_linear": (False,),
+    "add_qkv_bias": (False,),
+    "qk_layernorm": (False,),
+    "qk_l2_norm": (False,),
+    "multi_latent_attention": (False,),
+    "num_experts": (None,),
+    "mtp_num_layers": (None, 0),
+    "hybrid_layer_pattern": (None,),
+    "hybrid_override_pattern": (None,),
+    "heterogeneous_layers_config_path": (None,),
+    "heterogeneous_layers_config_encoded_json": (None,),
+    "experimental_attention_variant": (None,),
+    "window_size": (None,),
+    "softmax_type": (None, "vanilla"),
+    "use_legacy_models": (False,),
+    "spec": (None,),
+    "no_rope_freq": (None,),
+    "apply_query_key_layer_scaling": (False, True),  # scales back what it scales
+}
+_NEEDED = ("position_embedding_type", "normalization", "swiglu", "add_bias_linear")
+_FIELDS = {
+    "layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "ffn_hidden_size",
+    "attention_heads": "num_attention_heads",
+    "head_dim": "kv_channels",
+    "max_position_embeddings": "max_position_embeddings",
+    "rope_theta": "rotary_base",
+    "norm_epsilon": "norm_epsilon",
+    "vocab_padding": "make_vocab_size_divisible_by",
+    "init_std": "init_method_std",
+}
+
+
+def shape_of(arguments: Namespace, folder: Path, vocab_size: int | None) -> Shape:
+    """The model that stock Megatron trained with these arguments.
+
+    Args:
+        arguments: from `stored_arguments`.
+        folder: the checkpoint, for messages.
+        vocab_size: the tokenizer's number of ids, for arguments that lack `vocab_size`.
+
+    Raises:
+        UserError: not a plain Llama, or arguments are missing; the message names the argument and what to do.
+    """
+    fix = "write a recipe that describes the model above its checkpoints/ (`emma recipe show RUN`)"
+    values = vars(arguments)
+    for name, allowed in _PLAIN.items():
+        value = values.get(name, allowed[0])
+        if (name in _NEEDED and name not in values) or value not in allowed:
+            found = f"is {value!r}" if name in values else "is missing"
+            raise UserError(f"{folder}: Megatron's argument {name} {found}; a Llama has {allowed[0]!r}")
+    wanted = {field: values.get(name) for field, name in _FIELDS.items()}
+    wanted["norm_epsilon"] = values.get("layernorm_epsilon", values.get("norm_epsilon"))
+    wanted["query_groups"] = (
+        values.get("num_query_groups") if values.get("group_query_attention") else wanted["attention_heads"]
+    )
+    wanted["tie_embeddings"] = not values.get("untie_embeddings_and_output_weights", False)
+    wanted["vocab_size"] = vocab_size if values.get("vocab_size") is None else values["vocab_size"]
+    if wanted["init_std"] is None:
+        del wanted["init_std"]
+    if isinstance(wanted["rope_theta"], int):
+        wanted["rope_theta"] = float(wanted["rope_theta"])
+    if lost := [field for field, value in wanted.items() if value is None]:
+        names = {
+            "vocab_size": "vocab_size (the tokenizer had it: pass --tokenizer)",
+            "query_groups": "num_query_groups",
+        }
+        name = names.get(lost[0], _FIELDS.get(lost[0], lost[0]))
+        raise UserError(f"{folder}: the checkpoint does not carry Megatron's argument {name}; {fix}")
+    if values.get("use_rope_scaling"):
+        if values.get("rope_scaling_factor", 8.0) != _STOCK_SCALING.factor:
+            raise UserError(
+                f"{folder}: Megatron's argument rope_scaling_factor is {values['rope_scaling_factor']!r}, which its own GPT "
+                f"builder ignores (it uses 8) and others may not; {fix}"
+            )
+        wanted["rope_scaling"] = _STOCK_SCALING
+    return validated_shape(wanted, f"{folder}: Megatron's arguments", _FIELDS)
