@@ -5,11 +5,11 @@ At each seam the parts are nested, the first of the list outermost. In megatron-
 | seam                           | parts, outermost first                       |
 |--------------------------------|----------------------------------------------|
 | `load_checkpoint`              | `Phase`                                      |
-| `train`                        | `Skips` `Reference` `Validation` `Metrics`   |
+| `train`                        | `Trial` `Skips` `Reference` `Validation` `Metrics` |
 | `dummy_train_step`             | `Skips`                                      |
 | `training_log`                 | `Skips` `Metrics`                            |
 | `post_training_step_callbacks` | `Validation`                                 |
-| `checkpoint_and_decide_exit`   | `SaveAndStop`                                |
+| `checkpoint_and_decide_exit`   | `Trial` `SaveAndStop`                        |
 | `save_checkpoint_and_time`     | `Metrics` `Claim` `Space` `Marks`            |
 | `maybe_finalize_async_save`    | `Marks`                                      |
 """
@@ -37,6 +37,7 @@ from emma.tools.training.session.reference import Reference
 from emma.tools.training.session.save_and_stop import SaveAndStop
 from emma.tools.training.session.skips import Skips
 from emma.tools.training.session.space import Space
+from emma.tools.training.session.trial import Trial
 from emma.tools.training.session.validation import Validation
 
 __all__ = ["SEAMS", "Session", "answers", "install"]
@@ -68,6 +69,7 @@ class Session:
         claim, clock = Claim(run, launch), Clock()
         self.parts = (
             Phase(launch),
+            Trial(launch),
             Skips(recipe, run, launch),
             Reference(recipe, run, launch, self.datasets),
             Validation(recipe, run, mix, self.datasets, claim, clock),
