@@ -16,7 +16,7 @@ from emma.recipes.load import load_recipe
 from emma.tools.arithmetic.parameters import total_parameters
 from emma.tools.prove.begin import Begin, find_begin
 from emma.tools.prove.logged import Logged, mixes_of, read_logged
-from emma.tools.prove.loop import Replay, Step, available_bytes, bytes_needed, operations, speed
+from emma.tools.prove.loop import Replay, Step, available_bytes, bytes_needed, operations, recomputes, speed
 from emma.tools.prove.samples import Samples
 from emma.tools.prove.trial import train_trial, trial_folder, truncated_base
 from emma.tools.prove.verdict import Verdict, compare_rows, default_tolerance
@@ -90,11 +90,12 @@ class Proof:
             else "Megatron, which trains them now in a folder of their own"
         )
         begin = "new weights" if self.begin is None else str(self.begin.place)
-        work = operations(recipe, self.steps)
+        work = operations(recipe, self.steps, self.device)
+        needed = bytes_needed(recipe, recompute=recomputes(recipe, self.device))
         lines = [
             f"steps     {self.first + 1} to {self.last} of {self.folder.path}, logged by {source}",
             f"against   transformers' Llama and torch's AdamW in FP32 on {self.device}, from {begin}",
-            f"memory    {bytes_needed(recipe) / _GIB:.2f} GiB: {model:,} parameters × 16 bytes (weights, gradients, two "
+            f"memory    {needed / _GIB:.2f} GiB: {model:,} parameters × 16 bytes (weights, gradients, two "
             "moments), and activations",
             f"time      about {_duration(work / speed(self.device))} or more: {work:.1e} operations",
         ]

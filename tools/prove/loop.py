@@ -19,11 +19,13 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from emma.recipes.schema import Recipe
 from emma.tools.arithmetic.flops import flops_per_token
@@ -32,7 +34,17 @@ from emma.tools.prove.begin import Begin
 from emma.tools.prove.rates import learning_rate
 from emma.tools.prove.samples import NOT_COUNTED, Sample, Samples
 
-__all__ = ["Replay", "Step", "bytes_needed", "operations", "speed"]
+__all__ = [
+    "Replay",
+    "Step",
+    "available_bytes",
+    "bytes_needed",
+    "operations",
+    "positions",
+    "recomputes",
+    "seen",
+    "speed",
+]
 
 # Positions that go through the model at once: enough to keep a device busy, few enough for an 8B model's logits.
 _POSITIONS = 4096
@@ -72,8 +84,9 @@ class Replay:
         torch.set_float32_matmul_precision("highest")
         self.recipe, self.samples, self.begin, self.device = recipe, samples, begin, device
         self.model = begin.model(recipe).to(device).train()
-        # Keeps only each layer's input for the backward pass, so that memory does not grow with the layers' insides.
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if recomputes(recipe, device):
+            for layer in self.model.model.layers:
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         self.optimizer = self._adamw()
 
     def _adamw(self) -> torch.optim.AdamW:
@@ -115,13 +128,19 @@ class Replay:
             yield Step(number, loss, norm, rate, tokens)
 
     def _update(self, rate: float) -> float:
+        """Clips, updates, and returns the gradient's norm before clipping."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        # In double precision: FP32 sums over a million numbers lose what the comparison looks at.
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
+        norm = float(torch.linalg.vector_norm(torch.stack(norms)))
         bound = self.recipe.optimizer.clip_grad
-        parameters = list(self.model.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(parameters, bound if bound else float("inf"))
+        if bound and norm > bound:
+            for gradient in gradients:
+                gradient.mul_(bound / norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        return float(norm)
+        return norm
 
     def loss(
         self,
@@ -190,22 +209,33 @@ def positions(documents: torch.Tensor) -> torch.Tensor:
     return places - torch.where(begins, places, 0).cummax(dim=1).values
 
 
-def bytes_needed(recipe: Recipe) -> int:
+def bytes_needed(recipe: Recipe, *, recompute: bool = True) -> int:
     """Memory of the loop at its fullest: weights, gradients and two moments in FP32, and the activations of the
-    positions that go through the model at once."""
+    positions that go through the model at once.
+
+    Args:
+        recipe: the run's recipe.
+        recompute: whether only each layer's input is kept for the backward pass.
+    """
     model, length = recipe.model, recipe.batch.sequence_length
     at_once = min(max(1, _POSITIONS // length), recipe.batch.global_) * length
-    # Logits, their softmax and its gradient; each layer's input; the insides of one layer, forward and backward; masks.
-    inside = 8 * model.hidden_size + 4 * model.ffn_hidden_size
-    numbers = 3 * model.vocab_size + model.layers * model.hidden_size + 2 * inside + 2 * length
+    # Logits, their softmax and its gradient; the layers' inputs; the insides of layers, forward and backward; masks.
+    inside = 2 * (8 * model.hidden_size + 4 * model.ffn_hidden_size)
+    numbers = 3 * model.vocab_size + model.layers * model.hidden_size + 2 * length
+    numbers += inside * (1 if recompute else model.layers)
     return 4 * _BYTES * total_parameters(model) + _BYTES * at_once * numbers
 
 
-def operations(recipe: Recipe, steps: int) -> float:
-    """Floating-point operations of the loop: forward, recomputed forward and backward, over whole squares of
-    attention scores, and the forward pass of one batch before the first step."""
+def recomputes(recipe: Recipe, device: str) -> bool:
+    """Whether memory is short enough for layers to be computed again in the backward pass."""
+    return bytes_needed(recipe, recompute=False) > available_bytes(device) / 2
+
+
+def operations(recipe: Recipe, steps: int, device: str) -> float:
+    """Floating-point operations of the loop: forward and backward over whole squares of attention scores, the
+    recomputed forward pass, and that of one batch before the first step."""
     forward = flops_per_token(recipe.model, recipe.batch.sequence_length, "full") / 3
-    return forward * recipe.tokens_per_step * (4 * steps + 1)
+    return forward * recipe.tokens_per_step * ((4 if recomputes(recipe, device) else 3) * steps + 1)
 
 
 def speed(device: str) -> float:
