@@ -17,7 +17,7 @@ from tests.tiny_mix import make_tiny_mix
 
 __all__ = ["FAULTS", "Small", "make_small", "train_faulty"]
 
-LENGTH, GLOBAL_BATCH, STEPS = 32, 8, 12
+GLOBAL_BATCH = 8
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 512,
@@ -26,7 +26,7 @@ CONFIG: dict[str, Any] = {
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 512,
     "rms_norm_eps": 1e-5,
     "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
     "initializer_range": 0.1,
@@ -35,16 +35,23 @@ CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Small:
-    """A run file over a mix of `STEPS` steps, a base model, and its import."""
+    """A run file over a mix of `steps` steps, a base model, and its import."""
 
     folder: Path
     base: Path
     huggingface: Path
+    steps: int
+    length: int
 
     def given(self, name: str, *overrides: str) -> list[str]:
         """RUN and overrides of a run that starts from the base, as on a command line."""
         start = f"start={{mode: weights, checkpoint: '{self.base}'}}"
-        return [str(self.folder / "small.yaml"), f"name={name}", start, *overrides]
+        sizes = (
+            f"schedule.steps={self.steps}",
+            f"batch.sequence_length={self.length}",
+            "model.max_position_embeddings=512",
+        )
+        return [str(self.folder / "small.yaml"), f"name={name}", start, *sizes, *overrides]
 
     def recipe(self, name: str, *overrides: str) -> Recipe:
         """Its recipe."""
@@ -52,12 +59,21 @@ class Small:
         return load_recipe(run, rest)
 
 
-def make_small(folder: Path, packing: Literal["concatenate", "best_fit"] = "concatenate", **config: Any) -> Small:
+def make_small(
+    folder: Path,
+    packing: Literal["concatenate", "best_fit"] = "concatenate",
+    *,
+    steps: int = 12,
+    length: int = 32,
+    **config: Any,
+) -> Small:
     """Builds the mix, and a base model with random weights.
 
     Args:
         folder: gets everything.
         packing: of the mix.
+        steps: of the mix and the runs.
+        length: sequence length; documents have some 300 tokens, so `best_fit` leaves padding at 384.
         config: what the base model's configuration has otherwise than `CONFIG`.
     """
     import torch
@@ -65,14 +81,15 @@ def make_small(folder: Path, packing: Literal["concatenate", "best_fit"] = "conc
 
     from emma.checkpoints_conversion.hf_to_megatron import convert
 
-    samples = STEPS * GLOBAL_BATCH
-    mix = make_tiny_mix(folder, samples=samples, sequence_length=LENGTH, packing=packing, validation_groups=False)
-    path = write_small_run(folder, mix.data.model_dump(mode="json"), mix.tokenizer)
-    path.write_text(path.read_text().replace("steps: 10", f"steps: {STEPS}"))
+    samples = steps * GLOBAL_BATCH
+    mix = make_tiny_mix(
+        folder, samples=samples, sequence_length=length, packing=packing, validation_groups=False
+    )
+    write_small_run(folder, mix.data.model_dump(mode="json"), mix.tokenizer)
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**{**CONFIG, **config})).save_pretrained(folder / "hf")
     convert(folder / "hf", folder / "base")
-    return Small(folder, folder / "base", folder / "hf")
+    return Small(folder, folder / "base", folder / "hf", steps, length)
 
 
 def _argument(name: str, value: str | None) -> Callable[[], None]:
@@ -86,7 +103,11 @@ def _argument(name: str, value: str | None) -> Callable[[], None]:
         def wrong(*given: Any, **named: Any) -> list[str]:
             result = original(*given, **named)
             at = result.index(f"--{name}")
-            return result[:at] + result[at + 1 :] if value is None else [*result[: at + 1], value, *result[at + 2 :]]
+            return (
+                result[:at] + result[at + 1 :]
+                if value is None
+                else [*result[: at + 1], value, *result[at + 2 :]]
+            )
 
         arguments.megatron_arguments = wrong
 
@@ -133,7 +154,11 @@ def _mean_per_micro_batch() -> None:
 
     def wrong(loss_mask: Any, output: Any) -> Any:
         total, count, report = original(loss_mask, output)
-        return total / count, torch.ones_like(count), {k: torch.stack([v[0] / v[1], v[1] / v[1]]) for k, v in report.items()}
+        return (
+            total / count,
+            torch.ones_like(count),
+            {k: torch.stack([v[0] / v[1], v[1] / v[1]]) for k, v in report.items()},
+        )
 
     forward.loss_sum = wrong
 
@@ -154,7 +179,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "epsilon": _argument("adam-eps", "1e-6"),
     "weight decay": _argument("weight-decay", "0.0"),
     "decay of norms": _decay_of_norms,
-    "clipping": _argument("clip-grad", "0.9"),
+    "clipping": _argument("clip-grad", "2.1"),
     "warm-up": _argument("lr-warmup-iters", "3"),
     "rotary base": _argument("rotary-base", "10000"),
     "norm epsilon": _argument("norm-epsilon", "1e-6"),
