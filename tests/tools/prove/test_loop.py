@@ -43,7 +43,7 @@ def test_the_loss_of_a_batch_is_that_of_its_documents_one_by_one(small: Small) -
             with torch.no_grad():
                 logits = replay.model(tokens[None]).logits[0]
             total += functional.cross_entropy(logits, labels, reduction="sum").double()
-    assert len({*samples[0].documents.tolist(), *samples[3].documents.tolist()}) > 1
+    assert any(len(set(samples[index].documents.tolist())) > 1 for index in range(8))
     assert replay.loss(1) == (pytest.approx(float(total) / 256, abs=1e-6), 256)
 
 

@@ -218,9 +218,10 @@ def test_padding_and_tied_embeddings_are_proven(padded: Small, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_later_runs_are_proven_with_their_moments(small: Small, trained: RunFolder) -> None:
-    """A phase, and the resumption of another run, each with its own schedule and position in the mix."""
+    """A phase with a schedule and optimizer settings of its own, and the resumption of another run."""
     schedule = "schedule={steps: 12, learning_rate: 1e-3, warmup_steps: 3}"
-    phase = (f"start={{mode: phase, checkpoint: '{trained.path}', step: 5}}", schedule)
+    settings = "optimizer={beta1: 0.8, beta2: 0.99, epsilon: 1e-5, weight_decay: 0.3}"
+    phase = (f"start={{mode: phase, checkpoint: '{trained.path}', step: 5}}", schedule, settings)
     train_faulty(small.recipe("phase", *phase))
     verdict = proof(small, "phase", *phase)
     assert verdict.passed, verdict.text()
