@@ -55,9 +55,10 @@ class Begin:
 
         if isinstance(self.source, Path):
             config = LlamaConfig.from_pretrained(self.source, num_hidden_layers=recipe.model.layers)
-            model, report = LlamaForCausalLM.from_pretrained(
+            loaded: Any = LlamaForCausalLM.from_pretrained(
                 self.source, config=config, dtype=torch.float32, output_loading_info=True
             )
+            model, report = loaded
             if lost := sorted([*report["missing_keys"], *(fault[0] for fault in report["mismatched_keys"])]):
                 raise UserError(
                     f"{self.source}: {lost[0]} is missing or has other sizes; copy the model again"

@@ -118,7 +118,14 @@ class Proof:
         with trial_folder(self.recipe) as folder:
             trial = self._trial(folder)
             begin = self.begin or Begin(find_checkpoint(trial.checkpoints, 0))
-            return self._compare(begin, self.logged if self.trained else read_logged(trial))
+            if self.trained:
+                return self._compare(begin, self.logged)
+            logged, skipped = read_logged(trial), steps_to_skip(self.recipe, trial.skipped_file)
+            if lost := set(range(self.first + 1, self.last + 1)) - logged.rows.keys() - set(skipped):
+                raise UserError(
+                    f"{trial.path}: stopped before step {min(lost)}, of {self.last}; nothing is proven"
+                )
+            return self._compare(begin, logged)
 
     def _trial(self, folder: Path) -> RunFolder:
         """Has Megatron train the steps; of a trained run from scratch, only its initial weights are wanted."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from megatron.training import get_timers, training
+from megatron.training import get_signal_handler, get_timers, training
 
 from emma.tools.runs.run_folder import Launch
 
@@ -52,7 +52,7 @@ class Trial:
         iteration: int,
         *rest: Any,
     ) -> bool:
-        """Leaves the loop after the last step of a trial."""
+        """Leaves the loop after the last step of a trial, or after a signal."""
         if self.launch.trial is None:
             return original(model, optimizer, scheduler, iteration, *rest)
-        return iteration >= self.launch.trial
+        return iteration >= self.launch.trial or any(get_signal_handler().signals_received())
