@@ -1,8 +1,8 @@
-"""The proof that a run trains what its recipe says: the same steps, once more, by a loop that shares no code with
-the trainer (`emma train RUN --prove N`).
+"""The proof that a run trains what its recipe says: the same steps, once more, by a loop that shares no code
+with the trainer (`emma train RUN --prove N`).
 
-Below `tools/prove/`, nothing that reads samples, masks documents, computes the loss, follows the schedule or updates
-weights comes from `tools/mix/`, `tools/training/` or Megatron:
+Nothing here that reads samples, masks documents, computes the loss, follows the schedule or updates weights
+comes from `tools/mix/`, `tools/training/` or Megatron:
 
 - `samples.py` reads the mix as docs/mix.md describes its files;
 - `loop.py` trains with transformers' Llama and torch's AdamW;

@@ -146,8 +146,8 @@ def _continued(checkpoint: Checkpoint, *, position: bool) -> Begin:
 
 
 def _updates(folder: Path, step: int) -> tuple[int, int]:
-    """Updates behind a checkpoint, of AdamW and of the schedule, counted from the records of the runs that led to
-    it: steps less skipped ones; a phase continues the moments and begins its schedule anew.
+    """Updates behind a checkpoint, of AdamW and of the schedule, counted from the records of the runs that led
+    to it: steps less skipped ones; a phase continues the moments and begins its schedule anew.
 
     Raises:
         UserError: no run's records are above the checkpoint.

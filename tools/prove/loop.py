@@ -3,12 +3,13 @@
 What it does at a step, in plain words:
 
 1. read the global batch's samples in the mix's order;
-2. allow each position to see its own document up to itself (the whole sample up to itself, without document masking),
-   with positions counted from the document's start;
-3. take the mean cross entropy over all labels of the global batch that are tokens, over the vocabulary without padding;
+2. let each position see its own document up to itself (the whole sample up to itself, without document
+   masking), with positions counted from the document's start;
+3. take the mean cross entropy over all labels of the global batch that are tokens, over the vocabulary without
+   padding;
 4. scale the gradient down to `optimizer.clip_grad` if its norm over all parameters is larger;
-5. one step of AdamW at the step's rate, with decay for matrices (embedding and output layer are matrices too) and none
-   for vectors (the norms' weights; a Llama has no biases).
+5. one step of AdamW at the step's rate, with decay for matrices (embedding and output layer are matrices too)
+   and none for vectors (the norms' weights; a Llama has no biases).
 
 A skipped step reads its samples and does none of this.
 """

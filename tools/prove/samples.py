@@ -1,9 +1,9 @@
-"""Training samples of a mix, read from its files as docs/mix.md describes them, without the code that wrote them or
-that training reads them with.
+"""Training samples of a mix, read from its files as docs/mix.md describes them, without the code that wrote them
+or that training reads them with.
 
-`train/rows.npy` lists documents (or pieces of them) in reading order, `train/samples.npy` where each sample begins.
-A row's place in its shard stands there and a second time in the shard's Megatron index `<shard>.idx`; both must agree,
-and the files must be those that `manifest.json` lists.
+`train/rows.npy` lists documents (or pieces of them) in reading order, `train/samples.npy` where each sample
+begins. A row's place in its shard stands there and a second time in the shard's Megatron index `<shard>.idx`;
+both must agree, and the files must be those that `manifest.json` lists.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ __all__ = ["train_trial", "trial_folder", "truncated_base"]
 
 @contextmanager
 def trial_folder(recipe: Recipe) -> Iterator[Path]:
-    """Lends a new folder `<name>.prove-…` beside the run's; removed at the end, unless an error leaves the block:
-    then its logs tell why."""
+    """Lends a new folder `<name>.prove-…` beside the run's; it is removed at the end, unless by an error, whose
+    reason its logs tell."""
     runs = recipe.run_folder.parent
     runs.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{recipe.name}.prove-", dir=runs))
@@ -42,8 +42,8 @@ def truncated_base(recipe: Recipe, begin: Begin, folder: Path) -> Path:
 
 
 def train_trial(run: str, overrides: Sequence[str], folder: Path, last: int, base: Path | None) -> RunFolder:
-    """Trains the first steps of a run in `folder`, with the schedule of the whole run; saves no checkpoint but, for
-    a run from scratch, one of step 0.
+    """Trains the first steps of a run in `folder`, with the schedule of the whole run; saves no checkpoint but,
+    for a run from scratch, one of step 0.
 
     Args:
         run: the RUN.

@@ -13,9 +13,8 @@ from emma.tools.prove.logged import Logged
 
 __all__ = ["Row", "Verdict", "compare_rows", "default_tolerance"]
 
-# Nats. FP32: two correct loops over the demo stay below 3e-6 for 40 steps, and each planted fault of the tests is far
-# above. BF16: see docs/train.md. FP8 keeps 3 bits of a number where BF16 keeps 7; its bound is a choice, not a
-# measurement.
+# Nats. Measured on the demo's first 20 steps: 1.4e-6 in FP32 at TP2·PP2, 9.5e-3 in BF16. FP8 keeps 3 bits of a
+# number where BF16 keeps 7; its bound is a choice, not a measurement.
 _TOLERANCES = {"fp32": 1e-5, "bf16": 2e-2, "fp8": 1e-1}
 _NORM_FACTOR = 10
 """The gradient norm may differ by this many times the tolerance, relative to itself: it is a sum of squares over all
@@ -73,6 +72,15 @@ class Row:
     def rate_difference(self) -> float:
         """Relative, or absolute where the independent loop's rate is 0."""
         return (self.learning_rate - self.own_learning_rate) / (self.own_learning_rate or 1.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Both sides, and their differences."""
+        differences = {
+            "loss_difference": self.loss_difference,
+            "grad_norm_difference": self.norm_difference,
+            "learning_rate_difference": self.rate_difference,
+        }
+        return {**vars(self), **differences}
 
     def faults(self, tolerance: float) -> list[str]:
         """What differs by more than rounding. A difference that is not a number is a fault."""
@@ -162,7 +170,7 @@ class Verdict:
     @property
     def blind(self) -> str:
         """What these steps could not have shown; empty if they moved the loss enough."""
-        if abs(self.moved) > 100 * self.tolerance:
+        if abs(self.moved) > 10 * self.tolerance:
             return ""
         return (
             f"the updates moved the loss of the last batch by {abs(self.moved):.1e} nats only, near the tolerance of "
@@ -184,7 +192,7 @@ class Verdict:
             "largest": self.largest,
             "moved": self.moved,
             "note": self.blind or None,
-            "rows": [vars(row) | {"faults": row.faults(self.tolerance)} for row in self.rows],
+            "rows": [row.to_dict() | {"faults": row.faults(self.tolerance)} for row in self.rows],
         }
 
     def text(self) -> str:

@@ -1,5 +1,5 @@
-"""Proofs of runs on a real GPU with Transformer Engine: packed sequences in BF16 and FP8 against the independent loop in
-FP32 on the same card. Prints what it measured."""
+"""Proofs of runs on a real GPU with Transformer Engine: packed sequences in BF16 and FP8 against the independent
+loop in FP32 on the same card. Prints what it measured."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ __all__ = ["Trial"]
 
 
 class Trial:
-    """Acts where the launch is a trial: saves no step but, from scratch, step 0, whose weights nobody else has."""
+    """Acts where the launch is a trial: no step is saved but, from scratch, step 0, whose weights nobody has."""
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
