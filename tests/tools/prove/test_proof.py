@@ -16,7 +16,6 @@ from emma.tools.prove.verdict import Verdict, default_tolerance
 from emma.tools.runs.checkpoints import complete_steps
 from emma.tools.runs.run_folder import RunFolder
 from tests.command_line import emma
-from tests.tools.prove.conftest import LAYOUT
 from tests.tools.prove.small import FAULTS, Small, make_small, train_faulty
 
 
@@ -244,7 +243,8 @@ def test_bf16_is_within_its_tolerance(small: Small) -> None:
 @pytest.mark.parametrize("begin", ["weights", "layers", "scratch", "reference"])
 def test_a_run_that_has_not_begun_is_trained_for_its_proof(begin: str, small: Small) -> None:
     """Through torchrun, as the command does; nothing is left but what was there."""
-    given, options = [*LAYOUT], ["--prove", "3"]
+    given = ["cluster.gpus_per_node=2", "parallelism={tensor: 2, sequence: true}"]
+    options = ["--prove", "3"]
     match begin:
         case "layers":
             options += ["--layers", "2"]
