@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 import click
+
+from emma.commands.amount import Amount
 
 __all__ = ["command"]
 
@@ -29,7 +32,34 @@ __all__ = ["command"]
     is_flag=True,
     help="Compare the files of all its checkpoints with what was written; start nothing. Exit code 1: damage.",
 )
-@click.option("--json", "as_json", is_flag=True, help="With --verify-checkpoints: print the result as JSON.")
+@click.option(
+    "--prove",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Compare N steps, as logged, with an independent loop in FP32; changes nothing in the run.",
+)
+@click.option(
+    "--layers", type=click.IntRange(min=1), metavar="K", help="With --prove: the model's first K layers only."
+)
+@click.option(
+    "--from-step",
+    type=click.IntRange(min=1),
+    metavar="S",
+    help="With --prove: the steps after the run's checkpoint S, with its moments.",
+)
+@click.option(
+    "--tolerance",
+    type=Amount(above=0),
+    metavar="NATS",
+    help="With --prove: largest difference of a loss, and 10 times that of a gradient norm, relative.  "
+    "[default: 1e-5 in FP32, 2e-2 in BF16, 1e-1 in FP8]",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="With --prove: where the independent loop runs.  [default: a GPU if there is one]",
+)
+@click.option("--json", "as_json", is_flag=True, help="With --prove or --verify-checkpoints: print JSON.")
 def command(
     run: str,
     overrides: tuple[str, ...],
@@ -38,6 +68,11 @@ def command(
     prepare: bool,
     take_over: bool,
     verify_checkpoints: bool,
+    prove: int | None,
+    layers: int | None,
+    from_step: int | None,
+    tolerance: float | None,
+    device: str | None,
     as_json: bool,
 ) -> int:
     """Train RUN on this machine, or resume it.
@@ -46,9 +81,14 @@ def command(
     checkpoint whose files are not what was written is set aside, and the one before is used.
     SIGTERM or Ctrl-C saves after the current step and exits with 0. The ranks' output is in RUN/logs/.
 
+    --prove N trains N steps of the run's samples with transformers' model and torch's AdamW and compares loss,
+    gradient norm and learning rate of each with what Megatron logged; Megatron first trains them, in a folder of
+    their own, if the run has not begun. The exit code is 1 if they differ.
+
     \b
-    Example:
+    Examples:
       emma train demo schedule.steps=100 parallelism.tensor=2
+      emma train demo --prove 20
     """
     from emma.base.extras import need
     from emma.checkpoints_conversion.checkpoint import check_start
@@ -58,6 +98,15 @@ def command(
     from emma.tools.training.launch import compute_reference, launch_command, rank_environment, train_here
     from emma.tools.training.plan_start import check_mix, describe
 
+    if prove is not None:
+        if print_command or prepare or take_over:
+            raise click.UsageError("--prove goes with none of --print-command, --prepare and --take-over")
+        proof = {"layers": layers, "from_step": from_step, "tolerance": tolerance, "device": device}
+        return _prove(run, overrides, prove, proof, dry_run=dry_run, as_json=as_json)
+    if any(value is not None for value in (layers, from_step, tolerance, device)):
+        raise click.UsageError("--layers, --from-step, --tolerance and --device go with --prove")
+    if as_json and not verify_checkpoints:
+        raise click.UsageError("--json goes with --prove or --verify-checkpoints")
     recipe = load_recipe(run, overrides)
     folder = RunFolder(recipe.run_folder)
     if verify_checkpoints:
@@ -100,4 +149,37 @@ def command(
         click.echo(
             f"stopped at step {reached} of {recipe.schedule.steps}; `emma train {run}` resumes from there"
         )
+    return 0
+
+
+def _prove(
+    run: str, overrides: tuple[str, ...], steps: int, options: dict[str, Any], *, dry_run: bool, as_json: bool
+) -> int:
+    from emma.base.errors import CheckFailedError
+    from emma.base.extras import need
+    from emma.recipes.load import load_recipe
+    from emma.tools.plan.alternatives import check_fits
+    from emma.tools.training.plan_start import check_mix
+
+    need("train", "emma train --prove", "torch", "megatron", "transformers")
+    recipe = load_recipe(run, overrides)
+    check_mix(recipe)
+    from emma.tools.prove.command import Proof
+
+    proof = Proof(run, overrides, steps, **options)
+    if not proof.trained:
+        check_fits(proof.recipe)
+    click.echo(proof.describe(), err=as_json)
+    if dry_run:
+        return 0
+    verdict = proof.prove()
+    if as_json:
+        import orjson
+
+        click.echo(orjson.dumps(verdict.to_dict(), option=orjson.OPT_INDENT_2).decode())
+    else:
+        click.echo(verdict.text())
+    if not verdict.passed:
+        raise CheckFailedError(f"{recipe.run_folder}: not proven; they differ first at {verdict.first_fault}")
+    click.echo(f"proven: steps {proof.first + 1} to {proof.last} of {recipe.run_folder}", err=as_json)
     return 0

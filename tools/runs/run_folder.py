@@ -46,6 +46,8 @@ class Launch:
         skip: steps whose batch is read but not trained on.
         writer: token of the claim in `writer.json`; a launch that has lost its claim stops before it writes.
         logs: folder of the ranks' output.
+        trial: leave the loop after this step and save nothing, except step 0 of a run from scratch; None:
+            train to the end of the schedule.
     """
 
     number: int
@@ -53,6 +55,7 @@ class Launch:
     skip: list[int]
     writer: str
     logs: str
+    trial: int | None = None
 
 
 class RunFolder:
@@ -91,8 +94,13 @@ class RunFolder:
         value = read_json(self.launch_file)
         return Launch(**{**value, "load": LoadPlan(**value["load"])})
 
-    def prepare(self, recipe: Recipe, *, take_over: bool = False) -> Launch:
+    def prepare(self, recipe: Recipe, *, take_over: bool = False, trial: int | None = None) -> Launch:
         """Prepares the folder for a launch: recipe, claim, environment, and the decision about what to load.
+
+        Args:
+            recipe: the run's recipe.
+            take_over: claim the run even if `writer.json` names another process.
+            trial: see `Launch`.
 
         Raises:
             UserError: the folder belongs to another recipe, another live process writes it, a teammate asked
@@ -112,7 +120,7 @@ class RunFolder:
         logs = self.logs / f"launch-{number:04d}"
         logs.mkdir(parents=True)
         launch = Launch(
-            number, load, steps_to_skip(recipe, self.skipped_file), secrets.token_hex(8), str(logs)
+            number, load, steps_to_skip(recipe, self.skipped_file), secrets.token_hex(8), str(logs), trial
         )
         write_json(
             self.writer_file,

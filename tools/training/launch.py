@@ -120,7 +120,7 @@ def run_launch(recipe: Recipe, run: RunFolder, launch: Launch) -> str:
 
     handlers = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        _watch(child, recipe, run)
+        _watch(child, recipe, run, launch.trial or recipe.schedule.steps)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -131,13 +131,11 @@ def run_launch(recipe: Recipe, run: RunFolder, launch: Launch) -> str:
     raise CheckFailedError(f"training failed (exit code {child.returncode}).\n{_failure(Path(launch.logs))}")
 
 
-def _watch(child: subprocess.Popen[bytes], recipe: Recipe, run: RunFolder) -> None:
-    """Shows a progress bar over steps until the ranks end, fed by new lines of `metrics.jsonl`."""
+def _watch(child: subprocess.Popen[bytes], recipe: Recipe, run: RunFolder, last: int) -> None:
+    """Shows a progress bar over steps up to `last` until the ranks end, fed by new lines of `metrics.jsonl`."""
     position = run.metrics_file.stat().st_size if run.metrics_file.is_file() else 0
     first = run.latest_step()
-    bar: tqdm[int] = progress(
-        total=recipe.schedule.steps, initial=first, unit="step", desc=recipe.name, smoothing=0.05
-    )
+    bar: tqdm[int] = progress(total=last, initial=first, unit="step", desc=recipe.name, smoothing=0.05)
     with bar:
         while True:
             ended = child.poll() is not None

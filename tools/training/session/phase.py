@@ -1,4 +1,4 @@
-"""The start of a phase: weights and moments of another run, under this recipe's schedule and learning rate.
+"""The start of a phase: weights and moments of another run, under this recipe's schedule and optimizer settings.
 
 Answers `load_checkpoint`: changes the optimizer's state while Megatron loads it, and resets step and schedule
 after.
@@ -6,7 +6,7 @@ after.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from megatron.training import get_args
@@ -36,10 +36,17 @@ class Phase:
             loaded: tuple[int, float] = original(ddp_model, optimizer, scheduler, *rest, **named)
             return loaded
         # Megatron tells parameter groups apart by their learning rates. With other rates it would not find
-        # the checkpoint's groups; with equal ones it would keep the checkpoint's rates.
+        # the checkpoint's groups; with equal ones it would keep the checkpoint's rates. It always keeps the
+        # checkpoint's betas and epsilon. (Weight decay comes from the scheduler, which is the recipe's.)
         args = get_args()
+        settings = {
+            "max_lr": args.lr,
+            "min_lr": args.min_lr,
+            "betas": (args.adam_beta1, args.adam_beta2),
+            "eps": args.adam_eps,
+        }
         load = optimizer.load_state_dict
-        optimizer.load_state_dict = lambda state: load(_with_rates(state, args.lr, args.min_lr))
+        optimizer.load_state_dict = lambda state: load(_with_settings(state, settings))
         original(ddp_model, optimizer, scheduler, *rest, **named)
         del optimizer.load_state_dict
         scheduler.num_steps = 0
@@ -48,13 +55,12 @@ class Phase:
         return 0, 0
 
 
-def _with_rates(state: Any, peak: float, minimum: float) -> Any:
-    """The state of an optimizer with the given learning rates in each parameter group."""
+def _with_settings(state: Any, settings: Mapping[str, Any]) -> Any:
+    """The state of an optimizer with the given settings in each parameter group."""
     if isinstance(state, list):
-        return [_with_rates(item, peak, minimum) for item in state]
+        return [_with_settings(item, settings) for item in state]
     if not isinstance(state, dict):
         return state
     if "param_groups" in state:
-        groups = [{**group, "max_lr": peak, "min_lr": minimum} for group in state["param_groups"]]
-        return {**state, "param_groups": groups}
-    return {key: _with_rates(value, peak, minimum) for key, value in state.items()}
+        return {**state, "param_groups": [{**group, **settings} for group in state["param_groups"]]}
+    return {key: _with_settings(value, settings) for key, value in state.items()}

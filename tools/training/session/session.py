@@ -2,16 +2,16 @@
 
 At each seam the parts are nested, the first of the list outermost. In megatron-core 0.19.2 that makes
 
-| seam                           | parts, outermost first                                                  |
-|--------------------------------|-------------------------------------------------------------------------|
-| `load_checkpoint`              | `Loading` `MainWeights` `Phase`                                         |
-| `train`                        | `MainWeights` `SavedWeights` `Skips` `Reference` `Validation` `Metrics` |
-| `dummy_train_step`             | `Skips`                                                                 |
-| `training_log`                 | `Skips` `Metrics`                                                       |
-| `post_training_step_callbacks` | `Validation`                                                            |
-| `checkpoint_and_decide_exit`   | `SaveAndStop`                                                           |
-| `save_checkpoint_and_time`     | `Metrics` `Claim` `Space` `Marks`                                       |
-| `maybe_finalize_async_save`    | `Marks`                                                                 |
+| seam                           | parts, outermost first                                                          |
+|--------------------------------|---------------------------------------------------------------------------------|
+| `load_checkpoint`              | `Loading` `MainWeights` `Phase`                                                 |
+| `train`                        | `MainWeights` `SavedWeights` `Trial` `Skips` `Reference` `Validation` `Metrics` |
+| `dummy_train_step`             | `Skips`                                                                         |
+| `training_log`                 | `Skips` `Metrics`                                                               |
+| `post_training_step_callbacks` | `Validation`                                                                    |
+| `checkpoint_and_decide_exit`   | `Trial` `SaveAndStop`                                                           |
+| `save_checkpoint_and_time`     | `Metrics` `Claim` `Space` `Marks`                                               |
+| `maybe_finalize_async_save`    | `Marks`                                                                         |
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from emma.tools.training.session.save_and_stop import SaveAndStop
 from emma.tools.training.session.saved_weights import SavedWeights
 from emma.tools.training.session.skips import Skips
 from emma.tools.training.session.space import Space
+from emma.tools.training.session.trial import Trial
 from emma.tools.training.session.validation import Validation
 
 __all__ = ["SEAMS", "Session", "answers", "install"]
@@ -74,6 +75,7 @@ class Session:
             MainWeights(launch),
             SavedWeights(),
             Phase(launch),
+            Trial(launch),
             Skips(recipe, run, launch),
             Reference(recipe, run, launch, self.datasets),
             Validation(recipe, run, mix, self.datasets, claim, clock),
