@@ -24,7 +24,6 @@ MODULES = (
     "even_blocks",
     "exact_reads",
     "rope_scaling",
-    "padded_buckets",
     "param_remainders",
 )
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["held_bytes", "save_and_load"]
+__all__ = ["held_bytes", "misplaced", "save_and_load"]
 
 
-def _optimizer(buckets: int, pad: bool, width: int) -> tuple[Any, Any]:
+def _optimizer(buckets: int, pad: bool, width: int, instances: int = 1) -> tuple[Any, Any]:
     """A model of linear layers and norms, after one step, and its optimizer."""
     import torch
     from megatron.core import parallel_state
@@ -18,7 +18,9 @@ def _optimizer(buckets: int, pad: bool, width: int) -> tuple[Any, Any]:
     from megatron.core.transformer import TransformerConfig
 
     torch.distributed.init_process_group("gloo")
-    parallel_state.initialize_model_parallel(1, 1, create_gloo_process_groups=True)
+    parallel_state.initialize_model_parallel(
+        1, 1, num_distributed_optimizer_instances=instances, create_gloo_process_groups=True
+    )
     torch.manual_seed(0)
     layers = [
         torch.nn.Sequential(
@@ -40,6 +42,7 @@ def _optimizer(buckets: int, pad: bool, width: int) -> tuple[Any, Any]:
             overlap_grad_reduce=True,
             bucket_size=total // buckets,
             pad_buckets_for_high_nccl_busbw=pad,
+            num_distributed_optimizer_instances=instances,
         ),
         model,
     )
@@ -52,8 +55,11 @@ def _optimizer(buckets: int, pad: bool, width: int) -> tuple[Any, Any]:
     wrapped.zero_grad_buffer()
     for parameter in model.parameters():
         parameter.main_grad.copy_(torch.randn_like(parameter.main_grad))
-    wrapped.start_grad_sync()
-    wrapped.finish_grad_sync()
+    if (
+        instances == 1
+    ):  # the gradients are the same on all ranks; between instances, Megatron needs CUDA's streams
+        wrapped.start_grad_sync()
+        wrapped.finish_grad_sync()
     chained.step()
     return model, chained.chained_optimizers[0]
 
@@ -92,7 +98,21 @@ def held_bytes(buckets: int, pad: bool, width: int) -> tuple[int, int]:
     return sum(storages.values()), 12 * sum(parameter.numel() for parameter in model.parameters())
 
 
-def save_and_load(buckets: int, pad: bool, width: int) -> dict[str, Any]:
+def misplaced(buckets: int, pad: bool, width: int, instances: int) -> int:
+    """Parameters whose main weights, as this rank would save them whole, do not round to the model's."""
+    import torch
+
+    model, optimizer = _optimizer(buckets, pad, width, instances)
+    saved = {piece.key: piece.data for piece in _pieces(_state(model, optimizer))}
+    return sum(
+        not torch.equal(
+            saved[f"optimizer.state.param.{name}"].bfloat16().reshape(parameter.shape), parameter.data
+        )
+        for name, parameter in model.named_parameters()
+    )
+
+
+def save_and_load(buckets: int, pad: bool, width: int, instances: int = 1) -> dict[str, Any]:
     """What the ranks' pieces add up to, and what the optimizer holds after it has been emptied and loaded from them.
 
     Returns:
@@ -101,10 +121,15 @@ def save_and_load(buckets: int, pad: bool, width: int) -> dict[str, Any]:
     """
     import torch
 
-    model, optimizer = _optimizer(buckets, pad, width)
+    model, optimizer = _optimizer(buckets, pad, width, instances)
     ranks = torch.distributed.get_world_size()
     gathered: list[Any] = [None] * ranks
-    mine = [(piece.key, piece.global_offset, piece.data) for piece in _pieces(_state(model, optimizer))]
+    # Instances of the optimizer hold copies, and Megatron writes the first one's.
+    mine = [
+        (piece.key, piece.global_offset, piece.data)
+        for piece in _pieces(_state(model, optimizer))
+        if instances == 1 or piece.replica_id[-1] == 0
+    ]
     torch.distributed.all_gather_object(gathered, mine)
     everything = [piece for rank in gathered for piece in rank]
     parameters = dict(model.named_parameters())

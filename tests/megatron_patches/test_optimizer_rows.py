@@ -7,7 +7,7 @@ import random
 import pytest
 
 from emma.megatron_patches.optimizer_rows import shares_of
-from tests.megatron_patches.rows_on_ranks import held_bytes, save_and_load
+from tests.megatron_patches.rows_on_ranks import held_bytes, misplaced, save_and_load
 from tests.megatron_patches.small_run import apply_without
 from tests.ranks import run_ranks
 
@@ -32,13 +32,40 @@ def test_every_element_and_every_row_has_one_rank() -> None:
                 assert share.owner is None
 
 
-@pytest.mark.parametrize(("ranks", "pad"), [(2, True), (3, False)])
-def test_padded_buckets_are_saved_and_loaded_bit_for_bit(ranks: int, pad: bool) -> None:
-    # Width 60: rows that no shard ends with; three ranks and the flag for NCCL pad every bucket.
-    for found in run_ranks(save_and_load, ranks, 3, pad, 60):
+# Ranks, NCCL's flag, width, instances. Width 60: rows that no shard ends with; three ranks and the flag pad buckets, and
+# so do widths that are no multiples.
+PADDED = [
+    (1, True, 50, 1),
+    (2, True, 60, 1),
+    (3, False, 64, 1),
+    (3, True, 130, 1),
+    (2, False, 33, 1),
+    (4, True, 130, 2),
+]
+
+
+@pytest.mark.parametrize(("ranks", "pad", "width", "instances"), PADDED)
+def test_padded_buckets_are_saved_and_loaded_bit_for_bit(
+    ranks: int, pad: bool, width: int, instances: int
+) -> None:
+    for found in run_ranks(save_and_load, ranks, 3, pad, width, instances):
         assert found["buckets"] >= 3
         assert found["padding"] > 0
         assert (found["wrong"], found["gaps"], found["changed"]) == (0, 0, 0)
+
+
+def stock_save(*options: object) -> int:
+    """Parameters that Megatron itself would save from the wrong place (NVIDIA/Megatron-LM#5077). Start it with
+    patched=False."""
+    apply_without("optimizer-rows")
+    return misplaced(*options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("ranks", "pad", "width", "instances"), [PADDED[0], PADDED[2]])
+def test_without_the_patch_most_parameters_are_others(
+    ranks: int, pad: bool, width: int, instances: int
+) -> None:
+    assert min(run_ranks(stock_save, ranks, 3, pad, width, instances, patched=False)) > 10
 
 
 def save_and_load_without(*options: object) -> object:

@@ -52,7 +52,6 @@ def test_the_machine_decides_which_patches_are_on() -> None:
         "sequence-parallel-norm",
         "writer-survives-stop-signals",
         "rope-scaling",
-        "padded-buckets",
         "optimizer-rows",
         "even-blocks",
         "exact-reads",

@@ -19,11 +19,12 @@ THREE = ("cluster.gpus_per_node=3", "megatron_args={ddp-bucket-size: 20000}", "v
 
 
 def without_patch(folder: str, look: bool) -> None:
-    """In a rank: a launch as it would be without the patch for padded buckets, with the look at saves or without."""
+    """In a rank: a launch that saves by stock Megatron's offsets, wrong where buckets are padded, with the look at saves
+    or without."""
     from emma.megatron_patches import registry
     from emma.tools.training.worker import train
 
-    registry.MODULES = tuple(name for name in registry.MODULES if name != "padded_buckets")
+    registry.MODULES = tuple(name for name in registry.MODULES if name != "optimizer_rows")
     registry.apply()
     if not look:
         from emma.tools.training.session.saved_weights import SavedWeights
