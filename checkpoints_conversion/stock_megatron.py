@@ -6,19 +6,18 @@ checkpoint, and goes on with its defaults (no scaling, 1e-5).
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from argparse import Namespace
 from pathlib import Path
-from typing import IO, Any
-
-import torch
+from typing import Any
 
 from emma.base.errors import UserError
 from emma.checkpoints_conversion.config import validated_shape
 from emma.checkpoints_conversion.torch_dist_reader import TorchDistReader
-from emma.checkpoints_conversion.torch_ranks_reader import _PICKLE, holds_ranks
+from emma.checkpoints_conversion.torch_ranks_reader import holds_ranks
 from emma.recipes.schema.model import RopeScaling, Shape
+from emma.tools.inspection.archives import Archive
+from emma.tools.inspection.objects import make
+from emma.tools.inspection.trees import PickleError, as_mapping
 
 __all__ = ["architecture", "loading", "shape_of", "stored_arguments"]
 
@@ -119,11 +118,6 @@ def loading(shape: Shape) -> dict[str, Any]:
     return {"arguments": arguments, "why_not": None}
 
 
-def _load(source: Path | IO[bytes]) -> Any:
-    """A file of `torch.save`, without running what it asks for."""
-    return torch.load(source, map_location="cpu", weights_only=False, pickle_module=_PICKLE)
-
-
 def stored_arguments(folder: Path) -> Namespace | None:
     """Megatron's arguments in a checkpoint; None if it holds none.
 
@@ -134,26 +128,23 @@ def stored_arguments(folder: Path) -> Namespace | None:
         UserError: the checkpoint is damaged.
     """
     if holds_ranks(folder):
-        sources: list[Any] = sorted(folder.glob("mp_rank_*/model_optim_rng.pt"))[:1]
-    elif (folder / "common.pt").is_file():
-        sources = [folder / "common.pt"]
+        files = sorted(folder.glob("mp_rank_*/model_optim_rng.pt"))[:1]
     else:
-        stream = TorchDistReader(folder).stream("common_state/shard_0_1")
-        sources = [] if stream is None else [stream]
-    for source in sources:
-        try:
-            state = _load(source)
-        except (
-            *(RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError),
-            *(ValueError, AttributeError, KeyError, TypeError, IndexError),
-        ) as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(f"{folder}: its common state cannot be read ({reason}); copy it again") from None
-        while isinstance(state, list) and len(state) == 1:  # one per local shard
-            state = state[0]
-        arguments = state.get("args") if isinstance(state, dict) else None
-        return arguments if isinstance(arguments, Namespace) else None
-    return None
+        files = [path for path in [folder / "common.pt"] if path.is_file()]
+    stream = files[0].open("rb") if files else TorchDistReader(folder).stream("common_state/shard_0_1")
+    if stream is None:
+        return None
+    try:
+        with stream:
+            archive = Archive(stream)
+            tree = archive.tree
+            while isinstance(tree, list) and len(tree) == 1:  # one per local shard
+                tree = tree[0]
+            stored = (as_mapping(tree) or {}).get("args")
+            arguments = None if stored is None else make(stored, archive)
+    except PickleError as error:
+        raise UserError(f"{folder}: its common state cannot be read ({error}); copy it again") from None
+    return arguments if isinstance(arguments, Namespace) else None
 
 
 # What the arguments of a plain Llama must be. Absent ones were added to Megatron later, with this default.
