@@ -14,6 +14,7 @@ padding between buckets moves nothing (NVIDIA/Megatron-LM#5077).
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -21,6 +22,8 @@ from typing import Any
 from emma.megatron_patches.patch import Decision, Patch, Target
 
 __all__ = ["PATCH", "Blocks", "Share", "blocks_of", "shares_of"]
+
+_OPEN_FILES = 65_536
 
 OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
 BUILD = Target(
@@ -324,6 +327,10 @@ def install() -> None:
         with torch.no_grad():
             load_rows(self, state_dict)
 
+    # A writer in the background is handed each piece as an open file: hundreds, where whole tensors were dozens.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
     BUILD.replace(build)
     LOAD.replace(load)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
 from emma.megatron_patches.optimizer_rows import shares_of
 from tests.megatron_patches.rows_on_ranks import held_bytes, misplaced, save_and_load
-from tests.megatron_patches.small_run import apply_without
+from tests.megatron_patches.small_run import apply_without, at_step, train
 from tests.ranks import run_ranks
 
 
@@ -80,3 +81,58 @@ def test_a_rank_holds_its_share_and_without_the_patch_everything() -> None:
         assert held == pytest.approx(whole / 4, rel=0.02)
     for held, whole in run_ranks(save_and_load_without, 4, 1, False, 64, patched=False):
         assert held >= whole
+
+
+STOCK = ("optimizer-rows", "even-blocks", "exact-reads")
+
+
+def train_stock(*flags: str) -> list[tuple[int, float]]:
+    """`train` with Megatron's own saving and loading; start it with patched=False."""
+    apply_without(*STOCK)
+    return train(*flags)
+
+
+@pytest.mark.slow
+def test_checkpoints_of_stock_megatron_and_of_the_patches_are_the_same(tmp_path: Path) -> None:
+    """Either loads what the other saved, at the same layout to the last digit."""
+    save = ("--save", str(tmp_path), "--save-interval", "4")
+    *_, whole = run_ranks(train_stock, 2, *save, patched=False)
+    load = ("--load", at_step(tmp_path, 4), "--ckpt-fully-parallel-load")
+    *_, resumed = run_ranks(train, 2, *load)
+    assert resumed == whole[4:]
+    *_, whole = run_ranks(train, 2, *save)
+    *_, resumed = run_ranks(train_stock, 2, "--load", at_step(tmp_path, 4), patched=False)
+    assert resumed == whole[4:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "--num-distributed-optimizer-instances 2",
+        "--pipeline-model-parallel-size 2",
+        "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1",
+        "--tensor-model-parallel-size 4 --num-query-groups 4",
+    ],
+)
+def test_layouts_resume_exactly(layout: str, tmp_path: Path) -> None:
+    flags = [*layout.split(), "--ckpt-fully-parallel-load"]
+    *_, whole = run_ranks(train, 4, *flags, "--save", str(tmp_path), "--save-interval", "4", timeout=300)
+    *_, resumed = run_ranks(train, 4, *flags, "--load", at_step(tmp_path, 4), timeout=300)
+    assert resumed == whole[4:]
+
+
+@pytest.mark.slow
+def test_tied_embeddings_on_two_stages_resume_exactly(tmp_path: Path) -> None:
+    flags = ["--pipeline-model-parallel-size", "2", "--ckpt-fully-parallel-load"]
+    *_, whole = run_ranks(train_tied, 4, *flags, "--save", str(tmp_path), "--save-interval", "4", timeout=300)
+    *_, resumed = run_ranks(train_tied, 4, *flags, "--load", at_step(tmp_path, 4), timeout=300)
+    assert resumed == whole[4:]
+
+
+def train_tied(*flags: str) -> list[tuple[int, float]]:
+    """`train` with one table for the input and the output."""
+    from tests.megatron_patches import small_run
+
+    small_run.FLAGS = small_run.FLAGS.replace("--untie-embeddings-and-output-weights", "")
+    return train(*flags)
