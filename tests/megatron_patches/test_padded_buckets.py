@@ -16,8 +16,8 @@ from tests.ranks import RanksError, run_ranks
 STATES = ("param", "exp_avg", "exp_avg_sq")
 
 
-def made(hidden: int, pad: bool, instances: int = 1) -> tuple[Any, Any]:
-    """A model whose buckets are cut often, and its optimizer, whose main weights and moments are numbered."""
+def made(hidden: int, pad: bool, instances: int = 1, states: bool = True) -> tuple[Any, Any]:
+    """A model whose buckets are cut often, and its optimizer; its main weights and moments are numbered if `states`."""
     import torch
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -57,8 +57,9 @@ def made(hidden: int, pad: bool, instances: int = 1) -> tuple[Any, Any]:
         ),
         [model],
     ).chained_optimizers
-    optimizer.state_dict()  # makes the moments, by the patch torch-adam-resume
-    number(model, optimizer)
+    if states:
+        optimizer.state_dict()  # makes the moments, by the patch torch-adam-resume
+        number(model, optimizer)
     assert len(optimizer.buffers[0].buckets) > 2
     return model, optimizer
 
