@@ -154,6 +154,77 @@ def test_one_bit_is_refused_on_every_rank_with_its_place(scaling: str, starts: l
     )
 
 
+def shared_after_refreshing(folder: str, model: Any, optimizer: Any) -> tuple[int, int]:
+    """After all main weights have been doubled and refreshed: parameters that are not their roundings, by this rank's
+    share, and parameters of which the other rank has others."""
+    import torch
+
+    from emma.tools.training.main_weights import first_misrounded, main_weights, refresh_model
+
+    shares = main_weights(model, optimizer)
+    for share in shares:
+        share.fill(share.states()["param"] * 2 + 1e-3)
+    refresh_model(model, optimizer)
+    wrong = sum(
+        first_misrounded(one.parameter, one.start, one.states()["param"]) is not None for one in shares
+    )
+    unlike = 0
+    for parameter in (parameter for chunk in model for parameter in chunk.parameters()):
+        first = parameter.detach().float().clone()
+        torch.distributed.broadcast(first, 0)
+        unlike += not torch.equal(first, parameter.detach().float())
+    return wrong, unlike
+
+
+def test_the_models_weights_are_made_of_the_main_weights_and_shared(
+    make_small: Callable[[int], Small],
+) -> None:
+    parallelism = "parallelism={overlap_grad_reduce: true, overlap_param_gather: true}"
+    recipe = make_small(6).recipe("refreshed", *TWO, BF16, parallelism)
+    assert at_the_start(recipe, shared_after_refreshing) == [(0, 0), (0, 0)]
+
+
+def keys() -> dict[str, Any]:
+    """In a rank: the tensor that main weights are taken from, by what the checkpoint holds."""
+    from types import SimpleNamespace
+
+    from emma.base.errors import UserError
+    from emma.tools.training.session.main_weights import MainWeights
+
+    def key(mode: str, main: str | None, in_fp32: bool, rounded: bool) -> str | None:
+        part: Any = object.__new__(MainWeights)
+        part.mode, part.folder = mode, Path("checkpoints/iter_0000010")
+        stored: Any = SimpleNamespace(main_key=lambda piece: main, in_fp32=lambda key: in_fp32)
+        try:
+            return part._key(stored, SimpleNamespace(key="w"), rounded)
+        except UserError as error:
+            return f"refused: {error}"
+
+    return {
+        "run": key("weights", "optimizer.state.param.w", False, True),
+        "import": key("weights", None, False, False),
+        "fp8 by bucket": key("weights", None, False, True),
+        "resumed by bucket": key("resume", None, False, True),
+        "resumed fp32": key("resume", None, True, False),
+        "phase": key("phase", "optimizer.state.param.w", False, False),
+    }
+
+
+def test_main_weights_are_never_taken_from_weights_in_fp8() -> None:
+    (found,) = run_ranks(keys, 1)
+    assert found.pop("fp8 by bucket").startswith(
+        "refused: checkpoints/iter_0000010 comes from a run with precision.fp8_params, so its model weights are rounded"
+    )
+    main = "optimizer.state.param.w"
+    assert found == {
+        "run": main,
+        "import": "w",
+        "resumed by bucket": None,
+        "resumed fp32": "w",
+        "phase": main,
+    }
+
+
 def exact_share(folder: str, model: Any, optimizer: Any, checkpoint: str) -> dict[str, bool]:
     """Of each parameter that is stored whole: whether the rank's main weights are the FP32 ones of the checkpoint's
     optimizer, read by torch."""

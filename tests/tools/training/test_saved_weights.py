@@ -10,7 +10,8 @@ import pytest
 
 from emma.tools.runs.checkpoints import complete_steps
 from emma.tools.runs.run_folder import RunFolder
-from tests.ranks import Outcome, start_ranks
+from tests.megatron_patches.test_padded_buckets import made
+from tests.ranks import Outcome, run_ranks, start_ranks
 from tests.tools.training.conftest import Small
 from tests.tools.training.test_padded_resume import BF16, SAMPLES, SEVERAL
 from tests.training_run import rank_environment
@@ -55,6 +56,21 @@ def test_a_save_from_wrong_places_is_refused(make_small: Callable[[int], Small])
     assert "would hold main weights that do not round to the model's: " in said
     assert "Nothing is written; the checkpoint before is whole" in said
     assert not list(run.checkpoints.rglob("*.distcp"))
+
+
+def only_padding(pad: bool) -> str | None:
+    """In a rank: why a checkpoint by bucket could not be written."""
+    from emma.tools.training.session.saved_weights import _only_padding
+
+    _, optimizer = made(50, pad, states=False)
+    return _only_padding(optimizer)
+
+
+def test_a_share_of_nothing_but_padding_is_refused_where_states_are_saved_by_bucket() -> None:
+    assert run_ranks(only_padding, 2, False) == [None, None]
+    first, second = run_ranks(only_padding, 2, True)
+    assert first is None
+    assert second is not None and second.startswith("rank 1 holds nothing but padding of gradient bucket 0")
 
 
 @pytest.mark.slow
