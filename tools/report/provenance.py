@@ -8,6 +8,7 @@ from typing import Any
 
 from emma.tools.charts.scales import duration, number
 from emma.tools.report.records import RunRecord
+from emma.tools.runs.set_aside import events
 
 __all__ = [
     "device_hours",
@@ -143,11 +144,17 @@ def _text(value: Any) -> str:
 
 
 def launches(run: RunRecord) -> list[dict[str, str]]:
-    """The run's launches: number, start time, what each started from, host."""
+    """The run's launches: number, start time, what each started from, which checkpoints it set aside, host."""
     rows = []
+    aside = [e for e in events(run.folder / "checkpoints.jsonl") if e["event"] == "set aside"]
     for launch in run.environment.get("launches", []):
         load = launch["load"]
         source = f" from step {load['step']}" if load.get("step") else ""
+        for event in aside:
+            if event["launch"] == launch["number"]:
+                source += (
+                    f"; step {event['step']} set aside ({event['steps_lost']} steps lost): {event['reason']}"
+                )
         rows.append(
             {
                 "number": str(launch["number"]),
