@@ -29,8 +29,15 @@ def inspect(checkpoint: Path, step: int | None, every_tensor: bool, as_json: boo
     code, or if parts are missing.
     """
     from emma.tools.inspection.folders import inspect_folder
+    from emma.tools.runs.checkpoints import COMPLETE_MARK
 
     found = inspect_folder(checkpoint, step)
+    # Stock Megatron leaves no marks; where some checkpoints beside it have one, this one was not finished.
+    mark, beside = found.folder / COMPLETE_MARK, found.folder.absolute().parent
+    if not mark.is_file() and (
+        any(beside.glob(f"iter_*/{COMPLETE_MARK}")) or (beside.parent / "launch.json").is_file()
+    ):
+        found.missing.append(f"{COMPLETE_MARK}: the save did not finish")
     click.echo(
         json.dumps(found.as_dict(), indent=2, ensure_ascii=False)
         if as_json

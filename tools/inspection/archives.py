@@ -184,11 +184,13 @@ def _open_legacy(stream: IO[bytes]) -> tuple[Any, Mapping[str, int], Mapping[str
     if (
         protocol.value != _LEGACY_PROTOCOL
         or not isinstance(system.value, dict)
-        or not system.value["little_endian"]
+        or system.value.get("little_endian") is not True
     ):
         raise PickleError("it is not in torch's older format")
     found = pickles.read(data, at=system.end, whole=False)
     keys = pickles.read(data, at=found.end, whole=False)
+    if not isinstance(keys.value, list) or not all(isinstance(key, str) for key in keys.value):
+        raise PickleError("it is not in torch's older format")
     widths: dict[str, int] = {}
     _collect_widths(found.value, widths)
     spans, at = {}, keys.end

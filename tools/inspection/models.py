@@ -200,7 +200,7 @@ def _safetensors(found: Inspection, path: Path) -> None:
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            dtype, sizes = _DTYPES.get(entry["dtype"], entry["dtype"]), tuple(map(int, entry["shape"]))
+            dtype, sizes = _DTYPES.get(entry["dtype"], str(entry["dtype"])), tuple(map(int, entry["shape"]))
             found.tensors.append(TensorFound(name, dtype, sizes, path.name))
             begin, end = entry["data_offsets"]
             if (
@@ -210,7 +210,15 @@ def _safetensors(found: Inspection, path: Path) -> None:
                 found.missing.append(
                     f"{path.name}: bytes of {name}, which its header places at {begin} to {end}"
                 )
-    except (ValueError, TypeError, KeyError, AttributeError, struct.error, RecursionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        struct.error,
+        RecursionError,
+        OverflowError,
+    ) as error:
         found.missing.append(f"{path.name}: a header that can be read ({error})")
 
 
@@ -229,10 +237,8 @@ def _lost_shards(folder: Path) -> list[str]:
     lost = []
     for path in sorted(folder.glob("*.index.json")):
         shards = (_json(path) or {}).get("weight_map")
-        names = set(shards.values()) if isinstance(shards, dict) else set()
+        names = set(map(str, shards.values())) if isinstance(shards, dict) else set()
         lost += [
-            f"{name}, which {path.name} names"
-            for name in sorted(map(str, names))
-            if not (folder / name).is_file()
+            f"{name}, which {path.name} names" for name in sorted(names) if not (folder / name).is_file()
         ]
     return lost

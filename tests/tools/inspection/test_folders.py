@@ -6,6 +6,8 @@ import io
 import json
 import os
 import pickle
+import random
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -100,6 +102,11 @@ def test_ranks_files_and_pytorch_model(tmp_path: Path) -> None:
 
 def test_what_is_missing(checkpoint: Path, model: Path, tmp_path: Path) -> None:
     folder = checkpoint / "iter_0000000"
+    unfinished = Path(shutil.copytree(folder, checkpoint / "iter_0000010"))
+    (unfinished / "complete.json").unlink()
+    assert "MISSING  complete.json: the save did not finish" in inspect(checkpoint).out
+    shutil.rmtree(unfinished)
+    assert inspect(checkpoint).code == 0
     file = folder / "__0_0.distcp"
     os.truncate(file, file.stat().st_size // 2)
     (folder / "metadata.json").unlink()
@@ -207,6 +214,24 @@ def test_archives_that_torch_does_not_write(name: str, message: str, tmp_path: P
     if name != "short":
         with pytest.raises(PickleError, match=message), open_archive(path):
             pass
+
+
+def test_archives_changed_at_random_are_read_or_refused(tmp_path: Path) -> None:
+    chooser, outcomes = random.Random(2), set()
+    value = {"a": torch.arange(6.0), "b": [torch.ones(2, 2).t(), torch.nn.Parameter(torch.ones(3))]}
+    older = io.BytesIO()
+    torch.save(value, older, _use_new_zipfile_serialization=False)
+    for seed in (archive(value), older.getvalue()):
+        for _ in range(300):
+            data = bytearray(seed)
+            for _ in range(chooser.randint(1, 3)):
+                data[chooser.randrange(len(data))] = chooser.randrange(256)
+            try:
+                objects.load(io.BytesIO(data))
+                outcomes.add("read")
+            except PickleError:
+                outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
 
 
 def test_the_table_of_hostile_folders_is_long_enough() -> None:
