@@ -237,9 +237,14 @@ def _from_arguments(folder: Path, step: int, recipe: Path, tokenizer: Path | Non
     from emma.checkpoints_conversion.stock_megatron import shape_of, stored_arguments
 
     arguments = stored_arguments(folder)
-    if arguments is None:
+    # This project's runs and imports carry a completion mark. Their RoPE scaling is not among the arguments, and
+    # imports leave the vocabulary to the file that is missing.
+    ours = (folder / COMPLETE_MARK).is_file()
+    if arguments is None or (
+        ours and (getattr(arguments, "use_rope_scaling", True) or not getattr(arguments, "vocab_size", None))
+    ):
         raise UserError(
-            f"{folder}: neither {SIDECAR_NAME} in it, nor {recipe}, nor Megatron's arguments in it; without any, the "
+            f"{folder}: neither {SIDECAR_NAME} in it nor {recipe}, and Megatron's arguments in it do not say all; the "
             "model's shape is unknown. Put the run's resolved recipe there (`emma recipe show RUN`)"
         )
     ids = None if tokenizer is None else named_tokens(tokenizer)

@@ -67,7 +67,8 @@ class Scan:
         low, high = (bound.item() for bound in torch.aminmax(block)) if block.numel() else (1.0, 1.0)
         if not (abs(low) < torch.inf and abs(high) < torch.inf):  # a NaN makes both NaN
             wrong = ~torch.isfinite(block)
-            place = wrong.nonzero()[0].tolist()
+            # `nonzero` would list all of them, in sixteen bytes each.
+            place = [int(i) for i in torch.unravel_index(wrong.view(torch.uint8).argmax(), wrong.shape)]
             found.count, found.value = int(wrong.sum()), block[tuple(place)].item()
             found.first = (first + place[0], *place[1:])
             if torch.isfinite(stored[tuple(place)]):

@@ -236,7 +236,10 @@ def convert(
             "tokenizer": tokenizer,
             "nonfinite": scan.nonfinite(),
             "zeros": scan.zeros(),
-            "warnings": scan.warnings(),
+            "warnings": [
+                *scan.warnings(),
+                *([f"tokenizer {tokenizer}"] if "not checked" in tokenizer else []),
+            ],
             "parity": checked,
         }
         manifest.write(staging)

@@ -48,9 +48,12 @@ class _Export:
             raise UserError(f"--average {','.join(map(str, average))}: give two or more distinct steps")
         steps: Sequence[int | None] = average or [step]
         self.checkpoints = [find_checkpoint(source, one, tokenizer=tokenizer) for one in steps]
-        if weights == "auto" and any(checkpoint.fp8_params for checkpoint in self.checkpoints):
-            weights = "optimizer" if len(self.checkpoints) > 1 else weights
         self.sources = [MegatronWeights(checkpoint, weights) for checkpoint in self.checkpoints]
+        if len({source.kind for source in self.sources}) > 1:
+            raise UserError(
+                f"--average {','.join(map(str, average))}: some of these steps keep their weights in FP8 and some do not; "
+                "average their main weights with --weights optimizer"
+            )
         self.distance = Distance(self.sources)
         for other in self.checkpoints[1:]:
             check_same_shape(other.shape, self.last.shape, str(other.folder), str(self.last.folder))

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from emma.base.errors import UserError
-from emma.base.files import read_json, write_json
+from emma.base.files import write_json
 from emma.base.manifest import FileRecord
+from emma.checkpoints_conversion.config import read_settings
 from emma.checkpoints_conversion.dtypes import SAFETENSORS_NAMES
 from emma.checkpoints_conversion.mapped_file import MappedFile
 from emma.checkpoints_conversion.parallel import Advance, run_jobs
@@ -42,11 +43,12 @@ def _shard_names(folder: Path) -> tuple[list[str], dict[str, str] | None]:
     """File names of a folder's weights and, if it has an index, tensor → file."""
     index = folder / INDEX_NAME
     if index.is_file():
-        value = read_json(index)
-        weight_map = value.get("weight_map") if isinstance(value, dict) else None
+        weight_map = read_settings(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(f"{index}: has no `weight_map`; copy the file again")
         for tensor, name in weight_map.items():
+            if not tensor.isprintable():
+                raise UserError(f"{index}: {tensor[:50]!r} is no name of a parameter; copy the file again")
             # Other folders are not this model's, and whoever checks this folder would not see them.
             if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or not name.isprintable():
                 raise UserError(

@@ -210,7 +210,7 @@ def shape_of(arguments: Namespace, folder: Path, vocab_size: int | None) -> Shap
         if (name in _NEEDED and name not in values) or value not in allowed:
             found = f"is {value!r}" if name in values else "is missing"
             raise UserError(f"{folder}: Megatron's argument {name} {found}; a Llama has {allowed[0]!r}")
-    wanted = {field: values.get(name) for field, name in _FIELDS.items()}
+    wanted: dict[str, Any] = {field: values.get(name) for field, name in _FIELDS.items()}
     wanted["norm_epsilon"] = values.get("layernorm_epsilon", values.get("norm_epsilon"))
     wanted["query_groups"] = (
         values.get("num_query_groups") if values.get("group_query_attention") else wanted["attention_heads"]
@@ -228,6 +228,16 @@ def shape_of(arguments: Namespace, folder: Path, vocab_size: int | None) -> Shap
         }
         name = names.get(lost[0], _FIELDS.get(lost[0], lost[0]))
         raise UserError(f"{folder}: the checkpoint does not carry Megatron's argument {name}; {fix}")
+    tensor, padded = values.get("tensor_model_parallel_size"), values.get("padded_vocab_size")
+    if values.get("vocab_size") is None and type(padded) is int and type(tensor) is int and tensor > 0:
+        expected = validated_shape(wanted, f"{folder}: Megatron's arguments", _FIELDS).padded_vocab_size(
+            tensor
+        )
+        if padded != expected:
+            raise UserError(
+                f"{folder}: the tokenizer has {vocab_size} ids, which Megatron would pad to {expected}, but it padded the "
+                f"model's to {padded}; pass --tokenizer with the model's own"
+            )
     if values.get("use_rope_scaling"):
         if values.get("rope_scaling_factor", 8.0) != _STOCK_SCALING.factor:
             raise UserError(

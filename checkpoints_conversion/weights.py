@@ -111,9 +111,14 @@ class HuggingFaceWeights:
                 "converting would lose it"
             )
         if tied_copy is not None:
-            self._check_tied()
+            self._check_tied(tied_copy)
 
-    def _check_tied(self) -> None:
+    def _check_tied(self, sizes: tuple[int, ...]) -> None:
+        if sizes != (self.shape.vocab_size, self.shape.hidden_size):
+            raise UserError(
+                f"{self.folder}: parameter lm_head.weight has sizes {list(sizes)}, but config.json ties it to "
+                "model.embed_tokens.weight; weights and config.json are from different models"
+            )
         with (
             self._reader.open("lm_head.weight") as output,
             self._reader.open("model.embed_tokens.weight") as table,
@@ -187,7 +192,12 @@ class MegatronWeights:
             return None
         other = copy.copy(self)
         other.kind = "model" if self.kind == "optimizer" else "optimizer"
-        other._check_all()
+        try:
+            other._check_all()
+        except UserError:
+            if self.kind == "optimizer":
+                raise
+            return None  # the model's weights can be had without the optimizer's
         return other
 
     def _refuse_optimizer(self, *, chosen: bool) -> NoReturn:

@@ -185,6 +185,9 @@ def test_main_weights_of_another_place_are_refused(fp8: Path, bf16: Path, tmp_pa
         with pytest.raises(CheckFailedError, match=r"down_proj\.weight: .* do not round .*#5077") as caught:
             megatron_to_hf.convert(run, tmp_path / f"out{number}", weights="optimizer")
         assert "\n" not in str(caught.value)
+        # The model's weights are not hurt by that.
+        forward = megatron_to_hf.convert(run, tmp_path / f"model{number}", weights="model").extra["released"]
+        assert number == 1 or forward["distance"]["kinds"]["down_proj"]["relative_rms"] > 1
         assert not (tmp_path / f"out{number}").exists()
 
 
@@ -202,6 +205,17 @@ def test_one_bit_of_a_bf16_runs_main_weights(bf16: Path, tmp_path: Path) -> None
     mark_complete(folder, step=2)
     with pytest.raises(CheckFailedError, match=r"model\.norm\.weight: 1 of 64 main weights"):
         megatron_to_hf.convert(run, tmp_path / "out", weights="optimizer")
+
+
+def test_ties_may_break_either_way() -> None:
+    """1 + 2⁻⁸ lies between two BF16 numbers; 1 + 2⁻⁸ + 2⁻²³ does not."""
+    from emma.checkpoints_conversion.main_weights import _sum
+
+    main = torch.tensor([1 + 2**-8, 1 + 2**-8, 1 + 2**-8 + 2**-23, 1 + 2**-8 + 2**-23, float("nan"), 0.0])
+    model = torch.tensor([1.0, 1 + 2**-7, 1 + 2**-7, 1.0, 1.0, 0.0]).bfloat16()
+    assert [_sum(main[i : i + 1], model[i : i + 1]).not_rounded for i in range(6)] == [0, 0, 0, 1, 1, 0]
+    tiny = torch.tensor([1e-30]), torch.tensor([2e-30]).bfloat16()
+    assert (_sum(*tiny).not_rounded, _sum(*tiny).delta_squares) == (1, 0.0)
 
 
 def test_recipes_that_keep_fp8(bf16: Path, tmp_path: Path) -> None:

@@ -246,6 +246,7 @@ INDEX: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         lambda m: m.pop("model.norm.weight"),
         r"model\.norm\.weight is in .* according to the index nowhere",
     ),
+    "a name of lines": (lambda m: m.update({"a\nb": "x.safetensors"}), "is no name of a parameter"),
     "not there": (
         lambda m: m.update({"model.more.weight": m["model.norm.weight"]}),
         r"model\.more\.weight should be in",

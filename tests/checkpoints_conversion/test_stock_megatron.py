@@ -156,6 +156,10 @@ def test_arguments_of_llamas(tmp_path: Path) -> None:
     assert (plain.layers, plain.query_groups, plain.vocab_size, plain.rope_scaling) == (2, 2, 517, None)
     assert shape_of(_arguments(vocab_size=None), tmp_path, 500).vocab_size == 500
     assert shape_of(_arguments(), tmp_path, 500).vocab_size == 517
+    padded = _arguments(vocab_size=None, padded_vocab_size=768, tensor_model_parallel_size=2)
+    assert shape_of(padded, tmp_path, 517).vocab_size == 517
+    with pytest.raises(UserError, match="the tokenizer has 500 ids, which Megatron would pad to 512, but"):
+        shape_of(padded, tmp_path, 500)
     assert shape_of(_arguments(group_query_attention=False), tmp_path, None).query_groups == 8
     scaled = shape_of(_arguments(use_rope_scaling=True), tmp_path, None)
     assert scaled.rope_scaling == RopeScaling(factor=8.0)
@@ -210,8 +214,9 @@ def test_an_import_that_lost_its_description(tmp_path: Path) -> None:
     assert stored_arguments(folder).num_layers == 3  # type: ignore[union-attr]
     (folder / "model.yaml").unlink()
     (folder / "complete.json").write_text('{"files": {}}')
-    with pytest.raises(UserError, match=r"argument vocab_size \(the tokenizer had it: pass --tokenizer\)"):
-        megatron_to_hf.convert(tmp_path / "megatron", tmp_path / "out")
+    for tokenizer in (None, save_tokenizer(tmp_path / "tokenizer")):
+        with pytest.raises(UserError, match=r"neither model\.yaml in it nor .*recipe\.yaml"):
+            megatron_to_hf.convert(tmp_path / "megatron", tmp_path / "out", tokenizer=tokenizer)
 
 
 def test_pickles_in_the_common_state_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

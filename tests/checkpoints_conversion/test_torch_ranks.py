@@ -16,6 +16,7 @@ from emma.checkpoints_conversion import megatron_to_hf, parity
 from emma.checkpoints_conversion.config import model_from_hf
 from emma.recipes.schema.model import Shape
 from tests.checkpoints_conversion import megatron_ranks
+from tests.checkpoints_conversion.fp8_run import change_recipe
 from tests.checkpoints_conversion.tiny_models import (
     describe_run,
     read_tensors,
@@ -138,6 +139,13 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = _run(tmp_path, 2, 2)
     folder = run / "checkpoints" / "iter_0000002"
     _fails(run, tmp_path, "does not say which of the optimizer's values", weights="optimizer")
+    change_recipe(run, precision={"fp8": "tensorwise", "fp8_params": True})
+    _fails(
+        run,
+        tmp_path,
+        "which weight; its run kept the model's weights in FP8.*--weights model, which releases",
+    )
+    change_recipe(run, precision={"fp8": None, "fp8_params": False})
     path = folder / "mp_rank_01_000" / "model_optim_rng.pt"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
