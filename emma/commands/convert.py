@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,79 +11,28 @@ import click
 from emma.base.errors import CheckFailedError, UserError
 from emma.commands.amount import Amount
 from emma.commands.convert_inspect import inspect
+from emma.commands.convert_options import (
+    DRY_RUN,
+    DTYPE,
+    JSON,
+    OVERWRITE,
+    PATH,
+    TEXT,
+    TOLERANCE,
+    WEIGHTS,
+    Size,
+    Steps,
+    say_released,
+)
+from emma.commands.convert_verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from emma.base.manifest import Manifest
-    from emma.checkpoints_conversion.parity import Report
     from emma.checkpoints_conversion.weights import Weights
 
 __all__ = ["group"]
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_PATH = click.Path(path_type=Path)
-
-
-class _Size(click.ParamType[int]):
-    """`5GB`, `500MB`, or a number of bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"([\d.]+)\s*([KMGT]?B?)", str(value).strip().upper())
-        if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
-            self.fail(f"{value!r} is not a size; write 5GB, 500MB, or a number of bytes", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2]])
-
-
-class _Steps(click.ParamType[tuple[int, ...]]):
-    """`1000,2000,3000`."""
-
-    name = "steps"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = str(value).replace(",", " ").split()
-        if not parts or not all(part.isdigit() for part in parts):
-            self.fail(f"{value!r} is not a list of steps; write 1000,2000,3000", param, ctx)
-        return tuple(int(part) for part in parts)
-
-
-_DTYPE = click.option(
-    "--dtype",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
-    help="Cast the weights; by default every weight keeps its type.",
-)
-_OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
-_DRY_RUN = click.option("--dry-run", is_flag=True, help="Check the input and show what would be written.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-_TEXT = click.option(
-    "--text",
-    type=_PATH,
-    help="Text for the logits: JSON lines or parquet with `text` and `language`, or plain text, one per line. "
-    "By default a built-in sample of 19 languages.",
-)
-_WEIGHTS = click.option(
-    "--weights",
-    type=click.Choice(["auto", "model", "optimizer"]),
-    default="auto",
-    show_default=True,
-    help="Of a Megatron checkpoint: the weights of the forward pass (model), or the optimizer's FP32 main weights. "
-    "auto: the latter if the run kept the former in FP8 (precision.fp8_params), which rounds them.",
-)
-_TOLERANCE = click.option(
-    "--tolerance",
-    type=Amount(at_least=0),
-    default=1e-4,
-    show_default=True,
-    help="Largest allowed difference between two logits.",
-)
 
 
 @click.group()
@@ -97,6 +45,7 @@ def group() -> None:
 
 
 group.add_command(inspect)
+group.add_command(verify)
 
 
 def _print(value: dict[str, Any], as_json: bool) -> None:
@@ -116,13 +65,7 @@ def _written(destination: Path, manifest: Manifest, as_json: bool) -> None:
             f"{destination}: {len(manifest.outputs)} files, {size / 1e9:.3f} GB, {manifest.extra['dtype']}"
         )
         if released := manifest.extra.get("released"):
-            _say_released(released)
-
-
-def _say_released(record: dict[str, Any]) -> None:
-    from emma.checkpoints_conversion.main_weights import release_sentence
-
-    click.echo(f"weights: {release_sentence(record)}")
+            say_released(released)
 
 
 def _proof(
@@ -155,14 +98,14 @@ def _proof(
 
 
 @group.command("hf-to-megatron")
-@click.argument("source", metavar="SRC", type=_PATH)
-@click.argument("destination", metavar="DST", type=_PATH)
+@click.argument("source", metavar="SRC", type=PATH)
+@click.argument("destination", metavar="DST", type=PATH)
 @click.option(
     "--model",
     metavar="NAME",
     help="Model recipe (name or YAML file) that SRC must match; its padding is used.",
 )
-@_DTYPE
+@DTYPE
 @click.option(
     "--parity/--no-parity", default=False, show_default=True, help="Prove parity before DST appears."
 )
@@ -172,11 +115,11 @@ def _proof(
     multiple=True,
     help="Parameters that may hold NaN or infinite values, which are otherwise refused; manifest.json records them.",
 )
-@_TEXT
-@_TOLERANCE
-@_OVERWRITE
-@_DRY_RUN
-@_JSON
+@TEXT
+@TOLERANCE
+@OVERWRITE
+@DRY_RUN
+@JSON
 def hf_to_megatron(
     source: Path,
     destination: Path,
@@ -219,23 +162,23 @@ def hf_to_megatron(
 
 
 @group.command("megatron-to-hf")
-@click.argument("source", metavar="SRC", type=_PATH)
-@click.argument("destination", metavar="DST", type=_PATH)
+@click.argument("source", metavar="SRC", type=PATH)
+@click.argument("destination", metavar="DST", type=PATH)
 @click.option("--step", type=int, help="Checkpoint to export. Default: the latest complete one.")
-@_WEIGHTS
+@WEIGHTS
 @click.option(
-    "--average", type=_Steps(), default=(), help="Export the mean of these steps, e.g. 1000,2000,3000."
+    "--average", type=Steps(), default=(), help="Export the mean of these steps, e.g. 1000,2000,3000."
 )
-@_DTYPE
+@DTYPE
 @click.option(
-    "--shard-size", type=_Size(), default="5GB", show_default=True, help="Maximum size of a safetensors file."
+    "--shard-size", type=Size(), default="5GB", show_default=True, help="Maximum size of a safetensors file."
 )
-@click.option("--tokenizer", type=_PATH, help="Folder with the tokenizer's files, instead of the recipe's.")
+@click.option("--tokenizer", type=PATH, help="Folder with the tokenizer's files, instead of the recipe's.")
 @click.option(
     "--parity/--no-parity", default=True, show_default=True, help="Prove parity before DST appears."
 )
-@_TEXT
-@_TOLERANCE
+@TEXT
+@TOLERANCE
 @click.option(
     "--watch", "watching", is_flag=True, help="Export each checkpoint of a running job to DST/step-N."
 )
@@ -246,9 +189,9 @@ def hf_to_megatron(
     show_default=True,
     help="Seconds between checks with --watch.",
 )
-@_OVERWRITE
-@_DRY_RUN
-@_JSON
+@OVERWRITE
+@DRY_RUN
+@JSON
 def megatron_to_hf(
     source: Path,
     destination: Path,
@@ -314,108 +257,3 @@ def megatron_to_hf(
         _print(conversion.plan(source, step=step, average=average, **options), as_json)
         return
     _written(destination, export(step, destination), as_json)
-
-
-@group.command("verify")
-@click.argument("a", metavar="A", type=_PATH)
-@click.argument("b", metavar="[B]", type=_PATH, required=False)
-@_TEXT
-@click.option("--tokenizer", type=_PATH, help="Folder with tokenizer.json. Default: that of A or B.")
-@click.option(
-    "--step", type=int, help="Step in a folder with several checkpoints. Default: the latest complete one."
-)
-@_WEIGHTS
-@_TOLERANCE
-@click.option(
-    "--length", type=click.IntRange(2), default=64, show_default=True, help="Maximum tokens per text."
-)
-@click.option(
-    "--mixed-length",
-    type=click.IntRange(0),
-    default=512,
-    show_default=True,
-    help="Maximum tokens of the sequence that spans all languages.",
-)
-@click.option("--tensors/--no-tensors", default=True, help="Compare parameters bit for bit.")
-@click.option("--logits/--no-logits", default=True, help="Compare logits in FP32.")
-@click.option("--output", type=_PATH, help="Folder for parity.json and parity.html. Default: B.")
-@_JSON
-def verify(
-    a: Path,
-    b: Path | None,
-    text: Path | None,
-    tokenizer: Path | None,
-    step: int | None,
-    weights: str,
-    tolerance: float,
-    length: int,
-    mixed_length: int,
-    tensors: bool,
-    logits: bool,
-    output: Path | None,
-    as_json: bool,
-) -> None:
-    """Prove that A and B, each a Hugging Face model or a Megatron checkpoint, are the same model.
-
-    Compares every parameter bit for bit, and the logits of transformers and Megatron in FP32, with one layer
-    in memory at a time. The files of a Megatron checkpoint are compared with what was written first; with A alone
-    (a run, a folder of checkpoints or a single one), that is all. Exits with code 1 if anything differs.
-    """
-    from emma.commands.checkpoint_files import checkpoints_of
-    from emma.commands.checkpoint_files import report as report_files
-
-    if b is None:
-        ledger = a / "checkpoints.jsonl"
-        report_files(checkpoints_of(a), ledger if ledger.is_file() else None, as_json)
-        return
-    from emma.checkpoints_conversion.checkpoint import check_written
-    from emma.checkpoints_conversion.parity import compare, read_texts
-
-    if not tensors and not logits:
-        raise UserError("--no-tensors and --no-logits leave nothing to compare")
-    for side in (a, b):
-        check_written(side, step)
-    report = compare(
-        a,
-        b,
-        None if text is None else read_texts(text),
-        step=step,
-        weights=weights,
-        tokenizer=tokenizer,
-        tolerance=tolerance,
-        tensors=tensors,
-        logits=logits,
-        length=length,
-        mixed_length=mixed_length,
-    )
-    folder = b if output is None else output
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        report.write(folder)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot write the report there ({error}); name a folder with --output"
-        ) from None
-    if as_json:
-        click.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
-    else:
-        _summarise(report, folder)
-    if not report.passed:
-        raise CheckFailedError(f"{a} and {b} are not the same model: " + "; ".join(report.faults()))
-
-
-def _summarise(report: Report, folder: Path) -> None:
-    if report.tensors is not None:
-        click.echo(
-            f"parameters: {len(report.tensors) - len(report.different)} of {len(report.tensors)} equal"
-        )
-    if report.released is not None:
-        _say_released(report.released)
-    if report.logits is not None:
-        totals = report.logits
-        click.echo(
-            f"logits: max |Δ| {totals.max_abs_delta:.3g} (allowed {totals.tolerance:.0e}), mean KL {totals.mean_kl:.3g}, "
-            f"same top token {totals.top1_agreement:.2%}, {totals.tokens} positions in "
-            f"{len(totals.languages)} groups; tokenizer {totals.tokenizer}"
-        )
-    click.echo(f"report: {folder / 'parity.html'}")
