@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from emma.base.errors import UserError
 from emma.base.files import read_json
-from emma.recipes.schema.model import LIMITS, Shape
+from emma.recipes.limits import beyond
+from emma.recipes.schema.model import Shape
 
 __all__ = [
     "TokenIds",
@@ -196,17 +197,17 @@ def validated_shape(values: Mapping[str, Any], where: str, names: Mapping[str, s
     Raises:
         UserError: the first value that is wrong, by its name there.
     """
+    for key, value, bound in beyond(values, ("model",)):
+        raise UserError(
+            f"{where}: `{names.get(key[-1], key[-1])}` is {_shown(value)}: at most {bound:,.12g} can be converted, "
+            "several times the largest published (recipes/limits.yaml); the file is damaged"
+        )
     try:
         return Shape.model_validate(values)
     except ValidationError as error:
         fault = error.errors()[0]
     field = str(fault["loc"][-1]) if fault["loc"] else ""
     name = f"`{names.get(field, field)}` is {_shown(fault['input'])}: " if field else ""
-    if fault["type"] == "less_than_equal" and field in LIMITS:
-        limit = LIMITS[field]
-        raise UserError(
-            f"{where}: {name}at most {limit.most:,} can be converted ({limit.published}); the file is damaged"
-        )
     raise UserError(f"{where}: {name}{fault['msg']}")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from emma.base.errors import RecipeError
 from emma.recipes.reading import read_yaml
 
-__all__ = ["check_limits"]
+__all__ = ["beyond", "check_limits"]
 
 _TABLE = Path(__file__).with_name("limits.yaml")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -38,6 +38,15 @@ def check_limits(values: Mapping[str, Any], origin: Origin, at: Key = ()) -> Non
         problem = _fault(".".join(key), value)
         if problem is not None:
             raise RecipeError(".".join(key), *problem, origin(key[len(at) :]))
+
+
+def beyond(values: Mapping[str, Any], at: Key = ()) -> Iterator[tuple[Key, float, float]]:
+    """Numbers that are out of bounds: key, value, bound; `values` and `at` as for `check_limits`."""
+    for key, value in _leaves(values, at):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            bound = _bound(".".join(key), value)
+            if not abs(value) <= bound:
+                yield key, value, bound
 
 
 def _leaves(value: Any, at: Key) -> Iterator[tuple[Key, Any]]:
@@ -73,7 +82,7 @@ def _fault(key: str, value: Any) -> tuple[str, str] | None:
         if not abs(value) <= bound:  # NaN too
             shown = shown if len(shown) <= 30 else f"{shown[:27]}… ({len(shown)} characters)"
             problem = "out of range" if isinstance(value, int) or isfinite(value) else "not finite"
-            return f"{shown} is {problem}", f"use at most {bound:,g} (recipes/limits.yaml says why)"
+            return f"{shown} is {problem}", f"use at most {bound:,.12g} (recipes/limits.yaml says why)"
     if isinstance(value, str):
         if not value.strip() and not _listed(key, "empty"):
             return f"{value!r} is empty", "write something, or remove the key"

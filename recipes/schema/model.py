@@ -2,56 +2,25 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from emma.recipes.schema.section import Section
 
-__all__ = ["LIMITS", "Limit", "Model", "RopeScaling", "Shape", "Tokenizer"]
-
-
-class Limit(NamedTuple):
-    """The largest value of a field, and the largest published one."""
-
-    most: float
-    published: str
-
-
-# A description beyond these is damaged or hostile: it would fill memory or time before anything else contradicts
-# it. Each is at least eight times the largest published value.
-LIMITS = {
-    "layers": Limit(1024, "Llama 3.1 405B has 126"),
-    "hidden_size": Limit(1 << 18, "Llama 3.1 405B has 16,384"),
-    "ffn_hidden_size": Limit(1 << 20, "Llama 3.1 405B has 53,248"),
-    "attention_heads": Limit(4096, "Llama 3.1 405B has 128"),
-    "query_groups": Limit(4096, "Llama 2 13B has 40"),
-    "head_dim": Limit(4096, "Gemma 3 has 256, Llama 128"),
-    "vocab_size": Limit(1 << 22, "Gemma 3 has 262,208"),
-    "vocab_padding": Limit(1 << 16, "Megatron's default is 128"),
-    "max_position_embeddings": Limit(1 << 27, "Llama 4 Scout has 10,485,760"),
-    "original_max_position_embeddings": Limit(1 << 27, "Llama 3.1 has 8,192"),
-    "rope_theta": Limit(1e12, "models of a million tokens and more use some 1e9"),
-    "factor": Limit(1024, "Llama 3.2 has 32"),
-    "low_freq_factor": Limit(1024, "Llama 3.1 has 1"),
-    "high_freq_factor": Limit(1024, "Llama 3.1 has 4"),
-    "norm_epsilon": Limit(0.1, "Llama has 1e-5 and 1e-6"),
-    "init_std": Limit(10, "Llama has 0.02"),
-}
+__all__ = ["Model", "RopeScaling", "Shape", "Tokenizer"]
 
 
 class RopeScaling(Section):
     """Llama 3.1's frequency-dependent scaling (`rope_type: llama3` in Hugging Face configs)."""
 
-    factor: float = Field(gt=0, le=LIMITS["factor"].most)
+    factor: float = Field(gt=0)
     """Divisor of the low frequencies (Llama 3.1: 8, Llama 3.2: 32)."""
-    low_freq_factor: float = Field(1.0, gt=0, le=LIMITS["low_freq_factor"].most)
+    low_freq_factor: float = Field(1.0, gt=0)
     """Wavelengths above `original_max_position_embeddings / low_freq_factor` are divided by `factor`."""
-    high_freq_factor: float = Field(4.0, gt=0, le=LIMITS["high_freq_factor"].most)
+    high_freq_factor: float = Field(4.0, gt=0)
     """Wavelengths below `original_max_position_embeddings / high_freq_factor` stay as they are."""
-    original_max_position_embeddings: int = Field(
-        8192, gt=0, le=LIMITS["original_max_position_embeddings"].most
-    )
+    original_max_position_embeddings: int = Field(8192, gt=0)
     """Context length of the model before scaling, in tokens."""
 
     @model_validator(mode="after")
@@ -79,34 +48,34 @@ class Tokenizer(Section):
 class Shape(Section):
     """The part of a model that its checkpoints depend on. Names follow Megatron."""
 
-    layers: int = Field(gt=0, le=LIMITS["layers"].most)
+    layers: int = Field(gt=0)
     """Number of transformer layers."""
-    hidden_size: int = Field(gt=0, le=LIMITS["hidden_size"].most)
+    hidden_size: int = Field(gt=0)
     """Width of the residual stream."""
-    ffn_hidden_size: int = Field(gt=0, le=LIMITS["ffn_hidden_size"].most)
+    ffn_hidden_size: int = Field(gt=0)
     """Width of the SwiGLU feed-forward layer (`intermediate_size`)."""
-    attention_heads: int = Field(gt=0, le=LIMITS["attention_heads"].most)
+    attention_heads: int = Field(gt=0)
     """Number of query heads."""
-    query_groups: int = Field(gt=0, le=LIMITS["query_groups"].most)
+    query_groups: int = Field(gt=0)
     """Number of key/value heads (`num_key_value_heads`): 1 is multi-query, `attention_heads` is full attention."""
-    head_dim: int | None = Field(None, gt=0, le=LIMITS["head_dim"].most)
+    head_dim: int | None = Field(None, gt=0)
     """Channels per head; default: `hidden_size / attention_heads`."""
-    vocab_size: int = Field(gt=0, le=LIMITS["vocab_size"].most)
+    vocab_size: int = Field(gt=0)
     """Number of token ids in tokenizer and embedding, without padding."""
-    vocab_padding: int = Field(128, gt=0, le=LIMITS["vocab_padding"].most)
+    vocab_padding: int = Field(128, gt=0)
     """The embedding is padded to a multiple of this times the tensor-parallel size (Megatron's
     `--make-vocab-size-divisible-by`). Padding exists only in checkpoints: conversion removes it."""
-    max_position_embeddings: int = Field(gt=0, le=LIMITS["max_position_embeddings"].most)
+    max_position_embeddings: int = Field(gt=0)
     """Longest context that the released model declares, in tokens."""
-    rope_theta: float = Field(10000.0, gt=0, le=LIMITS["rope_theta"].most)
+    rope_theta: float = Field(10000.0, gt=0)
     """Base of the rotary position embedding."""
     rope_scaling: RopeScaling | None = None
     """Llama 3.1's RoPE scaling; none for Llama 2 and Llama 3."""
-    norm_epsilon: float = Field(1e-5, gt=0, le=LIMITS["norm_epsilon"].most)
+    norm_epsilon: float = Field(1e-5, gt=0)
     """Epsilon of RMSNorm."""
     tie_embeddings: bool = False
     """Whether input and output embedding are one matrix."""
-    init_std: float = Field(0.02, gt=0, le=LIMITS["init_std"].most)
+    init_std: float = Field(0.02, gt=0)
     """Standard deviation of new weights (`initializer_range`); continual pre-training starts from the base's weights."""
 
     @property

@@ -78,7 +78,7 @@ def _large_id(folder: Path) -> None:
 
 
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a billion layers": (_set(num_hidden_layers=10**9), "`num_hidden_layers` is 1000000000: at most 1,024"),
+    "a billion layers": (_set(num_hidden_layers=10**9), "`num_hidden_layers` is 1000000000: at most 1,000"),
     "more layers than integers": (_set(num_hidden_layers=10**30), "num_hidden_layers"),
     "a huge vocabulary": (_set(vocab_size=2**40), "`vocab_size` is 1099511627776: at most 4,194,304"),
     "a huge width": (_set(hidden_size=2**60), "`hidden_size` is"),
