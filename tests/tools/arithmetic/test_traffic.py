@@ -21,7 +21,7 @@ def test_bytes_of_a_rank_fall_with_the_number_of_ranks() -> None:
         assert found.verified_gib == pytest.approx(share, rel=0.001)
         # Besides the data: headers, and the table of contents, which does not fall.
         assert share < found.read_gib < 1.02 * share
-        assert found.read_gib - share > found.contents_gib > 0
+        assert found.read_gib - share > 1.03 * found.contents_gib > 0
         # All bytes twice, to verify and to load, at 5 GB/s.
         assert found.seconds_to_load == pytest.approx(2 * 112.4 / 5, rel=0.001)
     assert traffic[512].written_gib == pytest.approx(traffic[8].written_gib / 64)
