@@ -12,7 +12,7 @@ import pytest
 from emma.recipes.load import load_recipe
 from emma.tools.prove.command import Proof
 from emma.tools.prove.logged import read_logged
-from emma.tools.prove.verdict import Verdict, default_tolerance
+from emma.tools.prove.verdict import Verdict, default_tolerance, norm_tolerance
 from emma.tools.runs.checkpoints import complete_steps
 from emma.tools.runs.run_folder import RunFolder
 from tests.command_line import emma
@@ -140,6 +140,8 @@ def test_rows_are_read_in_the_order_in_which_they_were_written(tmp_path: Path) -
 def test_the_tolerance_follows_the_precision(run: str, tolerance: float) -> None:
     assert default_tolerance(load_recipe(run)) == tolerance
     assert default_tolerance(load_recipe("emma_llama3_8b_bi", ["layout=h100_64_fp8"])) == 1e-1
+    bounds = [norm_tolerance(nats) for nats in (1e-5, 2e-2, 1e-1, 1.0)]
+    assert bounds == pytest.approx([3e-4, 0.2, 0.2, 1.0])
 
 
 @pytest.fixture(scope="session")
