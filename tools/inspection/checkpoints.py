@@ -84,7 +84,7 @@ def refuse(found: Inspection, folder: Path) -> None:
         others = f" ({more} more in this folder)" if more else ""
         raise UserError(
             f"{printable(str(folder / first.place))}: refused: {first.fault}{others}. Nothing of it was executed. "
-            f"`emma convert inspect {folder}` lists what it holds. Fix: use another checkpoint"
+            f"`emma convert inspect {folder}` lists what it holds. Fix: copy it again if it is damaged, or use another checkpoint"
         )
 
 
