@@ -191,7 +191,7 @@ class RunFolder:
             UserError: the checkpoint to start from cannot be used, or its pickles could run code.
         """
         plan = self._load_plan(recipe)
-        if plan.folder is not None:
+        if plan.folder is not None and plan.mode != "resume":
             check_checkpoint(checkpoint_folder(Path(plan.folder), plan.step or 0))
         return plan
 
@@ -201,7 +201,7 @@ class RunFolder:
             if not complete or broken > complete[-1]:
                 print(f"passing over checkpoint iter_{broken:07d}: {reason}", file=sys.stderr)
         if complete:
-            return LoadPlan("resume", str(self.checkpoints), complete[-1])
+            return LoadPlan("resume", str(self.checkpoints), self._last_inert(complete))
         if recipe.start.mode == "scratch":
             return LoadPlan("scratch")
         point = resolve_start(str(recipe.start.checkpoint), recipe.start.step)
@@ -212,6 +212,18 @@ class RunFolder:
                 f"start.step: {point.folder}/{TRACKER} does not name step 0; give the step to start from"
             )
         return LoadPlan(recipe.start.mode, str(point.folder), step)
+
+    def _last_inert(self, complete: list[int]) -> int:
+        """The last of the complete checkpoints whose pickles are inert; UserError if none is."""
+        for step in reversed(complete[1:]):
+            try:
+                check_checkpoint(checkpoint_folder(self.checkpoints, step))
+            except UserError as error:
+                print(f"passing over checkpoint iter_{step:07d}: {error}", file=sys.stderr)
+            else:
+                return step
+        check_checkpoint(checkpoint_folder(self.checkpoints, complete[0]))
+        return complete[0]
 
     def _check_writer(self, take_over: bool) -> None:
         if take_over or not self.writer_file.is_file():
