@@ -212,6 +212,13 @@ def _extra_state(marker: Path) -> bytes:
     )
 
 
+def _extra_state_of_floats(marker: Path) -> bytes:
+    import torch
+
+    data = pickle.dumps(Call(os.mkdir, str(marker)))
+    return archive([torch.frombuffer(bytearray(data + b"\0" * (-len(data) % 4)), dtype=torch.float32)])
+
+
 def _common(make: Callable[[Path], bytes]) -> Callable[[Path, Path], None]:
     return lambda folder, marker: (folder / "common.pt").write_bytes(make(marker)) and None
 
@@ -252,6 +259,9 @@ FOLDERS: dict[str, Callable[[Path, Path], None]] = {
     "random numbers": _block("rng_state/shard_0.0_1.1", _attack),
     "a tensor's block": _block("decoder.final_layernorm.weight", _attack),
     "extra state": _block("decoder.layers.mlp.linear_fc1._extra_state/shard_0_4", _extra_state),
+    "extra state as floats": _block(
+        "decoder.layers.mlp.linear_fc1._extra_state/shard_0_4", _extra_state_of_floats
+    ),
     "common.pt": _common(_attack),
     "common.pt, older format": _common(_legacy),
     "common.pt, a TorchScript program": _common(lambda _: archive({}, constants__pkl=b"\x80\x02).")),

@@ -230,7 +230,7 @@ def test_metadata_that_would_run_code(broken: Path) -> None:
     path.write_bytes(pickle.dumps(Attack()))
     (path.parent / "complete.json").write_text('{"files": {}}')
     _export_fails(
-        broken / "megatron", r"cannot be read \(it refers to (posix|os)\.system.*nothing of it was executed"
+        broken / "megatron", r"refused: it refers to (posix|os)\.system.*Nothing of it was executed"
     )
 
 

@@ -14,6 +14,7 @@ from emma.base.files import read_json
 from emma.tools.inspection import pickles
 from emma.tools.inspection.archives import Archive, Window, pickled_bytes
 from emma.tools.inspection.findings import Inspection, PickleFound, TensorFound
+from emma.tools.inspection.names import DTYPES
 from emma.tools.inspection.tensors import read_tensors, tensor_form
 from emma.tools.inspection.torch_dist import Layout, Stored, layout
 from emma.tools.inspection.trees import PickleError, Record, as_mapping, printable, walk
@@ -83,7 +84,7 @@ def refuse(found: Inspection, folder: Path) -> None:
         others = f" ({more} more in this folder)" if more else ""
         raise UserError(
             f"{printable(str(folder / first.place))}: refused: {first.fault}{others}. Nothing of it was executed. "
-            f"`emma convert inspect {folder}` lists what it holds. Fix: use another checkpoint"
+            f"`emma convert inspect {folder}` lists what it holds. Fix: copy it again if it is damaged, or use another checkpoint"
         )
 
 
@@ -121,12 +122,13 @@ def _nested(value: Any, archive: Archive) -> Mapping[str, int]:
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
     form = tensor_form(value)
-    if form is None or form.dtype != "uint8" or not form.sizes or form.sizes == (0,):
+    if form is None or not all(form.sizes):
         return {}
     if form.strides != (1,):
         raise PickleError("an extra state that is not a row of bytes")
+    first, width = form.offset * DTYPES[form.dtype], DTYPES[form.dtype]
     content = (form.inner or archive).bytes_of(form.storage)
-    return read_tensors(content[form.offset : form.offset + form.sizes[0]]).names
+    return read_tensors(content[first : first + form.sizes[0] * width]).names
 
 
 def _torch_dist(found: Inspection) -> None:

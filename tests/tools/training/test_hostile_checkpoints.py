@@ -80,6 +80,11 @@ def test_an_interrupted_run_is_inspected_before_it_resumes(
     seal(run.checkpoints / "iter_0000005")
     message = refused(*train(small, small.base, "hostile-resume"))
     assert "iter_0000005" in message and "common_state" in message
+    # With an intact one before it, that one is taken, and the message says why.
+    shutil.copytree(small.base / STEP, run.checkpoints / "iter_0000002")
+    answer = emma(*train(small, small.base, "hostile-resume"), "--dry-run")
+    assert answer.code == 0 and "passing over checkpoint iter_0000005: " in answer.err
+    assert run.check_load(small.recipe("hostile-resume")).step == 2
 
 
 def test_what_this_project_writes_is_inert(make_small: Callable[[int], Small]) -> None:
