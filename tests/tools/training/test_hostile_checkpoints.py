@@ -80,11 +80,12 @@ def test_an_interrupted_run_is_inspected_before_it_resumes(
     seal(run.checkpoints / "iter_0000005")
     message = refused(*train(small, small.base, "hostile-resume"))
     assert "iter_0000005" in message and "common_state" in message
-    # With an intact one before it, that one is taken, and the message says why.
+    # An intact one before it changes nothing: the files are what was written, so a person must look.
     shutil.copytree(small.base / STEP, run.checkpoints / "iter_0000002")
-    answer = emma(*train(small, small.base, "hostile-resume"), "--dry-run")
-    assert answer.code == 0 and "passing over checkpoint iter_0000005: " in answer.err
-    assert run.check_load(small.recipe("hostile-resume")).step == 2
+    assert "iter_0000005" in refused(*train(small, small.base, "hostile-resume"), "--dry-run")
+    # Files that the completion mark contradicts are damage: the ranks compare them before they load any, and go back.
+    FOLDERS[".metadata holds a call"](run.checkpoints / "iter_0000005", marker)
+    assert run.check_load(small.recipe("hostile-resume")).step == 5
 
 
 def test_what_this_project_writes_is_inert(make_small: Callable[[int], Small]) -> None:
@@ -104,6 +105,7 @@ def poison_after_the_check(recipe: Recipe, poison: Callable[[Path], None]) -> Ru
     launch = run.prepare(recipe)
     folder = Path(str(read_json(run.launch_file)["load"]["folder"])) / STEP
     poison(folder)
+    seal(folder)
     run.release_claim(launch)
     return run
 
