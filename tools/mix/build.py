@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from emma.base.processes import available_cores
 from emma.base.progress import progress
 from emma.base.staging import WrittenMeanwhileError, staged_folder
 from emma.base.writers import sole_writer
-from emma.tools.mix.catalogue import Catalogue, load_catalogue
-from emma.tools.mix.layout import FORMAT, DatasetInfo, MixInfo, Packing, read_mix
-from emma.tools.mix.plan import ValidationGroup, realised
+from emma.tools.mix.catalogue import Catalogue, Part, load_catalogues
+from emma.tools.mix.fit import TooManyError, choose, pack
+from emma.tools.mix.layout import FORMAT, ROW, DatasetInfo, MixInfo, read_mix
+from emma.tools.mix.plan import MixPlan, ValidationGroup, realised
 from emma.tools.mix.prepare import MixSettings, Prepared, fingerprint_of, prepare
-from emma.tools.mix.select import Selection, generator, select_documents, select_validation
-from emma.tools.mix.shuffle import shuffled
+from emma.tools.mix.select import Choice, generator, select_validation
+from emma.tools.mix.shuffle import BUCKET_ROWS, Shuffle
 from emma.tools.mix.sources import Source
-from emma.tools.mix.writer import DatasetWriter, ShardTable
+from emma.tools.mix.threads import in_order
+from emma.tools.mix.writer import DatasetWriter, ShardTable, SourceCounts, Stream
 
 __all__ = ["build_mix"]
 
@@ -85,12 +88,10 @@ def _present(settings: MixSettings, fingerprint: str, *, replace: bool) -> MixIn
 def _write(
     settings: MixSettings, prepared: Prepared, fingerprint: str, folder: Path, started: str
 ) -> MixInfo:
-    catalogues = prepared.catalogues or {
-        component.name: load_catalogue(component) for component in prepared.components
-    }
+    catalogues = prepared.catalogues or load_catalogues(prepared.components)
     shards = ShardTable(prepared.components)
     (folder / "train").mkdir(parents=True)
-    train = _write_train(settings, prepared, catalogues, shards, fingerprint, folder)
+    plan, choice, train = _write_train(settings, prepared, catalogues, shards, fingerprint, folder)
     sources = {source.key: source for source in prepared.sources}
     groups = {
         group.name: (
@@ -99,7 +100,8 @@ def _write(
         )
         for group in prepared.plan.groups
     }
-    pq.write_table(realised(prepared.plan, train), folder / "plan.parquet", compression="zstd")
+    rounding = {key: each.rounding for key, each in choice.rounded.items()}
+    pq.write_table(realised(plan, train, rounding), folder / "plan.parquet", compression="zstd")
     first = prepared.components[0]
     info = MixInfo(
         folder=folder,
@@ -140,42 +142,98 @@ def _write_train(
     shards: ShardTable,
     fingerprint: str,
     folder: Path,
+) -> tuple[MixPlan, Choice, DatasetInfo]:
+    spare = 0
+    while True:
+        plan, choice = choose(settings, prepared, catalogues, spare)
+        try:
+            return (
+                plan,
+                choice,
+                _write_choice(settings, plan, choice, catalogues, shards, fingerprint, folder),
+            )
+        except TooManyError as error:  # only where buckets were packed worse than estimated
+            spare += 2 * error.samples
+
+
+def _write_choice(
+    settings: MixSettings,
+    plan: MixPlan,
+    choice: Choice,
+    catalogues: Mapping[str, Catalogue],
+    shards: ShardTable,
+    fingerprint: str,
+    folder: Path,
 ) -> DatasetInfo:
-    planned = prepared.plan.sources
-    numbers = {row.source.key: number for number, row in enumerate(planned)}
-    # The last token of a stream is only a label, so there is one more than the budget.
-    total = prepared.plan.tokens + (settings.mix.packing == "concatenate")
-    expected = round(sum(row.source.documents * row.epochs for row in planned))
-    chosen = 0
+    sources = [(row.source.component, row.source.language, row.source.category) for row in plan.sources]
+    packing = settings.mix.packing
 
-    def rows() -> Iterator[np.ndarray]:
-        nonlocal chosen
-        selections = select_documents(catalogues, planned, settings.mix.seed, total)
-        for selection in progress(selections, total=len(planned), unit="source", desc="mix"):
-            chosen += selection.tokens
-            yield _rows(selection, catalogues, shards, numbers)
+    def writer(counts: SourceCounts | None = None) -> DatasetWriter:
+        return DatasetWriter(
+            folder / "train", packing, settings.sequence_length, shards, sources, fingerprint, counts
+        )
 
-    rng = generator(settings.mix.seed, "order")
-    writer = DatasetWriter(
-        folder / "train",
-        settings.mix.packing,
-        settings.sequence_length,
-        shards,
-        [(row.source.component, row.source.language, row.source.category) for row in planned],
-        fingerprint,
-    )
-    # The shuffle reads all rows before it yields the first, so `chosen` is complete by then.
-    return writer.write(shuffled(rows(), expected, rng, folder), settings.samples, lambda: chosen)
+    def shuffle(name: str, rows: int) -> Shuffle:
+        return Shuffle(folder / name, rows, len(shards), partial(generator, settings.mix.seed, name))
+
+    numbers = {row.source.key: number for number, row in enumerate(plan.sources)}
+    rows = round(sum(row.source.documents * row.epochs for row in plan.sources))
+    with shuffle("documents", rows) as documents:
+        last = _put_rows(choice, catalogues, shards, numbers, documents)
+        if packing == "concatenate":
+            return writer().write(Stream(last, len(shards), documents))
+        documents.put((len(catalogues),), last)
+        counts = SourceCounts(len(sources))
+        with shuffle("samples", rows) as samples:
+            pack(documents, samples, settings, shards.components[0].dtype.itemsize, counts)
+            return writer(counts).write(samples)
 
 
-def _rows(
-    selection: Selection,
+def _put_rows(
+    choice: Choice,
     catalogues: Mapping[str, Catalogue],
     shards: ShardTable,
     numbers: Mapping[tuple[str, str], int],
+    documents: Shuffle,
 ) -> np.ndarray:
-    number = numbers[selection.component, selection.language]
-    return catalogues[selection.component].rows(selection.documents, shards.base(selection.component), number)
+    """Puts all documents but the closing source's last one, whose row (`ROW` [0 or 1]) it returns."""
+    last = np.zeros(0, ROW)
+    for place, component in enumerate(shards.components):
+        catalogue = catalogues[component.name]
+        base, width = shards.base(component.name), component.dtype.itemsize
+        names = ((component.name, language) for language in catalogue.languages)
+        source = np.array([numbers.get(name, 0) for name in names], np.uint16)
+
+        def rows_of(part: Part, within: np.ndarray, catalogue=catalogue, base=base, width=width, source=source) -> np.ndarray:  # fmt: skip
+            """Rows of a part's documents."""
+            tokens = catalogue.tokens[part.start : part.stop]
+            starts = np.cumsum(tokens, dtype=np.int64) - tokens
+            rows = np.empty(len(within), ROW)
+            rows["offset"] = part.offset + starts[within] * width
+            rows["tokens"] = tokens[within]
+            rows["shard"] = base + part.shard
+            rows["source"] = source[catalogue.language[part.start : part.stop][within]]
+            return rows
+
+        def put(numbered: tuple[int, Part], catalogue=catalogue, place=place, rows_of=rows_of) -> None:  # fmt: skip
+            number, part = numbered
+            times = choice.times(catalogue, part)
+            ends = np.cumsum(times)
+            # (A document may be read any number of times.)
+            for start in range(0, int(ends[-1]), BUCKET_ROWS):
+                reads = np.arange(start, min(start + BUCKET_ROWS, int(ends[-1])))
+                within = np.searchsorted(ends, reads, side="right")
+                documents.put((place, number, start), rows_of(part, within))
+
+        numbered = list(enumerate(catalogue.parts))
+        for _ in progress(in_order(put, numbered), total=len(numbered), unit="part", desc=component.name):
+            pass
+        closing = choice.closing
+        if closing is not None and closing.key[0] == component.name:
+            part = next(part for part in catalogue.parts if part.start <= closing.document < part.stop)
+            last = rows_of(part, np.array([closing.document - part.start]))
+            last["tokens"] = closing.tokens
+    return last
 
 
 def _write_group(
@@ -189,15 +247,21 @@ def _write_group(
 ) -> DatasetInfo:
     target = folder / "validation" / group.name
     target.mkdir(parents=True)
-    numbers = {key: number for number, key in enumerate(group.targets)}
     categories = {source.key: source.category for source in prepared.sources}
-    selections = select_validation(catalogues, group.targets, settings.mix.seed)
-    rows = np.concatenate([_rows(selection, catalogues, shards, numbers) for selection in selections])
+    rows = np.concatenate(
+        [
+            catalogues[selection.component].rows(
+                selection.documents, shards.base(selection.component), number
+            )
+            for number, selection in enumerate(
+                select_validation(catalogues, group.targets, settings.mix.seed)
+            )
+        ]
+    )
     rows = rows[generator(settings.mix.seed, "order", group.name).permutation(len(rows))]
-    packing: Packing = "concatenate"
     sources = [(*key, categories[key]) for key in group.targets]
-    writer = DatasetWriter(target, packing, settings.sequence_length, shards, sources, fingerprint)
-    return writer.write([rows], None)
+    writer = DatasetWriter(target, "concatenate", settings.sequence_length, shards, sources, fingerprint)
+    return writer.write(Stream(rows, len(shards)))
 
 
 def _bytes_per_token(group: ValidationGroup, sources: Mapping[tuple[str, str], Source]) -> float:

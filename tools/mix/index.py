@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emma.base.errors import UserError
+from emma.tools.mix.arrays import CHUNK_ROWS, write_at
 
 __all__ = ["IndexWriter", "index_header", "read_index"]
 
@@ -29,44 +31,38 @@ def index_header(dtype: np.dtype[Any], rows: int) -> bytes:
 
 
 class IndexWriter:
-    """Writes one `.idx` piece by piece; the number of rows is known beforehand.
+    """Writes one `.idx` piece by piece, at any place; the number of rows is known beforehand.
 
     Args:
         path: the file; it must not exist.
         dtype: type of a token id.
-        rows: number of rows that will be appended.
+        rows: number of rows that will be put.
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any], rows: int) -> None:
         self.path, self.rows, self.written = path, rows, 0
+        self._lock = threading.Lock()
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         os.write(self._descriptor, index_header(dtype, rows))
 
-    def append(self, lengths: np.ndarray, offsets: np.ndarray) -> None:
-        """Appends rows: lengths in tokens, offsets in bytes."""
-        at = HEADER_BYTES + 4 * self.written
-        _write_at(self._descriptor, np.ascontiguousarray(lengths, np.int32), at)
-        at = HEADER_BYTES + 4 * self.rows + 8 * self.written
-        _write_at(self._descriptor, np.ascontiguousarray(offsets, np.int64), at)
-        self.written += len(lengths)
+    def put(self, row: int, lengths: np.ndarray, offsets: np.ndarray) -> None:
+        """Writes rows from place `row` on: lengths in tokens, offsets in bytes."""
+        write_at(self._descriptor, np.ascontiguousarray(lengths, np.int32), HEADER_BYTES + 4 * row)
+        at = HEADER_BYTES + 4 * self.rows + 8 * row
+        write_at(self._descriptor, np.ascontiguousarray(offsets, np.int64), at)
+        with self._lock:
+            self.written += len(lengths)
 
     def close(self) -> None:
         """Writes the document boundaries (every row is a document) and closes the file."""
         if self.written != self.rows:
             raise ValueError(f"{self.path}: {self.written} rows written, but {self.rows} announced")
         at = HEADER_BYTES + 12 * self.rows
-        for start in range(0, self.rows + 1, 1 << 22):
-            stop = min(self.rows + 1, start + (1 << 22))
-            _write_at(self._descriptor, np.arange(start, stop, dtype=np.int64), at + 8 * start)
+        for start in range(0, self.rows + 1, CHUNK_ROWS):
+            stop = min(self.rows + 1, start + CHUNK_ROWS)
+            write_at(self._descriptor, np.arange(start, stop, dtype=np.int64), at + 8 * start)
         os.fsync(self._descriptor)
         os.close(self._descriptor)
-
-
-def _write_at(descriptor: int, array: np.ndarray, position: int) -> None:
-    view = memoryview(array).cast("B") if len(array) else memoryview(b"")
-    while len(view):
-        written = os.pwrite(descriptor, view, position)
-        view, position = view[written:], position + written
 
 
 def read_index(path: Path) -> tuple[np.dtype[Any], np.ndarray, np.ndarray, np.ndarray]:

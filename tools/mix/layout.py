@@ -75,6 +75,12 @@ class SourceInfo:
     rows: int
     tokens: int
 
+    @property
+    def document_tokens(self) -> int:
+        """Tokens of the documents: two pieces of one share a token, which is the last label of one and the first input
+        of the next."""
+        return self.tokens - (self.rows - self.documents)
+
 
 @dataclass(frozen=True)
 class DatasetInfo:

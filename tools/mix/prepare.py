@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import orjson
 
 from emma.base.errors import UserError
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.data import Mix
-from emma.tools.mix.catalogue import Catalogue, consumed_documents, load_catalogue
+from emma.tools.mix.catalogue import Catalogue, load_catalogues
 from emma.tools.mix.layout import FORMAT, read_mix
 from emma.tools.mix.plan import MixPlan, make_plan, plan_validation
 from emma.tools.mix.sources import Source, read_statistics, sources_of_store
@@ -107,11 +106,7 @@ def prepare(settings: MixSettings, statistics: Sequence[Path] = ()) -> Prepared:
     sources = sources_of_store(settings.mix, components, words)
     catalogues = None
     if settings.mix.exclude_consumed:
-        consumed = consumed_documents(settings.mix.exclude_consumed, components)
-        catalogues = {
-            component.name: load_catalogue(component, consumed.get(component.name))
-            for component in components
-        }
+        catalogues = load_catalogues(components, settings.mix.exclude_consumed)
         sources = [_without_consumed(source, catalogues[source.component]) for source in sources]
     # Each best-fit sample has its own last label, so it holds one token more than its length.
     tokens = settings.tokens if settings.mix.packing == "concatenate" else settings.tokens + settings.samples
@@ -124,14 +119,14 @@ def prepare(settings: MixSettings, statistics: Sequence[Path] = ()) -> Prepared:
 
 
 def _without_consumed(source: Source, catalogue: Catalogue) -> Source:
-    left = catalogue.of_language(source.language, validation=False)
+    code = catalogue.languages.index(source.language)
     return Source(
         source.component,
         source.language,
         source.category,
         source.words,
-        len(left),
-        int(catalogue.tokens[left].sum(dtype=np.int64)),
+        int(catalogue.counts.documents[code]),
+        int(catalogue.counts.tokens[code]),
         source.validation_documents,
         source.validation_tokens,
         source.validation_bytes,
