@@ -166,7 +166,7 @@ def _plan_run(recipe: Recipe, tokens: int | None, files: list[Path]) -> MixPlan:
 @click.option(
     "--replace", is_flag=True, help="Replace another mix in the folder; runs begun with it cannot continue."
 )
-@click.option("--dry-run", is_flag=True, help="Plan only; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Plan, and say what building takes; write nothing.")
 @json_option
 def build(
     run: str,
@@ -179,27 +179,36 @@ def build(
     """Build the mix of RUN from its token store; reads no .bin, copies no token.
 
     The same recipe and store give the same bytes; if the same mix is already there, it is left alone. The folder
-    appears when it is complete; a second command waits for the first.
+    appears when it is complete; a second command waits for the first. A machine with too little memory or disk is
+    refused; --dry-run says what is needed.
     """
-    from emma.tools.mix.build import build_mix
-    from emma.tools.mix.prepare import MixSettings, plan_mix
+    from emma.tools.mix.build import build_mix, sources_of_nothing
+    from emma.tools.mix.needs import needs_of
+    from emma.tools.mix.prepare import MixSettings, prepare
     from emma.tools.mix.report import plan_lines, plan_summary
 
     files = [Path(name) for name in (*statistics, *(a for a in overrides if a.endswith(".csv")))]
     recipe = _recipe(run, tuple(a for a in overrides if not a.endswith(".csv")))
     settings = MixSettings.of_recipe(recipe)
     if dry_run:
-        solved = plan_mix(settings, files)
+        prepared = prepare(settings, files)
+        solved, needs = prepared.plan, needs_of(settings, prepared)
+        shortages = needs.shortages(settings.folder)
         if as_json:
-            _echo_json(plan_summary(solved))
+            _echo_json({**plan_summary(solved), "needs": {**needs.to_dict(), "shortages": shortages}})
         else:
-            for line in plan_lines(solved):
+            for line in (
+                *plan_lines(solved),
+                *needs.lines(),
+                *(f"this machine: {each}" for each in shortages),
+            ):
                 click.echo(line)
         solved.check()
         return
     info = build_mix(settings, replace=replace, statistics=files)
+    nothing = sources_of_nothing(info)
     if as_json:
-        _echo_json({**info.to_dict(), "folder": str(info.folder)})
+        _echo_json({**info.to_dict(), "folder": str(info.folder), "sources_of_nothing": nothing})
         return
     from emma.tools.mix.layout import read_dataset_info
 
@@ -213,6 +222,11 @@ def build(
         f"documents cut: {train.cut_documents:,} ({100 * train.cut_documents / max(train.documents, 1):.2f} "
         "%)"
     )
+    if nothing:
+        click.echo(
+            f"sources that give nothing, because each of their documents is more than twice what was planned: "
+            f"{', '.join(nothing)}"
+        )
     for group_name, entry in info.groups.items():
         click.echo(f"validation {group_name}: {entry['tokens']:,} tokens, {entry['samples']:,} samples")
 
@@ -221,32 +235,56 @@ def build(
 @run_argument
 @overrides_argument
 @statistics_option
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for index.html and verified.json.  [default: <mix folder>.verified]",
+)
 @json_option
-def verify(run: str, overrides: tuple[str, ...], statistics: tuple[str, ...], as_json: bool) -> None:
+def verify(
+    run: str, overrides: tuple[str, ...], statistics: tuple[str, ...], output: Path | None, as_json: bool
+) -> None:
     """Check the mix of RUN: every row, sample and index against the store, the plan and the recipe.
+
+    Also proves that every source gives what was planned, to the document, and that each part of the run is like the
+    whole (a uniform order fails at most once in a million times), and draws it: index.html.
 
     Exits with 1 on any fault, naming file, row and values.
     """
-    from emma.tools.mix.prepare import MixSettings, expected_fingerprint
+    from emma.base.files import write_json, write_text
+    from emma.tools.mix.layout import read_mix
+    from emma.tools.mix.prepare import MixSettings, expected_fingerprints
+    from emma.tools.mix.report import verified_page
     from emma.tools.mix.verify import verify_mix
 
     settings = MixSettings.of_recipe(_recipe(run, overrides))
-    faults, fingerprint = [], None
+    faults, fingerprint, earlier = [], None, None
     try:
-        fingerprint = expected_fingerprint(settings, [Path(name) for name in statistics])
+        fingerprint, earlier = expected_fingerprints(settings, [Path(name) for name in statistics])
     except UserError as error:
         faults.append(str(error))
-    found, seen = verify_mix(settings.folder, fingerprint=fingerprint)
-    faults += found
+    found = verify_mix(settings.folder, fingerprint=fingerprint, earlier=earlier)
+    found.faults[:0] = faults
+    output = output or settings.folder.with_name(settings.folder.name + ".verified")
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "verified.json", found.to_dict())
+    write_text(output / "index.html", verified_page(read_mix(settings.folder), found))
     if as_json:
-        _echo_json({"faults": faults, **seen})
+        _echo_json(found.to_dict())
     else:
         click.echo(
-            f"{settings.folder}: {seen['samples']:,} samples, {seen['rows']:,} rows, {seen['groups']:,} "
-            "validation groups: " + (f"{len(faults)} faults" if faults else "no faults")
+            f"{settings.folder}: {found.samples:,} samples, {found.rows:,} rows, {found.groups:,} validation groups: "
+            + (f"{len(found.faults)} faults" if found.faults else "no faults")
         )
-    if faults:
-        raise CheckFailedError("\n".join(["the mix has faults:", *faults]))
+        if found.order is not None:
+            click.echo(found.order.summary())
+        if found.furthest is not None:
+            click.echo(f"furthest from its plan: {found.furthest}")
+        for note in found.notes:
+            click.echo(f"note: {note}")
+        click.echo(f"page: {output / 'index.html'}")
+    if found.faults:
+        raise CheckFailedError("\n".join(["the mix has faults:", *found.faults]))
 
 
 @group.command()

@@ -20,17 +20,18 @@ from emma.base.progress import progress
 from emma.base.staging import WrittenMeanwhileError, staged_folder
 from emma.base.writers import sole_writer
 from emma.tools.mix.catalogue import Catalogue, Part, load_catalogues
-from emma.tools.mix.fit import TooManyError, choose, pack
-from emma.tools.mix.layout import FORMAT, ROW, DatasetInfo, MixInfo, read_mix
+from emma.tools.mix.fit import PACKED_ROWS, TooManyError, choose, expected_rows, pack
+from emma.tools.mix.layout import FORMAT, ROW, RULES, DatasetInfo, MixInfo, read_mix
+from emma.tools.mix.needs import needs_of
 from emma.tools.mix.plan import MixPlan, ValidationGroup, realised
 from emma.tools.mix.prepare import MixSettings, Prepared, fingerprint_of, prepare
 from emma.tools.mix.select import Choice, generator, select_validation
-from emma.tools.mix.shuffle import BUCKET_ROWS, Shuffle
+from emma.tools.mix.shuffle import BUCKET_ROWS, Shuffle, buckets_of
 from emma.tools.mix.sources import Source
 from emma.tools.mix.threads import in_order
 from emma.tools.mix.writer import DatasetWriter, ShardTable, SourceCounts, Stream
 
-__all__ = ["build_mix"]
+__all__ = ["build_mix", "sources_of_nothing"]
 
 
 def build_mix(settings: MixSettings, *, replace: bool = False, statistics: Sequence[Path] = ()) -> MixInfo:
@@ -48,23 +49,37 @@ def build_mix(settings: MixSettings, *, replace: bool = False, statistics: Seque
     prepared = prepare(settings, statistics)
     prepared.plan.check()
     fingerprint = fingerprint_of(settings, prepared)
-    if present := _present(settings, fingerprint, replace=replace):
+    earlier = fingerprint_of(settings, prepared, rules=1)
+    if present := _present(settings, fingerprint, earlier, replace=replace):
         return present
+    needs_of(settings, prepared).check(settings.folder)
     with sole_writer(settings.folder, wait=True) as lock:
-        if present := _present(settings, fingerprint, replace=replace):
+        if present := _present(settings, fingerprint, earlier, replace=replace):
             return present
         # The folder holds no mix, or one that may be replaced.
         try:
             with staged_folder(settings.folder, overwrite=True, lock=lock) as folder:
                 info = _write(settings, prepared, fingerprint, folder, started)
         except WrittenMeanwhileError:  # on another machine
-            if present := _present(settings, fingerprint, replace=True):
+            if present := _present(settings, fingerprint, earlier, replace=True):
                 return present
             raise
     return MixInfo(**{**vars(info), "folder": settings.folder})
 
 
-def _present(settings: MixSettings, fingerprint: str, *, replace: bool) -> MixInfo | None:
+def sources_of_nothing(mix: MixInfo) -> list[str]:
+    """Sources that a mix reads nothing of though something was planned, as `component/language`: each of their documents
+    is more than twice what was planned."""
+    columns = ["component", "language", "tokens", "built_documents"]
+    rows = pq.read_table(mix.folder / "plan.parquet", columns=columns).to_pylist()
+    return [
+        f"{row['component']}/{row['language']}"
+        for row in rows
+        if row["tokens"] and not row["built_documents"]
+    ]
+
+
+def _present(settings: MixSettings, fingerprint: str, earlier: str, *, replace: bool) -> MixInfo | None:
     """The mix with the fingerprint, if it is in its folder; None also if the folder holds another one that
     may be replaced.
 
@@ -78,6 +93,12 @@ def _present(settings: MixSettings, fingerprint: str, *, replace: bool) -> MixIn
         return present
     if replace:
         return None
+    if present.fingerprint == earlier:
+        raise UserError(
+            f"{settings.folder}: holds this recipe's mix as an earlier version built it; this version would choose and "
+            "order its documents otherwise (docs/mix.md). A run that was begun with it continues with it and needs no "
+            "build. For a new run, give data.name another value, or call with --replace"
+        )
     raise UserError(
         f"{settings.folder}: holds another mix (fingerprint {present.fingerprint[:12]}, {present.samples} "
         f"samples; this recipe's is {fingerprint[:12]}, {settings.samples} samples). A run that was begun "
@@ -104,6 +125,7 @@ def _write(
     pq.write_table(realised(plan, train, rounding), folder / "plan.parquet", compression="zstd")
     first = prepared.components[0]
     info = MixInfo(
+        rules=RULES,
         folder=folder,
         name=settings.name,
         fingerprint=fingerprint,
@@ -173,18 +195,18 @@ def _write_choice(
             folder / "train", packing, settings.sequence_length, shards, sources, fingerprint, counts
         )
 
-    def shuffle(name: str, rows: int) -> Shuffle:
-        return Shuffle(folder / name, rows, len(shards), partial(generator, settings.mix.seed, name))
+    def shuffle(name: str, bucket_rows: int) -> Shuffle:
+        buckets = buckets_of(expected_rows(plan), bucket_rows)
+        return Shuffle(folder / name, buckets, len(shards), partial(generator, settings.mix.seed, name))
 
     numbers = {row.source.key: number for number, row in enumerate(plan.sources)}
-    rows = round(sum(row.source.documents * row.epochs for row in plan.sources))
-    with shuffle("documents", rows) as documents:
+    with shuffle("documents", BUCKET_ROWS if packing == "concatenate" else PACKED_ROWS) as documents:
         last = _put_rows(choice, catalogues, shards, numbers, documents)
         if packing == "concatenate":
             return writer().write(Stream(last, len(shards), documents))
         documents.put((len(catalogues),), last)
         counts = SourceCounts(len(sources))
-        with shuffle("samples", rows) as samples:
+        with shuffle("samples", BUCKET_ROWS) as samples:
             pack(documents, samples, settings, shards.components[0].dtype.itemsize, counts)
             return writer(counts).write(samples)
 

@@ -105,11 +105,17 @@ class Catalogue:
             code = self.language[part.start : part.stop][mine]
             tokens = self.tokens[part.start : part.stop][mine]
             longest = np.zeros(size, np.int64)
-            np.maximum.at(longest, code, tokens)
-            return np.bincount(code, minlength=size), np.bincount(code, tokens, size), longest
+            if not len(code):
+                return longest, longest, longest
+            # Documents of one language mostly follow each other.
+            begins = np.append(0, np.flatnonzero(code[1:] != code[:-1]) + 1)
+            code, documents = code[begins], np.diff(begins, append=len(code))
+            np.maximum.at(longest, code, np.maximum.reduceat(tokens, begins))
+            sums = np.add.reduceat(tokens, begins, dtype=np.int64)
+            return np.bincount(code, documents, size), np.bincount(code, sums, size), longest
 
         for documents, tokens, longest in in_order(count, self.parts):
-            result.documents[:] += documents
+            result.documents[:] += documents.astype(np.int64)
             result.tokens[:] += tokens.astype(np.int64)
             np.maximum(result.longest, longest, out=result.longest)
         return result

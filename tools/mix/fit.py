@@ -12,13 +12,15 @@ from emma.tools.mix.catalogue import Catalogue, Part
 from emma.tools.mix.packing import best_fit, bins_needed, cut_to_samples, piece_lengths, split_bins
 from emma.tools.mix.plan import MixPlan, make_plan
 from emma.tools.mix.prepare import MixSettings, Prepared
-from emma.tools.mix.select import Choice, choose_documents, generator
-from emma.tools.mix.shuffle import BUCKET_ROWS, Shuffle
+from emma.tools.mix.select import Choice, Chooser, generator
+from emma.tools.mix.shuffle import Shuffle, buckets_of
 from emma.tools.mix.threads import in_order
 from emma.tools.mix.writer import SourceCounts
 
-__all__ = ["TooManyError", "choose", "pack"]
+__all__ = ["PACKED_ROWS", "TooManyError", "choose", "expected_rows", "pack"]
 
+PACKED_ROWS = 1 << 22
+"""Approximate documents of a bucket that is packed at once. Packing takes as long for few as for many."""
 _TRIES = 40
 
 
@@ -48,16 +50,16 @@ def choose(
     Raises:
         UserError: the caps keep the sources from reaching the total.
     """
-    seed = settings.mix.seed
+    chooser = Chooser(catalogues, settings.mix.seed)
     if settings.mix.packing == "concatenate":
         # The last token of the stream is only a label.
-        choice = choose_documents(catalogues, prepared.plan.sources, seed, settings.tokens + 1)
+        choice = chooser.choose(prepared.plan.sources, settings.tokens + 1)
         return prepared.plan, choice
     capacity = settings.sequence_length + 1
-    buckets = expected_buckets(prepared.plan)
+    buckets = buckets_of(expected_rows(prepared.plan), PACKED_ROWS)
     # Buckets differ a little from one another: what is estimated for many is not exact.
     samples = settings.samples - spare - (settings.samples // 10_000 if buckets > 1 else 0)
-    slack = settings.samples // 5_000
+    slack = settings.samples // 2_000
     epochs = {row.source.key: row.epochs for row in prepared.plan.sources}
     estimate = bins_needed(_expected_pieces(catalogues, epochs, capacity), capacity, buckets)
     tokens = min(prepared.plan.tokens, int(prepared.plan.tokens * samples / max(estimate, 1)))
@@ -66,10 +68,10 @@ def choose(
     least = 1
     for attempt in range(_TRIES):
         plan = _with_tokens(prepared, settings, tokens)
-        choice = choose_documents(catalogues, plan.sources, seed, tokens)
+        choice = chooser.choose(plan.sources, tokens)
         if choice.closing is not None and choice.closing.tokens == 1 and tokens > 2:
             # A sample of its own would have nothing to predict.
-            choice = choose_documents(catalogues, plan.sources, seed, tokens - 1)
+            choice = chooser.choose(plan.sources, tokens - 1)
         made = bins_needed(_chosen_pieces(catalogues, choice, capacity), capacity, buckets)
         if made <= samples:
             least, best = tokens, (plan, choice)
@@ -88,12 +90,8 @@ def choose(
     return best
 
 
-def expected_buckets(plan: MixPlan) -> int:
-    """Buckets of the first shuffle."""
-    return max(1, -(-_expected_rows(plan) // BUCKET_ROWS))
-
-
-def _expected_rows(plan: MixPlan) -> int:
+def expected_rows(plan: MixPlan) -> int:
+    """About as many documents as training reads, each counted as often as it is read."""
     return round(sum(row.source.documents * row.epochs for row in plan.sources))
 
 
@@ -173,5 +171,5 @@ def pack(
         return made
 
     last = len(shuffled.rows) - 1
-    made = sum(in_order(one, range(last)))
+    made = sum(in_order(one, range(last), most=2))
     one(last, settings.samples - made)

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from emma.base.errors import UserError
-from emma.tools.mix.arrays import CHUNK_ROWS, write_at
+from emma.tools.mix.arrays import CHUNK_ROWS, read_at, write_at
 
-__all__ = ["IndexWriter", "index_header", "read_index"]
+__all__ = ["IndexReader", "IndexWriter", "index_header"]
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _CODES = {"int32": 4, "uint16": 8}
@@ -65,25 +65,47 @@ class IndexWriter:
         os.close(self._descriptor)
 
 
-def read_index(path: Path) -> tuple[np.dtype[Any], np.ndarray, np.ndarray, np.ndarray]:
-    """Type, lengths, offsets and boundaries of an `.idx` (memory maps).
+class IndexReader:
+    """Reads an `.idx` piece by piece.
+
+    Attributes:
+        dtype: type of a token id.
+        rows: number of rows.
 
     Raises:
         UserError: not an `.idx`, or its size does not match its header.
     """
-    names = {code: name for name, code in _CODES.items()}
-    with path.open("rb") as handle:
-        header = handle.read(HEADER_BYTES)
-    if len(header) < HEADER_BYTES or header[:9] != _MAGIC:
-        raise UserError(f"{path}: not a Megatron index; build the mix again")
-    version, code, rows, boundaries = struct.unpack("<QBQQ", header[9:])
-    expected = HEADER_BYTES + 12 * rows + 8 * boundaries
-    if version != 1 or code not in names or boundaries != rows + 1 or path.stat().st_size != expected:
-        raise UserError(f"{path}: its size does not match its header; build the mix again")
-    if not rows:
-        empty = np.zeros(0, np.int64)
-        return np.dtype(names[code]), empty.astype(np.int32), empty, np.zeros(1, np.int64)
-    lengths = np.memmap(path, "<i4", "r", HEADER_BYTES, rows)
-    offsets = np.memmap(path, "<i8", "r", HEADER_BYTES + 4 * rows, rows)
-    bounds = np.memmap(path, "<i8", "r", HEADER_BYTES + 12 * rows, boundaries)
-    return np.dtype(names[code]), lengths, offsets, bounds
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        names = {code: name for name, code in _CODES.items()}
+        with path.open("rb") as handle:
+            header = handle.read(HEADER_BYTES)
+        if len(header) < HEADER_BYTES or header[:9] != _MAGIC:
+            raise UserError(f"{path}: not a Megatron index; build the mix again")
+        version, code, rows, boundaries = struct.unpack("<QBQQ", header[9:])
+        expected = HEADER_BYTES + 12 * rows + 8 * boundaries
+        if version != 1 or code not in names or boundaries != rows + 1 or path.stat().st_size != expected:
+            raise UserError(f"{path}: its size does not match its header; build the mix again")
+        self.dtype, self.rows = np.dtype(names[code]), int(rows)
+
+    def lengths(self, start: int, stop: int) -> np.ndarray:
+        """Tokens of the rows from `start` to before `stop` (int32)."""
+        return self._read("<i4", 0, start, stop)
+
+    def offsets(self, start: int, stop: int) -> np.ndarray:
+        """Byte offsets of these rows (int64)."""
+        return self._read("<i8", 4 * self.rows, start, stop)
+
+    def boundaries(self, start: int, stop: int) -> np.ndarray:
+        """Document boundaries (int64), of which there is one more than rows."""
+        return self._read("<i8", 12 * self.rows, start, stop)
+
+    def _read(self, dtype: str, begin: int, start: int, stop: int) -> np.ndarray:
+        array = np.empty(stop - start, dtype)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            read_at(descriptor, array, HEADER_BYTES + begin + start * array.itemsize)
+        finally:
+            os.close(descriptor)
+        return array

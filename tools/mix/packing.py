@@ -56,14 +56,14 @@ def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
         capacity: tokens of a bin.
 
     Returns:
-        Bin of each piece (int64), number of bins.
+        Bin of each piece (int32), number of bins.
     """
     # (NumPy sorts 16 bits by radix.)
     rank = capacity - lengths
     order = np.argsort(rank.astype(np.uint16) if capacity < 1 << 16 else rank, kind="stable")
     sizes, starts = np.unique(lengths[order][::-1], return_index=True)
     counts = np.diff(np.append(starts, len(order)))
-    bins = np.empty(len(order), np.int64)
+    bins = np.empty(len(order), np.int32)
     stacks: list[list[np.ndarray]] = [[] for _ in range(capacity + 1)]
     total = 0
     position = 0
@@ -76,7 +76,7 @@ def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
             enough = rooms >> size
             room = size + (enough & -enough).bit_length() - 1
             if not enough:
-                fresh = np.arange(total, total + -(-(count - placed) // (capacity // size)))
+                fresh = np.arange(total, total + -(-(count - placed) // (capacity // size)), dtype=np.int32)
                 total += len(fresh)
                 stacks[capacity].append(fresh)
                 rooms |= 1 << capacity

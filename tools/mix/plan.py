@@ -41,6 +41,12 @@ class PlannedSource:
         return self.target_tokens / self.source.tokens if self.source.tokens else 0.0
 
     @property
+    def may_give_nothing(self) -> bool:
+        """Whether less than half a document of mean length is planned (of a source whose documents are counted)."""
+        documents = self.source.documents
+        return documents > 0 and 0 < 2 * self.target_tokens * documents < self.source.tokens
+
+    @property
     def capped(self) -> bool:
         """Whether it is at its cap."""
         return self.source.tokens > 0 and self.target_tokens >= self.cap_tokens
@@ -247,6 +253,11 @@ def make_plan(
         faults.append(
             f"the mix holds {total:,} tokens at its caps, but the budget is {tokens:,}; raise max_epochs, or "
             "lower the budget (schedule.steps × batch.global × batch.sequence_length)"
+        )
+    if small := [f"{row.source.component}/{row.source.language}" for row in planned if row.may_give_nothing]:
+        notes.append(
+            f"{len(small)} sources are planned with less than half a document of their mean length, and give nothing if all "
+            f"their documents are more than twice what is planned: {', '.join(small)}"
         )
     return MixPlan(tokens, sequence_length, planned, wanted, [], faults, notes)
 

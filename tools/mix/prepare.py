@@ -13,13 +13,13 @@ from emma.base.errors import UserError
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.data import Mix
 from emma.tools.mix.catalogue import Catalogue, load_catalogues
-from emma.tools.mix.layout import FORMAT, read_mix
+from emma.tools.mix.layout import FORMAT, RULES, read_mix
 from emma.tools.mix.plan import MixPlan, make_plan, plan_validation
 from emma.tools.mix.sources import Source, read_statistics, sources_of_store
 from emma.tools.pack.store import Component, open_store
 from emma.tools.pack.tokenizer_file import TokenizerFile
 
-__all__ = ["MixSettings", "Prepared", "expected_fingerprint", "fingerprint_of", "plan_mix", "prepare"]
+__all__ = ["MixSettings", "Prepared", "expected_fingerprints", "fingerprint_of", "plan_mix", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -133,19 +133,22 @@ def _without_consumed(source: Source, catalogue: Catalogue) -> Source:
     )
 
 
-def expected_fingerprint(settings: MixSettings, statistics: Sequence[Path] = ()) -> str:
-    """Fingerprint of the mix that these settings would build from the store as it is.
+def expected_fingerprints(settings: MixSettings, statistics: Sequence[Path] = ()) -> tuple[str, str]:
+    """Fingerprint of the mix that these settings would build from the store as it is, and that of the mix that an
+    earlier version's rules made of them.
 
     Raises:
         UserError: the store lacks a component, or its components don't belong together.
     """
-    return fingerprint_of(settings, prepare(settings, statistics))
+    prepared = prepare(settings, statistics)
+    return fingerprint_of(settings, prepared), fingerprint_of(settings, prepared, rules=1)
 
 
-def fingerprint_of(settings: MixSettings, prepared: Prepared) -> str:
+def fingerprint_of(settings: MixSettings, prepared: Prepared, rules: int = RULES) -> str:
     """SHA-256 over everything that the mix's content depends on."""
     content = {
         "format": FORMAT,
+        **({"rules": rules} if rules > 1 else {}),
         "seed": settings.mix.seed,
         "packing": settings.mix.packing,
         "samples": settings.samples,

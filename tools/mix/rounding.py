@@ -13,9 +13,10 @@ from emma.base.errors import UserError
 __all__ = ["Closing", "Pass", "Rounded", "Rounding", "balance", "close", "round_source"]
 
 Key = tuple[str, str]
-Rounding = Literal["nearest", "balanced", "closing"]
+Rounding = Literal["nearest", "balanced", "filled", "closing"]
 """How a source was rounded: to the document nearest to its target; to the other side of its target, because the roundings
-of all sources together left too much; or to the token, to make up the total."""
+of all sources together left too much; up to its cap, because no single source could make up what was missing; or to the
+token, to make up the total."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def close(
                 fuller[key] = (tokens[key] + room, passes[key].cap)
                 missing -= room
         filled = {key: round_source(each) for key, each in scan(fuller).items()}
-        changed.update({key: replace(each, rounding="balanced") for key, each in filled.items()})
+        changed.update({key: replace(each, rounding="filled") for key, each in filled.items()})
         tokens.update({key: each.tokens for key, each in filled.items()})
     given = sum(tokens.values())
     raise UserError(

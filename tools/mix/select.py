@@ -19,7 +19,7 @@ from emma.tools.mix.plan import PlannedSource
 from emma.tools.mix.rounding import Closing, Pass, Rounded, balance, close, round_source
 from emma.tools.mix.threads import in_order
 
-__all__ = ["Choice", "Selection", "choose_documents", "generator", "select_validation"]
+__all__ = ["Choice", "Chooser", "Selection", "generator", "select_validation"]
 
 _CELLS = 1 << 20
 """Counters of a component, over all its sources."""
@@ -99,53 +99,13 @@ class Choice:
         return self._tables[catalogue.component.name].times(catalogue, part)
 
 
-def choose_documents(
-    catalogues: Mapping[str, Catalogue], planned: Sequence[PlannedSource], seed: int, total: int | None = None
-) -> Choice:
-    """Chooses the documents of every source.
-
-    A source of T tokens whose target is q·T + r is read whole q times. The rest, r, is filled with its documents in a
-    random order, drawn from the seed: a document is taken if that brings the source nearer to its target without
-    exceeding its cap (after the first that is left out, among the next 256). So a source is off by at most
-    half a document, unless its cap forbids the nearer side.
-
-    With a `total`, the largest source whose cap allows it takes what the others' roundings leave, to the token: it
-    reads its last document in part. Before that, if the roundings leave more than half of its longest document, those
-    sources that are nearly as near on their target's other side are put there; they are off by less than one of their
-    documents.
+class Chooser:
+    """Chooses documents for any plan of the same sources.
 
     Args:
         catalogues: by component.
-        planned: the plan's sources.
         seed: seed of the mix.
-        total: tokens that all sources together must give.
-
-    Raises:
-        UserError: the caps keep the sources from reaching `total`; a source holds other tokens than its component
-            counts.
     """
-    scan = _Scan(catalogues, seed)
-    members = [row for row in planned if row.target_tokens > 0]
-    for row in members:
-        held = scan.held(row.source.key)
-        if held != row.source.tokens:
-            raise UserError(
-                f"{row.source.component}/{row.source.language}: its documents hold {held:,} tokens for training, but "
-                f"the plan counts {row.source.tokens:,}; run `emma pack verify`"
-            )
-    found = scan.passes({row.source.key: (row.target_tokens, row.cap_tokens) for row in members})
-    rounded = {key: round_source(each) for key, each in found.items()}
-    closing = None
-    if total is not None:
-        longest = {key: scan.longest(key) for key in rounded}
-        balance(found, rounded, longest, total)
-        closing, again = close(found, rounded, total, scan.passes)
-        rounded.update(again)
-    return Choice(rounded, closing, scan.tables(rounded))
-
-
-class _Scan:
-    """Passes over the documents of all components."""
 
     def __init__(self, catalogues: Mapping[str, Catalogue], seed: int) -> None:
         self.catalogues = catalogues
@@ -156,13 +116,50 @@ class _Scan:
         }
         self._cells = {name: self._count(name) for name in catalogues}
 
+    def choose(self, planned: Sequence[PlannedSource], total: int | None = None) -> Choice:
+        """Chooses the documents of every source.
+
+        A source of T tokens whose target is q·T + r is read whole q times. The rest, r, is filled with its documents
+        in a random order, drawn from the seed: a document is taken if that brings the source nearer to its target
+        without exceeding its cap (after the first that is left out, among the next 256). So a source is off
+        by at most half a document, unless its cap forbids the nearer side.
+
+        With a `total`, the largest source whose cap allows it takes what the others' roundings leave, to the token: it
+        reads its last document in part. Before that, if the roundings leave more than half of its longest document,
+        sources that are nearly as near on their target's other side are put there; they are off by less than one of
+        their documents.
+
+        Args:
+            planned: the plan's sources.
+            total: tokens that all sources together must give.
+
+        Raises:
+            UserError: the caps keep the sources from reaching `total`; a source holds other tokens than its component
+                counts.
+        """
+        members = [row for row in planned if row.target_tokens > 0]
+        for row in members:
+            if (held := self.held(row.source.key)) != row.source.tokens:
+                raise UserError(
+                    f"{row.source.component}/{row.source.language}: its documents hold {held:,} tokens for training, "
+                    f"but the plan counts {row.source.tokens:,}; run `emma pack verify`"
+                )
+        found = self._passes({row.source.key: (row.target_tokens, row.cap_tokens) for row in members})
+        rounded = {key: round_source(each) for key, each in found.items()}
+        closing = None
+        if total is not None:
+            balance(found, rounded, {key: self._longest(key) for key in rounded}, total)
+            closing, again = close(found, rounded, total, self._passes)
+            rounded.update(again)
+        return Choice(rounded, closing, self._tables(rounded))
+
     def held(self, key: tuple[str, str]) -> int:
         """Tokens that training may see of a source."""
         component, language = key
         code = self._codes[component].get(language)
         return 0 if code is None else int(self.catalogues[component].counts.tokens[code])
 
-    def longest(self, key: tuple[str, str]) -> int:
+    def _longest(self, key: tuple[str, str]) -> int:
         """Tokens of a source's longest document."""
         return int(self.catalogues[key[0]].counts.longest[self._codes[key[0]][key[1]]])
 
@@ -190,7 +187,7 @@ class _Scan:
             tokens[least : least + len(sizes)] += sizes.astype(np.int64)
         return bits, documents.reshape(size, -1), tokens.reshape(size, -1)
 
-    def passes(self, targets: Mapping[tuple[str, str], tuple[int, int]]) -> dict[tuple[str, str], Pass]:
+    def _passes(self, targets: Mapping[tuple[str, str], tuple[int, int]]) -> dict[tuple[str, str], Pass]:
         """The last, partial pass over each source: the documents around the place where its target is reached.
 
         Args:
@@ -254,7 +251,7 @@ class _Scan:
                 ),
             )
 
-    def tables(self, rounded: Mapping[tuple[str, str], Rounded]) -> dict[str, _Table]:
+    def _tables(self, rounded: Mapping[tuple[str, str], Rounded]) -> dict[str, _Table]:
         """What to read, by component."""
         tables = {}
         for name, catalogue in self.catalogues.items():

@@ -14,12 +14,17 @@ import numpy as np
 from emma.tools.mix.arrays import read_at, write_at
 from emma.tools.mix.layout import ROW
 
-__all__ = ["BUCKET_ROWS", "Shuffle"]
+__all__ = ["BUCKET_ROWS", "Shuffle", "buckets_of"]
 
 BUCKET_ROWS = 1 << 20
 """Approximate rows of a bucket, which is shuffled in memory. What is drawn at random depends on it."""
 
 _SIZE = np.dtype("<i4")
+
+
+def buckets_of(rows: int, bucket_rows: int) -> int:
+    """Number of buckets for about so many rows."""
+    return max(1, -(-rows // bucket_rows))
 
 
 class Shuffle:
@@ -30,15 +35,15 @@ class Shuffle:
 
     Args:
         scratch: a new file for the rows, removed at the end, and another one beside it for the sizes of units.
-        expected: approximate number of rows; decides the number of buckets.
+        buckets: number of buckets.
         shards: number of shards that rows refer to, to count them by bucket.
         random: random numbers for a purpose: a number under which units are put, or a bucket.
     """
 
     def __init__(
-        self, scratch: Path, expected: int, shards: int, random: Callable[..., np.random.Generator]
+        self, scratch: Path, buckets: int, shards: int, random: Callable[..., np.random.Generator]
     ) -> None:
-        self.buckets = max(1, -(-expected // BUCKET_ROWS))
+        self.buckets = buckets
         self.rows = np.zeros(self.buckets, np.int64)
         self.units = np.zeros(self.buckets, np.int64)
         self.tokens = np.zeros(self.buckets, np.int64)

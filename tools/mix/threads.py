@@ -19,18 +19,19 @@ def threads() -> int:
     return min(available_cores(), _MOST)
 
 
-def in_order[T, R](function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Yields the function's results in the order of the items.
+def in_order[T, R](function: Callable[[T], R], items: Iterable[T], most: int = _MOST) -> Iterator[R]:
+    """Yields the function's results in the order of the items, computed by up to `most` threads.
 
     NumPy releases the GIL while it sorts, gathers, counts, reads and writes, so every thread gets a core. Exceptions of
     the function are raised here.
     """
     waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(threads()) as pool:
+    workers = min(threads(), most)
+    with ThreadPoolExecutor(workers) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > threads():
+                if len(waiting) > workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
