@@ -13,6 +13,8 @@ whatever the lengths and however few the units, so no distribution is assumed:
   over all units and b the largest deviation of one (Bernstein's inequality; Hoeffding 1963, theorem 4, for draws
   without replacement).
 
+A document counts with at most as many tokens as a sample has, so that single books do not hide everything else.
+
 All tests together are wrong with at most `FALSE_ALARM` (union bound): a mix in uniform order is called faulty at
 most once in a million times.
 """
@@ -137,7 +139,9 @@ class Units:
         self.rows[here] += np.bincount(unit - least, minlength=size)
         classes = self._members.shape[1]
         cell = (unit - least) * classes + self._class[rows["source"]]
-        self._tokens[here] += np.bincount(cell, rows["tokens"], size * classes).reshape(size, classes)
+        # A few books would drown everything else: no document counts for more than a sample.
+        tokens = np.minimum(rows["tokens"], self.info.sequence_length + 1)
+        self._tokens[here] += np.bincount(cell, tokens, size * classes).reshape(size, classes)
 
     def order(self, false_alarm: float = FALSE_ALARM) -> Order:
         """Tests the order."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from emma.base.errors import UserError
 
-__all__ = ["Closing", "Pass", "Rounded", "Rounding", "balance", "close", "round_source"]
+__all__ = ["Closing", "Pass", "Rounded", "Rounding", "close", "round_source"]
 
 Key = tuple[str, str]
 Rounding = Literal["nearest", "balanced", "filled", "closing"]
@@ -87,21 +87,28 @@ class Closing:
 
 
 def round_source(part: Pass) -> Rounded:
-    """Takes documents in order, each if that brings the source nearer to its target and does not exceed its cap."""
-    room = part.cap - part.target
+    """Takes documents in order as long as they fit below the target, passing over those that don't (after the first that
+    doesn't, within the window); then the shortest of those passed over, if that comes nearer and the cap allows it.
+
+    (To stop at the first that does not fit would be off by half a document of the longest kind, as long documents are
+    the ones that mostly lie across the target.)
+    """
     count = int(np.searchsorted(part.ends(), part.rest, side="right"))
     gap = part.rest - part.before - int(part.sizes[:count].sum())
     more: list[int] = []
-    at, stop = count, min(count + part.window, len(part.sizes))
-    while gap > 0:
-        sizes = part.sizes[at:stop]
-        nearer = np.flatnonzero((sizes < 2 * gap) & (sizes <= gap + room))
-        if not len(nearer):
-            break
-        at += int(nearer[0])
-        more.append(at)
-        gap -= int(part.sizes[at])
-        at += 1
+    shortest: int | None = None
+    for place, size in enumerate(part.sizes[count : count + part.window].tolist(), count):
+        if size <= gap:
+            more.append(place)
+            gap -= size
+        elif shortest is None or size < part.sizes[shortest]:
+            shortest = place
+    if (
+        shortest is not None
+        and part.sizes[shortest] < 2 * gap
+        and part.sizes[shortest] <= gap + part.cap - part.target
+    ):
+        more.append(shortest)
     return part.rounded(count, more)
 
 
@@ -122,78 +129,83 @@ def _other_side(part: Pass, rounded: Rounded) -> Rounded | None:
     return part.rounded(rounded.count, [*rounded.places, shortest], "balanced")
 
 
-def balance(
-    passes: Mapping[Key, Pass], rounded: dict[Key, Rounded], longest: Mapping[Key, int], total: int
-) -> None:
-    """Puts sources on the other side of their targets, those first that come nearest there, until what the roundings
-    leave of the total is at most half of the closing source's longest document."""
-    order = _by_size(passes)
-    closing = next(
-        (key for key in order if passes[key].cap - passes[key].target >= longest[key] / 2), order[0]
-    )
-    limit = longest[closing] / 2
-    missing = total - sum(each.tokens for each in rounded.values())
-    others = {
-        key: other
-        for key in order
-        if key != closing and (other := _other_side(passes[key], rounded[key])) is not None
-    }
-    for key in sorted(others, key=lambda key: (abs(others[key].tokens - passes[key].target), key)):
-        if abs(missing) <= limit:
-            return
-        gained = others[key].tokens - rounded[key].tokens
-        if abs(missing - gained) < abs(missing):
-            rounded[key] = others[key]
-            missing -= gained
-
-
 def close(
     passes: Mapping[Key, Pass],
     rounded: Mapping[Key, Rounded],
+    longest: Mapping[Key, int],
     total: int,
     scan: Callable[[Mapping[Key, tuple[int, int]]], dict[Key, Pass]],
 ) -> tuple[Closing, dict[Key, Rounded]]:
-    """Lets the largest source that can take what is missing of the total, to the token.
+    """Lets one source take what the roundings leave of the total, to the token: the largest one that then is at most half
+    of its longest document off its target.
+
+    If there is none, sources are put on the other side of their targets, those first that were nearly half a document off, until
+    there is one or none is left to be put; then the largest one takes it that its cap allows.
 
     Args:
         passes: by source.
         rounded: likewise.
+        longest: tokens of each source's longest document.
         total: tokens of all sources together.
         scan: makes passes for other targets and caps.
 
     Returns:
-        The closing source, and the sources that give something else than before: itself, and where no source can take
-        all that is missing, those that are filled up to their caps.
+        The closing source, and the sources that give something else than before: itself, those put on the other side, and
+        where no source's cap allows all that is missing, those that are filled up to their caps.
 
     Raises:
         UserError: the caps keep the sources from reaching the total.
     """
-    order = _by_size(passes)
-    tokens = {key: each.tokens for key, each in rounded.items()}
+    order = sorted(passes, key=lambda key: (-passes[key].target, key))
     changed: dict[Key, Rounded] = {}
-    for attempt in range(2):
-        missing = total - sum(tokens.values())
+    tokens = {key: each.tokens for key, each in rounded.items()}
+    missing = total - sum(tokens.values())
+
+    def closer(*, near: bool) -> Key | None:
         for key in order:
-            target, cap = tokens[key] + missing, passes[key].cap
-            if 0 < target <= cap:
-                closing, changed[key] = _to_the_token(scan({key: (target, cap)})[key])
-                return closing, changed
-        if attempt or missing < 0:
-            break
+            target = tokens[key] + missing
+            off = abs(target - passes[key].target)
+            if 0 < target <= passes[key].cap and (not near or off <= longest[key] / 2):
+                return key
+        return None
+
+    closing = closer(near=True)
+    if closing is None:
+        others = {
+            key: each for key in order[1:] if (each := _other_side(passes[key], rounded[key])) is not None
+        }
+        gains = {key: each.tokens - tokens[key] for key, each in others.items()}
+        for key in sorted(
+            others, key=lambda key: (abs((others[key].tokens - passes[key].target) / gains[key]), key)
+        ):
+            gained = gains[key]
+            if abs(missing - gained) < abs(missing):
+                changed[key], tokens[key] = others[key], others[key].tokens
+                missing -= gained
+                if (closing := closer(near=True)) is not None:
+                    break
+        closing = closing or closer(near=False)
+    if closing is None and missing > 0:
         fuller: dict[Key, tuple[int, int]] = {}
+        left = missing
         for key in order:
-            room = min(passes[key].cap - tokens[key], missing)
+            room = min(passes[key].cap - tokens[key], left)
             if room > 0:
                 fuller[key] = (tokens[key] + room, passes[key].cap)
-                missing -= room
-        filled = {key: round_source(each) for key, each in scan(fuller).items()}
-        changed.update({key: replace(each, rounding="filled") for key, each in filled.items()})
-        tokens.update({key: each.tokens for key, each in filled.items()})
-    given = sum(tokens.values())
-    raise UserError(
-        f"the sources give {given:,} tokens in whole documents within their caps, but the mix needs {total:,}; raise "
-        "max_epochs, or lower the budget (schedule.steps × batch.global × batch.sequence_length)"
-    )
+                left -= room
+        for key, each in scan(fuller).items():
+            changed[key] = replace(round_source(each), rounding="filled")
+            tokens[key] = changed[key].tokens
+        missing = total - sum(tokens.values())
+        closing = closer(near=False)
+    if closing is None:
+        raise UserError(
+            f"the sources give {sum(tokens.values()):,} tokens in whole documents within their caps, but the mix needs "
+            f"{total:,}; raise max_epochs, or lower the budget (schedule.steps × batch.global × batch.sequence_length)"
+        )
+    target = tokens[closing] + missing
+    last, changed[closing] = _to_the_token(scan({closing: (target, passes[closing].cap)})[closing])
+    return last, changed
 
 
 def _to_the_token(part: Pass) -> tuple[Closing, Rounded]:
@@ -205,8 +217,3 @@ def _to_the_token(part: Pass) -> tuple[Closing, Rounded]:
     last = count + int(enough[np.argmin(sizes[enough])])
     rounded = replace(part.rounded(count, [], "closing"), tokens=part.target)
     return Closing(part.key, int(part.index[last]), gap), rounded
-
-
-def _by_size(passes: Mapping[Key, Pass]) -> list[Key]:
-    """Sources, those with the largest targets first."""
-    return sorted(passes, key=lambda key: (-passes[key].target, key))

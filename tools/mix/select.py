@@ -16,7 +16,7 @@ import numpy as np
 from emma.base.errors import UserError
 from emma.tools.mix.catalogue import Catalogue, Part
 from emma.tools.mix.plan import PlannedSource
-from emma.tools.mix.rounding import Closing, Pass, Rounded, balance, close, round_source
+from emma.tools.mix.rounding import Closing, Pass, Rounded, close, round_source
 from emma.tools.mix.threads import in_order
 
 __all__ = ["Choice", "Chooser", "Selection", "generator", "select_validation"]
@@ -120,14 +120,14 @@ class Chooser:
         """Chooses the documents of every source.
 
         A source of T tokens whose target is q·T + r is read whole q times. The rest, r, is filled with its documents
-        in a random order, drawn from the seed: a document is taken if that brings the source nearer to its target
-        without exceeding its cap (after the first that is left out, among the next 256). So a source is off
-        by at most half a document, unless its cap forbids the nearer side.
+        in a random order, drawn from the seed: each that fits below the target (after the first that doesn't, among the
+        next 256), then one more if that comes nearer and the cap allows it. So a source is off by at most half a
+        document, unless its cap forbids the nearer side.
 
-        With a `total`, the largest source whose cap allows it takes what the others' roundings leave, to the token: it
-        reads its last document in part. Before that, if the roundings leave more than half of its longest document,
-        sources that are nearly as near on their target's other side are put there; they are off by less than one of
-        their documents.
+        With a `total`, one source takes what the others' roundings leave, to the token: it reads its last document in
+        part. It is the largest one that this keeps within half of its longest document. If there is none, sources that
+        are nearly as near on their target's other side are put there, until there is one; they are off by less than one
+        of their documents.
 
         Args:
             planned: the plan's sources.
@@ -148,8 +148,8 @@ class Chooser:
         rounded = {key: round_source(each) for key, each in found.items()}
         closing = None
         if total is not None:
-            balance(found, rounded, {key: self._longest(key) for key in rounded}, total)
-            closing, again = close(found, rounded, total, self._passes)
+            longest = {key: self._longest(key) for key in rounded}
+            closing, again = close(found, rounded, longest, total, self._passes)
             rounded.update(again)
         return Choice(rounded, closing, self._tables(rounded))
 
