@@ -11,6 +11,7 @@ from emma.base.errors import CheckFailedError, UserError
 
 if TYPE_CHECKING:
     from emma.recipes.schema import Recipe
+    from emma.tools.mix.fertility import Fertility
     from emma.tools.mix.plan import MixPlan
 
 __all__ = ["group"]
@@ -70,6 +71,13 @@ statistics_option = click.option(
 @click.option("--tokens", type=click.IntRange(min=1), help="Budget in tokens, instead of the recipe's.")
 @statistics_option
 @click.option(
+    "--fertility",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PARQUET",
+    help="Tokens per word that `emma corpus stats RUN --tokens` measured, for --stats before anything is packed.  "
+    "[default: Llama 3's, by script]",
+)
+@click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for plan.parquet, plan.json and plan.svg.  [default: <mix folder>.plan for a RUN, none for --data]",
@@ -80,6 +88,7 @@ def plan(
     data_name: str | None,
     tokens: int | None,
     statistics: tuple[str, ...],
+    fertility: Path | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -99,12 +108,12 @@ def plan(
     files = [Path(name) for name in (*statistics, *(a for a in arguments if a.endswith(".csv")))]
     others = [argument for argument in arguments if not argument.endswith(".csv")]
     if data_name is not None:
-        solved = _plan_data(data_name, others, tokens, files)
+        solved = _plan_data(data_name, others, tokens, files, fertility)
     else:
         if not others or "=" in others[0]:
             raise click.UsageError("name a RUN, or a data recipe with --data")
         recipe = _recipe(others[0], tuple(others[1:]))
-        solved = _plan_run(recipe, tokens, files)
+        solved = _plan_run(recipe, tokens, files, fertility)
         output = output or recipe.mix_folder.with_name(recipe.mix_folder.name + ".plan")
     if output is not None:
         import pyarrow.parquet as pq
@@ -123,8 +132,11 @@ def plan(
     solved.check()
 
 
-def _plan_data(name: str, overrides: list[str], tokens: int | None, files: list[Path]) -> MixPlan:
+def _plan_data(
+    name: str, overrides: list[str], tokens: int | None, files: list[Path], fertility: Path | None
+) -> MixPlan:
     from emma.recipes.load import load_section
+    from emma.tools.mix.fertility import read_fertility, shipped_fertility
     from emma.tools.mix.plan import make_plan
     from emma.tools.mix.sources import sources_of_statistics
 
@@ -140,12 +152,20 @@ def _plan_data(name: str, overrides: list[str], tokens: int | None, files: list[
     budget = tokens or data.mix.tokens
     if budget is None:
         raise UserError(f"data recipe {name}: has no data.mix.tokens; give --tokens")
-    return make_plan(data.mix, sources_of_statistics(data, files), budget)
+    table = shipped_fertility() if fertility is None else read_fertility(fertility)
+    plan = make_plan(data.mix, sources_of_statistics(data, files, table), budget)
+    plan.notes.append(_whose(table))
+    return plan
 
 
-def _plan_run(recipe: Recipe, tokens: int | None, files: list[Path]) -> MixPlan:
+def _whose(table: Fertility) -> str:
+    return f"published words became tokens by the fertility of {table.tokenizer} ({table.source})"
+
+
+def _plan_run(recipe: Recipe, tokens: int | None, files: list[Path], fertility: Path | None) -> MixPlan:
     from dataclasses import replace
 
+    from emma.tools.mix.fertility import read_fertility, shipped_fertility
     from emma.tools.mix.plan import make_plan
     from emma.tools.mix.prepare import MixSettings, plan_mix
     from emma.tools.mix.sources import sources_of_statistics
@@ -154,8 +174,17 @@ def _plan_run(recipe: Recipe, tokens: int | None, files: list[Path]) -> MixPlan:
     if tokens is not None:
         settings = replace(settings, samples=-(-tokens // settings.sequence_length))
     if files and not settings.store.is_dir():
-        sources = sources_of_statistics(recipe.data, files)
-        return make_plan(recipe.data.mix, sources, settings.tokens, settings.sequence_length)
+        table = shipped_fertility() if fertility is None else read_fertility(fertility)
+        counted_in = recipe.data.mix.counted_in
+        foreign = table.foreign(counted_in, recipe.model.vocab_size, settings.tokenizer_sha256)
+        sources = sources_of_statistics(recipe.data, files, table, foreign)
+        plan = make_plan(recipe.data.mix, sources, settings.tokens, settings.sequence_length)
+        plan.notes.append(_whose(table))
+        return plan
+    if fertility is not None:
+        raise UserError(
+            f"{settings.store}: the store's own counts are used; --fertility plans before anything is packed"
+        )
     return plan_mix(settings, files)
 
 
