@@ -266,7 +266,7 @@ def test_a_budget_of_one_tokenizer_is_not_planned_with_anothers_fertility(tmp_pa
     files = statistics_files(tmp_path)
     recipe = data(components(), counted_in="llama2")
     with pytest.raises(
-        UserError, match=r"eng_Latn: .* scripts\.csv is llama3's, but the recipe counts tokens of llama2"
+        UserError, match=r"eng_Latn: .*scripts\.csv is llama3's, but the recipe counts tokens of llama2"
     ):
         sources_of_statistics(recipe, files)
     both = data(components(), counted_in="llama2", fertility={"Latn": 2.0, "Geor": 9.0})
