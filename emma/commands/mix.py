@@ -294,10 +294,16 @@ def verify(
         faults.append(str(error))
     found = verify_mix(settings.folder, fingerprint=fingerprint, earlier=earlier)
     found.faults[:0] = faults
-    output = output or settings.folder.with_name(settings.folder.name + ".verified")
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "verified.json", found.to_dict())
-    write_text(output / "index.html", verified_page(read_mix(settings.folder), found))
+    target = output or settings.folder.with_name(settings.folder.name + ".verified")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        write_json(target / "verified.json", found.to_dict())
+        write_text(target / "index.html", verified_page(read_mix(settings.folder), found))
+    except OSError as error:
+        # A mix may be verified where nothing may be written.
+        if output is not None:
+            raise UserError(f"{target}: cannot be written ({error.strerror})") from None
+        found.notes.append(f"{target}: not written ({error.strerror})")
     if as_json:
         _echo_json(found.to_dict())
     else:
@@ -311,7 +317,7 @@ def verify(
             click.echo(f"furthest from its plan: {found.furthest}")
         for note in found.notes:
             click.echo(f"note: {note}")
-        click.echo(f"page: {output / 'index.html'}")
+        click.echo(f"page: {target / 'index.html'}")
     if found.faults:
         raise CheckFailedError("\n".join(["the mix has faults:", *found.faults]))
 

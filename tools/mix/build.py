@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -153,7 +153,7 @@ def _write(
         },
     )
     write_json(folder / "mix.json", info.to_dict())
-    _manifest(settings, prepared, train, folder, started).write(folder)
+    _manifest(settings, prepared, plan, train, folder, started).write(folder)
     return info
 
 
@@ -222,31 +222,10 @@ def _put_rows(
     last = np.zeros(0, ROW)
     for place, component in enumerate(shards.components):
         catalogue = catalogues[component.name]
-        base, width = shards.base(component.name), component.dtype.itemsize
         names = ((component.name, language) for language in catalogue.languages)
         source = np.array([numbers.get(name, 0) for name in names], np.uint16)
-
-        def rows_of(part: Part, within: np.ndarray, catalogue=catalogue, base=base, width=width, source=source) -> np.ndarray:  # fmt: skip
-            """Rows of a part's documents."""
-            tokens = catalogue.tokens[part.start : part.stop]
-            starts = np.cumsum(tokens, dtype=np.int64) - tokens
-            rows = np.empty(len(within), ROW)
-            rows["offset"] = part.offset + starts[within] * width
-            rows["tokens"] = tokens[within]
-            rows["shard"] = base + part.shard
-            rows["source"] = source[catalogue.language[part.start : part.stop][within]]
-            return rows
-
-        def put(numbered: tuple[int, Part], catalogue=catalogue, place=place, rows_of=rows_of) -> None:  # fmt: skip
-            number, part = numbered
-            times = choice.times(catalogue, part)
-            ends = np.cumsum(times)
-            # (A document may be read any number of times.)
-            for start in range(0, int(ends[-1]), BUCKET_ROWS):
-                reads = np.arange(start, min(start + BUCKET_ROWS, int(ends[-1])))
-                within = np.searchsorted(ends, reads, side="right")
-                documents.put((place, number, start), rows_of(part, within))
-
+        rows_of = partial(_rows_of, catalogue, source, shards.base(component.name))
+        put = partial(_put_part, documents, catalogue, choice, rows_of, place)
         numbered = list(enumerate(catalogue.parts))
         for _ in progress(in_order(put, numbered), total=len(numbered), unit="part", desc=component.name):
             pass
@@ -256,6 +235,36 @@ def _put_rows(
             last = rows_of(part, np.array([closing.document - part.start]))
             last["tokens"] = closing.tokens
     return last
+
+
+def _rows_of(
+    catalogue: Catalogue, source: np.ndarray, shard_base: int, part: Part, within: np.ndarray
+) -> np.ndarray:
+    """Rows of documents of a part, given by their places in it; `source` numbers the catalogue's languages."""
+    tokens = catalogue.tokens[part.start : part.stop]
+    starts = np.cumsum(tokens, dtype=np.int64) - tokens
+    rows = np.empty(len(within), ROW)
+    rows["offset"] = part.offset + starts[within] * catalogue.component.dtype.itemsize
+    rows["tokens"] = tokens[within]
+    rows["shard"] = shard_base + part.shard
+    rows["source"] = source[catalogue.language[part.start : part.stop][within]]
+    return rows
+
+
+def _put_part(
+    documents: Shuffle,
+    catalogue: Catalogue,
+    choice: Choice,
+    rows_of: Callable[[Part, np.ndarray], np.ndarray],
+    place: int,
+    numbered: tuple[int, Part],
+) -> None:
+    """Puts a part's documents, each as often as it is read, in pieces of limited size."""
+    number, part = numbered
+    ends = np.cumsum(choice.times(catalogue, part))
+    for start in range(0, int(ends[-1]), BUCKET_ROWS):
+        reads = np.arange(start, min(start + BUCKET_ROWS, int(ends[-1])))
+        documents.put((place, number, start), rows_of(part, np.searchsorted(ends, reads, side="right")))
 
 
 def _write_group(
@@ -298,7 +307,12 @@ def _bytes_per_token(group: ValidationGroup, sources: Mapping[tuple[str, str], S
 
 
 def _manifest(
-    settings: MixSettings, prepared: Prepared, train: DatasetInfo, folder: Path, started: str
+    settings: MixSettings,
+    prepared: Prepared,
+    plan: MixPlan,
+    train: DatasetInfo,
+    folder: Path,
+    started: str,
 ) -> Manifest:
     files = sorted(
         path
@@ -325,5 +339,5 @@ def _manifest(
         counts=counts,
         versions=package_versions(("emma-recipes", "numpy", "pyarrow")),
         started=started,
-        extra={"format": FORMAT, "notes": prepared.plan.notes},
+        extra={"format": FORMAT, "notes": plan.notes},
     )

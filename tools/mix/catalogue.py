@@ -7,7 +7,7 @@ documents are looked up by their places (`documents_at`, `rows`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -277,7 +277,7 @@ def _without_consumed(
     """The catalogues with the documents marked that earlier phases read: those of which a consumed sample holds any
     token."""
     marked = {
-        name: Catalogue(**{**_fields(catalogue), "consumed": np.zeros(len(catalogue.tokens), bool)})
+        name: replace(catalogue, consumed=np.zeros(len(catalogue.tokens), bool))
         for name, catalogue in catalogues.items()
     }
     for entry in consumed:
@@ -305,10 +305,6 @@ def _without_consumed(
                         read = catalogues[shard.component].documents_at(shard.number, offsets)
                         _mask(marked[shard.component])[read] = True
     return marked
-
-
-def _fields(catalogue: Catalogue) -> dict[str, object]:
-    return {name: getattr(catalogue, name) for name in Catalogue.__dataclass_fields__}
 
 
 def _mask(catalogue: Catalogue) -> np.ndarray:

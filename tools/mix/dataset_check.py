@@ -200,10 +200,10 @@ class DatasetCheck:
             np.minimum.at(least, code, here)
             np.maximum.at(most, code, here)
             documents += np.bincount(code, here, size).astype(np.int64)
-        for code, language in enumerate(catalogue.languages):
-            if int(most[code]) - int(least[code]) > 1:
+        for number, language in enumerate(catalogue.languages):
+            if int(most[number]) - int(least[number]) > 1:
                 yield (
-                    f"{path}: documents of {name}/{language} are seen {int(least[code])} to {int(most[code])} times"
+                    f"{path}: documents of {name}/{language} are seen {int(least[number])} to {int(most[number])} times"
                 )
         for source in self.info.sources:
             if source.component == name:

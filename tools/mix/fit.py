@@ -62,7 +62,7 @@ def choose(
     slack = settings.samples // 2_000
     epochs = {row.source.key: row.epochs for row in prepared.plan.sources}
     estimate = bins_needed(_expected_pieces(catalogues, epochs, capacity), capacity, buckets)
-    tokens = min(prepared.plan.tokens, int(prepared.plan.tokens * samples / max(estimate, 1)))
+    tokens = min(prepared.plan.tokens, max(2, int(prepared.plan.tokens * samples / max(estimate, 1))))
     most = prepared.plan.tokens + 1
     best: tuple[MixPlan, Choice] | None = None
     least = 1

@@ -16,7 +16,8 @@ from emma.tools.mix.threads import threads
 
 __all__ = ["Needs", "needs_of"]
 
-_FIXED_MEMORY = 1 << 30
+_BASE_MEMORY, _MOST_MEMORY, _BUCKET_ROW = 160 << 20, 1 << 30, 120
+"""Bytes of the process, of what is in work at most, and of a row that is in work."""
 _INDEX_ROW = 20
 _SAMPLE = 16
 _PROCESSOR = {"concatenate": (0.15e-6, 0.38e-6), "best_fit": (0.35e-6, 1.15e-6)}
@@ -101,12 +102,13 @@ def needs_of(settings: MixSettings, prepared: Prepared) -> Needs:
     if settings.mix.packing == "best_fit":
         scratch += rows * ROW.itemsize + settings.samples * 4
     document_seconds, row_seconds = _PROCESSOR[settings.mix.packing]
+    fixed = min(_MOST_MEMORY, _BASE_MEMORY + rows * _BUCKET_ROW)
     return Needs(
         documents,
         rows,
-        _FIXED_MEMORY + documents * a_document,
+        fixed + documents * a_document,
         # The same, and how often each document is read.
-        _FIXED_MEMORY + documents * (7 + 8 + 4),
+        fixed + documents * (7 + 8 + 4),
         mix + scratch,
         mix,
         documents * document_seconds + rows * row_seconds,

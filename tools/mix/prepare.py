@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import orjson
 
 from emma.base.errors import UserError
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.data import Mix
 from emma.tools.mix.catalogue import Catalogue, load_catalogues
-from emma.tools.mix.layout import FORMAT, RULES, read_mix
+from emma.tools.mix.layout import FORMAT, ROW, RULES, read_mix
 from emma.tools.mix.plan import MixPlan, make_plan, plan_validation
 from emma.tools.mix.sources import Source, read_statistics, sources_of_store
 from emma.tools.pack.store import Component, open_store
@@ -111,6 +112,13 @@ def prepare(settings: MixSettings, statistics: Sequence[Path] = ()) -> Prepared:
     # Each best-fit sample has its own last label, so it holds one token more than its length.
     tokens = settings.tokens if settings.mix.packing == "concatenate" else settings.tokens + settings.samples
     plan = make_plan(settings.mix, sources, tokens, settings.sequence_length)
+    if settings.mix.packing == "concatenate" and sum(row.cap_tokens for row in plan.sources) == tokens:
+        plan.faults.append(
+            f"the mix holds {tokens:,} tokens at its caps, which is the budget, but the last sample's last label is one more; "
+            "raise max_epochs, or lower the budget (schedule.steps × batch.global × batch.sequence_length)"
+        )
+    if len(plan.sources) > np.iinfo(ROW["source"]).max:
+        raise UserError(f"{len(plan.sources):,} sources take part; a mix may have at most 65,535")
     groups, faults, notes = plan_validation(settings.mix, sources)
     plan.groups.extend(groups)
     plan.faults.extend(faults)

@@ -193,8 +193,8 @@ def close(
             if room > 0:
                 fuller[key] = (tokens[key] + room, passes[key].cap)
                 left -= room
-        for key, each in scan(fuller).items():
-            changed[key] = replace(round_source(each), rounding="filled")
+        for key, part in scan(fuller).items():
+            changed[key] = replace(round_source(part), rounding="filled")
             tokens[key] = changed[key].tokens
         missing = total - sum(tokens.values())
         closing = closer(near=False)

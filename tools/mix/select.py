@@ -193,7 +193,7 @@ class Chooser:
         Args:
             targets: target and cap in tokens, by component and language.
         """
-        found = {}
+        found: dict[tuple[str, str], Pass] = {}
         for name in {key[0] for key in targets}:
             mine = {key: each for key, each in targets.items() if key[0] == name}
             found.update(self._passes_of(name, mine))
@@ -229,11 +229,16 @@ class Chooser:
             return code[near], number[near], catalogue.tokens[part.start : part.stop][near], near + part.start
 
         parts = list(in_order(gather, catalogue.parts))
-        code, number, sizes, index = (np.concatenate(each) for each in zip(*parts, strict=True))
-        order = np.lexsort((number, code))
-        code, number, sizes, index = code[order], number[order], sizes[order].astype(np.int64), index[order]
+        codes, numbers, sizes, index = (np.concatenate(each) for each in zip(*parts, strict=True))
+        order = np.lexsort((numbers, codes))
+        codes, numbers, sizes, index = (
+            codes[order],
+            numbers[order],
+            sizes[order].astype(np.int64),
+            index[order],
+        )
         for key, (mine, whole, before) in starts.items():
-            here = slice(*np.searchsorted(code, [mine, mine + 1]))
+            here = slice(*np.searchsorted(codes, [mine, mine + 1]))
             target, cap = targets[key]
             yield (
                 key,
@@ -244,7 +249,7 @@ class Chooser:
                     self.held(key),
                     whole,
                     before,
-                    number[here],
+                    numbers[here],
                     sizes[here],
                     index[here],
                     _WINDOW,

@@ -97,7 +97,7 @@ class Shuffle:
             self.tokens += tokens
             self.shard_rows += by_shard.reshape(self.buckets, shards)
             bounds = [np.concatenate([[0], np.cumsum(each)]).astype(np.int32) for each in (row_counts, units)]
-            self._extents[number] = (*begins, *bounds)
+            self._extents[number] = (begins[0], begins[1], bounds[0], bounds[1])
         write_at(self._files[0], rows, begins[0])
         if sizes is not None:
             write_at(self._files[1], sizes.astype(_SIZE), begins[1])

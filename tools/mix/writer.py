@@ -70,12 +70,14 @@ class Stream:
 
     def __init__(self, rows: np.ndarray, shards: int, shuffle: Ordered | None = None) -> None:
         self._last, self._shuffle = rows, shuffle
-        before = [shuffle.rows, shuffle.tokens, shuffle.shard_rows] if shuffle is not None else [[], [], []]
-        self.rows = np.append(before[0], len(rows)).astype(np.int64)
+        self.rows = np.array([len(rows)])
+        self.tokens = np.array([rows["tokens"].sum(dtype=np.int64)])
+        self.shard_rows = np.bincount(rows["shard"], minlength=shards)[None]
+        if shuffle is not None:
+            self.rows = np.append(shuffle.rows, self.rows)
+            self.tokens = np.append(shuffle.tokens, self.tokens)
+            self.shard_rows = np.vstack([shuffle.shard_rows, self.shard_rows])
         self.units = self.rows
-        self.tokens = np.append(before[1], rows["tokens"].sum(dtype=np.int64)).astype(np.int64)
-        mine = np.bincount(rows["shard"], minlength=shards)
-        self.shard_rows = np.vstack([np.reshape(before[2], (-1, shards)), mine]).astype(np.int64)
 
     def take(self, bucket: int) -> tuple[np.ndarray, np.ndarray | None]:
         if self._shuffle is not None and bucket < len(self.rows) - 1:
