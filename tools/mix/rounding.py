@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from emma.base.errors import UserError
 
-__all__ = ["Closing", "Pass", "Rounded", "Rounding", "close", "round_source"]
+__all__ = ["Closing", "Pass", "Rounded", "Rounding", "Scan", "close", "round_source"]
 
 Key = tuple[str, str]
 Rounding = Literal["nearest", "balanced", "filled", "closing"]
@@ -19,13 +19,21 @@ of all sources together left too much; up to its cap, because no single source c
 token, to make up the total."""
 
 
+class Scan(Protocol):
+    """Makes passes for targets and caps by source."""
+
+    def __call__(
+        self, targets: Mapping[Key, tuple[int, int]], *, everything: bool = False
+    ) -> dict[Key, Pass]: ...
+
+
 @dataclass(frozen=True)
 class Pass:
     """The last, partial pass over a source of `held` tokens, after `whole` passes over all of it.
 
-    Documents come in the order of their random numbers. `before` is the number of tokens of those that come before the
-    first one listed; `numbers`, `sizes` (tokens) and `index` (in the catalogue) list the documents around the place
-    where the target is reached, and at least `window` after it, as long as there are any.
+    Documents of at most `longest` tokens take part, in the order of their random numbers. `before` is the number of tokens
+    of those that come before the first one listed; `numbers`, `sizes` (tokens) and `index` (in the catalogue) list the
+    documents around the place where the target is reached, and at least one after it if there is any.
     """
 
     key: Key
@@ -33,11 +41,11 @@ class Pass:
     cap: int
     held: int
     whole: int
+    longest: int
     before: int
     numbers: np.ndarray
     sizes: np.ndarray
     index: np.ndarray
-    window: int
 
     @property
     def rest(self) -> int:
@@ -48,33 +56,25 @@ class Pass:
         """Tokens up to and with each listed document."""
         return self.before + np.cumsum(self.sizes)
 
-    def rounded(self, count: int, more: list[int], rounding: Rounding = "nearest") -> Rounded:
-        """The first `count` of the listed documents, and those at the places `more`."""
-        taken = self.before + int(self.sizes[:count].sum()) + int(self.sizes[more].sum())
-        below = int(self.numbers[count]) if count < len(self.numbers) else int(self.numbers[-1]) + 1
-        return Rounded(
-            self.whole * self.held + taken,
-            self.whole,
-            min(below, 2**64 - 1),
-            self.index[np.array(more, np.int64)],
-            rounding,
-            count,
-            tuple(more),
-        )
+    def rounded(self, count: int, rounding: Rounding = "nearest") -> Rounded:
+        """The documents before those listed, and the first `count` of these."""
+        tokens = self.whole * self.held + self.before + int(self.sizes[:count].sum())
+        # (If all listed are taken, none comes after them.)
+        below = int(self.numbers[count]) if count < len(self.numbers) else 2**64 - 1
+        return Rounded(tokens, self.whole, below, self.longest, rounding, count)
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """What a source gives: `tokens` in all; every document `whole` times, once more those whose random number is below
-    `below` and those listed in `more`. `count` and `places` are the same in terms of the pass."""
+    """What a source gives: `tokens` in all; every document `whole` times, and those of at most `longest` tokens whose
+    random number is below `below` once more. `count` is the number of them among those that the pass lists."""
 
     tokens: int
     whole: int
     below: int
-    more: np.ndarray
+    longest: int
     rounding: Rounding
     count: int
-    places: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -87,46 +87,28 @@ class Closing:
 
 
 def round_source(part: Pass) -> Rounded:
-    """Takes documents in order as long as they fit below the target, passing over those that don't (after the first that
-    doesn't, within the window); then the shortest of those passed over, if that comes nearer and the cap allows it.
-
-    (To stop at the first that does not fit would be off by half a document of the longest kind, as long documents are
-    the ones that mostly lie across the target.)
-    """
+    """Takes documents in order, as many as come nearest to the target without exceeding the cap."""
     count = int(np.searchsorted(part.ends(), part.rest, side="right"))
-    gap = part.rest - part.before - int(part.sizes[:count].sum())
-    more: list[int] = []
-    shortest: int | None = None
-    for place, size in enumerate(part.sizes[count : count + part.window].tolist(), count):
-        if size <= gap:
-            more.append(place)
-            gap -= size
-        elif shortest is None or size < part.sizes[shortest]:
-            shortest = place
-    if (
-        shortest is not None
-        and part.sizes[shortest] < 2 * gap
-        and part.sizes[shortest] <= gap + part.cap - part.target
-    ):
-        more.append(shortest)
-    return part.rounded(count, more)
+    below = part.rounded(count)
+    if count == len(part.sizes):
+        return below
+    above = part.rounded(count + 1)
+    return (
+        above
+        if above.tokens - part.target < part.target - below.tokens and above.tokens <= part.cap
+        else below
+    )
 
 
 def _other_side(part: Pass, rounded: Rounded) -> Rounded | None:
     """The source one document above its target if it is below, one below if it is above; None if it is met exactly,
-    or the cap allows no more."""
-    gap = part.target - rounded.tokens
-    if gap < 0:
-        return part.rounded(rounded.count, list(rounded.places[:-1]), "balanced")
-    if gap == 0:
+    or there is no such document, or the cap allows no more."""
+    if rounded.tokens > part.target:
+        return part.rounded(rounded.count - 1, "balanced")
+    if rounded.tokens == part.target or rounded.count == len(part.sizes):
         return None
-    stop = min(rounded.count + part.window, len(part.sizes))
-    places = np.setdiff1d(np.arange(rounded.count, stop), np.array(rounded.places, np.int64))
-    places = places[part.sizes[places] <= gap + part.cap - part.target]
-    if not len(places):
-        return None
-    shortest = int(places[np.argmin(part.sizes[places])])
-    return part.rounded(rounded.count, [*rounded.places, shortest], "balanced")
+    above = part.rounded(rounded.count + 1, "balanced")
+    return above if above.tokens <= part.cap else None
 
 
 def close(
@@ -134,7 +116,7 @@ def close(
     rounded: Mapping[Key, Rounded],
     longest: Mapping[Key, int],
     total: int,
-    scan: Callable[[Mapping[Key, tuple[int, int]]], dict[Key, Pass]],
+    scan: Scan,
 ) -> tuple[Closing, dict[Key, Rounded]]:
     """Lets one source take what the roundings leave of the total, to the token: the largest one that then is at most half
     of its longest document off its target.
@@ -147,7 +129,7 @@ def close(
         rounded: likewise.
         longest: tokens of each source's longest document.
         total: tokens of all sources together.
-        scan: makes passes for other targets and caps.
+        scan: makes passes for other targets and caps, of documents of any length if asked for `everything`.
 
     Returns:
         The closing source, and the sources that give something else than before: itself, those put on the other side, and
@@ -204,16 +186,14 @@ def close(
             f"{total:,}; raise max_epochs, or lower the budget (schedule.steps × batch.global × batch.sequence_length)"
         )
     target = tokens[closing] + missing
-    last, changed[closing] = _to_the_token(scan({closing: (target, passes[closing].cap)})[closing])
+    wanted = {closing: (target, passes[closing].cap)}
+    last, changed[closing] = _to_the_token(scan(wanted, everything=True)[closing])
     return last, changed
 
 
 def _to_the_token(part: Pass) -> tuple[Closing, Rounded]:
-    """All documents that end before the target, and the shortest of the next ones that is long enough for the rest."""
+    """All documents that end before the target, and the next one in part."""
     count = int(np.searchsorted(part.ends(), part.rest, side="left"))
-    gap = part.rest - part.before - int(part.sizes[:count].sum())
-    sizes = part.sizes[count : count + part.window]
-    enough = np.flatnonzero(sizes >= gap)
-    last = count + int(enough[np.argmin(sizes[enough])])
-    rounded = replace(part.rounded(count, [], "closing"), tokens=part.target)
-    return Closing(part.key, int(part.index[last]), gap), rounded
+    rounded = part.rounded(count, "closing")
+    last = Closing(part.key, int(part.index[count]), part.target - rounded.tokens)
+    return last, replace(rounded, tokens=part.target)

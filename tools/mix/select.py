@@ -23,8 +23,6 @@ __all__ = ["Choice", "Chooser", "Selection", "generator", "select_validation"]
 
 _CELLS = 1 << 20
 """Counters of a component, over all its sources."""
-_WINDOW = 256
-"""Documents after the one that no longer fits, among which a source looks for one that comes nearer."""
 _TOP = np.uint64(2**64 - 1)
 
 
@@ -56,21 +54,20 @@ def _numbers(start: int, stop: int, salts: np.ndarray) -> np.ndarray:
 
 @dataclass
 class _Table:
-    """What to read of a component, by language code: whole passes over a source, a threshold below which a document is
-    read once more, and single documents that are read once more (sorted)."""
+    """What to read of a component, by language code: whole passes over a source, and a threshold below which a document of
+    at most `longest` tokens is read once more."""
 
     salts: np.ndarray
     whole: np.ndarray
     below: np.ndarray
-    more: np.ndarray
+    longest: np.ndarray
 
     def times(self, catalogue: Catalogue, part: Part) -> np.ndarray:
         """How often each document of a part is read (int64)."""
         code = catalogue.language[part.start : part.stop]
         again = _numbers(part.start, part.stop, self.salts[code]) < self.below[code]
+        again &= catalogue.tokens[part.start : part.stop] <= self.longest[code]
         times = self.whole[code] + again
-        here = slice(*np.searchsorted(self.more, [part.start, part.stop]))
-        times[self.more[here] - part.start] += 1
         times[~catalogue.training(part)] = 0
         return times
 
@@ -120,9 +117,9 @@ class Chooser:
         """Chooses the documents of every source.
 
         A source of T tokens whose target is q·T + r is read whole q times. The rest, r, is filled with its documents
-        in a random order, drawn from the seed: each that fits below the target (after the first that doesn't, among the
-        next 256), then one more if that comes nearer and the cap allows it. So a source is off by at most half a
-        document, unless its cap forbids the nearer side.
+        in a random order, drawn from the seed: as many as come nearest to the target without exceeding the source's cap.
+        Documents longer than 2·r cannot come nearer than none, and are passed over. So a source is off by at most
+        half a document, unless its cap forbids the nearer side or its other documents don't suffice.
 
         With a `total`, one source takes what the others' roundings leave, to the token: it reads its last document in
         part. It is the largest one that this keeps within half of its longest document. If there is none, sources that
@@ -163,70 +160,100 @@ class Chooser:
         """Tokens of a source's longest document."""
         return int(self.catalogues[key[0]].counts.longest[self._codes[key[0]][key[1]]])
 
-    def _count(self, name: str) -> tuple[int, np.ndarray, np.ndarray]:
-        """Documents and tokens by language and the leading bits of the random number: how many bits, and both counts
-        (int64 [languages, 2^bits])."""
+    def _count(self, name: str, longest: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Documents and tokens by language and the leading bits of the random number (int64 [languages, 2^bits]).
+
+        Args:
+            name: of the component.
+            longest: tokens of the longest document that counts, by language code (0: none).
+        """
         catalogue, salts = self.catalogues[name], self._salts[name]
-        size = max(1, len(catalogue.languages))
-        bits = min(10, max(2, (_CELLS // size).bit_length() - 1))
+        size, bits = max(1, len(catalogue.languages)), self._bits(name)
         documents = np.zeros(size << bits, np.int64)
         tokens = np.zeros(size << bits, np.int64)
 
         def count(part: Part) -> tuple[int, np.ndarray, np.ndarray]:
             mine = catalogue.training(part)
-            code = catalogue.language[part.start : part.stop]
+            code, sizes = catalogue.language[part.start : part.stop], catalogue.tokens[part.start : part.stop]
+            if longest is not None:
+                mine &= sizes <= longest[code]
+            if not mine.any():
+                return 0, documents[:0], tokens[:0]
             cell = (_numbers(part.start, part.stop, salts[code]) >> np.uint64(64 - bits)).astype(np.int64)
             cell += code.astype(np.int64) << bits
-            cell, sizes = cell[mine], catalogue.tokens[part.start : part.stop][mine]
-            least = int(cell.min()) if len(cell) else 0
+            cell = cell[mine]
+            least = int(cell.min())
             cell -= least
-            return least, np.bincount(cell), np.bincount(cell, sizes)
+            return least, np.bincount(cell), np.bincount(cell, sizes[mine])
 
-        for least, number, sizes in in_order(count, catalogue.parts):
+        for least, number, sums in in_order(count, catalogue.parts):
             documents[least : least + len(number)] += number
-            tokens[least : least + len(sizes)] += sizes.astype(np.int64)
-        return bits, documents.reshape(size, -1), tokens.reshape(size, -1)
+            tokens[least : least + len(sums)] += sums.astype(np.int64)
+        return documents.reshape(size, -1), tokens.reshape(size, -1)
 
-    def _passes(self, targets: Mapping[tuple[str, str], tuple[int, int]]) -> dict[tuple[str, str], Pass]:
+    def _bits(self, name: str) -> int:
+        size = max(1, len(self.catalogues[name].languages))
+        return min(10, max(2, (_CELLS // size).bit_length() - 1))
+
+    def _passes(
+        self, targets: Mapping[tuple[str, str], tuple[int, int]], *, everything: bool = False
+    ) -> dict[tuple[str, str], Pass]:
         """The last, partial pass over each source: the documents around the place where its target is reached.
 
         Args:
             targets: target and cap in tokens, by component and language.
+            everything: don't pass over documents that are more than twice what is to be filled.
         """
         found: dict[tuple[str, str], Pass] = {}
         for name in {key[0] for key in targets}:
             mine = {key: each for key, each in targets.items() if key[0] == name}
-            found.update(self._passes_of(name, mine))
+            found.update(self._passes_of(name, mine, everything))
         return {key: found[key] for key in targets}
 
     def _passes_of(
-        self, name: str, targets: Mapping[tuple[str, str], tuple[int, int]]
+        self, name: str, targets: Mapping[tuple[str, str], tuple[int, int]], everything: bool
     ) -> Iterator[tuple[tuple[str, str], Pass]]:
-        catalogue, salts = self.catalogues[name], self._salts[name]
-        bits, documents, tokens = self._cells[name]
-        low = np.zeros(len(catalogue.languages), np.uint64)
-        high = np.zeros(len(catalogue.languages), np.uint64)
-        starts: dict[tuple[str, str], tuple[int, int, int]] = {}
+        catalogue, salts, bits = self.catalogues[name], self._salts[name], self._bits(name)
+        size = len(catalogue.languages)
+        longest = np.zeros(size, np.int64)
+        whole = {}
+        for key, (target, _) in targets.items():
+            held, code = self.held(key), self._codes[name][key[1]]
+            whole[key] = (target - 1) // held
+            # (Twice as long would be as far off as none.)
+            rest = target - whole[key] * held
+            longest[code] = self._longest(key) if everything else min(2 * rest - 1, self._longest(key))
+        documents, tokens = self._cells[name]
+        if (limited := (longest > 0) & (longest < catalogue.counts.longest)).any():
+            fewer = self._count(name, np.where(limited, longest, 0))
+            documents, tokens = (
+                np.where(limited[:, None], *pair) for pair in zip(fewer, self._cells[name], strict=True)
+            )
+        low, high = np.zeros(size, np.uint64), np.zeros(size, np.uint64)
+        before = {}
         for key, (target, _) in targets.items():
             code = self._codes[name][key[1]]
-            held = self.held(key)
-            whole = (target - 1) // held
-            rest = target - whole * held
             ends = np.cumsum(tokens[code])
-            first = int(np.searchsorted(ends, rest, side="left"))
-            after = np.cumsum(documents[code, first + 1 :])
-            # Cells until enough documents follow the cell in which the target is reached.
-            last = first + 1 + int(np.searchsorted(after, _WINDOW, side="left"))
+            rest = target - whole[key] * self.held(key)
+            first = min(int(np.searchsorted(ends, rest, side="left")), len(ends) - 1)
+            # Up to the next cell that has any document.
+            after = np.flatnonzero(documents[code, first + 1 :])
+            last = first + 1 + int(after[0]) if len(after) else len(ends) - 1
             low[code] = first << (64 - bits)
-            high[code] = _TOP if last + 1 >= 1 << bits else (last + 1) << (64 - bits)
-            starts[key] = (code, whole, int(ends[first - 1]) if first else 0)
+            high[code] = _TOP if last == len(ends) - 1 else (last + 1) << (64 - bits)
+            before[key] = int(ends[first - 1]) if first else 0
 
         def gather(part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-            code = catalogue.language[part.start : part.stop]
+            code, sizes = catalogue.language[part.start : part.stop], catalogue.tokens[part.start : part.stop]
             number = _numbers(part.start, part.stop, salts[code])
-            near = np.flatnonzero((number >= low[code]) & (number <= high[code]) & catalogue.training(part))
-            near = near[high[code[near]] > 0]
-            return code[near], number[near], catalogue.tokens[part.start : part.stop][near], near + part.start
+            near = (
+                (number >= low[code])
+                & (number <= high[code])
+                & (sizes <= longest[code])
+                & catalogue.training(part)
+            )
+            mine = np.flatnonzero(near)
+            return code[mine], number[mine], sizes[mine], mine + part.start
 
         parts = list(in_order(gather, catalogue.parts))
         codes, numbers, sizes, index = (np.concatenate(each) for each in zip(*parts, strict=True))
@@ -237,38 +264,30 @@ class Chooser:
             sizes[order].astype(np.int64),
             index[order],
         )
-        for key, (mine, whole, before) in starts.items():
-            here = slice(*np.searchsorted(codes, [mine, mine + 1]))
-            target, cap = targets[key]
+        for key, (target, cap) in targets.items():
+            code = self._codes[name][key[1]]
+            here = slice(*np.searchsorted(codes, [code, code + 1]))
+            around = (numbers[here], sizes[here], index[here])
             yield (
                 key,
-                Pass(
-                    key,
-                    target,
-                    cap,
-                    self.held(key),
-                    whole,
-                    before,
-                    numbers[here],
-                    sizes[here],
-                    index[here],
-                    _WINDOW,
-                ),
+                Pass(key, target, cap, self.held(key), whole[key], int(longest[code]), before[key], *around),
             )
 
     def _tables(self, rounded: Mapping[tuple[str, str], Rounded]) -> dict[str, _Table]:
         """What to read, by component."""
         tables = {}
         for name, catalogue in self.catalogues.items():
-            whole = np.zeros(len(catalogue.languages), np.int64)
-            below = np.zeros(len(catalogue.languages), np.uint64)
-            more = [np.zeros(0, np.int64)]
+            size = len(catalogue.languages)
+            whole, below, longest = (
+                np.zeros(size, np.int64),
+                np.zeros(size, np.uint64),
+                np.zeros(size, np.int64),
+            )
             for (component, language), each in rounded.items():
                 if component == name:
                     code = self._codes[name][language]
-                    whole[code], below[code] = each.whole, each.below
-                    more.append(each.more)
-            tables[name] = _Table(self._salts[name], whole, below, np.sort(np.concatenate(more)))
+                    whole[code], below[code], longest[code] = each.whole, each.below, each.longest
+            tables[name] = _Table(self._salts[name], whole, below, longest)
         return tables
 
 
