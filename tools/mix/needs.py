@@ -20,7 +20,7 @@ _BASE_MEMORY, _MOST_MEMORY, _BUCKET_ROW = 160 << 20, 1 << 30, 120
 """Bytes of the process, of what is in work at most, and of a row that is in work."""
 _INDEX_ROW = 20
 _SAMPLE = 16
-_PROCESSOR = {"concatenate": (0.15e-6, 0.38e-6), "best_fit": (0.35e-6, 1.15e-6)}
+_PROCESSOR = {"concatenate": (0.15e-6, 0.38e-6), "best_fit": (0.25e-6, 0.9e-6)}
 """Processor seconds a document of the store and a row of the mix, measured with 40 million documents and 50 million rows
 (docs/benchmarks/mix.md)."""
 
