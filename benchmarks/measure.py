@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import statistics
 import subprocess
 import threading
@@ -16,11 +17,12 @@ __all__ = ["Measured", "family", "measure", "overhead", "proportional_memory", "
 
 @dataclass(frozen=True)
 class Measured:
-    """`seconds` of wall time, and `peak_gib`, the largest sum of the processes' proportional memory, in which shared
-    pages count once."""
+    """`seconds` of wall time, `peak_gib`, the largest sum of the processes' proportional memory, in which shared
+    pages count once, and `processor_seconds` of all of them."""
 
     seconds: float
     peak_gib: float
+    processor_seconds: float
 
 
 def family(process: int) -> list[int]:
@@ -53,7 +55,7 @@ def measure(
     Raises:
         subprocess.CalledProcessError: it failed.
     """
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     with subprocess.Popen(command, env=None if environment is None else dict(environment)) as process:
         peak, done = 0, threading.Event()
 
@@ -70,7 +72,9 @@ def measure(
         watcher.join()
     if code:
         raise subprocess.CalledProcessError(code, command)
-    return Measured(seconds, peak / 2**30)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Measured(seconds, peak / 2**30, processor)
 
 
 def seconds_of(command: Sequence[str], environment: Mapping[str, str] | None = None) -> float:

@@ -5,7 +5,8 @@
 Makes a token store of 546 languages and 2,507 pairs (benchmarks/synthetic_store.py: real document tables, sparse
 `.bin` files), then
 
-- builds a mix from it with `emma mix build` (time and memory of the whole command), and again with other shares;
+- builds a mix from it with `emma mix build` (wall and processor time and memory of the whole command), again with other
+  shares, and with best-fit samples; verifies the first with `emma mix verify`;
 - builds mixes from smaller stores that differ only in documents or only in tokens, to show what the time depends on;
 - opens the first mix's training dataset in a fresh process, cold and warm, and reads its first and last sample;
 - opens the same sources as stock Megatron does: one GPTDataset per source, blended by weight, for as many samples. Its
@@ -67,7 +68,9 @@ def make_store(folder: Path, documents: int, tokens: int = _TOKENS) -> Path:
     return folder
 
 
-def build(folder: Path, store: Path, name: str, tokens: int, shares: dict[str, int]) -> Measured:
+def build(
+    folder: Path, store: Path, name: str, tokens: int, shares: dict[str, int], packing: str = "concatenate"
+) -> Measured:
     """Measures the whole command `emma mix build` for a budget of `tokens`."""
     run = {
         "name": name,
@@ -98,6 +101,7 @@ def build(folder: Path, store: Path, name: str, tokens: int, shares: dict[str, i
                     }
                     for name, share in shares.items()
                 },
+                "packing": packing,
                 "validation": {"omit_small": True},
             },
         },
@@ -112,8 +116,13 @@ def build(folder: Path, store: Path, name: str, tokens: int, shares: dict[str, i
     path = folder / f"{name}.yaml"
     YAML(typ="safe").dump(run, path)
     shutil.rmtree(folder / "mix" / name, ignore_errors=True)
-    command = [sys.executable, "-P", "-m", "emma.cli", "mix", "build", str(path)]
-    return measure(command, {**os.environ, "EMMA_PROGRESS": "0"})
+    return _emma_mix("build", path)
+
+
+def _emma_mix(command: str, run: Path) -> Measured:
+    """Measures `emma mix COMMAND RUN`."""
+    arguments = [sys.executable, "-P", "-m", "emma.cli", "mix", command, str(run)]
+    return measure(arguments, {**os.environ, "EMMA_PROGRESS": "0"})
 
 
 def watch_reads(store: Path) -> Callable[[], int | None]:
@@ -209,14 +218,17 @@ def make_stock(folder: Path, mix: Path) -> None:
     folder.mkdir(parents=True)
     for name in info.components:
         catalogue = load_catalogue(open_component(mix / info.store / name))
-        for language in catalogue.languages:
-            lengths = catalogue.tokens[catalogue.of_language(language, validation=False)]
+        training = np.flatnonzero(~catalogue.validation)
+        training = training[np.argsort(catalogue.language[training], kind="stable")]
+        bounds = np.searchsorted(catalogue.language[training], np.arange(len(catalogue.languages) + 1))
+        for code, language in enumerate(catalogue.languages):
+            lengths = catalogue.tokens[training[bounds[code] : bounds[code + 1]]]
             if not planned.get((name, language)):
                 continue
             prefix = folder / f"{name}-{language}"
             writer = IndexWriter(prefix.with_suffix(".idx"), np.dtype(np.int32), len(lengths))
             ends = np.cumsum(lengths, dtype=np.int64) * 4
-            writer.append(lengths, ends - lengths * np.int64(4))
+            writer.put(0, lengths, ends - lengths * np.int64(4))
             writer.close()
             make_holes(prefix.with_suffix(".bin"), int(ends[-1]))
             prefixes.append(str(prefix))
@@ -299,7 +311,15 @@ def main() -> None:
     budget = int(rows * _TOKENS * 1.01)
     first = build(folder, store, "first", budget, _SHARES)
     info = read_dataset_info(folder / "mix" / "first" / "train")
-    print(f"{info.rows:,} rows: {first.seconds:.1f} s, {first.peak_gib:.2f} GiB", flush=True)
+    verified = _emma_mix("verify", folder / "first.yaml")
+    packed = build(folder, store, "packed", budget, _SHARES, "best_fit")
+    shutil.rmtree(folder / "mix" / "packed")
+    for what, each in (("build", first), ("verify", verified), ("build, best fit", packed)):
+        print(
+            f"{what}, {info.rows:,} rows: {each.seconds:.1f} s, {each.processor_seconds:.1f} processor seconds, "
+            f"{each.peak_gib:.2f} GiB",
+            flush=True,
+        )
     shutil.rmtree(folder / "mix" / "other", ignore_errors=True)
     watch = watch_reads(store)
     other = build(folder, store, "other", budget, _OTHER_SHARES)
@@ -322,6 +342,9 @@ def main() -> None:
         "rows": info.rows,
         "seconds": round(first.seconds, 2),
         "peak_gib": round(first.peak_gib, 2),
+        "processor_seconds": round(first.processor_seconds, 1),
+        "verify": {key: round(value, 2) for key, value in vars(verified).items()},
+        "best_fit": {key: round(value, 2) for key, value in vars(packed).items()},
         "open_cold_s": cold["seconds"],
         "open_warm_s": warm["seconds"],
         "stock": stock,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from emma.base.extras import install_command
+from emma.base.processes import memory
 from emma.megatron_patches import PatchError, PatchStatus, status
 from emma.megatron_patches.registry import patches
 
@@ -98,12 +99,12 @@ def examine(folder: Path | None = None) -> Report:
     patch_statuses, unpatchable = _patches()
     problems += unpatchable
     trains_on = _verdict(packages, torch, gpus, problems)
-    memory, available = _memory_gib()
+    total, available = _memory_gib()
     return Report(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cores=_cores(),
-        memory_gib=memory,
+        memory_gib=total,
         memory_available_gib=available,
         disk_free_gib=_gib(shutil.disk_usage(folder or Path.cwd()).free),
         shared_memory_gib=_gib(shutil.disk_usage("/dev/shm").total) if Path("/dev/shm").is_dir() else 0.0,
@@ -180,18 +181,7 @@ def _cores() -> int:
 
 def _memory_gib() -> tuple[float, float]:
     """Returns total and available memory, limited by the container's."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():
-        return _gib(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), 0.0
-    kibibytes = {
-        name: int(value.split()[0])
-        for name, _, value in (line.partition(":") for line in meminfo.read_text().splitlines())
-    }
-    total, available = kibibytes["MemTotal"] * 1024, kibibytes["MemAvailable"] * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and limit.read_text().strip().isdigit():
-        total = min(total, int(limit.read_text()))
-        available = min(available, max(0, total - int(used.read_text())))
+    total, available = memory()
     return _gib(total), _gib(available)
 
 

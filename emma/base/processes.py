@@ -10,16 +10,34 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 from emma.base.errors import UserError
 
-__all__ = ["available_cores", "end_with_parent", "process_pool", "result_of", "start_forkserver"]
+__all__ = ["available_cores", "end_with_parent", "memory", "process_pool", "result_of", "start_forkserver"]
 
 
 def available_cores() -> int:
     """Cores that this process may use (a Slurm task's share, not the machine's)."""
     return len(os.sched_getaffinity(0))
+
+
+def memory() -> tuple[int, int]:
+    """Total and available memory in bytes, limited by the container's; available is 0 where the system does not say."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), 0
+    kibibytes = {
+        name: int(value.split()[0])
+        for name, _, value in (line.partition(":") for line in meminfo.read_text().splitlines())
+    }
+    total, available = kibibytes["MemTotal"] * 1024, kibibytes["MemAvailable"] * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and limit.read_text().strip().isdigit():
+        total = min(total, int(limit.read_text()))
+        available = min(available, max(0, total - int(used.read_text())))
+    return total, available
 
 
 def end_with_parent() -> None:

@@ -11,6 +11,7 @@ from emma.base.errors import CheckFailedError, UserError
 
 if TYPE_CHECKING:
     from emma.recipes.schema import Recipe
+    from emma.tools.mix.fertility import Fertility
     from emma.tools.mix.plan import MixPlan
 
 __all__ = ["group"]
@@ -70,6 +71,13 @@ statistics_option = click.option(
 @click.option("--tokens", type=click.IntRange(min=1), help="Budget in tokens, instead of the recipe's.")
 @statistics_option
 @click.option(
+    "--fertility",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PARQUET",
+    help="Tokens per word that `emma corpus stats RUN --tokens` measured, for --stats before anything is packed.  "
+    "[default: Llama 3's, by script]",
+)
+@click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for plan.parquet, plan.json and plan.svg.  [default: <mix folder>.plan for a RUN, none for --data]",
@@ -80,6 +88,7 @@ def plan(
     data_name: str | None,
     tokens: int | None,
     statistics: tuple[str, ...],
+    fertility: Path | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -99,12 +108,12 @@ def plan(
     files = [Path(name) for name in (*statistics, *(a for a in arguments if a.endswith(".csv")))]
     others = [argument for argument in arguments if not argument.endswith(".csv")]
     if data_name is not None:
-        solved = _plan_data(data_name, others, tokens, files)
+        solved = _plan_data(data_name, others, tokens, files, fertility)
     else:
         if not others or "=" in others[0]:
             raise click.UsageError("name a RUN, or a data recipe with --data")
         recipe = _recipe(others[0], tuple(others[1:]))
-        solved = _plan_run(recipe, tokens, files)
+        solved = _plan_run(recipe, tokens, files, fertility)
         output = output or recipe.mix_folder.with_name(recipe.mix_folder.name + ".plan")
     if output is not None:
         import pyarrow.parquet as pq
@@ -123,8 +132,11 @@ def plan(
     solved.check()
 
 
-def _plan_data(name: str, overrides: list[str], tokens: int | None, files: list[Path]) -> MixPlan:
+def _plan_data(
+    name: str, overrides: list[str], tokens: int | None, files: list[Path], fertility: Path | None
+) -> MixPlan:
     from emma.recipes.load import load_section
+    from emma.tools.mix.fertility import read_fertility, shipped_fertility
     from emma.tools.mix.plan import make_plan
     from emma.tools.mix.sources import sources_of_statistics
 
@@ -140,12 +152,20 @@ def _plan_data(name: str, overrides: list[str], tokens: int | None, files: list[
     budget = tokens or data.mix.tokens
     if budget is None:
         raise UserError(f"data recipe {name}: has no data.mix.tokens; give --tokens")
-    return make_plan(data.mix, sources_of_statistics(data, files), budget)
+    table = shipped_fertility() if fertility is None else read_fertility(fertility)
+    plan = make_plan(data.mix, sources_of_statistics(data, files, table), budget)
+    plan.notes.append(_whose(table))
+    return plan
 
 
-def _plan_run(recipe: Recipe, tokens: int | None, files: list[Path]) -> MixPlan:
+def _whose(table: Fertility) -> str:
+    return f"published words became tokens by the fertility of {table.tokenizer} ({table.source})"
+
+
+def _plan_run(recipe: Recipe, tokens: int | None, files: list[Path], fertility: Path | None) -> MixPlan:
     from dataclasses import replace
 
+    from emma.tools.mix.fertility import read_fertility, shipped_fertility
     from emma.tools.mix.plan import make_plan
     from emma.tools.mix.prepare import MixSettings, plan_mix
     from emma.tools.mix.sources import sources_of_statistics
@@ -154,8 +174,17 @@ def _plan_run(recipe: Recipe, tokens: int | None, files: list[Path]) -> MixPlan:
     if tokens is not None:
         settings = replace(settings, samples=-(-tokens // settings.sequence_length))
     if files and not settings.store.is_dir():
-        sources = sources_of_statistics(recipe.data, files)
-        return make_plan(recipe.data.mix, sources, settings.tokens, settings.sequence_length)
+        table = shipped_fertility() if fertility is None else read_fertility(fertility)
+        counted_in = recipe.data.mix.counted_in
+        foreign = table.foreign(counted_in, recipe.model.vocab_size, settings.tokenizer_sha256)
+        sources = sources_of_statistics(recipe.data, files, table, foreign)
+        plan = make_plan(recipe.data.mix, sources, settings.tokens, settings.sequence_length)
+        plan.notes.append(_whose(table))
+        return plan
+    if fertility is not None:
+        raise UserError(
+            f"{settings.store}: the store's own counts are used; --fertility plans before anything is packed"
+        )
     return plan_mix(settings, files)
 
 
@@ -166,7 +195,7 @@ def _plan_run(recipe: Recipe, tokens: int | None, files: list[Path]) -> MixPlan:
 @click.option(
     "--replace", is_flag=True, help="Replace another mix in the folder; runs begun with it cannot continue."
 )
-@click.option("--dry-run", is_flag=True, help="Plan only; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Plan, and say what building takes; write nothing.")
 @json_option
 def build(
     run: str,
@@ -179,27 +208,36 @@ def build(
     """Build the mix of RUN from its token store; reads no .bin, copies no token.
 
     The same recipe and store give the same bytes; if the same mix is already there, it is left alone. The folder
-    appears when it is complete; a second command waits for the first.
+    appears when it is complete; a second command waits for the first. A machine with too little memory or disk is
+    refused; --dry-run says what is needed.
     """
-    from emma.tools.mix.build import build_mix
-    from emma.tools.mix.prepare import MixSettings, plan_mix
+    from emma.tools.mix.build import build_mix, sources_of_nothing
+    from emma.tools.mix.needs import needs_of
+    from emma.tools.mix.prepare import MixSettings, prepare
     from emma.tools.mix.report import plan_lines, plan_summary
 
     files = [Path(name) for name in (*statistics, *(a for a in overrides if a.endswith(".csv")))]
     recipe = _recipe(run, tuple(a for a in overrides if not a.endswith(".csv")))
     settings = MixSettings.of_recipe(recipe)
     if dry_run:
-        solved = plan_mix(settings, files)
+        prepared = prepare(settings, files)
+        solved, needs = prepared.plan, needs_of(settings, prepared)
+        shortages = needs.shortages(settings.folder)
         if as_json:
-            _echo_json(plan_summary(solved))
+            _echo_json({**plan_summary(solved), "needs": {**needs.to_dict(), "shortages": shortages}})
         else:
-            for line in plan_lines(solved):
+            for line in (
+                *plan_lines(solved),
+                *needs.lines(),
+                *(f"this machine: {each}" for each in shortages),
+            ):
                 click.echo(line)
         solved.check()
         return
     info = build_mix(settings, replace=replace, statistics=files)
+    nothing = sources_of_nothing(info)
     if as_json:
-        _echo_json({**info.to_dict(), "folder": str(info.folder)})
+        _echo_json({**info.to_dict(), "folder": str(info.folder), "sources_of_nothing": nothing})
         return
     from emma.tools.mix.layout import read_dataset_info
 
@@ -213,6 +251,11 @@ def build(
         f"documents cut: {train.cut_documents:,} ({100 * train.cut_documents / max(train.documents, 1):.2f} "
         "%)"
     )
+    if nothing:
+        click.echo(
+            f"sources that give nothing, because each of their documents is more than twice what was planned: "
+            f"{', '.join(nothing)}"
+        )
     for group_name, entry in info.groups.items():
         click.echo(f"validation {group_name}: {entry['tokens']:,} tokens, {entry['samples']:,} samples")
 
@@ -221,32 +264,62 @@ def build(
 @run_argument
 @overrides_argument
 @statistics_option
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for index.html and verified.json.  [default: <mix folder>.verified]",
+)
 @json_option
-def verify(run: str, overrides: tuple[str, ...], statistics: tuple[str, ...], as_json: bool) -> None:
+def verify(
+    run: str, overrides: tuple[str, ...], statistics: tuple[str, ...], output: Path | None, as_json: bool
+) -> None:
     """Check the mix of RUN: every row, sample and index against the store, the plan and the recipe.
+
+    Also proves that every source gives what was planned, to the document, and that each part of the run is like the
+    whole (a uniform order fails at most once in a million times), and draws it: index.html.
 
     Exits with 1 on any fault, naming file, row and values.
     """
-    from emma.tools.mix.prepare import MixSettings, expected_fingerprint
+    from emma.base.files import write_json, write_text
+    from emma.tools.mix.layout import read_mix
+    from emma.tools.mix.prepare import MixSettings, expected_fingerprints
+    from emma.tools.mix.report import verified_page
     from emma.tools.mix.verify import verify_mix
 
     settings = MixSettings.of_recipe(_recipe(run, overrides))
-    faults, fingerprint = [], None
+    faults, fingerprint, earlier = [], None, None
     try:
-        fingerprint = expected_fingerprint(settings, [Path(name) for name in statistics])
+        fingerprint, earlier = expected_fingerprints(settings, [Path(name) for name in statistics])
     except UserError as error:
         faults.append(str(error))
-    found, seen = verify_mix(settings.folder, fingerprint=fingerprint)
-    faults += found
+    found = verify_mix(settings.folder, fingerprint=fingerprint, earlier=earlier)
+    found.faults[:0] = faults
+    target = output or settings.folder.with_name(settings.folder.name + ".verified")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        write_json(target / "verified.json", found.to_dict())
+        write_text(target / "index.html", verified_page(read_mix(settings.folder), found))
+    except OSError as error:
+        # A mix may be verified where nothing may be written.
+        if output is not None:
+            raise UserError(f"{target}: cannot be written ({error.strerror})") from None
+        found.notes.append(f"{target}: not written ({error.strerror})")
     if as_json:
-        _echo_json({"faults": faults, **seen})
+        _echo_json(found.to_dict())
     else:
         click.echo(
-            f"{settings.folder}: {seen['samples']:,} samples, {seen['rows']:,} rows, {seen['groups']:,} "
-            "validation groups: " + (f"{len(faults)} faults" if faults else "no faults")
+            f"{settings.folder}: {found.samples:,} samples, {found.rows:,} rows, {found.groups:,} validation groups: "
+            + (f"{len(found.faults)} faults" if found.faults else "no faults")
         )
-    if faults:
-        raise CheckFailedError("\n".join(["the mix has faults:", *faults]))
+        if found.order is not None:
+            click.echo(found.order.summary())
+        if found.furthest is not None:
+            click.echo(f"furthest from its plan: {found.furthest}")
+        for note in found.notes:
+            click.echo(f"note: {note}")
+        click.echo(f"page: {target / 'index.html'}")
+    if found.faults:
+        raise CheckFailedError("\n".join(["the mix has faults:", *found.faults]))
 
 
 @group.command()

@@ -276,6 +276,9 @@ class Mix(Section):
     fertility: dict[str, float] = Field(default_factory=dict)
     """Tokens per word (separated by whitespace) by ISO 15924 script, for planning from published statistics; replaces
     entries of the shipped table, which was measured with Llama 3's tokenizer."""
+    counted_in: str = "llama3"
+    """Tokenizer in whose tokens `tokens` and `declared_tokens` count, for planning from published statistics. The shipped
+    table of fertilities is that of `llama3`; for any other, measured ones must be given (`emma mix plan --fertility`)."""
 
     @field_validator("components")
     @classmethod

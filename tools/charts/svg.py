@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Line", "Mark", "ParallelAxis", "log_scatter", "parallel_coordinates", "share_bars"]
+__all__ = [
+    "Line",
+    "Mark",
+    "Panel",
+    "ParallelAxis",
+    "log_scatter",
+    "panels",
+    "parallel_coordinates",
+    "share_bars",
+]
 
 _COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#8e5ea2", "#b8860b", "#5b5b5b", "#0f8b8d", "#a23b72")
 _WIDTH, _HEIGHT, _LEFT, _TOP = 900, 360, 90, 40
@@ -36,6 +45,61 @@ class Line:
 
     places: Sequence[float]
     title: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A small plot of values in order: their mean as a line, and the range from `low` to `high` as a band."""
+
+    title: str
+    values: Sequence[float]
+    mean: float
+    low: float
+    high: float
+
+
+def panels(items: Sequence[Panel], *, columns: int = 3) -> str:
+    """Small plots side by side, each with a y axis of its own.
+
+    Args:
+        items: the plots, row by row.
+        columns: plots in a row.
+    """
+    width, height, left, top, bottom = 320, 150, 56, 26, 12
+    parts = []
+    for place, panel in enumerate(items):
+        x0, y0 = place % columns * width, place // columns * height
+        # A band that is far wider than the values would flatten them.
+        spread = max(max(panel.values) - min(panel.values), abs(panel.mean) * 1e-6, 1e-12)
+        low = min(*panel.values, max(panel.low, panel.mean - 2 * spread))
+        high = max(*panel.values, min(panel.high, panel.mean + 2 * spread))
+        span = high - low or 1.0
+
+        def y(value: float, low: float = low, span: float = span, y0: int = y0) -> float:
+            share = min(max((value - low) / span, 0.0), 1.0)
+            return y0 + height - bottom - share * (height - top - bottom)
+
+        step = (width - left - 12) / max(1, len(panel.values) - 1)
+        points = " ".join(
+            f"{x0 + left + step * i:.1f},{y(value):.1f}" for i, value in enumerate(panel.values)
+        )
+        right = x0 + width - 12
+        parts += [
+            f'<text x="{x0 + left}" y="{y0 + 16}">{escape(panel.title)}</text>',
+            f'<rect x="{x0 + left}" y="{y(panel.high):.1f}" width="{right - x0 - left}" '
+            f'height="{max(0.5, y(panel.low) - y(panel.high)):.1f}" fill="#dde7f0"/>',
+            f'<line x1="{x0 + left}" x2="{right}" y1="{y(panel.mean):.1f}" y2="{y(panel.mean):.1f}" stroke="#999"/>',
+            f'<polyline points="{points}" fill="none" stroke="#1b6ca8" stroke-width="1.5"/>',
+            *(
+                f'<text x="{x0 + left - 4}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>'
+                for value in (low, high)
+            ),
+        ]
+    rows = -(-len(items) // columns)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns * width} {rows * height}" role="img" '
+        f'aria-label="values along a run" font-family="sans-serif" font-size="11">{"".join(parts)}</svg>'
+    )
 
 
 def log_scatter(

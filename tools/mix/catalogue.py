@@ -1,11 +1,16 @@
-"""A component's documents as compact arrays in memory: what choosing documents needs, without tokens."""
+"""A component's documents as compact arrays in memory: what choosing documents needs, without tokens.
+
+A document takes seven bytes (eight where an earlier phase's documents are left out), and eight more while single
+documents are looked up by their places (`documents_at`, `rows`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +18,36 @@ import pyarrow.parquet as pq
 
 from emma.base.errors import UserError
 from emma.recipes.schema.data import Consumed
+from emma.tools.mix.arrays import NpyReader
 from emma.tools.mix.layout import ROW, read_dataset_info, read_mix
-from emma.tools.pack.store import Component
+from emma.tools.mix.threads import in_order
+from emma.tools.pack.store import Component, Shard
 
-__all__ = ["Catalogue", "consumed_documents", "load_catalogue"]
+__all__ = ["Catalogue", "Counts", "Part", "load_catalogue", "load_catalogues"]
+
+PART_DOCUMENTS = 1 << 18
+"""Documents that one thread works on at a time. What is drawn at random depends on it."""
+
+_SPLITS = {"train": False, "validation": True}
+
+
+class Part(NamedTuple):
+    """Consecutive documents of one shard: indices from `start` to `stop`, and the byte of the shard at which they
+    begin."""
+
+    start: int
+    stop: int
+    shard: int
+    offset: int
+
+
+class Counts(NamedTuple):
+    """By language code, of the documents that training may see (int64): their number, their tokens, and the tokens of
+    the longest."""
+
+    documents: np.ndarray
+    tokens: np.ndarray
+    longest: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -41,6 +72,54 @@ class Catalogue:
     first: np.ndarray
     consumed: np.ndarray | None = None
 
+    def training(self, part: Part) -> np.ndarray:
+        """Which documents of a part training may see: those set apart for validation and those that an earlier phase
+        consumed are not."""
+        mine = ~self.validation[part.start : part.stop]
+        if self.consumed is not None:
+            mine &= ~self.consumed[part.start : part.stop]
+        return mine
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """All documents, in order, in parts of at most `PART_DOCUMENTS`."""
+        parts = []
+        for shard, (begin, end) in enumerate(
+            zip(self.first[:-1].tolist(), self.first[1:].tolist(), strict=True)
+        ):
+            offset = 0
+            for start in range(begin, end, PART_DOCUMENTS):
+                stop = min(start + PART_DOCUMENTS, end)
+                parts.append(Part(start, stop, shard, offset))
+                offset += int(self.tokens[start:stop].sum(dtype=np.int64)) * self.component.dtype.itemsize
+        return parts
+
+    @cached_property
+    def counts(self) -> Counts:
+        """What training may see of every language."""
+        size = len(self.languages)
+        result = Counts(*(np.zeros(size, np.int64) for _ in range(3)))
+
+        def count(part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            mine = self.training(part)
+            code = self.language[part.start : part.stop][mine]
+            tokens = self.tokens[part.start : part.stop][mine]
+            longest = np.zeros(size, np.int64)
+            if not len(code):
+                return longest, longest, longest
+            # Documents of one language mostly follow each other.
+            begins = np.append(0, np.flatnonzero(code[1:] != code[:-1]) + 1)
+            code, documents = code[begins], np.diff(begins, append=len(code))
+            np.maximum.at(longest, code, np.maximum.reduceat(tokens, begins))
+            sums = np.add.reduceat(tokens, begins, dtype=np.int64)
+            return np.bincount(code, documents, size), np.bincount(code, sums, size), longest
+
+        for documents, tokens, longest in in_order(count, self.parts):
+            result.documents[:] += documents.astype(np.int64)
+            result.tokens[:] += tokens.astype(np.int64)
+            np.maximum(result.longest, longest, out=result.longest)
+        return result
+
     @cached_property
     def _starts(self) -> np.ndarray:
         """Tokens before each document within the component, int64."""
@@ -49,21 +128,20 @@ class Catalogue:
         return starts
 
     @cached_property
-    def _order(self) -> tuple[np.ndarray, np.ndarray]:
-        """Document indices grouped by language, and where each group begins."""
-        order = np.argsort(self.language, kind="stable")
-        counts = np.bincount(self.language, minlength=len(self.languages))
-        return order, np.concatenate([[0], np.cumsum(counts)])
+    def _validation_order(self) -> tuple[np.ndarray, np.ndarray]:
+        """Documents set apart for validation, grouped by language, and where each group begins."""
+        documents = np.flatnonzero(self.validation)
+        code = self.language[documents]
+        bounds = np.concatenate([[0], np.cumsum(np.bincount(code, minlength=len(self.languages)))])
+        return documents[np.argsort(code, kind="stable")], bounds
 
-    def of_language(self, language: str, *, validation: bool) -> np.ndarray:
-        """Indices of a language's documents, ascending (int64); training excludes consumed documents."""
+    def validation_of(self, language: str) -> np.ndarray:
+        """Indices of a language's documents that are set apart for validation, ascending (int64)."""
         if language not in self.languages:
             return np.zeros(0, np.int64)
         code = self.languages.index(language)
-        order, bounds = self._order
-        mine = order[bounds[code] : bounds[code + 1]]
-        mine = mine[self.validation[mine] == validation]
-        return mine if validation or self.consumed is None else mine[~self.consumed[mine]]
+        order, bounds = self._validation_order
+        return order[bounds[code] : bounds[code + 1]]
 
     def rows(self, documents: np.ndarray, shard_base: int, source: int) -> np.ndarray:
         """Rows (`ROW`) of documents; `shard_base` is the number of the component's first shard in the
@@ -83,91 +161,133 @@ class Catalogue:
         return np.searchsorted(self._starts, within, side="right") - 1
 
 
-def load_catalogue(component: Component, consumed: Mapping[int, np.ndarray] | None = None) -> Catalogue:
-    """Reads the documents of a component.
+def load_catalogues(
+    components: Sequence[Component], consumed: Sequence[Consumed] = ()
+) -> dict[str, Catalogue]:
+    """Reads the documents of all components, by name; `consumed` are the recipe's earlier phases.
 
-    Args:
-        component: a finished component.
-        consumed: by shard, byte offsets that an earlier phase read.
+    Raises:
+        UserError: a table is damaged, or disagrees with the manifest; an earlier mix is missing, read another store,
+            or has fewer samples than the recipe says were consumed.
+    """
+    catalogues = {component.name: load_catalogue(component) for component in components}
+    return _without_consumed(catalogues, consumed) if consumed else catalogues
+
+
+def load_catalogue(component: Component) -> Catalogue:
+    """Reads the documents of a component.
 
     Raises:
         UserError: a table is damaged, or disagrees with the manifest.
     """
-    total = sum(shard.rows for shard in component.shards)
-    names: dict[str, int] = {}
-    language, tokens = np.empty(total, np.uint16), np.empty(total, np.int32)
-    validation = np.empty(total, bool)
-    first = [0]
-    position = 0
-    for shard in component.shards:
-        begin = position
-        for batch in _batches(shard.documents_path):
+    first = np.cumsum([0, *(shard.rows for shard in component.shards)])
+    languages = sorted(set(component.sources["language"].to_pylist()))
+    if len(languages) > np.iinfo(np.uint16).max:
+        raise UserError(
+            f"{component.folder}: {len(languages)} languages; a component may have at most 65,535"
+        )
+    codes = {name: code for code, name in enumerate(languages)}
+    total = int(first[-1])
+    catalogue = Catalogue(
+        component,
+        languages,
+        np.empty(total, np.uint16),
+        np.empty(total, np.int32),
+        np.empty(total, bool),
+        first,
+    )
+
+    def read(task: tuple[Shard, list[int], int]) -> None:
+        shard, groups, position = task
+        for batch in _batches(shard.documents_path, groups):
             stop = position + len(batch)
-            if stop > total:
-                break
-            language[position:stop] = _codes(batch["language"], names)
-            tokens[position:stop] = batch["tokens"].to_numpy()
-            splits: dict[str, int] = {"train": 0, "validation": 1}
-            validation[position:stop] = _codes(batch["split"], splits) == 1
+            catalogue.language[position:stop] = _codes(shard.documents_path, batch, "language", codes)
+            catalogue.tokens[position:stop] = batch["tokens"].to_numpy()
+            catalogue.validation[position:stop] = _codes(shard.documents_path, batch, "split", _SPLITS)
             position = stop
-        if position - begin != shard.rows:
-            raise UserError(
-                f"{shard.documents_path}: holds {position - begin} documents, but the manifest says "
-                f"{shard.rows}; run `emma pack verify`"
-            )
-        size = int(tokens[begin:position].sum(dtype=np.int64)) * component.dtype.itemsize
+
+    def tasks() -> Iterator[tuple[Shard, list[int], int]]:
+        for shard, begin in zip(component.shards, first.tolist(), strict=False):
+            position = begin
+            for groups, rows in _row_groups(shard):
+                yield shard, groups, position
+                position += rows
+
+    for _ in in_order(read, tasks()):
+        pass
+    for shard, begin, end in zip(component.shards, first.tolist(), first[1:].tolist(), strict=False):
+        size = int(catalogue.tokens[begin:end].sum(dtype=np.int64)) * component.dtype.itemsize
         if size != shard.bytes:
             raise UserError(
                 f"{shard.documents_path}: its documents hold {size} bytes, but {shard.bin_path.name} has "
                 f"{shard.bytes}; run `emma pack verify`"
             )
-        first.append(position)
-    if len(names) > np.iinfo(np.uint16).max:
-        raise UserError(f"{component.folder}: {len(names)} languages; a component may have at most 65,535")
-    catalogue = Catalogue(component, list(names), language, tokens, validation, np.array(first, np.int64))
-    if not consumed:
-        return catalogue
-    mask = np.zeros(total, bool)
-    for number, offsets in consumed.items():
-        mask[catalogue.documents_at(number, offsets)] = True
-    return Catalogue(component, list(names), language, tokens, validation, catalogue.first, mask)
+    return catalogue
 
 
-def _batches(path: Path) -> Sequence[pa.RecordBatch]:
+def _row_groups(shard: Shard) -> list[tuple[list[int], int]]:
+    """Consecutive row groups of a shard's table and their rows, about `PART_DOCUMENTS` in each.
+
+    Raises:
+        UserError: the table cannot be read, or has another number of rows than the manifest says.
+    """
+    path = shard.documents_path
     try:
-        file = pq.ParquetFile(path, read_dictionary=["language", "split"])
-        return file.iter_batches(1 << 20, columns=["language", "tokens", "split"], use_threads=False)
+        with pq.ParquetFile(path) as file:
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run `emma pack verify`") from None
+    if sum(sizes) != shard.rows:
+        raise UserError(
+            f"{path}: holds {sum(sizes)} documents, but the manifest says {shard.rows}; run `emma pack verify`"
+        )
+    found: list[tuple[list[int], int]] = []
+    for group, rows in enumerate(sizes):
+        if found and found[-1][1] + rows <= PART_DOCUMENTS:
+            found[-1] = ([*found[-1][0], group], found[-1][1] + rows)
+        else:
+            found.append(([group], rows))
+    return found
+
+
+def _batches(path: Path, groups: Sequence[int]) -> Iterator[pa.RecordBatch]:
+    try:
+        with pq.ParquetFile(path, read_dictionary=["language", "split"]) as file:
+            columns = ["language", "tokens", "split"]
+            yield from file.iter_batches(PART_DOCUMENTS, groups, columns, use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run `emma pack verify`") from None
 
 
-def _codes(column: pa.DictionaryArray, names: dict[str, int]) -> np.ndarray:
-    """Codes of a dictionary column under one numbering for all batches; new names are added."""
-    table = np.array([names.setdefault(name, len(names)) for name in column.dictionary.to_pylist()], np.int64)
-    return table[column.indices.to_numpy(zero_copy_only=False)]
+def _codes(path: Path, batch: pa.RecordBatch, name: str, codes: Mapping[str, int]) -> np.ndarray:
+    """Values of a dictionary column by a table of all names."""
+    column = batch[name]
+    names = column.dictionary.to_pylist()
+    if unknown := [each for each in names if each not in codes]:
+        raise UserError(
+            f"{path}: a document's {name} is {unknown[0]!r}, which sources.parquet doesn't count; run "
+            "`emma pack verify`"
+        )
+    return np.array([codes[each] for each in names])[column.indices.to_numpy(zero_copy_only=False)]
 
 
-def consumed_documents(
-    consumed: Sequence[Consumed], components: Sequence[Component]
-) -> dict[str, dict[int, np.ndarray]]:
-    """Documents that earlier phases read: by component and shard, their byte offsets (int64, unique).
-
-    A document counts as consumed when a consumed sample holds any token of it.
-
-    Raises:
-        UserError: an earlier mix is missing, read another store, or has fewer samples than the recipe says
-            were consumed.
-    """
-    by_name = {component.name: component for component in components}
-    found: dict[str, dict[int, list[np.ndarray]]] = {}
+def _without_consumed(
+    catalogues: Mapping[str, Catalogue], consumed: Sequence[Consumed]
+) -> dict[str, Catalogue]:
+    """The catalogues with the documents marked that earlier phases read: those of which a consumed sample holds any
+    token."""
+    marked = {
+        name: replace(catalogue, consumed=np.zeros(len(catalogue.tokens), bool))
+        for name, catalogue in catalogues.items()
+    }
     for entry in consumed:
         mix = read_mix(Path(entry.mix))
         for name, fingerprint in mix.components.items():
-            if name in by_name and by_name[name].fingerprint != fingerprint:
+            if name in catalogues and catalogues[name].component.fingerprint != fingerprint:
                 raise UserError(
                     f"data.mix.exclude_consumed: {entry.mix} was built from another {name!r} than "
-                    f"{by_name[name].folder}, so its documents cannot be matched; build this mix from the same "
-                    "store"
+                    f"{catalogues[name].component.folder}, so its documents cannot be matched; build this mix "
+                    "from the same store"
                 )
         info = read_dataset_info(mix.train)
         samples = info.samples if entry.samples is None else entry.samples
@@ -176,14 +296,17 @@ def consumed_documents(
                 f"data.mix.exclude_consumed: {entry.mix} has {info.samples} samples, so {samples} cannot be "
                 "consumed"
             )
-        starts = np.load(mix.train / "samples.npy", mmap_mode="r")
-        row, into = starts[samples].tolist()
-        rows = np.load(mix.train / "rows.npy", mmap_mode="r")[: row + (1 if into else 0)]
-        for number, shard in enumerate(info.shards):
-            if shard.component in by_name:
-                offsets = rows["offset"][rows["shard"] == number]
-                found.setdefault(shard.component, {}).setdefault(shard.number, []).append(offsets)
-    return {
-        name: {number: np.unique(np.concatenate(parts)) for number, parts in shards.items()}
-        for name, shards in found.items()
-    }
+        with NpyReader(mix.train / "samples.npy") as starts, NpyReader(mix.train / "rows.npy") as file:
+            row, into = starts.read(samples, samples + 1)[0].tolist()
+            for rows in file.chunks(row + (1 if into else 0)):
+                for number, shard in enumerate(info.shards):
+                    if shard.component in marked:
+                        offsets = rows["offset"][rows["shard"] == number]
+                        read = catalogues[shard.component].documents_at(shard.number, offsets)
+                        _mask(marked[shard.component])[read] = True
+    return marked
+
+
+def _mask(catalogue: Catalogue) -> np.ndarray:
+    assert catalogue.consumed is not None
+    return catalogue.consumed

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emma.base.errors import UserError
+from emma.tools.mix.arrays import CHUNK_ROWS, read_at, write_at
 
-__all__ = ["IndexWriter", "index_header", "read_index"]
+__all__ = ["IndexReader", "IndexWriter", "index_header"]
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _CODES = {"int32": 4, "uint16": 8}
@@ -29,65 +31,81 @@ def index_header(dtype: np.dtype[Any], rows: int) -> bytes:
 
 
 class IndexWriter:
-    """Writes one `.idx` piece by piece; the number of rows is known beforehand.
+    """Writes one `.idx` piece by piece, at any place; the number of rows is known beforehand.
 
     Args:
         path: the file; it must not exist.
         dtype: type of a token id.
-        rows: number of rows that will be appended.
+        rows: number of rows that will be put.
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any], rows: int) -> None:
         self.path, self.rows, self.written = path, rows, 0
+        self._lock = threading.Lock()
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         os.write(self._descriptor, index_header(dtype, rows))
 
-    def append(self, lengths: np.ndarray, offsets: np.ndarray) -> None:
-        """Appends rows: lengths in tokens, offsets in bytes."""
-        at = HEADER_BYTES + 4 * self.written
-        _write_at(self._descriptor, np.ascontiguousarray(lengths, np.int32), at)
-        at = HEADER_BYTES + 4 * self.rows + 8 * self.written
-        _write_at(self._descriptor, np.ascontiguousarray(offsets, np.int64), at)
-        self.written += len(lengths)
+    def put(self, row: int, lengths: np.ndarray, offsets: np.ndarray) -> None:
+        """Writes rows from place `row` on: lengths in tokens, offsets in bytes."""
+        write_at(self._descriptor, np.ascontiguousarray(lengths, np.int32), HEADER_BYTES + 4 * row)
+        at = HEADER_BYTES + 4 * self.rows + 8 * row
+        write_at(self._descriptor, np.ascontiguousarray(offsets, np.int64), at)
+        with self._lock:
+            self.written += len(lengths)
 
     def close(self) -> None:
         """Writes the document boundaries (every row is a document) and closes the file."""
         if self.written != self.rows:
             raise ValueError(f"{self.path}: {self.written} rows written, but {self.rows} announced")
         at = HEADER_BYTES + 12 * self.rows
-        for start in range(0, self.rows + 1, 1 << 22):
-            stop = min(self.rows + 1, start + (1 << 22))
-            _write_at(self._descriptor, np.arange(start, stop, dtype=np.int64), at + 8 * start)
+        for start in range(0, self.rows + 1, CHUNK_ROWS):
+            stop = min(self.rows + 1, start + CHUNK_ROWS)
+            write_at(self._descriptor, np.arange(start, stop, dtype=np.int64), at + 8 * start)
         os.fsync(self._descriptor)
         os.close(self._descriptor)
 
 
-def _write_at(descriptor: int, array: np.ndarray, position: int) -> None:
-    view = memoryview(array).cast("B") if len(array) else memoryview(b"")
-    while len(view):
-        written = os.pwrite(descriptor, view, position)
-        view, position = view[written:], position + written
+class IndexReader:
+    """Reads an `.idx` piece by piece.
 
-
-def read_index(path: Path) -> tuple[np.dtype[Any], np.ndarray, np.ndarray, np.ndarray]:
-    """Type, lengths, offsets and boundaries of an `.idx` (memory maps).
+    Attributes:
+        dtype: type of a token id.
+        rows: number of rows.
 
     Raises:
         UserError: not an `.idx`, or its size does not match its header.
     """
-    names = {code: name for name, code in _CODES.items()}
-    with path.open("rb") as handle:
-        header = handle.read(HEADER_BYTES)
-    if len(header) < HEADER_BYTES or header[:9] != _MAGIC:
-        raise UserError(f"{path}: not a Megatron index; build the mix again")
-    version, code, rows, boundaries = struct.unpack("<QBQQ", header[9:])
-    expected = HEADER_BYTES + 12 * rows + 8 * boundaries
-    if version != 1 or code not in names or boundaries != rows + 1 or path.stat().st_size != expected:
-        raise UserError(f"{path}: its size does not match its header; build the mix again")
-    if not rows:
-        empty = np.zeros(0, np.int64)
-        return np.dtype(names[code]), empty.astype(np.int32), empty, np.zeros(1, np.int64)
-    lengths = np.memmap(path, "<i4", "r", HEADER_BYTES, rows)
-    offsets = np.memmap(path, "<i8", "r", HEADER_BYTES + 4 * rows, rows)
-    bounds = np.memmap(path, "<i8", "r", HEADER_BYTES + 12 * rows, boundaries)
-    return np.dtype(names[code]), lengths, offsets, bounds
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        names = {code: name for name, code in _CODES.items()}
+        with path.open("rb") as handle:
+            header = handle.read(HEADER_BYTES)
+        if len(header) < HEADER_BYTES or header[:9] != _MAGIC:
+            raise UserError(f"{path}: not a Megatron index; build the mix again")
+        version, code, rows, boundaries = struct.unpack("<QBQQ", header[9:])
+        expected = HEADER_BYTES + 12 * rows + 8 * boundaries
+        if version != 1 or code not in names or boundaries != rows + 1 or path.stat().st_size != expected:
+            raise UserError(f"{path}: its size does not match its header; build the mix again")
+        self.dtype, self.rows = np.dtype(names[code]), int(rows)
+
+    def lengths(self, start: int, stop: int) -> np.ndarray:
+        """Tokens of the rows from `start` to before `stop` (int32)."""
+        return self._read("<i4", 0, start, stop)
+
+    def offsets(self, start: int, stop: int) -> np.ndarray:
+        """Byte offsets of these rows (int64)."""
+        return self._read("<i8", 4 * self.rows, start, stop)
+
+    def boundaries(self, start: int, stop: int) -> np.ndarray:
+        """Document boundaries (int64), of which there is one more than rows."""
+        return self._read("<i8", 12 * self.rows, start, stop)
+
+    def _read(self, dtype: str, begin: int, start: int, stop: int) -> np.ndarray:
+        array = np.empty(stop - start, dtype)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            read_at(descriptor, array, HEADER_BYTES + begin + start * array.itemsize)
+        finally:
+            os.close(descriptor)
+        return array

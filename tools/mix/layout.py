@@ -25,6 +25,7 @@ from emma.base.files import read_json
 __all__ = [
     "FORMAT",
     "ROW",
+    "RULES",
     "DatasetInfo",
     "MixInfo",
     "ShardInfo",
@@ -35,6 +36,9 @@ __all__ = [
 ]
 
 FORMAT = 2
+RULES = 2
+"""Version of the rules by which documents are chosen and put in order. A mix of an earlier version has the same format and
+is read like any other, but the same recipe now gives another mix."""
 ROW = np.dtype([("offset", "<i8"), ("tokens", "<i4"), ("shard", "<u2"), ("source", "<u2")])
 """One row of `rows.npy`: byte offset into the shard, number of tokens, index of the shard and of the source
 in `dataset.json`."""
@@ -74,6 +78,12 @@ class SourceInfo:
     documents: int
     rows: int
     tokens: int
+
+    @property
+    def document_tokens(self) -> int:
+        """Tokens of the documents: two pieces of one share a token, which is the last label of one and the first input
+        of the next."""
+        return self.tokens - (self.rows - self.documents)
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,8 @@ class MixInfo:
     """`mix.json`: what a run needs to know about its mix.
 
     `fingerprint` identifies the content: budget, plan, seed, packing and store. `tokens` is samples ×
-    sequence length. `groups` has the counts of each validation group, and `bytes_per_token` of its text.
+    sequence length. `groups` has the counts of each validation group, and `bytes_per_token` of its text. `rules` is the
+    version of the rules by which documents were chosen (`RULES`).
     """
 
     folder: Path
@@ -140,6 +151,7 @@ class MixInfo:
     components: dict[str, str]
     shares: dict[str, float]
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rules: int = 1
 
     @property
     def train(self) -> Path:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["best_fit", "cut_to_samples"]
+from emma.base.errors import UserError
+
+__all__ = ["best_fit", "bins_needed", "cut_to_samples", "piece_lengths", "split_bins"]
 
 
 def cut_to_samples(
@@ -54,12 +56,14 @@ def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
         capacity: tokens of a bin.
 
     Returns:
-        Bin of each piece (int64), number of bins.
+        Bin of each piece (int32), number of bins.
     """
-    order = np.argsort(-lengths, kind="stable")
+    # (NumPy sorts 16 bits by radix.)
+    rank = capacity - lengths
+    order = np.argsort(rank.astype(np.uint16) if capacity < 1 << 16 else rank, kind="stable")
     sizes, starts = np.unique(lengths[order][::-1], return_index=True)
     counts = np.diff(np.append(starts, len(order)))
-    bins = np.empty(len(order), np.int64)
+    bins = np.empty(len(order), np.int32)
     stacks: list[list[np.ndarray]] = [[] for _ in range(capacity + 1)]
     total = 0
     position = 0
@@ -72,7 +76,7 @@ def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
             enough = rooms >> size
             room = size + (enough & -enough).bit_length() - 1
             if not enough:
-                fresh = np.arange(total, total + -(-(count - placed) // (capacity // size)))
+                fresh = np.arange(total, total + -(-(count - placed) // (capacity // size)), dtype=np.int32)
                 total += len(fresh)
                 stacks[capacity].append(fresh)
                 rooms |= 1 << capacity
@@ -99,3 +103,78 @@ def _take(stack: list[np.ndarray], count: int) -> np.ndarray:
         taken.append(top)
         count -= len(top)
     return np.concatenate(taken)
+
+
+def piece_lengths(lengths: np.ndarray, weights: np.ndarray, capacity: int) -> np.ndarray:
+    """How many pieces of each length documents are cut into.
+
+    Args:
+        lengths: tokens of each document.
+        weights: how often each is read.
+        capacity: tokens of a sample with its last label.
+
+    Returns:
+        float64 [capacity + 1], by tokens of a piece.
+    """
+    step = capacity - 1
+    lengths = lengths.astype(np.int64)
+    whole = np.maximum(0, -(-(lengths - 1) // step) - 1)
+    found = np.bincount(lengths - whole * step, weights, capacity + 1)
+    found[capacity] += float((whole * weights).sum())
+    return found
+
+
+def bins_needed(pieces: np.ndarray, capacity: int, buckets: int = 1) -> int:
+    """Number of bins that `best_fit` makes of pieces that are dealt evenly to buckets and packed bucket by bucket.
+
+    Args:
+        pieces: number of pieces by length [capacity + 1].
+        capacity: tokens of a bin.
+        buckets: number of buckets.
+    """
+    counts = np.diff(np.rint(np.cumsum(pieces) / buckets).astype(np.int64), prepend=0)
+    lengths = np.repeat(np.arange(capacity + 1), counts)
+    return buckets * best_fit(lengths, capacity)[1] if len(lengths) else 0
+
+
+def split_bins(
+    rows: np.ndarray, sizes: np.ndarray, first: np.ndarray, more: int, itemsize: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Splits bins until there are `more` of them: between two rows, or where there are too few rows, within the longest.
+
+    Args:
+        rows: `ROW`, bin after bin.
+        sizes: rows of each bin.
+        first: which rows hold the first token of their document.
+        more: how many bins to add.
+        itemsize: bytes of a token.
+        rng: chooses where.
+
+    Returns:
+        Rows, sizes and `first` of the new bins; how many rows were cut.
+
+    Raises:
+        UserError: the rows are too short.
+    """
+    begins = np.zeros(len(rows), bool)
+    begins[np.cumsum(sizes) - sizes] = True
+    # A sample of one token would have nothing to predict.
+    enough = rows["tokens"] > 1
+    between = np.flatnonzero(~begins & enough & np.append(False, enough[:-1]))
+    within = max(0, more - len(between))
+    begins[rng.choice(between, more - within, replace=False)] = True
+    if within:
+        longest = np.argsort(-rows["tokens"], kind="stable")[:within]
+        if len(longest) < within or rows["tokens"][longest[-1]] < 3:
+            raise UserError("the mix has too few tokens for its samples; lower the budget, or add text")
+        times = np.ones(len(rows), np.int64)
+        times[longest] = 2
+        heads = np.cumsum(times) - times
+        rows, begins, first = np.repeat(rows, times), np.repeat(begins, times), np.repeat(first, times)
+        head, tail = heads[longest], heads[longest] + 1
+        length = rows["tokens"][head].astype(np.int64)
+        half = length // 2 + 1
+        rows["tokens"][head], rows["tokens"][tail] = half, length - half + 1
+        rows["offset"][tail] += (half - 1) * itemsize
+        begins[tail], first[tail] = True, False
+    return rows, np.diff(np.append(np.flatnonzero(begins), len(rows))), first, within

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,12 @@ class PlannedSource:
     def epochs(self) -> float:
         """How often training sees the source."""
         return self.target_tokens / self.source.tokens if self.source.tokens else 0.0
+
+    @property
+    def may_give_nothing(self) -> bool:
+        """Whether less than half a document of mean length is planned (of a source whose documents are counted)."""
+        documents = self.source.documents
+        return documents > 0 and 0 < 2 * self.target_tokens * documents < self.source.tokens
 
     @property
     def capped(self) -> bool:
@@ -135,6 +141,17 @@ PLAN_SCHEMA = pa.schema(
 )
 """Columns of `plan.parquet`. `documents` counts a document each time it is seen, `samples` is tokens over
 sequence length, `share` is of the whole mix."""
+
+
+BUILT_SCHEMA = pa.schema(
+    [
+        *PLAN_SCHEMA,
+        ("built_documents", pa.int64()),
+        ("built_tokens", pa.int64()),
+        ("rounding", pa.string()),
+    ]
+)
+"""Columns of a mix's `plan.parquet`."""
 
 
 def water_fill(total: int, weights: Sequence[float], caps: Sequence[int]) -> np.ndarray:
@@ -237,6 +254,11 @@ def make_plan(
             f"the mix holds {total:,} tokens at its caps, but the budget is {tokens:,}; raise max_epochs, or "
             "lower the budget (schedule.steps × batch.global × batch.sequence_length)"
         )
+    if small := [f"{row.source.component}/{row.source.language}" for row in planned if row.may_give_nothing]:
+        notes.append(
+            f"{len(small)} sources are planned with less than half a document of their mean length, and give nothing if all "
+            f"their documents are more than twice what is planned: {', '.join(small)}"
+        )
     return MixPlan(tokens, sequence_length, planned, wanted, [], faults, notes)
 
 
@@ -332,16 +354,16 @@ def by_category(plan: MixPlan) -> dict[tuple[str, str | None], dict[str, Any]]:
     return totals
 
 
-def realised(plan: MixPlan, train: DatasetInfo) -> pa.Table:
-    """The plan's table with the documents and tokens that were built."""
+def realised(plan: MixPlan, train: DatasetInfo, rounding: Mapping[tuple[str, str], str]) -> pa.Table:
+    """The plan's table with the documents and tokens that were built, and how each source was rounded (None where
+    nothing was planned)."""
     built: dict[tuple[str, str], SourceInfo] = {
         (source.component, source.language): source for source in train.sources
     }
     rows = plan.table().to_pylist()
     for row in rows:
-        source = built[row["component"], row["language"]]
-        row["built_documents"], row["built_tokens"] = source.documents, source.tokens
-    schema = PLAN_SCHEMA.append(pa.field("built_documents", pa.int64())).append(
-        pa.field("built_tokens", pa.int64())
-    )
-    return pa.Table.from_pylist(rows, schema=schema)
+        key = row["component"], row["language"]
+        row["built_documents"] = built[key].documents
+        row["built_tokens"] = built[key].document_tokens
+        row["rounding"] = rounding.get(key)
+    return pa.Table.from_pylist(rows, schema=BUILT_SCHEMA)

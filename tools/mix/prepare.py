@@ -13,14 +13,14 @@ import orjson
 from emma.base.errors import UserError
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.data import Mix
-from emma.tools.mix.catalogue import Catalogue, consumed_documents, load_catalogue
-from emma.tools.mix.layout import FORMAT, read_mix
+from emma.tools.mix.catalogue import Catalogue, load_catalogues
+from emma.tools.mix.layout import FORMAT, ROW, RULES, read_mix
 from emma.tools.mix.plan import MixPlan, make_plan, plan_validation
 from emma.tools.mix.sources import Source, read_statistics, sources_of_store
 from emma.tools.pack.store import Component, open_store
 from emma.tools.pack.tokenizer_file import TokenizerFile
 
-__all__ = ["MixSettings", "Prepared", "expected_fingerprint", "fingerprint_of", "plan_mix", "prepare"]
+__all__ = ["MixSettings", "Prepared", "expected_fingerprints", "fingerprint_of", "plan_mix", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -107,15 +107,18 @@ def prepare(settings: MixSettings, statistics: Sequence[Path] = ()) -> Prepared:
     sources = sources_of_store(settings.mix, components, words)
     catalogues = None
     if settings.mix.exclude_consumed:
-        consumed = consumed_documents(settings.mix.exclude_consumed, components)
-        catalogues = {
-            component.name: load_catalogue(component, consumed.get(component.name))
-            for component in components
-        }
+        catalogues = load_catalogues(components, settings.mix.exclude_consumed)
         sources = [_without_consumed(source, catalogues[source.component]) for source in sources]
     # Each best-fit sample has its own last label, so it holds one token more than its length.
     tokens = settings.tokens if settings.mix.packing == "concatenate" else settings.tokens + settings.samples
     plan = make_plan(settings.mix, sources, tokens, settings.sequence_length)
+    if settings.mix.packing == "concatenate" and sum(row.cap_tokens for row in plan.sources) == tokens:
+        plan.faults.append(
+            f"the mix holds {tokens:,} tokens at its caps, which is the budget, but the last sample's last label is one more; "
+            "raise max_epochs, or lower the budget (schedule.steps × batch.global × batch.sequence_length)"
+        )
+    if len(plan.sources) > np.iinfo(ROW["source"]).max:
+        raise UserError(f"{len(plan.sources):,} sources take part; a mix may have at most 65,535")
     groups, faults, notes = plan_validation(settings.mix, sources)
     plan.groups.extend(groups)
     plan.faults.extend(faults)
@@ -124,33 +127,36 @@ def prepare(settings: MixSettings, statistics: Sequence[Path] = ()) -> Prepared:
 
 
 def _without_consumed(source: Source, catalogue: Catalogue) -> Source:
-    left = catalogue.of_language(source.language, validation=False)
+    code = catalogue.languages.index(source.language)
     return Source(
         source.component,
         source.language,
         source.category,
         source.words,
-        len(left),
-        int(catalogue.tokens[left].sum(dtype=np.int64)),
+        int(catalogue.counts.documents[code]),
+        int(catalogue.counts.tokens[code]),
         source.validation_documents,
         source.validation_tokens,
         source.validation_bytes,
     )
 
 
-def expected_fingerprint(settings: MixSettings, statistics: Sequence[Path] = ()) -> str:
-    """Fingerprint of the mix that these settings would build from the store as it is.
+def expected_fingerprints(settings: MixSettings, statistics: Sequence[Path] = ()) -> tuple[str, str]:
+    """Fingerprint of the mix that these settings would build from the store as it is, and that of the mix that an
+    earlier version's rules made of them.
 
     Raises:
         UserError: the store lacks a component, or its components don't belong together.
     """
-    return fingerprint_of(settings, prepare(settings, statistics))
+    prepared = prepare(settings, statistics)
+    return fingerprint_of(settings, prepared), fingerprint_of(settings, prepared, rules=1)
 
 
-def fingerprint_of(settings: MixSettings, prepared: Prepared) -> str:
+def fingerprint_of(settings: MixSettings, prepared: Prepared, rules: int = RULES) -> str:
     """SHA-256 over everything that the mix's content depends on."""
     content = {
         "format": FORMAT,
+        **({"rules": rules} if rules > 1 else {}),
         "seed": settings.mix.seed,
         "packing": settings.mix.packing,
         "samples": settings.samples,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,9 +10,10 @@ from pathlib import Path
 
 from emma.base.errors import UserError
 from emma.recipes.schema.data import Category, Data, Mix, MixComponent
+from emma.tools.mix.fertility import Fertility, ScriptSize, script_table, shipped_fertility
 from emma.tools.pack.store import Component
 
-__all__ = ["Source", "category_of", "script_table", "sources_of_statistics", "sources_of_store"]
+__all__ = ["Source", "category_of", "sources_of_statistics", "sources_of_store"]
 
 WHOLE_COMPONENT = "*"
 """`language` of the only source of a component that has just a declared size."""
@@ -41,25 +41,6 @@ class Source:
     @property
     def key(self) -> tuple[str, str]:
         return self.component, self.language
-
-
-@dataclass(frozen=True)
-class ScriptSize:
-    """Tokens per word and UTF-8 bytes per word of a script, without whitespace."""
-
-    tokens_per_word: float
-    bytes_per_word: float
-
-
-@functools.cache
-def script_table() -> Mapping[str, ScriptSize]:
-    """The shipped table by ISO 15924 script; `*` stands for scripts it doesn't list."""
-    path = Path(__file__).with_name("scripts.csv")
-    with path.open(encoding="utf-8", newline="") as handle:
-        rows = list(csv.DictReader(line for line in handle if not line.startswith("#")))
-    return {
-        row["script"]: ScriptSize(float(row["tokens_per_word"]), float(row["bytes_per_word"])) for row in rows
-    }
 
 
 def _scripts(language: str) -> list[str]:
@@ -168,16 +149,26 @@ def read_statistics(path: Path) -> tuple[str, dict[str, dict[str, int]]]:
     return kind, counts
 
 
-def sources_of_statistics(data: Data, files: Sequence[Path]) -> list[Source]:
+def sources_of_statistics(
+    data: Data, files: Sequence[Path], fertility: Fertility | None = None, foreign: str | None = None
+) -> list[Source]:
     """Sources of a mix as published statistics describe them, before anything is packed.
 
     Counts of languages describe the mix's components of monolingual text, counts of pairs those of kind
-    `bilingual`; a component that no file describes needs `declared_tokens`. Words become tokens by the
-    fertility of their script (the recipe's, else the shipped table).
+    `bilingual`; a component that no file describes needs `declared_tokens`. Words become tokens by their
+    language's or script's fertility: the recipe's, else `fertility`'s.
+
+    Args:
+        data: the recipe.
+        files: published statistics.
+        fertility: of the tokenizer in whose tokens the budget counts; by default the shipped one.
+        foreign: why `fertility` is another tokenizer's, if it is; then only the recipe's values are taken.
 
     Raises:
-        UserError: a component is described twice or not at all.
+        UserError: a component is described twice or not at all; a fertility is needed that is another tokenizer's.
     """
+    fertility = fertility or shipped_fertility()
+    foreign = foreign or fertility.foreign(data.mix.counted_in)
     statistics: dict[str, dict[str, dict[str, int]]] = {}
     for path in files:
         kind, counts = read_statistics(path)
@@ -201,7 +192,7 @@ def sources_of_statistics(data: Data, files: Sequence[Path]) -> list[Source]:
             category = category_of(component.categories, published["words"])
             if component.categories and category is None:
                 continue
-            tokens = _tokens(data.mix, language, published)
+            tokens = _tokens(data.mix, language, published, fertility, foreign)
             sources.append(Source(name, language, category, published["words"], published["texts"], tokens))
     return sources
 
@@ -226,8 +217,18 @@ def _described_components(data: Data, statistics: Mapping[str, object]) -> dict[
     return described
 
 
-def _tokens(mix: Mix, language: str, counts: Mapping[str, int]) -> int:
-    scripts = _scripts(language)
+def _tokens(
+    mix: Mix, language: str, counts: Mapping[str, int], fertility: Fertility, foreign: str | None
+) -> int:
     words = [counts["src_words"], counts["tgt_words"]] if "src_words" in counts else [counts["words"]]
-    fertility = [mix.fertility.get(script, _size(script).tokens_per_word) for script in scripts]
-    return round(sum(count * rate for count, rate in zip(words, fertility, strict=True)))
+    total = 0.0
+    for side, count in zip(language.split("-"), words, strict=True):
+        script = side.partition("_")[2] or "*"
+        if script not in mix.fertility and foreign is not None:
+            raise UserError(
+                f"{side}: its words cannot be planned: the fertility of {fertility.source} is {foreign}. Measure that of "
+                "the run's tokenizer on the run's text (`emma corpus stats RUN --tokens`) and give it with "
+                f"--fertility .../statistics/tokens-STAGE.parquet, or set data.mix.fertility.{script}"
+            )
+        total += count * mix.fertility.get(script, fertility.tokens_per_word(side))
+    return round(total)

@@ -15,14 +15,12 @@ from emma.base.errors import CheckFailedError, UserError
 from emma.base.manifest import Manifest
 from emma.base.staging import WrittenMeanwhileError
 from emma.tools.mix import build as build_module
-from emma.tools.mix import shuffle, writer
+from emma.tools.mix import catalogue as catalogue_module
+from emma.tools.mix import fit
 from emma.tools.mix.build import build_mix
 from emma.tools.mix.catalogue import load_catalogue
 from emma.tools.mix.layout import read_dataset_info, read_mix
-from emma.tools.mix.plan import PlannedSource
-from emma.tools.mix.prepare import expected_fingerprint, plan_mix
-from emma.tools.mix.select import select_documents
-from emma.tools.mix.sources import Source
+from emma.tools.mix.prepare import expected_fingerprints, plan_mix
 from emma.tools.mix.verify import verify_mix
 from emma.tools.pack.store import open_component
 from tests.tiny_mix import TinyMix, make_tiny_mix
@@ -45,8 +43,9 @@ def content(folder: Path) -> dict[str, str]:
 def test_samples_are_exact_and_verify_finds_nothing(
     make_settings: MakeSettings, packing: str, bucket_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shuffle, "BUCKET_ROWS", bucket_rows)
-    monkeypatch.setattr(writer, "BUCKET_ROWS", bucket_rows)
+    monkeypatch.setattr(build_module, "BUCKET_ROWS", bucket_rows)
+    monkeypatch.setattr(fit, "PACKED_ROWS", 40 * bucket_rows)
+    monkeypatch.setattr(catalogue_module, "PART_DOCUMENTS", bucket_rows)
     length = 64 if packing == "concatenate" else 400
     for samples in (1, 7, 40, 333):
         settings = make_settings(f"{packing}{samples}", samples, length, packing=packing)
@@ -57,8 +56,8 @@ def test_samples_are_exact_and_verify_finds_nothing(
         if packing == "concatenate":
             assert info.tokens == samples * length + 1 and info.label_tokens == samples * length
             assert info.padding == 0
-        faults, seen = verify_mix(settings.folder, fingerprint=expected_fingerprint(settings))
-        assert faults == [] and seen["samples"] == samples
+        found = verify_mix(settings.folder, fingerprint=expected_fingerprints(settings)[0])
+        assert (found.faults, found.samples) == ([], samples)
 
 
 def test_the_same_recipe_gives_the_same_bytes_and_another_seed_others(make_settings: MakeSettings) -> None:
@@ -200,8 +199,7 @@ def test_a_later_phase_leaves_out_what_an_earlier_one_consumed(make_settings: Ma
         later = np.load(mix.train / "rows.npy")
         places = [set(zip(r["shard"].tolist(), r["offset"].tolist(), strict=True)) for r in (earlier, later)]
         assert places[0] and not places[0] & places[1]
-        faults, _ = verify_mix(second.folder, fingerprint=expected_fingerprint(second))
-        assert faults == []
+        assert verify_mix(second.folder, fingerprint=expected_fingerprints(second)[0]).faults == []
     held = [sum(row.source.tokens for row in plan_mix(settings).sources) for settings in (first, second)]
     assert held[1] < held[0]
 
@@ -274,37 +272,3 @@ def test_best_fit_cuts_fewer_documents(make_settings: MakeSettings) -> None:
     assert infos["concatenate"].cut_documents > 3 * infos["best_fit"].cut_documents
     assert infos["best_fit"].cut_documents == 0 or (rows["tokens"] > longest).any()
     assert 0 < infos["best_fit"].padding < 0.05
-
-
-def test_targets_are_met_by_counts_of_documents() -> None:
-    """Against a direct construction, with documents of known sizes and many draws."""
-
-    class Fake:
-        def __init__(self, sizes: list[int]) -> None:
-            self.tokens = np.array(sizes, np.int32)
-
-        def of_language(self, language: str, *, validation: bool) -> np.ndarray:
-            del language, validation
-            return np.arange(len(self.tokens))
-
-    rng = np.random.default_rng(0)
-    for trial in range(100):
-        names = [f"c{i}" for i in range(int(rng.integers(1, 6)))]
-        fakes = {name: Fake(rng.integers(2, 50, int(rng.integers(1, 40))).tolist()) for name in names}
-        planned = []
-        for name, fake in fakes.items():
-            held = int(fake.tokens.sum())
-            target = int(rng.integers(1, 4 * held))
-            planned.append(
-                PlannedSource(Source(name, "l", None, 0, len(fake.tokens), held), target, 4 * held + 50)
-            )
-        total = sum(row.target_tokens for row in planned) + 1
-        chosen = list(select_documents(fakes, planned, trial, total))
-        assert sum(s.tokens for s in chosen) >= total
-        longest = max(int(fake.tokens.max()) for fake in fakes.values())
-        assert sum(s.tokens for s in chosen) - total < longest
-        for selection in chosen:
-            fake = fakes[selection.component]
-            counts = np.bincount(selection.documents, minlength=len(fake.tokens))
-            assert counts.max() - counts.min() <= 1
-            assert int((counts * fake.tokens).sum()) == selection.tokens

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from emma.base.errors import UserError
-from emma.tools.mix.index import IndexWriter, read_index
+from emma.tools.mix.index import IndexReader, IndexWriter
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
@@ -18,23 +18,23 @@ def test_an_index_reads_back(tmp_path: Path, dtype: type, pieces: list[int]) -> 
     writer = IndexWriter(path, np.dtype(dtype), 5)
     at = 0
     for count in pieces:
-        writer.append(lengths[at : at + count], offsets[at : at + count])
+        writer.put(at, lengths[at : at + count], offsets[at : at + count])
         at += count
     writer.close()
-    kind, read_lengths, read_offsets, bounds = read_index(path)
-    assert kind == np.dtype(dtype)
-    assert np.array_equal(read_lengths, lengths) and np.array_equal(read_offsets, offsets)
-    assert bounds.tolist() == [0, 1, 2, 3, 4, 5]
+    index = IndexReader(path)
+    assert (index.dtype, index.rows) == (np.dtype(dtype), 5)
+    assert np.array_equal(index.lengths(0, 5), lengths) and np.array_equal(index.offsets(1, 4), offsets[1:4])
+    assert index.boundaries(0, 6).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_an_incomplete_index_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.idx"
     writer = IndexWriter(path, np.dtype(np.int32), 2)
-    writer.append(np.array([1]), np.array([0]))
+    writer.put(0, np.array([1]), np.array([0]))
     with pytest.raises(ValueError, match="1 rows written, but 2 announced"):
         writer.close()
     with pytest.raises(UserError, match="its size does not match its header"):
-        read_index(path)
+        IndexReader(path)
     (tmp_path / "b.idx").write_bytes(b"MMIDIDX")
     with pytest.raises(UserError, match="not a Megatron index"):
-        read_index(tmp_path / "b.idx")
+        IndexReader(tmp_path / "b.idx")

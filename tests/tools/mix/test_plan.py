@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from emma.base.errors import CheckFailedError, UserError
 from emma.recipes.schema.data import Category, Data
+from emma.tools.mix.fertility import read_fertility, script_table, shipped_fertility
 from emma.tools.mix.plan import make_plan, plan_validation, water_fill
 from emma.tools.mix.report import plan_lines, plan_summary, plan_svg
 from emma.tools.mix.sources import (
@@ -17,7 +20,6 @@ from emma.tools.mix.sources import (
     category_of,
     estimated_words,
     read_statistics,
-    script_table,
     sources_of_statistics,
 )
 
@@ -244,6 +246,74 @@ def test_published_words_become_tokens_by_script(tmp_path: Path) -> None:
         ("bilingual", "eng_Latn-kat_Geor", "low", round(10**6 * latin) + 10**7),
         ("books", "*", None, 1000),
     ]
+
+
+def measured(path: Path, tokenizer: str = "a" * 64) -> Path:
+    """A file as `emma corpus stats RUN --tokens` writes it."""
+    rows = [
+        ("monolingual", "eng_Latn", 1000, 1500),
+        ("monolingual", "fra_Latn", 1000, 2500),
+        ("monolingual", "kat_Geor", 100, 700),
+        ("parallel", "eng_Latn-kat_Geor", 50, 9_999),
+    ]
+    names = ("kind", "language", "tokens", "tokenizer_tokens")
+    table = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
+    pq.write_table(table.append_column("tokenizer", pa.array([tokenizer] * len(rows))), path)
+    return path
+
+
+def test_a_budget_of_one_tokenizer_is_not_planned_with_anothers_fertility(tmp_path: Path) -> None:
+    files = statistics_files(tmp_path)
+    recipe = data(components(), counted_in="llama2")
+    with pytest.raises(
+        UserError, match=r"eng_Latn: .*scripts\.csv is llama3's, but the recipe counts tokens of llama2"
+    ):
+        sources_of_statistics(recipe, files)
+    both = data(components(), counted_in="llama2", fertility={"Latn": 2.0, "Geor": 9.0})
+    assert sources_of_statistics(both, files)[0].tokens == 6_000_000
+    table = read_fertility(measured(tmp_path / "tokens-split.parquet"))
+    tokens = {source.language: source.tokens for source in sources_of_statistics(recipe, files, table)}
+    # Measured languages by their own values; a language without text by its script's mean.
+    assert tokens["eng_Latn"] == 4_500_000 and tokens["kat_Geor"] == 1_400_000
+    assert tokens["eng_Latn-kat_Geor"] == 8_500_000 and tokens["eng_Latn-fra_Latn"] == 15 + 50
+    assert table.tokens_per_word("deu_Latn") == 2.0 and table.tokens_per_word("ell_Grek") == 4.5
+    # A run's tokenizer is told by its file, or by its number of ids.
+    assert table.foreign("llama2", 32_000, "a" * 64) is None
+    assert "another tokenizer (aaaaaaaaaaaa) than the run's (bbbbbbbbbbbb)" in str(
+        table.foreign("llama2", 32_000, "b" * 64)
+    )
+    shipped = shipped_fertility()
+    assert shipped.foreign("llama3", 128_256, "b" * 64) is None
+    assert "128,256 ids, but the run's model has 32,000" in str(shipped.foreign("llama3", 32_000))
+
+
+def test_what_is_no_measured_fertility_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"kind": ["monolingual"], "language": ["eng_Latn"]}), path)
+    with pytest.raises(UserError, match="lacks the column tokens; `emma corpus stats RUN --tokens`"):
+        read_fertility(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_fertility(tmp_path / "none.parquet")
+    pq.write_table(pq.read_table(measured(path)).slice(3), path)
+    with pytest.raises(UserError, match="counts no words of monolingual text"):
+        read_fertility(path)
+
+
+def test_sources_that_may_give_nothing_are_named() -> None:
+    recipe = data({"web": {"share": 1}})
+    big = Source("web", "big", None, 1, 10_000, 1_000_000)
+    plan = make_plan(
+        recipe.mix,
+        [big, Source("web", "book", None, 1, 1, 325_000), Source("web", "few", None, 1, 4, 400)],
+        100_000,
+    )
+    notes = [note for note in plan.notes if "give nothing" in note]
+    assert (
+        len(notes) == 1
+        and notes[0].startswith("2 sources")
+        and "web/book" in notes[0]
+        and "web/few" in notes[0]
+    )
 
 
 def test_patterns_choose_sources(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from emma.base.errors import UserError
 from emma.base.manifest import FileRecord
 from emma.tools.mix.build import build_mix
-from emma.tools.mix.index import index_header, read_index
+from emma.tools.mix.index import IndexReader, index_header
 from emma.tools.mix.verify import verify_mix
 from tests.tiny_mix import TinyMix, make_tiny_mix
 from tests.tools.mix.conftest import MakeSettings
@@ -80,7 +80,7 @@ def swap_rows(rows: np.ndarray) -> None:
 def index_of_another_type(folder: Path) -> None:
     path = folder / "train" / "monolingual-00000.idx"
     content = path.read_bytes()
-    rows = len(read_index(path)[1])
+    rows = IndexReader(path).rows
     path.write_bytes(index_header(np.dtype(np.int32), rows) + content[34:])
     sign(folder, path)
 
@@ -88,7 +88,7 @@ def index_of_another_type(folder: Path) -> None:
 def index_offset(folder: Path) -> None:
     path = folder / "train" / "monolingual-00000.idx"
     content = bytearray(path.read_bytes())
-    rows = len(read_index(path)[1])
+    rows = IndexReader(path).rows
     content[34 + 4 * rows] ^= 2
     path.write_bytes(content)
     sign(folder, path)
@@ -166,12 +166,12 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a shifted sample": (
         edit_array("samples.npy", lambda samples: samples.__setitem__((5, 1), samples[5, 1] + 1)),
-        r"sample \d+ spans \d+ tokens, but a sample has 64",
+        r"sample 5 begins at row \d+, token \d+, but 64 tokens after the one before it are row",
     ),
     "a sample too few": (edit_array("samples.npy", lambda samples: samples[:-1]), r"samples\.npy: shape"),
     "samples beyond the rows": (
         edit_array("samples.npy", lambda samples: samples.__setitem__((5, 0), 10**6)),
-        "samples begin at rows that don't exist",
+        r"sample 5 begins at row 1000000",
     ),
     "index of another type": (index_of_another_type, "says that tokens are int32, but they are uint16"),
     "index offset": (index_offset, "doesn't hold the rows of monolingual-00000 in their order"),
@@ -202,16 +202,16 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 def test_a_clean_mix_passes(tiny: TinyMix) -> None:
-    faults, seen = verify_mix(tiny.mix)
-    assert faults == []
-    assert seen["groups"] == 5 and seen["rows"] > 40
+    found = verify_mix(tiny.mix)
+    assert found.faults == [] and found.notes == []
+    assert found.groups == 5 and found.rows > 40
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_found(broken: Path, name: str) -> None:
     break_it, message = FAULTS[name]
     break_it(broken)
-    faults, _ = verify_mix(broken)
+    faults = verify_mix(broken).faults
     assert any(re.search(message, fault) for fault in faults), faults
 
 
@@ -220,15 +220,15 @@ def test_a_mix_of_another_store_or_recipe_is_a_fault(
 ) -> None:
     settings = make_settings(store=own_store)
     build_mix(settings)
-    faults, _ = verify_mix(settings.folder, fingerprint="e" * 64)
+    faults = verify_mix(settings.folder, fingerprint="e" * 64).faults
     assert len(faults) == 1 and "this recipe's mix would be eeeeeeeeeeee" in faults[0]
     other = make_tiny_mix(tmp_path / "other", samples=10, sequence_length=64, begin=False)
     shutil.rmtree(own_store)
     shutil.copytree(other.store, own_store)
-    faults, _ = verify_mix(settings.folder)
+    faults = verify_mix(settings.folder).faults
     assert any("this is another store" in fault for fault in faults)
     shutil.rmtree(own_store)
-    faults, _ = verify_mix(settings.folder)
+    faults = verify_mix(settings.folder).faults
     assert any("no such component of the token store" in fault for fault in faults)
 
 

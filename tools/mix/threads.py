@@ -1,0 +1,40 @@
+"""Work on all cores, in order, with no more of it in memory than the cores work on."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from emma.base.processes import available_cores
+
+__all__ = ["in_order", "threads"]
+
+_MOST = 8
+"""Threads hold a few dozen MiB each, so their number is limited: the memory must not grow with the machine."""
+
+
+def threads() -> int:
+    """Threads that share a step's work."""
+    return min(available_cores(), _MOST)
+
+
+def in_order[T, R](function: Callable[[T], R], items: Iterable[T], most: int = _MOST) -> Iterator[R]:
+    """Yields the function's results in the order of the items, computed by up to `most` threads.
+
+    NumPy releases the GIL while it sorts, gathers, counts, reads and writes, so every thread gets a core. Exceptions of
+    the function are raised here.
+    """
+    waiting: deque[Future[R]] = deque()
+    workers = min(threads(), most)
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
