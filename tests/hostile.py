@@ -153,7 +153,9 @@ def seal(folder: Path) -> None:
 
     if (folder / COMPLETE_MARK).is_file():
         facts = json.loads((folder / COMPLETE_MARK).read_text())
-        mark_complete(folder, **{key: value for key, value in facts.items() if key != "files"})
+        mark_complete(
+            folder, **{key: value for key, value in facts.items() if key not in ("files", "checksum")}
+        )
 
 
 def poison_block(folder: Path, key: str, data: bytes) -> None:
