@@ -7,6 +7,7 @@ load. Here each part is read from where it lies in its block, and the table once
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from emma.megatron_patches.patch import Decision, Patch, Target
+from emma.tools.inspection.archives import Archive, Window
+from emma.tools.inspection.tensors import tensor_form
 
 __all__ = ["PATCH", "box_to_read"]
 
@@ -143,12 +146,16 @@ def _reader(checkpoint_dir: Any, cache_metadata: bool = False, async_strategy: s
 
         def _read_item(self, stream: Any, item: Any, planner: LoadPlanner) -> None:
             stored = self.storage_data[item.storage_index]
-            archive = self._slice_file(stream, stored)
-            described = torch.load(archive, map_location="meta", weights_only=True)
-            if not described.is_contiguous() or described.storage_offset():
+            archive = Archive(io.BufferedReader(Window(stream, stored.offset, stored.length), 512))
+            form = tensor_form(archive.tree)
+            if form is None or form.inner is not None:
+                raise ValueError(f"{stream.name}: {item.storage_index.fqn} is no tensor of its own")
+            described = torch.empty_strided(
+                form.sizes, form.strides, dtype=getattr(torch, form.dtype), device="meta"
+            )
+            if not described.is_contiguous() or form.offset:
                 raise ValueError(f"{stream.name}: {item.storage_index.fqn} is not stored row by row")
-            archive.seek(0)
-            begin = torch._C.PyTorchFileReader(archive).get_record_offset("data/0")  # type: ignore[attr-defined]
+            begin, _ = archive.span(form.storage)
             target = planner.resolve_tensor(item).detach()
             if target.size() != item.lengths:
                 raise ValueError(f"{item.storage_index}: {tuple(item.lengths)} for {tuple(target.size())}")
