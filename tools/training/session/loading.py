@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from emma.base.errors import UserError
+from emma.megatron_patches.inert_loading import refusal
 from emma.tools.runs.checkpoints import checkpoint_folder, listed_files
 from emma.tools.runs.checksums import PAUSES, TRANSIENT, Advance, ListedFile
 from emma.tools.runs.integrity import Fault, check_files, deal, without_checksums
@@ -78,6 +79,10 @@ class Loading:
                 # A part of the session has refused to go on, on all ranks and for a reason of its own.
                 raise
             except BaseException as error:  # torch's CheckpointException is no Exception
+                if (refused := refusal()) is not None:
+                    # A forged pickle, not damage: the files are what was written.
+                    tell_others()
+                    raise refused from error
                 failure = LoadFailure(
                     self.launch.load.step,
                     torch.distributed.get_rank(),
