@@ -198,13 +198,6 @@ def check_start(recipe: Recipe) -> None:
     if (folder / SIDECAR_NAME).is_file() or (folder.absolute().parent.parent / "recipe.yaml").is_file():
         found = find_checkpoint(folder)
         check_same_shape(found.shape, recipe.model, f"start.checkpoint: {folder}", recipe.name)
-        if recipe.start.mode == "weights" and found.fp8_params:
-            raise UserError(
-                f"start.checkpoint: {folder}: its run kept the model's weights in FP8 (precision.fp8_params), and "
-                "mode: weights would start from these rounded weights. Fix: start from the optimizer's main weights: "
-                f"`emma convert megatron-to-hf {folder} HF`, `emma convert hf-to-megatron HF BASE`, and "
-                "start.checkpoint: BASE; mode: phase also keeps them"
-            )
 
 
 def _from_sidecar(folder: Path, step: int, sidecar: Path, tokenizer: Path | None) -> Checkpoint:

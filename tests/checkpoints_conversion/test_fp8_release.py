@@ -15,8 +15,7 @@ import torch
 from emma.base.errors import CheckFailedError, UserError
 from emma.base.manifest import Manifest
 from emma.checkpoints_conversion import hf_to_megatron, megatron_to_hf
-from emma.checkpoints_conversion.checkpoint import check_start, find_checkpoint
-from emma.recipes.load import load_recipe
+from emma.checkpoints_conversion.checkpoint import find_checkpoint
 from emma.tools.runs.checkpoints import checkpoint_folder, mark_complete
 from tests.checkpoints_conversion import megatron_ranks
 from tests.checkpoints_conversion.fp8_run import change_recipe, change_tensors, round_weights, to_e4m3
@@ -232,25 +231,6 @@ def test_recipes_that_keep_fp8(bf16: Path, tmp_path: Path) -> None:
     assert megatron_to_hf.plan(run)["weights"] == "model"
     change_recipe(run, precision={"fp8": "tensorwise"}, megatron_args={"fp8-param-gather": True})
     assert megatron_to_hf.plan(run)["weights"] == "optimizer"
-
-
-def test_no_run_starts_from_rounded_weights(fp8: Path) -> None:
-    shape = find_checkpoint(fp8).shape
-    tokens = {"path": "demo/base", "end_of_text": "<|end|>"}
-    recipe = load_recipe("demo")
-    model = recipe.model.model_validate(shape.model_dump() | {"name": "tiny", "tokenizer": tokens})
-
-    def start(mode: str, folder: Path) -> None:
-        section = recipe.start.model_copy(update={"mode": mode, "checkpoint": str(folder), "step": None})
-        check_start(recipe.model_copy(update={"model": model, "start": section}))
-
-    with pytest.raises(
-        UserError, match=r"mode: weights would start from these rounded weights.*megatron-to-hf"
-    ):
-        start("weights", fp8)
-    start("phase", fp8)
-    change_recipe(fp8, precision={"fp8": "tensorwise", "fp8_params": False})
-    start("weights", fp8)
 
 
 @pytest.mark.slow
