@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["held_bytes", "misplaced", "save_and_load"]
+__all__ = ["held_bytes", "misplaced", "save_and_load", "small_optimizer"]
 
 
-def _optimizer(buckets: int, pad: bool, width: int, instances: int = 1) -> tuple[Any, Any]:
-    """A model of linear layers and norms, after one step, and its optimizer."""
+def small_optimizer(
+    buckets: int, pad: bool, width: int, instances: int = 1, *, step: bool = True
+) -> tuple[Any, Any]:
+    """A model of linear layers and norms, after one step if asked for, and its optimizer."""
     import torch
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -52,6 +54,8 @@ def _optimizer(buckets: int, pad: bool, width: int, instances: int = 1) -> tuple
         ),
         [wrapped],
     )
+    if not step:
+        return model, chained.chained_optimizers[0]
     wrapped.zero_grad_buffer()
     for parameter in model.parameters():
         parameter.main_grad.copy_(torch.randn_like(parameter.main_grad))
@@ -90,7 +94,7 @@ def _pieces(state: Any) -> Iterator[Any]:
 
 def held_bytes(buckets: int, pad: bool, width: int) -> tuple[int, int]:
     """Bytes of host memory in the state that this rank would save, and bytes of all optimizer states."""
-    model, optimizer = _optimizer(buckets, pad, width)
+    model, optimizer = small_optimizer(buckets, pad, width)
     storages = {
         piece.data.untyped_storage().data_ptr(): piece.data.untyped_storage().nbytes()
         for piece in _pieces(_state(model, optimizer))
@@ -102,7 +106,7 @@ def misplaced(buckets: int, pad: bool, width: int, instances: int) -> int:
     """Parameters whose main weights, as this rank would save them whole, do not round to the model's."""
     import torch
 
-    model, optimizer = _optimizer(buckets, pad, width, instances)
+    model, optimizer = small_optimizer(buckets, pad, width, instances)
     saved = {piece.key: piece.data for piece in _pieces(_state(model, optimizer))}
     return sum(
         not torch.equal(
@@ -121,7 +125,7 @@ def save_and_load(buckets: int, pad: bool, width: int, instances: int = 1) -> di
     """
     import torch
 
-    model, optimizer = _optimizer(buckets, pad, width, instances)
+    model, optimizer = small_optimizer(buckets, pad, width, instances)
     ranks = torch.distributed.get_world_size()
     gathered: list[Any] = [None] * ranks
     # Instances of the optimizer hold copies, and Megatron writes the first one's.

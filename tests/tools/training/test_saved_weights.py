@@ -10,7 +10,7 @@ import pytest
 
 from emma.tools.runs.checkpoints import complete_steps
 from emma.tools.runs.run_folder import RunFolder
-from tests.megatron_patches.test_padded_buckets import made
+from tests.megatron_patches.rows_on_ranks import small_optimizer
 from tests.ranks import Outcome, run_ranks, start_ranks
 from tests.tools.training.conftest import Small
 from tests.tools.training.test_padded_resume import BF16, SAMPLES, SEVERAL
@@ -62,7 +62,7 @@ def only_padding(pad: bool) -> str | None:
     """In a rank: why a checkpoint by bucket could not be written."""
     from emma.tools.training.session.saved_weights import _only_padding
 
-    _, optimizer = made(50, pad, states=False)
+    _, optimizer = small_optimizer(3, pad, 50, step=False)
     return _only_padding(optimizer)
 
 
