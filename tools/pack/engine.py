@@ -1,7 +1,7 @@
 """Tokenizer engines behind one interface, and the gate that admits a fast one.
 
-Text that spells a control token (`<|end_of_text|>`) stays text: every engine is loaded without the special
-ones among the tokenizer's added tokens.
+Text that spells a control token (`<|end_of_text|>`) stays text: every engine is loaded with the control tokens under
+names that no text spells (`tokenizer_file.py`).
 """
 
 from __future__ import annotations
@@ -358,7 +358,8 @@ class Encoder:
             text = texts[document].as_py()
             raise UserError(
                 f"{self.tokenizer.path}: a text was encoded as the control token {int(ids[at])}; it starts "
-                f"{text[:60]!r}. Mark that token as not special in tokenizer.json, or remove it from the text"
+                f"{text[:60]!r}. A control token must not be one that ordinary text is made of: name another "
+                "document boundary, mark the token as not special in tokenizer.json, or remove it from the text"
             )
         return encoded
 
