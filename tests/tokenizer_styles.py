@@ -25,12 +25,8 @@ from tests.tiny_text import SENTENCES
 
 __all__ = ["STYLES", "Style", "write_style"]
 
-_QWEN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -101,7 +97,10 @@ def _byte_fallback(*, gemma: bool) -> tuple[Tokenizer, Any]:
     tokenizer.decoder = decoders.Sequence(steps if gemma else [*steps, decoders.Strip(" ", 1, 0)])
     first = ["<pad>", "<eos>", "<bos>", "<unk>"] if gemma else ["<unk>", "<s>", "</s>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=len(first) + 256 + 300, special_tokens=[*first, *_BYTES], limit_alphabet=80, show_progress=False
+        vocab_size=len(first) + 256 + 300,
+        special_tokens=[*first, *_BYTES],
+        limit_alphabet=80,
+        show_progress=False,
     )
     return tokenizer, trainer
 
@@ -117,7 +116,9 @@ def _word_piece() -> tuple[Tokenizer, Any]:
 
 def _unigram() -> tuple[Tokenizer, Any]:
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -131,7 +132,10 @@ STYLES: dict[str, Style] = {
         lambda: _byte_level(_QWEN, nfc=True),
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>"],
         end="<|endoftext|>",
-        ordinary=[AddedToken(text, normalized=False) for text in ("<tool_call>", "</tool_call>", "<think>", "</think>")],
+        ordinary=[
+            AddedToken(text, normalized=False)
+            for text in ("<tool_call>", "</tool_call>", "<think>", "</think>")
+        ],
     ),
     "olmo": Style(
         lambda: _byte_level(None, nfc=True),

@@ -32,7 +32,9 @@ class _Content:
 
     Attributes:
         sha256: of the file.
+        ids: all ids by token, added tokens included.
         added: ids of all added tokens by content.
+        hidden: names of control tokens by the names under which engines know them.
         control: ids of the control tokens, sorted.
         named: ids of the tokens that the recipe names, where the tokenizer has them.
         unknown: id of the token for what the vocabulary lacks, if it has one that is no document boundary.
@@ -41,7 +43,9 @@ class _Content:
     """
 
     sha256: str
+    ids: dict[str, int]
     added: dict[str, int]
+    hidden: dict[str, str]
     control: np.ndarray
     named: dict[str, int]
     unknown: int | None
@@ -92,13 +96,16 @@ class TokenizerFile:
         unknown = known.get(model.get("unk_token"), model.get("unk_id"))
         # What opens and closes documents is a control token, whatever the file says of it.
         control = {name: known[name] for name in sorted(special | set(named))}
-        _hide(value, {name: _hidden(sha256, id_) for name, id_ in control.items()})
+        names = {name: _hidden(sha256, id_) for name, id_ in control.items()}
+        _hide(value, names)
         value.update(post_processor=None, truncation=None, padding=None)
         if unknown in named.values():
             unknown = None
         return _Content(
             sha256=sha256,
+            ids=known,
             added=added,
+            hidden={hidden: name for name, hidden in names.items()},
             control=np.array(sorted(set(control.values()) - {unknown}), dtype=np.int64),
             named=named,
             unknown=unknown,
@@ -142,6 +149,20 @@ class TokenizerFile:
         """Id of the token that text becomes where the vocabulary lacks it; None if there is none, or if it also bounds
         documents, which no text may."""
         return self._content.unknown
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """All ids by token, added tokens included."""
+        return self._content.ids
+
+    @property
+    def added(self) -> list[str]:
+        """Contents of the added tokens, control tokens included, in the file's order."""
+        return list(self._content.added)
+
+    def shown(self, ids: Mapping[str, int]) -> dict[str, int]:
+        """An engine's ids by token, control tokens under their own names."""
+        return {self._content.hidden.get(token, token): id_ for token, id_ in ids.items()}
 
     def _id_of(self, token: str, key: str) -> int:
         id_ = self._content.named.get(token)
