@@ -21,7 +21,6 @@ import pyarrow.compute as pc
 
 from emma.base.errors import UserError
 from emma.tools.pack.encoded import Encoded, agree, interleave, joined
-from emma.tools.pack.languages import split_pair
 from emma.tools.pack.tokenizer_file import TokenizerFile
 
 __all__ = [
@@ -366,7 +365,7 @@ class Encoder:
 
 def sides_of(language: str, *, pairs: bool) -> set[str]:
     """The two languages of a pair (`eng_Latn-fra_Latn`), or the language itself."""
-    return set(split_pair(language)) if pairs else {language}
+    return set(language.split("-")) if pairs else {language}
 
 
 GATE_BYTES = 8 << 10

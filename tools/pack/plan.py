@@ -7,7 +7,7 @@ and later runs use it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from emma.base.errors import UserError
 from emma.base.files import read_json, write_json
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.data import Pack
-from emma.tools.pack.engine import Encoder, EngineName, choose_engine
-from emma.tools.pack.inputs import InputFile, Unit, cut_units, list_inputs
+from emma.tools.pack.documents import required_fields
+from emma.tools.pack.engine import REFERENCE, Encoder, EngineName, choose_engine
+from emma.tools.pack.inputs import Found, InputFile, Unit, cut_units, find_files, inputs_among
+from emma.tools.pack.refusal import refused
 from emma.tools.pack.store import FORMAT
 from emma.tools.pack.tokenizer_file import TokenizerFile
 
@@ -52,18 +54,22 @@ class PackSettings:
             recipe.sha256,
         )
 
-    def inputs(self, name: str) -> list[InputFile]:
-        """Input files of a component, sorted."""
+    def found(self, name: str) -> dict[str, Found]:
+        """All files that a component's inputs lead to, sorted by path; not all need be of a kind that can be read.
+
+        Raises:
+            UserError: there are none.
+        """
         component = self.pack.components[name]
         if component.inputs is not None:
-            return list_inputs(component.inputs)
+            return find_files(component.inputs)
         folder = self.corpus / "split" / ("parallel" if component.kind == "bilingual" else name)
         if not folder.is_dir():
             raise UserError(
                 f"{folder}: no such folder, so component {name!r} has no input; run the corpus stage, or "
                 f"give data.pack.components.{name}.inputs"
             )
-        return list_inputs([folder])
+        return find_files([folder])
 
     def of_component(self, name: str) -> dict[str, Any]:
         """Everything but the inputs that the packed bytes depend on."""
@@ -96,7 +102,8 @@ class ComponentPlan:
 
     `passed_over` says why engines faster than `engine` cannot read the tokenizer. `refused` and `trusted` are
     the languages that the gate compared before the first unit; languages that first appear later are gated
-    within their unit.
+    within their unit. `inputs_passed_over` says by path why files are no inputs. `share` of the documents are encoded
+    with the reference too; `certificates` are those of the engines.
     """
 
     name: str
@@ -107,6 +114,9 @@ class ComponentPlan:
     refused: list[str]
     trusted: list[str]
     passed_over: dict[str, str] = field(default_factory=dict)
+    inputs_passed_over: dict[str, str] = field(default_factory=dict)
+    share: float = 0.0
+    certificates: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         """Writes the plan atomically."""
@@ -122,6 +132,7 @@ class ComponentPlan:
         """
         value = read_json(path)
         try:
+            value["share"]  # plans of earlier versions lack it
             value["inputs"] = [InputFile(**file) for file in value["inputs"]]
             value["units"] = [Unit.from_dict(unit) for unit in value["units"]]
             return cls(**value)
@@ -138,7 +149,17 @@ class ComponentPlan:
             set(self.refused),
             set(self.trusted),
             settings.pack.gate_documents,
+            pairs=settings.pack.components[self.name].kind == "bilingual",
         )
+
+    def engine_now(self, work: Path) -> tuple[EngineName, dict[str, str]]:
+        """The engine whose ids the component's units hold, and why faster ones don't.
+
+        Args:
+            work: the component's `.pack` folder.
+        """
+        reasons = refused(work)
+        return (REFERENCE if self.engine in reasons else self.engine), {**self.passed_over, **reasons}
 
 
 def plan_component(settings: PackSettings, name: str) -> ComponentPlan:
@@ -147,12 +168,14 @@ def plan_component(settings: PackSettings, name: str) -> ComponentPlan:
     Raises:
         UserError: no input, or files that cannot be read.
     """
-    inputs = settings.inputs(name)
+    component = settings.pack.components[name]
+    inputs, passed_over = inputs_among(settings.found(name), required_fields(component.kind))
     # Text and its tokens are of about the same size; half a shard of text leaves room for scripts with more
     # tokens.
     units = cut_units(inputs, largest=settings.pack.shard_mib << 19)
     engine = choose_engine(settings.pack.engine)
-    return ComponentPlan(name, settings.of_component(name), engine, inputs, units, [], [])
+    plan = ComponentPlan(name, settings.of_component(name), engine, inputs, units, [], [])
+    return replace(plan, inputs_passed_over=passed_over)
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -160,19 +183,4 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     for key in sorted(set(before) | set(now)):
         if before.get(key) != now.get(key):
             return f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
-    return None
-
-
-def input_difference(before: list[InputFile], now: list[InputFile]) -> str | None:
-    """How two lists of input files differ, naming one file; None where they are equal."""
-    old, new = ({file.path: file for file in files} for files in (before, now))
-    for path in sorted(set(old) | set(new)):
-        if path not in new:
-            return f"{path} is gone"
-        if path not in old:
-            return f"{path} is new"
-        if old[path] != new[path]:
-            return (
-                f"{path} was changed ({old[path].bytes} bytes then, {new[path].bytes} now, or written again)"
-            )
     return None
