@@ -92,7 +92,7 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
             elif found == ".bz2":
                 stream = cast(BinaryIO, bz2.BZ2File(raw))
             elif found == ".xz":
-                stream = cast(BinaryIO, lzma.LZMAFile(raw))
+                stream = cast(BinaryIO, lzma.LZMAFile(raw))  # noqa: SIM115 - it closes with `raw`
             elif found == ".zst":
                 stream = cast(BinaryIO, _ZstdReader(raw))
             else:
