@@ -57,7 +57,7 @@ def kind_of(path: Path, required: Sequence[str]) -> str:
         UserError: it cannot be read, or isn't compressed as its name states.
     """
     try:
-        with path.open("rb") as handle:
+        with open(path, "rb") as handle:  # noqa: PTH123 - faster, and there may be many files
             head = handle.read(_HEAD)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -28,10 +28,12 @@ from emma.tools.pack.records import read_segment
 
 __all__ = ["Samples", "gate_samples", "gate_verdicts"]
 
-# Bytes that are read of a file, at least and of all files together; and most files that are read.
+# Bytes that are read of a file, at least and of all files together; most folders, and about most files, of which a
+# file is read.
 _HEAD = 64 << 10
 _HEADS = 32 << 20
-_FILES = 1024
+_FOLDERS = 2048
+_FILES = 256
 # Files of language pairs that are read for each language.
 _FILES_A_SIDE = 2
 
@@ -116,7 +118,7 @@ def _first_segments(plan: ComponentPlan, language: str | None, *, pairs: bool) -
                 seen.update({side: seen.get(side, 0) + 1 for side in sides})
         return
     each = max(1, _FILES // len(folders)) if folders else 0
-    for segments in list(folders.values())[:: max(1, -(-len(folders) // _FILES))]:
+    for segments in list(folders.values())[:: max(1, -(-len(folders) // _FOLDERS))]:
         yield from segments[:: max(1, -(-len(segments) // each))]
 
 

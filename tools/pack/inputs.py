@@ -6,7 +6,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -253,16 +253,16 @@ class Unit:
     segments: tuple[Segment, ...]
     bytes: int
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_json(self, numbers: Mapping[str, int]) -> dict[str, Any]:
+        """The unit, with files by their `numbers` in the list of inputs."""
+        segments = [[numbers[each.file.path], each.start, each.stop] for each in self.segments]
+        return {"bytes": self.bytes, "segments": segments}
 
     @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> Unit:
-        segments = tuple(
-            Segment(InputFile(**segment["file"]), segment["start"], segment["stop"])
-            for segment in value["segments"]
-        )
-        return cls(value["index"], segments, value["bytes"])
+    def from_json(cls, index: int, value: Mapping[str, Any], files: Sequence[InputFile]) -> Unit:
+        """The inverse of `to_json`."""
+        segments = (Segment(files[number], start, stop) for number, start, stop in value["segments"])
+        return cls(index, tuple(segments), value["bytes"])
 
 
 def cut_units(files: Iterable[InputFile], largest: int) -> list[Unit]:
@@ -282,15 +282,16 @@ def cut_units(files: Iterable[InputFile], largest: int) -> list[Unit]:
     least = min(_FILE_BYTES, target // 64)
     units: list[Unit] = []
     segments: list[Segment] = []
-    filled = 0
+    filled = added = 0  # bytes of text, and what small files count beyond theirs
 
     def close() -> None:
-        nonlocal segments, filled
+        nonlocal segments, filled, added
         if segments:
-            units.append(Unit(len(units), tuple(segments), filled))
-        segments, filled = [], 0
+            units.append(Unit(len(units), tuple(segments), filled - added))
+        segments, filled, added = [], 0, 0
 
     for file, sizes in sized:
+        added += max(0, least - sum(sizes))
         filled += max(0, least - sum(sizes))
         start = 0
         if file.kind == "jsonl":

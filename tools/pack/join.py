@@ -231,10 +231,7 @@ def _manifest(
             "unknown_tokens": _unknown(reports),
             "inputs_passed_over": plan.inputs_passed_over,
             "units": [
-                {
-                    "segments": [[files[s.file.path], s.start, s.stop] for s in unit.segments],
-                    "shards": len(report["shards"]),
-                }
+                {**unit.to_json(files), "shards": len(report["shards"])}
                 for unit, report in zip(plan.units, reports, strict=True)
             ],
             "input_files": [vars(file) for file in plan.inputs],

@@ -7,7 +7,7 @@ and later runs use it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +120,9 @@ class ComponentPlan:
 
     def write(self, path: Path) -> None:
         """Writes the plan atomically."""
-        value = asdict(self)
-        write_json(path, value)
+        numbers = {file.path: number for number, file in enumerate(self.inputs)}
+        units = [unit.to_json(numbers) for unit in self.units]
+        write_json(path, {**vars(self), "inputs": [vars(file) for file in self.inputs], "units": units})
 
     @classmethod
     def read(cls, path: Path) -> ComponentPlan:
@@ -134,7 +135,9 @@ class ComponentPlan:
         try:
             value["share"]  # plans of earlier versions lack it
             value["inputs"] = [InputFile(**file) for file in value["inputs"]]
-            value["units"] = [Unit.from_dict(unit) for unit in value["units"]]
+            value["units"] = [
+                Unit.from_json(index, unit, value["inputs"]) for index, unit in enumerate(value["units"])
+            ]
             return cls(**value)
         except (KeyError, TypeError):
             raise UserError(

@@ -20,7 +20,7 @@ from emma.tools.pack.bad_lines import BadLines
 from emma.tools.pack.columns import as_array
 from emma.tools.pack.documents import DocumentMaker
 from emma.tools.pack.engine import REFERENCE, Encoder
-from emma.tools.pack.inputs import InputFile, Segment, Unit, input_difference
+from emma.tools.pack.inputs import InputFile, Unit, input_difference
 from emma.tools.pack.plan import PackSettings, difference
 from emma.tools.pack.sample import Draw, share_needed
 from emma.tools.pack.store import open_component, token_dtype
@@ -140,13 +140,12 @@ def recheck_component(
     found = Rechecked()
     with process_pool(workers, preload=["emma.tools.pack.recheck"]) as pool:
         for index, value in enumerate(extra["units"]):
-            segments = tuple(Segment(files[file], start, stop) for file, start, stop in value["segments"])
             shards = [
                 (shard.bin_path, shard.documents_path)
                 for shard in component.shards[number : number + value["shards"]]
             ]
             number += value["shards"]
-            unit = Unit(index, segments, 0)
+            unit = Unit.from_json(index, value, files)
             tasks.append(pool.submit(recheck_unit, settings, name, unit, shards, Draw(seed, index, share)))
         for task in progress(tasks, unit="unit", desc=f"encode {name} again"):
             result = result_of(task)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 import orjson
@@ -18,17 +18,17 @@ import pyarrow.json
 from emma.base.errors import UserError
 from emma.base.files import sha256_file
 from emma.base.manifest import FileRecord
-from emma.tools.corpus.streams import BOM, open_bytes
+from emma.tools.corpus.streams import BOM
 from emma.tools.pack.bad_lines import BadLines
 from emma.tools.pack.columns import constant
 from emma.tools.pack.inputs import InputFile, Segment
+from emma.tools.pack.lines import LineNumbers, line_blocks
 from emma.tools.pack.tables import read_rows, read_tables
 
 __all__ = ["BATCH_BYTES", "Batch", "Piece", "read_segment", "read_segments"]
 
 BATCH_BYTES = 2 << 20
 """Approximate bytes of text in a batch; a process holds a small multiple of it."""
-
 _SMALL = 256 << 10
 
 
@@ -177,8 +177,11 @@ def _each(
 
 
 def _content(file: InputFile) -> bytes:
-    with open_bytes(file.path) as stream:
-        content = stream.read()
+    try:
+        with open(file.path, "rb") as stream:  # noqa: PTH123 - 20,000 paths would take a second
+            content = stream.read()
+    except OSError as error:
+        raise UserError(f"{file.path}: cannot be read ({error.strerror or error})") from None
     if len(content) != file.bytes:
         raise UserError(
             f"{file.path}: {len(content)} bytes, but {file.bytes} when it was listed; it is being written"
@@ -224,7 +227,7 @@ def read_segment(
     bad = BadLines() if bad is None else bad
     form = segment.file.kind.partition(".")[0]
     if form == "jsonl":
-        yield from _parse_blocks(segment, _line_blocks(segment, batch_bytes), required, optional, bad)
+        yield from _parse_blocks(segment, line_blocks(segment, batch_bytes), required, optional, bad)
     elif form in ("parquet", "arrow"):
         for table, first, places in read_tables(segment, required, optional, batch_bytes, bad):
             yield Batch(table, (Piece(segment, len(table), first, places=places),))
@@ -240,7 +243,7 @@ def _parse_blocks(
     optional: Sequence[str],
     bad: BadLines,
 ) -> Iterator[Batch]:
-    numbers = _LineNumbers(segment)
+    numbers = LineNumbers(segment)
     fast = True
     for whole, start in blocks:
         block, position = (
@@ -290,7 +293,7 @@ def _parse_lines(
     required: Sequence[str],
     optional: Sequence[str],
     bad: BadLines,
-    numbers: _LineNumbers,
+    numbers: LineNumbers,
 ) -> tuple[pa.Table, list[int]]:
     """The usable records of a block, and their positions in the file."""
     columns: dict[str, list[str | None]] = {name: [] for name in (*required, *optional)}
@@ -327,79 +330,3 @@ def _values(line: bytes, required: Sequence[str], optional: Sequence[str]) -> li
             return f"field {name!r} is a {type(value).__name__}, expected text"
         values.append(str(value) if isinstance(value, int | float) else value)
     return values
-
-
-class _LineNumbers:
-    """Number of the line with which a block begins; the lines before the segment are counted only if it is asked
-    for."""
-
-    def __init__(self, segment: Segment) -> None:
-        self._segment = segment
-        self._passed = 0
-        self._before: int | None = None
-
-    def pass_over(self, block: bytes) -> None:
-        """Goes on to the next block."""
-        self._passed += int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord("\n")))
-
-    @property
-    def first(self) -> int:
-        """Number of the block's first line in the file, from 1."""
-        if self._before is None:
-            self._before = 0
-            if self._segment.start:
-                with Path(self._segment.file.path).open("rb") as stream:
-                    # The line that holds the byte before the segment is the last of those before it.
-                    left = self._segment.start - 1
-                    while left and (block := stream.read(min(left, BATCH_BYTES))):
-                        self._before += block.count(b"\n")
-                        left -= len(block)
-                self._before += 1
-        return 1 + self._before + self._passed
-
-
-def _line_blocks(segment: Segment, size: int) -> Iterator[tuple[bytes, int]]:
-    """Whole lines of a segment in blocks of about `size` bytes, with the position of the block's first byte
-    in the (uncompressed) file. The last line may lack its newline."""
-    plain = segment.file.kind == "jsonl"
-    with open_bytes(segment.file.path) as stream:
-        # The buffered reader would cut the blocks by its own size.
-        raw = cast(IO[bytes], cast(Any, stream).raw) if plain else stream
-        position = segment.start if plain else 0
-        if position:
-            # The line of the byte before belongs to the previous segment.
-            raw.seek(position - 1)
-            position += len(raw.readline()) - 1
-        stop = segment.stop if plain else None
-        yield from _blocks(raw.read, size, position, stop, raw.readline if plain else bytes)
-
-
-def _blocks(
-    read: Callable[[int], bytes],
-    batch_bytes: int,
-    position: int = 0,
-    stop: int | None = None,
-    rest_of_line: Callable[[], bytes] = bytes,
-) -> Iterator[tuple[bytes, int]]:
-    """Blocks of the lines that begin in [position, stop) of a stream whose position is `position`."""
-    rest = b""
-    while True:
-        start = position
-        if stop is not None and start >= stop:
-            return
-        size = batch_bytes if stop is None else min(batch_bytes, stop - start - len(rest))
-        block = read(size) if size > 0 else b""
-        content = rest + block
-        at_stop = stop is not None and start + len(content) >= stop
-        if at_stop and not content.endswith(b"\n"):
-            # The last line begins before `stop` and ends after it.
-            content += rest_of_line()
-        if at_stop or not block:
-            if content:
-                yield content, start
-            return
-        cut = content.rfind(b"\n") + 1
-        rest = content[cut:]
-        if cut:
-            yield content[:cut], start
-            position = start + cut

@@ -7,9 +7,9 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 from tqdm import tqdm
 
 from emma.base.errors import UserError
-from emma.base.files import read_json, write_json
 from emma.base.manifest import MANIFEST_NAME
 from emma.base.processes import available_cores, result_of
 from emma.base.progress import progress
@@ -31,15 +30,12 @@ from emma.tools.pack.inputs import InputFile, Unit, input_difference, summary
 from emma.tools.pack.join import (
     join_units,
     missing_units,
-    proof_of,
-    refuse_missing,
-    unit_reports,
     work_folder,
 )
 from emma.tools.pack.plan import ComponentPlan, PackSettings, difference, plan_component
-from emma.tools.pack.recheck import Rechecked, recheck_unit
-from emma.tools.pack.refusal import is_packed, refuse_engine, unit_name
-from emma.tools.pack.sample import PACK_SEED, Draw, share_needed
+from emma.tools.pack.proof import EngineRefusedError, Processes, prove
+from emma.tools.pack.refusal import is_packed
+from emma.tools.pack.sample import share_needed
 from emma.tools.pack.store import open_component
 from emma.tools.pack.unit import pack_unit
 from emma.tools.pack.workers import worker_pool
@@ -53,14 +49,6 @@ _POLL_SECONDS = 0.5
 # The share of documents to encode twice follows from an estimate of their number. With fewer documents than that, a
 # larger share is needed; so as not to draw again for every estimate that is a little too high, less is assumed.
 _ESTIMATE = 0.7
-
-
-class _EngineRefusedError(UserError):
-    """What an engine has packed must be packed again."""
-
-
-Processes = Callable[..., AbstractContextManager[Executor]]
-"""Makes the processes that pack."""
 
 
 def pack_store(
@@ -111,7 +99,7 @@ def pack_store(
         else:
             try:
                 _finish(settings, plan, processes, workers)
-            except _EngineRefusedError as error:
+            except EngineRefusedError as error:
                 if finish_only:
                     raise
                 print(error, file=sys.stderr, flush=True)
@@ -356,62 +344,10 @@ def _finish(settings: PackSettings, plan: ComponentPlan, processes: Processes, w
     with sole_writer(settings.store / plan.name, wait=True) as lock:
         if not _is_finished(settings, plan.name):
             try:
-                proof = _proof(settings, plan, processes, workers)
+                proof = prove(settings, plan, processes, workers)
                 join_units(settings, plan, proof)
             except UserError:
                 # Another machine, which this one's lock did not keep out, may have joined and removed them.
                 if not _is_finished(settings, plan.name):
                     raise
         _remove_work(settings, plan.name, lock)
-
-
-def _proof(settings: PackSettings, plan: ComponentPlan, processes: Processes, workers: int) -> dict[str, Any]:
-    """Draws more documents if the component has fewer than the plan took it to have, so that too small a share of them
-    was encoded twice.
-
-    Raises:
-        UserError: units are missing; or one of these documents has wrong ids, so units must be packed again.
-    """
-    work = work_folder(settings, plan.name)
-    refuse_missing(settings, plan)
-    reports = unit_reports(settings, plan)
-    done = work / "encoded-again.json"
-    if done.is_file():
-        return proof_of(settings, plan, **read_json(done))
-    documents = sum(report["by_fast_engine"] for report in reports)
-    needed = share_needed(documents, settings.pack.fault_share)
-    if plan.share >= needed:
-        return proof_of(settings, plan, plan.share)
-    more = 0
-    with processes() as pool:
-        queue = deque(
-            (unit, report)
-            for unit, report in zip(plan.units, reports, strict=True)
-            if report["by_fast_engine"]
-        )
-        running: dict[Future[Rechecked], None] = {}
-        while queue or running:
-            while queue and len(running) < workers:
-                unit, report = queue.popleft()
-                folder = work / unit_name(unit.index)
-                shards = [
-                    (folder / f"shard-{n:03d}.bin", folder / f"documents-{n:03d}.parquet")
-                    for n in range(len(report["shards"]))
-                ]
-                draw = Draw(PACK_SEED, unit.index, needed, low=plan.share)
-                running[pool.submit(recheck_unit, settings, plan.name, unit, shards, draw)] = None
-            for task in wait(running, return_when=FIRST_COMPLETED).done:
-                del running[task]
-                result = result_of(task)
-                more += result.documents
-                if result.wrong:
-                    refuse_engine(
-                        work, plan.engine, f"{plan.engine} gave the document {result.wrong[0]} wrong ids"
-                    )
-                    raise _EngineRefusedError(
-                        f"{settings.store / plan.name}: {plan.engine} gave the document {result.wrong[0]} other ids than the "
-                        "reference. The engine is refused: the reference encodes this component, also what it has encoded; "
-                        "if this command ends here, `emma pack run` without --finish does that"
-                    )
-    write_json(done, {"share": needed, "more": more})
-    return proof_of(settings, plan, needed, more)

@@ -29,9 +29,14 @@ from tests.tokenizer_styles import STYLES, write_style
 
 
 def few_probes(entries: list[str], added: list[str], *, seed: int = 0) -> list[str]:
-    """Texts of all kinds, each hundredth of those with code points."""
+    """Texts of all kinds, each hundredth of the 23,168 with code points."""
     everything = list(probes(entries, added, seed=seed))
-    return [*everything[: len(entries)], *everything[len(entries) :: 97], *everything[-600:]]
+    first = 2 * -(-len(entries) // 24) + len(entries)
+    return [
+        *everything[:first],
+        *everything[first : first + 23_168 : 97],
+        *everything[first + 23_168 : -3_800],
+    ]
 
 
 @pytest.fixture
