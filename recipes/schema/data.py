@@ -158,7 +158,7 @@ class Pack(Section):
     """Documents per language that are also encoded with the reference before packing, up to 8 KiB of text."""
     fault_share: float = Field(0.001, gt=0, le=1)
     """Share of documents with wrong ids that packing finds with a probability above 99.9 %: so many documents, drawn at
-    random from all of a component, are encoded with the reference too (some 7,000 for 0.001, or all of fewer)."""
+    random from all of a component, are encoded with the reference too (some 7,000 for 0.001, or all of up to 3,000)."""
     max_unknown: float = Field(0.01, ge=0, le=1)
     """Largest share of a language's tokens that may be the token for what the tokenizer's vocabulary lacks (`<unk>`, where
     text can become it); above it the component isn't finished."""
