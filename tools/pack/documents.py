@@ -148,9 +148,8 @@ class DocumentMaker:
                     f"{batch.file(row).path}: record {batch.place(row)} names only one language of its pair"
                 )
         else:
-            source, target = (
-                batch.by_file(lambda file, side=side: self._pair(file)[side]) for side in (0, 1)
-            )
+            source = batch.by_file(lambda file: self._pair(file)[0])
+            target = batch.by_file(lambda file: self._pair(file)[1])
         rows = pa.table(
             {
                 "src": table["src_text"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,10 +39,16 @@ class UnreadableFormatError(Exception):
 
 def kind_by_name(name: str) -> str | None:
     """Format and compression as a file's name states them, e.g. `jsonl` or `jsonl.gz`; None if it states no format."""
-    path = Path(name.lower())
-    packed = _PACKED.get(path.suffix)
-    stated = _ENDINGS.get((path.with_suffix("") if packed else path).suffix)
+    ending, packed = _endings(name)
+    stated = _ENDINGS.get(ending)
     return stated if stated is None or packed is None else f"{stated}.{packed}"
+
+
+def _endings(name: str) -> tuple[str, str | None]:
+    """What a name ends in without the ending of a compression, and that compression."""
+    stem, last = os.path.splitext(name.lower())  # noqa: PTH122 - there may be many names
+    packed = _PACKED.get(last)
+    return (os.path.splitext(stem)[1], packed) if packed else (last, None)  # noqa: PTH122
 
 
 def kind_of(path: Path, required: Sequence[str]) -> str:
@@ -96,12 +103,12 @@ def _format(head: bytes, path: Path, stated: str | None, required: Sequence[str]
         return "tmx"
     if (record := _first_record(body, len(head) == _HEAD)) is not None:
         missing = [name for name in required if name not in record]
-        if missing and path.name.lower().split(".")[1:2] == ["json"] and record:
+        if missing and record and _endings(path.name)[0] == ".json":
             raise UnreadableFormatError(f"a JSON object without the field {missing[0]!r}")
         return "jsonl"
     if stated == "text" and tuple(required) != ("text",):
         raise UnreadableFormatError(f"plain text, which has no fields {', '.join(required)}")
-    if stated == "jsonl" and body and ".json" in (path.suffix.lower(), Path(path.stem).suffix.lower()):
+    if body and _endings(path.name)[0] == ".json":
         what = "a JSON array" if body.startswith(b"[") else "not an object on its first line"
         raise UnreadableFormatError(
             f"{what}; write each record as an object on a line of its own (JSON lines)"

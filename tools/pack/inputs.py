@@ -29,6 +29,7 @@ __all__ = [
 
 # A compressed file is assumed to hold this many times its size; it is always one segment.
 _COMPRESSION = 4
+_EARLIER = ("parquet", "jsonl", "jsonl.gz", "jsonl.zst")
 _SMALLEST_UNIT = 32 << 20
 _UNITS = 64
 # Opening a file takes as long as packing this much of it, so that many small ones make several units.
@@ -207,26 +208,30 @@ def summary(passed_over: Mapping[str, str], most: int = 3) -> str:
 
 
 def input_difference(
-    before: Iterable[InputFile], passed_over: Mapping[str, str], now: Mapping[str, Found]
+    before: Iterable[InputFile],
+    passed_over: Mapping[str, str] | None,
+    now: Mapping[str, Found],
+    required: Sequence[str],
 ) -> str | None:
     """How the files found now differ from recorded inputs, naming one; None where they are the same.
 
     Args:
         before: the inputs.
-        passed_over: what was passed over beside them.
+        passed_over: what was passed over beside them; None if an earlier version, which went by the name, did so.
         now: the files.
+        required: fields that the component's records must have.
     """
     old = {file.path: file for file in before}
-    for path in sorted({*old, *now}):
+    new = {path: file for path, file in now.items() if path not in old and path not in (passed_over or {})}
+    if passed_over is None:
+        new = {path: file for path, file in new.items() if kind_by_name(Path(path).name) in _EARLIER}
+    for file in _classify(new, required)[0]:
+        return f"{file.path} is new"
+    for path, file in old.items():
         if path not in now:
             return f"{path} is gone"
-        if path not in old:
-            if path not in passed_over and now[path].reason is None:
-                return f"{path} is new"
-        elif not old[path].same(now[path]):
-            return (
-                f"{path} was changed ({old[path].bytes} bytes then, {now[path].bytes} now, or written again)"
-            )
+        if not file.same(now[path]):
+            return f"{path} was changed ({file.bytes} bytes then, {now[path].bytes} now, or written again)"
     return None
 
 

@@ -6,7 +6,7 @@ and later runs use it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,15 @@ from emma.recipes.schema import Recipe
 from emma.recipes.schema.data import Pack
 from emma.tools.pack.documents import required_fields
 from emma.tools.pack.engine import REFERENCE, Encoder, EngineName, choose_engine
-from emma.tools.pack.inputs import Found, InputFile, Unit, cut_units, find_files, inputs_among
+from emma.tools.pack.inputs import (
+    Found,
+    InputFile,
+    Unit,
+    cut_units,
+    find_files,
+    input_difference,
+    inputs_among,
+)
 from emma.tools.pack.refusal import refused
 from emma.tools.pack.store import FORMAT
 from emma.tools.pack.tokenizer_file import TokenizerFile
@@ -70,6 +78,17 @@ class PackSettings:
                 f"give data.pack.components.{name}.inputs"
             )
         return find_files([folder])
+
+    def input_change(
+        self, name: str, before: Iterable[InputFile], passed_over: Mapping[str, str] | None
+    ) -> str | None:
+        """How a component's input differs from what was recorded (see `input_difference`).
+
+        Raises:
+            UserError: there is none.
+        """
+        required = required_fields(self.pack.components[name].kind)
+        return input_difference(before, passed_over, self.found(name), required)
 
     def of_component(self, name: str) -> dict[str, Any]:
         """Everything but the inputs that the packed bytes depend on."""

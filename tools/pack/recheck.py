@@ -20,7 +20,7 @@ from emma.tools.pack.bad_lines import BadLines
 from emma.tools.pack.columns import as_array
 from emma.tools.pack.documents import DocumentMaker
 from emma.tools.pack.engine import REFERENCE, Encoder
-from emma.tools.pack.inputs import InputFile, Unit, input_difference
+from emma.tools.pack.inputs import InputFile, Unit
 from emma.tools.pack.plan import PackSettings, difference
 from emma.tools.pack.sample import Draw, share_needed
 from emma.tools.pack.store import open_component, token_dtype
@@ -165,10 +165,8 @@ def _obstacle(settings: PackSettings, name: str, before: dict[str, Any], extra: 
     if change := difference(before, settings.of_component(name)):
         return f"the recipe was changed: {change}"
     try:
-        found = settings.found(name)
+        files = [InputFile(**file) for file in extra["input_files"]]
+        change = settings.input_change(name, files, extra["inputs_passed_over"])
     except UserError as error:
         return str(error)
-    files = [InputFile(**file) for file in extra["input_files"]]
-    if change := input_difference(files, extra["inputs_passed_over"], found):
-        return f"the input was changed: {change}"
-    return None
+    return f"the input was changed: {change}" if change else None

@@ -202,7 +202,8 @@ def _read_small(
     blocks = [content.removeprefix(BOM) for _, content in files]
     blocks = [block if block.endswith(b"\n") or not block else block + b"\n" for block in blocks]
     table = _parse_columns(b"".join(blocks), required, optional)
-    if table is None:
+    # A field that only some files have is missing in the others, which is not the same as empty.
+    if table is None or any(table[name].null_count for name in table.column_names):
         for segment, content in files:
             yield from _parse_blocks(segment, [(content, 0)], required, optional, bad)
         return

@@ -26,7 +26,7 @@ from emma.base.writers import InUseError, Lock, sole_writer
 from emma.tools.pack.certificate import certified_engine
 from emma.tools.pack.engine import REFERENCE
 from emma.tools.pack.gate import gate_samples, gate_verdicts
-from emma.tools.pack.inputs import InputFile, Unit, input_difference, summary
+from emma.tools.pack.inputs import InputFile, Unit, summary
 from emma.tools.pack.join import (
     join_units,
     missing_units,
@@ -176,7 +176,7 @@ def _refuse_change(
     settings: PackSettings,
     before: dict[str, Any],
     files: list[InputFile],
-    passed_over: Mapping[str, str],
+    passed_over: Mapping[str, str] | None,
     name: str,
 ) -> None:
     folder = settings.store / name
@@ -185,7 +185,7 @@ def _refuse_change(
             f"{folder}: was begun with other settings: {change}. Remove the folder to pack it again, or give "
             "another paths.store"
         )
-    if change := input_difference(files, passed_over, settings.found(name)):
+    if change := settings.input_change(name, files, passed_over):
         raise UserError(
             f"{folder}: was begun from other input: {change}. Remove the folder to pack it again, or give "
             "another paths.store"
@@ -204,7 +204,7 @@ def _is_finished(settings: PackSettings, name: str) -> bool:
     component = open_component(folder)
     files = [InputFile(**file) for file in component.manifest.extra["input_files"]]
     # Stores of earlier versions lack what was passed over.
-    passed_over = component.manifest.extra.get("inputs_passed_over", {})
+    passed_over = component.manifest.extra.get("inputs_passed_over")
     _refuse_change(settings, component.settings, files, passed_over, name)
     return True
 

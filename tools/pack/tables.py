@@ -4,7 +4,7 @@ corpus reads them."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -135,7 +135,8 @@ def read_rows(
     source = Source.model_construct(
         kind="monolingual",
         path=path,
-        format=form,
+        license="",
+        format=cast(Any, form),
         text_columns=["text"] if form == "text" else [],
         src_text_column="src_text",
         tgt_text_column="tgt_text",
