@@ -29,6 +29,7 @@ __all__ = [
 
 # A compressed file is assumed to hold this many times its size; it is always one segment.
 _COMPRESSION = 4
+_FOLDER = "a folder; name it, or its files by the pattern"
 _EARLIER = ("parquet", "jsonl", "jsonl.gz", "jsonl.zst")
 _SMALLEST_UNIT = 32 << 20
 _UNITS = 64
@@ -91,18 +92,26 @@ def find_files(patterns: Sequence[str | Path]) -> dict[str, Found]:
     found: dict[str, Found] = {}
     for pattern in map(str, patterns):
         if Path(pattern).is_dir():
-            matched = dict(_walk(pattern))
+            matched = dict(_walk(str(Path(pattern))))
         elif Path(pattern).is_file():
-            matched = {pattern: _found(pattern, named=True)}
+            matched = {str(Path(pattern)): _found(pattern, named=True)}
         else:
             matched = _globbed(pattern)
         found |= matched
         if not any(file.reason is None for file in matched.values()):
+            why = summary({name: file.reason for name, file in matched.items() if file.reason is not None})
             raise UserError(
-                f"{pattern}: no input there; expected {FORMATS}. Run the corpus stage first, or correct "
-                "data.pack.components.*.inputs"
+                f"{pattern}: no input there{f' ({why})' if why else ''}; expected {FORMATS}. Run the corpus stage first, "
+                "or correct data.pack.components.*.inputs"
             )
-    return dict(sorted(found.items()))
+    searched = {
+        str(parent) for name, file in found.items() if file.reason is None for parent in Path(name).parents
+    }
+    return {
+        name: file
+        for name, file in sorted(found.items())
+        if file.reason != _FOLDER or str(Path(name)) not in searched
+    }
 
 
 def _walk(folder: str) -> Iterator[tuple[str, Found]]:
@@ -131,14 +140,12 @@ def _walk(folder: str) -> Iterator[tuple[str, Found]]:
 
 
 def _globbed(pattern: str) -> dict[str, Found]:
-    """Files that match a pattern, and the folders that do although no file in them does."""
-    matches = glob.glob(pattern, recursive=True)  # noqa: PTH207
+    """Files and folders that match a pattern."""
+    matches = [str(Path(name)) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207
     folders = {name for name in matches if Path(name).is_dir()}
     found = {name: _found(name, named=False) for name in matches if name not in folders}
-    searched = {str(parent) for name in matches for parent in Path(name).parents}
     for folder in folders:
-        if str(Path(folder)) not in searched:
-            found[folder] = Found(0, 0, False, "a folder; name it, or its files by the pattern")
+        found[folder] = Found(0, 0, False, _FOLDER)
     return found
 
 

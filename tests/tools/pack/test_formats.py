@@ -127,8 +127,11 @@ def test_links_and_folders_are_followed_once(tmp_path: Path) -> None:
     files, passed_over = inputs_among(find_files([tmp_path / "raw"]), ("text",))
     assert [file.path for file in files] == [str(tmp_path / "raw" / "linked" / "a.jsonl")]
     assert list(passed_over) == [str(tmp_path / "raw" / "broken.jsonl")]
+    with pytest.raises(UserError, match=r"no input there .*a folder; name it"):
+        find_files([f"{tmp_path}/*"])
+    (tmp_path / "x.jsonl").write_bytes(lines("x"))
     files, passed_over = inputs_among(find_files([f"{tmp_path}/*", tmp_path / "there"]), ("text",))
-    assert len(files) == 1 and str(tmp_path / "raw") in passed_over
+    assert len(files) == 2 and list(passed_over) == [str(tmp_path / "raw")]
 
 
 def test_pairs_are_read_from_csv_and_tmx_and_plain_text_is_named(
