@@ -213,7 +213,7 @@ def _counts(settings: PackSettings, name: str) -> dict[str, Any]:
     manifest = open_component(settings.store / name).manifest
     keys = ("engine", "languages_encoded_by_the_reference")
     # Stores of earlier versions lack these.
-    later = {
+    later: dict[str, dict[str, Any]] = {
         "engines_passed_over": {},
         "encoded_twice": {},
         "unknown_tokens": {},
