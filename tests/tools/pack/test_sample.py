@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from emma.base.errors import UserError
-from emma.tools.pack import certificate, engine, inputs, run
+from emma.tools.pack import certificate, engine, inputs, proof, run
 from emma.tools.pack.encoded import Encoded
 from emma.tools.pack.engine import forget_engine
 from emma.tools.pack.plan import PackSettings
@@ -141,7 +141,8 @@ def test_a_share_that_was_too_small_is_made_up_for(
 def unproven(settings: PackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packs without encoding anything twice, as a version without that would."""
     with monkeypatch.context() as patch:
-        patch.setattr(run, "share_needed", lambda documents, fault_share: 0.0)
+        for module in (run, proof):
+            patch.setattr(module, "share_needed", lambda documents, fault_share: 0.0)
         pack_store(settings, workers=1)
 
 
