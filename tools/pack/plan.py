@@ -79,6 +79,14 @@ class PackSettings:
             )
         return find_files([folder])
 
+    def inputs(self, name: str) -> tuple[list[InputFile], dict[str, str]]:
+        """Input files of a component, sorted by path, and why other files found beside them are passed over.
+
+        Raises:
+            UserError: there are none, or one cannot be read.
+        """
+        return inputs_among(self.found(name), required_fields(self.pack.components[name].kind))
+
     def input_change(
         self, name: str, before: Iterable[InputFile], passed_over: Mapping[str, str] | None
     ) -> str | None:
@@ -190,8 +198,7 @@ def plan_component(settings: PackSettings, name: str) -> ComponentPlan:
     Raises:
         UserError: no input, or files that cannot be read.
     """
-    component = settings.pack.components[name]
-    inputs, passed_over = inputs_among(settings.found(name), required_fields(component.kind))
+    inputs, passed_over = settings.inputs(name)
     # Text and its tokens are of about the same size; half a shard of text leaves room for scripts with more
     # tokens.
     units = cut_units(inputs, largest=settings.pack.shard_mib << 19)
