@@ -117,7 +117,7 @@ class Wrong:
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize(
     "pattern",
-    ["x{33}", " {64}", "<think>", "<\\|im_end\\|>", "\U0001f600", "rivi"],
+    ["x{33}", " {64}", "<think>", "<\\|im_end\\|>", "\U0001f600", "the"],
     ids=["run", "spaces", "added", "control", "code point", "entry"],
 )
 def test_a_wrong_engine_is_refused(pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
