@@ -76,8 +76,8 @@ def test_units_cover_every_byte_once_whatever_their_size(
         assert all(before[1] == after[0] for before, after in itertools.pairwise(pieces))
     assert all(unit.bytes <= 100 for unit in units)
     assert [unit.index for unit in units] == list(range(len(units)))
-    files = [segment.file for segment in units[0].segments[:1]]
-    numbers = {files[0].path: 0}
+    files = sorted({segment.file for unit in units for segment in unit.segments}, key=lambda file: file.path)
+    numbers = {file.path: number for number, file in enumerate(files)}
     assert [Unit.from_json(n, unit.to_json(numbers), files) for n, unit in enumerate(units)] == units
 
 
