@@ -65,10 +65,13 @@ def write_run(folder: Path, text: Path, name: str) -> Path:
     return path
 
 
-def our_command(folder: Path, text: Path, name: str, workers: int) -> tuple[list[str], dict[str, str]]:
-    """`emma pack run` into an empty store, with its environment."""
+def our_command(
+    folder: Path, text: Path, name: str, workers: int, *, keep: bool = False
+) -> tuple[list[str], dict[str, str]]:
+    """`emma pack run` into an empty store (or, with `keep`, the one that is there), with its environment."""
     run = write_run(folder, text, name)
-    shutil.rmtree(folder / "store" / name, ignore_errors=True)
+    if not keep:
+        shutil.rmtree(folder / "store" / name, ignore_errors=True)
     command = [sys.executable, "-P", "-m", "emma.cli", "pack", "run", str(run), "--workers", str(workers)]
     return command, {**os.environ, "EMMA_PROGRESS": "0"}
 

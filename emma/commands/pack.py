@@ -131,22 +131,48 @@ def run(
                 f"{name}: {entry['units_missing']} of {entry['units']} work units are left; then --finish"
             )
             continue
-        removed = ", ".join(f"{count:,} {reason}" for reason, count in entry["removed_by"].items()) or "none"
+        _show_report(name, entry)
+
+
+def _show_report(name: str, entry: dict[str, Any]) -> None:
+    from emma.tools.pack.inputs import summary
+
+    removed = ", ".join(f"{count:,} {reason}" for reason, count in entry["removed_by"].items()) or "none"
+    click.echo(
+        f"{name}: {entry['status']}: {entry['tokens']:,} tokens in {entry['kept']:,} documents of "
+        f"{entry['in']:,} records (removed: {removed}; cut: {entry['documents_cut']:,})"
+    )
+    for reason in entry["engines_passed_over"].values():
+        click.echo(f"{name}: {reason}; {entry['engine']} encoded it")
+    if entry["languages_encoded_by_the_reference"]:
         click.echo(
-            f"{name}: {entry['status']}: {entry['tokens']:,} tokens in {entry['kept']:,} documents of "
-            f"{entry['in']:,} records (removed: {removed}; cut: {entry['documents_cut']:,})"
+            f"{name}: the fast tokenizer differed from the reference, which encoded: "
+            + ", ".join(entry["languages_encoded_by_the_reference"])
         )
-        for reason in entry["engines_passed_over"].values():
-            click.echo(f"{name}: {reason}; {entry['engine']} encoded it")
-        if entry["languages_encoded_by_the_reference"]:
-            click.echo(
-                f"{name}: the fast tokenizer differed from the reference, which encoded: "
-                + ", ".join(entry["languages_encoded_by_the_reference"])
-            )
+    if (twice := entry["encoded_twice"]) and twice["of"]:
+        click.echo(
+            f"{name}: {twice['documents']:,} of {twice['of']:,} documents were encoded by the reference too, with the same "
+            f"ids; had {twice['fault_share']:.2%} of all others, that was found with a probability of "
+            f"{twice['certainty']:.2%}"
+        )
+    if entry["unknown_tokens"]:
+        count = sum(entry["unknown_tokens"].values())
+        most = sorted(entry["unknown_tokens"].items(), key=lambda item: -item[1])[:8]
+        click.echo(
+            f"{name}: the tokenizer lacks some of the text: {count:,} of the tokens are the one for what is unknown "
+            f"({', '.join(f'{language} {number:,}' for language, number in most)})"
+        )
+    if entry.get("bad_lines"):
+        click.echo(f"{name}: {entry['bad_lines']:,} unusable records are in quarantine.jsonl")
+    if entry["inputs_passed_over"]:
+        click.echo(f"{name}: passed over: {summary(entry['inputs_passed_over'])}")
 
 
 def _show_plan(settings: PackSettings, components: list[str], as_json: bool) -> None:
+    from collections import Counter
+
     from emma.tools.pack.engine import usable_engine
+    from emma.tools.pack.inputs import summary
     from emma.tools.pack.plan import plan_component
 
     settings.tokenizer.check()
@@ -160,20 +186,25 @@ def _show_plan(settings: PackSettings, components: list[str], as_json: bool) -> 
             {
                 "component": name,
                 "files": len(plan.inputs),
+                "formats": dict(Counter(file.kind for file in plan.inputs)),
                 "bytes": sum(file.bytes for file in plan.inputs),
                 "units": len(plan.units),
                 "engine": engine,
                 "folder": str(settings.store / name),
+                "passed_over": plan.inputs_passed_over,
             }
         )
     if as_json:
         _echo_json(rows)
         return
     for row in rows:
+        formats = ", ".join(f"{count:,} {kind}" for kind, count in sorted(row["formats"].items()))
         click.echo(
-            f"{row['component']}: {row['files']:,} files, {row['bytes'] / 1e6:,.1f} MB on disk, "
+            f"{row['component']}: {row['files']:,} files ({formats}), {row['bytes'] / 1e6:,.1f} MB on disk, "
             f"{row['units']:,} work units, engine {row['engine']} → {row['folder']}"
         )
+        if row["passed_over"]:
+            click.echo(f"{row['component']}: passed over: {summary(row['passed_over'])}")
 
 
 @group.command()
@@ -184,6 +215,11 @@ def _show_plan(settings: PackSettings, components: list[str], as_json: bool) -> 
 @click.option(
     "--no-checksums", is_flag=True, help="Skip the checksums; every document and token is still read."
 )
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    help="Draws the documents that are encoded again. [default: a new one each time]",
+)
 @json_option
 def verify(
     run: str,
@@ -191,19 +227,31 @@ def verify(
     components: tuple[str, ...],
     workers: int | None,
     no_checksums: bool,
+    seed: int | None,
     as_json: bool,
 ) -> None:
     """Check the token store of RUN: every file, document and token against manifest and rules.
 
+    Documents drawn at random are also made of their text once more, encoded by the reference and looked for in the
+    store: so many that wrong ids in data.pack.fault_share of the documents are found with a probability above 99.9 %.
+
     Exits with 1 on any fault, naming file, document and values.
     """
+    import secrets
+
+    from emma.base.processes import available_cores
+    from emma.tools.pack.recheck import recheck_component
     from emma.tools.pack.verify import verify_component
 
     settings = _settings(run, overrides)
+    seed = secrets.randbelow(2**32) if seed is None else seed
     result: dict[str, dict[str, Any]] = {}
     for name in components or tuple(settings.pack.components):
         faults, seen = verify_component(settings.store / name, checksums=not no_checksums, workers=workers)
-        result[name] = {"faults": faults, **seen}
+        again: dict[str, Any] = {"not_encoded_again": "the store has other faults"}
+        if not faults:
+            faults, again = recheck_component(settings, name, seed, workers or available_cores())
+        result[name] = {"faults": faults, **seen, **again}
     if as_json:
         _echo_json(result)
     else:
@@ -212,6 +260,12 @@ def verify(
                 f"{name}: {entry['tokens']:,} tokens, {entry['documents']:,} documents, {entry['shards']:,} "
                 "shards: " + (f"{len(entry['faults'])} faults" if entry["faults"] else "no fault")
             )
+            if reason := entry.get("not_encoded_again"):
+                click.echo(f"{name}: no document was encoded again: {reason}")
+            else:
+                click.echo(
+                    f"{name}: {entry['encoded_again']:,} documents were encoded again (seed {entry['seed']})"
+                )
     faults = [fault for entry in result.values() for fault in entry["faults"]]
     if faults:
         raise CheckFailedError("\n".join(["the store has faults:", *faults]))

@@ -40,7 +40,7 @@ _FORMATS = {
     ".text": "text",
     ".tmx": "tmx",
 }
-_COMPRESSED = (".gz", ".zst", ".bz2")
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
 
 class Source(Section):
@@ -56,7 +56,7 @@ class Source(Section):
     path: str
     """Pattern of the files, relative to the working folder (or, for `recipes/...` that is not there, the shipped
     recipes): `*`, `?` and `**` as in a shell; `{language}`, `{src}`, `{tgt}` or any other `{name}` captures part of a
-    file name, e.g. `raw/{language}.jsonl.zst`. Files ending in .gz, .zst or .bz2 are decompressed."""
+    file name, e.g. `raw/{language}.jsonl.zst`. Files ending in .gz, .zst, .bz2 or .xz are decompressed."""
     target_path: str | None = None
     """Moses pairs: file of the target side, in terms of the `{names}` of `path`, e.g. path `c.{src}-{tgt}.{src}` and
     target_path `c.{src}-{tgt}.{tgt}`."""

@@ -116,11 +116,16 @@ class PackComponent(Section):
     """How records become documents: `text` (a document per record: web text, papers, books), `bilingual` (sentence
     pairs), `instruction` or `code`; the last three as the sections of these names say."""
     inputs: list[str] | None = None
-    """Files, folders or glob patterns (parquet, jsonl, jsonl.gz, jsonl.zst); relative paths start at the working
-    folder. Default: everything in `<paths.corpus>/split/<component>/`, or for `kind: bilingual` in
+    """Files, folders or glob patterns; relative paths start at the working folder. Parquet, Arrow, JSON lines, CSV, TSV,
+    TMX and plain text (`.txt`, one document a file) are told by their content, plain or compressed (gzip, zstd, bzip2,
+    xz). Default: everything in `<paths.corpus>/split/<component>/`, or for `kind: bilingual` in
     `<paths.corpus>/split/parallel/`."""
     language: str | None = None
     """Language of records that name none; default: the name of the file's folder."""
+    max_bad_lines: float = Field(0.0, ge=0, le=1)
+    """Share of a component's records that may be unusable (not JSON, a field missing, invalid UTF-8, half a surrogate
+    pair). They go to `quarantine.jsonl` beside the shards with file, line and reason; above this share the component
+    isn't finished. With 0 the first one stops the pack."""
 
 
 class Pack(Section):
@@ -146,10 +151,17 @@ class Pack(Section):
     """What happens to documents longer than `max_tokens`: split into documents of at most that length, or dropped;
     both are counted."""
     engine: Literal["fastest", "fastokens", "gigatoken", "tokenizers"] = "fastest"
-    """Tokenizer engine. `tokenizers` is the reference; any other is used for a language only if its ids equal the
-    reference's on `gate_documents` sampled documents. `fastest` takes the fastest one that can read the tokenizer."""
+    """Tokenizer engine. `tokenizers` is the reference; any other is used only if it gives the ids of `transformers` on
+    the texts of its certificate, and for a language only if its ids equal the reference's on `gate_documents` documents.
+    `fastest` takes the fastest one that does."""
     gate_documents: int = Field(32, gt=0)
-    """Documents per language that are also encoded with the reference, each up to 8 KiB of text."""
+    """Documents per language that are also encoded with the reference before packing, up to 8 KiB of text."""
+    fault_share: float = Field(0.001, gt=0, le=1)
+    """Share of documents with wrong ids that packing finds with a probability above 99.9 %: so many documents, drawn at
+    random from all of a component, are encoded with the reference too (some 7,000 for 0.001, or all of up to 3,000)."""
+    max_unknown: float = Field(0.01, ge=0, le=1)
+    """Largest share of a language's tokens that may be the token for what the tokenizer's vocabulary lacks (`<unk>`, where
+    text can become it); above it the component isn't finished."""
 
     @field_validator("components")
     @classmethod

@@ -6,6 +6,7 @@ import bz2
 import contextlib
 import gzip
 import io
+import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,11 @@ import zstandard
 
 from emma.base.errors import UserError
 
-__all__ = ["BOM", "decode", "lines", "open_bytes"]
+__all__ = ["BOM", "compression_of", "decode", "lines", "open_bytes"]
 
 BOM = b"\xef\xbb\xbf"
 _BUFFER = 1 << 20
-_MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2"}
+_MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"\xfd7zXZ\x00": ".xz"}
 
 
 class _ZstdReader(io.RawIOBase):
@@ -63,9 +64,14 @@ class _ZstdReader(io.RawIOBase):
             raise EOFError("the last frame is truncated")
 
 
+def compression_of(head: bytes) -> str | None:
+    """How a file that begins with `head` is compressed: `gz`, `zst`, `bz2` or `xz`; None if it isn't."""
+    return next((ending[1:] for magic, ending in _MAGIC.items() if head.startswith(magic)), None)
+
+
 @contextlib.contextmanager
 def open_bytes(path: str) -> Iterator[BinaryIO]:
-    """Opens a file for reading; gzip, zstd and bzip2 are recognised by their first bytes.
+    """Opens a file for reading; gzip, zstd, bzip2 and xz are recognised by their first bytes.
 
     Raises:
         UserError: no such file, no permission or, possibly only during reading, truncated or damaged
@@ -73,9 +79,9 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
     """
     try:
         with Path(path).open("rb") as raw:
-            head = raw.read(4)
+            head = raw.read(6)
             raw.seek(0)
-            found = next((ending for magic, ending in _MAGIC.items() if head.startswith(magic)), None)
+            found = f".{name}" if (name := compression_of(head)) else None
             stated = next((ending for ending in _MAGIC.values() if path.lower().endswith(ending)), None)
             if stated and found != stated:
                 state = "is empty" if not head else "is something else"
@@ -85,12 +91,14 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
                 stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw))
             elif found == ".bz2":
                 stream = cast(BinaryIO, bz2.BZ2File(raw))
+            elif found == ".xz":
+                stream = cast(BinaryIO, lzma.LZMAFile(raw))  # noqa: SIM115 - it closes with `raw`
             elif found == ".zst":
                 stream = cast(BinaryIO, _ZstdReader(raw))
             else:
                 stream = raw
             yield cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER))
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise UserError(
             f"{path}: its compressed data is truncated or damaged ({error}); fetch the file again or recompress it"
         ) from None

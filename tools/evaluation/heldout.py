@@ -118,7 +118,7 @@ def _documents_of_pairs(
             continue
         columns = table.cast(pa.schema([(name, pa.large_string()) for name in table.column_names]))
         segment = Segment(InputFile(str(path), 0, 0), 0, 1)
-        for made in maker.add(Batch(columns.combine_chunks(), segment, 0)):
+        for made in maker.add(Batch.of(columns.combine_chunks(), segment)):
             yield from _rows(made)
     for made in maker.finish():
         yield from _rows(made)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import batched
 from string import Formatter
 
 import numpy as np
@@ -12,11 +13,12 @@ import pyarrow.compute as pc
 
 from emma.base.errors import UserError
 from emma.recipes.schema.data import Pack, PackComponent
-from emma.tools.pack.columns import as_array, constant, encode_keys, join
+from emma.tools.pack.columns import as_array, encode_keys, join
+from emma.tools.pack.inputs import InputFile
 from emma.tools.pack.languages import pair_labels, split_pair
 from emma.tools.pack.records import BATCH_BYTES, Batch
 
-__all__ = ["DOCUMENT_COLUMNS", "DocumentMaker", "fill", "spread"]
+__all__ = ["DOCUMENT_COLUMNS", "DocumentMaker", "fill", "required_fields", "spread"]
 
 SPLITS = ("train", "validation")
 DOCUMENT_COLUMNS = ("text", "language", "source", "document_id", "split")
@@ -28,8 +30,17 @@ _FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "instruction": (("instruction", "response"), ("input", "id", "language", "source", "split")),
     "code": (("text",), ("id", "language", "path", "source", "split")),
 }
+
+
+def required_fields(kind: str) -> tuple[str, ...]:
+    """Fields that a record of a component of this kind must have."""
+    return _FIELDS[kind][0]
+
+
 # Most pairs of one language pair that are held back until their documents are full.
 _HELD_PAIRS = 8192
+# Language pairs whose last documents are made together.
+_KEYS_A_TABLE = 256
 
 
 @dataclass
@@ -70,10 +81,9 @@ class DocumentMaker:
 
     def finish(self) -> Iterator[pa.Table]:
         """Yields what is left after the unit's last record."""
-        for key in sorted(self._pairs):
-            table = self._documents_of_pairs(key, last=True)
-            if len(table):
-                yield table
+        held = [key for key in sorted(self._pairs) if self._pairs[key].rows]
+        for few in batched(held, _KEYS_A_TABLE):
+            yield self._documents_of_pairs(few, last=True)
 
     def _text(self, batch: Batch) -> Iterator[pa.Table]:
         yield self._one_to_one(batch, batch.table["text"])
@@ -81,10 +91,10 @@ class DocumentMaker:
     def _code(self, batch: Batch) -> Iterator[pa.Table]:
         text, header = batch.table["text"], self.pack.code.header
         if header:
-            language = self._filled(batch, "language", self.component.language or batch.segment.file.folder)
+            language = self._languages(batch)
             if "{path" in header and "path" not in batch.table.column_names:
                 raise UserError(
-                    f"{batch.segment.file.path}: data.pack.code.header uses {{path}}, but the records have "
+                    f"{batch.file().path}: data.pack.code.header uses {{path}}, but the records have "
                     "no field "
                     "'path'; add it to the corpus or take {path} out of the header"
                 )
@@ -113,12 +123,11 @@ class DocumentMaker:
 
     def _one_to_one(self, batch: Batch, text: pa.ChunkedArray) -> pa.Table:
         """One document per record; records without text are counted as `empty`."""
-        file = batch.segment.file
         table = pa.table(
             {
                 "text": text,
-                "language": self._filled(batch, "language", self.component.language or file.folder),
-                "source": self._filled(batch, "source", file.folder),
+                "language": self._languages(batch),
+                "source": self._filled(batch, "source", lambda file: file.folder),
                 "document_id": self._ids(batch),
                 "split": self._splits(batch),
             }
@@ -130,27 +139,24 @@ class DocumentMaker:
         return table
 
     def _bilingual(self, batch: Batch) -> Iterator[pa.Table]:
-        table, file = batch.table, batch.segment.file
+        table = batch.table
         if "src_lang" in table.column_names and "tgt_lang" in table.column_names:
             source, target = table["src_lang"], table["tgt_lang"]
             if source.null_count or target.null_count:
                 row = pc.index(pc.or_(pc.is_null(source), pc.is_null(target)), True).as_py()
-                raise UserError(f"{file.path}: record {batch.place(row)} names only one language of its pair")
-        else:
-            try:
-                codes = split_pair(self.component.language or file.folder)
-            except UserError as error:
                 raise UserError(
-                    f"{file.path}: records have no src_lang and tgt_lang, and the folder is not a pair: {error}"
-                ) from None
-            source, target = (constant(code, len(table)) for code in codes)
+                    f"{batch.file(row).path}: record {batch.place(row)} names only one language of its pair"
+                )
+        else:
+            source = batch.by_file(lambda file: self._pair(file)[0])
+            target = batch.by_file(lambda file: self._pair(file)[1])
         rows = pa.table(
             {
                 "src": table["src_text"],
                 "tgt": table["tgt_text"],
                 "source_lang": source,
                 "target_lang": target,
-                "source": self._filled(batch, "source", file.folder),
+                "source": self._filled(batch, "source", lambda file: file.folder),
                 "id": self._ids(batch),
                 "split": self._splits(batch),
             }
@@ -160,57 +166,83 @@ class DocumentMaker:
         kept = rows.filter(whole)
         if len(kept) < len(rows):
             self._remove("empty", len(rows) - len(kept))
+        full = []
         for key, group in _groups(kept):
             buffer = self._pairs.setdefault(key, _PairBuffer())
             buffer.tables.append(group)
             buffer.rows += len(group)
             if buffer.rows >= _HELD_PAIRS:
-                yield self._documents_of_pairs(key, last=False)
+                full.append(key)
+        if full:
+            yield self._documents_of_pairs(full, last=False)
 
-    def _documents_of_pairs(self, key: tuple[str, str, str], *, last: bool) -> pa.Table:
-        """Documents of the pairs held for one language pair and split; pairs that fill no document are kept,
-        unless `last`."""
-        settings, buffer = self.pack.bilingual, self._pairs[key]
-        rows = pa.concat_tables(buffer.tables).combine_chunks()
+    def _documents_of_pairs(self, keys: Sequence[tuple[str, str, str]], *, last: bool) -> pa.Table:
+        """Documents of the pairs held for language pairs and splits, in this order; pairs that fill no document are
+        kept, unless `last`."""
+        settings, buffers = self.pack.bilingual, [self._pairs[key] for key in keys]
+        rows = pa.concat_tables([table for buffer in buffers for table in buffer.tables]).combine_chunks()
         codes = encode_keys(rows, ("src", "tgt"))[0].to_numpy(zero_copy_only=False)
-        order, sizes, rest = spread(codes, settings.pairs_per_document, last=last)
-        if len(rest) > _HELD_PAIRS // 2:
-            # The same few pairs keep coming: waiting for fuller documents would hold back more and more.
-            order, sizes, rest = spread(codes, settings.pairs_per_document, last=True)
-        buffer.tables, buffer.rows = [rows.take(rest)], len(rest)
-        taken = rows.take(order)
-        source, target, split = key
-        labels = (source, target) if settings.language_labels == "code" else pair_labels(source, target)
-        forward = {"src_lang": labels[0], "src": taken["src"], "tgt_lang": labels[1], "tgt": taken["tgt"]}
-        reverse = {"src_lang": labels[1], "src": taken["tgt"], "tgt_lang": labels[0], "tgt": taken["src"]}
+        orders, all_sizes, turned, start = [], [], [], 0
+        for buffer in buffers:
+            own = codes[start : start + buffer.rows]
+            order, sizes, rest = spread(own, settings.pairs_per_document, last=last)
+            if len(rest) > _HELD_PAIRS // 2:
+                # The same few pairs keep coming: waiting for fuller documents would hold back more and more.
+                order, sizes, rest = spread(own, settings.pairs_per_document, last=True)
+            buffer.tables, buffer.rows = [rows.take(start + rest)] if len(rest) else [], len(rest)
+            turned.append((np.arange(len(sizes)) + buffer.documents) % 2 == 1)
+            buffer.documents += len(sizes)
+            orders.append(start + order)
+            all_sizes.append(sizes)
+            start += len(own)
+        sizes = np.concatenate(all_sizes)
+        taken = rows.take(np.concatenate(orders))
+        of_key = np.repeat(np.arange(len(keys)), [int(part.sum()) for part in all_sizes])
+        labels = [
+            (source, target) if settings.language_labels == "code" else pair_labels(source, target)
+            for source, target, _ in keys
+        ]
+        left, right = (_repeated([label[side] for label in labels], of_key) for side in (0, 1))
+        forward = {"src_lang": left, "src": taken["src"], "tgt_lang": right, "tgt": taken["tgt"]}
+        reverse = {"src_lang": right, "src": taken["tgt"], "tgt_lang": left, "tgt": taken["src"]}
         if settings.direction == "balanced":
-            turned = (np.arange(len(sizes)) + buffer.documents) % 2 == 1
             text = pc.if_else(
-                pa.array(np.repeat(turned, sizes)),
+                pa.array(np.repeat(np.concatenate(turned), sizes)),
                 fill(settings.template, reverse),
                 fill(settings.template, forward),
             )
         else:
             text = fill(settings.template, forward if settings.direction == "forward" else reverse)
-        buffer.documents += len(sizes)
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         lists = pa.LargeListArray.from_arrays(pa.array(offsets), as_array(text))
         first = pa.array(offsets[:-1])
-        count = len(sizes)
+        documents_of_key = np.repeat(np.arange(len(keys)), [len(part) for part in all_sizes])
         return pa.table(
             {
                 "text": pc.binary_join(lists, pa.scalar("", pa.large_string())),
-                "language": constant(f"{source}-{target}", count),
+                "language": _repeated([f"{source}-{target}" for source, target, _ in keys], documents_of_key),
                 "source": taken["source"].take(first),
                 "document_id": taken["id"].take(first),
-                "split": constant(split, count),
+                "split": _repeated([split for _, _, split in keys], documents_of_key),
             }
         )
 
-    def _filled(self, batch: Batch, name: str, default: str) -> pa.ChunkedArray:
+    def _pair(self, file: InputFile) -> tuple[str, str]:
+        try:
+            return split_pair(self.component.language or file.folder)
+        except UserError as error:
+            raise UserError(
+                f"{file.path}: records have no src_lang and tgt_lang, and the folder is not a pair: {error}"
+            ) from None
+
+    def _languages(self, batch: Batch) -> pa.ChunkedArray:
+        return self._filled(batch, "language", lambda file: self.component.language or file.folder)
+
+    def _filled(self, batch: Batch, name: str, default: Callable[[InputFile], str]) -> pa.ChunkedArray:
         if name not in batch.table.column_names:
-            return constant(default, len(batch.table))
-        return pc.fill_null(batch.table[name], default)
+            return batch.by_file(default)
+        column = batch.table[name]
+        return pc.coalesce(column, batch.by_file(default)) if column.null_count else column
 
     def _ids(self, batch: Batch) -> pa.ChunkedArray:
         column = batch.table["id"] if "id" in batch.table.column_names else None
@@ -220,12 +252,12 @@ class DocumentMaker:
         return pa.chunked_array([places]) if column is None else pc.coalesce(column, places)
 
     def _splits(self, batch: Batch) -> pa.ChunkedArray:
-        splits = self._filled(batch, "split", batch.segment.file.split)
+        splits = self._filled(batch, "split", lambda file: file.split)
         for value in pc.unique(splits).to_pylist():
             if value not in SPLITS:
                 row = pc.index(splits, pa.scalar(value, pa.large_string())).as_py()
                 raise UserError(
-                    f"{batch.segment.file.path}: record {batch.place(row)} has the split {value!r}; expected "
+                    f"{batch.file(row).path}: record {batch.place(row)} has the split {value!r}; expected "
                     f"{' or '.join(SPLITS)}"
                 )
         return splits
@@ -301,6 +333,15 @@ def _groups(table: pa.Table) -> Iterator[tuple[tuple[str, str, str], pa.Table]]:
     if not len(table):
         return
     codes, keys = encode_keys(table, ("source_lang", "target_lang", "split"))
+    codes = codes.to_numpy(zero_copy_only=False)
+    order = np.argsort(codes, kind="stable")
+    stops = np.cumsum(np.bincount(codes, minlength=len(keys))).tolist()
     for code, (source, target, split) in enumerate(keys):
-        part = table if len(keys) == 1 else table.filter(pc.equal(codes, code))
+        # Taken, not sliced: what is held back would keep the whole batch in memory.
+        part = table if len(keys) == 1 else table.take(order[stops[code - 1] if code else 0 : stops[code]])
         yield (source, target, split), part
+
+
+def _repeated(values: Sequence[str], codes: np.ndarray) -> pa.ChunkedArray:
+    """The column of the values that the codes number."""
+    return pa.chunked_array([pa.array(values, pa.large_string()).take(pa.array(codes))])

@@ -1,7 +1,7 @@
 """Tokenizer engines behind one interface, and the gate that admits a fast one.
 
-Text that spells a control token (`<|end_of_text|>`) stays text: every engine is loaded without the special
-ones among the tokenizer's added tokens.
+Text that spells a control token (`<|end_of_text|>`) stays text: every engine is loaded with the control tokens under
+names that no text spells (`tokenizer_file.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ctypes
 import functools
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -20,21 +20,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emma.base.errors import UserError
+from emma.tools.pack.encoded import Encoded, agree, interleave, joined
 from emma.tools.pack.tokenizer_file import TokenizerFile
 
 __all__ = [
     "ENGINES",
     "REFERENCE",
-    "Encoded",
     "Encoder",
     "Engine",
     "EngineName",
-    "agree",
     "choose_engine",
     "encode_or_none",
+    "engines_for",
     "forget_engine",
     "gate_sample",
     "load_engine",
+    "sides_of",
     "usable_engine",
 ]
 
@@ -42,25 +43,6 @@ EngineName = Literal["gigatoken", "fastokens", "tokenizers"]
 ENGINES: tuple[EngineName, ...] = ("gigatoken", "fastokens", "tokenizers")
 """Fastest first, as measured by `benchmarks/pack.py`; the last one is the reference."""
 REFERENCE: EngineName = "tokenizers"
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids of a batch: `ids` (uint32, all documents concatenated) and `offsets` (int64, documents +
-    1)."""
-
-    ids: np.ndarray
-    offsets: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each document, int64."""
-        return np.diff(self.offsets)
-
-    def documents(self, start: int, stop: int) -> Encoded:
-        """The documents [start, stop) as a batch."""
-        offsets = self.offsets[start : stop + 1]
-        return Encoded(self.ids[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
 class EngineError(Exception):
@@ -132,7 +114,7 @@ class _Gigatoken(_Renewed):
             self._renew(texts)
             # UTF-8 straight from the array: a third faster than through Python strings.
             encode = self._tokenizer.backend.encode
-            return _joined([encode(text) for text in texts.cast(pa.large_binary()).to_pylist()])
+            return joined([encode(text) for text in texts.cast(pa.large_binary()).to_pylist()])
 
 
 class _Fastokens(_Renewed):
@@ -154,16 +136,13 @@ class _Reference:
 
         self._tokenizer = Reference.from_str(tokenizer.plain)
 
+    def vocabulary(self) -> dict[str, int]:
+        """Ids by token, as the library numbers them."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+
     def encode(self, texts: pa.Array) -> Encoded:
         encodings = self._tokenizer.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
-        return _joined([np.array(encoding.ids, np.uint32) for encoding in encodings])
-
-
-def _joined(documents: Sequence[np.ndarray]) -> Encoded:
-    """One batch from the ids of its documents."""
-    offsets = np.zeros(len(documents) + 1, np.int64)
-    np.cumsum([len(ids) for ids in documents], out=offsets[1:])
-    return Encoded(np.concatenate(documents) if documents else np.empty(0, np.uint32), offsets)
+        return joined([np.array(encoding.ids, np.uint32) for encoding in encodings])
 
 
 _CLASSES: Mapping[EngineName, type[_Gigatoken] | type[_Fastokens] | type[_Reference]] = {
@@ -189,6 +168,17 @@ def choose_engine(wanted: str) -> EngineName:
                 )
             return name
     raise UserError(f"data.pack.engine: no engine {wanted!r}; expected one of {', '.join(ENGINES)}")
+
+
+def engines_for(wanted: str) -> list[EngineName]:
+    """Engines that `data.pack.engine` of a recipe admits on this machine, the preferred one first.
+
+    Raises:
+        UserError: the wanted engine is not installed.
+    """
+    if wanted == "fastest":
+        return [name for name in ENGINES if importlib.util.find_spec(name) is not None]
+    return [choose_engine(wanted)]
 
 
 def load_engine(name: EngineName, tokenizer: TokenizerFile) -> Engine:
@@ -241,7 +231,7 @@ def _load(name: EngineName, tokenizer: TokenizerFile) -> Engine:
         with _engine_errors():
             return _CLASSES[name](tokenizer)
     except EngineError as error:
-        message = f"{tokenizer.path}: {name} cannot load it ({error})"
+        message = f"{tokenizer.path}: {name} cannot load it ({' '.join(str(error).split())})"
         if isinstance(error.__cause__, ImportError | MemoryError):
             raise UserError(message) from error
         raise UnreadableTokenizerError(message) from error
@@ -259,15 +249,6 @@ def encode_or_none(engine: Engine, texts: pa.Array) -> Encoded | None:
         return None
 
 
-def agree(fast: Encoded | None, reference: Encoded) -> bool:
-    """Whether a fast engine gave the ids of the reference, document for document."""
-    return (
-        fast is not None
-        and np.array_equal(fast.offsets, reference.offsets)
-        and np.array_equal(fast.ids, reference.ids)
-    )
-
-
 @dataclass
 class Encoder:
     """A fast engine, with the reference for the languages that the gate refused it.
@@ -278,6 +259,7 @@ class Encoder:
         refused: languages that only the reference may encode.
         trusted: languages that the gate admitted; others are gated on their first documents.
         gate_documents: documents per language that the gate compares.
+        pairs: whether documents are of language pairs; the gate looks at each language of a pair by itself.
     """
 
     tokenizer: TokenizerFile
@@ -285,13 +267,15 @@ class Encoder:
     refused: set[str] = field(default_factory=set)
     trusted: set[str] = field(default_factory=set)
     gate_documents: int = 32
+    pairs: bool = False
 
     @property
     def _fast(self) -> Engine:
         return load_engine(self.name, self.tokenizer)
 
     @property
-    def _reference(self) -> Engine:
+    def reference(self) -> Engine:
+        """The reference."""
         return load_engine(REFERENCE, self.tokenizer)
 
     def encode(self, texts: pa.Array, languages: pa.Array) -> Encoded:
@@ -301,46 +285,61 @@ class Encoder:
             UserError: a text was encoded as a control token.
         """
         if self.name == REFERENCE:
-            return self._checked(self._reference.encode(texts), texts)
-        present = pc.unique(languages).to_pylist()
-        for language in present:
-            if language not in self.refused and language not in self.trusted:
+            return self.checked(self.reference.encode(texts), texts)
+        for language in pc.unique(languages).to_pylist():
+            if not self._sides(language) <= self.refused | self.trusted:
                 self.gate(texts.filter(pc.equal(languages, language)), language)
         try:
-            return self._checked(self._encode_by_language(texts, languages, present), texts)
+            return self.checked(self._encode_by_language(texts, languages), texts)
         except EngineError:
-            self._refuse_failing(texts, languages, present)
-            return self._checked(self._encode_by_language(texts, languages, present), texts)
+            self._refuse_failing(texts, languages)
+            return self.checked(self._encode_by_language(texts, languages), texts)
 
-    def _encode_by_language(self, texts: pa.Array, languages: pa.Array, present: Sequence[str]) -> Encoded:
-        refused = [language for language in present if language in self.refused]
-        if not refused:
+    def by_reference(self, languages: pa.Array) -> np.ndarray:
+        """Which documents are of a language that only the reference may encode, as bools."""
+        if self.name == REFERENCE:
+            return np.ones(len(languages), bool)
+        present = pc.unique(languages).to_pylist() if self.refused else []
+        refused = [language for language in present if self._sides(language) & self.refused]
+        return pc.is_in(languages, pa.array(refused, pa.large_string())).to_numpy(zero_copy_only=False)
+
+    def _sides(self, language: str) -> set[str]:
+        """The languages that the gate knows a document's language by."""
+        return sides_of(language, pairs=self.pairs)
+
+    def _encode_by_language(self, texts: pa.Array, languages: pa.Array) -> Encoded:
+        slow = self.by_reference(languages)
+        if not slow.any():
             return self._fast.encode(texts)
-        slow = pc.is_in(languages, pa.array(refused, pa.large_string()))
         parts = {
-            True: self._reference.encode(texts.filter(slow)),
-            False: self._fast.encode(texts.filter(pc.invert(slow))),
+            True: self.reference.encode(texts.filter(pa.array(slow))),
+            False: self._fast.encode(texts.filter(pa.array(~slow))),
         }
-        return _interleave(parts, slow.to_numpy(zero_copy_only=False))
+        return interleave(parts, slow)
 
-    def _refuse_failing(self, texts: pa.Array, languages: pa.Array, present: Sequence[str]) -> None:
+    def _refuse_failing(self, texts: pa.Array, languages: pa.Array) -> None:
         """Refuses languages whose texts the fast engine cannot encode, although the gate's sample passed."""
-        for language in present:
+        for language in pc.unique(languages).to_pylist():
             try:
                 self._fast.encode(texts.filter(pc.equal(languages, language)))
             except EngineError:
-                self.trusted.discard(language)
-                self.refused.add(language)
+                self.trusted -= self._sides(language)
+                self.refused |= self._sides(language)
 
     def gate(self, texts: pa.Array, language: str) -> bool:
         """Compares both engines on the first texts of a language; the language is trusted or refused from
         then on."""
         sample = gate_sample(texts, self.gate_documents)
-        equal = agree(encode_or_none(self._fast, sample), self._reference.encode(sample))
-        (self.trusted if equal else self.refused).add(language)
+        equal = agree(encode_or_none(self._fast, sample), self.reference.encode(sample))
+        if equal:
+            self.trusted |= self._sides(language) - self.refused
+        else:
+            self.refused |= self._sides(language)
+            self.trusted -= self._sides(language)
         return equal
 
-    def _checked(self, encoded: Encoded, texts: pa.Array) -> Encoded:
+    def checked(self, encoded: Encoded, texts: pa.Array) -> Encoded:
+        """The ids, if no text became a control token or one beyond the model's vocabulary."""
         ids, control = encoded.ids, self.tokenizer.control_ids
         if not len(ids):
             return encoded
@@ -358,9 +357,15 @@ class Encoder:
             text = texts[document].as_py()
             raise UserError(
                 f"{self.tokenizer.path}: a text was encoded as the control token {int(ids[at])}; it starts "
-                f"{text[:60]!r}. Mark that token as not special in tokenizer.json, or remove it from the text"
+                f"{text[:60]!r}. A control token must not be one that ordinary text is made of: name another "
+                "document boundary, mark the token as not special in tokenizer.json, or remove it from the text"
             )
         return encoded
+
+
+def sides_of(language: str, *, pairs: bool) -> set[str]:
+    """The two languages of a pair (`eng_Latn-fra_Latn`), or the language itself."""
+    return set(language.split("-")) if pairs else {language}
 
 
 GATE_BYTES = 8 << 10
@@ -377,17 +382,3 @@ def gate_sample(texts: pa.Array, documents: int) -> pa.Array:
         return pa.array([beginning], sample.type)
     # A copy: a slice would send its whole column to another process.
     return pa.concat_arrays([sample[:count]])
-
-
-def _interleave(parts: Mapping[bool, Encoded], which: Sequence[bool] | np.ndarray) -> Encoded:
-    """Merges the documents of two batches: document i comes from `parts[which[i]]`."""
-    which = np.asarray(which, bool)
-    lengths = np.empty(len(which), np.int64)
-    for kind, part in parts.items():
-        lengths[which == kind] = part.lengths
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    ids = np.empty(offsets[-1], np.uint32)
-    of_token = np.repeat(which, lengths)
-    for kind, part in parts.items():
-        ids[of_token == kind] = part.ids
-    return Encoded(ids, offsets)

@@ -1,125 +1,129 @@
-"""The gate before packing: the fast engine may encode the languages on whose first documents it agrees with
-the reference."""
+"""The gate before packing: a fast engine that is certified may encode the languages on whose first documents it agrees
+with the reference."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor
 
 import numpy as np
 import pyarrow as pa
 
-from emma.base.errors import UserError
 from emma.base.processes import result_of
+from emma.tools.pack.bad_lines import BadLines
 from emma.tools.pack.columns import as_array
 from emma.tools.pack.documents import DocumentMaker
+from emma.tools.pack.encoded import agree
 from emma.tools.pack.engine import (
     REFERENCE,
-    Encoded,
-    Engine,
     EngineName,
-    agree,
     encode_or_none,
     gate_sample,
     load_engine,
-    usable_engine,
+    sides_of,
 )
-from emma.tools.pack.inputs import Segment, Unit
+from emma.tools.pack.inputs import Segment
 from emma.tools.pack.plan import ComponentPlan, PackSettings
 from emma.tools.pack.records import read_segment
 
-__all__ = ["gate_samples", "gate_verdicts"]
+__all__ = ["Samples", "gate_samples", "gate_verdicts"]
 
+# Bytes that are read of a file, at least and of all files together; most folders, and about most files, of which a
+# file is read.
 _HEAD = 64 << 10
 _HEADS = 32 << 20
+_FOLDERS = 2048
+_FILES = 256
+# Files of language pairs that are read for each language.
+_FILES_A_SIDE = 2
 
-_Samples = dict[str, pa.Array]
-"""The first documents of each language."""
+Samples = dict[str, pa.Array]
+"""The first documents of each language (for pairs: that it is a side of)."""
 
 
 def gate_verdicts(
-    settings: PackSettings, plan: ComponentPlan, pool: Executor, workers: int
-) -> tuple[EngineName, dict[str, str], dict[str, bool]]:
-    """The engine that can read the tokenizer, why faster ones were passed over, and whether it may encode a
-    language, for every language that `gate_samples` finds.
+    settings: PackSettings, engine: EngineName, samples: Samples, pool: Executor, workers: int
+) -> dict[str, bool]:
+    """Whether the engine may encode a language, for every language of the samples.
 
     Args:
         settings: what to pack.
-        plan: the component's plan.
-        pool: processes that have the fast engine.
+        engine: a fast engine.
+        samples: of `gate_samples`.
+        pool: processes that have both engines.
         workers: number of these processes.
-
-    Raises:
-        UserError: the engine that the recipe names cannot read the tokenizer, or one that is installed is
-            broken.
     """
-    samples = gate_samples(settings, plan)
     count = max(1, min(workers, len(samples)))
     parts = [dict(list(samples.items())[start::count]) for start in range(count)]
-    # Before the first submission, which blocks until the process that workers are forked from has loaded its
-    # engine.
-    reference = load_engine(REFERENCE, settings.tokenizer)
-    tasks = [pool.submit(_encode_fast, settings, part) for part in parts]
-    expected = _encode_together(reference, samples)
-    results = [result_of(task) for task in tasks]
-    (name, passed_over), *others = [usable for usable, _ in results]
-    if any(other != (name, passed_over) for other in others):
-        raise UserError(
-            f"{settings.tokenizer.path}: processes on this machine loaded different engines; run the "
-            "command again, or name one in data.pack.engine"
-        )
-    fast = {language: encoded for _, part in results for language, encoded in part.items()}
-    return name, passed_over, {language: agree(fast[language], expected[language]) for language in samples}
+    tasks = [pool.submit(_verdicts, settings, engine, part) for part in parts]
+    return {language: equal for task in tasks for language, equal in result_of(task).items()}
 
 
-def _encode_fast(
-    settings: PackSettings, samples: _Samples
-) -> tuple[tuple[EngineName, dict[str, str]], dict[str, Encoded | None]]:
-    """Runs in a worker: its engine, as `usable_engine` returns it, and the engine's ids of the samples."""
-    usable = usable_engine(settings.pack.engine, settings.tokenizer)
-    engine = load_engine(usable[0], settings.tokenizer)
-    return usable, {language: encode_or_none(engine, texts) for language, texts in samples.items()}
-
-
-def _encode_together(engine: Engine, samples: _Samples) -> dict[str, Encoded]:
-    """All languages in one batch, which the engine spreads over the cores."""
+def _verdicts(settings: PackSettings, name: EngineName, samples: Samples) -> dict[str, bool]:
+    """Runs in a worker: whether both engines agree on each language's sample."""
+    engine, reference = load_engine(name, settings.tokenizer), load_engine(REFERENCE, settings.tokenizer)
     if not samples:
         return {}
-    encoded = engine.encode(pa.concat_arrays(list(samples.values())))
+    expected = reference.encode(pa.concat_arrays(list(samples.values())))
     stops = np.cumsum([len(texts) for texts in samples.values()]).tolist()
     return {
-        language: encoded.documents(stop - len(texts), stop)
+        language: agree(encode_or_none(engine, texts), expected.documents(stop - len(texts), stop))
         for (language, texts), stop in zip(samples.items(), stops, strict=True)
     }
 
 
-def gate_samples(settings: PackSettings, plan: ComponentPlan) -> _Samples:
-    """The first documents of every language in the first records of the input files.
+def gate_samples(settings: PackSettings, plan: ComponentPlan) -> tuple[Samples, int]:
+    """The first documents of the languages in the first records of the input files, and an estimate of how many
+    documents all input holds.
 
-    At least 64 KiB of every file are read, and more of each where there are few files.
+    At least 64 KiB of a file are read, and more of each where there are few files; of many files in a folder, and of
+    many pairs of the same languages, some. A language that shows up later is gated within its unit.
     """
     component = settings.pack.components[plan.name]
-    head = max(_HEAD, _HEADS // max(len(plan.inputs), 1))
+    pairs = component.kind == "bilingual"
+    segments = list(_first_segments(plan, component.language, pairs=pairs))
+    head = max(_HEAD, _HEADS // max(len(segments), 1))
     found: dict[str, list[pa.Array]] = {}
-    for segment in _first_segments(plan.units):
+    size = documents = 0
+    for segment in segments:
         maker = DocumentMaker(component, settings.pack)
-        batch = next(iter(read_segment(segment, *maker.fields, batch_bytes=head)), None)
+        bad = BadLines(component.max_bad_lines)
+        batch = next(iter(read_segment(segment, *maker.fields, batch_bytes=head, bad=bad)), None)
         if batch is None:
             continue
+        size += batch.table.nbytes
+        documents += -(-len(batch.table) // (settings.pack.bilingual.pairs_per_document if pairs else 1))
         for table in (*maker.add(batch), *maker.finish()):
             for language, texts in _first_of_languages(table, settings.pack.gate_documents):
-                have = found.setdefault(language, [])
-                if sum(map(len, have)) < settings.pack.gate_documents:
-                    have.append(texts)
-    return {
+                for side in sides_of(language, pairs=pairs):
+                    have = found.setdefault(side, [])
+                    if sum(map(len, have)) < settings.pack.gate_documents:
+                        have.append(texts)
+    samples = {
         language: gate_sample(pa.concat_arrays(texts), settings.pack.gate_documents)
         for language, texts in sorted(found.items())
     }
+    return samples, round(documents * sum(unit.bytes for unit in plan.units) / max(size, 1))
 
 
-def _first_segments(units: Iterable[Unit]) -> Iterator[Segment]:
-    for unit in units:
-        yield from (segment for segment in unit.segments if segment.first)
+def _first_segments(plan: ComponentPlan, language: str | None, *, pairs: bool) -> Iterator[Segment]:
+    """The beginnings of some files: of every folder, as long as there are not too many; of pairs, for every language."""
+    folders: dict[str, list[Segment]] = {}
+    for unit in plan.units:
+        for segment in unit.segments:
+            if segment.first:
+                folders.setdefault(segment.file.folder, []).append(segment)
+    if pairs and language is None:
+        seen: dict[str, int] = {}
+        for folder, segments in folders.items():
+            sides = sides_of(folder, pairs=True)
+            if any(seen.get(side, 0) < _FILES_A_SIDE for side in sides):
+                yield segments[0]
+                seen.update({side: seen.get(side, 0) + 1 for side in sides})
+        return
+    each = max(1, _FILES // len(folders)) if folders else 0
+    for segments in list(folders.values())[:: max(1, -(-len(folders) // _FOLDERS))]:
+        yield from segments[:: max(1, -(-len(segments) // each))]
 
 
 def _first_of_languages(table: pa.Table, documents: int) -> Iterator[tuple[str, pa.Array]]:

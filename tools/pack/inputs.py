@@ -1,38 +1,61 @@
-"""Input files of a component, cut into work units by their sizes alone."""
+"""Input files of a component: found by folders, patterns and names, told apart by their content, and cut into work
+units by their sizes and number alone."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from emma.base.errors import UserError
+from emma.tools.pack.formats import FORMATS, UnreadableFormatError, kind_by_name, kind_of
 
-__all__ = ["InputFile", "Segment", "Unit", "cut_units", "list_inputs"]
+__all__ = [
+    "Found",
+    "InputFile",
+    "Segment",
+    "Unit",
+    "cut_units",
+    "find_files",
+    "input_difference",
+    "inputs_among",
+    "list_inputs",
+    "summary",
+]
 
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 
-# A compressed jsonl file is assumed to hold this many times its size; it is always one segment.
+# A compressed file is assumed to hold this many times its size; it is always one segment.
 _COMPRESSION = 4
+_FOLDER = "a folder; name it, or its files by the pattern"
+_EARLIER = ("parquet", "jsonl", "jsonl.gz", "jsonl.zst")
 _SMALLEST_UNIT = 32 << 20
 _UNITS = 64
+# Opening a file takes as long as packing this much of it, so that many small ones make several units.
+_FILE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One input file as it was listed: `path` as given, `bytes`, and `modified` in nanoseconds since the
-    epoch."""
+    """One input file as it was listed.
+
+    Attributes:
+        path: as given.
+        bytes: its size.
+        modified: in nanoseconds since the epoch.
+        kind: what it is (`formats.kind_of`); stores of earlier versions lack it, and went by the name.
+    """
 
     path: str
     bytes: int
     modified: int
+    kind: str = ""
 
-    @property
-    def kind(self) -> str:
-        """`parquet`, `jsonl`, `jsonl.gz` or `jsonl.zst`."""
-        return next(suffix for suffix in reversed(SUFFIXES) if self.path.endswith(suffix)).lstrip(".")
+    def __post_init__(self) -> None:
+        if not self.kind:
+            object.__setattr__(self, "kind", kind_by_name(Path(self.path).name) or "jsonl")
 
     @property
     def folder(self) -> str:
@@ -44,11 +67,185 @@ class InputFile:
         """Split of records that name none: `validation` for files named so, else `train`."""
         return "validation" if Path(self.path).name.startswith("validation") else "train"
 
+    def same(self, other: Found) -> bool:
+        """Whether a file found now is this one, unchanged."""
+        return (self.bytes, self.modified) == (other.bytes, other.modified)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file that folders, patterns or names lead to; `named` if it was named itself. `reason` says why it cannot be an
+    input whatever it holds."""
+
+    bytes: int
+    modified: int
+    named: bool
+    reason: str | None = None
+
+
+def find_files(patterns: Sequence[str | Path]) -> dict[str, Found]:
+    """All files of folders (recursively), glob patterns and file names, sorted by path.
+
+    Raises:
+        UserError: a pattern matches nothing.
+    """
+    found: dict[str, Found] = {}
+    for pattern in map(str, patterns):
+        if Path(pattern).is_dir():
+            matched = dict(_walk(str(Path(pattern))))
+        elif Path(pattern).is_file():
+            matched = {str(Path(pattern)): _found(pattern, named=True)}
+        else:
+            matched = _globbed(pattern)
+        found |= matched
+        if not any(file.reason is None for file in matched.values()):
+            why = summary({name: file.reason for name, file in matched.items() if file.reason is not None})
+            raise UserError(
+                f"{pattern}: no input there{f' ({why})' if why else ''}; expected {FORMATS}. Run the corpus stage first, "
+                "or correct data.pack.components.*.inputs"
+            )
+    searched = {
+        str(parent) for name, file in found.items() if file.reason is None for parent in Path(name).parents
+    }
+    return {
+        name: file
+        for name, file in sorted(found.items())
+        if file.reason != _FOLDER or str(Path(name)) not in searched
+    }
+
+
+def _walk(folder: str) -> Iterator[tuple[str, Found]]:
+    """Files below a folder, links followed; hidden ones and hidden folders with the reason that they are."""
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        status = Path(place := waiting.pop()).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue  # a link to a folder above it
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    yield entry.path, Found(0, 0, False, "hidden")
+                elif entry.is_dir():
+                    waiting.append(entry.path)
+                elif entry.is_file():
+                    status = entry.stat()
+                    yield entry.path, Found(status.st_size, status.st_mtime_ns, False)
+                else:
+                    yield (
+                        entry.path,
+                        Found(0, 0, False, "no file that can be read: a broken link or a device"),
+                    )
+
+
+def _globbed(pattern: str) -> dict[str, Found]:
+    """Files and folders that match a pattern."""
+    matches = [str(Path(name)) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207
+    folders = {name for name in matches if Path(name).is_dir()}
+    found = {name: _found(name, named=False) for name in matches if name not in folders}
+    for folder in folders:
+        found[folder] = Found(0, 0, False, _FOLDER)
+    return found
+
+
+def _found(name: str, *, named: bool) -> Found:
+    if not Path(name).is_file():
+        return Found(0, 0, named, "no file that can be read: a broken link or a device")
+    status = Path(name).stat()
+    return Found(status.st_size, status.st_mtime_ns, named)
+
+
+def _classify(found: Mapping[str, Found], required: Sequence[str]) -> tuple[list[InputFile], dict[str, str]]:
+    """Which of the files found are inputs, and why the others are passed over, by path.
+
+    Args:
+        found: the files.
+        required: fields that the component's records must have.
+
+    Raises:
+        UserError: a file that was named itself cannot be an input.
+    """
+    files: list[InputFile] = []
+    passed_over: dict[str, str] = {}
+    for name, file in found.items():
+        try:
+            if file.reason is not None:
+                raise UnreadableFormatError(file.reason)
+            files.append(InputFile(name, file.bytes, file.modified, kind_of(Path(name), required)))
+        except UnreadableFormatError as error:
+            if file.named:
+                raise UserError(f"{name}: cannot read this format: {error}; expected {FORMATS}") from None
+            passed_over[name] = str(error)
+    return files, passed_over
+
+
+def list_inputs(patterns: Sequence[str | Path], required: Sequence[str] = ("text",)) -> list[InputFile]:
+    """The input files among all that folders, patterns and names lead to, sorted by path.
+
+    Raises:
+        UserError: a pattern matches nothing, or there is no input among what was found; the message says what it is.
+    """
+    return inputs_among(find_files(patterns), required)[0]
+
+
+def inputs_among(
+    found: Mapping[str, Found], required: Sequence[str]
+) -> tuple[list[InputFile], dict[str, str]]:
+    """As `classify`.
+
+    Raises:
+        UserError: there is no input.
+    """
+    files, passed_over = _classify(found, required)
+    if not files:
+        raise UserError(f"no input among {len(found)} files: {summary(passed_over)}; expected {FORMATS}")
+    return files, passed_over
+
+
+def summary(passed_over: Mapping[str, str], most: int = 3) -> str:
+    """Files that are passed over, in words: how many for each reason, and the first few of them."""
+    by_reason: dict[str, list[str]] = {}
+    for path, reason in passed_over.items():
+        by_reason.setdefault(reason, []).append(path)
+    return "; ".join(
+        f"{len(paths):,} × {reason} ({', '.join(paths[:most])}{', …' if len(paths) > most else ''})"
+        for reason, paths in by_reason.items()
+    )
+
+
+def input_difference(
+    before: Iterable[InputFile],
+    passed_over: Mapping[str, str] | None,
+    now: Mapping[str, Found],
+    required: Sequence[str],
+) -> str | None:
+    """How the files found now differ from recorded inputs, naming one; None where they are the same.
+
+    Args:
+        before: the inputs.
+        passed_over: what was passed over beside them; None if an earlier version, which went by the name, did so.
+        now: the files.
+        required: fields that the component's records must have.
+    """
+    old = {file.path: file for file in before}
+    new = {path: file for path, file in now.items() if path not in old and path not in (passed_over or {})}
+    if passed_over is None:
+        new = {path: file for path, file in new.items() if kind_by_name(Path(path).name) in _EARLIER}
+    for file in _classify(new, required)[0]:
+        return f"{file.path} is new"
+    for path, file in old.items():
+        if path not in now:
+            return f"{path} is gone"
+        if not file.same(now[path]):
+            return f"{path} was changed ({file.bytes} bytes then, {now[path].bytes} now, or written again)"
+    return None
+
 
 @dataclass(frozen=True)
 class Segment:
     """A piece of a file: bytes [start, stop) of a plain jsonl file (the lines that begin there), row groups
-    [start, stop) of a parquet file, or all of a compressed file (0, 1)."""
+    [start, stop) of a parquet file, or all of any other file (0, 1)."""
 
     file: InputFile
     start: int
@@ -62,58 +259,22 @@ class Segment:
 
 @dataclass(frozen=True)
 class Unit:
-    """What one process packs at a time: consecutive segments. Units are of about the same size."""
+    """What one process packs at a time: consecutive segments. Units take about the same time."""
 
     index: int
     segments: tuple[Segment, ...]
     bytes: int
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_json(self, numbers: Mapping[str, int]) -> dict[str, Any]:
+        """The unit, with files by their `numbers` in the list of inputs."""
+        segments = [[numbers[each.file.path], each.start, each.stop] for each in self.segments]
+        return {"bytes": self.bytes, "segments": segments}
 
     @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> Unit:
-        segments = tuple(
-            Segment(InputFile(**segment["file"]), segment["start"], segment["stop"])
-            for segment in value["segments"]
-        )
-        return cls(value["index"], segments, value["bytes"])
-
-
-def list_inputs(patterns: Sequence[str | Path]) -> list[InputFile]:
-    """Files of folders (recursively), glob patterns and file names, sorted by path.
-
-    Raises:
-        UserError: a pattern matches nothing, or a named file is of another format.
-    """
-    found: dict[str, Path] = {}
-    for pattern in map(str, patterns):
-        path = Path(pattern)
-        if path.is_dir():
-            matches = [p for p in sorted(path.rglob("*")) if p.is_file() and _is_input(p)]
-        elif path.is_file():
-            matches = [path]
-        else:
-            matches = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207
-            matches = [p for p in matches if p.is_file()]
-        if not matches:
-            raise UserError(
-                f"{pattern}: no input there; expected {', '.join(SUFFIXES)} files. Run the corpus stage first, "
-                "or correct data.pack.components.*.inputs"
-            )
-        for match in matches:
-            if not match.name.endswith(SUFFIXES):
-                raise UserError(f"{match}: cannot read this format; expected one of {', '.join(SUFFIXES)}")
-            found[str(match)] = match
-    files = []
-    for name in sorted(found):
-        status = found[name].stat()
-        files.append(InputFile(name, status.st_size, status.st_mtime_ns))
-    return files
-
-
-def _is_input(path: Path) -> bool:
-    return path.name.endswith(SUFFIXES) and not path.name.startswith(".")
+    def from_json(cls, index: int, value: Mapping[str, Any], files: Sequence[InputFile]) -> Unit:
+        """The inverse of `to_json`."""
+        segments = (Segment(files[number], start, stop) for number, start, stop in value["segments"])
+        return cls(index, tuple(segments), value["bytes"])
 
 
 def cut_units(files: Iterable[InputFile], largest: int) -> list[Unit]:
@@ -124,23 +285,26 @@ def cut_units(files: Iterable[InputFile], largest: int) -> list[Unit]:
         largest: maximum size of a unit in bytes of text (a compressed file or a row group may exceed it).
 
     A unit is a 64th of the input, between 32 MiB and `largest`, so that small inputs keep several processes
-    busy too; it depends on the inputs alone.
+    busy too; a file of less than 64 KiB counts as one of 64 KiB. Units depend on the inputs alone.
     """
     files = [file for file in files if file.bytes]
     sized = [(file, _text_bytes(file)) for file in files]
-    total = sum(sum(sizes) for _, sizes in sized)
+    total = sum(max(sum(sizes), _FILE_BYTES) for _, sizes in sized)
     target = min(max(total // _UNITS, _SMALLEST_UNIT), largest)
+    least = min(_FILE_BYTES, target // 64)
     units: list[Unit] = []
     segments: list[Segment] = []
-    filled = 0
+    filled = added = 0  # bytes of text, and what small files count beyond theirs
 
     def close() -> None:
-        nonlocal segments, filled
+        nonlocal segments, filled, added
         if segments:
-            units.append(Unit(len(units), tuple(segments), filled))
-        segments, filled = [], 0
+            units.append(Unit(len(units), tuple(segments), filled - added))
+        segments, filled, added = [], 0, 0
 
     for file, sizes in sized:
+        added += max(0, least - sum(sizes))
+        filled += max(0, least - sum(sizes))
         start = 0
         if file.kind == "jsonl":
             while start < file.bytes:
@@ -165,10 +329,8 @@ def cut_units(files: Iterable[InputFile], largest: int) -> list[Unit]:
 
 def _text_bytes(file: InputFile) -> list[int]:
     """Size of the pieces that a file can be cut into, in bytes of uncompressed content."""
-    if file.kind == "jsonl":
-        return [file.bytes]
     if file.kind != "parquet":
-        return [file.bytes * _COMPRESSION]
+        return [file.bytes * (_COMPRESSION if "." in file.kind else 1)]
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -6,8 +6,8 @@ and later runs use it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,18 @@ from emma.base.errors import UserError
 from emma.base.files import read_json, write_json
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.data import Pack
-from emma.tools.pack.engine import Encoder, EngineName, choose_engine
-from emma.tools.pack.inputs import InputFile, Unit, cut_units, list_inputs
+from emma.tools.pack.documents import required_fields
+from emma.tools.pack.engine import REFERENCE, Encoder, EngineName, choose_engine
+from emma.tools.pack.inputs import (
+    Found,
+    InputFile,
+    Unit,
+    cut_units,
+    find_files,
+    input_difference,
+    inputs_among,
+)
+from emma.tools.pack.refusal import refused
 from emma.tools.pack.store import FORMAT
 from emma.tools.pack.tokenizer_file import TokenizerFile
 
@@ -52,18 +62,41 @@ class PackSettings:
             recipe.sha256,
         )
 
-    def inputs(self, name: str) -> list[InputFile]:
-        """Input files of a component, sorted."""
+    def found(self, name: str) -> dict[str, Found]:
+        """All files that a component's inputs lead to, sorted by path; not all need be of a kind that can be read.
+
+        Raises:
+            UserError: there are none.
+        """
         component = self.pack.components[name]
         if component.inputs is not None:
-            return list_inputs(component.inputs)
+            return find_files(component.inputs)
         folder = self.corpus / "split" / ("parallel" if component.kind == "bilingual" else name)
         if not folder.is_dir():
             raise UserError(
                 f"{folder}: no such folder, so component {name!r} has no input; run the corpus stage, or "
                 f"give data.pack.components.{name}.inputs"
             )
-        return list_inputs([folder])
+        return find_files([folder])
+
+    def inputs(self, name: str) -> tuple[list[InputFile], dict[str, str]]:
+        """Input files of a component, sorted by path, and why other files found beside them are passed over.
+
+        Raises:
+            UserError: there are none, or one cannot be read.
+        """
+        return inputs_among(self.found(name), required_fields(self.pack.components[name].kind))
+
+    def input_change(
+        self, name: str, before: Iterable[InputFile], passed_over: Mapping[str, str] | None
+    ) -> str | None:
+        """How a component's input differs from what was recorded (see `input_difference`).
+
+        Raises:
+            UserError: there is none.
+        """
+        required = required_fields(self.pack.components[name].kind)
+        return input_difference(before, passed_over, self.found(name), required)
 
     def of_component(self, name: str) -> dict[str, Any]:
         """Everything but the inputs that the packed bytes depend on."""
@@ -96,7 +129,8 @@ class ComponentPlan:
 
     `passed_over` says why engines faster than `engine` cannot read the tokenizer. `refused` and `trusted` are
     the languages that the gate compared before the first unit; languages that first appear later are gated
-    within their unit.
+    within their unit. `inputs_passed_over` says by path why files are no inputs. `share` of the documents are encoded
+    with the reference too; `certificates` are those of the engines.
     """
 
     name: str
@@ -107,11 +141,15 @@ class ComponentPlan:
     refused: list[str]
     trusted: list[str]
     passed_over: dict[str, str] = field(default_factory=dict)
+    inputs_passed_over: dict[str, str] = field(default_factory=dict)
+    share: float = 0.0
+    certificates: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         """Writes the plan atomically."""
-        value = asdict(self)
-        write_json(path, value)
+        numbers = {file.path: number for number, file in enumerate(self.inputs)}
+        units = [unit.to_json(numbers) for unit in self.units]
+        write_json(path, {**vars(self), "inputs": [vars(file) for file in self.inputs], "units": units})
 
     @classmethod
     def read(cls, path: Path) -> ComponentPlan:
@@ -122,8 +160,11 @@ class ComponentPlan:
         """
         value = read_json(path)
         try:
+            value["share"]  # plans of earlier versions lack it
             value["inputs"] = [InputFile(**file) for file in value["inputs"]]
-            value["units"] = [Unit.from_dict(unit) for unit in value["units"]]
+            value["units"] = [
+                Unit.from_json(index, unit, value["inputs"]) for index, unit in enumerate(value["units"])
+            ]
             return cls(**value)
         except (KeyError, TypeError):
             raise UserError(
@@ -138,7 +179,17 @@ class ComponentPlan:
             set(self.refused),
             set(self.trusted),
             settings.pack.gate_documents,
+            pairs=settings.pack.components[self.name].kind == "bilingual",
         )
+
+    def engine_now(self, work: Path) -> tuple[EngineName, dict[str, str]]:
+        """The engine whose ids the component's units hold, and why faster ones don't.
+
+        Args:
+            work: the component's `.pack` folder.
+        """
+        reasons = refused(work)
+        return (REFERENCE if self.engine in reasons else self.engine), {**self.passed_over, **reasons}
 
 
 def plan_component(settings: PackSettings, name: str) -> ComponentPlan:
@@ -147,12 +198,13 @@ def plan_component(settings: PackSettings, name: str) -> ComponentPlan:
     Raises:
         UserError: no input, or files that cannot be read.
     """
-    inputs = settings.inputs(name)
+    inputs, passed_over = settings.inputs(name)
     # Text and its tokens are of about the same size; half a shard of text leaves room for scripts with more
     # tokens.
     units = cut_units(inputs, largest=settings.pack.shard_mib << 19)
     engine = choose_engine(settings.pack.engine)
-    return ComponentPlan(name, settings.of_component(name), engine, inputs, units, [], [])
+    plan = ComponentPlan(name, settings.of_component(name), engine, inputs, units, [], [])
+    return replace(plan, inputs_passed_over=passed_over)
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -160,19 +212,4 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     for key in sorted(set(before) | set(now)):
         if before.get(key) != now.get(key):
             return f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
-    return None
-
-
-def input_difference(before: list[InputFile], now: list[InputFile]) -> str | None:
-    """How two lists of input files differ, naming one file; None where they are equal."""
-    old, new = ({file.path: file for file in files} for files in (before, now))
-    for path in sorted(set(old) | set(new)):
-        if path not in new:
-            return f"{path} is gone"
-        if path not in old:
-            return f"{path} is new"
-        if old[path] != new[path]:
-            return (
-                f"{path} was changed ({old[path].bytes} bytes then, {new[path].bytes} now, or written again)"
-            )
     return None

@@ -1,5 +1,5 @@
-"""Imported by the process that packing's workers are forked from: they start with the tokenizer engine it has
-loaded and share its memory.
+"""Imported by the process that packing's workers are forked from: they start with the tokenizer engines it has
+loaded, the fast one and the reference, and share their memory.
 
 Nothing is encoded here: an engine that has encoded holds threads, which do not survive a fork.
 """
@@ -17,7 +17,7 @@ from emma.base.arrow import keep_pandas_out
 from emma.recipes.load import load_recipe
 from emma.recipes.schema.model import Tokenizer
 from emma.tools.pack import PRELOAD_VARIABLE
-from emma.tools.pack.engine import usable_engine
+from emma.tools.pack.engine import REFERENCE, load_engine, usable_engine
 from emma.tools.pack.tokenizer_file import tokenizer_of_process
 
 __all__: list[str] = []
@@ -35,7 +35,9 @@ def _load(value: dict[str, Any]) -> None:
     else:
         tokenizer = Tokenizer.model_validate(value["tokenizer"])
         engine, vocab_size = value["engine"], value["vocab_size"]
-    usable_engine(engine, tokenizer_of_process(tokenizer, vocab_size))
+    file = tokenizer_of_process(tokenizer, vocab_size)
+    usable_engine(engine, file)
+    load_engine(REFERENCE, file)
 
 
 keep_pandas_out()

@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.json
-import pyarrow.parquet as pq
-import zstandard
 
 from emma.base.errors import UserError
-from emma.tools.pack.inputs import Segment
+from emma.base.files import sha256_file
+from emma.base.manifest import FileRecord
+from emma.tools.corpus.streams import BOM
+from emma.tools.pack.bad_lines import BadLines
+from emma.tools.pack.columns import constant
+from emma.tools.pack.inputs import InputFile, Segment
+from emma.tools.pack.lines import LineNumbers, line_blocks
+from emma.tools.pack.tables import read_rows, read_tables
 
-__all__ = ["Batch", "read_segment"]
+__all__ = ["BATCH_BYTES", "Batch", "Piece", "read_segment", "read_segments"]
 
 BATCH_BYTES = 2 << 20
 """Approximate bytes of text in a batch; a process holds a small multiple of it."""
+_SMALL = 256 << 10
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Records of one segment: `table` holds the columns that were asked for and exist, all as large strings.
+class Piece:
+    """Consecutive rows of a batch that come from one file.
 
-    `first` is the number of the first row in the file (parquet), or the position of `block` in it (jsonl).
+    `first` is the number of the first row in the file, or the position of `block`, whose usable lines the rows are, in
+    it; `places` are the rows' numbers or positions where they don't follow from that.
     """
 
-    table: pa.Table
     segment: Segment
+    rows: int
     first: int
     block: bytes | None = None
-
-    def place(self, row: int) -> str:
-        """Name of a row, for messages and for records without an id: `file@row`, for jsonl `file@byte`."""
-        return f"{Path(self.segment.file.path).name}@{self._places[row]}"
+    places: Sequence[int] | None = None
 
     @cached_property
-    def _places(self) -> Sequence[int]:
+    def all_places(self) -> Sequence[int]:
+        """Number or position of each row in the file."""
+        if self.places is not None:
+            return self.places
         if self.block is None:
-            return range(self.first, self.first + len(self.table))
+            return range(self.first, self.first + self.rows)
         places, start = [], self.first
         for line in self.block.split(b"\n"):
             if line and not line.isspace():
@@ -54,77 +61,205 @@ class Batch:
         return places
 
 
-def read_segment(
-    segment: Segment, required: Sequence[str], optional: Sequence[str], *, batch_bytes: int = BATCH_BYTES
+@dataclass(frozen=True)
+class Batch:
+    """Records: `table` holds the columns that were asked for and exist, all as large strings; `pieces` say which files
+    its rows come from, in order."""
+
+    table: pa.Table
+    pieces: tuple[Piece, ...]
+
+    @classmethod
+    def of(cls, table: pa.Table, segment: Segment, first: int = 0) -> Batch:
+        """A batch of rows of one file, numbered from `first`."""
+        return cls(table, (Piece(segment, len(table), first),))
+
+    @cached_property
+    def _stops(self) -> list[int]:
+        return list(accumulate(piece.rows for piece in self.pieces))
+
+    def _piece(self, row: int) -> tuple[Piece, int]:
+        number = int(np.searchsorted(self._stops, row, side="right"))
+        return self.pieces[number], row - (self._stops[number] - self.pieces[number].rows)
+
+    def file(self, row: int = 0) -> InputFile:
+        """The file of a row."""
+        return self._piece(row)[0].segment.file
+
+    def place(self, row: int) -> str:
+        """Name of a row, for messages and for records without an id: `file@row`, for jsonl `file@byte`."""
+        piece, within = self._piece(row)
+        return f"{Path(piece.segment.file.path).name}@{piece.all_places[within]}"
+
+    def by_file(self, value: Callable[[InputFile], str]) -> pa.ChunkedArray:
+        """A column with a value that depends on the row's file."""
+        if len(self.pieces) == 1:
+            return constant(value(self.pieces[0].segment.file), len(self.table))
+        values = pa.array([value(piece.segment.file) for piece in self.pieces], pa.large_string())
+        numbers = np.repeat(np.arange(len(self.pieces)), [piece.rows for piece in self.pieces])
+        return pa.chunked_array([values.take(pa.array(numbers))])
+
+
+def read_segments(
+    segments: Iterable[Segment],
+    required: Sequence[str],
+    optional: Sequence[str],
+    *,
+    batch_bytes: int = BATCH_BYTES,
+    bad: BadLines | None = None,
+    records: list[FileRecord] | None = None,
 ) -> Iterator[Batch]:
-    """Yields the records of a segment.
+    """Yields the records of consecutive segments; small ones share a batch.
 
     Args:
-        segment: where to read.
+        segments: where to read.
         required: columns that every record must have (null counts as an empty text).
         optional: columns that are read where they exist.
         batch_bytes: approximate bytes of text in a batch.
+        bad: gets unusable records; without it the first one is an error.
+        records: gets each file that begins here, with its SHA-256.
 
     Raises:
         UserError: unreadable file, malformed line, missing field, wrong type; names file, line or row, and
             field.
     """
-    if segment.file.kind == "parquet":
-        yield from _read_parquet(segment, required, optional, batch_bytes)
-    else:
-        yield from _read_jsonl(segment, required, optional, batch_bytes)
+    bad = BadLines() if bad is None else bad
+    waiting: list[Batch] = []
+    size = 0
+    for batch in _each(segments, required, optional, batch_bytes, bad, records):
+        bytes_ = batch.table.nbytes
+        alike = not waiting or batch.table.column_names == waiting[0].table.column_names
+        if waiting and (not alike or size + bytes_ > batch_bytes):
+            yield _merged(waiting)
+            waiting, size = [], 0
+        waiting.append(batch)
+        size += bytes_
+    if waiting:
+        yield _merged(waiting)
 
 
-def _read_parquet(
-    segment: Segment, required: Sequence[str], optional: Sequence[str], batch_bytes: int
+def _merged(batches: Sequence[Batch]) -> Batch:
+    if len(batches) == 1:
+        return batches[0]
+    table = pa.concat_tables([batch.table for batch in batches]).combine_chunks()
+    return Batch(table, tuple(piece for batch in batches for piece in batch.pieces))
+
+
+def _each(
+    segments: Iterable[Segment],
+    required: Sequence[str],
+    optional: Sequence[str],
+    batch_bytes: int,
+    bad: BadLines,
+    records: list[FileRecord] | None,
 ) -> Iterator[Batch]:
-    path = segment.file.path
+    """Batches of one file each, or of several small jsonl files, which are parsed together."""
+    small: list[tuple[Segment, bytes]] = []
+    size = 0
+    for segment in segments:
+        file = segment.file
+        if file.kind == "jsonl" and segment.first and segment.stop == file.bytes <= _SMALL:
+            content = _content(file)
+            if records is not None:
+                records.append(_record(file, hashlib.sha256(content).hexdigest()))
+            small.append((segment, content))
+            size += len(content)
+            if size >= batch_bytes:
+                yield from _read_small(small, required, optional, bad)
+                small, size = [], 0
+            continue
+        yield from _read_small(small, required, optional, bad)
+        small, size = [], 0
+        if segment.first and records is not None:
+            records.append(_record(file, sha256_file(Path(file.path))))
+        yield from read_segment(segment, required, optional, batch_bytes=batch_bytes, bad=bad)
+    yield from _read_small(small, required, optional, bad)
+
+
+def _content(file: InputFile) -> bytes:
     try:
-        file = pq.ParquetFile(path)
-        names = set(file.schema_arrow.names)
-        for name in required:
-            if name not in names:
-                raise UserError(f"{path}: lacks the column {name!r}; it has {', '.join(sorted(names))}")
-        columns = [*required, *(name for name in optional if name in names)]
-        for name in columns:
-            kind = file.schema_arrow.field(name).type
-            if not _is_text(kind):
-                raise UserError(f"{path}: column {name!r} is {kind}, expected text; convert it")
-        groups = range(segment.start, segment.stop)
-        row = sum(file.metadata.row_group(index).num_rows for index in range(segment.start))
-        rows = sum(file.metadata.row_group(index).num_rows for index in groups)
-        size = sum(file.metadata.row_group(index).total_byte_size for index in groups)
-        batch_rows = max(16, min(65536, rows * batch_bytes // max(size, 1)))
-        for piece in file.iter_batches(
-            batch_rows, row_groups=list(groups), columns=columns, use_threads=False
-        ):
-            table = pa.Table.from_batches([piece]).combine_chunks()
-            table = table.cast(pa.schema([(name, pa.large_string()) for name in table.column_names]))
-            yield Batch(table, segment, row)
-            row += len(table)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: cannot be read as parquet ({error}); write it again") from None
+        with open(file.path, "rb") as stream:  # noqa: PTH123 - 20,000 paths would take a second
+            content = stream.read()
+    except OSError as error:
+        raise UserError(f"{file.path}: cannot be read ({error.strerror or error})") from None
+    if len(content) != file.bytes:
+        raise UserError(
+            f"{file.path}: {len(content)} bytes, but {file.bytes} when it was listed; it is being written"
+        )
+    return content
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+def _record(file: InputFile, sha256: str) -> FileRecord:
+    return FileRecord(file.path, file.bytes, f"sha256:{sha256}")
 
 
-def _read_jsonl(
-    segment: Segment, required: Sequence[str], optional: Sequence[str], batch_bytes: int
+def _read_small(
+    files: Sequence[tuple[Segment, bytes]], required: Sequence[str], optional: Sequence[str], bad: BadLines
 ) -> Iterator[Batch]:
+    """Records of whole small files, parsed as one block."""
+    if not files:
+        return
+    blocks = [content.removeprefix(BOM) for _, content in files]
+    blocks = [block if block.endswith(b"\n") or not block else block + b"\n" for block in blocks]
+    table = _parse_columns(b"".join(blocks), required, optional)
+    # A field that only some files have is missing in the others, which is not the same as empty.
+    if table is None or any(table[name].null_count for name in table.column_names):
+        for segment, content in files:
+            yield from _parse_blocks(segment, [(content, 0)], required, optional, bad)
+        return
+    pieces = [
+        Piece(segment, block.count(b"\n"), len(content) - len(content.removeprefix(BOM)), block)
+        for (segment, content), block in zip(files, blocks, strict=True)
+        if block
+    ]
+    bad.records += len(table)
+    yield Batch(table, tuple(pieces))
+
+
+def read_segment(
+    segment: Segment,
+    required: Sequence[str],
+    optional: Sequence[str],
+    *,
+    batch_bytes: int = BATCH_BYTES,
+    bad: BadLines | None = None,
+) -> Iterator[Batch]:
+    """Yields the records of one segment; for the arguments and errors see `read_segments`."""
+    bad = BadLines() if bad is None else bad
+    form = segment.file.kind.partition(".")[0]
+    if form == "jsonl":
+        yield from _parse_blocks(segment, line_blocks(segment, batch_bytes), required, optional, bad)
+    elif form in ("parquet", "arrow"):
+        for table, first, places in read_tables(segment, required, optional, batch_bytes, bad):
+            yield Batch(table, (Piece(segment, len(table), first, places=places),))
+    else:
+        for table, places in read_rows(segment, required, optional, batch_bytes, bad):
+            yield Batch(table, (Piece(segment, len(table), 0, places=places),))
+
+
+def _parse_blocks(
+    segment: Segment,
+    blocks: Iterable[tuple[bytes, int]],
+    required: Sequence[str],
+    optional: Sequence[str],
+    bad: BadLines,
+) -> Iterator[Batch]:
+    numbers = LineNumbers(segment)
     fast = True
-    for block, position in _line_blocks(segment, batch_bytes):
-        table = _parse_columns(block, required, optional) if fast else None
+    for whole, start in blocks:
+        block, position = (
+            (whole, start) if start else (whole.removeprefix(BOM), len(whole) - len(whole.removeprefix(BOM)))
+        )
+        table, places = _parse_columns(block, required, optional) if fast else None, None
         if table is None:
-            # A field that is not text, or a fault: line by line from here, to convert the field or name the
-            # fault.
-            fast = False
-            table = _parse_lines(segment, block, position, required, optional)
+            faults = len(bad.found)
+            table, places = _parse_lines(segment, block, position, required, optional, bad, numbers)
+            # A block without a fault has fields that are not text: so will the next ones.
+            fast = len(bad.found) > faults
+        numbers.pass_over(whole)
+        bad.records += len(table)
         if len(table):
-            yield Batch(table, segment, position, block)
+            yield Batch(table, (Piece(segment, len(table), position, block, places),))
 
 
 def _parse_columns(block: bytes, required: Sequence[str], optional: Sequence[str]) -> pa.Table | None:
@@ -153,161 +288,46 @@ def _parse_columns(block: bytes, required: Sequence[str], optional: Sequence[str
 
 
 def _parse_lines(
-    segment: Segment, block: bytes, position: int, required: Sequence[str], optional: Sequence[str]
-) -> pa.Table:
-    lines = block.split(b"\n")
-    try:
-        records = [orjson.loads(line) for line in lines if line and not line.isspace()]
-        columns: dict[str, list[Any]] = {
-            name: [_text(record[name]) for record in records] for name in required
-        }
-        for name in optional:
-            values = [_text(record.get(name)) for record in records]
-            if any(value is not None for value in values):
-                columns[name] = values
-        return pa.table({name: pa.array(values, pa.large_string()) for name, values in columns.items()})
-    except (
-        orjson.JSONDecodeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        pa.ArrowTypeError,
-        pa.ArrowInvalid,
-        UnicodeEncodeError,
-    ):
-        raise _first_fault(segment, lines, position, required, optional) from None
-
-
-def _text(value: Any) -> Any:
-    """Numbers as text (ids often are numbers); anything else as it is."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-def _line_blocks(segment: Segment, size: int) -> Iterator[tuple[bytes, int]]:
-    """Whole lines of a segment in blocks of about `size` bytes, with the position of the block's first byte
-    in the (uncompressed) file. The last line may lack its newline."""
-    path, kind = Path(segment.file.path), segment.file.kind
-    try:
-        with path.open("rb") as raw:
-            if kind == "jsonl":
-                position = segment.start
-                if position:
-                    # The line of the byte before belongs to the previous segment.
-                    raw.seek(position - 1)
-                    position += len(raw.readline()) - 1
-                yield from _blocks(raw.read, size, position, segment.stop, raw.readline)
-            elif kind == "jsonl.gz":
-                with gzip.open(raw) as stream:
-                    yield from _blocks(stream.read, size)
+    segment: Segment,
+    block: bytes,
+    position: int,
+    required: Sequence[str],
+    optional: Sequence[str],
+    bad: BadLines,
+    numbers: LineNumbers,
+) -> tuple[pa.Table, list[int]]:
+    """The usable records of a block, and their positions in the file."""
+    columns: dict[str, list[str | None]] = {name: [] for name in (*required, *optional)}
+    places: list[int] = []
+    for number, line in enumerate(block.split(b"\n")):
+        if line and not line.isspace():
+            values = _values(line, required, optional)
+            if isinstance(values, str):
+                bad.add(segment.file.path, numbers.first + number, values, line)
             else:
-                yield from _blocks(_ZstdStream(raw).read, size)
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); it is truncated or damaged: write it again"
-        ) from None
+                places.append(position)
+                for column, value in zip(columns.values(), values, strict=True):
+                    column.append(value)
+        position += len(line) + 1
+    present = [name for name in columns if name in required or any(v is not None for v in columns[name])]
+    return pa.table({name: pa.array(columns[name], pa.large_string()) for name in present}), places
 
 
-class _ZstdStream:
-    """Reads zstandard data of one or several frames. (The library's own reader does not notice a
-    truncated file.)"""
-
-    def __init__(self, raw: IO[bytes]) -> None:
-        self._raw, self._frame, self._inside = raw, zstandard.ZstdDecompressor().decompressobj(), False
-
-    def read(self, size: int) -> bytes:
-        """About `size` bytes; none at the end.
-
-        Raises:
-            EOFError: the file ends inside a frame.
-        """
-        parts, length, rest = [], 0, b""
-        while length < size:
-            chunk = rest or self._raw.read(1 << 17)
-            if not chunk:
-                if self._inside:
-                    raise EOFError("it ends inside a zstandard frame")
-                break
-            part = self._frame.decompress(chunk)
-            parts.append(part)
-            length += len(part)
-            self._inside, rest = not self._frame.eof, b""
-            if self._frame.eof:
-                rest = self._frame.unused_data
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-        if rest:
-            self._raw.seek(-len(rest), 1)
-        return b"".join(parts)
-
-
-def _blocks(
-    read: Callable[[int], bytes],
-    batch_bytes: int,
-    position: int = 0,
-    stop: int | None = None,
-    rest_of_line: Callable[[], bytes] = bytes,
-) -> Iterator[tuple[bytes, int]]:
-    """Blocks of the lines that begin in [position, stop) of a stream whose position is `position`."""
-    rest = b""
-    while True:
-        start = position
-        if stop is not None and start >= stop:
-            return
-        size = batch_bytes if stop is None else min(batch_bytes, stop - start - len(rest))
-        block = read(size) if size > 0 else b""
-        content = rest + block
-        at_stop = stop is not None and start + len(content) >= stop
-        if at_stop and not content.endswith(b"\n"):
-            # The last line begins before `stop` and ends after it.
-            content += rest_of_line()
-        if at_stop or not block:
-            if content:
-                yield content, start
-            return
-        cut = content.rfind(b"\n") + 1
-        rest = content[cut:]
-        if cut:
-            yield content[:cut], start
-            position = start + cut
-
-
-def _first_fault(
-    segment: Segment, lines: Sequence[bytes], position: int, required: Sequence[str], optional: Sequence[str]
-) -> UserError:
-    """The first thing wrong in a block of lines, with the line's number in the file."""
-    path = segment.file.path
-    number = _line_number(segment, position)
-    for line in lines:
-        where = f"{path}:{number}"
-        number += 1
-        if not line or line.isspace():
-            continue
-        try:
-            record = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            return UserError(f"{where}: not valid JSON ({error}); correct or remove the line")
-        if not isinstance(record, dict):
-            return UserError(f"{where}: expected an object with fields, found a {type(record).__name__}")
-        for name in required:
-            if name not in record:
-                known = ", ".join(map(str, record)) or "none"
-                return UserError(f"{where}: lacks the field {name!r}; its fields are {known}")
-        for name in (*required, *optional):
-            value = record.get(name)
-            if not isinstance(value, str | int | float | None) or isinstance(value, bool):
-                return UserError(f"{where}: field {name!r} is a {type(value).__name__}, expected text")
-    return UserError(
-        f"{path}: lines {number - len(lines)} to {number}: fields of several types; give each one type"
-    )
-
-
-def _line_number(segment: Segment, position: int) -> int:
-    """Number of the line that begins at a position of the file."""
-    if not position:
-        return 1
-    whole = Segment(segment.file, 0, segment.file.bytes if segment.file.kind == "jsonl" else 1)
-    count = 1
-    for block, start in _line_blocks(whole, BATCH_BYTES):
-        if start >= position:
-            break
-        count += block[: position - start].count(b"\n")
-    return count
+def _values(line: bytes, required: Sequence[str], optional: Sequence[str]) -> list[str | None] | str:
+    """A record's fields as text, or what is wrong with it. Numbers become text, since ids often are numbers."""
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return f"not valid JSON ({error})"
+    if not isinstance(record, dict):
+        return f"expected an object with fields, found a {type(record).__name__}"
+    for name in required:
+        if name not in record:
+            return f"lacks the field {name!r}; its fields are {', '.join(map(str, record)) or 'none'}"
+    values: list[str | None] = []
+    for name in (*required, *optional):
+        value: Any = record.get(name)
+        if not isinstance(value, str | int | float | None) or isinstance(value, bool):
+            return f"field {name!r} is a {type(value).__name__}, expected text"
+        values.append(str(value) if isinstance(value, int | float) else value)
+    return values

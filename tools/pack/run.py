@@ -7,10 +7,10 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,19 @@ from emma.base.processes import available_cores, result_of
 from emma.base.progress import progress
 from emma.base.staging import clear_leftovers
 from emma.base.writers import InUseError, Lock, sole_writer
-from emma.tools.pack.engine import REFERENCE, forget_engine
-from emma.tools.pack.gate import gate_verdicts
-from emma.tools.pack.inputs import InputFile, Unit
-from emma.tools.pack.join import join_units, missing_units, work_folder
-from emma.tools.pack.plan import (
-    ComponentPlan,
-    PackSettings,
-    difference,
-    input_difference,
-    plan_component,
+from emma.tools.pack.certificate import certified_engine
+from emma.tools.pack.engine import REFERENCE
+from emma.tools.pack.gate import gate_samples, gate_verdicts
+from emma.tools.pack.inputs import InputFile, Unit, summary
+from emma.tools.pack.join import (
+    join_units,
+    missing_units,
+    work_folder,
 )
+from emma.tools.pack.plan import ComponentPlan, PackSettings, difference, plan_component
+from emma.tools.pack.proof import EngineRefusedError, Processes, prove
+from emma.tools.pack.refusal import is_packed
+from emma.tools.pack.sample import share_needed
 from emma.tools.pack.store import open_component
 from emma.tools.pack.unit import pack_unit
 from emma.tools.pack.workers import worker_pool
@@ -44,6 +46,9 @@ PackReport = dict[str, dict[str, Any]]
 """By component: `status` (packed, was packed before, or unfinished) and counts."""
 
 _POLL_SECONDS = 0.5
+# The share of documents to encode twice follows from an estimate of their number. With fewer documents than that, a
+# larger share is needed; so as not to draw again for every estimate that is a little too high, less is assumed.
+_ESTIMATE = 0.7
 
 
 def pack_store(
@@ -74,36 +79,39 @@ def pack_store(
     workers = workers or available_cores()
     report: PackReport = {}
     file = settings.tokenizer
-    processes = partial(
-        worker_pool, 1 if finish_only else workers, settings.pack.engine, file.settings, file.vocab_size
-    )
-    plans = {}
-    with processes() as pool:
-        file.check()
-        for name in names:
-            plan = None if _is_finished(settings, name) else _plan(settings, name, finish_only, pool, workers)
-            if plan is None:
-                _remove_work(settings, name)
-                report[name] = {"status": "was packed before", **_counts(settings, name)}
-            else:
-                plans[name] = plan
-    forget_engine(REFERENCE)
-    if plans and not finish_only:
-        largest = max((unit.bytes for plan in plans.values() for unit in plan.units), default=0)
+    processes = partial(worker_pool, workers, settings.pack.engine, file.settings, file.vocab_size)
+    file.check()
+    open_names = [name for name in names if not _is_finished(settings, name)]
+    plans = {name: _plan(settings, name, finish_only, processes, workers) for name in open_names}
+    for name in names:
+        if plans.get(name) is None:
+            _remove_work(settings, name)
+            report[name] = {"status": "was packed before", **_counts(settings, name)}
+    unfinished = {name: plan for name, plan in plans.items() if plan is not None}
+    if unfinished and not finish_only:
+        largest = max((unit.bytes for plan in unfinished.values() for unit in plan.units), default=0)
         with processes(largest_unit=largest) as pool:
-            _pack_units(settings, plans, shard, workers, pool)
-    for name, plan in plans.items():
+            _pack_units(settings, unfinished, shard, workers, pool)
+    for name, plan in unfinished.items():
         if shard is not None and not _is_finished(settings, name):
             missing = missing_units(settings, plan)
             report[name] = {"status": "unfinished", "units": len(plan.units), "units_missing": len(missing)}
         else:
-            _finish(settings, plan)
+            try:
+                _finish(settings, plan, processes, workers)
+            except EngineRefusedError as error:
+                if finish_only:
+                    raise
+                print(error, file=sys.stderr, flush=True)
+                with processes() as pool:
+                    _pack_units(settings, {name: plan}, shard, workers, pool)
+                _finish(settings, plan, processes, workers)
             report[name] = {"status": "packed", **_counts(settings, name)}
-    return report
+    return {name: report[name] for name in names}
 
 
 def _plan(
-    settings: PackSettings, name: str, finish_only: bool, pool: Executor, workers: int
+    settings: PackSettings, name: str, finish_only: bool, processes: Processes, workers: int
 ) -> ComponentPlan | None:
     """The plan of a component with the gate's verdicts, from disk if it was made before; None if another
     process has finished the component in the meantime.
@@ -112,18 +120,21 @@ def _plan(
         UserError: inputs or settings changed since the plan was made, or there is none and `finish_only` is
             set.
     """
-    fresh = None if finish_only else plan_component(settings, name)
     # One process makes the plan; the others wait for it and read it.
     with sole_writer(settings.store / name, wait=True):
         if _is_finished(settings, name):
             return None
         path = work_folder(settings, name) / "plan.json"
-        if fresh is None or path.is_file():
+        if finish_only or path.is_file():
             plan = _existing_plan(settings, name)
-            if fresh is not None:
-                _refuse_change(settings, plan.settings, plan.inputs, name)
+            if not finish_only:
+                _refuse_change(settings, plan.settings, plan.inputs, plan.inputs_passed_over, name)
             return plan
-        plan = _with_verdicts(settings, fresh, pool, workers)
+        fresh = plan_component(settings, name)
+        if fresh.inputs_passed_over:
+            print(f"{name}: passed over: {summary(fresh.inputs_passed_over)}", file=sys.stderr, flush=True)
+        with processes() as pool:
+            plan = _with_verdicts(settings, fresh, pool, workers)
         plan.write(path)
         return plan
 
@@ -131,16 +142,25 @@ def _plan(
 def _with_verdicts(
     settings: PackSettings, fresh: ComponentPlan, pool: Executor, workers: int
 ) -> ComponentPlan:
-    if fresh.engine != REFERENCE:
-        engine, passed_over, verdicts = gate_verdicts(settings, fresh, pool, workers)
-        return replace(
-            fresh,
-            engine=engine,
-            passed_over=passed_over,
-            refused=sorted(language for language, equal in verdicts.items() if not equal),
-            trusted=sorted(language for language, equal in verdicts.items() if equal),
-        )
-    return fresh
+    engine, passed_over, certificates = certified_engine(
+        settings.pack.engine, settings.tokenizer, pool, workers
+    )
+    plan = replace(
+        fresh,
+        engine=engine,
+        passed_over=passed_over,
+        certificates=[asdict(certificate) for certificate in certificates],
+    )
+    if engine == REFERENCE:
+        return plan
+    samples, documents = gate_samples(settings, plan)
+    verdicts = gate_verdicts(settings, engine, samples, pool, workers)
+    return replace(
+        plan,
+        refused=sorted(language for language, equal in verdicts.items() if not equal),
+        trusted=sorted(language for language, equal in verdicts.items() if equal),
+        share=share_needed(round(documents * _ESTIMATE), settings.pack.fault_share),
+    )
 
 
 def _existing_plan(settings: PackSettings, name: str) -> ComponentPlan:
@@ -152,14 +172,20 @@ def _existing_plan(settings: PackSettings, name: str) -> ComponentPlan:
     return ComponentPlan.read(path)
 
 
-def _refuse_change(settings: PackSettings, before: dict[str, Any], files: list[InputFile], name: str) -> None:
+def _refuse_change(
+    settings: PackSettings,
+    before: dict[str, Any],
+    files: list[InputFile],
+    passed_over: Mapping[str, str] | None,
+    name: str,
+) -> None:
     folder = settings.store / name
     if change := difference(before, settings.of_component(name)):
         raise UserError(
             f"{folder}: was begun with other settings: {change}. Remove the folder to pack it again, or give "
             "another paths.store"
         )
-    if change := input_difference(files, settings.inputs(name)):
+    if change := settings.input_change(name, files, passed_over):
         raise UserError(
             f"{folder}: was begun from other input: {change}. Remove the folder to pack it again, or give "
             "another paths.store"
@@ -177,19 +203,26 @@ def _is_finished(settings: PackSettings, name: str) -> bool:
         return False
     component = open_component(folder)
     files = [InputFile(**file) for file in component.manifest.extra["input_files"]]
-    _refuse_change(settings, component.settings, files, name)
+    # Stores of earlier versions lack what was passed over.
+    passed_over = component.manifest.extra.get("inputs_passed_over")
+    _refuse_change(settings, component.settings, files, passed_over, name)
     return True
 
 
 def _counts(settings: PackSettings, name: str) -> dict[str, Any]:
     manifest = open_component(settings.store / name).manifest
     keys = ("engine", "languages_encoded_by_the_reference")
-    # Stores of earlier versions lack it.
-    passed_over = manifest.extra.get("engines_passed_over", {})
+    # Stores of earlier versions lack these.
+    later: dict[str, dict[str, Any]] = {
+        "engines_passed_over": {},
+        "encoded_twice": {},
+        "unknown_tokens": {},
+        "inputs_passed_over": {},
+    }
     return {
         **manifest.counts,
         **{key: manifest.extra[key] for key in keys},
-        "engines_passed_over": passed_over,
+        **{key: manifest.extra.get(key, value) for key, value in later.items()},
     }
 
 
@@ -236,7 +269,7 @@ def _pack_one(settings: PackSettings, plan: ComponentPlan) -> str | None:
     component, work = settings.pack.components[plan.name], work_folder(settings, plan.name)
     (unit,) = plan.units
     try:
-        pack_unit(unit, plan.name, component, settings.pack, plan.encoder(settings), work)
+        pack_unit(unit, plan.name, component, settings.pack, plan.encoder(settings), work, plan.share)
     except InUseError as error:
         return error.writer
     return None
@@ -252,6 +285,7 @@ def _pack_units(
     """Packs the missing units of all components; units that other processes are packing are waited for."""
     numbered = [(plan, unit) for plan in plans.values() for unit in plan.units]
     mine = numbered if shard is None else numbered[shard[0] :: shard[1]]
+    work_of = {name: work_folder(settings, name) for name in plans}
     missing = {(plan.name, unit.index) for plan in plans.values() for unit in missing_units(settings, plan)}
     queue = deque((plan, unit) for plan, unit in mine if (plan.name, unit.index) in missing)
     running: dict[Future[str | None], tuple[ComponentPlan, Unit]] = {}
@@ -261,14 +295,27 @@ def _pack_units(
         total=sum(unit.bytes for _, unit in queue), unit="B", unit_scale=True, desc="pack"
     )
     with bar:
-        while queue or running or busy:
+        while True:
+            if not queue and not running and not busy:
+                # An engine that one unit refused takes away what other units had packed.
+                again = [(plan, unit) for plan, unit in mine if not is_packed(work_of[plan.name], unit.index)]
+                again = [(plan, unit) for plan, unit in again if not _has_manifest(settings, plan.name)]
+                if not again:
+                    break
+                queue.extend(again)
             if not queue and not running:
                 time.sleep(_POLL_SECONDS)
                 queue.extend(busy)
                 busy.clear()
             while queue and len(running) < workers:
                 plan, unit = queue.popleft()
-                running[pool.submit(_pack_one, settings, replace(plan, units=[unit], inputs=[]))] = plan, unit
+                running[
+                    pool.submit(
+                        _pack_one,
+                        settings,
+                        replace(plan, units=[unit], inputs=[], inputs_passed_over={}, certificates=[]),
+                    )
+                ] = plan, unit
             for task in wait(running, return_when=FIRST_COMPLETED).done:
                 plan, unit = running.pop(task)
                 writer = result_of(task)
@@ -284,7 +331,11 @@ def _pack_units(
                     told = True
 
 
-def _finish(settings: PackSettings, plan: ComponentPlan) -> None:
+def _has_manifest(settings: PackSettings, name: str) -> bool:
+    return (settings.store / name / MANIFEST_NAME).is_file()
+
+
+def _finish(settings: PackSettings, plan: ComponentPlan, processes: Processes, workers: int) -> None:
     """Joins a component's units, unless another process has done so, and removes the work folder.
 
     Raises:
@@ -293,7 +344,8 @@ def _finish(settings: PackSettings, plan: ComponentPlan) -> None:
     with sole_writer(settings.store / plan.name, wait=True) as lock:
         if not _is_finished(settings, plan.name):
             try:
-                join_units(settings, plan)
+                proof = prove(settings, plan, processes, workers)
+                join_units(settings, plan, proof)
             except UserError:
                 # Another machine, which this one's lock did not keep out, may have joined and removed them.
                 if not _is_finished(settings, plan.name):

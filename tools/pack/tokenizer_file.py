@@ -1,11 +1,16 @@
-"""A `tokenizer.json`: its control tokens, the tokens that bound documents, and the form that engines load."""
+"""A `tokenizer.json`: its control tokens, the tokens that bound documents, and the form that engines load.
+
+Engines load the file with its control tokens *renamed*, not removed: Hugging Face numbers added tokens in the order
+in which it finds them, so a file without some of them gives the others other ids. A renamed control token keeps its
+id, and no text spells its name.
+"""
 
 from __future__ import annotations
 
 import functools
 import gc
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,17 +32,23 @@ class _Content:
 
     Attributes:
         sha256: of the file.
+        ids: all ids by token, added tokens included.
         added: ids of all added tokens by content.
-        control: ids of the special ones among them, sorted.
+        hidden: names of control tokens by the names under which engines know them.
+        control: ids of the control tokens, sorted.
         named: ids of the tokens that the recipe names, where the tokenizer has them.
+        unknown: id of the token for what the vocabulary lacks, if it has one that is no document boundary.
         largest: largest id.
-        plain: the file without special added tokens, post-processor, truncation and padding.
+        plain: what engines load.
     """
 
     sha256: str
+    ids: dict[str, int]
     added: dict[str, int]
+    hidden: dict[str, str]
     control: np.ndarray
     named: dict[str, int]
+    unknown: int | None
     largest: int
     plain: str
 
@@ -70,24 +81,35 @@ class TokenizerFile:
         try:
             with _no_garbage_collection():
                 value = orjson.loads(content)
-            vocab = value["model"]["vocab"]
-            if not isinstance(vocab, dict | list):
-                raise TypeError
-        except (orjson.JSONDecodeError, KeyError, TypeError):
+            model, tokens = value["model"], value.get("added_tokens") or []
+            ids = _vocabulary(model["vocab"])
+            added = {token["content"]: token["id"] for token in tokens}
+            special = {token["content"] for token in tokens if token.get("special")}
+            largest = max([*ids.values(), *added.values()])
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             raise UserError(f"{self.path}: not a Hugging Face tokenizer.json") from None
-        tokens = value.get("added_tokens") or []
-        added = {token["content"]: token["id"] for token in tokens}
-        largest = max(vocab.values()) if isinstance(vocab, dict) else len(vocab) - 1
-        known = {**vocab, **added} if isinstance(vocab, dict) else added
-        names = (self.settings.end_of_text, self.settings.begin_of_text)
-        value["added_tokens"] = [token for token in tokens if not token["special"]]
+        if len(added) != len(tokens):
+            raise UserError(f"{self.path}: two of its added tokens have the same text; correct the file")
+        known = ids | added
+        boundaries = (self.settings.end_of_text, self.settings.begin_of_text)
+        named = {name: int(known[name]) for name in boundaries if name is not None and name in known}
+        unknown = known.get(model.get("unk_token"), model.get("unk_id"))
+        # What opens and closes documents is a control token, whatever the file says of it.
+        control = {name: known[name] for name in sorted(special | set(named))}
+        names = {name: _hidden(sha256, id_) for name, id_ in control.items()}
+        _hide(value, names)
         value.update(post_processor=None, truncation=None, padding=None)
+        if unknown in named.values():
+            unknown = None
         return _Content(
             sha256=sha256,
+            ids=known,
             added=added,
-            control=np.array(sorted(token["id"] for token in tokens if token["special"]), dtype=np.int64),
-            named={name: int(known[name]) for name in names if name is not None and name in known},
-            largest=max([largest, *added.values()]),
+            hidden={hidden: name for name, hidden in names.items()},
+            control=np.array(sorted(set(control.values()) - {unknown}), dtype=np.int64),
+            named=named,
+            unknown=unknown,
+            largest=largest,
             plain=orjson.dumps(value).decode(),
         )
 
@@ -118,8 +140,29 @@ class TokenizerFile:
 
     @property
     def control_ids(self) -> np.ndarray:
-        """Ids of control tokens (the special added ones), sorted, int64; no text may encode to one."""
+        """Ids of control tokens (the special added ones, and those that bound documents), sorted, int64; no text may
+        encode to one."""
         return self._content.control
+
+    @property
+    def unknown_id(self) -> int | None:
+        """Id of the token that text becomes where the vocabulary lacks it; None if there is none, or if it also bounds
+        documents, which no text may."""
+        return self._content.unknown
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """All ids by token, added tokens included."""
+        return self._content.ids
+
+    @property
+    def added(self) -> list[str]:
+        """Contents of the added tokens, control tokens included, in the file's order."""
+        return list(self._content.added)
+
+    def shown(self, ids: Mapping[str, int]) -> dict[str, int]:
+        """An engine's ids by token, control tokens under their own names."""
+        return {self._content.hidden.get(token, token): id_ for token, id_ in ids.items()}
 
     def _id_of(self, token: str, key: str) -> int:
         id_ = self._content.named.get(token)
@@ -152,7 +195,7 @@ class TokenizerFile:
 
     @property
     def plain(self) -> str:
-        """The tokenizer.json without special added tokens, post-processor, truncation and padding."""
+        """The tokenizer.json with its control tokens renamed, without post-processor, truncation and padding."""
         return self._content.plain
 
     def check(self) -> None:
@@ -171,6 +214,65 @@ class TokenizerFile:
                 f"{self.path}: its largest id is {self._content.largest}, but model.vocab_size is "
                 f"{self.vocab_size}; tokenizer and model don't belong together"
             )
+
+
+def _vocabulary(vocab: Any) -> dict[str, int]:
+    """Ids by token: BPE, WordPiece and WordLevel have a mapping, Unigram a list of tokens and scores.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(vocab, dict):
+        return vocab
+    if not isinstance(vocab, list):
+        raise TypeError
+    return {token: id_ for id_, (token, _) in enumerate(vocab)}
+
+
+def _hidden(sha256: str, id_: int) -> str:
+    """A name for a control token, in characters that every kind of vocabulary may hold."""
+    return f"<{hashlib.sha256(f'{sha256}:{id_}'.encode()).hexdigest()}>"
+
+
+def _hide(value: dict[str, Any], names: Mapping[str, str]) -> None:
+    """Renames control tokens in a parsed tokenizer.json.
+
+    Without that, text could become them even if they are no added tokens: a Unigram model knows `</s>` as a piece, and
+    so do other models as a whole word. What a BPE vocabulary needs to build other tokens keeps its name and is no added
+    token any more; a text that becomes it is refused (`Encoder`).
+
+    Args:
+        value: the file.
+        names: new names.
+    """
+    model = value["model"]
+    vocab = model["vocab"]
+    inside = names.keys() & _vocabulary(vocab).keys()
+    built = _built(model, inside)
+    if isinstance(vocab, dict):
+        if hide := inside - built:
+            model["vocab"] = {names[token] if token in hide else token: id_ for token, id_ in vocab.items()}
+    else:
+        model["vocab"] = [[names.get(token, token), score] for token, score in vocab]
+    if model.get("unk_token") in names.keys() - built:
+        model["unk_token"] = names[model["unk_token"]]
+    value["added_tokens"] = [
+        {**token, "content": names.get(token["content"], token["content"])}
+        for token in value.get("added_tokens") or []
+        if token["content"] not in built
+    ]
+
+
+def _built(model: Mapping[str, Any], names: Set[str]) -> set[str]:
+    """Those among a vocabulary's tokens that BPE begins with or its merges make."""
+    if model.get("type", "BPE") != "BPE" or "merges" not in model or not names:
+        return set()
+    found = {name for name in names if len(name) == 1}
+    for merge in model["merges"]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        if (made := left + right) in names:
+            found.add(made)
+    return found
 
 
 @contextmanager

@@ -2,49 +2,53 @@
 
 from __future__ import annotations
 
-import hashlib
+import shutil
+import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from emma.base.errors import UserError
-from emma.base.files import sha256_file, write_json
+from emma.base.files import write_json
 from emma.base.manifest import MANIFEST_NAME, FileRecord
 from emma.base.staging import WrittenMeanwhileError, staged_folder
 from emma.base.writers import sole_writer
 from emma.recipes.schema.data import Pack, PackComponent
+from emma.tools.pack.bad_lines import QUARANTINE, BadLines
 from emma.tools.pack.columns import as_array, encode_keys, join
 from emma.tools.pack.documents import DocumentMaker
-from emma.tools.pack.engine import Encoded, Encoder
+from emma.tools.pack.encoded import Encoded
+from emma.tools.pack.engine import REFERENCE, Encoder
 from emma.tools.pack.inputs import Unit
-from emma.tools.pack.records import read_segment
-from emma.tools.pack.store import DOCUMENT_SCHEMA, token_dtype
+from emma.tools.pack.records import BATCH_BYTES, read_segments
+from emma.tools.pack.refusal import UNIT_FILE, is_packed, refusal_of, refuse_engine, unit_name
+from emma.tools.pack.sample import PACK_SEED, Draw, WrongIdsError, compare
+from emma.tools.pack.shard import ShardWriter
+from emma.tools.pack.store import token_dtype
 
-__all__ = ["UNIT_FILE", "pack_unit", "unit_name"]
-
-UNIT_FILE = "unit.json"
-_ROW_GROUP = 1 << 17
-
-
-def unit_name(index: int) -> str:
-    """Folder of a packed unit below the component's `.pack/`."""
-    return f"unit-{index:06d}"
+__all__ = ["pack_unit", "unit_documents"]
 
 
 def pack_unit(
-    unit: Unit, name: str, component: PackComponent, pack: Pack, encoder: Encoder, folder: Path
+    unit: Unit,
+    name: str,
+    component: PackComponent,
+    pack: Pack,
+    encoder: Encoder,
+    folder: Path,
+    share: float = 0.0,
 ) -> None:
     """Packs a unit into `folder/unit-NNNNNN/`, which appears whole, unless another process has packed it
     already.
 
-    The folder's `unit.json` holds counts, sources, shards, checksums, and the languages that the gate refused
-    here.
+    The folder's `unit.json` holds counts, sources, shards, checksums, the engine, and the languages that the gate
+    refused here. If the engine turns out to give wrong ids, it is refused for the component
+    (`refusal.py`), and the reference packs the unit.
 
     Args:
         unit: what to read.
@@ -53,6 +57,7 @@ def pack_unit(
         pack: the `pack` section.
         encoder: engines, with the verdicts of the component's gate.
         folder: the component's `.pack` folder.
+        share: of the documents that are encoded with the reference too.
 
     Raises:
         InUseError: another process is packing the unit.
@@ -61,37 +66,52 @@ def pack_unit(
     target = folder / unit_name(unit.index)
     with sole_writer(target) as lock:
         # In this order: when a component is finished, its manifest is written before its units are removed.
-        if target.is_dir() or (folder.parent / MANIFEST_NAME).is_file():
+        if is_packed(folder, unit.index) or (folder.parent / MANIFEST_NAME).is_file():
             return
-        try:
-            with staged_folder(target, lock=lock) as partial:
-                write_json(partial / UNIT_FILE, _write_unit(unit, name, component, pack, encoder, partial))
-        except WrittenMeanwhileError:
-            return  # on another machine, with the same bytes
+        if target.is_dir():
+            shutil.rmtree(target)  # its engine was refused later
+        while True:
+            if refusal_of(folder, encoder.name):
+                encoder = replace(encoder, name=REFERENCE)
+            try:
+                with staged_folder(target, lock=lock) as partial:
+                    report = _write_unit(unit, name, component, pack, encoder, partial, share)
+                    if refusal_of(folder, encoder.name):
+                        raise WrongIdsError  # found in another unit meanwhile
+                    write_json(partial / UNIT_FILE, report)
+            except WrongIdsError as error:
+                if error.args:
+                    refuse_engine(folder, encoder.name, str(error))
+                    print(
+                        f"{name}: {error}. The engine is refused: the reference encodes this component, also what "
+                        f"{encoder.name} has encoded of it",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                continue
+            except WrittenMeanwhileError:
+                pass  # on another machine, with the same bytes
+            return
 
 
 def _write_unit(
-    unit: Unit, name: str, component: PackComponent, pack: Pack, encoder: Encoder, folder: Path
+    unit: Unit, name: str, component: PackComponent, pack: Pack, encoder: Encoder, folder: Path, share: float
 ) -> dict[str, Any]:
     """Writes the shards of a unit into `folder`; returns what `unit.json` says."""
     refused_before = set(encoder.refused)
     maker = DocumentMaker(component, pack)
-    writer = _UnitWriter(folder, name, pack, encoder)
+    writer = _UnitWriter(folder, name, pack, encoder, Draw(PACK_SEED, unit.index, share))
     inputs: list[FileRecord] = []
+    bad = BadLines(component.max_bad_lines)
     try:
-        for segment in unit.segments:
-            if segment.first:
-                path = Path(segment.file.path)
-                inputs.append(FileRecord(str(path), segment.file.bytes, f"sha256:{sha256_file(path)}"))
-            for batch in read_segment(segment, *maker.fields, batch_bytes=maker.batch_bytes):
-                for documents in maker.add(batch):
-                    writer.add(documents)
-        for documents in maker.finish():
+        for documents in unit_documents(unit, maker, bad, inputs):
             writer.add(documents)
         writer.close()
     except BaseException:
         writer.abandon()
         raise
+    if bad.found:
+        (folder / QUARANTINE).write_bytes(bad.to_jsonl())
     return {
         "index": unit.index,
         "bytes_in": unit.bytes,
@@ -101,12 +121,54 @@ def _write_unit(
             "removed_by": dict(sorted((Counter(maker.removed) + writer.removed).items())),
             "documents_cut": writer.cut,
             "tokens": writer.tokens,
+            "bad_lines": len(bad.found),
         },
+        "engine": encoder.name,
+        "by_fast_engine": writer.by_fast_engine,
+        "encoded_twice": writer.encoded_twice,
+        "unknown": dict(sorted(writer.unknown.items())),
+        "first_bad_line": bad.found[0] if bad.found else None,
         "sources": [[*key, *map(int, counts)] for key, counts in sorted(writer.sources.items())],
         "shards": writer.shards,
         "refused": sorted(encoder.refused - refused_before),
         "inputs": [vars(record) for record in inputs],
     }
+
+
+def unit_documents(
+    unit: Unit, maker: DocumentMaker, bad: BadLines, inputs: list[FileRecord] | None = None
+) -> Iterator[pa.Table]:
+    """Yields the documents of a unit in order, in tables of about a batch.
+
+    Args:
+        unit: what to read.
+        maker: makes documents of records.
+        bad: gets unusable records.
+        inputs: gets each file that begins here, with its SHA-256.
+
+    Raises:
+        UserError: bad input.
+    """
+    waiting: list[pa.Table] = []
+    size = 0
+    for table in _unit_tables(unit, maker, bad, inputs):
+        waiting.append(table)
+        size += table["text"].nbytes
+        if size >= BATCH_BYTES:
+            yield pa.concat_tables(waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _unit_tables(
+    unit: Unit, maker: DocumentMaker, bad: BadLines, inputs: list[FileRecord] | None
+) -> Iterator[pa.Table]:
+    for batch in read_segments(
+        unit.segments, *maker.fields, batch_bytes=maker.batch_bytes, bad=bad, records=inputs
+    ):
+        yield from maker.add(batch)
+    yield from maker.finish()
 
 
 @dataclass
@@ -117,13 +179,17 @@ class _UnitWriter:
     component: str
     pack: Pack
     encoder: Encoder
+    draw: Draw
     removed: Counter[str] = field(default_factory=Counter)
     sources: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     shards: list[dict[str, Any]] = field(default_factory=list)
     documents: int = 0
     tokens: int = 0
     cut: int = 0
-    _shard: _ShardWriter | None = None
+    by_fast_engine: int = 0
+    encoded_twice: int = 0
+    unknown: Counter[str] = field(default_factory=Counter)
+    _shard: ShardWriter | None = None
 
     def __post_init__(self) -> None:
         tokenizer = self.encoder.tokenizer
@@ -140,6 +206,8 @@ class _UnitWriter:
         documents = documents.combine_chunks()
         texts, languages = as_array(documents["text"]), as_array(documents["language"])
         encoded = self.encoder.encode(texts, languages)
+        self.by_fast_engine += int(np.count_nonzero(~self.encoder.by_reference(languages)))
+        self.encoded_twice += compare(documents, encoded, self.draw.next(len(texts)), self.encoder)
         rows = np.arange(len(texts))
         lengths, starts = encoded.lengths, encoded.offsets[:-1]
         kept = lengths >= self.pack.min_tokens
@@ -161,6 +229,7 @@ class _UnitWriter:
             table = table.take(rows)
         if not len(lengths):
             return
+        self._count_unknown(encoded, table["language"], starts, lengths)
         tokens, ends = self._with_begin_and_end_of_text(encoded, starts, lengths)
         self._count(table, np.diff(ends, prepend=0), sizes)
         self._write(tokens, ends, table, sizes)
@@ -199,6 +268,21 @@ class _UnitWriter:
         tokens[body] = ids
         return tokens, ends
 
+    def _count_unknown(
+        self, encoded: Encoded, languages: pa.ChunkedArray, starts: np.ndarray, lengths: np.ndarray
+    ) -> None:
+        """Counts the tokens for what the vocabulary lacks, by language."""
+        if self.encoder.tokenizer.unknown_id is None:
+            return
+        places = np.flatnonzero(encoded.ids == self.encoder.tokenizer.unknown_id)
+        if not len(places):
+            return
+        before = np.searchsorted(places, starts), np.searchsorted(places, starts + lengths)
+        counts = pa.table({"language": as_array(languages), "unknown": before[1] - before[0]})
+        for row in counts.group_by("language").aggregate([("unknown", "sum")]).to_pylist():
+            if row["unknown_sum"]:
+                self.unknown[row["language"]] += row["unknown_sum"]
+
     def _count(self, table: pa.Table, lengths: np.ndarray, sizes: np.ndarray) -> None:
         indices, keys = encode_keys(table, ("language", "split"))
         codes = indices.to_numpy(zero_copy_only=False)
@@ -215,7 +299,14 @@ class _UnitWriter:
         done, position = 0, 0
         while done < len(ends):
             if self._shard is None:
-                self._shard = _ShardWriter(self.folder, len(self.shards), self)
+                self._shard = ShardWriter(
+                    self.folder,
+                    len(self.shards),
+                    self.component,
+                    self.dtype,
+                    self.begin_of_text_id,
+                    self.end_of_text_id,
+                )
             room = limit - self._shard.tokens
             stop = int(np.searchsorted(ends, position + room, side="right"))
             if stop == done:
@@ -231,99 +322,6 @@ class _UnitWriter:
                 sizes[piece],
             )
             done, position = stop, int(ends[stop - 1])
-
-
-class _ShardWriter:
-    """One shard: `.bin`, its documents, checksums."""
-
-    def __init__(self, folder: Path, number: int, unit: _UnitWriter) -> None:
-        self.unit = unit
-        self.bin_path = folder / f"shard-{number:03d}.bin"
-        self.documents_path = folder / f"documents-{number:03d}.parquet"
-        self.tokens = 0
-        self.rows = 0
-        self._digest = hashlib.sha256()
-        self._file = self.bin_path.open("wb")
-        self._parquet = pq.ParquetWriter(
-            self.documents_path,
-            DOCUMENT_SCHEMA,
-            compression="zstd",
-            use_dictionary=["language", "component", "source", "split"],
-            column_encoding={
-                "row": "DELTA_BINARY_PACKED",
-                "offset": "DELTA_BINARY_PACKED",
-                "tokens": "DELTA_BINARY_PACKED",
-                "bytes": "DELTA_BINARY_PACKED",
-            },
-        )
-        self._waiting: list[pa.Table] = []
-        self._waiting_rows = 0
-
-    def append(self, tokens: np.ndarray, lengths: np.ndarray, table: pa.Table, sizes: np.ndarray) -> None:
-        """Appends whole documents."""
-        content = tokens.view(np.uint8).data
-        self._digest.update(content)
-        self._file.write(content)
-        count, width = len(lengths), tokens.dtype.itemsize
-        offsets = (self.tokens + np.cumsum(lengths) - lengths) * width
-        columns = [
-            pa.array(np.arange(self.rows, self.rows + count)),
-            table["language"],
-            pa.repeat(self.unit.component, count),
-            table["source"],
-            table["document_id"],
-            pa.array(offsets),
-            pa.array(lengths.astype(np.int32)),
-            pa.array(sizes.astype(np.int64)),
-            table["split"],
-        ]
-        rows = pa.table(columns, names=DOCUMENT_SCHEMA.names).cast(DOCUMENT_SCHEMA)
-        self._waiting.append(rows)
-        self._waiting_rows += count
-        self.rows += count
-        self.tokens += len(tokens)
-        if self._waiting_rows >= _ROW_GROUP:
-            self._flush(whole=True)
-
-    def _flush(self, *, whole: bool) -> None:
-        """Writes row groups of a fixed number of rows, so that the bytes do not depend on the batches."""
-        rows = pa.concat_tables(self._waiting).combine_chunks()
-        stop = len(rows) // _ROW_GROUP * _ROW_GROUP if whole else len(rows)
-        if stop:
-            self._parquet.write_table(rows.slice(0, stop), row_group_size=_ROW_GROUP)
-        self._waiting, self._waiting_rows = [rows.slice(stop)], len(rows) - stop
-
-    def close(self) -> dict[str, Any]:
-        """Closes both files and checks that each document on disk has its begin and end of text."""
-        self._flush(whole=False)
-        self._parquet.close()
-        self._file.close()
-        self._check_boundaries()
-        return {
-            "bytes": self.tokens * self.unit.dtype.itemsize,
-            "rows": self.rows,
-            "bin_sha256": self._digest.hexdigest(),
-            "documents_bytes": self.documents_path.stat().st_size,
-            "documents_sha256": sha256_file(self.documents_path),
-        }
-
-    def abandon(self) -> None:
-        self._file.close()
-        self._parquet.close()
-
-    def _check_boundaries(self) -> None:
-        tokens = np.memmap(self.bin_path, self.unit.dtype, "r")
-        for batch in pq.ParquetFile(self.documents_path).iter_batches(1 << 20, columns=["offset", "tokens"]):
-            starts = batch["offset"].to_numpy() // self.unit.dtype.itemsize
-            ends = starts + batch["tokens"].to_numpy()
-            wrong = tokens[ends - 1] != self.unit.end_of_text_id
-            if self.unit.begin_of_text_id is not None:
-                wrong |= tokens[starts] != self.unit.begin_of_text_id
-            if wrong.any():
-                raise UserError(
-                    f"{self.bin_path}: document {int(np.flatnonzero(wrong)[0])} lacks its "
-                    "begin or end of text right after it was written; check the disk"
-                )
 
 
 def _cut(

@@ -19,6 +19,7 @@ from emma.base.files import sha256_file
 from emma.base.manifest import MANIFEST_NAME
 from emma.base.processes import available_cores, process_pool, result_of
 from emma.base.progress import progress
+from emma.tools.pack.bad_lines import QUARANTINE
 from emma.tools.pack.documents import SPLITS
 from emma.tools.pack.store import (
     DOCUMENT_SCHEMA,
@@ -90,6 +91,8 @@ def _manifest_faults(component: Component) -> list[str]:
     faults = manifest.check_outputs(folder)
     expected = {bin_name(n) for n in range(len(component.shards))}
     expected |= {documents_name(n) for n in range(len(component.shards))} | {"sources.parquet"}
+    if manifest.counts.get("bad_lines"):
+        expected.add(QUARANTINE)
     listed = {record.path: record for record in manifest.outputs}
     if set(listed) != expected:
         odd = sorted(set(listed) ^ expected)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from emma.recipes.schema.data import Pack
 from emma.recipes.schema.model import Tokenizer
+from emma.tools.pack.certificate import cache_folder
 from emma.tools.pack.plan import PackSettings
 from emma.tools.pack.tokenizer_file import TokenizerFile
 from tests.tiny_text import BEGIN, END, train_tokenizer
@@ -41,3 +43,14 @@ def make_settings(tmp_path: Path, tokenizer: TokenizerFile) -> MakeSettings:
         return PackSettings(section, tokenizer, tmp_path / "corpus", tmp_path / store, "0" * 64)
 
     return make
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Certificates of this test alone: those of an engine that a test makes wrong must not be kept. The reference's are
+    taken over."""
+    folder = tmp_path / "cache" / "certificates"
+    folder.mkdir(parents=True)
+    for path in (cache_folder() / "certificates").glob("tokenizers-*.json"):
+        shutil.copy(path, folder)
+    monkeypatch.setenv("EMMA_CACHE", str(tmp_path / "cache"))

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer as Reference
 from emma.base.errors import UserError
 from emma.recipes.schema.model import Tokenizer
 from emma.tools.pack import engine
-from emma.tools.pack.engine import ENGINES, Encoded, Encoder, choose_engine, forget_engine, load_engine
+from emma.tools.pack.encoded import Encoded
+from emma.tools.pack.engine import ENGINES, Encoder, choose_engine, forget_engine, load_engine
 from emma.tools.pack.tokenizer_file import TokenizerFile
 from tests.tiny_text import BEGIN, END, SENTENCES
 
@@ -71,11 +72,15 @@ def test_text_that_spells_a_control_token_reads_back_as_text(tokenizer: Tokenize
 class Broken:
     """A fast engine that is wrong about texts with a `é`."""
 
+    wrong = "é"
+
     def __init__(self, tokenizer: TokenizerFile) -> None:
         self.inner = engine._Reference(tokenizer)
 
     def encode(self, values: pa.Array) -> Encoded:
-        changed = pa.array([value.replace("é", "e") for value in values.to_pylist()], pa.large_string())
+        changed = pa.array(
+            [value.replace(self.wrong, "e") for value in values.to_pylist()], pa.large_string()
+        )
         return self.inner.encode(changed)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import itertools
 import os
 from pathlib import Path
@@ -7,10 +8,20 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from emma.base.errors import UserError
 from emma.tools.pack import inputs
 from emma.tools.pack.inputs import InputFile, Unit, cut_units, list_inputs
+
+LINE = b'{"text": "x"}\n'
+CONTENT = {
+    "jsonl": LINE,
+    "jsonl.gz": gzip.compress(LINE),
+    "jsonl.zst": zstandard.ZstdCompressor().compress(LINE),
+    "parquet": b"PAR1",
+    "txt": b"notes",
+}
 
 
 def test_folders_patterns_and_files_are_listed_once_and_sorted(tmp_path: Path) -> None:
@@ -23,19 +34,25 @@ def test_folders_patterns_and_files_are_listed_once_and_sorted(tmp_path: Path) -
         "c/w.jsonl.zst",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
+        (tmp_path / name).write_bytes(CONTENT[name.partition(".")[2].removeprefix("hidden.")])
     found = list_inputs([tmp_path, f"{tmp_path}/*/x.jsonl", tmp_path / "b" / "x.jsonl"])
-    assert [Path(file.path).name for file in found] == ["y.jsonl.gz", "z.parquet", "x.jsonl", "w.jsonl.zst"]
-    assert [file.kind for file in found] == ["jsonl.gz", "parquet", "jsonl", "jsonl.zst"]
+    assert [Path(file.path).name for file in found] == [
+        "notes.txt",
+        "y.jsonl.gz",
+        "z.parquet",
+        "x.jsonl",
+        "w.jsonl.zst",
+    ]
+    assert [file.kind for file in found] == ["text", "jsonl.gz", "parquet", "jsonl", "jsonl.zst"]
     assert found[0].folder == "a"
 
 
 def test_what_is_not_there_or_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no input there"):
         list_inputs([tmp_path / "*.jsonl"])
-    (tmp_path / "text.csv").write_text("a")
-    with pytest.raises(UserError, match=r"text\.csv: cannot read this format; expected one of \.parquet"):
-        list_inputs([tmp_path / "text.csv"])
+    (tmp_path / "text.md").write_text("a")
+    with pytest.raises(UserError, match=r"text\.md: cannot read this format: plain text whose name"):
+        list_inputs([tmp_path / "text.md"])
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 not whole")
     with pytest.raises(UserError, match=r"cut\.parquet: not a complete parquet file"):
         cut_units(list_inputs([tmp_path / "cut.parquet"]), 1 << 30)
@@ -59,7 +76,9 @@ def test_units_cover_every_byte_once_whatever_their_size(
         assert all(before[1] == after[0] for before, after in itertools.pairwise(pieces))
     assert all(unit.bytes <= 100 for unit in units)
     assert [unit.index for unit in units] == list(range(len(units)))
-    assert [Unit.from_dict(unit.to_dict()) for unit in units] == units
+    files = sorted({segment.file for unit in units for segment in unit.segments}, key=lambda file: file.path)
+    numbers = {file.path: number for number, file in enumerate(files)}
+    assert [Unit.from_json(n, unit.to_json(numbers), files) for n, unit in enumerate(units)] == units
 
 
 def test_parquet_is_cut_between_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,16 +104,14 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     plain = write_jsonl(tmp_path / "a.jsonl").read_bytes()
     packed = gzip.compress(plain)
     (tmp_path / "b.jsonl.gz").write_bytes(packed[: len(packed) // 2])
-    with pytest.raises(UserError, match=r"b\.jsonl\.gz: cannot be read"):
+    with pytest.raises(UserError, match=r"b\.jsonl\.gz: its compressed data is truncated or damaged"):
         read(whole(tmp_path / "b.jsonl.gz"))
     (tmp_path / "c.jsonl.zst").write_bytes(b"not zstandard")
-    with pytest.raises(UserError, match=r"c\.jsonl\.zst: cannot be read"):
+    with pytest.raises(UserError, match=r"c\.jsonl\.zst: named \.zst, but is something else"):
         read(whole(tmp_path / "c.jsonl.zst"))
     packed = zstandard.ZstdCompressor().compress(plain)
     (tmp_path / "d.jsonl.zst").write_bytes(packed[: len(packed) // 2])
-    with pytest.raises(
-        UserError, match=r"d\.jsonl\.zst: cannot be read \(it ends inside a zstandard frame\)"
-    ):
+    with pytest.raises(UserError, match=r"d\.jsonl\.zst: its compressed data is truncated or damaged"):
         read(whole(tmp_path / "d.jsonl.zst"))
     with pytest.raises(UserError, match=r"gone\.parquet: cannot be read as parquet"):
         read(Segment(InputFile(str(tmp_path / "gone.parquet"), 1, 0), 0, 1))

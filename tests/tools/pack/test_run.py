@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,7 @@ from emma.tools.pack.store import open_component
 from emma.tools.pack.tokenizer_file import TokenizerFile
 from tests.tiny_text import BEGIN, END, SENTENCES, documents
 from tests.tools.pack.conftest import MakeSettings
+from tests.tools.pack.test_engine import Broken
 
 
 @pytest.fixture
@@ -171,10 +173,10 @@ def test_a_component_that_another_machine_joins_at_the_same_time_is_packed(
 ) -> None:
     settings = make_settings(corpus)
 
-    def late(settings: PackSettings, plan: ComponentPlan) -> None:
-        join_units(settings, plan)
+    def late(settings: PackSettings, plan: ComponentPlan, proof: Any) -> None:
+        join_units(settings, plan, proof)
         shutil.rmtree(work_folder(settings, plan.name))
-        join_units(settings, plan)
+        join_units(settings, plan, proof)
 
     monkeypatch.setattr(run, "join_units", late)
     assert pack_store(settings, workers=1)["web"]["status"] == "packed"
@@ -261,20 +263,37 @@ def tokens_of(store: Path) -> list[int]:
     return [id_ for s in component.shards for id_ in np.fromfile(s.bin_path, component.dtype).tolist()]
 
 
+@pytest.mark.usefixtures("planted")
 def test_the_gates_fallback_is_recorded(
     make_settings: MakeSettings, corpus: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.tools.pack.test_engine import Broken
-
-    monkeypatch.setitem(engine._CLASSES, "fastokens", Broken)
+    monkeypatch.setitem(engine._CLASSES, "fastokens", WrongOnBread)
     forget_engine("fastokens")
     settings = make_settings(corpus, "broken", engine="fastokens")
     report = pack_store(settings, workers=1)["web"]
     forget_engine("fastokens")
-    assert report["languages_encoded_by_the_reference"] == ["fra_Latn"]
+    assert (report["engine"], report["languages_encoded_by_the_reference"]) == ("fastokens", ["fra_Latn"])
     right = make_settings(corpus, "right")
     pack_store(right, workers=1)
     assert content(settings.store / "web") == content(right.store / "web")
+
+
+class WrongOnBread(Broken):
+    """A fast engine whose fault no certificate shows."""
+
+    wrong = "pain chaque"
+
+
+@pytest.mark.usefixtures("planted")
+def test_an_engine_that_its_certificate_refuses_encodes_nothing(
+    make_settings: MakeSettings, corpus: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(engine._CLASSES, "fastokens", Broken)
+    forget_engine("fastokens")
+    report = pack_store(make_settings(corpus, engine="fastokens"), workers=1)["web"]
+    forget_engine("fastokens")
+    assert report["engine"] == "tokenizers" and report["encoded_twice"]["of"] == 0
+    assert "fastokens gives" in report["engines_passed_over"]["fastokens"]
 
 
 @pytest.fixture
@@ -325,15 +344,15 @@ def test_a_broken_engine_is_not_passed_over(
         pack_store(make_settings(corpus, engine="fastest"), workers=1)
 
 
+@pytest.mark.usefixtures("planted")
 def test_a_language_that_shows_up_late_is_gated_too(
     make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from emma.tools.pack import gate
-    from tests.tools.pack.test_engine import Broken
 
     monkeypatch.setattr(gate, "_HEAD", 100)
     monkeypatch.setattr(gate, "_HEADS", 100)
-    monkeypatch.setitem(engine._CLASSES, "fastokens", Broken)
+    monkeypatch.setitem(engine._CLASSES, "fastokens", WrongOnBread)
     forget_engine("fastokens")
     path = tmp_path / "mixed.jsonl"
     rows = [("eng_Latn", text) for text in documents("eng_Latn", 50)] + [

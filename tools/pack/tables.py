@@ -1,0 +1,175 @@
+"""Records of files that are tables: parquet and Arrow column by column; CSV, TSV, TMX and plain text row by row, as the
+corpus reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from emma.base.errors import UserError
+from emma.recipes.schema.corpus import Source
+from emma.tools.corpus.reading import Fault
+from emma.tools.corpus.reading import read_rows as read_source
+from emma.tools.corpus.source_files import SourceFile
+from emma.tools.pack.bad_lines import BadLines
+from emma.tools.pack.inputs import Segment
+
+__all__ = ["read_rows", "read_tables"]
+
+_LARGEST_RECORD = 1 << 30
+
+
+def read_tables(
+    segment: Segment, required: Sequence[str], optional: Sequence[str], batch_bytes: int, bad: BadLines
+) -> Iterator[tuple[pa.Table, int, list[int] | None]]:
+    """Yields tables of large strings of a parquet or Arrow file, the number of the first row in the file, and the rows'
+    numbers if some are set aside.
+
+    Raises:
+        UserError: the file cannot be read, lacks a column, or a column isn't text.
+    """
+    path = segment.file.path
+    try:
+        for piece, first in _pieces(segment, required, optional, batch_bytes):
+            table = piece.combine_chunks()
+            table = table.cast(pa.schema([(name, pa.large_string()) for name in table.column_names]))
+            try:
+                table.validate(full=True)
+                places = None
+            except pa.ArrowInvalid:
+                table, places = _valid(table, path, first, bad)
+            bad.records += len(table)
+            yield table, first, places
+    except (pa.ArrowInvalid, OSError) as error:
+        what = "Arrow" if segment.file.kind == "arrow" else "parquet"
+        raise UserError(f"{path}: cannot be read as {what} ({error}); write it again") from None
+
+
+def _columns(path: str, schema: pa.Schema, required: Sequence[str], optional: Sequence[str]) -> list[str]:
+    names = set(schema.names)
+    for name in required:
+        if name not in names:
+            raise UserError(f"{path}: lacks the column {name!r}; it has {', '.join(sorted(names))}")
+    columns = [*required, *(name for name in optional if name in names)]
+    for name in columns:
+        kind = schema.field(name).type
+        if not _is_text(kind):
+            raise UserError(f"{path}: column {name!r} is {kind}, expected text; convert it")
+    return columns
+
+
+def _pieces(
+    segment: Segment, required: Sequence[str], optional: Sequence[str], batch_bytes: int
+) -> Iterator[tuple[pa.Table, int]]:
+    """Tables of about `batch_bytes`, and the number of each one's first row."""
+    path = segment.file.path
+    if segment.file.kind.startswith("arrow"):
+        with pa.OSFile(path) as handle:
+            magic = handle.read(6)
+        with pa.memory_map(path) as source:
+            reader: Any
+            if magic == b"ARROW1":
+                reader = pa.ipc.open_file(source)
+                batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+            else:
+                reader = batches = pa.ipc.open_stream(source)
+            columns = _columns(path, reader.schema, required, optional)
+            row = 0
+            for batch in batches:
+                table = pa.Table.from_batches([batch]).select(columns)
+                step = _rows_of(len(table), table.nbytes, batch_bytes)
+                for start in range(0, len(table), step):
+                    yield table.slice(start, step), row + start
+                row += len(table)
+        return
+    file = pq.ParquetFile(path)
+    columns = _columns(path, file.schema_arrow, required, optional)
+    groups = range(segment.start, segment.stop)
+    row = sum(file.metadata.row_group(index).num_rows for index in range(segment.start))
+    rows = sum(file.metadata.row_group(index).num_rows for index in groups)
+    size = sum(file.metadata.row_group(index).total_byte_size for index in groups)
+    step = _rows_of(rows, size, batch_bytes)
+    for piece in file.iter_batches(step, row_groups=list(groups), columns=columns, use_threads=False):
+        yield pa.Table.from_batches([piece]), row
+        row += len(piece)
+
+
+def _rows_of(rows: int, size: int, batch_bytes: int) -> int:
+    return max(16, min(65536, rows * batch_bytes // max(size, 1)))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+
+
+def _valid(table: pa.Table, path: str, first: int, bad: BadLines) -> tuple[pa.Table, list[int]]:
+    """The rows that are UTF-8, and their numbers."""
+    good = np.ones(len(table), bool)
+    for name in table.column_names:
+        for row, value in enumerate(table[name].cast(pa.large_binary()).to_pylist()):
+            try:
+                (value or b"").decode()
+            except UnicodeDecodeError as error:
+                if good[row]:
+                    bad.add(path, first + row, f"invalid UTF-8 at byte {error.start + 1} of {name!r}", value)
+                good[row] = False
+    return table.filter(pa.array(good)), (first + np.flatnonzero(good)).tolist()
+
+
+def read_rows(
+    segment: Segment, required: Sequence[str], optional: Sequence[str], batch_bytes: int, bad: BadLines
+) -> Iterator[tuple[pa.Table, list[int]]]:
+    """Yields tables of large strings of a CSV, TSV, TMX or text file, and the rows' numbers.
+
+    Raises:
+        UserError: the file cannot be read or lacks a column.
+    """
+    path, form = segment.file.path, segment.file.kind.partition(".")[0]
+    # Not validated: a source of the corpus also says what a component of the store doesn't, such as the licence.
+    source = Source.model_construct(
+        kind="monolingual",
+        path=path,
+        license="",
+        format=cast(Any, form),
+        text_columns=["text"] if form == "text" else [],
+        src_text_column="src_text",
+        tgt_text_column="tgt_text",
+        license_column=None,
+        id_column=None,
+    )
+    names = (*required, *optional)
+    rows: list[list[str | None]] = []
+    places: list[int] = []
+    size = 0
+    for row in read_source(SourceFile("", 0, path, None, path, {}), source, _LARGEST_RECORD):
+        if isinstance(row, Fault):
+            bad.add(path, row.number, row.reason, row.excerpt)
+            continue
+        if missing := [name for name in required if name not in row.values]:
+            raise UserError(f"{path}: lacks the column {missing[0]!r}; it has {', '.join(row.values)}")
+        # An empty field of an optional column says nothing, as in CSV there is no other way to say so.
+        values = [row.values.get(name) or ("" if name in required else None) for name in names]
+        rows.append(values)
+        places.append(row.number)
+        size += sum(len(value or "") for value in values)
+        if size >= batch_bytes:
+            yield _table(rows, names, required), places
+            bad.records += len(rows)
+            rows, places, size = [], [], 0
+    if rows:
+        yield _table(rows, names, required), places
+        bad.records += len(rows)
+
+
+def _table(rows: list[list[str | None]], names: Sequence[str], required: Sequence[str]) -> pa.Table:
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    present = [
+        name for name in names if name in required or any(value is not None for value in columns[name])
+    ]
+    return pa.table({name: pa.array(columns[name], pa.large_string()) for name in present})
