@@ -241,8 +241,11 @@ def _ranks(folder: Path) -> Iterator[Path]:
 
 def read_archive(found: Inspection, path: Path) -> Archive | None:
     """Adds the pickle of a file to the findings; returns its archive (closed) if it is inert."""
+    place = str(path.relative_to(found.folder))
+    if not path.is_file():
+        found.missing.append(f"{place}: not a file")
+        return None
     with path.open("rb") as stream:
-        place = str(path.relative_to(found.folder))
         one, archive = inspect_pickle(place, stream)
     found.pickles.append(one)
     return archive

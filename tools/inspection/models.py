@@ -180,7 +180,7 @@ def _short(value: Any) -> str:
 def _json(path: Path) -> dict[str, Any] | None:
     """The object in a file of settings; None if there is none. Whoever reads it next says what is wrong with it."""
     try:
-        if path.stat().st_size > _LARGEST_JSON:
+        if not path.is_file() or path.stat().st_size > _LARGEST_JSON:  # a pipe would wait for a writer
             return None
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -190,6 +190,9 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 def _safetensors(found: Inspection, path: Path) -> None:
     """Adds the tensors of a file's header; what is wrong with it counts as missing."""
+    if not path.is_file():
+        found.missing.append(f"{path.name}: not a file")
+        return
     size = path.stat().st_size
     try:
         with path.open("rb") as handle:
