@@ -115,7 +115,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda f: ((f / "config.json").unlink(), (f / "config.json").symlink_to("config.json"))[0],
         "cannot be read|no such file",
     ),
-    "code": (_auto_map, "only models of type `llama`"),
+    "code": (_auto_map, "custom code of a model is never run"),
     "generation settings that are a list": (_write("generation_config.json", b"[]"), "holds list instead"),
     "an end token beyond the vocabulary": (
         _set("generation_config.json", eos_token_id=517),

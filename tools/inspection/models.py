@@ -145,7 +145,7 @@ def _requests(folder: Path) -> Iterator[tuple[Path, str, str]]:
         if path.name in _DATA or path.name.endswith(".index.json"):
             continue
         value = _json(path)
-        if value is None and path.stat().st_size > _LARGEST_JSON:
+        if value is None and path.is_file() and path.stat().st_size > _LARGEST_JSON:
             yield path, "its size", f"{path.stat().st_size} bytes of settings"
         if value is None:
             continue

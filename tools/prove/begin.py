@@ -14,6 +14,7 @@ from emma.checkpoints_conversion.parameters import locations, parameter_shapes, 
 from emma.checkpoints_conversion.weights import MegatronWeights
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
+from emma.tools.inspection.models import model_options, tokenizer_options
 from emma.tools.prove.logged import read_logged
 from emma.tools.runs.checkpoints import checkpoint_folder, resolve_start
 from emma.tools.runs.run_folder import RunFolder
@@ -54,9 +55,12 @@ class Begin:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         if isinstance(self.source, Path):
-            config = LlamaConfig.from_pretrained(self.source, num_hidden_layers=recipe.model.layers)
+            safe = model_options(self.source)
+            config = LlamaConfig.from_pretrained(
+                self.source, num_hidden_layers=recipe.model.layers, **tokenizer_options(self.source)
+            )
             loaded: Any = LlamaForCausalLM.from_pretrained(
-                self.source, config=config, dtype=torch.float32, output_loading_info=True
+                self.source, config=config, dtype=torch.float32, output_loading_info=True, **safe
             )
             model, report = loaded
             if lost := sorted([*report["missing_keys"], *(fault[0] for fault in report["mismatched_keys"])]):

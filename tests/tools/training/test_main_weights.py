@@ -340,17 +340,15 @@ def test_every_parameter_is_compared_in_every_layout(
 def look_at_saves(folder: str, model: Any, optimizer: Any) -> dict[str, str | None]:
     """What the look at a save says of a right state and of wrong ones."""
     import torch
-    from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.utils import unwrap_model
 
     from emma.base.errors import UserError
-    from emma.tools.training.main_weights import main_weights
-    from emma.tools.training.session.saved_weights import SavedWeights
+    from emma.tools.training.main_weights import main_weights, pieces
+    from emma.tools.training.session.saved_weights import SavedWeights, _place, _tensors
 
     (chunk,) = unwrap_model(model)
     key = "decoder.layers.mlp.linear_fc1.weight"
     own = next(share for share in main_weights(model, optimizer) if "linear_fc1.weight" in share.name)
-    layer = next(number for number in range(4) if f"layers.{number}." in own.name)
     turned = own.start + own.size // 2
 
     def said(change: Callable[[Any, dict[str, Any]], None]) -> str | None:
@@ -358,44 +356,48 @@ def look_at_saves(folder: str, model: Any, optimizer: Any) -> dict[str, str | No
         state = optimizer.sharded_state_dict(
             sharded, metadata={"distrib_optim_sharding_type": "fully_reshardable"}
         )
-        of_layer = {
-            entry.key: entry
-            for entry in nested_values(state)
-            if key in getattr(entry, "key", "") and entry.data is not None and is_layer(entry, sharded)
-        }
-        change(state, of_layer)
+        change(state, {entry.key: entry for entry in _tensors(state) if holds(entry, sharded) is not None})
         try:
             SavedWeights().check(sharded, state, model, optimizer)
         except UserError as error:
             return str(error)
         return None
 
-    def is_layer(entry: Any, sharded: Any) -> bool:
-        wanted = sharded["model"][f"decoder.layers.{layer}.mlp.linear_fc1.weight"]
-        parts = [list(nested_values(one.build())) for one in (entry, wanted)]
-        return [part.global_offset for part in parts[0]] == [part.global_offset for part in parts[1]]
+    def holds(entry: Any, sharded: Any) -> int | None:
+        """Where a block holds the element `turned` of the parameter, flat; None if it does not."""
+        if not entry.key.endswith(key):
+            return None
+        parameter, start = _place([(own.parameter, piece) for piece in pieces(sharded)[own.parameter]], entry)
+        inside = parameter is own.parameter and start <= turned < start + entry.data.numel()
+        return turned - start if inside else None
+
+    def element(of_layer: dict[str, Any], kind: str) -> tuple[Any, int]:
+        entry = of_layer[f"optimizer.state.{kind}.{key}"]
+        place = holds(entry, {"model": chunk.sharded_state_dict(metadata={})})
+        assert place is not None
+        return entry.data.view(-1), place
 
     def bit(kind: str) -> Callable[[Any, dict[str, Any]], None]:
         def change(state: Any, of_layer: dict[str, Any]) -> None:
-            data = of_layer[f"optimizer.state.{kind}.{key}"].data
-            data.view(-1).view(torch.int32)[turned] ^= 1
+            data, place = element(of_layer, kind)
+            data.view(torch.int32)[place] ^= 1
 
         return change
 
     def far(state: Any, of_layer: dict[str, Any]) -> None:
-        of_layer[f"optimizer.state.param.{key}"].data[-1, -1] *= 1.1
+        data, place = element(of_layer, "param")
+        data[place] *= 1.1
 
     def lacking(state: Any, of_layer: dict[str, Any]) -> None:
         gone = of_layer[f"optimizer.state.param.{key}"]
         for states in state["param_state"].values():
-            if states["param"] is gone:
+            if any(piece is gone for piece in states["param"].values()):
                 del states["param"]
 
     def elsewhere(state: Any, of_layer: dict[str, Any]) -> None:
-        for states in state["param_state"].values():
-            if states["param"].key == "optimizer.state.param.decoder.final_layernorm.weight":
-                states["param"].key = "optimizer.state.param.embedding.word_embeddings.weight"
-                states["param"].global_shape, states["param"].global_offset = (512, 64), (600, 0)
+        moved = next(entry for entry in _tensors(state) if ".state.param." in entry.key)
+        moved.key = "optimizer.state.param.embedding.word_embeddings.weight"
+        moved.global_shape, moved.global_offset = (512, 64), (600, 0)
 
     def model_moved(state: Any, of_layer: dict[str, Any]) -> None:
         own.parameter.data.view(-1)[turned] *= 1.1
