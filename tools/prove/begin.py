@@ -55,12 +55,15 @@ class Begin:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         if isinstance(self.source, Path):
-            safe = model_options(self.source)
             config = LlamaConfig.from_pretrained(
                 self.source, num_hidden_layers=recipe.model.layers, **tokenizer_options(self.source)
             )
             loaded: Any = LlamaForCausalLM.from_pretrained(
-                self.source, config=config, dtype=torch.float32, output_loading_info=True, **safe
+                self.source,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **model_options(self.source),
             )
             model, report = loaded
             if lost := sorted([*report["missing_keys"], *(fault[0] for fault in report["mismatched_keys"])]):
