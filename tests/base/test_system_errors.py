@@ -137,10 +137,7 @@ def test_the_command_line_says_it_in_one_message(tmp_path: Path) -> None:
         done.stderr.startswith("error: ") and "disk is full" in done.stderr and "Traceback" not in done.stderr
     )
     (tmp_path / "file").write_text("")
-    source = str(tmp_path / "file")
-    done = emma("convert", "hf-to-megatron", source, str(tmp_path / "out"), stdout=subprocess.DEVNULL)
+    build = ("corpus", "build", "demo", f"paths.corpus={tmp_path / 'file' / 'inside'}")
+    done = emma(*build, stdout=subprocess.DEVNULL)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "not a folder" in done.stderr
-    done = emma(
-        "--debug", "convert", "hf-to-megatron", source, str(tmp_path / "out"), stdout=subprocess.DEVNULL
-    )
-    assert "Traceback" in done.stderr
+    assert "Traceback" in emma("--debug", *build, stdout=subprocess.DEVNULL).stderr
