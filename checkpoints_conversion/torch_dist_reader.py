@@ -29,7 +29,7 @@ from emma.base.errors import UserError
 from emma.base.files import read_json
 from emma.checkpoints_conversion.mapped_file import MappedFile
 from emma.checkpoints_conversion.slicing import covered, overlaps
-from emma.tools.inspection.archives import Archive
+from emma.tools.inspection.archives import Archive, Window
 from emma.tools.inspection.objects import read_metadata
 from emma.tools.inspection.tensors import tensor_form
 from emma.tools.inspection.trees import PickleError
@@ -38,33 +38,6 @@ __all__ = ["TorchDistReader"]
 
 # Each mapping holds a file descriptor, and large runs write more files than a process may open.
 _OPEN_FILES = 64
-
-
-class _Window(io.RawIOBase):
-    """A range of a mapped file as a seekable stream."""
-
-    def __init__(self, mapped: MappedFile, offset: int, size: int) -> None:
-        self._mapped, self._offset, self._size, self._position = mapped, offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, start + position)
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        size = max(0, min(len(buffer), self._size - self._position))
-        buffer[:size] = self._mapped.read(self._offset + self._position, size)
-        self._position += size
-        return size
 
 
 @dataclass(frozen=True)
@@ -192,7 +165,7 @@ class TorchDistReader:
                 f"{mapped.path}: {len(mapped)} bytes, but the metadata refers to byte {info.offset + info.length}; "
                 "the file is truncated: copy it again, or use another step"
             )
-        return io.BufferedReader(_Window(mapped, info.offset, info.length))
+        return io.BufferedReader(Window(mapped.read, info.offset, info.length))
 
     def _stored_block(self, index: MetadataIndex) -> _Stored:
         if index not in self._stored:

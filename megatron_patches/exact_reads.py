@@ -146,7 +146,7 @@ def _reader(checkpoint_dir: Any, cache_metadata: bool = False, async_strategy: s
 
         def _read_item(self, stream: Any, item: Any, planner: LoadPlanner) -> None:
             stored = self.storage_data[item.storage_index]
-            archive = Archive(io.BufferedReader(Window(stream, stored.offset, stored.length), 512))
+            archive = Archive(io.BufferedReader(Window.of(stream, stored.offset, stored.length), 512))
             form = tensor_form(archive.tree)
             if form is None or form.inner is not None:
                 raise ValueError(f"{stream.name}: {item.storage_index.fqn} is no tensor of its own")

@@ -93,7 +93,7 @@ def _whole(stream: Any) -> Any:
 
     if not isinstance(stream, _ReaderView):
         return stream
-    return io.BufferedReader(Window(cast("IO[bytes]", stream.base_stream), stream.offset, stream.len))
+    return io.BufferedReader(Window.of(cast("IO[bytes]", stream.base_stream), stream.offset, stream.len))
 
 
 def load_metadata(file: IO[bytes]) -> Any:

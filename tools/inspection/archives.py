@@ -10,7 +10,7 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -29,10 +29,26 @@ _COUNT = struct.Struct("<q")
 
 
 class Window(io.RawIOBase):
-    """A range of a file as a seekable stream of its own."""
+    """A range of a file as a seekable stream of its own.
 
-    def __init__(self, file: IO[bytes], offset: int, size: int) -> None:
-        self._file, self._offset, self._size, self._position = file, offset, size, 0
+    Args:
+        read_at: reads a number of bytes at a place of the file.
+        offset: first byte of the range.
+        size: bytes of the range.
+    """
+
+    def __init__(self, read_at: Callable[[int, int], bytes], offset: int, size: int) -> None:
+        self._read_at, self._offset, self._size, self._position = read_at, offset, size, 0
+
+    @classmethod
+    def of(cls, file: IO[bytes], offset: int, size: int) -> Window:
+        """A range of an open file."""
+
+        def read_at(place: int, count: int) -> bytes:
+            file.seek(place)
+            return file.read(count)
+
+        return cls(read_at, offset, size)
 
     def readable(self) -> bool:
         return True
@@ -50,8 +66,7 @@ class Window(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         size = max(0, min(len(buffer), self._size - self._position))
-        self._file.seek(self._offset + self._position)
-        part = self._file.read(size)
+        part = self._read_at(self._offset + self._position, size)
         buffer[: len(part)] = part
         self._position += len(part)
         return len(part)

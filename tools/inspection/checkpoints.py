@@ -187,7 +187,7 @@ def _blocks(
             if stored.offset + stored.length > size:
                 found.missing.append(f"{file}: {key} lies beyond its {size} bytes; it is cut off")
                 continue
-            window = io.BufferedReader(Window(handle, stored.offset, stored.length), 1 << 12)
+            window = io.BufferedReader(Window.of(handle, stored.offset, stored.length), 1 << 12)
             place = printable(f"{file}: {key}")
             one, archive = inspect_pickle(place, window)
             if archive is not None and (fault := _mismatch(archive, key, offset, described)):
