@@ -270,7 +270,8 @@ def _output(recipe: Recipe, checkpoints: Path, tensorboard: Path | None) -> Flag
         "ckpt-format": "torch_dist",
         "exit-signal-handler": True,
         "log-interval": logging.interval,
-        "num-workers": 0,
+        # Two read ahead while the device computes. On a CPU they would take cores from the ranks.
+        "num-workers": 0 if recipe.cluster.device == "cpu" else 2,
         "ckpt-fully-parallel-save": reshardable,
         "dist-ckpt-optim-fully-reshardable": reshardable,
         "async-save": checkpoint.asynchronous,

@@ -12,6 +12,8 @@ from megatron.core import mpu
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.utils import flatten_batch_for_packed_sequences, get_batch_on_this_cp_rank
 
+from emma.base.errors import UserError
+
 __all__ = ["LOSS", "ForwardStep", "loss_sum", "to_device"]
 
 Batch = dict[str, Any]
@@ -54,7 +56,7 @@ class ForwardStep:
         self, data_iterator: Iterator[Batch], model: torch.nn.Module
     ) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
         begun = time.perf_counter()
-        batch = next(data_iterator)
+        batch = _next(data_iterator)
         self.data_wait_seconds += time.perf_counter() - begun
         batch, packed = to_device(batch)
         if mpu.get_context_parallel_world_size() > 1:
@@ -69,6 +71,14 @@ class ForwardStep:
             packed_seq_params=packed,
         )
         return output, partial(loss_sum, batch["loss_mask"])
+
+
+def _next(data_iterator: Iterator[Batch]) -> Batch:
+    """The next micro-batch; torch puts a trace before the message of an error in a worker process, this takes it off."""
+    try:
+        return next(data_iterator)
+    except UserError as error:
+        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from None
 
 
 def to_device(batch: Batch) -> tuple[Batch, PackedSeqParams | None]:

@@ -326,6 +326,26 @@ def test_worker_processes_read_the_same(tiny: TinyMix) -> None:
     assert np.array_equal(again.get(5), dataset.dataset.get(5))
 
 
+def test_what_is_wrong_is_said_in_one_line_by_a_worker_process_too(tmp_path: Path) -> None:
+    import torch
+
+    from emma.tools.training.dataset import open_dataset
+    from emma.tools.training.forward import ForwardStep
+
+    mix = make_tiny_mix(tmp_path, samples=4, sequence_length=LENGTH, vocab_size=512)
+    dataset = open_dataset(mix.mix / "train", config(mix, LENGTH))
+    for shard in (mix.mix / "train").glob("*.bin"):
+        shard.resolve().write_bytes(b"")
+    messages = []
+    for workers in (0, 2):
+        loader = torch.utils.data.DataLoader(dataset, batch_size=1, num_workers=workers)
+        with pytest.raises(UserError) as caught:
+            ForwardStep()(iter(loader), torch.nn.Identity())
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1] and "run `emma mix verify`" in messages[0]
+    assert "\n" not in messages[0]
+
+
 def test_samples_are_read_once(tiny: TinyMix) -> None:
     from emma.tools.training.dataset import open_dataset
 

@@ -6,10 +6,12 @@ damaged in turn, and compared with the uninterrupted one after every launch.
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,7 @@ from tests.training_run import losses, start_run, train_run, validation
 
 STEPS = 20
 TWO = ("cluster.gpus_per_node=2", "parallelism={tensor: 2}")
+READERS = "megatron_args={num-workers: 2}"
 NO_SAVES = "checkpoint.interval=1000"
 
 
@@ -38,6 +41,11 @@ def whole(make_small: Callable[[int], Small]) -> RunFolder:
 def at_step(job: Job, step: int, ranks: int) -> None:
     """Waits until the last rank has logged a step."""
     job.wait_for(f"iteration {step:8d}/", rank=ranks - 1, timeout=120)
+
+
+def children(pid: int) -> list[str]:
+    """Processes that a rank has started."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def kill_during_the_save_of(step: int, job: Job, run: RunFolder) -> None:
@@ -68,11 +76,13 @@ def test_sigterm_sigkill_and_damage_change_no_loss(
     whole: RunFolder, make_small: Callable[[int], Small], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """SIGTERM saves; SIGKILL in a save loses the steps since the one before; a checkpoint cut in half is
-    passed over."""
-    recipe = make_small(STEPS).recipe("broken", *TWO)
+    passed over. Worker processes read the samples, of the uninterrupted run each rank itself."""
+    recipe = make_small(STEPS).recipe("broken", *TWO, READERS)
     job, run = start_run(recipe), RunFolder(recipe.run_folder)
     at_step(job, 6, 2)
-    job.signal(signal.SIGTERM)
+    assert all(len(children(pid)) >= 2 for pid in job.pids)
+    for pid in job.pids:  # as Slurm does, to a rank and to its worker processes
+        os.killpg(pid, signal.SIGTERM)
     assert [outcome.exit_code for outcome in job.outcomes(timeout=120)] == [0, 0]
     state = read_json(run.state_file)
     stopped = state["step"]
