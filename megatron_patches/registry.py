@@ -18,6 +18,7 @@ MODULES = (
     "inert_loading",
     "dataset_helpers",
     "sequence_parallel_norm",
+    "accumulated_gradient",
     "torch_adam_resume",
     "writer_signals",
     "optimizer_rows",

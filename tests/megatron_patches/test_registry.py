@@ -55,12 +55,14 @@ def test_the_machine_decides_which_patches_are_on() -> None:
         "optimizer-rows",
         "even-blocks",
         "exact-reads",
+        "accumulated-gradient",
     }
     without_gpu = {"cpu-backend", "initialize-without-cuda", "torch-adam-resume"}
     assert on(CPU) == everywhere | without_gpu
     assert on(GPU) == everywhere | {"param-remainders"}
     assert on(replace(GPU, transformer_engine=False)) == everywhere | {"torch-adam-resume"}
     assert on(replace(CPU, transformer_engine=True)) == everywhere | without_gpu
+    assert on(replace(GPU, apex=True)) == (everywhere | {"param-remainders"}) - {"accumulated-gradient"}
 
 
 def test_an_untested_version_is_refused_with_patch_version_and_fix() -> None:

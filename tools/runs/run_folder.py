@@ -72,6 +72,7 @@ class RunFolder:
         self.reference_file = self.path / "reference.json"
         self.skipped_file = self.path / "skipped.json"
         self.alerts_file = self.path / "alerts.jsonl"
+        self.stragglers_file = self.path / "stragglers.jsonl"
         # Anyone with write access can create these files: the run saves once, or saves and stops until the
         # file is removed.
         self.save_request = self.path / "save"

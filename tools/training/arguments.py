@@ -40,7 +40,6 @@ _GPU: Flags = {
     "attention-backend": "auto",
     "cross-entropy-loss-fusion": True,
     "cross-entropy-fusion-impl": "native",
-    "no-gradient-accumulation-fusion": True,
     "manual-gc": True,
     "manual-gc-interval": 100,
 }

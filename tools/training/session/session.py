@@ -7,7 +7,7 @@ At each seam the parts are nested, the first of the list outermost. In megatron-
 | `load_checkpoint`              | `Loading` `MainWeights` `Phase`                                                 |
 | `train`                        | `MainWeights` `SavedWeights` `Trial` `Skips` `Reference` `Validation` `Metrics` |
 | `dummy_train_step`             | `Skips`                                                                         |
-| `training_log`                 | `Skips` `Metrics`                                                               |
+| `training_log`                 | `Skips` `Stragglers` `Metrics`                                                  |
 | `post_training_step_callbacks` | `Validation`                                                                    |
 | `checkpoint_and_decide_exit`   | `Trial` `SaveAndStop`                                                           |
 | `save_checkpoint_and_time`     | `Metrics` `Claim` `Space` `Marks`                                               |
@@ -40,6 +40,7 @@ from emma.tools.training.session.save_and_stop import SaveAndStop
 from emma.tools.training.session.saved_weights import SavedWeights
 from emma.tools.training.session.skips import Skips
 from emma.tools.training.session.space import Space
+from emma.tools.training.session.stragglers import Stragglers
 from emma.tools.training.session.trial import Trial
 from emma.tools.training.session.validation import Validation
 
@@ -79,6 +80,7 @@ class Session:
             Skips(recipe, run, launch),
             Reference(recipe, run, launch, self.datasets),
             Validation(recipe, run, mix, self.datasets, claim, clock),
+            Stragglers(recipe, run, self.forward_step, claim),
             Metrics(recipe, run, self.forward_step, claim, clock),
             claim,
             Space(recipe, run),
