@@ -90,7 +90,9 @@ class Plan:
                 "total": self.host_memory.total,
                 "node": recipe.cluster.host_memory_gib,
             },
-            "throughput": asdict(self.throughput) if self.throughput else None,
+            "throughput": {**asdict(self.throughput), "assumptions": self.throughput.assumptions}
+            if self.throughput
+            else None,
             "throughput_measured": self.measured,
             "throughput_uncertainty": None if self.measured or self.throughput is None else UNCERTAINTY,
             "time": asdict(self.time) if self.time else None,

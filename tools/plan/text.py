@@ -156,6 +156,8 @@ def _time(plan: Plan) -> list[str]:
                 f"{a.pue:g}, {a.grid_g_per_kwh:g} g/kWh",
             ),
         ]
+    paid = [f"{cost.what}: {cost.factor - 1:+.1%} ({cost.source})" for cost in t.costs if cost.what]
+    rows += [("it pays for" if number == 0 else "", text) for number, text in enumerate(paid)]
     rows += [("assumed", text) for text in t.assumptions]
     return ["time", *_rows(rows)]
 

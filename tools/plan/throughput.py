@@ -8,6 +8,7 @@ figures (`published.yaml`); where there are none, `Throughput.assumptions` says 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from emma.recipes.devices import device, matmul_format
@@ -15,7 +16,7 @@ from emma.recipes.schema import Recipe
 from emma.tools.arithmetic.flops import attention_flops_per_token, flops_per_token
 from emma.tools.arithmetic.parameters import layer_parameters, matmul_parameters
 
-__all__ = ["UNCERTAINTY", "Throughput", "expected_throughput"]
+__all__ = ["UNCERTAINTY", "Cost", "Throughput", "expected_throughput"]
 
 UNCERTAINTY = 0.15
 """Relative spread to expect between the estimate and a tuned run on another cluster."""
@@ -50,6 +51,19 @@ _BLOCKWISE = 0.85
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a choice of the recipe takes from the speed of the fastest published layout."""
+
+    what: str
+    """The choice."""
+    factor: float
+    """Speed with it, relative to the speed without it."""
+    source: str
+    """Where the factor was read, or what was assumed for want of a published figure."""
+    assumed: bool = False
+
+
+@dataclass(frozen=True)
 class Throughput:
     """Expected speed of a run."""
 
@@ -63,8 +77,13 @@ class Throughput:
     """`tflops_causal` as a share of the device's dense peak in the run's format."""
     bubble: float
     """Share of a step that pipeline stages spend waiting."""
-    assumptions: tuple[str, ...]
-    """What no published figure supports."""
+    costs: tuple[Cost, ...]
+    """What the recipe pays for its choices, in the order of the estimate; none for a measured speed."""
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What no published figure supports."""
+        return tuple(cost.source for cost in self.costs if cost.assumed)
 
 
 def expected_throughput(recipe: Recipe, measured: float | None = None) -> Throughput | None:
@@ -81,12 +100,13 @@ def expected_throughput(recipe: Recipe, measured: float | None = None) -> Throug
     full = flops_per_token(recipe.model, recipe.batch.sequence_length, "full")
     peak = device(recipe.cluster.device).peak_tflops(recipe.precision)
     bubble = _bubble(recipe)
-    assumptions: tuple[str, ...] = ()
+    costs: tuple[Cost, ...] = ()
     if measured is None:
         share = _SHARE_OF_PEAK.get(matmul_format(recipe.precision))
         if share is None or peak is None:
             return None
-        factor, assumptions = _factor(recipe)
+        costs = tuple(_costs(recipe))
+        factor = math.prod(cost.factor for cost in costs)
         measured = share * peak * 1e12 / causal * factor * (1 - bubble)
     tflops = measured * causal / 1e12
     return Throughput(
@@ -95,7 +115,7 @@ def expected_throughput(recipe: Recipe, measured: float | None = None) -> Throug
         tflops_full=measured * full / 1e12,
         mfu=tflops / peak if peak else None,
         bubble=bubble,
-        assumptions=assumptions,
+        costs=costs,
     )
 
 
@@ -107,38 +127,47 @@ def _bubble(recipe: Recipe) -> float:
     return idle / (microbatches + idle)
 
 
-def _factor(recipe: Recipe) -> tuple[float, tuple[str, ...]]:
-    p, cluster = recipe.parallelism, recipe.cluster
-    assumptions = []
-    production = recipe.precision.grad_reduce_fp32 or recipe.batch.document_masking
-    factor = _PRODUCTION if production else 1.0
-    if production and recipe.precision.fp8 is not None:
-        assumptions.append(
-            f"FP32 gradients, masked documents and real data cost FP8 what they cost BF16, {1 - _PRODUCTION:.0%}"
-        )
-    factor *= _TENSOR.get(p.tensor, _TENSOR[8] ** math.log(p.tensor, 8))
-    if p.tensor > 4:
-        assumptions.append(f"tensor parallelism {p.tensor} costs {1 - factor:.0%}")
+def _costs(recipe: Recipe) -> Iterator[Cost]:
+    p, cluster, precision = recipe.parallelism, recipe.cluster, recipe.precision
+    fp8 = precision.fp8 is not None
+    if precision.grad_reduce_fp32 or recipe.batch.document_masking:
+        what = "a production run: FP32 gradient sums, masked documents, real data"
+        yield Cost(what, _PRODUCTION, "Swallow against dgxc-benchmarking; not published apart")
+        if fp8:
+            yield _assumption(
+                f"FP32 gradients, masked documents and real data cost FP8 what they cost BF16, {1 - _PRODUCTION:.0%}"
+            )
+    if p.tensor > 1:
+        factor = _TENSOR.get(p.tensor, _TENSOR[8] ** math.log(p.tensor, 8))
+        assumed = f"tensor parallelism {p.tensor} costs {1 - factor:.0%}"
+        what = f"tensor parallelism {p.tensor}"
+        yield Cost(what, factor, assumed if p.tensor > 4 else "Swallow", assumed=p.tensor > 4)
+        if fp8:
+            yield _assumption("tensor parallelism costs FP8 the same share as BF16")
     rows = recipe.batch.micro * recipe.batch.sequence_length // (p.context * p.tensor)
     if p.tensor > 1 and rows < _FULL_MICROBATCH:
-        factor *= _SMALL_MICROBATCH
+        yield Cost(f"micro-batches of {rows:,} tokens a rank", _SMALL_MICROBATCH, "Swallow")
     if p.pipeline > 1:
-        factor *= _PIPELINE
+        yield Cost(f"sends between {p.pipeline} pipeline stages", _PIPELINE, "Swallow")
     if p.context > 2:
-        factor *= _CONTEXT_DOUBLING ** math.log2(p.context / 2)
-        assumptions.append(
-            f"context parallelism {p.context} costs {1 - _CONTEXT_DOUBLING:.0%} per doubling beyond 2"
-        )
+        factor = _CONTEXT_DOUBLING ** math.log2(p.context / 2)
+        text = f"context parallelism {p.context} costs {1 - _CONTEXT_DOUBLING:.0%} per doubling beyond 2"
+        yield Cost(f"context parallelism {p.context}", factor, text, assumed=True)
     if cluster.world_size > 8:
-        factor *= 1 - _LOSS_A_DOUBLING * math.log2(cluster.world_size / 8)
+        factor = 1 - _LOSS_A_DOUBLING * math.log2(cluster.world_size / 8)
+        yield Cost(f"{cluster.world_size} GPUs", factor, "Swallow, swiss-ai")
     if cluster.device not in ("h100", "h200", "gh200"):
-        assumptions.append(f"`{cluster.device}` reaches the same share of its peak as an H100")
-    if recipe.precision.fp8 == "blockwise":
-        factor *= _BLOCKWISE
-        assumptions.append(f"blockwise scaling runs at {_BLOCKWISE:.0%} of current scaling")
-    if recipe.precision.fp8 is not None and p.tensor > 1:
-        assumptions.append("tensor parallelism costs FP8 the same share as BF16")
-    return factor / (1 + _recomputed_share(recipe)), tuple(assumptions)
+        yield _assumption(f"`{cluster.device}` reaches the same share of its peak as an H100")
+    if precision.fp8 == "blockwise":
+        text = f"blockwise scaling runs at {_BLOCKWISE:.0%} of current scaling"
+        yield Cost("blockwise FP8", _BLOCKWISE, text, assumed=True)
+    if recomputed := _recomputed_share(recipe):
+        yield Cost(f"recomputation ({p.recompute})", 1 / (1 + recomputed), "FLOPs that are computed twice")
+
+
+def _assumption(text: str) -> Cost:
+    """An assumption that changes no figure."""
+    return Cost("", 1.0, text, assumed=True)
 
 
 def _recomputed_share(recipe: Recipe) -> float:

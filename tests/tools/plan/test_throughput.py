@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from emma.recipes.load import load_recipe
@@ -62,3 +64,19 @@ def test_bubble_is_the_textbooks() -> None:
     assert throughput is not None
     # 2,048 sequences over 8 data-parallel ranks in micro-batches of 2: 128 of them.
     assert throughput.bubble == pytest.approx(3 / (128 + 3))
+
+
+def test_what_a_run_pays_for_adds_up_to_its_speed() -> None:
+    """From the like-for-like shape to a production run, cost by cost."""
+    paid = {}
+    for layout in ("h100_64_bf16_like_for_like", "h100_64_bf16"):
+        throughput = expected_throughput(load_recipe("emma_llama3_8b_bi", [f"layout={layout}"]))
+        assert throughput is not None
+        paid[layout] = {cost.what: cost.factor for cost in throughput.costs if cost.what}
+        share = throughput.mfu
+        assert share == pytest.approx(0.556 * math.prod(paid[layout].values()), rel=1e-3)
+    assert list(paid["h100_64_bf16_like_for_like"]) == ["64 GPUs"]
+    assert list(paid["h100_64_bf16"])[:2] == [
+        "a production run: FP32 gradient sums, masked documents, real data",
+        "tensor parallelism 2",
+    ]
