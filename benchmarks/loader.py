@@ -16,37 +16,25 @@ import itertools
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from megatron.core.datasets.utils import Split
 
 from benchmarks.mix import build, dataset_config, make_store
 from emma.recipes.compose import list_names
 from emma.recipes.load import load_recipe
 from emma.tools.plan.throughput import expected_throughput
-from emma.tools.training.dataset import MixDataset, MixRows
 
 _DOCUMENTS = 60_000
 _SHARES = {"monolingual": 55, "bilingual": 45}
 _SECONDS = 8.0
 
 
-class SlowRows(MixRows):
-    """Rows of a disk that needs `wait` seconds more for each read."""
-
-    wait = 0.0
-
-    def get(self, row: int, offset: int = 0, length: int | None = None) -> np.ndarray:
-        time.sleep(self.wait)
-        return super().get(row, offset, length)
-
-
 def needed() -> tuple[str, float]:
     """The shipped H100 layout whose ranks need the most samples a second, and how many."""
     rates = {}
     for layout in list_names("layouts"):
-        if layout.startswith("h100"):
+        if layout.startswith("h100") and not layout.endswith("like_for_like"):
             recipe = load_recipe("emma_llama3_8b_bi", [f"layout={layout}"])
             speed = expected_throughput(recipe)
             assert speed is not None
@@ -57,9 +45,19 @@ def needed() -> tuple[str, float]:
 
 def rate(mix: Path, workers: int, wait: float) -> dict[str, float]:
     """Samples a second through torch's loader over `_SECONDS`, after the first that each worker reads."""
-    rows = SlowRows(mix / "train")
-    rows.wait = wait
-    dataset = MixDataset(rows, dataset_config(inter_document_masking=True), Split.train)
+    import torch
+
+    from emma.tools.training.dataset import open_dataset
+
+    dataset = open_dataset(mix / "train", dataset_config(inter_document_masking=True))
+    read = dataset.dataset.get
+
+    def slow(*place: Any) -> np.ndarray:
+        """A read from a disk that needs `wait` seconds more."""
+        time.sleep(wait)
+        return read(*place)
+
+    dataset.dataset.get = slow
     loader = iter(torch.utils.data.DataLoader(dataset, batch_size=1, num_workers=workers))
     for _ in range(max(1, 2 * workers)):
         next(loader)
@@ -88,7 +86,7 @@ def main() -> None:
     name = f"loader-{options.tokens}"
     build(options.folder, store, name, _DOCUMENTS * options.tokens, _SHARES)
     mix = options.folder / "mix" / name
-    starts = MixDataset(MixRows(mix / "train"), dataset_config(), Split.train).samples[:, 0]
+    starts = np.load(mix / "train" / "samples.npy", mmap_mode="r")[:, 0]
     reads = float(np.diff(starts).mean()) + 1
     layout, need = needed()
     print(f"{layout} needs {need:.2f} samples/s a rank; a sample is {reads:.1f} reads")
