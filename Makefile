@@ -6,7 +6,7 @@ TORCH211 := .venv-torch211
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-torch211 test-slurm demo demo-compare docs dist clean
+.PHONY: help setup check format test test-slow test-torch211 test-slurm gpu demo demo-compare docs dist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ test-slurm: $(READY)  ## run jobs on a real two-node Slurm on this machine (as r
 		DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
 		slurmdbd mariadb-server-core mariadb-client-core; }
 	$(BIN)/pytest -m slurm --durations=0
+
+gpu: $(READY)  ## measure all that is worth it on one GPU, in 8 minutes (SECONDS=...; REHEARSE=1 on a machine without one)
+	$(BIN)/python -P -m benchmarks.sitting --seconds $(or $(SECONDS),480) $(if $(REHEARSE),--rehearse)
 
 demo: $(READY)  ## run every stage on this machine, on real text in 100+ languages
 	$(BIN)/python -P -m emma.tools.demo

@@ -252,11 +252,11 @@ def _demo_texts() -> Iterator[str]:
             yield orjson.loads(line)["text"]
 
 
-def prepare_data(bench: Bench, layers: int) -> None:
+def prepare_data(bench: Bench, layers: int, precision: str = BASELINE) -> None:
     """Makes tokenizer, token store and a mix of exactly the run's samples with the project's own commands."""
     from emma.tools.demo.tokenizer import train_tokenizer, write_tokenizer
 
-    recipe = bench.recipe(BASELINE, layers)
+    recipe = bench.recipe(precision, layers)
     write_tokenizer(train_tokenizer(_demo_texts(), 16_384), Path(recipe.model.tokenizer.path))
     overrides = [*bench.overrides, f"model.layers={layers}"]
     for command in (("pack", "run"), ("mix", "build")):
