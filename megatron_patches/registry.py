@@ -18,6 +18,8 @@ MODULES = (
     "inert_loading",
     "dataset_helpers",
     "sequence_parallel_norm",
+    "zero_centred_norm",
+    "window_mask",
     "torch_adam_resume",
     "writer_signals",
     "optimizer_rows",
