@@ -286,7 +286,7 @@ def hf_config(shape: Shape, *, dtype: str, tokens: TokenIds) -> dict[str, Any]:
         "eos_token_id": _eos(tokens),
         "head_dim": shape.channels,
         "model_type": huggingface.model_type,
-        **({"pad_token_id": tokens.pad} if tokens.pad is not None else {}),
+        "pad_token_id": tokens.pad,  # null too: some families have a default of their own
         **write_rope(shape),
         **write_kinds(shape),
         "torch_dtype": dtype,

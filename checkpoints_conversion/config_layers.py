@@ -114,7 +114,13 @@ def _scaling(
         raise UserError(
             f"{path}: rope scaling `{kind}` has {unknown[0]} {shown(rope[unknown[0]])}, which cannot be converted"
         )
-    return {"type": kind, **{key: rope[key] for key in names if rope.get(key) is not None}}
+    values = {key: rope[key] for key in names if rope.get(key) is not None}
+    if kind == "yarn" and values.get("attention_factor") is not None:
+        # Published files write the default out.
+        plain = RopeScaling(type="yarn", factor=float(values["factor"])).sharpening
+        if abs(float(values["attention_factor"]) - plain) < 1e-9:
+            del values["attention_factor"]
+    return {"type": kind, **values}
 
 
 def read_kinds(path: Path, config: Mapping[str, Any], design: Architecture, layers: int) -> list[str] | None:

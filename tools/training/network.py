@@ -23,6 +23,7 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -207,6 +208,21 @@ class Xielu(torch.nn.Module):
         self.eps: torch.Tensor
         self.register_buffer("beta", torch.tensor(0.5, **kind))
         self.register_buffer("eps", torch.tensor(-1e-6, **kind))
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None
+    ) -> dict[str, Any]:
+        """For Megatron's checkpoints: the same on all tensor-parallel ranks, which its default overlooks for a part of a
+        feed-forward layer."""
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(keep_vars=True),
+            prefix,
+            {},
+            sharded_offsets,
+            tp_group=parallel_state.get_tensor_model_parallel_group(),
+            dp_cp_group=(metadata or {}).get("dp_cp_group")
+            or parallel_state.get_data_parallel_group(with_context_parallel=True),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [sequence, batch, ffn of this rank]."""
