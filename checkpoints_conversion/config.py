@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import reprlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +12,16 @@ from pydantic import ValidationError
 
 from emma.base.errors import UserError
 from emma.base.files import read_json
+from emma.checkpoints_conversion.config_layers import (
+    read_kinds,
+    read_rope,
+    refuse,
+    shown,
+    write_kinds,
+    write_rope,
+)
 from emma.recipes.limits import beyond
+from emma.recipes.schema.architecture import Architecture, architecture, architecture_names
 from emma.recipes.schema.model import Shape
 
 __all__ = [
@@ -27,22 +36,10 @@ __all__ = [
     "validated_shape",
 ]
 
-# Fields that affect the weights or their meaning; the others (context length, initialisation, padding) may
-# differ between a base model and the recipe that continues its training.
-_SAME = (
-    "layers",
-    "hidden_size",
-    "ffn_hidden_size",
-    "attention_heads",
-    "query_groups",
-    "channels",
-    "vocab_size",
-    "rope_theta",
-    "rope_scaling",
-    "norm_epsilon",
-    "tie_embeddings",
-)
-_SCALING_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+# Fields that neither the weights nor their meaning depend on: they may differ between a base model and the recipe that
+# continues its training. All others must be the same, some of them as what they come to.
+_MAY_DIFFER = {"vocab_padding", "max_position_embeddings", "init_std"}
+_COMES_TO = {"head_dim": "channels", "layer_kinds": "kinds", "query_scale": "score_scale"}
 # Fields of a shape and their keys in `config.json`.
 _KEYS = {
     "layers": "num_hidden_layers",
@@ -57,8 +54,11 @@ _KEYS = {
     "tie_embeddings": "tie_word_embeddings",
     "init_std": "initializer_range",
 }
+_MOST_LAYERS = 1000  # recipes/limits.yaml refuses more
+_NULLABLE = ("query_groups", "head_dim", "sliding_window")
 _LARGEST_SETTINGS = 16 << 20  # bytes; published ones have some kilobytes
 _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True)
@@ -101,89 +101,109 @@ def read_settings(path: Path) -> dict[str, Any]:
     return value
 
 
-def _shown(value: Any) -> str:
-    return reprlib.repr(value)
+def design_of(
+    path: Path, config: Mapping[str, Any], *, text_only: bool = False
+) -> tuple[Architecture, dict[str, Any]]:
+    """The architecture that a `config.json` names, and the settings of the text model in it.
+
+    Args:
+        path: the file, for messages.
+        config: its content.
+        text_only: take the text model out of a model of images and text.
+
+    Raises:
+        UserError: no known architecture.
+    """
+    known = [architecture(name) for name in architecture_names()]
+    types = ", ".join(f"`{design.huggingface.model_type}`" for design in known)
+    kind = config.get("model_type")
+    for design in known:
+        part = design.huggingface.text_part
+        if part is not None and kind == part.model_type:
+            text = config.get(part.config)
+            if not text_only or not isinstance(text, dict):
+                left = ", ".join(f"{name}*" for name in part.left_behind)
+                why = f"a model of images and text. --text-only takes its text model and leaves {left} behind"
+                refuse(path, config, "model_type", why)
+            tied = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
+            return design, {**tied, **text}
+    for key, value in config.items():
+        # For all architectures: what no part of Megatron's network can express.
+        if key in _EXPERTS and value:
+            refuse(path, config, key, "mixtures of experts cannot be converted")
+        if key.endswith("softcapping") and value is not None:
+            refuse(
+                path,
+                config,
+                key,
+                "Megatron's fused attention has no soft caps, so such a model cannot be trained",
+            )
+        if key == "vision_config" and value:
+            refuse(path, config, key, "only models of text alone can be converted")
+    named = [design for design in known if design.huggingface.model_type == kind]
+    if not named:
+        why = f"only models of type {types} can be converted (docs/add_a_base_model.md adds others)"
+        refuse(path, config, "model_type", why)
+    return named[0], dict(config)
 
 
-def _refuse_others(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuses what Megatron's Llama cannot express, with one specific message per case."""
-
-    def refuse(key: str, why: str) -> None:
-        raise UserError(f"{path}: `{key}` is {_shown(config.get(key))}: {why}")
-
-    if config.get("model_type") != "llama":
-        refuse("model_type", "only models of type `llama` can be converted")
-    if config.get("architectures") not in (None, [], ["LlamaForCausalLM"]):
-        refuse("architectures", "only LlamaForCausalLM can be converted")
+def _refuse_others(path: Path, config: Mapping[str, Any], design: Architecture) -> None:
+    """Refuses what the architecture's file does not know, with one specific message per case."""
+    names = design.huggingface.architectures
+    if config.get("architectures") not in (None, [], *([name] for name in names)) and config.get(
+        "model_type"
+    ) == (design.huggingface.model_type):
+        refuse(path, config, "architectures", f"only {' or '.join(names)} can be converted")
     if config.get("quantization_config"):
-        refuse(
-            "quantization_config", "dequantise the model first; quantised weights cannot be trained further"
-        )
-    for key in ("attention_bias", "mlp_bias"):
-        if config.get(key):
-            refuse(key, "the project trains Llamas without biases; such a model would lose them")
-    if config.get("hidden_act", "silu") != "silu":
-        refuse("hidden_act", "Llama's feed-forward layer is SwiGLU, whose activation is `silu`")
+        why = "dequantise the model first; quantised weights cannot be trained further"
+        refuse(path, config, "quantization_config", why)
+    for key, value in design.huggingface.constant.items():
+        if config.get(key) not in (None, value):
+            why = f"architecture {design.name} has {json.dumps(value)}; another value is another network, which is lost"
+            refuse(path, config, key, why)
 
 
-def _rope(path: Path, config: Mapping[str, Any]) -> tuple[Any, dict[str, Any] | None]:
-    """Base and scaling from either form: `rope_theta` + `rope_scaling`, or `rope_parameters` with both."""
-    forms = {key: config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key) is not None}
-    for key, value in forms.items():
-        if not isinstance(value, dict):
-            raise UserError(f"{path}: `{key}` is {_shown(value)}, not an object; copy the file again")
-    rope = dict(forms.get("rope_parameters") or forms.get("rope_scaling") or {})
-    theta = config.get("rope_theta")
-    inner = rope.pop("rope_theta", None)
-    if None not in (theta, inner) and theta != inner:
-        raise UserError(
-            f"{path}: `rope_theta` is {_shown(theta)} and, within the RoPE parameters, {_shown(inner)}; correct one"
-        )
-    theta = 10000.0 if theta is None and inner is None else inner if theta is None else theta
-    kinds = [rope.pop(key, None) for key in ("rope_type", "type")]
-    kind = kinds[0] or kinds[1] or "default"
-    if None not in kinds and kinds[0] != kinds[1]:
-        raise UserError(f"{path}: rope type is {_shown(kinds[0])} and {_shown(kinds[1])}; correct one")
-    if rope.pop("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) not in (None, 1, 1.0):
-        raise UserError(f"{path}: `partial_rotary_factor` is not 1: Llama rotates all channels of a head")
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
-        raise UserError(
-            f"{path}: unknown rope type {_shown(kind)}; only models with `llama3` scaling or none can be converted"
-        )
-    if lost := [key for key in _SCALING_KEYS if key not in rope]:
-        raise UserError(f"{path}: rope scaling `llama3` lacks {', '.join(lost)}; copy the file again")
-    return theta, {key: rope[key] for key in _SCALING_KEYS}
-
-
-def model_from_hf(folder: Path, *, vocab_padding: int = 128) -> Shape:
+def model_from_hf(folder: Path, *, vocab_padding: int = 128, text_only: bool = False) -> Shape:
     """Shape of the model in a Hugging Face folder.
 
     Args:
         folder: holds `config.json`.
         vocab_padding: padding multiple of the shape, which `config.json` does not contain.
+        text_only: take the text model out of a model of images and text.
 
     Raises:
-        UserError: no `config.json`, a model that is not a plain Llama, or values that contradict each other.
+        UserError: no `config.json`, a model of no known architecture, or values that contradict each other.
     """
     path = folder / "config.json"
-    config = read_settings(path)
-    _refuse_others(path, config)
-    if lost := [key for key in _REQUIRED if key not in config]:
+    design, config = design_of(path, read_settings(path), text_only=text_only)
+    _refuse_others(path, config, design)
+    huggingface = design.huggingface
+    keys = _KEYS | dict(huggingface.keys.items())
+    for own in ("layer_kinds", "rope_theta_sliding"):  # read apart
+        keys.pop(own, None)
+    defaults = huggingface.defaults
+    if lost := [key for key in _REQUIRED if key not in config and key not in defaults]:
         raise UserError(f"{path}: `{lost[0]}` is missing; copy the file again")
-    theta, scaling = _rope(path, config)
-    values = {field: config[key] for field, key in _KEYS.items() if config.get(key) is not None}
-    # These are the defaults of transformers' LlamaConfig, which omits fields equal to its defaults.
-    defaults = {
-        "query_groups": config["num_attention_heads"],
-        "max_position_embeddings": 2048,
-        "norm_epsilon": 1e-6,
-        "tie_embeddings": False,
-        "init_std": 0.02,
-    }
-    extra = {"vocab_padding": vocab_padding, "rope_theta": theta, "rope_scaling": scaling}
-    return validated_shape({**defaults, **values, **extra}, str(path), _KEYS)
+    values: dict[str, Any] = {"architecture": design.name, "vocab_padding": vocab_padding}
+    for field, key in keys.items():
+        # What is absent has transformers' default; null says none, where there can be none.
+        value = config.get(key, defaults.get(key))
+        if value is None and field not in _NULLABLE:
+            value = defaults.get(key)
+        if value is not None:
+            values[field] = value
+    values.setdefault("query_groups", values.get("attention_heads"))
+    values |= read_rope(path, config, design)
+    layers = values.get("layers")
+    if (
+        isinstance(layers, int)
+        and 0 < layers <= _MOST_LAYERS
+        and (kinds := read_kinds(path, config, design, layers)) is not None
+    ):
+        values["layer_kinds"] = kinds
+        if "sliding" not in kinds:
+            values.pop("sliding_window", None)
+    return validated_shape(values, str(path), keys)
 
 
 def validated_shape(values: Mapping[str, Any], where: str, names: Mapping[str, str]) -> Shape:
@@ -199,7 +219,7 @@ def validated_shape(values: Mapping[str, Any], where: str, names: Mapping[str, s
     """
     for key, value, bound in beyond(values, ("model",)):
         raise UserError(
-            f"{where}: `{names.get(key[-1], key[-1])}` is {_shown(value)}: at most {bound:,.12g} can be converted, "
+            f"{where}: `{names.get(key[-1], key[-1])}` is {shown(value)}: at most {bound:,.12g} can be converted, "
             "several times the largest published (recipes/limits.yaml); the file is damaged"
         )
     try:
@@ -207,7 +227,7 @@ def validated_shape(values: Mapping[str, Any], where: str, names: Mapping[str, s
     except ValidationError as error:
         fault = error.errors()[0]
     field = str(fault["loc"][-1]) if fault["loc"] else ""
-    name = f"`{names.get(field, field)}` is {_shown(fault['input'])}: " if field else ""
+    name = f"`{names.get(field, field)}` is {shown(fault['input'])}: " if field else ""
     raise UserError(f"{where}: {name}{fault['msg']}")
 
 
@@ -216,19 +236,18 @@ def _ids(path: Path, key: str, value: Any, vocab_size: Any) -> tuple[int, ...]:
     found = value if isinstance(value, list) else [value]
     if wrong := [one for one in found if type(one) is not int or not 0 <= one < vocab_size]:
         raise UserError(
-            f"{path}: `{key}` is {_shown(value)}: {_shown(wrong[0])} is no token id from 0 to {vocab_size - 1}; correct "
+            f"{path}: `{key}` is {shown(value)}: {shown(wrong[0])} is no token id from 0 to {vocab_size - 1}; correct "
             "it, or remove the key if the model has no such token"
         )
     return tuple(found)
 
 
-def token_ids_from_hf(folder: Path) -> TokenIds:
+def token_ids_from_hf(folder: Path, vocab_size: int) -> TokenIds:
     """Special tokens from `generation_config.json`, or from `config.json` if it has none.
 
     Raises:
         UserError: a special token is not an id of the vocabulary.
     """
-    vocab_size = model_from_hf(folder).vocab_size
     found: dict[str, tuple[int, ...]] = {}
     for name in ("config.json", "generation_config.json"):
         path = folder / name
@@ -255,36 +274,24 @@ def hf_config(shape: Shape, *, dtype: str, tokens: TokenIds) -> dict[str, Any]:
 
     Returns:
         A configuration that transformers 4 and 5, vLLM, and llama.cpp read: RoPE is given as `rope_theta` and
-        `rope_scaling`, from which the newer `rope_parameters` is derived.
+        `rope_scaling`, from which the newer `rope_parameters` is derived, and by kind of layer where it depends on it.
     """
-    scaling = shape.rope_scaling
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": False,
-        "attention_dropout": 0.0,
+    huggingface = shape.design.huggingface
+    fixed = {**huggingface.constant, **huggingface.written}
+    values = {
+        **{key: value for key, value in fixed.items() if value is not None},
+        **{key: getattr(shape, field) for field, key in _KEYS.items()},
+        "architectures": huggingface.architectures[:1],
         "bos_token_id": tokens.begin,
         "eos_token_id": _eos(tokens),
         "head_dim": shape.channels,
-        "hidden_act": "silu",
-        "hidden_size": shape.hidden_size,
-        "initializer_range": shape.init_std,
-        "intermediate_size": shape.ffn_hidden_size,
-        "max_position_embeddings": shape.max_position_embeddings,
-        "mlp_bias": False,
-        "model_type": "llama",
-        "num_attention_heads": shape.attention_heads,
-        "num_hidden_layers": shape.layers,
-        "num_key_value_heads": shape.query_groups,
-        **({"pad_token_id": tokens.pad} if tokens.pad is not None else {}),
-        "pretraining_tp": 1,
-        "rms_norm_eps": shape.norm_epsilon,
-        "rope_scaling": None if scaling is None else {"rope_type": "llama3", **scaling.model_dump()},
-        "rope_theta": shape.rope_theta,
-        "tie_word_embeddings": shape.tie_embeddings,
+        "model_type": huggingface.model_type,
+        "pad_token_id": tokens.pad,  # null too: some families have a default of their own
+        **write_rope(shape),
+        **write_kinds(shape),
         "torch_dtype": dtype,
-        "use_cache": True,
-        "vocab_size": shape.vocab_size,
     }
+    return dict(sorted(values.items()))
 
 
 def generation_config(tokens: TokenIds) -> dict[str, Any]:
@@ -295,7 +302,10 @@ def generation_config(tokens: TokenIds) -> dict[str, Any]:
 
 def shape_differences(one: Shape, other: Shape) -> list[str]:
     """Differing fields that change the network's function, as `name: one != other`."""
-    pairs = ((name, getattr(one, name), getattr(other, name)) for name in _SAME)
+    if one.architecture != other.architecture:
+        return [f"architecture: {one.architecture} != {other.architecture}"]
+    fields = (_COMES_TO.get(name, name) for name in Shape.model_fields if name not in _MAY_DIFFER)
+    pairs = ((name, getattr(one, name), getattr(other, name)) for name in fields)
     return [f"{name}: {a} != {b}" for name, a, b in pairs if a != b]
 
 

@@ -31,6 +31,7 @@ from emma.checkpoints_conversion.parameters import (
     chunks,
     fuse_qkv,
     global_sizes,
+    name_of,
     parameter_shapes,
 )
 from emma.checkpoints_conversion.stock_megatron import architecture, loading
@@ -45,13 +46,14 @@ __all__ = ["convert", "plan"]
 
 _VOCABULARY_BLOCK = 256 << 20  # bytes per block of the embedding, by far the largest tensor
 
-# Modules of a layer with an `_extra_state`, in Megatron's local and Transformer Engine implementations.
-_LAYER_EXTRA_STATES = (
-    "self_attention.linear_qkv",
-    "self_attention.linear_proj",
-    "mlp.linear_fc1",
-    "mlp.linear_fc2",
-)
+# Modules outside of the projections that have an `_extra_state` of their own under Transformer Engine: norms.
+_NORMS = ("q_layernorm", "k_layernorm", "post_layernorm")
+
+
+def _modules_with_extra_state(shape: Shape) -> list[str]:
+    """Modules of a layer with an `_extra_state`, in Megatron's local and Transformer Engine implementations."""
+    modules = {row.key.rpartition(".")[0] for row in shape.design.layer.values()}
+    return sorted(module for module in modules if module.split(".")[-1].startswith(("linear_", *_NORMS)))
 
 
 def _shape_to_write(base: Shape, model: Shape | None, source: Path) -> Shape:
@@ -120,7 +122,7 @@ def _open(
         parts = [part.to(dtype) for part in stored]
         if scan is not None:
             for name, part, source in zip(chunk.names, parts, stored, strict=True):
-                scan.add(name, first, part, source)
+                scan.add(name, first, part.reshape(part.shape or (1,)), source.reshape(source.shape or (1,)))
         yield (fuse_qkv(shape, parts) if len(parts) > 1 else parts[0]).view(chunk.sizes)
 
 
@@ -137,22 +139,24 @@ def _objects(shape: Shape) -> dict[str, Any]:
     extra = {
         f"decoder.layers.{module}._extra_state/shard_{layer}_{shape.layers}": None
         for layer in range(shape.layers)
-        for module in _LAYER_EXTRA_STATES
+        for module in _modules_with_extra_state(shape)
     }
     return {"common_state/shard_0_1": common, **extra, "decoder.final_layernorm._extra_state/shard_0_1": None}
 
 
-def plan(source: Path, *, model: Shape | None = None, dtype: str | None = None) -> dict[str, Any]:
+def plan(
+    source: Path, *, model: Shape | None = None, dtype: str | None = None, text_only: bool = False
+) -> dict[str, Any]:
     """What `convert` would do, after all checks that don't read weights.
 
     Returns:
         `shape`, `dtype` (of the embedding), `tensors` (number of global tensors), `bytes` to write, and
         `padding_rows`.
     """
-    weights = HuggingFaceWeights(source)
+    weights = HuggingFaceWeights(source, text_only=text_only)
     shape = _shape_to_write(weights.shape, model, source)
     parts = _blocks(weights, shape, None if dtype is None else parse_dtype(dtype))
-    token_ids_from_hf(source)
+    token_ids_from_hf(source, shape.vocab_size)
     check_tokenizer(source, shape.vocab_size)
     return {
         "shape": shape.model_dump(include=set(Shape.model_fields)),
@@ -169,6 +173,7 @@ def convert(
     *,
     model: Shape | None = None,
     dtype: str | None = None,
+    text_only: bool = False,
     overwrite: bool = False,
     allow_nonfinite: Collection[str] = (),
     threads: int = 2,
@@ -194,13 +199,13 @@ def convert(
         UserError: wrong or damaged input, a shape other than the recipe's, too little disk space, or
             `destination` exists. Leaves nothing behind.
     """
-    weights = HuggingFaceWeights(source)
+    weights = HuggingFaceWeights(source, text_only=text_only)
     shape = _shape_to_write(weights.shape, model, source)
     if unknown := sorted(set(allow_nonfinite) - parameter_shapes(shape).keys()):
         raise UserError(f"--allow-nonfinite {unknown[0]}: {source} has no such parameter; correct the name")
-    tokens: TokenIds = token_ids_from_hf(source)
+    tokens: TokenIds = token_ids_from_hf(source, shape.vocab_size)
     tokenizer = check_tokenizer(source, shape.vocab_size)
-    scan = Scan(allow_nonfinite, by_row=("model.embed_tokens.weight", "lm_head.weight"))
+    scan = Scan(allow_nonfinite, by_row={name_of(shape, EMBEDDING), name_of(shape, OUTPUT)})
     parts = _blocks(weights, shape, None if dtype is None else parse_dtype(dtype), scan)
     total = sum(part.size for part in parts)
     check_free_space(destination, math.ceil(total * 1.01))
@@ -234,6 +239,7 @@ def convert(
             "padding_rows": shape.padded_vocab_size(1) - shape.vocab_size,
             "stock_megatron": loading(shape),
             "tokenizer": tokenizer,
+            "left_behind": weights.left_behind,
             "nonfinite": scan.nonfinite(),
             "zeros": scan.zeros(),
             "warnings": [

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from emma.base.errors import CheckFailedError
-from emma.checkpoints_conversion.parameters import parameter_shapes
+from emma.checkpoints_conversion.parameters import matrices, parameter_shapes
 from emma.checkpoints_conversion.weights import MegatronWeights, Rows, row_blocks
 
 __all__ = ["Distance", "release_record", "release_sentence"]
@@ -119,10 +119,11 @@ class Distance:
     def faults(self) -> list[str]:
         """Parameters whose main weights are not those that the model's weights were rounded from."""
         faults = []
+        multiplied = [matrices(source.shape) for source in self._sources]
         for (index, name), found in self._sums.items():
             source = self._sources[index]
             allowed = -1.0 if source.checkpoint.exact_main else _BF16_LIMIT  # exact: no value may differ
-            if source.checkpoint.fp8_params and _kind(name).endswith("_proj"):
+            if source.checkpoint.fp8_params and name in multiplied[index]:
                 allowed = _FP8_LIMIT
             if found.not_rounded and not found.relative_rms <= allowed:
                 faults.append(

@@ -1,14 +1,16 @@
-"""A Llama's parameters under transformers' names, and where each lies in Megatron's global tensors.
+"""A model's parameters under transformers' names, and where each lies in Megatron's global tensors.
 
-Megatron stores a weight of all layers as one tensor whose first axis is the layer. Two of its weights each
-combine several of transformers': `linear_qkv` has, for each query group in turn, the rows of the group's
-query heads, its key head, and its value head; `linear_fc1` has the gate's rows, then the up projection's.
-Both libraries rotate the first half of a head's channels against the second half (`rotate_half`), so rows
-within a head keep their order. With tied embeddings neither side has an output layer.
+The architecture's file (`recipes/architectures/`) says which there are. Megatron stores a weight of all layers as one
+tensor whose first axis is the layer. Two of its tensors each combine several of transformers': `linear_qkv` has, for
+each query group in turn, the rows of the group's query heads, its key head, and its value head (its bias likewise);
+`linear_fc1` has the gate's rows, then the up projection's. Both libraries rotate the first half of a head's channels
+against the second half (`rotate_half`), so rows within a head keep their order. With tied embeddings neither side has
+an output layer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,8 +20,7 @@ from emma.recipes.schema.model import Shape
 
 __all__ = [
     "EMBEDDING",
-    "FUSED_FC1",
-    "FUSED_QKV",
+    "LAYERS",
     "NORM_KEYS",
     "OUTPUT",
     "Chunk",
@@ -28,31 +29,22 @@ __all__ = [
     "fuse_qkv",
     "global_sizes",
     "locations",
+    "matrices",
+    "name_of",
     "parameter_shapes",
     "split_qkv",
 ]
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
-FUSED_QKV = "decoder.layers.self_attention.linear_qkv.weight"
-FUSED_FC1 = "decoder.layers.mlp.linear_fc1.weight"
-_FINAL_NORM = "decoder.final_layernorm.weight"
-
-# Within a layer: transformers' name → Megatron's key, for weights that both store the same way.
-_ALIKE = {
-    "input_layernorm": "decoder.layers.self_attention.linear_qkv.layer_norm_weight",
-    "self_attn.o_proj": "decoder.layers.self_attention.linear_proj.weight",
-    "post_attention_layernorm": "decoder.layers.mlp.linear_fc1.layer_norm_weight",
-    "mlp.down_proj": "decoder.layers.mlp.linear_fc2.weight",
-}
+LAYERS = "decoder.layers."
 # The local implementation's name of a norm before a projection → its name in checkpoints, which follow
 # Transformer Engine.
 NORM_KEYS = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
 }
-_QKV_PARTS = ("q_proj", "k_proj", "v_proj")
-_FC1_PARTS = ("gate_proj", "up_proj")
+_QKV_PARTS = ("query", "key", "value")
 
 
 @dataclass(frozen=True)
@@ -91,39 +83,28 @@ class Chunk:
     names: tuple[str, ...]
 
 
-def _layer(index: int, name: str) -> str:
-    return f"model.layers.{index}.{name}.weight"
+def name_of(shape: Shape, key: str) -> str:
+    """transformers' name of a parameter outside of the layers, by Megatron's key; with tied embeddings, the output layer's
+    is the embedding's."""
+    found = {row.key: name for name, row in shape.outside.items()}
+    return found[EMBEDDING if key == OUTPUT and shape.tie_embeddings else key]
+
+
+def matrices(shape: Shape) -> set[str]:
+    """Names of the layers' matrices, which Transformer Engine multiplies in FP8 where the run does."""
+    inner = [name for name, row in shape.design.layer.items() if row.cut is not None and len(row.sizes) == 2]
+    return {f"model.layers.{index}.{name}" for index in range(shape.layers) for name in inner}
 
 
 def parameter_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
-    """Sizes of each parameter under transformers' names, in network order."""
-    hidden, query, key = (
-        shape.hidden_size,
-        shape.attention_heads * shape.channels,
-        shape.query_groups * shape.channels,
-    )
-    layer = {
-        "input_layernorm": (hidden,),
-        "self_attn.q_proj": (query, hidden),
-        "self_attn.k_proj": (key, hidden),
-        "self_attn.v_proj": (key, hidden),
-        "self_attn.o_proj": (hidden, query),
-        "post_attention_layernorm": (hidden,),
-        "mlp.gate_proj": (shape.ffn_hidden_size, hidden),
-        "mlp.up_proj": (shape.ffn_hidden_size, hidden),
-        "mlp.down_proj": (hidden, shape.ffn_hidden_size),
-    }
-    result: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocab_size, hidden)}
+    """Sizes of each parameter under transformers' names: embedding, layers, the others."""
+    outside = {name: shape.sizes(row) for name, row in shape.outside.items()}
+    first = name_of(shape, EMBEDDING)
+    layer = {name: shape.sizes(row) for name, row in shape.design.layer.items()}
+    result = {first: outside[first]}
     for index in range(shape.layers):
-        result |= {_layer(index, name): sizes for name, sizes in layer.items()}
-    result["model.norm.weight"] = (hidden,)
-    if not shape.tie_embeddings:
-        result["lm_head.weight"] = (shape.vocab_size, hidden)
-    return result
-
-
-def _fused_rows(shape: Shape) -> int:
-    return (shape.attention_heads + 2 * shape.query_groups) * shape.channels
+        result |= {f"model.layers.{index}.{name}": sizes for name, sizes in layer.items()}
+    return result | outside
 
 
 def global_sizes(shape: Shape, vocabulary_rows: int | None = None) -> dict[str, tuple[int, ...]]:
@@ -133,43 +114,31 @@ def global_sizes(shape: Shape, vocabulary_rows: int | None = None) -> dict[str, 
         shape: the model.
         vocabulary_rows: rows of the embedding including padding; by default, as for tensor-parallel size 1.
     """
-    rows = shape.padded_vocab_size(1) if vocabulary_rows is None else vocabulary_rows
-    hidden, ffn, layers = shape.hidden_size, shape.ffn_hidden_size, shape.layers
-    sizes: dict[str, tuple[int, ...]] = {
-        EMBEDDING: (rows, hidden),
-        _ALIKE["input_layernorm"]: (layers, hidden),
-        FUSED_QKV: (layers, _fused_rows(shape), hidden),
-        _ALIKE["self_attn.o_proj"]: (layers, hidden, shape.attention_heads * shape.channels),
-        _ALIKE["post_attention_layernorm"]: (layers, hidden),
-        FUSED_FC1: (layers, 2 * ffn, hidden),
-        _ALIKE["mlp.down_proj"]: (layers, hidden, ffn),
-        _FINAL_NORM: (hidden,),
-    }
-    if not shape.tie_embeddings:
-        sizes[OUTPUT] = (rows, hidden)
-    return sizes
+    return shape.checkpoint_tensors(
+        shape.padded_vocab_size(1) if vocabulary_rows is None else vocabulary_rows
+    )
 
 
 def locations(shape: Shape) -> dict[str, Location]:
     """Where each parameter lies, under transformers' names in the order of `parameter_shapes`."""
+    outside, fused = shape.outside, shape.layer_tensors
+    layer: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], int | None]] = {}
+    for name, row in shape.design.layer.items():
+        sizes, part = shape.sizes(row), None
+        first = [0] * len(sizes)
+        if row.part in _QKV_PARTS:
+            sizes, part = fused[row.key], _QKV_PARTS.index(row.part)
+        elif row.part == "up":
+            first[0] = fused[row.key][0] - sizes[0]
+        layer[name] = (LAYERS + row.key, tuple(first), sizes, part)
     result = {}
-    fused = (1, _fused_rows(shape), shape.hidden_size)
-    for name, sizes in parameter_shapes(shape).items():
-        zeros = (0,) * len(sizes)
-        if name in ("model.embed_tokens.weight", "lm_head.weight"):
-            result[name] = Location(EMBEDDING if name.startswith("model") else OUTPUT, zeros, sizes)
-        elif name == "model.norm.weight":
-            result[name] = Location(_FINAL_NORM, zeros, sizes)
+    for name, whole in parameter_shapes(shape).items():
+        if name in outside:
+            result[name] = Location(outside[name].key, (0,) * len(whole), whole)
         else:
-            _, _, number, inner = name.removesuffix(".weight").split(".", 3)
-            index, leaf = int(number), inner.rpartition(".")[2]
-            if leaf in _QKV_PARTS:
-                result[name] = Location(FUSED_QKV, (index, 0, 0), fused, _QKV_PARTS.index(leaf))
-            elif leaf in _FC1_PARTS:
-                first = _FC1_PARTS.index(leaf) * shape.ffn_hidden_size
-                result[name] = Location(FUSED_FC1, (index, first, 0), (1, *sizes))
-            else:
-                result[name] = Location(_ALIKE[inner], (index, *zeros), (1, *sizes))
+            _, _, number, inner = name.split(".", 3)
+            key, offsets, sizes, part = layer[inner]
+            result[name] = Location(key, (int(number), *offsets), (1, *sizes), part)
     return result
 
 
@@ -181,13 +150,13 @@ def chunks(shape: Shape, vocabulary_rows: int | None = None) -> Iterator[Chunk]:
         vocabulary_rows: rows of the embedding including padding; by default, as for tensor-parallel size 1.
     """
     rows = shape.padded_vocab_size(1) if vocabulary_rows is None else vocabulary_rows
-    fused: list[str] = []
+    fused: dict[str, list[str]] = {}
     for name, place in locations(shape).items():
         if place.part is not None:
-            fused.append(name)
-            if place.part == len(_QKV_PARTS) - 1:
-                yield Chunk(place.key, place.offsets, place.sizes, tuple(fused))
-                fused = []
+            names = fused.setdefault(place.key, [])
+            names.append(name)
+            if len(names) == len(_QKV_PARTS):
+                yield Chunk(place.key, place.offsets, place.sizes, tuple(fused.pop(place.key)))
             continue
         yield Chunk(place.key, place.offsets, place.sizes, (name,))
         if place.key in (EMBEDDING, OUTPUT) and rows > shape.vocab_size:
@@ -196,20 +165,23 @@ def chunks(shape: Shape, vocabulary_rows: int | None = None) -> Iterator[Chunk]:
 
 
 def fuse_qkv(shape: Shape, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Query [heads × channels, hidden], key, and value [groups × channels, hidden] → Megatron's `linear_qkv`.
+    """Query [heads × channels, hidden], key, and value [groups × channels, hidden] → Megatron's `linear_qkv`; or their
+    biases [heads × channels] and [groups × channels] → its bias.
 
     Returns:
-        A new tensor [(heads + 2 × groups) × channels, hidden] of the parts' type.
+        A new tensor [(heads + 2 × groups) × channels, hidden] of the parts' type; of biases, without the second axis.
     """
-    grouped = [part.view(shape.query_groups, -1, shape.hidden_size) for part in parts]
-    return torch.cat(grouped, dim=1).view(-1, shape.hidden_size)
+    grouped = [part.view(shape.query_groups, -1, *part.shape[1:]) for part in parts]
+    return torch.cat(grouped, dim=1).flatten(0, 1)
 
 
 def split_qkv(shape: Shape, fused: torch.Tensor, part: int) -> torch.Tensor:
-    """The query (0), key (1), or value (2) rows of a layer's `linear_qkv`, [rows, hidden]; a copy."""
+    """The query (0), key (1), or value (2) rows of a layer's `linear_qkv` or its bias, [rows, hidden] or [rows]; a copy."""
     channels = shape.channels
     query = shape.attention_heads // shape.query_groups * channels
     first = (0, query, query + channels)[part]
     size = (query, channels, channels)[part]
-    grouped = fused.view(shape.query_groups, query + 2 * channels, shape.hidden_size)
-    return grouped[:, first : first + size].reshape(-1, shape.hidden_size)
+    width = math.prod(fused.shape) // (shape.query_groups * (query + 2 * channels))
+    grouped = fused.view(shape.query_groups, query + 2 * channels, width)
+    rows = grouped[:, first : first + size].reshape(-1, width)
+    return rows if width > 1 else rows[:, 0].clone()

@@ -124,11 +124,11 @@ class SafetensorsReader:
         """
         record = self.records[name]
         mapped = self._files[record.file]
-        first, count = rows or (0, record.shape[0])
+        first, count = rows or (0, record.shape[0] if record.shape else 1)
         row = math.prod(record.shape[1:]) * record.dtype.itemsize
         offset = record.offset + first * row
         try:
-            yield mapped.tensor(offset, record.dtype, (count, *record.shape[1:]))
+            yield mapped.tensor(offset, record.dtype, (count, *record.shape[1:]) if record.shape else ())
         finally:
             mapped.release(offset, count * row)
 

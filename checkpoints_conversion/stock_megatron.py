@@ -18,6 +18,7 @@ from emma.recipes.schema.model import RopeScaling, Shape
 from emma.tools.inspection.archives import Archive
 from emma.tools.inspection.objects import make
 from emma.tools.inspection.trees import PickleError, as_mapping
+from emma.tools.training.arguments import beyond_arguments, command_line, model_flags
 
 __all__ = ["architecture", "loading", "shape_of", "stored_arguments"]
 
@@ -27,9 +28,19 @@ _STOCK_SCALING = RopeScaling(
 )
 
 
+_LISTS = {
+    "window_size": "window-size",
+    "window_attn_skip_freq": "window-attn-skip-freq",
+    "no_rope_freq": "no-rope-freq",
+}
+
+
 def architecture(shape: Shape) -> Namespace:
     """Megatron's arguments that describe the model, as `--use-checkpoint-args` reads them."""
+    network, flags = shape.network, model_flags(shape)
+    lists = {name: _numbers(flags[flag]) for name, flag in _LISTS.items()}
     return Namespace(
+        emma_architecture=shape.architecture,
         num_layers=shape.layers,
         hidden_size=shape.hidden_size,
         ffn_hidden_size=shape.ffn_hidden_size,
@@ -49,12 +60,14 @@ def architecture(shape: Shape) -> Namespace:
         normalization="RMSNorm",
         norm_epsilon=shape.norm_epsilon,
         layernorm_epsilon=shape.norm_epsilon,  # its name in newer versions
-        apply_layernorm_1p=False,
-        swiglu=True,
+        apply_layernorm_1p=network.zero_centred,
+        swiglu=network.gated,
         squared_relu=False,
         add_bias_linear=False,
-        add_qkv_bias=False,
+        add_qkv_bias=network.qkv_bias,
+        qk_layernorm=network.qk_norm != "none",
         apply_query_key_layer_scaling=False,
+        **lists,
         attention_dropout=0.0,
         hidden_dropout=0.0,
         untie_embeddings_and_output_weights=not shape.tie_embeddings,
@@ -66,6 +79,10 @@ def architecture(shape: Shape) -> Namespace:
     )
 
 
+def _numbers(text: object) -> list[int] | None:
+    return None if text is None else [int(word) for word in str(text).strip("[]()").split(",")]
+
+
 def loading(shape: Shape) -> dict[str, Any]:
     """What loads an import in stock Megatron, beside `--load FOLDER`.
 
@@ -73,49 +90,29 @@ def loading(shape: Shape) -> dict[str, Any]:
         `arguments` (a command line; None if stock Megatron has no arguments for this model) and `why_not` (None,
         or what it lacks).
     """
-    if shape.rope_scaling not in (None, _STOCK_SCALING):
-        why = f"its GPT builder knows one RoPE scaling, {_STOCK_SCALING}, and the model has {shape.rope_scaling}"
+    if (why := _beyond_arguments(shape)) is not None:
         return {"arguments": None, "why_not": why}
-    if shape.rope_theta != int(shape.rope_theta):
-        return {
-            "arguments": None,
-            "why_not": f"--rotary-base is a whole number, and the model has {shape.rope_theta}",
-        }
-    values: dict[str, Any] = {
-        "num-layers": shape.layers,
-        "hidden-size": shape.hidden_size,
-        "ffn-hidden-size": shape.ffn_hidden_size,
-        "num-attention-heads": shape.attention_heads,
-        "group-query-attention": True,
-        "num-query-groups": shape.query_groups,
-        "kv-channels": shape.channels,
-        "seq-length": shape.max_position_embeddings,
-        "max-position-embeddings": shape.max_position_embeddings,
-        "position-embedding-type": "rope",
-        "rotary-base": int(shape.rope_theta),
+    start = ("finetune", "no-load-optim", "no-load-rng", "exit-on-missing-checkpoint")
+    flags = {
+        **model_flags(shape),
         "rotary-percent": 1.0,
-        "use-rope-scaling": shape.rope_scaling is not None,
-        "rope-scaling-factor": None if shape.rope_scaling is None else shape.rope_scaling.factor,
-        "normalization": "RMSNorm",
-        "norm-epsilon": shape.norm_epsilon,
-        "swiglu": True,
-        "disable-bias-linear": True,
-        "attention-dropout": 0.0,
-        "hidden-dropout": 0.0,
-        "untie-embeddings-and-output-weights": not shape.tie_embeddings,
-        "vocab-size": shape.vocab_size,
-        "make-vocab-size-divisible-by": shape.vocab_padding,
+        "seq-length": shape.max_position_embeddings,
         "ckpt-format": "torch_dist",
-        "finetune": True,
-        "no-load-optim": True,
-        "no-load-rng": True,
-        "exit-on-missing-checkpoint": True,
+        **dict.fromkeys(start, True),
     }
-    arguments: list[str] = []
-    for name, value in values.items():
-        if value is not None and value is not False:
-            arguments += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return {"arguments": arguments, "why_not": None}
+    return {"arguments": command_line(flags), "why_not": None}
+
+
+def _beyond_arguments(shape: Shape) -> str | None:
+    """What stock Megatron has no argument for; None if there is nothing."""
+    if shape.rope_theta != int(shape.rope_theta):
+        return f"--rotary-base is a whole number, and the model has {shape.rope_theta}"
+    if shape.rope_scaling not in (None, _STOCK_SCALING):
+        return f"its GPT builder knows one RoPE scaling, {_STOCK_SCALING}, and the model has {shape.rope_scaling}"
+    needed = [f"{name}: {value}" for name, value in beyond_arguments(shape)]
+    if not needed:
+        return None
+    return f"it has no arguments for {', '.join(needed)} of architecture {shape.architecture}"
 
 
 def stored_arguments(folder: Path) -> Namespace | None:
@@ -147,8 +144,10 @@ def stored_arguments(folder: Path) -> Namespace | None:
     return arguments if isinstance(arguments, Namespace) else None
 
 
-# What the arguments of a plain Llama must be. Absent ones were added to Megatron later, with this default.
+# What the arguments must be of the one architecture that arguments alone are read as. Absent ones were added to Megatron later, with this default.
+_READ_AS = "llama"
 _PLAIN: dict[str, tuple[Any, ...]] = {
+    "emma_architecture": (_READ_AS,),
     "position_embedding_type": ("rope",),
     "rotary_percent": (1.0,),
     "rotary_interleaved": (False,),
@@ -201,7 +200,7 @@ def shape_of(arguments: Namespace, folder: Path, vocab_size: int | None) -> Shap
         vocab_size: the tokenizer's number of ids, for arguments that lack `vocab_size`.
 
     Raises:
-        UserError: not a plain Llama, or arguments are missing; the message names the argument and what to do.
+        UserError: another architecture's, or arguments are missing; the message names the argument and what to do.
     """
     fix = "write a recipe that describes the model above its checkpoints/ (`emma recipe show RUN`)"
     values = vars(arguments)
@@ -209,7 +208,10 @@ def shape_of(arguments: Namespace, folder: Path, vocab_size: int | None) -> Shap
         value = values.get(name, allowed[0])
         if (name in _NEEDED and name not in values) or value not in allowed:
             found = f"is {value!r}" if name in values else "is missing"
-            raise UserError(f"{folder}: Megatron's argument {name} {found}; a Llama has {allowed[0]!r}")
+            raise UserError(
+                f"{folder}: Megatron's argument {name} {found}; architecture {_READ_AS} has {allowed[0]!r}, and of others "
+                f"the arguments do not say all: {fix}"
+            )
     wanted: dict[str, Any] = {field: values.get(name) for field, name in _FIELDS.items()}
     wanted["norm_epsilon"] = values.get("layernorm_epsilon", values.get("norm_epsilon"))
     wanted["query_groups"] = (

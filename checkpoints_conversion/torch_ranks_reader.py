@@ -18,7 +18,7 @@ import torch
 
 from emma.base.errors import UserError
 from emma.checkpoints_conversion.mapped_file import MappedFile
-from emma.checkpoints_conversion.parameters import FUSED_FC1, NORM_KEYS, OUTPUT
+from emma.checkpoints_conversion.parameters import LAYERS, NORM_KEYS, OUTPUT
 from emma.checkpoints_conversion.slicing import covered, overlaps
 from emma.recipes.schema.model import Shape
 from emma.tools.inspection.archives import Archive, open_archive
@@ -32,16 +32,7 @@ _FILE = "model_optim_rng.pt"
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _MODEL = re.compile(r"model(\d*)")
 
-# Axis along which tensor parallelism splits; weights not listed are the same on all its ranks. A rank's rows
-# of linear_fc1 are its share of the gate, then its share of the up projection.
-_AXES = {
-    "embedding.word_embeddings.weight": 0,
-    "output_layer.weight": 0,
-    "self_attention.linear_qkv.weight": 0,
-    "self_attention.linear_proj.weight": 1,
-    "mlp.linear_fc1.weight": 0,
-    "mlp.linear_fc2.weight": 1,
-}
+_AXES = {None: None, "rows": 0, "columns": 1}
 
 
 def holds_ranks(folder: Path) -> bool:
@@ -80,6 +71,11 @@ class TorchRanksReader:
     def __init__(self, folder: Path, shape: Shape) -> None:
         self.folder = folder
         self._blocks: dict[str, list[_Block]] = {}
+        rows = [*shape.design.layer.values(), *shape.design.outside.values()]
+        # Axis along which tensor parallelism splits; weights not listed are the same on all its ranks. A rank's rows of a
+        # gated product are its share of the gate, then its share of the up projection.
+        self._axes = {row.key: _AXES[row.cut] for row in rows}
+        self._gated = {row.key for row in rows if row.part == "gate"}
         ranks = self._ranks()
         pipeline, tensor = 1 + max(p for p, _ in ranks), 1 + max(t for _, t in ranks)
         if missing := sorted({(p, t) for p in range(pipeline) for t in range(tensor)} - ranks.keys()):
@@ -156,16 +152,16 @@ class TorchRanksReader:
                 continue
             layers = max(layers, int(match[1]) + 1)
             inner = NORM_KEYS.get(match[2], match[2])
-            self._place(f"decoder.layers.{inner}", inner, tensors, (first + int(match[1]),))
+            self._place(LAYERS + inner, inner, tensors, (first + int(match[1]),))
         return layers
 
     def _place(self, key: str, inner: str, tensors: Sequence[torch.Tensor], layer: tuple[int, ...]) -> None:
         """Adds a weight's blocks, one per rank (or two), to the global tensor `key`."""
         blocks = self._blocks.setdefault(key, [])
-        axis = _AXES.get(inner)
+        axis = self._axes.get(inner)
         if axis is None:
             tensors = tensors[:1]
-        halves = 2 if key == FUSED_FC1 else 1
+        halves = 2 if inner in self._gated else 1
         whole = sum(tensor.shape[axis] for tensor in tensors) if axis is not None else 0
         for half in range(halves):
             start = half * whole // halves

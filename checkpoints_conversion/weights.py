@@ -1,4 +1,4 @@
-"""One view of a Llama's parameters, whatever format they are stored in: transformers' names, slices on
+"""One view of a model's parameters, whatever format they are stored in: transformers' names, slices on
 demand."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from emma.base.errors import UserError
 from emma.checkpoints_conversion.checkpoint import Checkpoint, find_checkpoint, is_checkpoint
-from emma.checkpoints_conversion.config import model_from_hf
+from emma.checkpoints_conversion.huggingface_weights import HuggingFaceWeights, Rows
 from emma.checkpoints_conversion.parameters import (
     EMBEDDING,
     OUTPUT,
@@ -23,17 +23,16 @@ from emma.checkpoints_conversion.parameters import (
     parameter_shapes,
     split_qkv,
 )
-from emma.checkpoints_conversion.safetensors_files import SafetensorsReader
 from emma.checkpoints_conversion.torch_dist_reader import TorchDistReader
 from emma.checkpoints_conversion.torch_ranks_reader import TorchRanksReader, holds_ranks
 from emma.recipes.schema.model import Shape
 from emma.tools.inspection.checkpoints import check_checkpoint
-from emma.tools.inspection.models import check_model
 
 __all__ = [
     "AveragedWeights",
     "HuggingFaceWeights",
     "MegatronWeights",
+    "Rows",
     "Weights",
     "WeightsKind",
     "blocks",
@@ -44,7 +43,6 @@ __all__ = [
 
 # `auto`: the optimizer's where the run kept its model's weights in FP8, else the model's.
 WeightsKind = Literal["auto", "model", "optimizer"]
-Rows = tuple[int, int]  # first row and number of rows
 # Prefixes of main weights: the distributed optimizer's fully reshardable layout, and the plain mixed-precision
 # optimizer's.
 _MAIN_PARAMETERS = ("optimizer.state.param.", "optimizer.state.fp32_param.")
@@ -73,67 +71,6 @@ class Weights(Protocol):
 
     def open(self, name: str, rows: Rows | None = None) -> AbstractContextManager[torch.Tensor]:
         """Lends a parameter, or some of its rows; don't write to it or use it after the block."""
-
-
-class HuggingFaceWeights:
-    """The weights of a Hugging Face folder, checked against its `config.json`.
-
-    Args:
-        folder: holds `config.json` and safetensors files.
-
-    Raises:
-        UserError: not a plain Llama, or parameters are missing, superfluous, or of other sizes.
-    """
-
-    layout: Literal["huggingface", "megatron"] = "huggingface"
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        check_model(folder)
-        self.shape = model_from_hf(folder)
-        self._reader = SafetensorsReader(folder)
-        self.files = self._reader.files
-        expected = parameter_shapes(self.shape)
-        found = {n: r.shape for n, r in self._reader.records.items() if not n.endswith("rotary_emb.inv_freq")}
-        tied_copy = found.pop("lm_head.weight", None) if self.shape.tie_embeddings else None
-        for name, sizes in expected.items():
-            if name not in found:
-                hint = " (is tie_word_embeddings meant to be true?)" if name == "lm_head.weight" else ""
-                raise UserError(f"{folder}: parameter {name} is missing, but config.json implies it{hint}")
-            if found[name] != sizes:
-                raise UserError(
-                    f"{folder}: parameter {name} has sizes {list(found[name])}, but config.json implies {list(sizes)}; "
-                    "weights and config.json are from different models"
-                )
-        if extra := sorted(found.keys() - expected.keys()):
-            raise UserError(
-                f"{folder}: parameter {extra[0]} does not belong to a Llama with this config.json ({len(extra)} such); "
-                "converting would lose it"
-            )
-        if tied_copy is not None:
-            self._check_tied(tied_copy)
-
-    def _check_tied(self, sizes: tuple[int, ...]) -> None:
-        if sizes != (self.shape.vocab_size, self.shape.hidden_size):
-            raise UserError(
-                f"{self.folder}: parameter lm_head.weight has sizes {list(sizes)}, but config.json ties it to "
-                "model.embed_tokens.weight; weights and config.json are from different models"
-            )
-        with (
-            self._reader.open("lm_head.weight") as output,
-            self._reader.open("model.embed_tokens.weight") as table,
-        ):
-            if output.dtype != table.dtype or not torch.equal(output, table):
-                raise UserError(
-                    f"{self.folder}: config.json ties input and output embeddings, but lm_head.weight differs from "
-                    "model.embed_tokens.weight; set tie_word_embeddings to false if both are intended"
-                )
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._reader.records[name].dtype
-
-    def open(self, name: str, rows: Rows | None = None) -> AbstractContextManager[torch.Tensor]:
-        return self._reader.open(name, rows)
 
 
 class MegatronWeights:
@@ -174,7 +111,7 @@ class MegatronWeights:
         self._check_all()
         if extra := sorted(self._model_keys() - global_sizes(self.shape).keys()):
             raise UserError(
-                f"{self.folder}: tensor {extra[0]} does not belong to a Llama with the shape in {checkpoint.description} "
+                f"{self.folder}: tensor {extra[0]} does not belong to the model in {checkpoint.description} "
                 f"({len(extra)} such); exporting would lose it"
             )
 
@@ -252,6 +189,10 @@ class MegatronWeights:
     def open(self, name: str, rows: Rows | None = None) -> Iterator[torch.Tensor]:
         place = self._locations[name]
         whole = parameter_shapes(self.shape)[name]
+        if not whole:  # a single value
+            with self.open_stored(place.key, place.offsets, place.sizes) as stored:
+                yield stored.reshape(())
+            return
         first, count = rows or (0, whole[0])
         if place.part is not None:
             with self.open_stored(place.key, place.offsets, place.sizes) as stored:
@@ -264,8 +205,10 @@ class MegatronWeights:
             yield stored.reshape(count, *whole[1:])
 
 
-def open_weights(folder: Path, step: int | None = None, kind: WeightsKind = "auto") -> Weights:
-    """Opens a folder in either format.
+def open_weights(
+    folder: Path, step: int | None = None, kind: WeightsKind = "auto", *, text_only: bool = False
+) -> Weights:
+    """Opens a folder in either format; `text_only` takes the text model out of a Hugging Face model of images and text.
 
     Raises:
         UserError: it is in neither format, or its weights are incomplete.
@@ -273,7 +216,7 @@ def open_weights(folder: Path, step: int | None = None, kind: WeightsKind = "aut
     if is_checkpoint(folder):
         return MegatronWeights(find_checkpoint(folder, step), kind)
     if (folder / "config.json").is_file():
-        return HuggingFaceWeights(folder)
+        return HuggingFaceWeights(folder, text_only=text_only)
     raise UserError(
         f"{folder}: neither a Hugging Face model (config.json) nor a Megatron checkpoint (iter_NNNNNNN) nor a run"
     )
@@ -281,6 +224,9 @@ def open_weights(folder: Path, step: int | None = None, kind: WeightsKind = "aut
 
 def row_blocks(sizes: Sequence[int]) -> Iterator[Rows]:
     """Cuts a parameter into rows of at most 32 MiB in FP32."""
+    if not sizes:
+        yield 0, 1
+        return
     step = max(1, _BLOCK_BYTES // (math.prod(sizes[1:]) * 4))
     for first in range(0, sizes[0], step):
         yield first, min(step, sizes[0] - first)

@@ -19,6 +19,8 @@ MODULES = (
     "dataset_helpers",
     "sequence_parallel_norm",
     "accumulated_gradient",
+    "zero_centred_norm",
+    "window_mask",
     "torch_adam_resume",
     "writer_signals",
     "optimizer_rows",

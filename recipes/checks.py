@@ -137,6 +137,12 @@ def _layout(recipe: Recipe) -> Iterator[Fault]:
             f"context parallelism ({p.context}) needs Transformer Engine's attention, so a GPU; the cluster is `cpu`",
             "set context to 1",
         )
+    if p.context > 1 and model.sliding_window is not None:
+        yield (
+            "parallelism.context",
+            f"context parallelism ({p.context}) passes keys around in a ring, which does not know the model's windows",
+            "set context to 1 (tensor 2 with sequence: true saves as much memory)",
+        )
     if p.context > 1 and recipe.batch.document_masking:
         yield (
             "parallelism.context",

@@ -34,6 +34,7 @@ def compare(
     *,
     step: int | None = None,
     weights: str = "auto",
+    text_only: bool = False,
     tokenizer: Path | None = None,
     tolerance: float = TOLERANCE,
     tensors: bool = True,
@@ -50,6 +51,7 @@ def compare(
         step: step to use in a folder with several checkpoints; by default, the latest complete one.
         weights: of a Megatron checkpoint, `model`, `optimizer` for its FP32 main weights, or `auto` for the latter
             where the run kept the former in FP8.
+        text_only: take the text model out of a Hugging Face model of images and text.
         tokenizer: folder with `tokenizer.json`; by default, that of `a` or `b`; if neither has one, bytes are
             the ids.
         tolerance: largest allowed difference between two logits.
@@ -67,7 +69,7 @@ def compare(
 
     if weights not in ("auto", "model", "optimizer"):
         raise UserError(f"unknown weights {weights!r}; use auto, model or optimizer")
-    one, other = open_weights(a, step, weights), open_weights(b, step, weights)  # type: ignore[arg-type]
+    one, other = (open_weights(side, step, weights, text_only=text_only) for side in (a, b))  # type: ignore[arg-type]
     released = None
     for side in (other, one):
         if isinstance(side, MegatronWeights):

@@ -195,7 +195,7 @@ def _write_configs(plan: ReleasePlan, staging: Path) -> None:
     """Writes config.json as exported, and generation_config.json with the begin and end tokens of the
     recipe's documents; the export's other end tokens (Llama 3's `<|eot_id|>`) are kept."""
     config = read_json(plan.export / "config.json")
-    exported = token_ids_from_hf(plan.export)
+    exported = token_ids_from_hf(plan.export, model_from_hf(plan.export).vocab_size)
     end = tuple(dict.fromkeys((*plan.tokens.end, *exported.end)))
     tokens = TokenIds(
         plan.tokens.begin, end, plan.tokens.pad if plan.tokens.pad is not None else exported.pad

@@ -75,7 +75,7 @@ def _token_faults(folder: Path) -> list[str]:
         for key in ("bos_token_id", "eos_token_id")
         if generation.get(key) != config.get(key)
     ]
-    ids = token_ids_from_hf(folder)
+    ids = token_ids_from_hf(folder, model_from_hf(folder).vocab_size)
     settings_file = folder / "tokenizer_config.json"
     settings = read_json(settings_file) if settings_file.is_file() else {}
     for key, known in (("bos_token", (ids.begin,)), ("eos_token", ids.end)):

@@ -18,6 +18,7 @@ from emma.commands.convert_options import (
     OVERWRITE,
     PATH,
     TEXT,
+    TEXT_ONLY,
     TOLERANCE,
     WEIGHTS,
     Size,
@@ -106,6 +107,7 @@ def _proof(
     help="Model recipe (name or YAML file) that SRC must match; its padding is used.",
 )
 @DTYPE
+@TEXT_ONLY
 @click.option(
     "--parity/--no-parity", default=False, show_default=True, help="Prove parity before DST appears."
 )
@@ -125,6 +127,7 @@ def hf_to_megatron(
     destination: Path,
     model: str | None,
     dtype: str | None,
+    text_only: bool,
     parity: bool,
     allow_nonfinite: tuple[str, ...],
     text: Path | None,
@@ -135,7 +138,7 @@ def hf_to_megatron(
 ) -> None:
     """Import the Hugging Face model in SRC as a Megatron checkpoint in DST.
 
-    SRC holds config.json and safetensors files of a Llama (2, 3, 3.1, 3.2). DST gets `iter_0000000/` with the
+    SRC holds config.json and safetensors files of an architecture of recipes/architectures. DST gets `iter_0000000/` with the
     weights, a description of the model, and its tokenizer. It can be a run's `start.checkpoint` at any
     tensor- and pipeline-parallel size: Megatron loads it with `--load DST --finetune`.
     """
@@ -144,7 +147,7 @@ def hf_to_megatron(
 
     section = None if model is None else load_section("model", model)
     if dry_run:
-        _print(conversion.plan(source, model=section, dtype=dtype), as_json)
+        _print(conversion.plan(source, model=section, dtype=dtype, text_only=text_only), as_json)
         return
     check = _proof(source, destination, text, tolerance) if parity else None
     manifest = conversion.convert(
@@ -152,10 +155,15 @@ def hf_to_megatron(
         destination,
         model=section,
         dtype=dtype,
+        text_only=text_only,
         overwrite=overwrite,
         allow_nonfinite=[name for names in allow_nonfinite for name in names.split(",")],
         check=check,
     )
+    if left := manifest.extra["left_behind"]:
+        click.echo(
+            f"left behind: {len(left)} parameters that are not the text model's ({left[0]}, …)", err=True
+        )
     for warning in manifest.extra["warnings"]:
         click.echo(f"warning: {warning}", err=True)
     _written(destination, manifest, as_json)

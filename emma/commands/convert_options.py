@@ -17,6 +17,7 @@ __all__ = [
     "OVERWRITE",
     "PATH",
     "TEXT",
+    "TEXT_ONLY",
     "TOLERANCE",
     "WEIGHTS",
     "Size",
@@ -62,6 +63,11 @@ DTYPE = click.option(
     "--dtype",
     type=click.Choice(["fp32", "bf16", "fp16"]),
     help="Cast the weights; by default every weight keeps its type.",
+)
+TEXT_ONLY = click.option(
+    "--text-only",
+    is_flag=True,
+    help="Of a model of images and text, take the text model and leave the rest behind.",
 )
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Check the input and show what would be written.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from emma.base.errors import CheckFailedError, UserError
-from emma.commands.convert_options import JSON, PATH, TEXT, TOLERANCE, WEIGHTS, say_released
+from emma.commands.convert_options import JSON, PATH, TEXT, TEXT_ONLY, TOLERANCE, WEIGHTS, say_released
 
 if TYPE_CHECKING:
     from emma.checkpoints_conversion.parity import Report
@@ -26,6 +26,7 @@ __all__ = ["verify"]
     "--step", type=int, help="Step in a folder with several checkpoints. Default: the latest complete one."
 )
 @WEIGHTS
+@TEXT_ONLY
 @TOLERANCE
 @click.option(
     "--length", type=click.IntRange(2), default=64, show_default=True, help="Maximum tokens per text."
@@ -48,6 +49,7 @@ def verify(
     tokenizer: Path | None,
     step: int | None,
     weights: str,
+    text_only: bool,
     tolerance: float,
     length: int,
     mixed_length: int,
@@ -82,6 +84,7 @@ def verify(
         None if text is None else read_texts(text),
         step=step,
         weights=weights,
+        text_only=text_only,
         tokenizer=tokenizer,
         tolerance=tolerance,
         tensors=tensors,

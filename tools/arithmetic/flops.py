@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from emma.recipes.schema.model import Model
+from emma.recipes.schema.model import Shape
 from emma.tools.arithmetic.parameters import matmul_parameters
 
 __all__ = ["Convention", "attention_flops_per_token", "flops_per_token"]
@@ -15,19 +15,26 @@ _FORWARD_AND_BACKWARD = 3  # the backward pass multiplies once for the inputs, o
 _MULTIPLY_AND_ADD = 2
 
 
-def attention_flops_per_token(model: Model, sequence_length: int, convention: Convention = "causal") -> float:
+def attention_flops_per_token(model: Shape, sequence_length: int, convention: Convention = "causal") -> float:
     """FLOPs of the attention core (queries × keys, probabilities × values) per token, forward and backward.
 
-    `full` counts the whole square of scores, `causal` the half that causal attention needs. With document
+    `full` counts the whole square of scores of every layer, `causal` the half that causal attention needs, and of a
+    layer with a window what lies in it: W·s − W(W−1)/2 scores for a window of W < s tokens. With document
     masking, documents shorter than the sequence need even less; both conventions ignore that, as published
     figures do.
     """
-    width = model.attention_heads * model.channels
-    square = 2 * _MULTIPLY_AND_ADD * _FORWARD_AND_BACKWARD * model.layers * width * sequence_length
-    return square / 2 if convention == "causal" else float(square)
+    width, length = model.attention_heads * model.channels, sequence_length
+    per_score = 2 * _MULTIPLY_AND_ADD * _FORWARD_AND_BACKWARD * width
+    square = per_score * model.layers * length
+    window = model.sliding_window or length
+    if convention == "full" or window >= length:
+        return square / 2 if convention == "causal" else float(square)
+    sliding = model.kinds.count("sliding")
+    scores = window * length - window * (window - 1) / 2
+    return per_score * ((model.layers - sliding) * length / 2 + sliding * scores / length)
 
 
-def flops_per_token(model: Model, sequence_length: int, convention: Convention = "causal") -> float:
+def flops_per_token(model: Shape, sequence_length: int, convention: Convention = "causal") -> float:
     """Model FLOPs per training token, forward and backward, without recomputation.
 
     6 × the weights of matrix products (including the output layer, not the input embedding, which is a

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from emma.recipes.schema.model import Model
+from emma.recipes.schema.model import Shape
 
 __all__ = [
     "LayerParameters",
@@ -23,9 +24,11 @@ class LayerParameters:
     attention: int
     """QKV and output projections."""
     mlp: int
-    """Gate, up and down projections (SwiGLU)."""
+    """Gate (if there is one), up and down projections."""
+    bias: int
+    """Biases, which tensor parallelism divides with their projections."""
     norm: int
-    """The two RMSNorms; every tensor-parallel rank holds them whole."""
+    """Norms and the activation's own weights; every tensor-parallel rank holds them whole."""
 
     @property
     def matmul(self) -> int:
@@ -35,28 +38,31 @@ class LayerParameters:
     @property
     def total(self) -> int:
         """All weights of the layer."""
-        return self.matmul + self.norm
+        return self.matmul + self.bias + self.norm
 
 
-def layer_parameters(model: Model) -> LayerParameters:
-    """Weights of one layer of a Llama-family model (no biases)."""
-    queries = model.attention_heads * model.channels
-    keys_and_values = 2 * model.query_groups * model.channels
-    return LayerParameters(
-        attention=model.hidden_size * (queries + keys_and_values) + queries * model.hidden_size,
-        mlp=3 * model.hidden_size * model.ffn_hidden_size,
-        norm=2 * model.hidden_size,
-    )
+def layer_parameters(model: Shape) -> LayerParameters:
+    """Weights of one layer, summed over the architecture's file."""
+    counts = dict.fromkeys(("attention", "mlp", "bias", "norm"), 0)
+    for row in model.design.layer.values():
+        if row.cut is None:
+            part = "norm"
+        elif len(row.sizes) < 2:
+            part = "bias"
+        else:
+            part = "mlp" if row.key.startswith("mlp.") else "attention"
+        # What has no sizes is a constant, no weight.
+        counts[part] += math.prod(model.sizes(row)) if row.sizes else 0
+    return LayerParameters(**counts)
 
 
-def total_parameters(model: Model) -> int:
+def total_parameters(model: Shape) -> int:
     """Parameters of the released model, without vocabulary padding."""
-    embedding = model.vocab_size * model.hidden_size
-    tables = embedding if model.tie_embeddings else 2 * embedding
-    return tables + model.layers * layer_parameters(model).total + model.hidden_size
+    outside = sum(math.prod(model.sizes(row)) for row in model.outside.values())
+    return outside + model.layers * layer_parameters(model).total
 
 
-def matmul_parameters(model: Model) -> int:
+def matmul_parameters(model: Shape) -> int:
     """Weights that each token is multiplied by: all layers and the output layer."""
     return model.layers * layer_parameters(model).matmul + model.vocab_size * model.hidden_size
 
@@ -70,15 +76,17 @@ class RankParameters:
     tables: int
     """Rows of the input embedding and of the output layer."""
     norms: int
-    """All RMSNorms."""
+    """Norms, and what else each tensor-parallel rank holds whole."""
+    biases: int = 0
+    """Biases of the stage's layers."""
 
     @property
     def total(self) -> int:
         """All weights of the rank."""
-        return self.layers + self.tables + self.norms
+        return self.layers + self.tables + self.norms + self.biases
 
 
-def rank_parameters(model: Model, tensor: int, pipeline: int, stage: int) -> RankParameters:
+def rank_parameters(model: Shape, tensor: int, pipeline: int, stage: int) -> RankParameters:
     """Weights of a rank of pipeline stage `stage` (0 to `pipeline` − 1) at tensor-parallel size `tensor`.
 
     The vocabulary is padded as Megatron pads it. With tied embeddings and several stages, the last stage
@@ -94,5 +102,6 @@ def rank_parameters(model: Model, tensor: int, pipeline: int, stage: int) -> Ran
     return RankParameters(
         layers=layers * layer.matmul // tensor,
         tables=tables * table,
+        biases=layers * layer.bias // tensor,
         norms=layers * layer.norm + (model.hidden_size if last else 0),
     )

@@ -19,9 +19,6 @@ _GIB = 2**30
 BLOCK_BYTES = 16 * 2**20
 """Largest block of weights (`megatron_patches/even_blocks.py`)."""
 
-_TENSORS = 7
-"""Tensors of a layer in a checkpoint: QKV, projection, gate, up, down and two norms."""
-
 _CONTENTS_BYTES = 330
 """Of a block in `.metadata`, its table of contents, which every rank reads: measured, 308 to 329."""
 
@@ -83,7 +80,10 @@ def _blocks(recipe: Recipe, held: int) -> tuple[int, int]:
     """
     p = recipe.parallelism
     ranks = recipe.data_parallel * p.context
-    tensors = _TENSORS * recipe.model.layers // p.pipeline + 3
+    # Of a layer in a checkpoint: gate and up are saved apart, query, key and value together.
+    model = recipe.model
+    each = len(model.layer_tensors) + model.network.gated
+    tensors = each * model.layers // p.pipeline + len(model.design.outside)
     buckets = max(1, held // max(40_000_000, 1_000_000 * ranks)) if p.overlap_grad_reduce else 1
     weights = tensors + held * weight_bytes(recipe) // BLOCK_BYTES
     shards = ranks // p.distributed_optimizer_instances if p.distributed_optimizer else 1
@@ -175,7 +175,14 @@ def checkpoint_traffic(recipe: Recipe, storage_gb_per_s: float) -> Traffic:
     contents = _CONTENTS_BYTES * p.tensor * p.pipeline * (weight_blocks + state_blocks)
     save, load = shares.weights + shares.rows, shares.rows if p.distributed_optimizer else 0.0
     if cluster.device == "cpu":
-        gate_and_up = 2 * model.hidden_size * model.ffn_hidden_size * model.layers // (p.tensor * p.pipeline)
+        gate_and_up = (
+            2
+            * model.network.gated
+            * model.hidden_size
+            * model.ffn_hidden_size
+            * model.layers
+            // (p.tensor * p.pipeline)
+        )
         load += weight_bytes(recipe) * (held * (1 - 1 / ranks) + gate_and_up)
     writer = _WRITER_GIB * _GIB if recipe.checkpoint.asynchronous else 0.0
     total = total_parameters(model) * (weight_bytes(recipe) + state_bytes(recipe))

@@ -1,6 +1,6 @@
 """Makes the demo's base model: `python -P -m emma.tools.demo.base_model CORPUS TOKENIZER OUT`.
 
-A Llama of the recipe's shape, pre-trained briefly on a few high-resource languages with plain transformers and torch.
+A model of the recipe's shape, pre-trained briefly on a few high-resource languages with plain transformers and torch.
 It stands in for the open base model that continual pre-training starts from: it knows some languages and not others.
 """
 
@@ -16,6 +16,7 @@ import click
 from emma.base.errors import UserError
 from emma.base.files import write_json
 from emma.base.staging import staged_folder
+from emma.checkpoints_conversion.config import TokenIds, hf_config
 from emma.recipes.schema.model import Model
 from emma.tools.demo.commands import run_command
 from emma.tools.inspection.models import tokenizer_options
@@ -24,39 +25,21 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from tqdm import tqdm
-    from transformers import LlamaForCausalLM
+    from transformers import PreTrainedModel
 
 __all__ = ["fresh_model", "pretrain", "token_blocks"]
 
 DEFAULT_LANGUAGES = "eng_Latn,deu_Latn,fra_Latn,spa_Latn,rus_Cyrl"
 
 
-def fresh_model(model: Model, begin_id: int, end_id: int, pad_id: int, seed: int) -> LlamaForCausalLM:
-    """A `transformers` Llama of the recipe's shape with fresh FP32 weights."""
+def fresh_model(model: Model, begin_id: int, end_id: int, pad_id: int, seed: int) -> PreTrainedModel:
+    """A `transformers` model of the recipe's architecture and shape with fresh FP32 weights."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=model.vocab_size,
-            hidden_size=model.hidden_size,
-            intermediate_size=model.ffn_hidden_size,
-            num_hidden_layers=model.layers,
-            num_attention_heads=model.attention_heads,
-            num_key_value_heads=model.query_groups,
-            head_dim=model.channels,
-            max_position_embeddings=model.max_position_embeddings,
-            rms_norm_eps=model.norm_epsilon,
-            rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
-            initializer_range=model.init_std,
-            tie_word_embeddings=model.tie_embeddings,
-            bos_token_id=begin_id,
-            eos_token_id=end_id,
-            pad_token_id=pad_id,
-            dtype="float32",
-        )
-    )
+    values = hf_config(model, dtype="float32", tokens=TokenIds(begin_id, (end_id,), pad_id))
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
 
 
 def token_blocks(corpus: Path, languages: list[str], tokenizer: Any, length: int) -> np.ndarray:
@@ -86,7 +69,7 @@ def token_blocks(corpus: Path, languages: list[str], tokenizer: Any, length: int
 
 
 def pretrain(
-    model: LlamaForCausalLM, blocks: torch.Tensor, *, steps: int, batch: int, learning_rate: float, seed: int
+    model: PreTrainedModel, blocks: torch.Tensor, *, steps: int, batch: int, learning_rate: float, seed: int
 ) -> list[float]:
     """Trains with AdamW, linear warm-up over a tenth of the steps and cosine decay to a tenth of the peak.
 
@@ -168,7 +151,7 @@ def command(
     learning_rate: float,
     seed: int,
 ) -> None:
-    """Pre-train a small Llama on a few languages of CORPUS and write it to OUT in Hugging Face format.
+    """Pre-train a small model on a few languages of CORPUS and write it to OUT in Hugging Face format.
 
     OUT holds weights, configs, the tokenizer, and `languages.json`, which lists the languages that the model has seen.
     """

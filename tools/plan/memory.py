@@ -187,14 +187,22 @@ def _layer_bytes(recipe: Recipe) -> tuple[float, float]:
     product = 1 if fp8 else unit  # inputs of matrix products are kept in the format of the product
     h, f = model.hidden_size, model.ffn_hidden_size
     queries, keys = model.attention_heads * model.channels, model.query_groups * model.channels
-    # Input and middle of the residual stream, and the outputs of both norms (inputs of QKV and of gate and
-    # up).
+    # Input and middle of the residual stream, and the inputs of QKV and of gate and up: outputs of the norms before
+    # them.
     cut = p.tensor if p.sequence else 1
+    network = model.network
     sequence_wise = (2 * h * unit + 2 * h * product) / cut
+    if network.norms == "both":
+        sequence_wise += 2 * h * unit / cut  # inputs of the norms after attention and feed-forward
     # Q, K, V; the attention's output, and its FP8 copy as input of the projection; gate and up; input of
     # down.
     width_wise = (queries + 2 * keys) * unit + queries * unit + (queries if fp8 else 0)
-    width_wise += 2 * f * unit + f * product
+    width_wise += (1 + network.gated) * f * unit + f * product
+    if network.qk_norm != "none":
+        width_wise += (queries + keys) * unit  # inputs of both norms
+    if network.activation == "gelu_tanh":
+        # Unfused: the activation's output, and the other half with its offset. Not measured.
+        width_wise += 2 * f * unit
     tokens = _tokens(recipe)
     whole = tokens * (sequence_wise + width_wise / p.tensor)
     if recipe.cluster.device == "cpu" and p.recompute != "selective":

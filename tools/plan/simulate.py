@@ -120,22 +120,7 @@ def _without_gpu(recipe: Recipe) -> tuple[Recipe, list[str]]:
 
 def expected_shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """Global shapes of a checkpoint's tensors by Megatron's names, stacked over layers, vocabulary padded."""
-    model = recipe.model
-    vocab, h, layers = model.padded_vocab_size(recipe.parallelism.tensor), model.hidden_size, model.layers
-    queries, keys = model.attention_heads * model.channels, model.query_groups * model.channels
-    shapes = {
-        "embedding.word_embeddings.weight": (vocab, h),
-        "decoder.layers.self_attention.linear_qkv.layer_norm_weight": (layers, h),
-        "decoder.layers.self_attention.linear_qkv.weight": (layers, queries + 2 * keys, h),
-        "decoder.layers.self_attention.linear_proj.weight": (layers, h, queries),
-        "decoder.layers.mlp.linear_fc1.layer_norm_weight": (layers, h),
-        "decoder.layers.mlp.linear_fc1.weight": (layers, 2 * model.ffn_hidden_size, h),
-        "decoder.layers.mlp.linear_fc2.weight": (layers, h, model.ffn_hidden_size),
-        "decoder.final_layernorm.weight": (h,),
-    }
-    if not model.tie_embeddings:
-        shapes["output_layer.weight"] = (vocab, h)
-    return shapes
+    return recipe.model.checkpoint_tensors(recipe.model.padded_vocab_size(recipe.parallelism.tensor))
 
 
 def _faults(recipe: Recipe, ranks: list[dict[str, Any]]) -> Iterator[str]:

@@ -72,6 +72,8 @@ def _simulate_rank(recipe: Recipe, stage: int, tensor_rank: int) -> dict[str, An
     from megatron.training.arguments import parse_and_validate_args
     from megatron.training.initialize import initialize_megatron
 
+    from emma.tools.training.network import configure_model
+
     p, world = recipe.parallelism, recipe.cluster.world_size
     # Ranks are numbered by tensor first, then data, pipeline last.
     rank = stage * (world // p.pipeline) + tensor_rank
@@ -84,6 +86,7 @@ def _simulate_rank(recipe: Recipe, stage: int, tensor_rank: int) -> dict[str, An
     sys.argv = ["emma-plan", *arguments, "--fake-process-group", "--no-initialization"]
     args = parse_and_validate_args()
     config = gpt_config_from_args(args)
+    configure_model(config, recipe.model)
     container = pretrain_cfg_container_from_args(args, config)
     initialize_megatron()
     builder = config.get_builder_cls()(config)

@@ -5,7 +5,7 @@ Nothing here that reads samples, masks documents, computes the loss, follows the
 comes from `tools/mix/`, `tools/training/` or Megatron:
 
 - `samples.py` reads the mix as docs/mix.md describes its files;
-- `loop.py` trains with transformers' Llama and torch's AdamW;
+- `loop.py` trains with transformers' model and torch's AdamW;
 - `rates.py` states the learning rate of a step;
 - `begin.py` finds the weights (and moments) that the first step starts from;
 - `trial.py` has Megatron train the steps of a run that has not been trained;

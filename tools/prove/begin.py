@@ -10,11 +10,12 @@ import torch
 
 from emma.base.errors import UserError
 from emma.checkpoints_conversion.checkpoint import Checkpoint, find_checkpoint
+from emma.checkpoints_conversion.config import TokenIds, hf_config
 from emma.checkpoints_conversion.parameters import locations, parameter_shapes, split_qkv
 from emma.checkpoints_conversion.weights import MegatronWeights
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
-from emma.tools.inspection.models import model_options, tokenizer_options
+from emma.tools.inspection.models import loading, model_options, tokenizer_options
 from emma.tools.prove.logged import read_logged
 from emma.tools.runs.checkpoints import checkpoint_folder, resolve_start
 from emma.tools.runs.run_folder import RunFolder
@@ -47,18 +48,25 @@ class Begin:
         return self.source if isinstance(self.source, Path) else self.source.folder
 
     def model(self, recipe: Recipe) -> Any:
-        """transformers' Llama in FP32 on the CPU, with as many of the source's layers as the recipe has.
+        """transformers' model in FP32 on the CPU, with as many of the source's layers as the recipe has.
 
         Raises:
             UserError: the source lacks one of the model's weights, or has it in another size.
         """
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        from emma.checkpoints_conversion.parity.transformers_forward import WithoutWeights
 
         if isinstance(self.source, Path):
-            config = LlamaConfig.from_pretrained(
-                self.source, num_hidden_layers=recipe.model.layers, **tokenizer_options(self.source)
-            )
-            loaded: Any = LlamaForCausalLM.from_pretrained(
+            with loading(self.source):
+                config = AutoConfig.from_pretrained(self.source, **tokenizer_options(self.source))
+            if config.get_text_config() is not config:
+                raise UserError(
+                    f"{self.source}: a model of images and text; prove from the import of its text model: leave "
+                    "start.reference out"
+                )
+            _cut(config, recipe.model.layers)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 self.source,
                 config=config,
                 dtype=torch.float32,
@@ -71,16 +79,16 @@ class Begin:
                     f"{self.source}: {lost[0]} is missing or has other sizes; copy the model again"
                 )
             return model
-        weights = self._weights(self.source)
-        with torch.device("meta"):
-            model = LlamaForCausalLM(LlamaConfig(**_configuration(recipe)))
-        model.to_empty(device="cpu")
-        # `to_empty` leaves buffers without values; these are the rotary frequencies, which no checkpoint holds.
-        model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+        weights, state = self._weights(self.source), {}
+        values = hf_config(recipe.model, dtype="float32", tokens=TokenIds())
+        with WithoutWeights():
+            config = AutoConfig.for_model(**values, pad_token_id=None)
+            model = AutoModelForCausalLM.from_config(config)
+        for name in parameter_shapes(weights.shape):
+            with weights.open(name) as stored:
+                state[name] = stored.to(torch.float32, copy=True)
+        model.load_state_dict(state, strict=not recipe.model.tie_embeddings, assign=True)
         model.tie_weights()
-        for name, parameter in model.named_parameters():
-            with weights.open(name) as stored, torch.no_grad():
-                parameter.copy_(stored)
         return model
 
     def moments(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,28 +109,12 @@ class Begin:
         return MegatronWeights(source, "optimizer" if self.has_moments else "model")
 
 
-def _configuration(recipe: Recipe) -> dict[str, Any]:
-    """A LlamaConfig's arguments from the recipe's model."""
-    model, rope = recipe.model, recipe.model.rope_scaling
-    kind = {"rope_type": "default"} if rope is None else {"rope_type": "llama3", **rope.model_dump()}
-    return {
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.hidden_size,
-        "intermediate_size": model.ffn_hidden_size,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.attention_heads,
-        "num_key_value_heads": model.query_groups,
-        "head_dim": model.channels,
-        "hidden_act": "silu",
-        "max_position_embeddings": model.max_position_embeddings,
-        "rms_norm_eps": model.norm_epsilon,
-        "rope_parameters": {"rope_theta": model.rope_theta, **kind},
-        "tie_word_embeddings": model.tie_embeddings,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "attention_dropout": 0.0,
-        "pad_token_id": None,
-    }
+def _cut(config: Any, layers: int) -> None:
+    """Leaves a configuration its first layers, in each list of what belongs to a layer too."""
+    for key, value in vars(config).items():
+        if isinstance(value, list) and len(value) == config.num_hidden_layers:
+            setattr(config, key, value[:layers])
+    config.num_hidden_layers = layers
 
 
 def find_begin(recipe: Recipe, run: RunFolder, from_step: int | None) -> Begin:

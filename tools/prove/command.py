@@ -94,7 +94,7 @@ class Proof:
         needed = bytes_needed(recipe, recompute=recomputes(recipe, self.device))
         lines = [
             f"steps     {self.first + 1} to {self.last} of {self.folder.path}, logged by {source}",
-            f"against   transformers' Llama and torch's AdamW in FP32 on {self.device}, from {begin}",
+            f"against   transformers' model and torch's AdamW in FP32 on {self.device}, from {begin}",
             f"memory    {needed / _GIB:.2f} GiB: {model:,} parameters × 16 bytes (weights, gradients, two "
             "moments), and activations",
             f"time      about {_duration(work / speed(self.device))} or more: {work:.1e} operations",

@@ -1,4 +1,4 @@
-"""The independent loop: transformers' Llama, torch's AdamW, masks and losses of its own; one device, FP32.
+"""The independent loop: transformers' model, torch's AdamW, masks and losses of its own; one device, FP32.
 
 What it does at a step, in plain words:
 
@@ -9,7 +9,7 @@ What it does at a step, in plain words:
    padding;
 4. scale the gradient down to `optimizer.clip_grad` if its norm over all parameters is larger;
 5. one step of AdamW at the step's rate, with decay for matrices (embedding and output layer are matrices too)
-   and none for vectors (the norms' weights; a Llama has no biases).
+   and none for vectors (norms' weights, biases).
 
 A skipped step reads its samples and does none of this.
 """
@@ -86,7 +86,7 @@ class Replay:
         self.recipe, self.samples, self.begin, self.device = recipe, samples, begin, device
         self.model = begin.model(recipe).to(device).train()
         if recomputes(recipe, device):
-            for layer in self.model.model.layers:
+            for layer in self.model.base_model.layers:
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         self.optimizer = self._adamw()
 
@@ -179,7 +179,7 @@ class Replay:
             documents = torch.zeros_like(documents)
         logits = self.model(
             input_ids=tokens,
-            attention_mask=seen(documents),
+            attention_mask=self._masks(documents),
             position_ids=positions(documents),
             use_cache=False,
         ).logits
@@ -187,19 +187,33 @@ class Replay:
             logits.flatten(0, 1), labels.flatten(), ignore_index=NOT_COUNTED, reduction="sum"
         )
 
+    def _masks(self, documents: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """What each position sees; by kind of layer, under transformers' names, where kinds differ in it."""
+        model = self.recipe.model
+        kinds, window = set(model.kinds), model.sliding_window
+        if "sliding" not in kinds:
+            return seen(documents)
+        if "layer_kinds" not in model.design.huggingface.keys:
+            return seen(documents, window)
+        return {"full_attention": seen(documents), "sliding_attention": seen(documents, window)}
 
-def seen(documents: torch.Tensor) -> torch.Tensor:
+
+def seen(documents: torch.Tensor, window: int | None = None) -> torch.Tensor:
     """Which positions (last axis) each position sees: those of its own document, up to itself.
 
     Args:
         documents: int64 [samples, length], equal within a document.
+        window: how many of them at most, itself included.
 
     Returns:
         bool [samples, 1, length, length].
     """
     length = documents.shape[1]
     same = documents[:, None, :, None] == documents[:, None, None, :]
-    return same & torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
+    before = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
+    if window is not None:
+        before = before.triu(1 - window)
+    return same & before
 
 
 def positions(documents: torch.Tensor) -> torch.Tensor:

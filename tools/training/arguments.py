@@ -12,9 +12,11 @@ from pathlib import Path
 
 from emma.base.errors import RecipeError
 from emma.recipes.schema import Recipe
+from emma.recipes.schema.architecture import Kind, Network
+from emma.recipes.schema.model import Shape
 from emma.tools.runs.checkpoints import LoadPlan
 
-__all__ = ["megatron_arguments"]
+__all__ = ["beyond_arguments", "command_line", "megatron_arguments", "model_flags"]
 
 
 Flags = dict[str, object]
@@ -83,12 +85,13 @@ def megatron_arguments(
     }
     given = recipe.megatron_args
     return [
-        *_command_line({name: value for name, value in flags.items() if given.get(name) is not False}),
-        *_command_line(given),
+        *command_line({name: value for name, value in flags.items() if given.get(name) is not False}),
+        *command_line(given),
     ]
 
 
-def _command_line(flags: Mapping[str, object]) -> list[str]:
+def command_line(flags: Mapping[str, object]) -> list[str]:
+    """A table of flags as words of a command line."""
     arguments: list[str] = []
     for name, value in flags.items():
         if value is None or value is False:
@@ -108,6 +111,25 @@ def _model(recipe: Recipe, end_of_text: int) -> Flags:
             "Megatron takes whole numbers only",
         )
     return {
+        **model_flags(model),
+        "seq-length": recipe.batch.sequence_length,
+        "init-method-std": model.init_std,
+        "tokenizer-type": "NullTokenizer",
+        "null-tokenizer-eod-id": end_of_text,
+        # Padding is known by its position, not by an id: -1 is no token.
+        "null-tokenizer-pad-id": -1,
+    }
+
+
+def model_flags(model: Shape) -> Flags:
+    """Arguments that describe a model; `network.configure` sets what no argument reaches.
+
+    Args:
+        model: a shape whose rope_theta is a whole number.
+    """
+    network, kinds, scaling = model.network, model.kinds, model.rope_scaling
+    windows, without_rope = (_per_layer(kind, kinds) for kind in ("sliding", "nope"))
+    return {
         "num-layers": model.layers,
         "hidden-size": model.hidden_size,
         "ffn-hidden-size": model.ffn_hidden_size,
@@ -115,28 +137,56 @@ def _model(recipe: Recipe, end_of_text: int) -> Flags:
         "kv-channels": model.channels,
         "group-query-attention": True,
         "num-query-groups": model.query_groups,
-        "seq-length": recipe.batch.sequence_length,
         "max-position-embeddings": model.max_position_embeddings,
         "position-embedding-type": "rope",
         "rotary-base": int(model.rope_theta),
         "normalization": "RMSNorm",
         "norm-epsilon": model.norm_epsilon,
-        "swiglu": True,
+        "apply-layernorm-1p": network.zero_centred,
+        # This says that there is a gate; another activation than SiLU is set on the model's config.
+        "swiglu": network.gated,
+        "no-bias-swiglu-fusion": network.gated and network.activation != "swiglu",
+        "no-bias-gelu-fusion": not network.gated,
         "disable-bias-linear": True,
+        "add-qkv-bias": network.qkv_bias,
+        "qk-layernorm": network.qk_norm != "none",
+        # Each token sees itself and so many before it. 1 marks a layer with a window, and one without rotary embedding.
+        "window-size": None if model.sliding_window is None else f"({model.sliding_window - 1},0)",
+        "window-attn-skip-freq": windows,
+        "no-rope-freq": without_rope,
         "attention-dropout": 0.0,
         "hidden-dropout": 0.0,
-        "init-method-std": model.init_std,
         "vocab-size": model.vocab_size,
         "make-vocab-size-divisible-by": model.vocab_padding,
-        "tokenizer-type": "NullTokenizer",
-        "null-tokenizer-eod-id": end_of_text,
-        # Padding is known by its position, not by an id: -1 is no token.
-        "null-tokenizer-pad-id": -1,
         # The other constants have no argument; the worker sets all of them on the model's config.
-        "use-rope-scaling": model.rope_scaling is not None,
-        "rope-scaling-factor": None if model.rope_scaling is None else model.rope_scaling.factor,
+        "use-rope-scaling": scaling is not None and scaling.type == "llama3",
+        "rope-scaling-factor": scaling.factor if scaling is not None and scaling.type == "llama3" else None,
         "untie-embeddings-and-output-weights": not model.tie_embeddings,
     }
+
+
+def beyond_arguments(model: Shape) -> list[tuple[str, object]]:
+    """Switches and values that no argument reaches, with their names in architecture and recipe."""
+    network, plain = model.network, Network()
+    switches = ("norms", "activation", "embedding_scale")
+    found: list[tuple[str, object]] = [
+        (name, getattr(network, name)) for name in switches if getattr(network, name) != getattr(plain, name)
+    ]
+    if network.qk_norm == "all":
+        found.append(("qk_norm", "all"))
+    if network.zero_centred:
+        # Of Transformer Engine's norm there is one; the local norm is patched.
+        found.append(("zero_centred", True))
+    if model.score_scale != model.channels:
+        found.append(("query_scale", model.score_scale))
+    if len({model.rope(kind) for kind in model.kinds}) > 1:
+        found.append(("rope", "by_kind"))
+    return found
+
+
+def _per_layer(kind: Kind, kinds: Sequence[Kind]) -> str | None:
+    """`[1,0,…]` with 1 where a layer is of the kind; one word, as Megatron reads it."""
+    return f"[{','.join(str(int(one == kind)) for one in kinds)}]" if kind in kinds else None
 
 
 def _layout(recipe: Recipe) -> Flags:

@@ -66,6 +66,7 @@ def train(folder: Path) -> None:
     from emma.tools.runs.set_aside import Damaged
     from emma.tools.training.arguments import megatron_arguments
     from emma.tools.training.dataset import read_mix
+    from emma.tools.training.network import configure_model
     from emma.tools.training.session.ending import record_damage, record_end, record_rewind
     from emma.tools.training.session.session import Session
     from emma.tools.training.vocabulary import mask_padding
@@ -86,10 +87,9 @@ def train(folder: Path) -> None:
         write_json(Path(launch.logs) / "arguments.json", sys.argv[1:])
     args = parse_and_validate_args()
     model_config = gpt_config_from_args(args)
-    if recipe.model.rope_scaling is not None:
-        from emma.megatron_patches.rope_scaling import RopeScaling, set_rope_scaling
-
-        set_rope_scaling(model_config, RopeScaling(**recipe.model.rope_scaling.model_dump()))
+    # Into the checkpoints' arguments, which alone do not say all of another architecture.
+    args.emma_architecture = recipe.model.architecture
+    configure_model(model_config, recipe.model)
     model_config.pre_wrap_hooks = [
         *model_config.pre_wrap_hooks,
         partial(mask_padding, vocab_size=recipe.model.vocab_size),

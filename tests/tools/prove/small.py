@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ruamel.yaml import YAML
+
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
 from emma.tools.runs.run_folder import RunFolder
 from emma.tools.training.launch import rank_environment
+from tests.checkpoints_conversion import families
 from tests.ranks import run_ranks
 from tests.small_recipe import write_small_run
 from tests.tiny_mix import make_tiny_mix
@@ -65,6 +68,7 @@ def make_small(
     *,
     steps: int = 12,
     length: int = 32,
+    family: str | None = None,
     **config: Any,
 ) -> Small:
     """Builds the mix, and a base model with random weights.
@@ -74,11 +78,13 @@ def make_small(
         packing: of the mix.
         steps: of the mix and the runs.
         length: sequence length; documents have some 300 tokens, so `best_fit` leaves padding at 384.
-        config: what the base model's configuration has otherwise than `CONFIG`.
+        family: a case of `tests/checkpoints_conversion/families.py` instead of a Llama; the run's model is it.
+        config: what the base model's configuration has otherwise than `CONFIG`, or the case.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from emma.checkpoints_conversion.config import model_from_hf
     from emma.checkpoints_conversion.hf_to_megatron import convert
 
     samples = steps * GLOBAL_BATCH
@@ -87,7 +93,15 @@ def make_small(
     )
     write_small_run(folder, mix.data.model_dump(mode="json"), mix.tokenizer)
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**{**CONFIG, **config})).save_pretrained(folder / "hf")
+    if family is None:
+        LlamaForCausalLM(LlamaConfig(**{**CONFIG, **config})).save_pretrained(folder / "hf")
+    else:
+        families.save(family, folder / "hf", vocab_size=512, **config)
+        recipe = YAML(typ="safe").load((folder / "small.yaml").read_text())
+        shape = model_from_hf(folder / "hf", vocab_padding=8).model_dump()
+        names = ("name", "tokenizer")
+        recipe["model"] = {**shape, **{name: recipe["model"][name] for name in names}}
+        YAML(typ="safe").dump(recipe, folder / "small.yaml")
     convert(folder / "hf", folder / "base")
     return Small(folder, folder / "base", folder / "hf", steps, length)
 
