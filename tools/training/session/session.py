@@ -69,7 +69,8 @@ class Session:
 
     def __init__(self, recipe: Recipe, run: RunFolder, launch: Launch, mix: MixInfo) -> None:
         self.datasets, self.forward_step = Datasets(recipe, mix), ForwardStep()
-        claim, clock = Claim(run, launch), Clock()
+        fence, clock = run.fence(launch), Clock()
+        claim = Claim(fence)
         self.parts = (
             Loading(run, launch),
             MainWeights(launch),
@@ -82,7 +83,7 @@ class Session:
             Metrics(recipe, run, self.forward_step, claim, clock),
             claim,
             Space(recipe, run),
-            Marks(recipe, run, launch, mix),
+            Marks(recipe, run, fence, mix),
             SaveAndStop(run),
         )
 
