@@ -55,9 +55,17 @@ class Claims:
 
     def latest(self) -> Claim | None:
         """The claim with the highest number, ended or not."""
+        number = max(self.numbers(), default=None)
+        return None if number is None else self.read(number)
+
+    def numbers(self) -> list[int]:
+        """Of all claims, in no order."""
         names = (_CLAIM.fullmatch(path.name) for path in self.folder.glob("*.json"))
-        number = max((int(name[1]) for name in names if name), default=None)
-        return None if number is None else Claim(**read_json(self.file(number)))
+        return [int(name[1]) for name in names if name]
+
+    def read(self, number: int) -> Claim:
+        """A claim."""
+        return Claim(**read_json(self.file(number)))
 
     def writer(self) -> Claim | None:
         """The latest claim, unless its launch has ended."""
@@ -144,6 +152,11 @@ class Claims:
             )
 
 
+def desk_of(run: Path, number: int, writer: str) -> Path:
+    """The folder of what a launch has not put in place yet. A file of that name: it can put nothing in place any more."""
+    return run / "writing" / f"{number:06d}-{writer}"
+
+
 class Fence:
     """What one launch may write, and only while the run is its own.
 
@@ -154,7 +167,7 @@ class Fence:
 
     def __init__(self, run: Path, number: int, writer: str) -> None:
         self.run, self.number, self.writer = run, number, writer
-        self.desk = run / "writing" / f"{number:06d}-{writer}"
+        self.desk = desk_of(run, number, writer)
         self.saves = self.desk / "checkpoints"
         self._claims, self._open = Claims(run), dict[Path, int]()
 
@@ -213,17 +226,17 @@ class Fence:
     @contextlib.contextmanager
     def writing(self, target: Path) -> Iterator[Path]:
         """Lends a file on the desk that takes the name `target` at the end."""
-        with self._or_displaced():
+        with self.or_displaced():
             source = self.desk / temporary_name(target.name)
             source.touch(exist_ok=False)
         yield source
         at("written")
-        with self._or_displaced():
+        with self.or_displaced():
             source.replace(target)
 
     def take(self, source: Path, target: str) -> Path:
         """Moves a checkpoint of the run onto the desk, to be put back (`give`) under the name `target`."""
-        with self._or_displaced():
+        with self.or_displaced():
             place = self.desk / "moving"
             place.mkdir(exist_ok=True)
             source.rename(place / target)
@@ -234,14 +247,14 @@ class Fence:
         """Puts a folder from the desk in its place; a folder that is there already is deleted."""
         if target.exists():
             self.delete(target)
-        with self._or_displaced():
+        with self.or_displaced():
             folder.rename(target)
         fsync_path(target.parent)
 
     def delete(self, folder: Path) -> None:
         """Deletes a folder of the run; an interrupted deletion leaves nothing under its name."""
         doomed = self.desk / temporary_name(folder.name)
-        with self._or_displaced():
+        with self.or_displaced():
             folder.rename(doomed)
         at("doomed")
         shutil.rmtree(doomed, ignore_errors=True)  # with the desk, if not now
@@ -278,13 +291,9 @@ class Fence:
 
     def shut_out(self) -> None:
         """Makes every write of earlier launches fail, and finishes what they had completed."""
-        for earlier in self._earlier_desks():
-            # Renamed, so that its path is gone at once; emptied, so that a client with an old view of the folder finds
-            # nothing in it.
-            inside = self.desk / f"before-{earlier.name}"
-            with self._or_displaced(), contextlib.suppress(FileNotFoundError):
-                earlier.rename(inside)
-            at("earlier desk taken")
+        desks = self._earlier_desks()
+        for desk in desks:
+            self._close(desk)
         self._finish_for_others()
         for inside in self.desk.glob("before-*"):
             shutil.rmtree(inside)
@@ -295,12 +304,34 @@ class Fence:
                 with self.writing(path) as source:
                     shutil.copyfile(path, source)
                     fsync_path(source)
-            at(f"{name} replaced")
+                at(f"{name} replaced")
         self.check()
 
     def _earlier_desks(self) -> list[Path]:
+        """Desks of all earlier launches that nobody has closed yet, whether they exist or not, and those of launches
+        that never got their number."""
         found = ((path, _DESK.fullmatch(path.name)) for path in self.desk.parent.iterdir())
-        return sorted(path for path, name in found if name and int(name[1]) < self.number)
+        there = {path: int(name[1]) for path, name in found if name and int(name[1]) < self.number}
+        closed = {number for path, number in there.items() if path.is_file()}
+        claims = (self._claims.read(number) for number in self._claims.numbers() if number < self.number)
+        owned = {
+            desk_of(self.run, claim.number, claim.writer) for claim in claims if claim.number not in closed
+        }
+        return sorted(owned | {path for path in there if path.is_dir()})
+
+    def _close(self, desk: Path) -> None:
+        """Takes a desk away, and puts a file in its place: whoever writes a checkpoint makes the folders above it."""
+        tries = 0
+        while not desk.is_file():
+            tries += 1
+            # Renamed, so that its path is gone at once; emptied later, so that a client with an old view of the folder
+            # finds nothing in it.
+            with self.or_displaced(), contextlib.suppress(FileNotFoundError):
+                desk.rename(self.desk / f"before-{desk.name}-{tries}")
+            at("earlier desk taken")
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(desk, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            at("earlier desk closed")
 
     def _finish_for_others(self) -> None:
         """Puts in place what an earlier launch had completed on its desk: checkpoints with their mark, and renames
@@ -317,7 +348,7 @@ class Fence:
                     self.give(checkpoint_folder(saves, step), target)
 
     @contextlib.contextmanager
-    def _or_displaced(self) -> Iterator[None]:
+    def or_displaced(self) -> Iterator[None]:
         """Says why the desk is gone."""
         try:
             yield

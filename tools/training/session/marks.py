@@ -137,15 +137,16 @@ class Marks:
         samples, checkpoint = step * self.recipe.batch.global_, self.recipe.checkpoint
         checkpoints, saved = self.run.checkpoints, checkpoint_folder(self.fence.saves, step)
         at("saved")
-        mark_complete(
-            saved,
-            files,
-            step=step,
-            consumed_samples=samples,
-            consumed_tokens=samples * self.recipe.batch.sequence_length,
-            mix=self.mix.fingerprint,
-            recipe_sha256=self.recipe.sha256,
-        )
+        with self.fence.or_displaced():
+            mark_complete(
+                saved,
+                files,
+                step=step,
+                consumed_samples=samples,
+                consumed_tokens=samples * self.recipe.batch.sequence_length,
+                mix=self.mix.fingerprint,
+                recipe_sha256=self.recipe.sha256,
+            )
         at("marked")
         self.fence.give(saved, checkpoint_folder(checkpoints, step))
         at("in place")
