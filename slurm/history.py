@@ -43,13 +43,15 @@ class History:
         """
         return read_lines(self.file)
 
-    def attempts_without_progress(self, step: int) -> int:
+    def attempts_without_progress(self, step: int, *, stalled: bool = False) -> int:
         """Number of consecutive training jobs, counted back from the latest, that began at `step`. If the run is
         still at `step`, none of them made progress. A launch that went back to an earlier checkpoint does not
         count, nor does what was before it, nor one that was ended from outside: preempted, requeued, cancelled, its
-        node lost."""
-        count, excused = 0, set[int]()
+        node lost. Those that stalled are counted apart (`stalled`)."""
+        count, excused, hung = 0, set[int](), set[int]()
         for event in self._since_submission():
+            if event["event"] == "stalled":
+                hung.add(event["launch"])
             if event["event"] == "ended" and (event.get("rewinds") or event.get("outside")):
                 excused.add(event["launch"])
             if event["event"] == "lost" and from_outside(event["how"]):
@@ -57,8 +59,17 @@ class History:
             if event["event"] == "began" and event["launch"] not in excused:
                 if event["step"] != step:
                     break
-                count += 1
+                count += (event["launch"] in hung) == stalled
         return count
+
+    def has_stalled(self, launch: int) -> bool:
+        """Whether a launch was ended because it made no progress."""
+        return any(event["event"] == "stalled" and event["launch"] == launch for event in self.events())
+
+    def stalls(self, job: str | None, restart: int) -> int:
+        """How many launches of one start of a job stalled."""
+        ended = [event for event in self.events() if event["event"] == "ended" and event.get("stalled")]
+        return sum(event["job"] == job and event["restart"] == restart for event in ended)
 
     def nodes_that_failed(self) -> set[str]:
         """Nodes that failed a preflight since the run was submitted."""

@@ -3,6 +3,7 @@
     python -P -m emma.slurm.link owner RUN          # prints the job that holds the run, if another one does
     python -P -m emma.slurm.link begin RUN          # reads Slurm's word about that job
     python -P -m emma.slurm.link preflight RUN --nodes n1,n2
+    python -P -m emma.slurm.link watch RUN          # returns with 0 when the ranks have stalled
     python -P -m emma.slurm.link end RUN --exit-code N
 
 Job scripts call these on the first node; links share nothing but the run folder. Which launch `preflight` and `end` are
@@ -29,6 +30,7 @@ from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.slurm import seconds
 from emma.slurm.history import History
+from emma.slurm.notify import notify
 from emma.slurm.verdict import verdict
 from emma.tools.runs.claim import Claim
 from emma.tools.runs.fence import InUseError
@@ -97,6 +99,7 @@ def begin(folder: Path, word: str = "") -> Launch | None:
     launch = run.prepare(recipe, kind="job", gone=gone)
     history.add("began", job=_job(), restart=_restart(), launch=launch.number, step=step, nodes=_nodes())
     print(describe(recipe, run, mix), file=sys.stderr)
+    notify(recipe, "started", f"launch {launch.number} from step {step} on {_nodes()}")
     compute_reference(recipe, run, launch)
     return launch
 
@@ -135,13 +138,19 @@ def _pruned(folder: Path) -> bool:
 
 
 def _check_progress(recipe: Recipe, history: History, step: int) -> None:
-    attempts, limit = history.attempts_without_progress(step), recipe.cluster.slurm.attempts
-    if attempts >= limit:
-        raise UserError(
-            f"{recipe.run_folder}: given up: {attempts} jobs in a row ended at step {step} without a new checkpoint "
-            f"(cluster.slurm.attempts = {limit}). Fix: read {recipe.run_folder}/logs/launch-*/, correct the cause, and "
-            "submit again"
-        )
+    limit = recipe.cluster.slurm.attempts
+    for attempts, how in (
+        (history.attempts_without_progress(step), "ended"),
+        (history.attempts_without_progress(step, stalled=True), "stalled"),
+    ):
+        if attempts >= limit:
+            message = (
+                f"{recipe.run_folder}: given up: {attempts} jobs in a row {how} at step {step} without a new checkpoint "
+                f"(cluster.slurm.attempts = {limit}). Fix: read {recipe.run_folder}/logs/launch-*/, correct the cause, "
+                "and submit again"
+            )
+            notify(recipe, "given up", message)
+            raise UserError(message)
 
 
 def end(folder: Path, exit_code: int) -> int:
@@ -170,6 +179,7 @@ def end(folder: Path, exit_code: int) -> int:
         held=held,
         rewinds=goes_back,
         outside=_stopped_from_outside(recipe, run, launch, exit_code),
+        stalled=history.has_stalled(launch.number),
     )
     displaced = None if held else fence.displaced()
     fence.end(f"its ranks ended with exit code {exit_code}")
@@ -179,6 +189,7 @@ def end(folder: Path, exit_code: int) -> int:
     if displaced is not None:
         raise displaced
     if run.finished(recipe) or _pruned(folder):
+        notify(recipe, "finished", f"step {step} of {recipe.schedule.steps}")
         return 0
     if run.stop_request.exists():
         raise UserError(f"{run.stop_request}: stopped. Fix: to continue, remove the file and submit again")
@@ -187,11 +198,16 @@ def end(folder: Path, exit_code: int) -> int:
         print(run.why_it_goes_back(launch), file=sys.stderr)
         return AGAIN
     if exit_code == UserError.exit_code:
-        raise UserError(
+        message = (
             f"{recipe.run_folder}: the ranks refused to go on, and would again: see {launch.logs}/rank-0.log. Fix: correct "
             "the cause, and submit again"
         )
+        notify(recipe, "given up", message)
+        raise UserError(message)
     _check_progress(recipe, history, step)
+    if history.stalls(_job(), _restart()) == 1 and history.has_stalled(launch.number):
+        # Once, on the nodes that the job has; if it stalls again, perhaps on others.
+        return AGAIN
     return CONTINUES
 
 
@@ -286,6 +302,15 @@ def preflight_command(run: Path, nodes: str) -> int:
     """Print the failed nodes of RUN's job, separated by commas; an empty line if none can be named."""
     click.echo(",".join(failed_nodes(run, nodes.split(","))))
     return 0
+
+
+@group.command("watch")
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def watch_command(run: Path) -> int:
+    """Watch RUN's ranks; exit with 0 when they have stalled, with 1 when they have ended."""
+    from emma.slurm.watch import watch
+
+    return 0 if watch(run) else 1
 
 
 @group.command("end")

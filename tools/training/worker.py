@@ -17,6 +17,7 @@ from emma.base.extras import explain_missing
 from emma.base.files import write_json
 from emma.recipes.load import load_recipe
 from emma.tools.runs.guard import guard
+from emma.tools.runs.heartbeat import Heartbeat
 from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["main", "train"]
@@ -57,7 +58,8 @@ def train(folder: Path) -> None:
     launch = run.own_launch()
     fence = run.fence(launch)
     fence.check()
-    guard(fence)
+    heartbeat = Heartbeat(Path(launch.logs), writes=os.environ["RANK"] == "0")
+    guard(fence, heartbeat)
 
     from emma import megatron_patches
 
@@ -102,7 +104,7 @@ def train(folder: Path) -> None:
         *model_config.pre_wrap_hooks,
         partial(mask_padding, vocab_size=recipe.model.vocab_size),
     ]
-    session = Session(recipe, run, launch, mix)
+    session = Session(recipe, run, launch, mix, heartbeat)
     session.install()
     try:
         pretrain(
@@ -121,6 +123,7 @@ def train(folder: Path) -> None:
     except Damaged as damaged:
         record_damage(run, launch, damaged)
         return
+    heartbeat.enter("end")
     record_end(recipe, run, launch)
 
 

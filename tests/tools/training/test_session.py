@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from emma.tools.runs.heartbeat import Heartbeat
 from emma.tools.runs.run_folder import RunFolder
 from tests.ranks import RanksError, run_ranks
 from tests.small_recipe import small_recipe
@@ -27,7 +28,7 @@ def answered(folder: str) -> tuple[dict[str, list[str]], list[str]]:
 
     run, recipe = RunFolder(folder), load_recipe(folder)
     mix: Any = object.__new__(MixInfo)  # only kept while the parts are made
-    session = Session(recipe, run, run.own_launch(), mix)
+    session = Session(recipe, run, run.own_launch(), mix, Heartbeat(Path(folder), writes=False))
     seams = {seam: [type(part).__name__ for part in answers(session.parts, seam)] for seam in SEAMS}
     strays = [
         f"{type(part).__name__}.{name}"
