@@ -55,7 +55,7 @@ test-slurm: $(READY)  ## run jobs on a real two-node Slurm on this machine (as r
 		DEBIAN_FRONTEND=noninteractive apt-get install --yes slurm-wlm munge && \
 		DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
 		slurmdbd mariadb-server-core mariadb-client-core; }
-	$(BIN)/pytest -m slurm --durations=0
+	$(BIN)/pytest -m "slurm and not slow" --durations=0
 
 demo: $(READY)  ## run every stage on this machine, on real text in 100+ languages
 	$(BIN)/python -P -m emma.tools.demo
