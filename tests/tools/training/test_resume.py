@@ -15,7 +15,7 @@ from collections.abc import Callable
 import pytest
 
 from emma.base.errors import UserError
-from emma.base.files import read_json
+from emma.base.files import read_json, sha256_file
 from emma.recipes.schema import Recipe
 from emma.slurm.watch import silence
 from emma.tools.runs.checkpoints import COMPLETE_MARK, checkpoint_folder, complete_steps
