@@ -187,7 +187,7 @@ class _Schedule:
 
     def __init__(self, folder: Path, launches: int, saves: bool) -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        self.folder, self.saves, self.turns = folder, saves, list[int]()
+        self.folder, self.saves, self.turns, self._switches = folder, saves, list[int](), 0
         first = checkpoint_folder(folder / "checkpoints", 1)
         first.mkdir(parents=True)
         (first / "metadata.json").write_text("before")
@@ -198,7 +198,14 @@ class _Schedule:
     def open(self) -> list[int]:
         return [number for number, actor in enumerate(self.actors) if not actor.over]
 
+    def switches(self) -> int:
+        """How often a launch lost its turn though it could have gone on."""
+        return self._switches
+
     def take_turn(self, number: int) -> None:
+        self._switches += (
+            bool(self.turns) and number != self.turns[-1] and not self.actors[self.turns[-1]].over
+        )
         actor = self.actors[number]
         mine = actor.fence.number if actor.taken and actor.fence else None
         # A launch that has come out of `take` owns the run until the next one does.
@@ -253,7 +260,12 @@ def _ends(folder: Path) -> set[int]:
 
 
 def explore(
-    folder: Path, launches: int, patch: Callable[[Any, str, Any], None], *, saves: bool = True
+    folder: Path,
+    launches: int,
+    patch: Callable[[Any, str, Any], None],
+    *,
+    saves: bool = True,
+    switches: int | None = None,
 ) -> Explored:
     """Runs every interleaving.
 
@@ -262,6 +274,7 @@ def explore(
         launches: 2 or 3.
         patch: `monkeypatch.setattr`.
         saves: whether each saves a checkpoint and deletes the one before.
+        switches: at most so many times another launch gets the turn while one could go on; None: always.
 
     Raises:
         ViolationError: one breaks the protocol.
@@ -288,12 +301,16 @@ def explore(
             for number in prefix:
                 schedule.take_turn(number)
             while turns := schedule.open():
-                state = schedule.state()
+                last = schedule.turns[-1] if schedule.turns else turns[0]
+                first = last if last in turns else turns[0]
+                used = schedule.switches()
+                state = schedule.state() + repr((first, used) if switches is not None else "").encode()
                 if state in seen:
                     break
                 seen.add(state)
-                left += [(*schedule.turns, other) for other in turns[1:]]
-                schedule.take_turn(turns[0])
+                if switches is None or used < switches or first != last:
+                    left += [(*schedule.turns, other) for other in turns if other != first]
+                schedule.take_turn(first)
         finally:
             schedule.close()
     done.states = len(seen)

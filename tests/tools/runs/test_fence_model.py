@@ -38,10 +38,11 @@ def test_every_interleaving_of_two_launches(folder: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_every_interleaving_of_three_launches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of short lives: taking the run, a row of the log, the end."""
-    done = explore(folder, 3, monkeypatch.setattr, saves=False)
+    """Of short lives: taking the run, a row of the log, the end. Each may be interrupted by the others, three times in
+    all, anywhere."""
+    done = explore(folder, 3, monkeypatch.setattr, saves=False, switches=3)
     print(f"{done.states} states, {done.schedules} schedules")
-    assert done.states > 5000
+    assert done.states > 1000
 
 
 def claim_by_overwriting(patch: Patch) -> None:
