@@ -39,8 +39,8 @@ def measure_pair(recipe: Recipe, folder: Path, pair: int, eos: int) -> tuple[Cou
     prefix = str(next((recipe.mix_folder / "train").glob("*.idx")).with_suffix(""))
 
     def run_ours() -> Course:
-        run.prepare(recipe, take_over=True)
-        (course,) = run_ranks(train_ours, 1, str(run.path), env=environment, timeout=600)
+        own = environment | run.prepare(recipe, take_over=True).environment
+        (course,) = run_ranks(train_ours, 1, str(run.path), env=own, timeout=600)
         return course
 
     def run_peer() -> Course:

@@ -11,6 +11,7 @@ import orjson
 
 from emma.base.files import append_line
 from emma.base.manifest import now
+from emma.slurm.verdict import from_outside
 from emma.tools.runs.metrics import read_lines
 
 __all__ = ["FOLDER", "History"]
@@ -21,8 +22,8 @@ FOLDER = "slurm"
 
 @dataclass(frozen=True)
 class History:
-    """Events of a run: `submitted` (stage, job, after), and training's `began` and `ended` (job, launch,
-    step, ...)."""
+    """Events of a run: `submitted` (stage, job, after), and training's `began`, `ended` and, where nobody was left to
+    say how, `lost` (job, launch, step, ...)."""
 
     run: Path
 
@@ -42,19 +43,33 @@ class History:
         """
         return read_lines(self.file)
 
-    def attempts_without_progress(self, step: int) -> int:
+    def attempts_without_progress(self, step: int, *, stalled: bool = False) -> int:
         """Number of consecutive training jobs, counted back from the latest, that began at `step`. If the run is
         still at `step`, none of them made progress. A launch that went back to an earlier checkpoint does not
-        count, nor does what was before it."""
-        count, went_back = 0, set[int]()
+        count, nor does what was before it, nor one that was ended from outside: preempted, requeued, cancelled, its
+        node lost. Those that stalled are counted apart (`stalled`)."""
+        count, excused, hung = 0, set[int](), set[int]()
         for event in self._since_submission():
-            if event["event"] == "ended" and event.get("rewinds"):
-                went_back.add(event["launch"])
-            if event["event"] == "began" and event["launch"] not in went_back:
+            if event["event"] == "stalled":
+                hung.add(event["launch"])
+            if event["event"] == "ended" and (event.get("rewinds") or event.get("outside")):
+                excused.add(event["launch"])
+            if event["event"] == "lost" and from_outside(event["how"]):
+                excused.add(event["launch"])
+            if event["event"] == "began" and event["launch"] not in excused:
                 if event["step"] != step:
                     break
-                count += 1
+                count += (event["launch"] in hung) == stalled
         return count
+
+    def has_stalled(self, launch: int) -> bool:
+        """Whether a launch was ended because it made no progress."""
+        return any(event["event"] == "stalled" and event["launch"] == launch for event in self.events())
+
+    def stalls(self, job: str | None, restart: int) -> int:
+        """How many launches of one start of a job stalled."""
+        ended = [event for event in self.events() if event["event"] == "ended" and event.get("stalled")]
+        return sum(event["job"] == job and event["restart"] == restart for event in ended)
 
     def nodes_that_failed(self) -> set[str]:
         """Nodes that failed a preflight since the run was submitted."""

@@ -13,6 +13,8 @@ from emma.recipes.schema import Recipe
 from emma.slurm import query
 from emma.slurm.history import History
 from emma.slurm.sweep import trial_name
+from emma.slurm.watch import silence
+from emma.tools.runs.goodput import goodput, launch_ends
 from emma.tools.runs.metrics import read_metrics
 from emma.tools.runs.run_folder import RunFolder
 
@@ -37,6 +39,10 @@ class Row:
         tokens_per_second: over all devices, at the last logged step.
         seconds_left: until the last step, at that speed.
         checkpoint: step of the latest complete checkpoint.
+        silent: seconds without progress, of a job whose ranks run; `silent_limit`: when they count as stalled.
+        doing: what they do: `start-up`, `step`, `save`, `validation`, `end`, or `no ranks`.
+        goodput: share of the run's device-hours that went into steps which count.
+        ended: how each earlier launch ended, oldest first.
         next: jobs that wait for this one.
     """
 
@@ -53,6 +59,11 @@ class Row:
     tokens_per_second: float | None = None
     seconds_left: float | None = None
     checkpoint: int | None = None
+    silent: float | None = None
+    silent_limit: float | None = None
+    doing: str | None = None
+    goodput: float | None = None
+    ended: tuple[str, ...] = ()
     next: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,6 +102,8 @@ def collect(runs: Sequence[Path], queue: Sequence[query.Job] | None = None) -> l
     for job, stage, folder in ours:
         run = _trial(job, folder) if stage == "trials" else folder
         facts = _training_facts(run) if stage == "train" or run != folder else {}
+        if facts and job.state == "RUNNING":
+            facts |= _silence(run)
         number = f"{job.array}_{job.task}" if job.task is not None else str(job.id)
         rows.append(
             Row(
@@ -149,6 +162,9 @@ def _training_facts(folder: Path) -> dict[str, Any]:
     recipe, run = load_recipe(folder), RunFolder(folder)
     steps = recipe.schedule.steps
     facts: dict[str, Any] = {"steps": steps, "step": 0, "checkpoint": run.latest_step() or None}
+    share = goodput(recipe, run)
+    facts |= {"goodput": share.share if share else None}
+    facts |= {"ended": tuple(str(end) for end in launch_ends(run) if end.how is not None)}
     logged = read_metrics(run.metrics_file)[0]
     if not logged:
         return facts
@@ -162,6 +178,17 @@ def _training_facts(folder: Path) -> dict[str, Any]:
     }
     facts["seconds_left"] = (steps - last["step"]) * recipe.tokens_per_step / speed if speed else None
     return facts
+
+
+def _silence(folder: Path) -> dict[str, Any]:
+    """How long the launch that writes the run has made no progress."""
+    run = RunFolder(folder)
+    writer = run.claims.writer()
+    launch = run.read_launch() if writer is not None else None
+    if writer is None or launch is None or launch.number != writer.number:
+        return {}
+    found = silence(load_recipe(folder), launch)
+    return {"silent": found.seconds, "silent_limit": found.limit, "doing": found.phase}
 
 
 def _without_job(folder: Path) -> Row:
@@ -189,7 +216,10 @@ def _idle_state(recipe: Recipe, run: RunFolder) -> str:
     return f"job {numbers[-1]} {ended.state.lower()}" if ended else "no job left"
 
 
-_COLUMNS = "run stage job state left step tokens loss tokens/s ends checkpoint next".split()
+_COLUMNS = "run stage job state left step tokens loss tokens/s ends checkpoint silent goodput next".split()
+
+_SHOWN = 3
+"""Ends of earlier launches below the table, of each run."""
 
 
 def table_text(rows: Sequence[Row]) -> str:
@@ -198,7 +228,7 @@ def table_text(rows: Sequence[Row]) -> str:
         return "no jobs, and no runs here"
     cells = [_COLUMNS, *([_cell(value) for value in _values(row)] for row in rows)]
     widths = [max(len(line[index]) for line in cells) for index in range(len(_COLUMNS))]
-    right = {"left", "step", "tokens", "loss", "tokens/s", "ends", "checkpoint"}
+    right = {"left", "step", "tokens", "loss", "tokens/s", "ends", "checkpoint", "silent", "goodput"}
     lines = []
     for line in cells:
         parts = [
@@ -206,6 +236,11 @@ def table_text(rows: Sequence[Row]) -> str:
             for cell, width, name in zip(line, widths, _COLUMNS, strict=True)
         ]
         lines.append("  ".join(parts).rstrip())
+    ended = {row.run: row.ended for row in rows if row.ended}
+    lines += [""] if ended else []
+    for run, ends in ended.items():
+        earlier = f"{len(ends) - _SHOWN} earlier; " if len(ends) > _SHOWN else ""
+        lines.append(f"{run} ended before: {earlier}{'; '.join(ends[-_SHOWN:])}")
     return "\n".join(lines)
 
 
@@ -222,8 +257,17 @@ def _values(row: Row) -> list[str | None]:
         None if row.tokens_per_second is None else _short(row.tokens_per_second),
         None if row.seconds_left is None else _duration(row.seconds_left),
         None if row.checkpoint is None else f"{row.checkpoint:,}",
+        None if row.silent is None else _silent(row),
+        None if row.goodput is None else f"{row.goodput:.0%}",
         row.next,
     ]
+
+
+def _silent(row: Row) -> str:
+    """Seconds since the last sign of progress, and in which phase; marked where it is long."""
+    assert row.silent is not None
+    mark = " !" if row.silent > (row.silent_limit or row.silent) / 2 else ""
+    return f"{_duration(row.silent)} ({row.doing}){mark}"
 
 
 def _cell(value: str | None) -> str:

@@ -23,15 +23,15 @@ def rank(folder: str) -> None:
 def start_run(recipe: Recipe) -> Job:
     """Prepares the run folder and starts its ranks."""
     run = RunFolder(recipe.run_folder)
-    run.prepare(recipe, take_over=True)
-    return start_ranks(rank, recipe.cluster.world_size, str(run.path), env=rank_environment(recipe))
+    env = rank_environment(recipe) | run.prepare(recipe, take_over=True).environment
+    return start_ranks(rank, recipe.cluster.world_size, str(run.path), env=env)
 
 
 def train_run(recipe: Recipe, timeout: float = 240.0) -> RunFolder:
     """Trains to the end of the schedule, or on from where the run stands."""
     run = RunFolder(recipe.run_folder)
-    run.prepare(recipe, take_over=True)
-    run_ranks(rank, recipe.cluster.world_size, str(run.path), env=rank_environment(recipe), timeout=timeout)
+    env = rank_environment(recipe) | run.prepare(recipe, take_over=True).environment
+    run_ranks(rank, recipe.cluster.world_size, str(run.path), env=env, timeout=timeout)
     return run
 
 

@@ -35,7 +35,7 @@ def inspect(checkpoint: Path, step: int | None, every_tensor: bool, as_json: boo
     # Stock Megatron leaves no marks; where some checkpoints beside it have one, this one was not finished.
     mark, beside = found.folder / COMPLETE_MARK, found.folder.absolute().parent
     if not mark.is_file() and (
-        any(beside.glob(f"iter_*/{COMPLETE_MARK}")) or (beside.parent / "launch.json").is_file()
+        any(beside.glob(f"iter_*/{COMPLETE_MARK}")) or (beside.parent / "launches").is_dir()
     ):
         found.missing.append(f"{COMPLETE_MARK}: the save did not finish")
     click.echo(

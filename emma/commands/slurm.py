@@ -1,4 +1,4 @@
-"""`emma slurm`: submits runs, chains, and sweeps, and shows their state."""
+"""`emma slurm`: submits runs, chains, and sweeps, shows their state, and stops them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STAGES = click.Choice(["pack", "mix", "train", "convert", "evaluate", "release"]
 
 @click.group()
 def group() -> None:
-    """Submit runs, chains, and sweeps to Slurm; show their state."""
+    """Submit runs, chains, and sweeps to Slurm; show their state; stop them."""
 
 
 @group.command()
@@ -198,6 +198,48 @@ def jobs(places: tuple[Path, ...], watch: bool, interval: float, as_json: bool) 
             time.sleep(interval)
         except KeyboardInterrupt:
             return
+
+
+@group.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="RUN_FOLDER")
+@click.option(
+    "--wait",
+    type=Amount(at_least=0),
+    metavar="SECONDS",
+    help="Cancel what runs if there is no checkpoint by then.  [default: what a step and a save may take in this run]",
+)
+@click.option(
+    "--writer-is-gone",
+    is_flag=True,
+    help="Declare that the job or process which holds the run is gone, where Slurm cannot tell; stop nothing.",
+)
+def stop(run: Path, wait: float | None, writer_is_gone: bool) -> None:
+    """Save and end the training of RUN_FOLDER: by a file that its ranks look for after each step, then by scancel.
+
+    The ranks save a checkpoint, however long their step takes: `scancel` alone gives them KillWait, often 30 seconds.
+    Waiting jobs of the run are cancelled. The run stays stopped until RUN_FOLDER/stop is removed.
+
+    \b
+    Examples:
+      emma slurm stop runs/emma_llama3_8b_bi
+      emma slurm stop runs/emma_llama3_8b_bi --wait 0        # cancel at once
+      emma slurm stop runs/emma_llama3_8b_bi --writer-is-gone
+    """
+    from emma.base.errors import UserError
+    from emma.slurm.stop import declare_gone, patience
+    from emma.slurm.stop import stop as stop_run
+
+    if not (run / "recipe.yaml").is_file():
+        raise UserError(f"{run}: no recipe.yaml. Fix: name a run folder")
+    if writer_is_gone:
+        click.echo(
+            f"{declare_gone(run)} counts as gone; should it still be there, it ends and writes nothing more"
+        )
+        return
+    step = stop_run(run, patience(run) if wait is None else wait, lambda text: click.echo(text, err=True))
+    click.echo(
+        f"stopped; the latest checkpoint is that of step {step}" if step else "stopped; no checkpoint yet"
+    )
 
 
 def _summary(chain: Chain) -> str:

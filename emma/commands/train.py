@@ -24,9 +24,9 @@ __all__ = ["command"]
 @click.option(
     "--prepare",
     is_flag=True,
-    help="Only write the run folder and launch.json; a job script starts the ranks.",
+    help="Only write the run folder and print the variable that tells ranks their launch; a job script starts them.",
 )
-@click.option("--take-over", is_flag=True, help="Claim the run even if writer.json names another process.")
+@click.option("--take-over", is_flag=True, help="Claim the run even if its last launch may be alive.")
 @click.option(
     "--verify-checkpoints",
     is_flag=True,
@@ -94,7 +94,7 @@ def command(
     from emma.checkpoints_conversion.checkpoint import check_start
     from emma.recipes.load import load_recipe
     from emma.tools.plan.alternatives import check_fits
-    from emma.tools.runs.run_folder import RunFolder
+    from emma.tools.runs.run_folder import IDENTITY, RunFolder
     from emma.tools.training.launch import compute_reference, launch_command, rank_environment, train_here
     from emma.tools.training.plan_start import check_mix, describe
 
@@ -140,6 +140,7 @@ def command(
     click.echo(describe(recipe, folder, mix))
     if prepare:
         compute_reference(recipe, folder, launch)
+        click.echo(f"export {IDENTITY}={launch.identity}")
         return 0
     train_here(recipe, folder, launch)
     reached = folder.latest_step()

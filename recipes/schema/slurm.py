@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from emma.recipes.schema.section import Section
 
-__all__ = ["Slurm", "StageJob", "StageName", "seconds"]
+__all__ = ["Event", "Notification", "Slurm", "StageJob", "StageName", "seconds"]
 
 StageName = Literal["pack", "mix", "train", "convert", "evaluate", "release"]
 
@@ -58,6 +58,36 @@ class StageJob(Section):
         return value
 
 
+Event = Literal["started", "saved", "stalled", "given up", "finished"]
+
+
+_TOLD: tuple[Event, ...] = ("stalled", "given up", "finished")
+
+
+class Notification(Section):
+    """Who is told what happens to a run's training; one of `command`, `mail` and `webhook`."""
+
+    events: list[Event] = Field(default_factory=lambda: list(_TOLD))
+    """Events to tell."""
+    command: str | None = None
+    """Shell command, with EMMA_EVENT, EMMA_RUN, EMMA_FOLDER, EMMA_JOB and EMMA_TEXT in its environment."""
+    mail: str | None = None
+    """Address, by the `sendmail` of the job's first node."""
+    webhook: str | None = None
+    """Address that gets a JSON object with `event`, `run`, `folder`, `job` and `text`, as Slack's and Mattermost's
+    incoming webhooks take it."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(value is not None for value in (self.command, self.mail, self.webhook)) != 1:
+            raise ValueError("name one of command, mail and webhook; for more, add another entry")
+        if self.webhook is not None and not self.webhook.startswith(("https://", "http://")):
+            raise ValueError(f"webhook: {self.webhook!r} is not an http or https address")
+        if any("\n" in (value or "") or "\r" in (value or "") for value in (self.mail, self.webhook)):
+            raise ValueError("mail, webhook: one line each")
+        return self
+
+
 class Slurm(Section):
     """How jobs are submitted on this cluster, and the environment they run in."""
 
@@ -88,6 +118,13 @@ class Slurm(Section):
     The last one requeues itself until the run is finished."""
     attempts: int = Field(3, gt=0)
     """A run is given up after this many jobs in a row without a new checkpoint."""
+    stall_seconds: int = Field(600, gt=0)
+    """Ranks that make no progress for this long, and for ten times as long as a step, save or validation has taken
+    so far, are ended, and the run goes on from its checkpoint."""
+    startup_seconds: int = Field(1800, gt=0)
+    """Ranks may take this long to start, import, load and train their first step."""
+    notify: list[Notification] = Field(default_factory=list)
+    """Who is told by mail, webhook or command, e.g. `[{mail: me@example.org, events: [stalled]}]`."""
     exclusive: bool = True
     """Training takes whole nodes."""
     gpu_option: str = "--gpus-per-node={gpus}"

@@ -21,10 +21,10 @@ def run(tmp_path: Path) -> RunFolder:
     """A run with checkpoints of steps 5, 10 and 15."""
     recipe = small_recipe(tmp_path)
     run = RunFolder(recipe.run_folder)
-    run.release_claim(run.prepare(recipe))
+    fence = run.fence(run.prepare(recipe))
     for step in (5, 10, 15):
         save(run.checkpoints, step)
-        record_event(run.checkpoints_log, "saved", step=step)
+        record_event(run.checkpoints_log, fence, "saved", step=step)
     return run
 
 
@@ -42,7 +42,7 @@ def test_all_checkpoints_of_a_run_are_listed(run: RunFolder) -> None:
 def test_damage_is_named_and_ends_with_one(run: RunFolder) -> None:
     (run.checkpoints / "iter_0000010" / "__0_0.distcp").write_bytes(b"y" * 100)
     (run.checkpoints / "iter_0000005" / COMPLETE_MARK).unlink()
-    set_aside(run.checkpoints, run.checkpoints_log, 15, "its reason", "files", 1)
+    set_aside(run.checkpoints, run.checkpoints_log, 15, "its reason", "files", run.fence(run.read_launch()))
     done = emma("train", str(run.path), "--verify-checkpoints", "--json")
     found = json.loads(done.out)
     assert done.code == 1
@@ -62,7 +62,7 @@ def test_a_single_checkpoint(run: RunFolder) -> None:
     assert emma("convert", "verify", str(folder)).code == 1
     assert emma("convert", "verify", str(run.path)).code == 1
     assert emma("convert", "verify", str(run.checkpoints / "iter_0000015")).code == 0
-    set_aside(run.checkpoints, run.checkpoints_log, 10, "its reason", "files", 1)
+    set_aside(run.checkpoints, run.checkpoints_log, 10, "its reason", "files", run.fence(run.read_launch()))
     assert "damaged" in emma("convert", "verify", str(run.checkpoints / "iter_0000010.damaged-1")).out
 
 

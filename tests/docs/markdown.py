@@ -30,6 +30,7 @@ PAGES = [
     ),
     *(
         "docs/slurm.md",
+        "docs/launch_protocol.md",
         "docs/architecture.md",
         "docs/where.md",
         "CONTRIBUTING.md",

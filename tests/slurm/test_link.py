@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from emma.base.errors import CheckFailedError, UserError
-from emma.base.files import read_json, write_json
+from emma.base.errors import UserError
+from emma.base.files import write_json
 from emma.recipes.load import write_recipe
 from emma.slurm.history import History
-from emma.slurm.link import AGAIN, CONTINUES, begin, end, failed_nodes
-from emma.tools.runs.run_folder import RunFolder
+from emma.slurm.link import AGAIN, CONTINUES, LATER, EndingError, begin, end, failed_nodes, owner
+from emma.tools.runs.claim import Claim
+from emma.tools.runs.fence import DisplacedError, InUseError
+from emma.tools.runs.run_folder import IDENTITY, Launch, RunFolder
 from emma.tools.runs.set_aside import LoadFailure, set_aside
 from tests.slurm.conftest import MakeRecipe
 from tests.tools.runs.test_checkpoints import save
@@ -28,74 +35,96 @@ def run(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     return RunFolder(recipe.run_folder)
 
 
+def start(run: RunFolder, word: str = "") -> Launch:
+    """What a job does before its ranks start."""
+    launch = begin(run.path, word)
+    assert launch is not None
+    os.environ[IDENTITY] = launch.identity
+    return launch
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes back what `start` sets."""
+    for name in (IDENTITY, "SLURM_RESTART_COUNT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def shown(state: str, restarts: int = 0, job: int = 7) -> str:
+    """What `scontrol --oneliner show job` says, in short."""
+    return f"JobId={job} JobName=x UserId=a(1) JobState={state} Reason=None Requeue=1 Restarts={restarts} BatchFlag=1"
+
+
 def test_a_finished_run_starts_no_ranks(run: RunFolder) -> None:
     save(run.checkpoints, 10)
-    assert begin(run.path, []) is None
-    assert not run.writer_file.exists()
+    assert begin(run.path) is None and run.claims.latest() is None
 
 
 def test_each_launch_has_its_own_logs(run: RunFolder) -> None:
-    first = begin(run.path, [7])
+    first = start(run)
     assert end(run.path, 0) == CONTINUES
-    second = begin(run.path, [7])
-    assert first is not None and second is not None and first != second
+    second = start(run)
+    assert first.logs != second.logs and (first.number, second.number) == (1, 2)
     assert [event["event"] for event in History(run.path).events()] == ["began", "ended", "began"]
 
 
 def test_a_run_without_progress_is_given_up_and_a_new_submission_resets_the_count(run: RunFolder) -> None:
     for _ in range(2):
-        begin(run.path, [7])
+        start(run)
         assert end(run.path, 1) == CONTINUES
-    begin(run.path, [7])
-    with pytest.raises(CheckFailedError, match="3 jobs in a row ended at step 0 without a new checkpoint"):
+    start(run)
+    with pytest.raises(UserError, match="3 jobs in a row ended at step 0 without a new checkpoint"):
         end(run.path, 1)
-    with pytest.raises(CheckFailedError, match="given up"):
-        begin(run.path, [7])
+    with pytest.raises(UserError, match="given up"):
+        start(run)
     History(run.path).add("submitted", stage="train", link="train", job=8, after="")
-    assert begin(run.path, [7]) is not None
+    assert start(run) is not None
 
 
 def test_jobs_that_died_silently_count_too(run: RunFolder) -> None:
-    """A lost node or a time limit leaves no `ended`."""
+    """A time limit that comes too early leaves no `ended`."""
     for _ in range(3):
-        begin(run.path, [7])
-    with pytest.raises(CheckFailedError, match="given up"):
-        begin(run.path, [7])
+        start(run)
+    with pytest.raises(UserError, match="given up"):
+        start(run)
 
 
 def test_progress_resets_the_count(run: RunFolder) -> None:
     for step in (1, 2, 3, 4, 5):
-        begin(run.path, [7])
+        start(run)
         save(run.checkpoints, step)
         assert end(run.path, 1) == CONTINUES
 
 
 def test_a_launch_that_rewinds_is_restarted_and_not_counted_as_failed(run: RunFolder) -> None:
     for step in (3, 4, 5):
-        begin(run.path, [7])
+        start(run)
         state = {"writer": run.read_launch().writer, "state": "rewind", "step": step, "reason": "spoilt"}
-        write_json(run.state_file, state)
+        write_json(run.read_launch().state_file, state)
         assert end(run.path, 0) == AGAIN
-    begin(run.path, [7])
+    start(run)
     assert end(run.path, 1) == CONTINUES, "what an earlier launch said does not count"
 
 
 def set_aside_by_ranks(run: RunFolder, step: int) -> None:
     """What the ranks leave that find a damaged checkpoint."""
     launch = run.read_launch()
-    record = set_aside(run.checkpoints, run.checkpoints_log, step, "damaged", "files", launch.number)
-    write_json(run.state_file, {"writer": launch.writer, "state": "set aside", "reason": str(record)})
+    record = set_aside(run.checkpoints, run.checkpoints_log, step, "damaged", "files", run.fence(launch))
+    write_json(
+        run.read_launch().state_file, {"writer": launch.writer, "state": "set aside", "reason": str(record)}
+    )
 
 
 def test_damaged_checkpoints_are_no_failed_jobs(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     """Four of them, one after the other, where three jobs without progress are given up; each job had made progress
     before, at steps that are now gone."""
     for step in (1, 2, 3, 4, 5):
-        begin(run.path, [7])
+        start(run)
         save(run.checkpoints, step)
         assert end(run.path, 1) == CONTINUES
     for step in (5, 4, 3, 2):
-        begin(run.path, [7])
+        start(run)
         assert run.read_launch().load.step == step
         set_aside_by_ranks(run, step)
         assert end(run.path, 0) == AGAIN
@@ -104,29 +133,29 @@ def test_damaged_checkpoints_are_no_failed_jobs(run: RunFolder, capsys: pytest.C
             in capsys.readouterr().err
         )
     for _ in range(2):
-        begin(run.path, [7])
+        start(run)
         assert run.read_launch().load.step == 1 and end(run.path, 1) == CONTINUES
-    begin(run.path, [7])
-    with pytest.raises(CheckFailedError, match="3 jobs in a row ended at step 1"):
+    start(run)
+    with pytest.raises(UserError, match="3 jobs in a row ended at step 1"):
         end(run.path, 1)
 
 
 def test_the_only_checkpoint_damaged_ends_the_chain_with_the_reason(run: RunFolder) -> None:
     save(run.checkpoints, 5)
-    begin(run.path, [7])
+    start(run)
     set_aside_by_ranks(run, 5)
     assert end(run.path, 0) == AGAIN
     with pytest.raises(UserError, match=r"none of them can be used \(iter_0000005\.damaged-1: damaged\)"):
-        begin(run.path, [7])
+        start(run)
 
 
 def test_a_checkpoint_that_does_not_load_starts_the_ranks_again_in_the_same_job(run: RunFolder) -> None:
     save(run.checkpoints, 4)
     save(run.checkpoints, 5)
-    begin(run.path, [7])
+    start(run)
     LoadFailure(5, 3, "n1", "content", "KeyError: 'x'").write(Path(run.read_launch().logs))
     assert end(run.path, 1) == AGAIN
-    begin(run.path, [7])
+    start(run)
     assert run.read_launch().load.step == 4
 
 
@@ -138,61 +167,170 @@ def test_the_base_models_own_loss_is_there_before_the_ranks_start(
         "emma.tools.training.launch.compute_reference",
         lambda recipe, run, launch: asked.append(launch.number),
     )
-    begin(run.path, [7])
+    start(run)
     assert asked == [1]
 
 
-def test_a_job_that_is_gone_loses_its_claim(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin(run.path, [7])
-    first = run.read_launch()
+def test_the_end_of_a_displaced_job_changes_nothing(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Job 7 is taken over by job 8 and ends afterwards: the run stays with 8, and 7 does not go on."""
+    first = start(run)
     monkeypatch.setenv("SLURM_JOB_ID", "8")
-    with pytest.raises(UserError, match=r"Slurm job 7 .* has been writing this run"):
-        begin(run.path, [7, 8])
-    begin(run.path, [8])
-    assert not run.holds_claim(first) and run.holds_claim(run.read_launch())
+    second = start(run, shown("NODE_FAIL"))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv(IDENTITY, first.identity)
+    with pytest.raises(DisplacedError, match=r"launch 2 \(Slurm job 8 .*took this run over"):
+        end(run.path, 1)
+    assert run.holds_claim(second) and not run.holds_claim(first)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    monkeypatch.setenv(IDENTITY, second.identity)
+    assert end(run.path, 1) == CONTINUES
+    assert [event["held"] for event in History(run.path).events() if event["event"] == "ended"] == [
+        False,
+        True,
+    ]
 
 
-def test_a_restarted_job_takes_its_own_claim_over(run: RunFolder) -> None:
-    begin(run.path, [7])
-    first = run.read_launch()
-    begin(run.path, [7])
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("", "slurm_load_jobs error: Invalid job id specified", shown("FAILED", job=9), "9|FAILED\n"),
+        *(shown("RUNNING"), shown("RUNNING", 1), shown("SUSPENDED"), "7|FAILED\n7|RUNNING\n", "7|\n"),
+    ],
+)
+def test_without_slurms_word_that_the_job_has_ended_nothing_is_taken(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    first = start(run)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    with pytest.raises(InUseError, match=r"Slurm job 7 of .*(has been writing|It may be running)"):
+        begin(run.path, word)
+    assert run.holds_claim(first) and run.claims.latest() == run.claims.writer()
+    assert not [event for event in History(run.path).events() if event["event"] == "lost"]
+
+
+@pytest.mark.parametrize(
+    ("word", "how"),
+    [
+        (shown("TIMEOUT"), "timeout"),
+        (shown("COMPLETED"), "completed"),
+        (shown("PENDING", 1), "requeued by slurm"),
+        ("error\n7|NODE_FAIL\n7|CANCELLED by 0\n", "cancelled"),
+        ("7|REQUEUED\n7|PREEMPTED\n8|RUNNING\n", "preempted"),
+    ],
+)
+def test_slurms_word_ends_a_launch(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, word: str, how: str
+) -> None:
+    first = start(run)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert owner(run.path) == "7"
+    assert start(run, word).number == 2 and not run.holds_claim(first)
+    (lost,) = [event for event in History(run.path).events() if event["event"] == "lost"]
+    assert (lost["launch"], lost["how"]) == (1, how)
+    assert run.claims.end_of(1) is not None and owner(run.path) is None
+
+
+@pytest.mark.parametrize("word", [shown("COMPLETING"), shown("PENDING"), shown("COMPLETING", 0)])
+def test_a_job_that_is_ending_is_waited_for(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    start(run)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    with pytest.raises(EndingError) as raised:
+        begin(run.path, word)
+    assert raised.value.exit_code == LATER
+
+
+def test_what_a_script_gets(run: RunFolder) -> None:
+    """Through the command line, as the job's script calls it."""
+
+    def call(*words: str, text: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-P", "-m", "emma.slurm.link", *words]
+        environment = {**os.environ, **variables}
+        return subprocess.run(
+            command, input=text, capture_output=True, text=True, check=False, env=environment
+        )
+
+    launch = start(run)
+    asked = call("owner", str(run.path), SLURM_JOB_ID="8")
+    assert (asked.returncode, asked.stdout) == (0, "7\n")
+    hidden = call("begin", str(run.path), SLURM_JOB_ID="8")
+    assert hidden.returncode == 1 and "--writer-is-gone" in hidden.stderr, "another may go on: not 2"
+    assert call("begin", str(run.path), SLURM_JOB_ID="8", text=shown("COMPLETING")).returncode == LATER
+    assert call("end", str(run.path), "--exit-code", "1", EMMA_LAUNCH="").returncode == 2
+    assert call("end", str(run.path), "--exit-code", "2", EMMA_LAUNCH=launch.identity).returncode == 2
+    assert call("end", str(run.path), "--exit-code", "1", EMMA_LAUNCH="1-0123").returncode == 2
+
+
+def test_a_restarted_job_takes_its_own_claim_over(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = start(run)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert owner(run.path) is None
+    start(run)
     assert not run.holds_claim(first)
 
 
-def test_a_writer_outside_slurm_is_respected(run: RunFolder) -> None:
-    write_json(run.writer_file, {"writer": "x", "host": "another", "pid": 5, "job": None, "started": "now"})
-    with pytest.raises(UserError, match="process 5 on another has been writing this run"):
-        begin(run.path, [7])
+def test_requeues_during_start_up_do_not_end_a_run(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preempted, or its node lost: Slurm requeues the job and says nothing. What ends by itself still counts."""
+    for restart in range(5):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        start(run)
+    for _ in range(2):
+        assert end(run.path, 1) == CONTINUES
+        start(run)
+    with pytest.raises(UserError, match="given up: 3 jobs in a row"):
+        end(run.path, 1)
 
 
-def test_a_launch_that_was_taken_over_does_not_continue(run: RunFolder) -> None:
-    begin(run.path, [7])
-    write_json(run.writer_file, {"writer": "x", "host": "another", "pid": 5, "job": "9", "started": "now"})
-    with pytest.raises(CheckFailedError, match="another launch has taken over this run"):
+def test_a_signal_long_before_the_time_limit_is_no_crash(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for code in (143, 0, 143, 143):
+        start(run)
+        assert end(run.path, code) == CONTINUES
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 600))
+    for _ in range(2):
+        start(run)
+        assert end(run.path, 143) == CONTINUES
+    start(run)
+    with pytest.raises(UserError, match="given up"):
+        end(run.path, 143)
+
+
+def test_what_the_ranks_refuse_ends_the_run(run: RunFolder) -> None:
+    start(run)
+    with pytest.raises(UserError, match="the ranks refused to go on, and would again") as raised:
         end(run.path, 2)
-    assert read_json(run.writer_file)["writer"] == "x"
+    assert raised.value.exit_code == 2
+
+
+def test_a_writer_outside_slurm_is_respected(run: RunFolder) -> None:
+    claim = replace(Claim.of_this_process(1, "process"), host="another", pid=5, job=None)
+    write_json(run.claims.file(1), asdict(claim))
+    with pytest.raises(InUseError, match=r"process 5 of .* on another has been writing this run"):
+        begin(run.path, shown("FAILED"))
 
 
 def test_a_teammates_stop_ends_the_chain(run: RunFolder) -> None:
-    begin(run.path, [7])
+    start(run)
     run.stop_request.touch()
-    with pytest.raises(CheckFailedError, match="remove the file and submit again"):
+    with pytest.raises(UserError, match="remove the file and submit again"):
         end(run.path, 0)
     with pytest.raises(UserError, match="asks this run to stop"):
-        begin(run.path, [7])
+        start(run)
 
 
 def test_a_pruned_trial_is_finished(run: RunFolder) -> None:
-    begin(run.path, [7])
+    start(run)
     write_json(run.path / "trial.json", {"number": 0, "parameters": {}, "pruned": 5})
     assert end(run.path, 0) == 0
-    assert begin(run.path, [7]) is None
+    assert begin(run.path) is None
 
 
 def test_nodes_are_named_by_their_faults_and_their_silence(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logs = Path(begin(run.path, [7]) or "")
+    logs = Path(start(run).logs)
     for rank, node, faults in ((0, "n1", []), (1, "n2", ["7 GPUs are visible, 8 are expected"])):
         write_json(
             logs / f"preflight-{rank}.json", {"node": node, "rank": rank, "faults": faults, "network": []}
@@ -200,12 +338,12 @@ def test_nodes_are_named_by_their_faults_and_their_silence(
     assert failed_nodes(run.path, ["n1", "n2", "n3"]) == ["n2", "n3"]
     said = capsys.readouterr().err
     assert "n2: 7 GPUs are visible" in said and "n3: left no report" in said
-    assert not run.writer_file.exists(), "the next job must not wait for this one's claim"
+    assert run.claims.writer() is None, "the next job must not wait for this one's claim"
 
 
 def test_nodes_that_failed_before_stay_excluded_until_the_next_submission(run: RunFolder) -> None:
     def fail(node: str) -> list[str]:
-        logs = Path(begin(run.path, [7]) or "")
+        logs = Path(start(run).logs)
         report = {"node": node, "rank": 0, "faults": ["ill"], "network": []}
         write_json(logs / "preflight-0.json", report)
         return failed_nodes(run.path, [node])
@@ -216,12 +354,12 @@ def test_nodes_that_failed_before_stay_excluded_until_the_next_submission(run: R
 
 
 def test_no_node_is_named_where_none_of_several_reported(run: RunFolder) -> None:
-    begin(run.path, [7])
+    start(run)
     assert failed_nodes(run.path, ["n1", "n2"]) == [], "their environment is at fault"
 
 
 def test_no_node_is_named_where_only_the_network_failed(run: RunFolder) -> None:
-    logs = Path(begin(run.path, [7]) or "")
+    logs = Path(start(run).logs)
     for rank, node in ((0, "n1"), (1, "n2")):
         report = {"node": node, "rank": rank, "faults": [], "network": ["all-reduce over 2 ranks: timed out"]}
         write_json(logs / f"preflight-{rank}.json", report)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from emma.base.errors import UserError
-from emma.recipes.load import write_recipe
+from emma.base.files import write_json
+from emma.recipes.load import load_recipe, write_recipe
 from emma.slurm.history import History
 from emma.slurm.query import Job
 from emma.slurm.table import collect, find_runs, table_text
+from emma.tools.runs.claim import Claim
+from emma.tools.runs.goodput import goodput
 from emma.tools.runs.metrics import append_metrics
 from emma.tools.runs.run_folder import RunFolder
 from tests.slurm.conftest import MakeRecipe
@@ -36,6 +43,67 @@ def run(make_recipe: MakeRecipe, without_slurm: None) -> RunFolder:
     row = {"step": 6, "consumed_tokens": 1536, "loss": 2.5, "tokens_per_second_per_gpu": 64.0}
     append_metrics(run.metrics_file, row)
     return run
+
+
+def test_a_running_job_says_how_long_it_is_silent_and_how_earlier_ones_ended(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three launches one ended by itself, one was lost; in the third, no rank has started, then a save hangs."""
+    recipe = load_recipe(run.path)
+    for number, how in ((4, "its ranks ended with exit code 1"), (5, "node_fail")):
+        monkeypatch.setenv("SLURM_JOB_ID", str(number))
+        run.release_claim(run.prepare(recipe), how)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    launch = run.prepare(recipe)
+    queue = [job(7, "train", run.path, "RUNNING")]
+    (row,) = collect([run.path], queue)
+    assert row.ended == ("job 4: its ranks ended with exit code 1", "job 5: node_fail")
+    assert row.doing == "no ranks" and 0 <= (row.silent or 0) < 60 and row.silent_limit == 1800
+    now = time.time()
+    usual = {"step": 2.0, "start-up": 50.0, "save": 100.0}
+    beat = {"phase": "save", "step": 6, "since": now - 700, "time": now, "seconds": usual}
+    write_json(Path(launch.logs) / "heartbeat.json", beat)
+    (row,) = collect([run.path], queue)
+    assert row.doing == "save" and 700 <= (row.silent or 0) < 760 and row.silent_limit == 1000
+    text = table_text([row])
+    assert "12m (save) !" in text
+    assert "small ended before: job 4: its ranks ended with exit code 1; job 5: node_fail" in text
+
+
+def test_goodput_says_where_the_hours_went(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two launches: 100 s with 4 steps of 10 s, of which 2 are repeated by the second; that one was lost after 60 s and
+    found an hour later."""
+    recipe = load_recipe(run.path)
+    run.metrics_file.write_bytes(b"")
+    begun = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def launched(number: int, after: float, ended: float, last: float, steps: Sequence[int]) -> None:
+        claim = replace(
+            Claim.of_this_process(number, "job"), started=(begun + timedelta(seconds=after)).isoformat()
+        )
+        write_json(run.claims.file(number), asdict(claim))
+        end = {"how": "x", "by": "x", "time": (begun + timedelta(seconds=ended)).isoformat()}
+        write_json(run.claims.end_file(number), end)
+        seen = begun.timestamp() + last
+        beat = {
+            "phase": "step",
+            "step": steps[-1],
+            "since": seen,
+            "time": seen,
+            "seconds": {"start-up": 25.0},
+        }
+        write_json(run.logs / f"launch-{number:04d}" / "heartbeat.json", beat)
+        for step in steps:
+            speed = recipe.tokens_per_step / 10
+            append_metrics(run.metrics_file, {"step": step, "loss": 1.0, "tokens_per_second_per_gpu": speed})
+
+    launched(1, 0, 100, 99, [1, 2, 3, 4])
+    launched(2, 200, 3800, 200, [3, 4])
+    found = goodput(recipe, run)
+    assert found is not None
+    hours = {name: round(value * 3600) for name, value in found.to_dict().items() if name != "share"}
+    assert hours == {"allocated": 160, "productive": 40, "repeated": 20, "start_up": 30, "other": 70}
+    assert found.share == 0.25 and "25% of 0.0 device-hours productive" in str(found)
 
 
 def test_a_running_job_shows_its_progress_and_what_follows(run: RunFolder) -> None:

@@ -4,13 +4,19 @@ every time."""
 from __future__ import annotations
 
 import os
+import random
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.real_run import RealRun, make_run
+from emma.base.files import sha256_file
+from emma.tools.runs.checkpoints import checkpoint_folder, complete_steps
+from emma.tools.runs.integrity import verify
+from emma.tools.runs.metrics import read_lines
+from tests.slurm.real_run import RealRun, emma, make_run
 from tests.slurm.two_nodes import NODES, TwoNodes
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2400)]
@@ -127,6 +133,85 @@ def test_surviving_ranks_of_a_lost_node_write_no_more(make: MakeRun, whole: Real
     run.wait_until_finished(900)
     assert run.launches() == [1, 2] and run.node_of_launch(2) != node
     assert run.losses() == whole.losses()
+
+
+# More of them with `pytest -m slurm tests/slurm/test_training.py -k importing`.
+SEEDS = [pytest.param(seed, marks=() if seed == 0 else pytest.mark.slow) for seed in range(10)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_rank_that_was_stopped_while_importing_writes_nothing(
+    seed: int, make: MakeRun, whole: RealRun, slurm: TwoNodes
+) -> None:
+    """Stopped at a random moment of its start, its node lost, the job requeued on the other node; and woken later."""
+    moment = random.Random(seed)
+    run = make(f"importing-{seed}", ONE_NODE, NO_PREFLIGHT)
+    slurm.wait(lambda: len(run.launches()) == 1, "the run began", 300)
+    node = run.node()
+    slurm.wait(lambda: len(run.ranks(node)) == RANKS, "the ranks are there", 120)
+    time.sleep(moment.uniform(0, 8))
+    alive = run.ranks(node)
+    send([alive[moment.randrange(RANKS)]], signal.SIGSTOP)
+    slurm.lose_node(node, ranks=False)
+    slurm.wait(lambda: len(run.launches()) == 2, "the run began on the other node", 300)
+    run.wait_for_step(moment.randrange(1, STEPS // 2), 900)
+    logs = run.folder / "logs" / "launch-0001"
+    before = content(logs, without="rank-")
+    send(alive, signal.SIGCONT)
+    slurm.wait(lambda: not any(Path(f"/proc/{pid}").is_dir() for pid in alive), "the old ranks stopped", 180)
+    assert content(logs, without="rank-") == before
+    slurm.start_node(node)
+    run.wait_until_finished(900)
+    assert run.launches() == [1, 2] and run.logged() == list(range(1, STEPS + 1)), "each step once"
+    assert run.losses() == whole.losses()
+    saved = [event for event in read_lines(run.folder / "checkpoints.jsonl") if event["event"] == "saved"]
+    assert saved and {event["launch"] for event in saved} == {2}
+    for step in complete_steps(run.folder / "checkpoints"):
+        assert verify(checkpoint_folder(run.folder / "checkpoints", step)).state == "verified"
+
+
+def content(folder: Path, without: str) -> dict[str, str]:
+    """Checksums of the files of a folder whose names don't begin so."""
+    return {path.name: sha256_file(path) for path in folder.iterdir() if not path.name.startswith(without)}
+
+
+def test_a_stopped_rank_is_seen_and_the_run_goes_on(make: MakeRun, whole: RealRun, slurm: TwoNodes) -> None:
+    limits = "cluster.slurm.stall_seconds=20", "cluster.slurm.startup_seconds=400"
+    told = "cluster.slurm.notify=[{command: 'echo $EMMA_EVENT >>$EMMA_FOLDER/told', events: [stalled, finished]}]"
+    run = make("hung", ONE_NODE, NO_PREFLIGHT, *limits, told)
+    run.wait_for_step(35, 900)
+    pid = run.ranks(run.node())[1]
+    os.kill(pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    slurm.wait(lambda: bool(run.events("stalled")), "it is seen", 300)
+    seen, (stalled,) = time.monotonic() - begun, run.events("stalled")
+    assert stalled["phase"] in ("step", "save") and stalled["seconds"] >= 20
+    assert seen < 2 * max(20, stalled["seconds"]), "within twice the deadline"
+    slurm.wait(lambda: len(run.launches()) == 2, "the ranks start again", 120)
+    assert run.restarts() == [0, 0], "in the same job"
+    assert "Current thread 0x" in run.rank_log(1) and "training.py" in run.rank_log(1), "stacks"
+    run.wait_until_finished(900)
+    assert run.losses() == whole.losses()
+    assert (run.folder / "told").read_text().split() == ["stalled", "finished"]
+
+
+def test_a_run_is_stopped_by_a_file_and_goes_on(make: MakeRun, whole: RealRun, slurm: TwoNodes) -> None:
+    run = make("halted", ONE_NODE, NO_PREFLIGHT, "--links", "3")
+    run.wait_for_step(5, 900)
+    said = emma(slurm, run.work, "slurm", "stop", str(run.folder))
+    assert "cancelled what was waiting" in said and "stopped; the latest checkpoint is that of step" in said
+    (ended,) = run.events("ended")
+    assert ended["exit_code"] == 0 and 5 <= ended["step"] < STEPS
+    slurm.wait(lambda: not slurm.command("squeue", "--noheader").strip(), "no job is left", 60)
+    (run.folder / "stop").unlink()
+    # Three links, of which the first finishes the run: the others, and their nodes, are not needed.
+    run.submit(ONE_NODE, "--from", "train", "--to", "convert", *LAYOUT, NO_PREFLIGHT, "--links", "3")
+    run.wait_for_step(STEPS, 900)
+    links = run.jobs()[-4:]
+    slurm.wait(lambda: all(run.state(job) == "CANCELLED" for job in links[1:3]), "the others are gone", 60)
+    slurm.wait(lambda: run.state(links[3]) in ("RUNNING", "COMPLETED", "FAILED"), "convert starts", 60)
+    assert run.losses() == whole.losses()
+    slurm.cancel_all()
 
 
 def test_a_node_that_fails_the_preflight_is_named_and_training_continues_elsewhere(

@@ -7,8 +7,7 @@ checkpoints often (resuming, retention, exports) compares sizes; `integrity.py` 
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -143,18 +142,21 @@ def tracked_step(checkpoints: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def prune(checkpoints: Path, keep: int | None, keep_every: int | None) -> list[int]:
+def prune(
+    checkpoints: Path, keep: int | None, keep_every: int | None, delete: Callable[[Path], None]
+) -> list[int]:
     """Deletes complete checkpoints that the recipe does not keep, and incomplete ones older than the latest
     complete one.
 
-    A checkpoint is renamed before it is deleted, so an interrupted deletion never leaves part of one under
-    its name.
+    Args:
+        checkpoints: folder of the run's checkpoints.
+        keep: the last so many stay; None: all.
+        keep_every: those of steps that it divides stay too.
+        delete: deletes a folder, never leaving a part of it under its name (`Fence.delete`).
 
     Returns:
         The steps deleted.
     """
-    for rest in checkpoints.glob(".deleted-iter_*"):
-        shutil.rmtree(rest)
     if keep is None:
         return []
     complete = complete_steps(checkpoints)
@@ -163,10 +165,7 @@ def prune(checkpoints: Path, keep: int | None, keep_every: int | None) -> list[i
     stay = set(complete[-keep:]) | {step for step in complete if keep_every and step % keep_every == 0}
     deleted = [step for step in checkpoint_steps(checkpoints) if step not in stay and step <= complete[-1]]
     for step in deleted:
-        folder = checkpoint_folder(checkpoints, step)
-        doomed = checkpoints / f".deleted-{folder.name}"
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
+        delete(checkpoint_folder(checkpoints, step))
     return deleted
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from emma.base.files import append_line
 __all__ = ["append_metrics", "read_lines", "read_metrics"]
 
 
-def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
-    """Appends one object as a line."""
-    append_line(path, orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY))
+def append_metrics(
+    path: Path, row: Mapping[str, Any], append: Callable[[Path, bytes], None] = append_line
+) -> None:
+    """Appends one object as a line; a launch passes its `Fence.append`."""
+    append(path, orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,26 +25,32 @@ from emma.tools.runs.checkpoints import (
     resolve_start,
     tracked_step,
 )
+from emma.tools.runs.claim import Claim
 from emma.tools.runs.environment import environment
+from emma.tools.runs.fence import Claims, Fence, at
 from emma.tools.runs.integrity import verify
 from emma.tools.runs.safety import steps_to_skip
 from emma.tools.runs.set_aside import LoadFailure, once_complete, set_incomplete_aside, settle
 
-__all__ = ["GOES_BACK", "Launch", "RunFolder"]
+__all__ = ["GOES_BACK", "IDENTITY", "Launch", "RunFolder"]
 
 GOES_BACK = ("rewind", "set aside", "load failed")
 """Outcomes of a launch after which another one follows at once: it skips a step, or begins from another checkpoint."""
 
 
+IDENTITY = "EMMA_LAUNCH"
+"""Environment variable that tells ranks, and what follows them, which launch they are (`Launch.identity`)."""
+
+
 @dataclass(frozen=True)
 class Launch:
-    """One start of the ranks, written to `launch.json` beforehand, so that all ranks read the same decision.
+    """One start of the ranks, written to `launch.json` in its logs beforehand, so that all ranks read the same decision.
 
     Attributes:
-        number: 1, 2, ... within the run.
+        number: 1, 2, ... within the run; that of its claim.
         load: what this launch begins from.
         skip: steps whose batch is read but not trained on.
-        writer: token of the claim in `writer.json`; a launch that has lost its claim stops before it writes.
+        writer: token of its claim.
         logs: folder of the ranks' output.
         trial: leave the loop after this step and save nothing, except step 0 of a run from scratch; None:
             train to the end of the schedule.
@@ -57,6 +63,26 @@ class Launch:
     logs: str
     trial: int | None = None
 
+    @property
+    def identity(self) -> str:
+        """`NUMBER-TOKEN`, for the environment of the ranks."""
+        return f"{self.number}-{self.writer}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the ranks must get besides the caller's environment."""
+        return {IDENTITY: self.identity}
+
+    @property
+    def launch_file(self) -> Path:
+        """This launch as its ranks read it."""
+        return Path(self.logs) / "launch.json"
+
+    @property
+    def state_file(self) -> Path:
+        """How its ranks ended, in their own words."""
+        return Path(self.logs) / "state.json"
+
 
 class RunFolder:
     """Paths of a run, and its state on disk."""
@@ -66,9 +92,7 @@ class RunFolder:
         self.recipe_file = self.path / "recipe.yaml"
         self.environment_file = self.path / "environment.json"
         self.metrics_file = self.path / "metrics.jsonl"
-        self.writer_file = self.path / "writer.json"
-        self.launch_file = self.path / "launch.json"
-        self.state_file = self.path / "state.json"
+        self.claims = Claims(self.path)
         self.reference_file = self.path / "reference.json"
         self.skipped_file = self.path / "skipped.json"
         self.alerts_file = self.path / "alerts.jsonl"
@@ -90,21 +114,65 @@ class RunFolder:
         """Whether the schedule's last step has a complete checkpoint."""
         return self.latest_step() >= recipe.schedule.steps
 
-    def read_launch(self) -> Launch:
-        """The launch that the ranks belong to."""
-        value = read_json(self.launch_file)
+    def read_launch(self, identity: str | None = None) -> Launch:
+        """A launch by its identity; by default the latest.
+
+        Raises:
+            UserError: it is not in this run folder.
+        """
+        number = str(self._launches()) if identity is None else identity.partition("-")[0]
+        file = self.logs / f"launch-{int(number) if number.isdigit() else 0:04d}" / "launch.json"
+        launch = self._read_launch(file)
+        if launch is None or identity not in (None, launch.identity):
+            raise UserError(f"{file}: is not launch {identity or 'of any'}. Fix: start the run again")
+        return launch
+
+    def own_launch(self) -> Launch:
+        """The launch that this process belongs to, by its environment.
+
+        Raises:
+            UserError: the environment names none, or one of another run folder.
+        """
+        identity = os.environ.get(IDENTITY)
+        if not identity:
+            raise UserError(
+                f"{IDENTITY} is not set, so these ranks cannot tell which launch they are. Fix: start them with `emma "
+                "train`, or with what `emma train --prepare` prints"
+            )
+        return self.read_launch(identity)
+
+    @staticmethod
+    def _read_launch(file: Path) -> Launch | None:
+        if not file.is_file():
+            return None
+        value = read_json(file)
         return Launch(**{**value, "load": LoadPlan(**value["load"])})
 
-    def prepare(self, recipe: Recipe, *, take_over: bool = False, trial: int | None = None) -> Launch:
-        """Prepares the folder for a launch: recipe, claim, environment, and the decision about what to load.
+    def fence(self, launch: Launch) -> Fence:
+        """What a launch may write."""
+        return Fence(self.path, launch.number, launch.writer)
+
+    def prepare(
+        self,
+        recipe: Recipe,
+        *,
+        take_over: bool = False,
+        trial: int | None = None,
+        kind: str = "process",
+        gone: Callable[[Claim], str | None] | None = None,
+    ) -> Launch:
+        """Prepares the folder for a launch: claim, recipe, environment, and the decision about what to load.
 
         Args:
             recipe: the run's recipe.
-            take_over: claim the run even if `writer.json` names another process.
+            take_over: a person says that the writer is gone.
             trial: see `Launch`.
+            kind: see `Claim`.
+            gone: how the writer ended, in words; None if it may live. By default, only this machine's own word about a
+                process counts.
 
         Raises:
-            UserError: the folder belongs to another recipe, another live process writes it, a teammate asked
+            UserError: the folder belongs to another recipe, another launch writes it, a teammate asked
                 it to stop, the checkpoint to start from cannot be used, or none of the run's own can.
         """
         if self.stop_request.exists():
@@ -112,35 +180,42 @@ class RunFolder:
                 f"{self.stop_request} asks this run to stop. Fix: remove the file to let it continue"
             )
         changed = self.check_recipe(recipe)
-        self._check_writer(take_over)
-        self._settle_last_launch()
-        set_incomplete_aside(self.checkpoints, self.checkpoints_log, 1 + self._launches())
+        last = self._launches()
+
+        def ended(claim: Claim) -> str | None:
+            if take_over:
+                return "taken over by hand"
+            if gone is not None:
+                return gone(claim)
+            return "its process is gone" if claim.process_is_gone() else None
+
+        fence = self.claims.take(ended, kind)
+        try:
+            return self._prepare(recipe, fence, last, changed, trial)
+        except BaseException:
+            fence.end("failed before its ranks started")
+            raise
+
+    def _prepare(
+        self, recipe: Recipe, fence: Fence, last: int, changed: dict[str, list[Any]], trial: int | None
+    ) -> Launch:
+        if last:
+            self._settle(self.logs / f"launch-{last:04d}" / "launch.json", fence)
+        set_incomplete_aside(self.checkpoints, self.checkpoints_log, fence)
         load = self.check_load(recipe)
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        number = 1 + self._launches()
-        logs = self.logs / f"launch-{number:04d}"
-        logs.mkdir(parents=True)
-        launch = Launch(
-            number, load, steps_to_skip(recipe, self.skipped_file), secrets.token_hex(8), str(logs), trial
-        )
-        write_json(
-            self.writer_file,
-            {
-                "writer": launch.writer,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "pid_namespace": _pid_namespace(),
-                "job": os.environ.get("SLURM_JOB_ID"),
-                "started": now(),
-            },
-        )
-        write_recipe(recipe, self.recipe_file)
+        at("decided")
+        logs = self.logs / f"launch-{fence.number:04d}"
+        logs.mkdir(parents=True, exist_ok=True)
+        skip = steps_to_skip(recipe, self.skipped_file)
+        launch = Launch(fence.number, load, skip, fence.writer, str(logs), trial)
+        with fence.writing(self.recipe_file) as file:
+            write_recipe(recipe, file)
         launches = self.read_environment().get("launches", [])
         record = {**_launch_record(launch, recipe), "changed": changed}
-        write_json(self.environment_file, {**environment(recipe), "launches": [*launches, record]})
-        self._point_tracker(load)
-        write_json(self.launch_file, asdict(launch))
-        self.state_file.unlink(missing_ok=True)
+        fence.write_json(self.environment_file, {**environment(recipe), "launches": [*launches, record]})
+        self._point_tracker(load, fence)
+        write_json(launch.launch_file, asdict(launch))
+        at("prepared")
         return launch
 
     def read_environment(self) -> dict[str, Any]:
@@ -148,13 +223,12 @@ class RunFolder:
         return dict(read_json(self.environment_file)) if self.environment_file.is_file() else {}
 
     def holds_claim(self, launch: Launch) -> bool:
-        """Whether `writer.json` still names this launch."""
-        return self.writer_file.is_file() and read_json(self.writer_file).get("writer") == launch.writer
+        """Whether the run is still this launch's."""
+        return self.fence(launch).held()
 
-    def release_claim(self, launch: Launch) -> None:
-        """Removes the claim of a launch that has ended, unless another launch has taken it over."""
-        if self.holds_claim(launch):
-            self.writer_file.unlink()
+    def release_claim(self, launch: Launch, how: str = "its ranks have ended") -> None:
+        """Records the end of a launch, and gives the run back if it has it."""
+        self.fence(launch).end(how)
 
     def check_recipe(self, recipe: Recipe) -> dict[str, list[Any]]:
         """Refuses a recipe that would change the run already begun (`recipes/may_change.yaml`).
@@ -180,9 +254,8 @@ class RunFolder:
     def outcome(self, launch: Launch) -> str | None:
         """How a launch ended: the state that it recorded; `load failed` if Megatron could not load the checkpoint,
         which the next `prepare` settles; None if the ranks failed otherwise."""
-        state = read_json(self.state_file) if self.state_file.is_file() else {}
-        if state.get("writer") == launch.writer:
-            return str(state["state"])
+        if launch.state_file.is_file():
+            return str(read_json(launch.state_file)["state"])
         failure = LoadFailure.of_launch(Path(launch.logs)) if self.owns(launch.load) else None
         return None if failure is None else "load failed"
 
@@ -190,7 +263,7 @@ class RunFolder:
         """What to say after a launch whose outcome is one of `GOES_BACK`."""
         if self.outcome(launch) == "load failed":
             return f"checkpoint iter_{launch.load.step:07d}: {LoadFailure.of_launch(Path(launch.logs))}"
-        state = read_json(self.state_file)
+        state = read_json(launch.state_file)
         if state["state"] == "rewind":
             return f"step {state['step']}: {state['reason']}; going back to skip its batch"
         return str(state["reason"])
@@ -255,41 +328,27 @@ class RunFolder:
     def _launches(self) -> int:
         return max((int(path.name.split("-")[1]) for path in self.logs.glob("launch-*")), default=0)
 
-    def _settle_last_launch(self) -> None:
-        if not self.launch_file.is_file():
+    def _settle(self, file: Path, fence: Fence) -> None:
+        """Decides about the checkpoint of a launch that could not load it."""
+        last = self._read_launch(file)
+        if last is None or not self.owns(last.load):
             return
-        last = self.read_launch()
-        if not self.owns(last.load):
-            return
-        decided = settle(self.checkpoints, self.checkpoints_log, Path(last.logs), last.number, last.load)
+        decided = settle(
+            self.checkpoints, self.checkpoints_log, Path(last.logs), last.number, last.load, fence
+        )
         if decided is not None:
             print(decided, file=sys.stderr, flush=True)
 
-    def _point_tracker(self, load: LoadPlan) -> None:
+    def _point_tracker(self, load: LoadPlan, fence: Fence) -> None:
         """Makes Megatron's tracker file name the checkpoint that the run stands at: what it held may be damaged, or
         name one that was set aside or never completed."""
         tracker = self.checkpoints / TRACKER
         if not self.owns(load):
+            fence.check()
             tracker.unlink(missing_ok=True)
         elif tracked_step(self.checkpoints) != load.step:
-            write_text(tracker, str(load.step))
-
-    def _check_writer(self, take_over: bool) -> None:
-        if take_over or not self.writer_file.is_file():
-            return
-        claim = read_json(self.writer_file)
-        # In a Slurm job, the process that claims a run may end before its ranks do, so the job counts.
-        job, namespace = os.environ.get("SLURM_JOB_ID"), _pid_namespace()
-        here = claim.get("host") == socket.gethostname() and claim.get("job") == job
-        # In another pid namespace (a container) on this host, the same number is another process.
-        here &= claim.get("pid_namespace", namespace) == namespace
-        if here and not _alive(int(claim.get("pid", 0))):
-            return
-        writer = f"Slurm job {claim['job']}" if claim.get("job") else f"process {claim.get('pid')}"
-        raise UserError(
-            f"{self.writer_file}: {writer} on {claim.get('host')} has been writing this run since "
-            f"{claim.get('started')}. Fix: stop it, or add --take-over if it is gone (it stops before its next write)"
-        )
+            with fence.writing(tracker) as file:
+                write_text(file, str(load.step))
 
 
 def _launch_record(launch: Launch, recipe: Recipe) -> dict[str, Any]:
@@ -301,21 +360,3 @@ def _launch_record(launch: Launch, recipe: Recipe) -> dict[str, Any]:
         "recipe_sha256": recipe.sha256,
         "megatron_args": dict(recipe.megatron_args),
     }
-
-
-def _pid_namespace() -> str | None:
-    """Name of this process's pid namespace; the host's own keeps its name across reboots."""
-    try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return None
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid > 0

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from emma.base.errors import UserError
-from emma.base.files import read_json, write_json
+from emma.base.files import read_json
 from emma.base.manifest import now
 from emma.recipes.schema import Recipe
+from emma.tools.runs.fence import Fence
 
 __all__ = ["Rewind", "recorded_skips", "record_skip", "spoilt", "steps_to_skip"]
 
@@ -50,21 +51,21 @@ def recorded_skips(path: Path) -> list[dict[str, Any]]:
     return list(read_json(path)["steps"]) if path.is_file() else []
 
 
-def record_skip(path: Path, rewind: Rewind, launch: int, allowed: int) -> None:
+def record_skip(path: Path, rewind: Rewind, fence: Fence, allowed: int) -> None:
     """Adds a step to `skipped.json`.
 
     Raises:
         UserError: the run has gone back `allowed` times already.
     """
     records = recorded_skips(path)
-    records.append({"step": rewind.step, "reason": rewind.reason, "launch": launch, "time": now()})
+    records.append({"step": rewind.step, "reason": rewind.reason, "launch": fence.number, "time": now()})
     if len(records) > allowed:
         steps = ", ".join(str(record["step"]) for record in records)
         raise UserError(
             f"{rewind}; the run has now gone back {len(records)} times (steps {steps}), but safety.rewinds allows {allowed}. "
             "Fix: look at the learning rate and at the data of these steps; raise safety.rewinds to keep skipping"
         )
-    write_json(path, {"steps": records})
+    fence.write_json(path, {"steps": records})
 
 
 def steps_to_skip(recipe: Recipe, path: Path) -> list[int]:

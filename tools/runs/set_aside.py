@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from emma.base.errors import CheckFailedError, UserError
-from emma.base.files import append_line, read_json, write_json
+from emma.base.files import read_json, write_json
 from emma.base.manifest import now
 from emma.tools.runs.checkpoints import (
     COMPLETE_MARK,
@@ -29,6 +29,7 @@ from emma.tools.runs.checkpoints import (
     incomplete_steps,
 )
 from emma.tools.runs.checksums import PAUSES
+from emma.tools.runs.fence import Fence
 from emma.tools.runs.metrics import read_lines
 
 __all__ = [
@@ -87,9 +88,9 @@ class SetAside:
         return f"checkpoint iter_{self.step:07d} is set aside: {self.reason}; {follows}"
 
 
-def record_event(ledger: Path, event: str, **facts: Any) -> None:
+def record_event(ledger: Path, fence: Fence, event: str, **facts: Any) -> None:
     """Appends what happened to a checkpoint."""
-    append_line(ledger, orjson.dumps({"event": event, "time": now(), **facts}))
+    fence.append(ledger, orjson.dumps({"event": event, "time": now(), **facts}))
 
 
 def events(ledger: Path) -> list[dict[str, Any]]:
@@ -97,17 +98,36 @@ def events(ledger: Path) -> list[dict[str, Any]]:
     return read_lines(ledger)
 
 
-def set_aside(checkpoints: Path, ledger: Path, step: int, reason: str, kind: str, launch: int) -> SetAside:
-    """Renames a checkpoint of the run. Killed anywhere in between, the next launch finds the damage again."""
+def set_aside(
+    checkpoints: Path,
+    ledger: Path,
+    step: int,
+    reason: str,
+    kind: str,
+    fence: Fence,
+    launch: int | None = None,
+) -> SetAside:
+    """Renames a checkpoint of the run. Killed anywhere in between, the next launch ends the move or finds the damage
+    again.
+
+    Args:
+        checkpoints: folder of the run's checkpoints.
+        ledger: its `checkpoints.jsonl`.
+        step: which one.
+        reason, kind: see `SetAside`.
+        fence: of the launch that does it.
+        launch: number of the launch that found the damage, if it was another.
+    """
     earlier = [known for known in complete_steps(checkpoints) if known < step]
     back_to = earlier[-1] if earlier else None
-    record = SetAside(step, reason, kind, back_to, step - (back_to or 0), launch, now())
+    record = SetAside(step, reason, kind, back_to, step - (back_to or 0), launch or fence.number, now())
     folder = checkpoint_folder(checkpoints, step)
-    write_json(folder / REASON_FILE, asdict(record))
     number = 1 + max((int(name[2]) for _, name in _damaged(checkpoints) if int(name[1]) == step), default=0)
     aside = folder.with_name(f"{folder.name}.damaged-{number}")
-    folder.rename(aside)
-    record_event(ledger, "set aside", **asdict(record), folder=aside.name)
+    moving = fence.take(folder, aside.name)
+    write_json(moving / REASON_FILE, asdict(record))
+    fence.give(moving, aside)
+    record_event(ledger, fence, "set aside", **asdict(record), folder=aside.name)
     return record
 
 
@@ -130,7 +150,7 @@ def _record(folder: Path, step: int) -> SetAside:
         return SetAside(step, f"{REASON_FILE} is not readable", "files", None, 0, 0, "")
 
 
-def set_incomplete_aside(checkpoints: Path, ledger: Path, launch: int) -> None:
+def set_incomplete_aside(checkpoints: Path, ledger: Path, fence: Fence) -> None:
     """Sets aside what was complete once, is not any more, and is later than the latest complete checkpoint, where there
     is one to go back to; a save that never finished is passed over. Says both on standard error."""
     complete = complete_steps(checkpoints)
@@ -147,7 +167,7 @@ def set_incomplete_aside(checkpoints: Path, ledger: Path, launch: int) -> None:
     for step, reason in broken.items():
         name = checkpoint_folder(checkpoints, step).name
         if complete and name in lost:
-            print(set_aside(checkpoints, ledger, step, reason, "files", launch), file=sys.stderr, flush=True)
+            print(set_aside(checkpoints, ledger, step, reason, "files", fence), file=sys.stderr, flush=True)
         else:
             print(f"passing over checkpoint {name}: {reason}", file=sys.stderr, flush=True)
 
@@ -209,7 +229,9 @@ def _plain(text: str) -> str:
     return re.sub(r"\d+|\S*/\S*|\([^()]*\)", "", text)
 
 
-def settle(checkpoints: Path, ledger: Path, logs: Path, launch: int, load: LoadPlan) -> str | None:
+def settle(
+    checkpoints: Path, ledger: Path, logs: Path, launch: int, load: LoadPlan, fence: Fence
+) -> str | None:
     """Decides what to do about a launch that ended because Megatron could not load its checkpoint.
 
     A read error is tried once more with the same checkpoint. After any other, or a second one, the checkpoint is set
@@ -222,6 +244,7 @@ def settle(checkpoints: Path, ledger: Path, logs: Path, launch: int, load: LoadP
         logs: folder of that launch's logs.
         launch: its number.
         load: what it began from, a checkpoint of this run.
+        fence: of the launch that decides.
 
     Returns:
         What was decided, in words; None if nothing was to decide.
@@ -241,7 +264,7 @@ def settle(checkpoints: Path, ledger: Path, logs: Path, launch: int, load: LoadP
     alike = _alike(set_asides(checkpoints), step, failure)
     if alike:
         for path, record in alike.items():
-            _put_back(checkpoints, ledger, path, record)
+            _put_back(checkpoints, ledger, path, record, fence)
         names = ", ".join(
             [*(checkpoint_folder(checkpoints, r.step).name for r in alike.values()), folder.name]
         )
@@ -255,7 +278,7 @@ def settle(checkpoints: Path, ledger: Path, logs: Path, launch: int, load: LoadP
             f"{folder}: {failure}. There is no checkpoint before it, and it is kept. Fix: look at {logs} and correct "
             "the cause, or restore the checkpoint"
         )
-    return str(set_aside(checkpoints, ledger, step, str(failure), "load", launch))
+    return str(set_aside(checkpoints, ledger, step, str(failure), "load", fence, launch))
 
 
 def _alike(known: Mapping[Path, SetAside], step: int, failure: LoadFailure) -> dict[Path, SetAside]:
@@ -268,10 +291,11 @@ def _alike(known: Mapping[Path, SetAside], step: int, failure: LoadFailure) -> d
     return alike
 
 
-def _put_back(checkpoints: Path, ledger: Path, path: Path, record: SetAside) -> None:
+def _put_back(checkpoints: Path, ledger: Path, path: Path, record: SetAside, fence: Fence) -> None:
     folder = checkpoint_folder(checkpoints, record.step)
     if folder.exists():
         return
-    path.rename(folder)
-    (folder / REASON_FILE).unlink()
-    record_event(ledger, "put back", step=record.step, folder=path.name)
+    moving = fence.take(path, folder.name)
+    (moving / REASON_FILE).unlink(missing_ok=True)
+    fence.give(moving, folder)
+    record_event(ledger, fence, "put back", step=record.step, folder=path.name)

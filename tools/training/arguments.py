@@ -328,7 +328,7 @@ def _output(recipe: Recipe, checkpoints: Path, tensorboard: Path | None) -> Flag
         "use-persistent-ckpt-worker": checkpoint.asynchronous,
         "wandb-project": logging.wandb_project,
         "wandb-exp-name": recipe.name if wandb else None,
-        "wandb-save-dir": checkpoints.parent / "wandb" if wandb else None,
+        "wandb-save-dir": recipe.run_folder / "wandb" if wandb else None,
         "tensorboard-dir": tensorboard,
         "tensorboard-log-interval": None if tensorboard is None else logging.interval,
     }

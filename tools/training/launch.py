@@ -105,7 +105,7 @@ def run_launch(recipe: Recipe, run: RunFolder, launch: Launch) -> str:
     # the terminal.
     child = subprocess.Popen(
         command,
-        env={**os.environ, **rank_environment(recipe)},
+        env={**os.environ, **rank_environment(recipe), **launch.environment},
         start_new_session=True,
         stdout=(Path(launch.logs) / "launcher.log").open("ab"),
         stderr=subprocess.STDOUT,

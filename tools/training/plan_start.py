@@ -88,7 +88,7 @@ def describe(recipe: Recipe, run: RunFolder, mix: MixInfo) -> str:
 
 def preview_arguments(recipe: Recipe, run: RunFolder) -> list[str]:
     """Megatron's arguments for the next launch. What is not on disk yet has a stand-in: 0 for the end-of-text
-    id of a missing mix, the recipe's words for the checkpoint to start from."""
+    id of a missing mix, the recipe's words for the checkpoint to start from, and no launch's folder to save in."""
     end = read_mix(recipe.mix_folder).end_id if recipe.mix_folder.is_dir() else 0
     steps = complete_steps(run.checkpoints)
     if steps:
@@ -97,4 +97,5 @@ def preview_arguments(recipe: Recipe, run: RunFolder) -> list[str]:
         load = LoadPlan(recipe.start.mode, recipe.start.checkpoint, recipe.start.step)
     tensorboard = run.tensorboard if recipe.logging.tensorboard else None
     skip = steps_to_skip(recipe, run.skipped_file)
-    return megatron_arguments(recipe, load, end, run.checkpoints, tensorboard, skip)
+    saves = run.path / "writing" / "NNNNNN-TOKEN" / "checkpoints"
+    return megatron_arguments(recipe, load, end, saves, tensorboard, skip)

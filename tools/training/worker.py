@@ -1,6 +1,6 @@
 """One rank of a run: `python -P -m emma.tools.training.worker RUN_FOLDER`, started by torchrun or srun.
 
-Reads from the run folder what the launcher decided, applies the Megatron patches that this machine needs, and
+Learns from its environment which launch it is, reads from the run folder what the launcher decided, applies the Megatron patches that this machine needs, and
 hands over to Megatron's own `pretrain`.
 """
 
@@ -16,6 +16,8 @@ from emma.base.errors import UserError
 from emma.base.extras import explain_missing
 from emma.base.files import write_json
 from emma.recipes.load import load_recipe
+from emma.tools.runs.guard import guard
+from emma.tools.runs.heartbeat import Heartbeat
 from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["main", "train"]
@@ -50,7 +52,15 @@ def train(folder: Path) -> None:
 
     Raises:
         UserError: the mix or the checkpoint does not fit the recipe.
+        DisplacedError: another launch has taken the run over.
     """
+    run = RunFolder(folder)
+    launch = run.own_launch()
+    fence = run.fence(launch)
+    fence.check()
+    heartbeat = Heartbeat(Path(launch.logs), writes=os.environ["RANK"] == "0")
+    guard(fence, heartbeat)
+
     from emma import megatron_patches
 
     megatron_patches.apply()
@@ -71,8 +81,8 @@ def train(folder: Path) -> None:
     from emma.tools.training.session.session import Session
     from emma.tools.training.vocabulary import mask_padding
 
-    run, recipe = RunFolder(folder), load_recipe(folder)
-    launch, mix = run.read_launch(), read_mix(recipe.mix_folder)
+    recipe = load_recipe(folder)
+    mix = read_mix(recipe.mix_folder)
     if recipe.cluster.device != "cpu" and not torch.cuda.is_available():
         raise UserError(
             f"cluster.device: {recipe.cluster.device}, but this node shows no GPU (`emma doctor` says more). "
@@ -81,7 +91,7 @@ def train(folder: Path) -> None:
     tensorboard = run.tensorboard if recipe.logging.tensorboard else None
     sys.argv = [
         "emma-train",
-        *megatron_arguments(recipe, launch.load, mix.end_id, run.checkpoints, tensorboard, launch.skip),
+        *megatron_arguments(recipe, launch.load, mix.end_id, fence.saves, tensorboard, launch.skip),
     ]
     if os.environ["RANK"] == "0":
         write_json(Path(launch.logs) / "arguments.json", sys.argv[1:])
@@ -94,7 +104,7 @@ def train(folder: Path) -> None:
         *model_config.pre_wrap_hooks,
         partial(mask_padding, vocab_size=recipe.model.vocab_size),
     ]
-    session = Session(recipe, run, launch, mix)
+    session = Session(recipe, run, launch, mix, heartbeat)
     session.install()
     try:
         pretrain(
@@ -113,6 +123,7 @@ def train(folder: Path) -> None:
     except Damaged as damaged:
         record_damage(run, launch, damaged)
         return
+    heartbeat.enter("end")
     record_end(recipe, run, launch)
 
 

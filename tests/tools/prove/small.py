@@ -214,7 +214,6 @@ def _faulty_rank(folder: str, fault: str) -> None:
 def train_faulty(recipe: Recipe, fault: str = "", timeout: float = 240.0) -> RunFolder:
     """Trains a run with a fault planted in each rank; with none, as it should be."""
     run = RunFolder(recipe.run_folder)
-    run.prepare(recipe, take_over=True)
-    env = rank_environment(recipe)
+    env = rank_environment(recipe) | run.prepare(recipe, take_over=True).environment
     run_ranks(_faulty_rank, recipe.cluster.world_size, str(run.path), fault, env=env, timeout=timeout)
     return run

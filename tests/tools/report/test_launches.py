@@ -19,7 +19,7 @@ def test_a_launch_names_the_checkpoint_that_it_set_aside(tmp_path: Path) -> None
     save(run.checkpoints, 4)
     save(run.checkpoints, 6)
     launch = run.prepare(recipe)
-    set_aside(run.checkpoints, run.checkpoints_log, 6, "its reason", "files", launch.number)
+    set_aside(run.checkpoints, run.checkpoints_log, 6, "its reason", "files", run.fence(launch))
     run.release_claim(launch)
     run.prepare(recipe)
     rows = launches(RunRecord(run.path, recipe, environment=run.read_environment()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,17 +59,9 @@ def test_retention_keeps_the_latest_and_every_nth(tmp_path: Path) -> None:
         save(tmp_path, step)
     save(tmp_path, 35, complete=False)
     save(tmp_path, 110, complete=False)  # under way
-    assert prune(tmp_path, keep=2, keep_every=50) == [10, 20, 30, 35, 40, 60, 70, 80]
+    assert prune(tmp_path, 2, 50, shutil.rmtree) == [10, 20, 30, 35, 40, 60, 70, 80]
     assert complete_steps(tmp_path) == [50, 90, 100]
     assert list(incomplete_steps(tmp_path)) == [110]
-
-
-def test_an_interrupted_deletion_is_finished_and_never_a_checkpoint(tmp_path: Path) -> None:
-    save(tmp_path, 10)
-    (tmp_path / ".deleted-iter_0000005").mkdir()
-    assert complete_steps(tmp_path) == [10]
-    prune(tmp_path, keep=None, keep_every=None)
-    assert not (tmp_path / ".deleted-iter_0000005").exists()
 
 
 def test_start_takes_the_latest_complete_step_of_a_run_folder(tmp_path: Path) -> None:

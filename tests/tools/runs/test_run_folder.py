@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from emma.base.errors import UserError
 from emma.base.files import read_json, write_json
 from emma.recipes.load import load_recipe
+from emma.tools.runs.claim import Claim
 from emma.tools.runs.run_folder import RunFolder
 from tests.small_recipe import small_recipe
 from tests.tools.runs.test_checkpoints import save
@@ -108,7 +109,7 @@ def test_two_live_writers_are_refused(tmp_path: Path) -> None:
     run = RunFolder(recipe.run_folder)
     first = run.prepare(recipe)  # claimed by this process, which is alive
     with pytest.raises(
-        UserError, match=rf"process {os.getpid()} on .* has been writing this run .*--take-over"
+        UserError, match=rf"process {os.getpid()} of .* on .* has been writing this run .*--take-over"
     ):
         run.prepare(recipe)
     second = run.prepare(recipe, take_over=True)
@@ -120,14 +121,17 @@ def test_two_live_writers_are_refused(tmp_path: Path) -> None:
 def test_the_claim_of_a_dead_process_is_no_obstacle(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     run = RunFolder(recipe.run_folder)
-    run.prepare(recipe)
+    run.release_claim(run.prepare(recipe))
     dead = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
-    claim = {"writer": "x", "host": socket.gethostname(), "pid": int(dead.stdout)}
+    claim = replace(Claim.of_this_process(2, "process"), pid=int(dead.stdout))
     # In another container on this host, the same number may be a live process.
-    write_json(run.writer_file, {**claim, "pid_namespace": "pid:[1]"})
+    write_json(run.claims.file(2), asdict(replace(claim, pid_namespace="pid:[1]")))
     with pytest.raises(UserError, match="--take-over"):
         run.prepare(recipe)
-    write_json(run.writer_file, claim)
-    assert run.prepare(recipe).number == 2
+    write_json(run.claims.file(2), asdict(replace(claim, host="another")))
+    with pytest.raises(UserError, match="on another has been writing this run"):
+        run.prepare(recipe)
+    write_json(run.claims.file(2), asdict(claim))
+    assert run.prepare(recipe).number == 3

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from emma.base.errors import CheckFailedError, UserError
-from emma.base.files import read_json, write_json
+from emma.base.files import write_json
 from emma.recipes.schema import Recipe
 from emma.tools.runs import checksums, set_aside
 from emma.tools.runs.checkpoints import COMPLETE_MARK, TRACKER, complete_steps
@@ -37,6 +37,13 @@ def run(recipe: Recipe) -> RunFolder:
     for step in (5, 10, 15):
         save(run.checkpoints, step)
     return run
+
+
+def asides(run: RunFolder, step: int, reason: str = "reason") -> None:
+    """What a launch does with a damaged checkpoint."""
+    fence = run.claims.take(lambda claim: None)
+    set_aside.set_aside(run.checkpoints, run.checkpoints_log, step, reason, "files", fence)
+    fence.end("tested")
 
 
 def failed(run: RunFolder, recipe: Recipe, kind: str, error: str) -> Launch:
@@ -143,8 +150,8 @@ def test_what_was_complete_is_set_aside_and_what_never_was_is_passed_over(
 
 
 def test_a_second_one_of_the_same_step_gets_another_name(run: RunFolder) -> None:
-    for number in (1, 2):
-        set_aside.set_aside(run.checkpoints, run.checkpoints_log, 15, "reason", "files", number)
+    for _ in range(2):
+        asides(run, 15)
         save(run.checkpoints, 15)
     assert [path.name for path in set_asides(run.checkpoints)] == [
         "iter_0000015.damaged-1",
@@ -162,13 +169,16 @@ def test_a_run_that_had_checkpoints_does_not_begin_again_by_itself(
     for step in (5, 10, 15):
         folder = run.checkpoints / f"iter_{step:07d}"
         if trace == "set aside" and step == 15:
-            set_aside.set_aside(run.checkpoints, run.path / "elsewhere", 15, "reason", "files", 1)
+            asides(run, 15)
+            run.checkpoints_log.unlink()
         elif trace == "mark" and step == 15:
             (folder / COMPLETE_MARK).write_text("{")
         else:
             folder.rename(run.path / str(step))
     if trace == "saved":
-        set_aside.record_event(run.checkpoints_log, "saved", step=15)
+        fence = run.claims.take(lambda claim: None)
+        set_aside.record_event(run.checkpoints_log, fence, "saved", step=15)
+        fence.end("tested")
     with pytest.raises(
         UserError, match=r"none of them can be used.*Nothing is started from the beginning by itself"
     ):
@@ -187,13 +197,20 @@ def test_a_kill_in_the_first_save_begins_again(recipe: Recipe) -> None:
 
 
 def test_a_reason_that_cannot_be_read_stops_nothing(run: RunFolder, recipe: Recipe) -> None:
-    set_aside.set_aside(run.checkpoints, run.checkpoints_log, 15, "reason", "files", 1)
+    asides(run, 15)
     (run.checkpoints / "iter_0000015.damaged-1" / "damaged.json").write_bytes(b"\0\0")
     assert run.prepare(recipe).load.step == 10
 
 
 def test_a_killed_set_aside_is_done_again(run: RunFolder, recipe: Recipe) -> None:
-    """Killed after the reason was written and before the rename: the damage is still there and found again."""
-    write_json(run.checkpoints / "iter_0000015" / "damaged.json", {"step": 15})
-    assert run.prepare(recipe).load.step == 15
-    assert read_json(run.launch_file)["load"]["step"] == 15
+    """Killed before the reason was written, or after: the next launch ends the move."""
+    for step, written in ((15, False), (10, True)):
+        fence = run.claims.take(lambda claim: "killed")
+        moving = fence.take(run.checkpoints / f"iter_{step:07d}", f"iter_{step:07d}.damaged-1")
+        if written:
+            write_json(moving / "damaged.json", {"step": step})
+    assert run.prepare(recipe, take_over=True).load.step == 5
+    assert [path.name for path in set_asides(run.checkpoints)] == [
+        "iter_0000010.damaged-1",
+        "iter_0000015.damaged-1",
+    ]

@@ -16,6 +16,7 @@ import pytest
 import emma as emma_package
 from emma.base.files import read_json
 from emma.tools.runs.environment import source_commit
+from emma.tools.runs.fence import Claims
 from emma.tools.runs.run_folder import RunFolder
 from emma.tools.training.launch import _failure
 from tests.command_line import emma
@@ -93,7 +94,7 @@ def stopped_by_sigterm(command: list[str], folder: Path, run: RunFolder, step: i
     reached = run.latest_step()
     assert "SIGTERM: the ranks save after this step and stop" in log.read_text()
     assert f"stopped at step {reached} of " in log.read_text() or reached == 10
-    assert not run.writer_file.exists()
+    assert run.claims.writer() is None
     return reached
 
 
@@ -111,7 +112,7 @@ def test_a_failing_rank_is_one_message(make_small: Callable[[int], Small]) -> No
     result = emma("train", run_file, f"name={name}", f"start={{mode: weights, checkpoint: '{damaged}'}}")
     assert result.code == 1
     assert "error: training failed" in result.err and "End of" in result.err
-    assert not (small.folder / "runs" / name / "writer.json").exists()
+    assert Claims(small.folder / "runs" / name).writer() is None
 
 
 def test_the_end_of_the_log_that_tells_most_is_shown(tmp_path: Path) -> None:

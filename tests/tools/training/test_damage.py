@@ -92,7 +92,7 @@ def goes_back_and_repeats(run: RunFolder, recipe: Recipe, whole: RunFolder) -> N
     if complete_steps(run.checkpoints)[-1] == 15:
         train_run(recipe)
         assert run.metrics_file.read_bytes() == before, "nothing is trained on a damaged checkpoint"
-        state = read_json(run.state_file)
+        state = read_json(run.read_launch().state_file)
         assert (state["state"], state["step"], state["back_to"], state["steps_lost"]) == (
             "set aside",
             15,
@@ -119,7 +119,7 @@ def test_a_zeroed_block_costs_the_steps_since_the_checkpoint_before(
     # What the tracker file holds must not matter either: Megatron ends in silence where it cannot read it.
     (run.checkpoints / TRACKER).write_bytes(b"\x00\xff\x00")
     goes_back_and_repeats(run, stopped.recipe, whole)
-    assert read_json(run.state_file)["set_aside"][0]["step"] == 15
+    assert read_json(run.read_launch().state_file)["set_aside"][0]["step"] == 15
     saved = [event["step"] for event in read_lines(run.checkpoints_log) if event["event"] == "saved"]
     assert saved == [5, 10, 15, 15, 20]
 
@@ -193,7 +193,9 @@ def rank_that_cannot_load(folder: str) -> None:
 def test_a_rank_that_cannot_load_does_not_leave_the_others_waiting(stopped: Stopped) -> None:
     run = stopped.again()
     launch = run.prepare(stopped.recipe, take_over=True)
-    job = start_ranks(rank_that_cannot_load, 2, str(run.path), env=rank_environment(stopped.recipe))
+    job = start_ranks(
+        rank_that_cannot_load, 2, str(run.path), env=rank_environment(stopped.recipe) | launch.environment
+    )
     job.wait_for("another rank could not load the checkpoint; this one stops", timeout=60)
     begun = time.monotonic()
     outcomes = job.outcomes(timeout=60)
@@ -285,7 +287,8 @@ def saved_in_the_background(folder: str) -> tuple[list[tuple[bool, bool]], int]:
     recipe = recipe.model_copy(
         update={"checkpoint": recipe.checkpoint.model_copy(update={"asynchronous": True})}
     )
-    part = Marks(recipe, run, run.read_launch(), SimpleNamespace(fingerprint="mix"))  # type: ignore[arg-type]
+    fence = run.fence(run.own_launch())
+    part = Marks(recipe, run, fence, SimpleNamespace(fingerprint="mix"))  # type: ignore[arg-type]
     release, right = threading.Event(), marks.checksums
 
     def held_back(*values: Any) -> dict[str, ListedFile]:
@@ -293,7 +296,7 @@ def saved_in_the_background(folder: str) -> tuple[list[tuple[bool, bool]], int]:
         return right(*values)
 
     marks.checksums = held_back
-    target = checkpoint_folder(run.checkpoints, 5)
+    source, target = checkpoint_folder(fence.saves, 5), checkpoint_folder(run.checkpoints, 5)
     queue = async_utils._async_calls_queue = AsyncCallsQueue(persistent=False)
 
     def finalize(blocking: bool = False, *rest: Any) -> None:
@@ -301,7 +304,7 @@ def saved_in_the_background(folder: str) -> tuple[list[tuple[bool, bool]], int]:
 
     def finish() -> None:
         if rank_ == 0:
-            (run.checkpoints / TRACKER).write_text("5")
+            (fence.saves / TRACKER).write_text("5")
 
     seen = []
 
@@ -312,7 +315,7 @@ def saved_in_the_background(folder: str) -> tuple[list[tuple[bool, bool]], int]:
 
     part.maybe_finalize_async_save(finalize)
     look()
-    queue.schedule_async_request(AsyncRequest(write_slowly, (str(target), rank_), [finish]))
+    queue.schedule_async_request(AsyncRequest(write_slowly, (str(source), rank_), [finish]))
     while not async_utils.is_empty_async_queue():
         part.maybe_finalize_async_save(finalize)  # as after each step: must not wait for the reading
     look()
@@ -326,15 +329,15 @@ def saved_in_the_background(folder: str) -> tuple[list[tuple[bool, bool]], int]:
 
 def write_slowly(folder: str, rank: int) -> None:
     """What Megatron's worker process does."""
-    Path(folder).mkdir(exist_ok=True)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / f"__{rank}_0.distcp").write_bytes(bytes([rank]) * 100_000)
 
 
 def test_a_save_in_the_background_is_read_in_the_background(make_small: Callable[[int], Small]) -> None:
     recipe = make_small(STEPS).recipe("background", *TWO)
     run = RunFolder(recipe.run_folder)
-    run.prepare(recipe)
-    for seen, files in run_ranks(saved_in_the_background, 2, str(run.path)):
+    env = run.prepare(recipe).environment
+    for seen, files in run_ranks(saved_in_the_background, 2, str(run.path), env=env):
         assert seen == [(True, False), (True, False), (True, False), (True, True)] and files == 2
     assert verify(checkpoint_folder(run.checkpoints, 5)).state == "verified"
     (saved,) = read_lines(run.checkpoints_log)

@@ -12,7 +12,7 @@ import pytest
 
 from emma.recipes.schema import Recipe
 from emma.tools.runs.metrics import read_metrics
-from emma.tools.runs.run_folder import RunFolder
+from emma.tools.runs.run_folder import IDENTITY, RunFolder
 from tests.gpu import require_gpus, run_on_gpus
 from tests.tools.training.conftest import Small
 from tests.tools.training.test_gpu_training import BF16, on_gpus, train
@@ -100,7 +100,11 @@ def saved_before_the_first_step(folder: str) -> str:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("moments", ["fp32", "bf16"])
 def test_a_run_stopped_before_its_first_step_is_the_base_model(
-    moments: str, precision: str, wide: tuple[Small, Path], tmp_path: Path
+    moments: str,
+    precision: str,
+    wide: tuple[Small, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import torch
     from safetensors.torch import load_file
@@ -110,7 +114,7 @@ def test_a_run_stopped_before_its_first_step_is_the_base_model(
     states = [MOMENTS] if moments == "bf16" else []
     recipe = recipe_in(wide[0], f"zero-{moments}", precision, *states)
     run = RunFolder(recipe.run_folder)
-    run.prepare(recipe)
+    monkeypatch.setenv(IDENTITY, run.prepare(recipe).identity)
     (kinds,) = run_on_gpus(saved_before_the_first_step, 1, tmp_path, str(run.path))
     print(f"{precision}, moments in {moments}: parameters in FP8: {kinds}")
     assert (kinds != "none") == (precision in ("tensorwise", "delayed", "mxfp8"))

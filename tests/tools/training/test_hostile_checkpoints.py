@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from emma.base.files import read_json
 from emma.recipes.schema import Recipe
 from emma.tools.inspection.checkpoints import inspect_checkpoint
 from emma.tools.runs.run_folder import RunFolder
@@ -59,7 +58,7 @@ def test_every_command_refuses(
         assert "refused: " in message and "Nothing of it was executed" in message
         refused(*train(small, start, f"hostile-{mode}", "--dry-run", mode=mode))
         refused(*train(small, start, f"hostile-{mode}", "--prepare", mode=mode))
-    assert not (small.folder / "runs" / "hostile-weights" / "launch.json").exists()
+    assert not (small.folder / "runs" / "hostile-weights" / "launches").exists()
     refused("convert", "megatron-to-hf", start, tmp_path / "out")
     refused("convert", "megatron-to-hf", start, tmp_path / "out", "--dry-run")
     refused("convert", "verify", start, start)
@@ -106,10 +105,9 @@ def load_in_ranks(folder: str) -> None:
 def poison_after_the_check(recipe: Recipe, poison: Callable[[Path], None]) -> RunFolder:
     run = RunFolder(recipe.run_folder)
     launch = run.prepare(recipe)
-    folder = Path(str(read_json(run.launch_file)["load"]["folder"])) / STEP
+    folder = Path(str(launch.load.folder)) / STEP
     poison(folder)
     seal(folder)
-    run.release_claim(launch)
     return run
 
 
@@ -121,7 +119,9 @@ def test_the_ranks_refuse_too(
     small = make_small(10)
     recipe = small.recipe(f"hostile-ranks-{list(FOLDERS).index(name)}", f"start.checkpoint={start}")
     run = poison_after_the_check(recipe, lambda folder: FOLDERS[name](folder, marker))
-    (outcome,) = start_ranks(load_in_ranks, 1, str(run.path)).outcomes(timeout=120)
+    (outcome,) = start_ranks(load_in_ranks, 1, str(run.path), env=run.read_launch().environment).outcomes(
+        timeout=120
+    )
     assert outcome.exit_code == 2, outcome.output
     last = outcome.output.strip().splitlines()[-1]
     assert last.startswith("error: ") and "refused: " in last and "Nothing of it was executed" in last, (

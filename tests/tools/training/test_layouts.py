@@ -92,7 +92,7 @@ def test_the_run_folder_holds_what_others_read(reference: RunFolder) -> None:
     assert all(row["tokens_per_second_per_gpu"] > 0 for row in rows)
     mark = read_json(reference.checkpoints / "iter_0000010" / "complete.json")
     assert mark["step"] == 10 and mark["consumed_tokens"] == 80 * 32 and mark["files"]
-    assert read_json(reference.state_file)["state"] == "finished"
+    assert read_json(reference.read_launch().state_file)["state"] == "finished"
 
 
 def test_groups_that_break_their_bound_mark_the_run(reference: RunFolder) -> None:

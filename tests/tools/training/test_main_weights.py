@@ -39,14 +39,14 @@ def before_the_first_step(folder: str, name: str, *values: Any) -> Any:
 
 def at_the_start(recipe: Any, function: Callable[..., Any], *values: Any) -> list[Any]:
     run = RunFolder(recipe.run_folder)
-    run.prepare(recipe, take_over=True)
+    launch = run.prepare(recipe, take_over=True)
     return run_ranks(
         before_the_first_step,
         recipe.cluster.world_size,
         str(run.path),
         function.__name__,
         *values,
-        env=rank_environment(recipe),
+        env=rank_environment(recipe) | launch.environment,
         timeout=240,
     )
 
@@ -54,7 +54,7 @@ def at_the_start(recipe: Any, function: Callable[..., Any], *values: Any) -> lis
 def part(folder: str) -> Any:
     from emma.tools.training.session.main_weights import MainWeights
 
-    return MainWeights(RunFolder(Path(folder)).read_launch())
+    return MainWeights(RunFolder(Path(folder)).own_launch())
 
 
 def refusal(folder: str, model: Any, optimizer: Any) -> str | None:

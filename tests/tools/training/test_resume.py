@@ -16,14 +16,16 @@ from pathlib import Path
 import pytest
 
 from emma.base.errors import UserError
-from emma.base.files import read_json, write_json
+from emma.base.files import read_json, sha256_file
 from emma.recipes.schema import Recipe
+from emma.slurm.watch import silence
 from emma.tools.runs.checkpoints import COMPLETE_MARK, checkpoint_folder, complete_steps
 from emma.tools.runs.metrics import read_metrics
 from emma.tools.runs.run_folder import RunFolder
-from tests.ranks import Job
+from emma.tools.training.launch import rank_environment
+from tests.ranks import Job, start_ranks
 from tests.tools.training.conftest import Small
-from tests.training_run import losses, start_run, train_run, validation
+from tests.training_run import losses, rank, start_run, train_run, validation
 
 STEPS = 20
 TWO = ("cluster.gpus_per_node=2", "parallelism={tensor: 2}")
@@ -50,14 +52,14 @@ def children(pid: int) -> list[str]:
 
 def kill_during_the_save_of(step: int, job: Job, run: RunFolder) -> None:
     """SIGKILL to all ranks after the first byte of a checkpoint and before its mark."""
-    folder = checkpoint_folder(run.checkpoints, step)
+    folder = checkpoint_folder(run.fence(run.read_launch()).saves, step)
     deadline = time.monotonic() + 120
     while not folder.is_dir():
         assert not job.exit_codes and time.monotonic() < deadline, job.output(0)
         time.sleep(0.001)
     job.signal(signal.SIGKILL)
     assert all(outcome.exit_code == -signal.SIGKILL for outcome in job.outcomes(timeout=60))
-    assert not (folder / COMPLETE_MARK).exists(), "the save was over before the kill"
+    assert folder.is_dir() and not (folder / COMPLETE_MARK).exists(), "the save was over before the kill"
 
 
 def same_so_far(run: RunFolder, whole: RunFolder) -> int:
@@ -84,7 +86,7 @@ def test_sigterm_sigkill_and_damage_change_no_loss(
     for pid in job.pids:  # as Slurm does, to a rank and to its worker processes
         os.killpg(pid, signal.SIGTERM)
     assert [outcome.exit_code for outcome in job.outcomes(timeout=120)] == [0, 0]
-    state = read_json(run.state_file)
+    state = read_json(run.read_launch().state_file)
     stopped = state["step"]
     assert state["state"] == "stopped" and 6 <= stopped < 10
     assert complete_steps(run.checkpoints) == [5, stopped]
@@ -92,7 +94,7 @@ def test_sigterm_sigkill_and_damage_change_no_loss(
     job = start_run(recipe)
     assert run.read_launch().load.step == stopped
     kill_during_the_save_of(10, job, run)
-    assert not run.state_file.exists() and complete_steps(run.checkpoints) == [5, stopped]
+    assert not run.read_launch().state_file.exists() and complete_steps(run.checkpoints) == [5, stopped]
     assert same_so_far(run, whole) == 10
 
     shard = next(checkpoint_folder(run.checkpoints, stopped).glob("*.distcp"))
@@ -102,7 +104,6 @@ def test_sigterm_sigkill_and_damage_change_no_loss(
     assert run.read_launch().load.step == 5
     said = capsys.readouterr().err
     assert f"checkpoint iter_{stopped:07d} is set aside: {shard.name} has" in said
-    assert f"passing over checkpoint iter_0000010: {COMPLETE_MARK} is missing" in said
     assert same_so_far(run, whole) == STEPS
     assert validation(run)[STEPS] == validation(whole)[STEPS]
 
@@ -150,11 +151,11 @@ def test_another_layout_continues_within_tolerance_after_a_teammate_stopped_the_
     job, run = start_run(recipe), RunFolder(recipe.run_folder)
     at_step(job, 2, 2)
     run.save_request.touch()
-    while not complete_steps(run.checkpoints):
+    while run.save_request.exists():
         assert len(job.exit_codes) == 0
         time.sleep(0.05)
     saved = complete_steps(run.checkpoints)
-    assert not run.save_request.exists() and len(saved) == 1
+    assert len(saved) == 1
     run.stop_request.touch()
     assert [outcome.exit_code for outcome in job.outcomes(timeout=120)] == [0, 0]
     reached = complete_steps(run.checkpoints)[-1]
@@ -218,12 +219,106 @@ def test_phase_and_weights_take_the_schedule_from_the_recipe_and_a_phase_keeps_t
     assert abs(losses(phase)[2] - losses(weights)[2]) > 1e-3
 
 
-def test_a_run_that_was_taken_over_writes_nothing_more(make_small: Callable[[int], Small]) -> None:
-    recipe = make_small(STEPS).recipe("taken", *TWO, NO_SAVES, "validation.groups=[]")
+def test_a_displaced_launch_writes_nothing_and_ends(
+    whole: RunFolder, make_small: Callable[[int], Small]
+) -> None:
+    """A rank is stopped in the middle of training, another launch takes the run over and finishes it, and the rank
+    goes on."""
+    recipe = make_small(STEPS).recipe("taken", *TWO)
     job, run = start_run(recipe), RunFolder(recipe.run_folder)
     at_step(job, 2, 2)
-    write_json(run.writer_file, {"writer": "another", "host": "elsewhere", "pid": 1, "started": "now"})
+    job.signal(signal.SIGSTOP, rank=0)
+    train_run(recipe)
+    before = everything(run)
+    job.signal(signal.SIGCONT, rank=0)
     outcomes = job.outcomes(timeout=120)
     assert all(outcome.exit_code != 0 for outcome in outcomes)
-    assert "which took this run over" in outcomes[0].output
-    assert complete_steps(run.checkpoints) == []
+    assert any(
+        "launch 2 (" in outcome.output and "took this run over" in outcome.output for outcome in outcomes
+    )
+    assert everything(run) == before
+    assert same_so_far(run, whole) == STEPS and complete_steps(run.checkpoints) == [5, 10, 15, 20]
+
+
+def everything(run: RunFolder) -> dict[str, str]:
+    """Checksums of all files of a run, without the logs of its launches."""
+    paths = (path for path in run.path.rglob("*") if path.is_file() and run.logs not in path.parents)
+    return {str(path.relative_to(run.path)): sha256_file(path) for path in paths}
+
+
+POINTS = ("written", "log found", "log opened", "saved", "marked", "in place", "taken", "doomed")
+
+
+def rank_that_stops(folder: str, point: str, kind: int) -> None:
+    """A rank that gets a signal the second time it reaches a point, or the first where it comes late."""
+    from emma.tools.runs import fence
+    from emma.tools.training.session import marks
+
+    passed = 0
+
+    def at(name: str) -> None:
+        nonlocal passed
+        passed += name == point
+        if name == point and passed == (2 if point == "log opened" else 1):
+            print(f"at {point}", flush=True)
+            os.kill(os.getpid(), kind)
+
+    fence.at = marks.at = at
+    rank(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("kind", [signal.SIGSTOP, signal.SIGKILL])
+def test_chaos_at_every_point_of_the_ranks(
+    kind: signal.Signals, whole: RunFolder, make_small: Callable[[int], Small]
+) -> None:
+    """One launch after the other is stopped (or killed) at another point, and the next takes the run over. Woken at
+    the end, they write nothing. Points of the launcher: `tests/tools/runs/test_fence_model.py`."""
+    keep = "checkpoint={interval: 2, keep: 1}"
+    recipe = make_small(STEPS).recipe(f"chaos-{kind.name}", *TWO, keep)
+    run, jobs = RunFolder(recipe.run_folder), list[Job]()
+    for point in POINTS:
+        if point == "taken":  # only where a checkpoint is damaged: the model's
+            continue
+        env = rank_environment(recipe) | run.prepare(recipe, take_over=True).environment
+        jobs.append(start_ranks(rank_that_stops, 2, str(run.path), point, int(kind), env=env))
+        deadline = time.monotonic() + 240
+        while not any(f"at {point}\n" in jobs[-1].output(each) for each in (0, 1)):
+            assert time.monotonic() < deadline, (point, jobs[-1].output(0)[-2000:])
+            time.sleep(0.1)
+    train_run(recipe)
+    before = everything(run)
+    for job in jobs:
+        job.signal(signal.SIGCONT)
+        assert any(outcome.exit_code != 0 for outcome in job.outcomes(timeout=120))
+    assert everything(run) == before
+    assert same_so_far(run, whole) == STEPS and complete_steps(run.checkpoints) == [STEPS]
+
+
+@pytest.mark.slow
+def test_a_hang_while_importing_shows_in_the_heartbeat(make_small: Callable[[int], Small]) -> None:
+    recipe = make_small(STEPS).recipe("hanging", *TWO)
+    run = RunFolder(recipe.run_folder)
+    launch = run.prepare(recipe, take_over=True)
+    job = start_ranks(rank_that_hangs, 2, str(run.path), env=rank_environment(recipe) | launch.environment)
+    deadline = time.monotonic() + 120
+    while silence(recipe, launch).phase != "start-up":
+        assert time.monotonic() < deadline, job.output(0)
+        time.sleep(0.1)
+    time.sleep(2)
+    found = silence(recipe, launch)
+    assert found.seconds >= 2 and not found.stalled and found.limit == recipe.cluster.slurm.startup_seconds
+    assert silence(recipe, launch, now=time.time() + found.limit).stalled
+    job.signal(signal.SIGUSR1)
+    job.wait_for("rank_that_hangs", timeout=30)
+    job.signal(signal.SIGKILL)
+    job.outcomes(timeout=60)
+
+
+def rank_that_hangs(folder: str) -> None:
+    """Never comes out of an import."""
+    from emma import megatron_patches
+
+    megatron_patches.apply = lambda: time.sleep(600)  # type: ignore[assignment, return-value]
+    rank(folder)

@@ -13,6 +13,7 @@ from emma.base.errors import UserError
 from emma.base.files import read_json, write_json
 from emma.recipes.schema import Recipe
 from emma.tools.runs.checkpoints import complete_steps
+from emma.tools.runs.fence import Claims
 from emma.tools.runs.run_folder import RunFolder
 from emma.tools.runs.safety import Rewind, record_skip, recorded_skips, spoilt
 from emma.tools.training import reference
@@ -71,8 +72,8 @@ def poisoned_rank(folder: str, step: int) -> None:
 
 def launch(recipe: Recipe, step: int) -> RunFolder:
     run = RunFolder(recipe.run_folder)
-    run.prepare(recipe, take_over=True)
-    run_ranks(poisoned_rank, 2, str(run.path), step, env=rank_environment(recipe), timeout=240)
+    env = rank_environment(recipe) | run.prepare(recipe, take_over=True).environment
+    run_ranks(poisoned_rank, 2, str(run.path), step, env=env, timeout=240)
     return run
 
 
@@ -85,12 +86,12 @@ def test_a_batch_that_gives_nan_is_undone_and_skipped_and_so_are_named_ones(
     recipe = referenced("poisoned", small.base, "safety.skip_steps=[3, 10]")
     run = launch(recipe, 7)
     # The base model's loss is the reference's, so training began at all.
-    assert read_json(run.state_file)["state"] == "rewind"
+    assert read_json(run.read_launch().state_file)["state"] == "rewind"
     assert [record["step"] for record in recorded_skips(run.skipped_file)] == [7]
     before = losses(run)
     assert complete_steps(run.checkpoints) == [5] and sorted(before) == [1, 2, 4, 5, 6]
     launch(recipe, 7)  # the batch would still be poisoned: it is not trained on
-    assert read_json(run.state_file)["state"] == "finished"
+    assert read_json(run.read_launch().state_file)["state"] == "finished"
     after = losses(run)
     assert sorted(after) == [1, 2, 4, 5, 6, 8, 9]
     assert all(after[step] == before[step] for step in before)
@@ -105,11 +106,11 @@ def test_a_spike_counts_as_spoilt_where_the_recipe_says() -> None:
 
 
 def test_going_back_too_often_stops_the_run(tmp_path: Path) -> None:
-    path = tmp_path / "skipped.json"
-    record_skip(path, Rewind(3, "the gradient norm is nan"), launch=1, allowed=2)
-    record_skip(path, Rewind(4, "the gradient norm is nan"), launch=2, allowed=2)
+    path, fence = tmp_path / "skipped.json", Claims(tmp_path).take(lambda claim: None)
+    record_skip(path, Rewind(3, "the gradient norm is nan"), fence, allowed=2)
+    record_skip(path, Rewind(4, "the gradient norm is nan"), fence, allowed=2)
     with pytest.raises(UserError, match=r"gone back 3 times \(steps 3, 4, 5\), but safety\.rewinds allows 2"):
-        record_skip(path, Rewind(5, "the gradient norm is nan"), launch=3, allowed=2)
+        record_skip(path, Rewind(5, "the gradient norm is nan"), fence, allowed=2)
 
 
 def test_a_full_disk_stops_the_save_before_it_begins(
@@ -117,11 +118,11 @@ def test_a_full_disk_stops_the_save_before_it_begins(
 ) -> None:
     recipe = make_small(10).recipe("full", "checkpoint.interval=5")
     run = RunFolder(recipe.run_folder)
-    run.prepare(recipe)
+    env = rank_environment(recipe) | run.prepare(recipe).environment
     with pytest.raises(
         RanksError, match=r"the checkpoint of step 5 needs .* GiB are free\. Nothing is written"
     ):
-        run_ranks(rank_on_a_full_disk, 1, str(run.path), env=rank_environment(recipe), timeout=120)
+        run_ranks(rank_on_a_full_disk, 1, str(run.path), env=env, timeout=120)
     assert not list(run.checkpoints.glob("iter_*"))
 
 

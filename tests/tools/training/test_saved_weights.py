@@ -36,13 +36,13 @@ def without_patch(folder: str, look: bool) -> None:
 
 def launched(recipe: Any, look: bool) -> tuple[RunFolder, list[Outcome]]:
     run = RunFolder(recipe.run_folder)
-    run.prepare(recipe, take_over=True)
+    launch = run.prepare(recipe, take_over=True)
     job = start_ranks(
         without_patch,
         recipe.cluster.world_size,
         str(run.path),
         look,
-        env=rank_environment(recipe),
+        env=rank_environment(recipe) | launch.environment,
         patched=False,
     )
     return run, job.outcomes(timeout=240)
@@ -55,7 +55,7 @@ def test_a_save_from_wrong_places_is_refused(make_small: Callable[[int], Small])
     said = outcomes[0].output
     assert "would hold main weights that do not round to the model's: " in said
     assert "Nothing is written; the checkpoint before is whole" in said
-    assert not list(run.checkpoints.rglob("*.distcp"))
+    assert not list(run.path.rglob("*.distcp"))
 
 
 def only_padding(pad: bool) -> str | None:

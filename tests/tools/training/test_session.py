@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from emma.tools.runs.heartbeat import Heartbeat
 from emma.tools.runs.run_folder import RunFolder
 from tests.ranks import RanksError, run_ranks
 from tests.small_recipe import small_recipe
@@ -27,7 +28,7 @@ def answered(folder: str) -> tuple[dict[str, list[str]], list[str]]:
 
     run, recipe = RunFolder(folder), load_recipe(folder)
     mix: Any = object.__new__(MixInfo)  # only kept while the parts are made
-    session = Session(recipe, run, run.read_launch(), mix)
+    session = Session(recipe, run, run.own_launch(), mix, Heartbeat(Path(folder), writes=False))
     seams = {seam: [type(part).__name__ for part in answers(session.parts, seam)] for seam in SEAMS}
     strays = [
         f"{type(part).__name__}.{name}"
@@ -42,8 +43,8 @@ def answered(folder: str) -> tuple[dict[str, list[str]], list[str]]:
 def test_the_documented_table_is_the_order_of_the_parts(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     run = RunFolder(recipe.run_folder)
-    run.prepare(recipe)
-    ((seams, strays),) = run_ranks(answered, 1, str(run.path))
+    launch = run.prepare(recipe)
+    ((seams, strays),) = run_ranks(answered, 1, str(run.path), env=launch.environment)
     rows = re.findall(r"^\| `(\w+)` +\| (.+?) +\|$", TABLE.read_text(), re.MULTILINE)
     assert seams == {seam: re.findall(r"`(\w+)`", parts) for seam, parts in rows}
     assert not strays

@@ -1,7 +1,7 @@
-"""The claim: a launch whose run another launch has taken over stops before it writes.
+"""The claim: a launch whose run another launch has taken over stops, all ranks together, before it writes.
 
-Answers `save_checkpoint_and_time`, before the save. `Validation` and `Metrics` ask it before they write. The
-claim is made in `tools/runs/run_folder.py`, when a launch is prepared.
+Answers `save_checkpoint_and_time`, before the save. `Validation` and `Metrics` ask it before they write. That it cannot
+write even where it does not ask is the work of `tools/runs/fence.py`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ from typing import Any
 
 import torch
 
-from emma.base.errors import UserError
-from emma.tools.runs.run_folder import Launch, RunFolder
+from emma.tools.runs.fence import DisplacedError, Fence
 
 __all__ = ["Claim"]
 
 
 class Claim:
-    """Whether `writer.json` still names this launch."""
+    """Whether the run is still this launch's."""
 
-    def __init__(self, run: RunFolder, launch: Launch) -> None:
-        self.run, self.launch = run, launch
+    def __init__(self, fence: Fence) -> None:
+        self.fence = fence
 
     def save_checkpoint_and_time(
         self, original: Callable[..., Any], iteration: int, *rest: Any, **named: Any
@@ -34,7 +33,7 @@ class Claim:
         """Stops all ranks if the claim is lost; a collective.
 
         Raises:
-            UserError: another launch has claimed the run.
+            DisplacedError: another launch has claimed the run.
         """
         held = torch.ones(1, dtype=torch.int32, device="cuda")
         if torch.distributed.get_rank() == 0:
@@ -45,11 +44,8 @@ class Claim:
 
     def held(self) -> bool:
         """What this rank reads in the run folder now."""
-        return self.run.holds_claim(self.launch)
+        return self.fence.held()
 
-    def lost(self, iteration: int) -> UserError:
+    def lost(self, iteration: int) -> DisplacedError:
         """The error that ends a launch without its claim."""
-        return UserError(
-            f"{self.run.writer_file} names another launch, which took this run over. "
-            f"Nothing is written at step {iteration}; this launch stops"
-        )
+        return self.fence.displaced(f" at step {iteration}")

@@ -1,4 +1,4 @@
-"""How a launch ended: `state.json`, read by the launcher and by the next link of a chain.
+"""How a launch ended: `state.json` in its logs, read by the launcher and by the next link of a chain.
 
 Answers no seam: the worker calls it when `pretrain` has returned.
 """
@@ -27,22 +27,24 @@ def record_rewind(recipe: Recipe, run: RunFolder, launch: Launch, rewind: Rewind
             others).
     """
     if torch.distributed.get_rank() == 0:
-        record_skip(run.skipped_file, rewind, launch.number, recipe.safety.rewinds)
+        record_skip(run.skipped_file, rewind, run.fence(launch), recipe.safety.rewinds)
         state = {"writer": launch.writer, "state": "rewind", "step": rewind.step, "reason": rewind.reason}
-        write_json(run.state_file, state)
+        write_json(launch.state_file, state)
     torch.distributed.barrier()
 
 
 def record_damage(run: RunFolder, launch: Launch, damaged: Damaged) -> None:
-    """Sets the damaged checkpoint aside, unless another launch has taken the run over, and asks the launcher for
-    another launch."""
-    if torch.distributed.get_rank() == 0 and run.holds_claim(launch):
-        record = set_aside(
-            run.checkpoints, run.checkpoints_log, damaged.step, damaged.reason, "files", launch.number
-        )
+    """Sets the damaged checkpoint aside, and asks the launcher for another launch.
+
+    Raises:
+        DisplacedError: another launch has taken the run over (on rank 0, whose failure ends the others).
+    """
+    if torch.distributed.get_rank() == 0:
+        fence = run.fence(launch)
+        record = set_aside(run.checkpoints, run.checkpoints_log, damaged.step, damaged.reason, "files", fence)
         print(record, flush=True)
         state = {"writer": launch.writer, "state": "set aside", **asdict(record), "reason": str(record)}
-        write_json(run.state_file, state)
+        write_json(launch.state_file, state)
     torch.distributed.barrier()
 
 
@@ -54,4 +56,4 @@ def record_end(recipe: Recipe, run: RunFolder, launch: Launch) -> None:
         state = "finished" if reached >= recipe.schedule.steps else "stopped"
         aside = [asdict(record) for record in set_asides(run.checkpoints).values()]
         more = {"set_aside": aside} if aside else {}
-        write_json(run.state_file, {"writer": launch.writer, "state": state, "step": reached, **more})
+        write_json(launch.state_file, {"writer": launch.writer, "state": state, "step": reached, **more})

@@ -1,5 +1,5 @@
-"""Completion marks and retention: a finished checkpoint gets its `complete.json` with the checksums of its files, then
-old checkpoints are deleted.
+"""Completion marks and retention: a finished checkpoint gets its `complete.json` with the checksums of its files and is
+put in its place among the run's checkpoints, then old checkpoints are deleted.
 
 Answers `save_checkpoint_and_time` (after a blocking save) and `maybe_finalize_async_save` (after a save in the
 background has ended). The mark itself is in `tools/runs/checkpoints.py`.
@@ -21,8 +21,10 @@ import torch
 from megatron.training import async_utils
 
 from emma.base.errors import UserError
+from emma.base.files import write_text
 from emma.recipes.schema import Recipe
 from emma.tools.runs.checkpoints import (
+    TRACKER,
     checkpoint_files,
     checkpoint_folder,
     mark_complete,
@@ -30,7 +32,8 @@ from emma.tools.runs.checkpoints import (
     tracked_step,
 )
 from emma.tools.runs.checksums import Advance, ListedFile, checksums
-from emma.tools.runs.run_folder import Launch, RunFolder
+from emma.tools.runs.fence import Fence, at
+from emma.tools.runs.run_folder import RunFolder
 from emma.tools.runs.set_aside import record_event
 from emma.tools.training.dataset import MixInfo
 from emma.tools.training.session.shares import Work, all_ended, gather, read_together, say
@@ -46,9 +49,9 @@ type Read = dict[str, ListedFile] | str
 class Marks:
     """Marks each checkpoint once: all ranks read, rank 0 writes."""
 
-    def __init__(self, recipe: Recipe, run: RunFolder, launch: Launch, mix: MixInfo) -> None:
-        self.recipe, self.run, self.launch, self.mix = recipe, run, launch, mix
-        self._marked = launch.load.step if run.owns(launch.load) else None
+    def __init__(self, recipe: Recipe, run: RunFolder, fence: Fence, mix: MixInfo) -> None:
+        self.recipe, self.run, self.fence, self.mix = recipe, run, fence, mix
+        self._marked: int | None = None
         self._pending: tuple[int, float, Work[Read]] | None = None
 
     def save_checkpoint_and_time(self, original: Callable[..., Any], *values: Any, **named: Any) -> Any:
@@ -79,7 +82,7 @@ class Marks:
         rank 0 sees it."""
         found = torch.full((1,), -1, dtype=torch.int64, device="cuda")
         if torch.distributed.get_rank() == 0:
-            step = tracked_step(self.run.checkpoints)
+            step = tracked_step(self.fence.saves)
             found.fill_(-1 if step is None else step)
         torch.distributed.broadcast(found, 0)
         step = int(found.item())
@@ -102,7 +105,7 @@ class Marks:
     def _read(self, step: int, advance: Advance) -> Read:
         """Checksums of the files that this rank wrote; on rank 0 also of those that no rank of this launch did."""
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        folder = checkpoint_folder(self.run.checkpoints, step)
+        folder = checkpoint_folder(self.fence.saves, step)
         if rank:
             # By name, without a look at the files of all other ranks.
             names = [path.name for path in folder.glob(f"__{rank}_*.distcp")]
@@ -132,24 +135,33 @@ class Marks:
             return
         files = {name: file for share in shares for name, file in share.items()}
         samples, checkpoint = step * self.recipe.batch.global_, self.recipe.checkpoint
-        mark_complete(
-            checkpoint_folder(self.run.checkpoints, step),
-            files,
-            step=step,
-            consumed_samples=samples,
-            consumed_tokens=samples * self.recipe.batch.sequence_length,
-            mix=self.mix.fingerprint,
-            recipe_sha256=self.recipe.sha256,
-        )
+        checkpoints, saved = self.run.checkpoints, checkpoint_folder(self.fence.saves, step)
+        at("saved")
+        with self.fence.or_displaced():
+            mark_complete(
+                saved,
+                files,
+                step=step,
+                consumed_samples=samples,
+                consumed_tokens=samples * self.recipe.batch.sequence_length,
+                mix=self.mix.fingerprint,
+                recipe_sha256=self.recipe.sha256,
+            )
+        at("marked")
+        self.fence.give(saved, checkpoint_folder(checkpoints, step))
+        at("in place")
+        with self.fence.writing(checkpoints / TRACKER) as tracker:
+            write_text(tracker, str(step))
         size = sum(file.bytes for file in files.values())
         seconds = round(time.perf_counter() - begun, 3)
         say(f"checkpoint of step {step}: {size / 2**30:,.2f} GiB, checksums in {seconds:,.1f} s")
         record_event(
             self.run.checkpoints_log,
+            self.fence,
             "saved",
             step=step,
-            launch=self.launch.number,
+            launch=self.fence.number,
             bytes=size,
             checksum_seconds=seconds,
         )
-        prune(self.run.checkpoints, checkpoint.keep, checkpoint.keep_every)
+        prune(checkpoints, checkpoint.keep, checkpoint.keep_every, self.fence.delete)

@@ -101,7 +101,7 @@ class Metrics:
             if not self.claim.held():  # lost while this rank waited for the others
                 raise self.claim.lost(iteration)
             row = self._row(iteration, grad_norm, seconds, float(facts[0]), float(facts[1]))
-            append_metrics(self.run.metrics_file, row)
+            append_metrics(self.run.metrics_file, row, self.claim.fence.append)
             log_to_wandb(row, iteration)
         self._losses.clear()
         self._steps = self._skipped = 0

@@ -7,11 +7,11 @@ At each seam the parts are nested, the first of the list outermost. In megatron-
 | `load_checkpoint`              | `Loading` `MainWeights` `Phase`                                                 |
 | `train`                        | `MainWeights` `SavedWeights` `Trial` `Skips` `Reference` `Validation` `Metrics` |
 | `dummy_train_step`             | `Skips`                                                                         |
-| `training_log`                 | `Skips` `Stragglers` `Metrics`                                                  |
-| `post_training_step_callbacks` | `Validation`                                                                    |
+| `training_log`                 | `Pulse` `Skips` `Stragglers` `Metrics`                                          |
+| `post_training_step_callbacks` | `Pulse` `Validation`                                                            |
 | `checkpoint_and_decide_exit`   | `Trial` `SaveAndStop`                                                           |
-| `save_checkpoint_and_time`     | `Metrics` `Claim` `Space` `Marks`                                               |
-| `maybe_finalize_async_save`    | `Marks`                                                                         |
+| `save_checkpoint_and_time`     | `Pulse` `Metrics` `Claim` `Space` `Marks`                                       |
+| `maybe_finalize_async_save`    | `Pulse` `Marks`                                                                 |
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from megatron.training import training
 
 from emma.base.errors import UserError
 from emma.recipes.schema import Recipe
+from emma.tools.runs.heartbeat import Heartbeat
 from emma.tools.runs.run_folder import Launch, RunFolder
 from emma.tools.training.dataset import MixInfo
 from emma.tools.training.forward import ForwardStep
@@ -35,6 +36,7 @@ from emma.tools.training.session.main_weights import MainWeights
 from emma.tools.training.session.marks import Marks
 from emma.tools.training.session.metrics import Metrics
 from emma.tools.training.session.phase import Phase
+from emma.tools.training.session.pulse import Pulse
 from emma.tools.training.session.reference import Reference
 from emma.tools.training.session.save_and_stop import SaveAndStop
 from emma.tools.training.session.saved_weights import SavedWeights
@@ -68,10 +70,14 @@ SEAMS = {
 class Session:
     """What one rank hands to `pretrain` (`datasets`, `forward_step`), and the parts around it."""
 
-    def __init__(self, recipe: Recipe, run: RunFolder, launch: Launch, mix: MixInfo) -> None:
+    def __init__(
+        self, recipe: Recipe, run: RunFolder, launch: Launch, mix: MixInfo, heartbeat: Heartbeat
+    ) -> None:
         self.datasets, self.forward_step = Datasets(recipe, mix), ForwardStep()
-        claim, clock = Claim(run, launch), Clock()
+        fence, clock = run.fence(launch), Clock()
+        claim = Claim(fence)
         self.parts = (
+            Pulse(recipe, heartbeat),
             Loading(run, launch),
             MainWeights(launch),
             SavedWeights(),
@@ -84,7 +90,7 @@ class Session:
             Metrics(recipe, run, self.forward_step, claim, clock),
             claim,
             Space(recipe, run),
-            Marks(recipe, run, launch, mix),
+            Marks(recipe, run, fence, mix),
             SaveAndStop(run),
         )
 

@@ -65,7 +65,8 @@ class Skips:
         """Saves after the loop where its last step was skipped: Megatron saves neither at a skipped step nor,
         where the interval divides it, after the last one."""
         iteration, flops = original(forward_step, model, optimizer, *rest, **named)
-        if iteration in self.launch.skip and tracked_step(self.run.checkpoints) != iteration:
+        saved = tracked_step(self.run.fence(self.launch).saves)
+        if iteration in self.launch.skip and saved != iteration:
             scheduler, data, context = rest[0], rest[1], rest[5]
             training.save_checkpoint_and_time(
                 iteration, model, optimizer, scheduler, flops, context, train_data_iterator=data

@@ -115,7 +115,7 @@ class Stragglers:
             "wait_ms": {"median": 1000 * statistics.median(waits), "longest": 1000 * max(waits)},
             "slow": {str(rank): f"{self._places[rank]}: {what}" for rank, what in slow.items()},
         }
-        append_metrics(self.run.stragglers_file, row)
+        append_metrics(self.run.stragglers_file, row, self.claim.fence.append)
         # Once can be chance.
         for rank in sorted((set(slow) & self._suspected) - self._named):
             self._named.add(rank)

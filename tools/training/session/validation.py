@@ -75,8 +75,9 @@ class Validation:
                 self._write(losses, iteration)
 
     def _write(self, losses: dict[str, float], iteration: int) -> None:
-        append_metrics(self.run.metrics_file, {"step": iteration, "validation": losses})
-        alert(self.recipe, self.run, self.mix, iteration, losses)
+        append = self.claim.fence.append
+        append_metrics(self.run.metrics_file, {"step": iteration, "validation": losses}, append)
+        alert(self.recipe, self.run, self.mix, iteration, losses, append)
         writer = training.get_tensorboard_writer()
         if writer:
             for name, loss in losses.items():
