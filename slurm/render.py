@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from emma.base.errors import UserError
+from emma.recipes.limits import control_character
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.slurm import Slurm, StageName, seconds
 from emma.recipes.schema.sweep import Sweep
@@ -76,8 +79,8 @@ def render_stage(recipe: Recipe, stage: StageName, *, finish: bool = False) -> S
         "--ntasks=1",
         f"--cpus-per-task={job.cpus}",
         *_option("--mem", job.memory),
-        *([slurm.gpu_option.format(gpus=job.gpus)] if job.gpus else []),
-        *slurm.sbatch,
+        *_gpus(slurm, job.gpus),
+        *map(sbatch_word, slurm.sbatch),
     ]
     if array:
         limit = f"%{job.concurrent}" if job.concurrent else ""
@@ -104,7 +107,7 @@ def render_train(recipe: Recipe) -> Script:
         *_option("--partition", slurm.partition),
         f"--time={slurm.time_limit}",
         *train_layout(recipe),
-        *slurm.sbatch,
+        *map(sbatch_word, slurm.sbatch),
     ]
     described = _Job(
         title=f"training of {recipe.name}: one link of a chain; continues from the run folder",
@@ -127,7 +130,7 @@ def render_trials(recipe: Recipe, sweep: Sweep, folder: Path, count: int) -> Scr
         *_option("--partition", slurm.partition),
         f"--time={slurm.time_limit}",
         *train_layout(recipe),
-        *slurm.sbatch,
+        *map(sbatch_word, slurm.sbatch),
     ]
     described = _Job(
         title=f"trials of sweep {sweep.name}, one per array task",
@@ -149,7 +152,7 @@ def render_results(recipe: Recipe, sweep: Sweep, folder: Path) -> Script:
         *_common_options(slurm, name, folder, "results", "%j"),
         *_option("--partition", slurm.partition),
         *("--time=00:15:00", "--nodes=1", "--ntasks=1", "--cpus-per-task=1"),
-        *slurm.sbatch,
+        *map(sbatch_word, slurm.sbatch),
     ]
     commands = [shell_line(["slurm", "sweep", str(folder), "--results"])]
     described = _Job(f"results of sweep {sweep.name}", "stage.sh.j2", options, str(folder), {}, commands)
@@ -162,7 +165,7 @@ def train_layout(recipe: Recipe) -> list[str]:
     return [
         f"--nodes={cluster.nodes}",
         f"--ntasks-per-node={cluster.gpus_per_node}",
-        *([] if cluster.device == "cpu" else [slurm.gpu_option.format(gpus=cluster.gpus_per_node)]),
+        *_gpus(slurm, None if cluster.device == "cpu" else cluster.gpus_per_node),
         *([f"--cpus-per-task={slurm.cpus_per_rank}"] if slurm.cpus_per_rank else []),
         *(["--exclusive"] if slurm.exclusive else []),
         *_option("--mem", slurm.memory),
@@ -184,8 +187,9 @@ def rank_options(recipe: Recipe) -> list[str]:
 def _common_options(slurm: Slurm, name: str, run: Path, stage: str, job: str) -> list[str]:
     return [
         f"--job-name={name}",
-        f"--comment={shlex.quote(f'emma {stage} {run}')}",
-        f"--output={shlex.quote(f'{run}/logs/slurm/{stage}-{job}.log')}",
+        *_option("--comment", f"emma {stage} {run}"),
+        # Slurm fills in %-patterns; %% is a per cent sign.
+        *_option("--output", f"{str(run).replace('%', '%%')}/logs/slurm/{stage}-{job}.log"),
         "--open-mode=append",
         *_option("--account", slurm.account),
         *_option("--qos", slurm.qos),
@@ -195,7 +199,17 @@ def _common_options(slurm: Slurm, name: str, run: Path, stage: str, job: str) ->
 
 
 def _option(name: str, value: str | None) -> list[str]:
-    return [] if value is None else [f"{name}={shlex.quote(value)}"]
+    return [] if value is None else [f"{name}={sbatch_word(value)}"]
+
+
+def _gpus(slurm: Slurm, count: int | None) -> list[str]:
+    return [sbatch_word(slurm.gpu_option.replace("{gpus}", str(count)))] if count else []
+
+
+def sbatch_word(value: str) -> str:
+    """A value in a `#SBATCH` line. sbatch reads these lines itself: to it, `#` begins a comment and a backslash escapes
+    even between quotes, so each character that could mean something has a backslash."""
+    return re.sub(r"([^\w@%+=:,./-])", r"\\\1", value)
 
 
 def _hours(time_limit: str) -> float:
@@ -207,29 +221,30 @@ def _render(recipe: Recipe, job: _Job, **more: Any) -> str:
     own = Path(slurm.template)
     folders = [str(own.parent), str(TEMPLATES)] if own.suffix == ".j2" else [str(TEMPLATES)]
     name = own.name if own.suffix == ".j2" else f"{slurm.template}.sh.j2"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folders),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["quote"] = lambda value: shlex.quote(str(value))
+    for what, folder in (("the working folder", str(Path.cwd())), ("this environment", sys.prefix)):
+        if found := control_character(folder):
+            raise UserError(
+                f"{what}, {folder!r}, has a line break or another control character ({found}). Fix: rename it"
+            )
     interface = slurm.network_interface
     network = {} if interface is None else {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface}
     work = Path.cwd()
     try:
-        return environment.get_template(name).render(
-            job=job,
-            recipe=recipe,
-            slurm=slurm,
-            cluster=cluster,
-            work=str(work),
-            scripts=f"{job.run}/{FOLDER}",
-            venv=slurm.venv or sys.prefix,
-            mounts=[str(work), *slurm.mounts],
-            exports={**network, **job.environment},
-            **more,
+        return (
+            _environment(*folders)
+            .get_template(name)
+            .render(
+                job=job,
+                recipe=recipe,
+                slurm=slurm,
+                cluster=cluster,
+                work=str(work),
+                scripts=f"{job.run}/{FOLDER}",
+                venv=slurm.venv or sys.prefix,
+                mounts=[str(work), *slurm.mounts],
+                exports={**network, **job.environment},
+                **more,
+            )
         )
     except jinja2.TemplateNotFound as error:
         raise UserError(
@@ -241,3 +256,17 @@ def _render(recipe: Recipe, job: _Job, **more: Any) -> str:
         ) from None
     except jinja2.UndefinedError as error:
         raise UserError(f"{slurm.template}: {error.message}. Fix: correct the template") from None
+
+
+@cache
+def _environment(*folders: str) -> jinja2.Environment:
+    """Compiles each template once; a changed file is read again."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folders),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["quote"] = lambda value: shlex.quote(str(value))
+    return environment

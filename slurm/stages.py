@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 import typing
 from collections.abc import Callable
@@ -59,9 +60,9 @@ def place(recipe: Recipe, stage: StageName) -> Path:
 
 def job_name(folder: Path, stage: str) -> str:
     """Name of a stage's jobs: one name per output folder, so that a singleton dependency runs only one of
-    them at a time."""
+    them at a time. `squeue --name` takes names apart at commas, so none stays in it."""
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:6]
-    return f"{folder.name}-{stage}-{digest}"
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '_', folder.name)}-{stage}-{digest}"
 
 
 def _export(recipe: Recipe) -> Path:
@@ -193,7 +194,8 @@ def shell_line(arguments: list[str]) -> str:
     words = []
     for argument in arguments:
         if TASK in argument:
-            words.append('"' + argument.replace('"', '\\"') + '"')
+            parts = [re.sub(r'(["$`\\])', r"\\\1", part) for part in argument.split(TASK)]
+            words.append(f'"{TASK.join(parts)}"')
         else:
             words.append(shlex.quote(argument))
     return " ".join(["emma", *words])

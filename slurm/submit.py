@@ -237,7 +237,7 @@ def submit(chain: Chain) -> list[Submitted]:
     Jobs read the run folder's recipe, so editing a recipe file does not affect jobs in the queue.
 
     Raises:
-        UserError: Slurm refuses a job; the jobs submitted before it are cancelled.
+        UserError: Slurm refuses a job. Whatever goes wrong, the jobs submitted before it are cancelled.
     """
     if not chain.links:
         return []
@@ -257,7 +257,7 @@ def submit(chain: Chain) -> list[Submitted]:
             numbers[link.key] = number
             done.append(Submitted(link.key, number, dependency, str(path)))
             history.add("submitted", stage=link.script.stage, link=link.key, job=number, after=dependency)
-    except UserError:
+    except BaseException:
         if numbers:
             query.run_slurm(["scancel", *map(str, numbers.values())])
         raise
@@ -278,16 +278,25 @@ def sbatch(script: Path, options: Sequence[str]) -> int:
 
 
 def refuse_if_slurm_would(script: Path) -> None:
-    """Asks Slurm whether such a job could ever run here.
+    """Asks Slurm whether it takes such a job.
+
+    `--test-only` also fails where a job would wait, e.g. for a node that is down. So what it refuses is submitted on
+    hold, and cancelled at once if sbatch takes it.
 
     Raises:
-        UserError: it could not; the message gives Slurm's reason.
+        UserError: it does not; the message gives Slurm's reason.
     """
     try:
         query.run_slurm(["sbatch", "--test-only", str(script)])
+        return
+    except query.SlurmError:
+        pass
+    try:
+        number = sbatch(script, ["--hold"])
     except query.SlurmError as error:
         reason = str(error).replace("sbatch: ", "").replace("error: ", "").replace("\n", "; ")
         raise UserError(
             f"{script}: Slurm would refuse this job: {reason}. Fix: change cluster.slurm.* or cluster.* to match this "
             f"cluster (sinfo, sacctmgr show assoc user={os.environ.get('USER', '$USER')})"
         ) from None
+    query.run_slurm(["scancel", str(number)])
