@@ -42,8 +42,7 @@ def check_device(local_rank: int, expected: int) -> list[str]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         free, total = torch.cuda.mem_get_info(device)
-        if free < MIN_FREE_MEMORY * total:
-            faults.append(f"GPU {local_rank}: only {free / 2**30:.0f} of {total / 2**30:.0f} GiB are free")
+        faults += occupied(local_rank, free, total)
     return faults + _check_product(device)
 
 
@@ -67,6 +66,18 @@ def _check_product(device: Any) -> list[str]:
         torch.mm(rows, rows.T)
     torch.cuda.synchronize(device)
     tflops = rounds * 2 * size**3 / (time.perf_counter() - begun) / 1e12
+    return too_slow(str(device), tflops)
+
+
+def occupied(local_rank: int, free: int, total: int) -> list[str]:
+    """The fault of a device whose memory (bytes) somebody else holds."""
+    if free >= MIN_FREE_MEMORY * total:
+        return []
+    return [f"GPU {local_rank}: only {free / 2**30:.0f} of {total / 2**30:.0f} GiB are free"]
+
+
+def too_slow(device: str, tflops: float) -> list[str]:
+    """The fault of a device that multiplies at this speed, in TFLOP/s."""
     return [f"{device}: {tflops:.0f} TFLOP/s in BF16, below {MIN_TFLOPS:.0f}"] if tflops < MIN_TFLOPS else []
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from emma.base.files import read_json
-from emma.tools.training.preflight import check_device, check_disk
+from emma.tools.training.preflight import check_device, check_disk, occupied, too_slow
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -60,6 +60,13 @@ def test_a_disk_that_cannot_be_written_is_a_fault(tmp_path: Path) -> None:
     assert check_disk(tmp_path / "gone", 0) == [
         f"{tmp_path}/gone: cannot be written: No such file or directory"
     ]
+
+
+def test_slow_and_occupied_devices_are_faults() -> None:
+    assert too_slow("cuda:3", 12.0) == ["cuda:3: 12 TFLOP/s in BF16, below 20"]
+    assert too_slow("cuda:3", 400.0) == []
+    assert occupied(3, 20 << 30, 80 << 30) == ["GPU 3: only 20 of 80 GiB are free"]
+    assert occupied(3, 79 << 30, 80 << 30) == []
 
 
 @pytest.mark.gpu
