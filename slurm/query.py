@@ -19,7 +19,9 @@ __all__ = [
     "SlurmError",
     "accounts",
     "array_tasks",
+    "configuration",
     "ended_jobs",
+    "exists",
     "jobs",
     "needs_account",
     "parse_accounting",
@@ -138,6 +140,29 @@ def jobs(names: Sequence[str] = ()) -> list[Job]:
     return [job for job in parse_jobs(run_slurm(command)) if job.active]
 
 
+def exists(job: int) -> bool:
+    """Whether a job, anybody's, is waiting or running.
+
+    Where jobs are private `squeue` shows only this user's. Then the scheduler is asked through a job of one's own, on
+    hold and cancelled at once: whether what it would wait for has ended.
+    """
+    shown = subprocess.run(
+        ["squeue", "--noheader", f"--jobs={job}", "--format=%T"], capture_output=True, text=True, check=False
+    )
+    states = shown.stdout.split()
+    if states:
+        return any(state not in _FINAL for state in states)
+    if "jobs" not in configuration().get("PrivateData", ""):
+        return False
+    options = ["--hold", f"--dependency=afterany:{job}", "--output=/dev/null", "--wrap=true"]
+    probe = run_slurm(["sbatch", "--parsable", *options]).strip().split(";")[0]
+    try:
+        waits = run_slurm(["squeue", "--noheader", f"--jobs={probe}", "--format=%E"])
+    finally:
+        run_slurm(["scancel", probe])
+    return f":{job}(unfulfilled)" in waits
+
+
 @dataclass(frozen=True)
 class Partition:
     """A partition: its longest wall time in seconds (None: no limit) and its number of nodes."""
@@ -180,13 +205,20 @@ def _seconds(limit: str) -> int | None:
     return ((int(days or 0) * 24 + parts[0]) * 60 + parts[1]) * 60 + parts[2]
 
 
+def configuration() -> dict[str, str]:
+    """Slurm's settings by name, from `scontrol show config`."""
+    found = {}
+    for line in run_slurm(["scontrol", "show", "config"]).splitlines():
+        key, equals, value = line.partition("=")
+        if equals:
+            found[key.strip()] = value.strip()
+    return found
+
+
 def needs_account() -> bool:
     """Whether this cluster runs jobs only for accounts in its database (`AccountingStorageEnforce`)."""
-    for line in run_slurm(["scontrol", "show", "config"]).splitlines():
-        key, _, value = line.partition("=")
-        if key.strip() == "AccountingStorageEnforce":
-            return "associations" in value or "limits" in value or "qos" in value
-    return False
+    value = configuration().get("AccountingStorageEnforce", "")
+    return "associations" in value or "limits" in value or "qos" in value
 
 
 def accounts() -> list[str]:

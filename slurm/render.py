@@ -13,7 +13,8 @@ from typing import Any
 
 import jinja2
 
-from emma.base.errors import UserError
+from emma.base.errors import RecipeError, UserError
+from emma.base.sharing import umask_for
 from emma.recipes.limits import control_character
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.slurm import Slurm, StageName, seconds
@@ -185,11 +186,16 @@ def rank_options(recipe: Recipe) -> list[str]:
 
 
 def _common_options(slurm: Slurm, name: str, run: Path, stage: str, job: str) -> list[str]:
+    if "%" in str(run) or "\\" in str(run):
+        raise RecipeError(
+            "paths.runs",
+            f"{run} holds a `%` or a backslash, which Slurm does not leave alone in the name of a log",
+            "choose another folder",
+        )
     return [
         f"--job-name={name}",
         *_option("--comment", f"emma {stage} {run}"),
-        # Slurm fills in %-patterns; %% is a per cent sign.
-        *_option("--output", f"{str(run).replace('%', '%%')}/logs/slurm/{stage}-{job}.log"),
+        *_option("--output", f"{run}/logs/slurm/{stage}-{job}.log"),
         "--open-mode=append",
         *_option("--account", slurm.account),
         *_option("--qos", slurm.qos),
@@ -207,9 +213,11 @@ def _gpus(slurm: Slurm, count: int | None) -> list[str]:
 
 
 def sbatch_word(value: str) -> str:
-    """A value in a `#SBATCH` line. sbatch reads these lines itself: to it, `#` begins a comment and a backslash escapes
-    even between quotes, so each character that could mean something has a backslash."""
-    return re.sub(r"([^\w@%+=:,./-])", r"\\\1", value)
+    """A value in a `#SBATCH` line. sbatch reads these lines itself: a backslash keeps the next character between
+    quotes too, where `#` would begin a comment; only quotes keep a space."""
+    if re.fullmatch(r"[\w@%+=:,./\[\]-]*", value):
+        return value
+    return '"' + re.sub(r"""(["'#\\])""", r"\\\1", value) + '"'
 
 
 def _hours(time_limit: str) -> float:
@@ -242,6 +250,7 @@ def _render(recipe: Recipe, job: _Job, **more: Any) -> str:
                 scripts=f"{job.run}/{FOLDER}",
                 venv=slurm.venv or sys.prefix,
                 mounts=[str(work), *slurm.mounts],
+                umask=f"{umask_for(Path(job.run)):04o}",
                 exports={**network, **job.environment},
                 **more,
             )

