@@ -28,6 +28,7 @@ __all__ = [
     "parse_jobs",
     "parse_partitions",
     "partitions",
+    "qos",
     "run_slurm",
 ]
 
@@ -165,13 +166,16 @@ def exists(job: int) -> bool:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition: its longest wall time in seconds (None: no limit) and its number of nodes."""
+    """A partition: its longest wall time in seconds (None: no limit), its number of nodes, and what preemption does to
+    its jobs, after how many seconds of grace."""
 
     name: str
     default: bool
     up: bool
     max_seconds: int | None
     nodes: int
+    preempt_mode: str = "OFF"
+    grace_seconds: int = 0
 
 
 def parse_partitions(text: str) -> dict[str, Partition]:
@@ -187,6 +191,8 @@ def parse_partitions(text: str) -> dict[str, Partition]:
             up=values.get("State", "UP") == "UP",
             max_seconds=_seconds(values.get("MaxTime", "UNLIMITED")),
             nodes=int(values.get("TotalNodes", 0)),
+            preempt_mode=values.get("PreemptMode", "OFF"),
+            grace_seconds=int(values.get("GraceTime", 0)),
         )
     return found
 
@@ -203,6 +209,27 @@ def _seconds(limit: str) -> int | None:
     parts = [int(part) for part in clock.split(":")]
     parts = [0] * (3 - len(parts)) + parts
     return ((int(days or 0) * 24 + parts[0]) * 60 + parts[1]) * 60 + parts[2]
+
+
+@dataclass(frozen=True)
+class Qos:
+    """A quality of service: what preemption does to its jobs, after how many seconds of grace."""
+
+    preempt_mode: str
+    grace_seconds: int
+
+
+def qos(name: str) -> Qos | None:
+    """A quality of service from the accounting database; None where there is none, or no such QOS."""
+    try:
+        command = ["sacctmgr", "--noheader", "--parsable2", "show", "qos", f"name={name}"]
+        listed = run_slurm([*command, "format=preemptmode,gracetime"])
+    except SlurmError:
+        return None
+    for line in listed.splitlines():
+        mode, _, grace = line.partition("|")
+        return Qos(mode.upper(), _seconds(grace) or 0 if grace else 0)
+    return None
 
 
 def configuration() -> dict[str, str]:

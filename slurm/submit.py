@@ -19,6 +19,7 @@ from emma.recipes.schema.slurm import StageName, seconds
 from emma.slurm import query
 from emma.slurm.checks import Problems, check_account, check_base, check_inputs, check_partitions, check_paths
 from emma.slurm.history import FOLDER, History
+from emma.slurm.leaving import time_to_save, windows
 from emma.slurm.render import Script, render_stage, render_train
 from emma.slurm.space import check_room
 from emma.slurm.stages import STAGES, Stage, job_name, place, stage_job, stages_between
@@ -71,6 +72,7 @@ class Chain:
         settled: stages that need no job, with the reason.
         plan: the training estimate, if training is among the links.
         problems: why a submission would be refused (dry runs only; otherwise the first is raised).
+        leaving: how long training has to save when it is ended, and what is lost if that is too short.
     """
 
     recipe: Recipe
@@ -78,6 +80,7 @@ class Chain:
     settled: dict[str, str]
     plan: Plan | None
     problems: tuple[UserError, ...] = ()
+    leaving: tuple[str, ...] = ()
 
     @property
     def stages(self) -> list[Stage]:
@@ -102,6 +105,7 @@ class Chain:
             "gpu_hours_expected": time.gpu_hours if time else None,
             "settled": self.settled,
             "problems": [str(problem) for problem in self.problems],
+            "time_to_save": list(self.leaving),
             "jobs": [{**asdict(link), "key": link.key} for link in self.links],
         }
 
@@ -176,6 +180,10 @@ def plan_chain(
                 check_partitions(recipe, left)
         with problems:
             RunFolder(recipe.run_folder).check_recipe(recipe)
+    leaving: list[str] = []
+    if any(stage.name == "train" for stage in left) and _has_slurm():
+        with problems:
+            leaving = time_to_save(recipe, plan, windows(recipe))
     made: list[Link] = []
     before: tuple[str, ...] = ()
     jobs: tuple[int, ...] = ()
@@ -194,7 +202,7 @@ def plan_chain(
         new = _links(recipe, stage, before, jobs, links or _link_count(recipe, plan))
         made += new
         before, jobs = (new[-1].key,), ()
-    return Chain(recipe, tuple(made), settled, plan, tuple(problems.found))
+    return Chain(recipe, tuple(made), settled, plan, tuple(problems.found), tuple(leaving))
 
 
 def _finished(recipe: Recipe, stages: Sequence[Stage]) -> dict[str, str]:

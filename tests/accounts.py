@@ -38,7 +38,9 @@ def python_for_all(folder: Path) -> Path:
         "".join(f"import site; site.addsitedir({str(place)!r})\n" for place in places)
     )
     entry = venv / "bin" / "emma"
-    entry.write_text(f"#!{venv}/bin/python -P\nfrom emma.cli import main\n\nif __name__ == \"__main__\":\n    main()\n")
+    entry.write_text(
+        f'#!{venv}/bin/python -P\nfrom emma.cli import main\n\nif __name__ == "__main__":\n    main()\n'
+    )
     entry.chmod(0o755)
     return venv / "bin" / "python"
 

@@ -36,8 +36,12 @@ case ${0##*/} in
       for job in $(cat "$here/private" 2>/dev/null); do echo "afterany:$job(unfulfilled)"; done
     fi
     ;;
+  sacctmgr)
+    if [[ $* == *name=cheap* ]]; then echo 'cancel|00:05:00'; fi
+    ;;
   scontrol)
     if [[ $* == *"show partition"* ]]; then
+      echo 'PartitionName=low Default=NO MaxTime=2-00:00:00 TotalNodes=8 State=UP PreemptMode=REQUEUE GraceTime=90'
       echo 'PartitionName=main Default=YES MaxTime=2-00:00:00 TotalNodes=8 State=UP PreemptMode=OFF GraceTime=0'
     else
       cat "$here/config"
