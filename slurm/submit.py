@@ -31,6 +31,8 @@ __all__ = ["Chain", "Link", "Submitted", "SubmittedMeanwhileError", "plan_chain"
 
 # Share of the wall time that is not training: starting the step, imports, loading, validation, saving.
 _OVERHEAD = 0.1
+# Training jobs queued at once: the last one requeues itself until the run is finished, so more would only fill the queue.
+_QUEUED = 3
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Link:
         number, of: place among the jobs of its stage.
         after_ok: keys of the links that must succeed first.
         after_any: keys of the links that must end first.
-        waits_for: ids of jobs already in the queue that must succeed first.
+        jobs_ok, jobs_any: ids of jobs already in the queue that must succeed, or end, first.
     """
 
     script: Script
@@ -50,7 +52,8 @@ class Link:
     of: int = 1
     after_ok: tuple[str, ...] = ()
     after_any: tuple[str, ...] = ()
-    waits_for: tuple[int, ...] = ()
+    jobs_ok: tuple[int, ...] = ()
+    jobs_any: tuple[int, ...] = ()
 
     @property
     def key(self) -> str:
@@ -185,23 +188,25 @@ def plan_chain(
         with problems:
             leaving = time_to_save(recipe, plan, windows(recipe))
     made: list[Link] = []
-    before: tuple[str, ...] = ()
-    jobs: tuple[int, ...] = ()
+    # What the next stage waits for. Links of training that a finished run no longer needs are cancelled, so what follows
+    # training waits for its end, however it ends, and looks for the last checkpoint itself.
+    before = dict[str, Any]()
     for stage in stages:
         if stage.name in settled:
             continue
+        ending = "any" if stage.name == "train" else "ok"
         if waiting[stage.name]:
             numbers = sorted({job.array for job in waiting[stage.name]})
             settled[stage.name] = "in the queue: " + ", ".join(map(str, numbers))
-            before, jobs = (), (numbers[-1],)
+            before = {f"jobs_{ending}": (numbers[-1],)}
             continue
         if stage.name in others:
             settled[stage.name] = f"in the queue: {others[stage.name]}"
-            before, jobs = (), (others[stage.name].job,)
+            before = {f"jobs_{ending}": (others[stage.name].job,)}
             continue
-        new = _links(recipe, stage, before, jobs, links or _link_count(recipe, plan))
+        new = _links(recipe, stage, before, links or _link_count(recipe, plan))
         made += new
-        before, jobs = (new[-1].key,), ()
+        before = {f"after_{ending}": (new[-1].key,)}
     return Chain(recipe, tuple(made), settled, plan, tuple(problems.found), tuple(leaving))
 
 
@@ -239,26 +244,25 @@ def _others(stages: Sequence[Stage], recipe: Recipe) -> dict[str, Note]:
 
 
 def _link_count(recipe: Recipe, plan: Plan | None) -> int:
-    """Number of training jobs for the estimated time, plus a tenth for starting, loading, and validating."""
+    """Number of training jobs for the estimated time, plus a tenth for starting, loading, and validating, as far as they
+    are queued at once."""
     slurm = recipe.cluster.slurm
     if slurm.links is not None or plan is None or plan.time is None:
         return slurm.links or 1
     left = 1 - RunFolder(recipe.run_folder).latest_step() / recipe.schedule.steps
     each = (seconds(slurm.time_limit) - slurm.signal_seconds) * (1 - _OVERHEAD)
-    return max(1, math.ceil(plan.time.days * 86400 * left / each))
+    return min(_QUEUED, max(1, math.ceil(plan.time.days * 86400 * left / each)))
 
 
-def _links(
-    recipe: Recipe, stage: Stage, before: tuple[str, ...], jobs: tuple[int, ...], count: int
-) -> list[Link]:
+def _links(recipe: Recipe, stage: Stage, before: dict[str, Any], count: int) -> list[Link]:
     if stage.name == "train":
         script = render_train(recipe)
         made: list[Link] = []
         for number in range(1, count + 1):
-            previous = (made[-1].key,) if made else ()
-            made.append(Link(script, number, count, before, previous, jobs))
+            previous = {"after_any": (made[-1].key,)} if made else {}
+            made.append(Link(script, number, count, **{**before, **previous}))
         return made
-    link = Link(render_stage(recipe, stage.name), after_ok=before, waits_for=jobs)
+    link = Link(render_stage(recipe, stage.name), **before)
     if stage.after is None or not stage.after(recipe, stage_job(recipe, stage.name)):
         return [link]
     return [link, Link(render_stage(recipe, stage.name, finish=True), after_ok=(link.key,))]
@@ -317,8 +321,9 @@ def _submit(chain: Chain, run: Path, stages: Sequence[Stage]) -> list[Submitted]
 
 def _dependency(link: Link, numbers: dict[str, int]) -> str:
     conditions = [f"afterok:{numbers[key]}" for key in link.after_ok]
-    conditions += [f"afterok:{job}" for job in link.waits_for]
+    conditions += [f"afterok:{job}" for job in link.jobs_ok]
     conditions += [f"afterany:{numbers[key]}" for key in link.after_any]
+    conditions += [f"afterany:{job}" for job in link.jobs_any]
     return ",".join([*conditions, "singleton"])
 
 

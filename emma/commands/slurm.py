@@ -34,7 +34,7 @@ def group() -> None:
 @click.option(
     "--links",
     type=click.IntRange(min=1),
-    help="Number of consecutive training jobs. Default: as many as the estimated time needs.",
+    help="Training jobs queued at once; the last requeues itself. Default: as the time needs, at most 3.",
 )
 @click.option(
     "--dry-run",
@@ -250,7 +250,8 @@ def _print_dry_run(chain: Chain, as_json: bool) -> None:
             waits = [f"success of {key}" for key in link.after_ok] + [
                 f"end of {key}" for key in link.after_any
             ]
-            waits += [f"success of job {job}" for job in link.waits_for]
+            waits += [f"success of job {job}" for job in link.jobs_ok]
+            waits += [f"end of job {job}" for job in link.jobs_any]
             click.echo(
                 f"# {link.key} starts {'after the ' + ' and the '.join(waits) if waits else 'at once'}"
             )

@@ -87,8 +87,8 @@ class Slurm(Section):
     """SIGTERM reaches the ranks this many seconds before the time limit (Slurm may be a minute early), which must
     suffice for the current step and a checkpoint."""
     links: int | None = Field(None, gt=0)
-    """Training jobs queued one after another; default: as many as the estimated time needs, or 1 without an estimate.
-    The last one requeues itself until the run is finished."""
+    """Training jobs queued one after another; default: as many as the estimated time needs, but at most 3, or 1 without
+    an estimate. The last one requeues itself until the run is finished."""
     attempts: int = Field(3, gt=0)
     """A run is given up after this many jobs in a row without a new checkpoint."""
     exclusive: bool = True
