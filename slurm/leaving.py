@@ -50,8 +50,7 @@ def windows(recipe: Recipe) -> list[Window]:
     wait = _number(settings.get("KillWait", "30"))
     found = [Window("scancel", wait, f"KillWait {wait} s")]
     if settings.get("PreemptType", "preempt/none") != "preempt/none":
-        known = query.partitions()
-        partition = known.get(slurm.partition or "") or next((p for p in known.values() if p.default), None)
+        partition = query.partition(slurm.partition)
         modes = [settings.get("PreemptMode", "OFF")]
         grace, source = 0, "GraceTime"
         if partition is not None:

@@ -24,6 +24,7 @@ from emma.base.files import read_json
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
 from emma.slurm.history import History
+from emma.slurm.nodes import remember
 from emma.tools.runs.run_folder import GOES_BACK, RunFolder
 
 __all__ = ["AGAIN", "CONTINUES", "FINISHED", "begin", "end", "failed_nodes"]
@@ -171,6 +172,7 @@ def failed_nodes(folder: Path, nodes: Sequence[str]) -> list[str]:
     history = History(folder)
     excluded = sorted({*faulty, *history.nodes_that_failed()}) if faulty else []
     history.add("preflight failed", job=_job(), nodes=faulty)
+    remember(folder.absolute().parent, faulty, folder.absolute().name)
     return excluded
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "parse_accounting",
     "parse_jobs",
     "parse_partitions",
+    "partition",
     "partitions",
     "qos",
     "run_slurm",
@@ -200,6 +201,12 @@ def parse_partitions(text: str) -> dict[str, Partition]:
 def partitions() -> dict[str, Partition]:
     """This cluster's partitions by name."""
     return parse_partitions(run_slurm(["scontrol", "--oneliner", "show", "partition"]))
+
+
+def partition(name: str | None) -> Partition | None:
+    """The partition of that name, or the default one for None; None where there is none."""
+    known = partitions()
+    return known.get(name) if name is not None else next((p for p in known.values() if p.default), None)
 
 
 def _seconds(limit: str) -> int | None:

@@ -15,6 +15,7 @@ import jinja2
 
 from emma.base.errors import RecipeError, UserError
 from emma.base.sharing import umask_for
+from emma.recipes.devices import device
 from emma.recipes.limits import control_character
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.slurm import Slurm, StageName, seconds
@@ -246,6 +247,7 @@ def _render(recipe: Recipe, job: _Job, **more: Any) -> str:
                 recipe=recipe,
                 slurm=slurm,
                 cluster=cluster,
+                platform=device(cluster.device).platform,
                 work=str(work),
                 scripts=f"{job.run}/{FOLDER}",
                 venv=slurm.venv or sys.prefix,

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from emma.slurm import query
 from emma.slurm.checks import Problems, check_account, check_base, check_inputs, check_partitions, check_paths
 from emma.slurm.history import FOLDER, History
 from emma.slurm.leaving import time_to_save, windows
+from emma.slurm.nodes import bad_nodes
 from emma.slurm.render import Script, render_stage, render_train
 from emma.slurm.space import check_room
 from emma.slurm.stages import STAGES, Stage, job_name, place, stage_job, stages_between
 from emma.slurm.submissions import Note, SubmittedMeanwhileError, forget, note, of_others, sole_submitter
 from emma.tools.plan.plan import Plan, make_plan
 from emma.tools.runs.run_folder import RunFolder
+from emma.tools.training.launch import refuse_unproven
 
 __all__ = ["Chain", "Link", "Submitted", "SubmittedMeanwhileError", "plan_chain", "submit", "write_script"]
 
@@ -76,6 +78,7 @@ class Chain:
         plan: the training estimate, if training is among the links.
         problems: why a submission would be refused (dry runs only; otherwise the first is raised).
         leaving: how long training has to save when it is ended, and what is lost if that is too short.
+        without: nodes that training leaves out, each with why.
     """
 
     recipe: Recipe
@@ -84,6 +87,7 @@ class Chain:
     plan: Plan | None
     problems: tuple[UserError, ...] = ()
     leaving: tuple[str, ...] = ()
+    without: dict[str, str] = field(default_factory=dict)
 
     @property
     def stages(self) -> list[Stage]:
@@ -109,6 +113,7 @@ class Chain:
             "settled": self.settled,
             "problems": [str(problem) for problem in self.problems],
             "time_to_save": list(self.leaving),
+            "without_nodes": self.without,
             "jobs": [{**asdict(link), "key": link.key} for link in self.links],
         }
 
@@ -166,6 +171,8 @@ def plan_chain(
     if any(stage.name == "train" for stage in left):
         with problems:
             plan = make_plan(recipe)
+        with problems:
+            refuse_unproven(recipe)
     if left:
         if first_left == left[:1]:
             with problems:
@@ -184,9 +191,12 @@ def plan_chain(
         with problems:
             RunFolder(recipe.run_folder).check_recipe(recipe)
     leaving: list[str] = []
+    without = dict[str, str]()
     if any(stage.name == "train" for stage in left) and _has_slurm():
         with problems:
             leaving = time_to_save(recipe, plan, windows(recipe))
+        with problems:
+            without = _nodes_to_leave_out(recipe)
     made: list[Link] = []
     # What the next stage waits for. Links of training that a finished run no longer needs are cancelled, so what follows
     # training waits for its end, however it ends, and looks for the last checkpoint itself.
@@ -207,7 +217,7 @@ def plan_chain(
         new = _links(recipe, stage, before, links or _link_count(recipe, plan))
         made += new
         before = {f"after_{ending}": (new[-1].key,)}
-    return Chain(recipe, tuple(made), settled, plan, tuple(problems.found), tuple(leaving))
+    return Chain(recipe, tuple(made), settled, plan, tuple(problems.found), tuple(leaving), without)
 
 
 def _finished(recipe: Recipe, stages: Sequence[Stage]) -> dict[str, str]:
@@ -241,6 +251,14 @@ def _others(stages: Sequence[Stage], recipe: Recipe) -> dict[str, Note]:
     if not _has_slurm():
         return {}
     return {stage.name: found for stage in stages if (found := of_others(recipe, stage)) is not None}
+
+
+def _nodes_to_leave_out(recipe: Recipe) -> dict[str, str]:
+    """Nodes that failed a preflight lately; none where the partition has no others to spare."""
+    bad = bad_nodes(Path(recipe.paths.runs), query.configuration().get("ClusterName"))
+    partition = query.partition(recipe.cluster.slurm.partition)
+    enough = partition is None or partition.nodes - len(bad) >= recipe.cluster.nodes
+    return bad if enough else {}
 
 
 def _link_count(recipe: Recipe, plan: Plan | None) -> int:
@@ -302,7 +320,10 @@ def _submit(chain: Chain, run: Path, stages: Sequence[Stage]) -> list[Submitted]
         for link in chain.links:
             dependency = _dependency(link, numbers)
             path = run / FOLDER / f"{link.script.stage}.sbatch"
-            number = sbatch(path, [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"])
+            exclude = (
+                [f"--exclude={','.join(chain.without)}"] if link.stage == "train" and chain.without else []
+            )
+            number = sbatch(path, [f"--dependency={dependency}", "--kill-on-invalid-dep=yes", *exclude])
             numbers[link.key] = number
             done.append(Submitted(link.key, number, dependency, str(path)))
             history.add("submitted", stage=link.script.stage, link=link.key, job=number, after=dependency)

@@ -219,6 +219,7 @@ def _summary(chain: Chain) -> str:
             f"training  {cluster.nodes} nodes × {cluster.gpus_per_node} {cluster.device}, {slurm.time_limit} per job"
         )
     lines += [f"{'ended by' if not index else '':<9} {line}" for index, line in enumerate(chain.leaving)]
+    lines += [f"without   {node}: {why}" for node, why in chain.without.items()]
     time = chain.plan.time if chain.plan else None
     expected = f"; training should take {time.gpu_hours:,.0f} ({time.days:.1f} days)" if time else ""
     lines.append(f"GPU-hours at most {chain.gpu_hours:,.0f}{expected}")

@@ -133,6 +133,10 @@ def _factor(recipe: Recipe) -> tuple[float, tuple[str, ...]]:
         factor *= 1 - _LOSS_A_DOUBLING * math.log2(cluster.world_size / 8)
     if cluster.device not in ("h100", "h200", "gh200"):
         assumptions.append(f"`{cluster.device}` reaches the same share of its peak as an H100")
+    if device(cluster.device).platform == "rocm":
+        assumptions.append(
+            "ROCm's libraries and RCCL do as well as CUDA's and NCCL; training there is refused until it has been proven"
+        )
     if recipe.precision.fp8 == "blockwise":
         factor *= _BLOCKWISE
         assumptions.append(f"blockwise scaling runs at {_BLOCKWISE:.0%} of current scaling")
