@@ -24,12 +24,15 @@ __all__ = [
     "exists",
     "jobs",
     "needs_account",
+    "nodes",
     "parse_accounting",
     "parse_jobs",
+    "parse_nodes",
     "parse_partitions",
     "partition",
     "partitions",
     "qos",
+    "user_qos",
     "run_slurm",
 ]
 
@@ -216,6 +219,56 @@ def _seconds(limit: str) -> int | None:
     parts = [int(part) for part in clock.split(":")]
     parts = [0] * (3 - len(parts)) + parts
     return ((int(days or 0) * 24 + parts[0]) * 60 + parts[1]) * 60 + parts[2]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node: its partitions, its cores, its memory in MiB, and its GPUs with Slurm's name for them."""
+
+    name: str
+    partitions: list[str]
+    cores: int
+    memory_mib: int
+    gpus: int
+    gpu: str
+
+
+def parse_nodes(text: str) -> list[Node]:
+    """Nodes from `scontrol --oneliner show node`."""
+    found = []
+    for line in text.splitlines():
+        # Values such as `OS=` and `Reason=` hold spaces; none of those read here does.
+        values = dict(item.split("=", 1) for item in line.split() if "=" in item)
+        if "NodeName" not in values:
+            continue
+        gpus, name = 0, ""
+        # gpu:4, gpu:h100:4, gpu:h100:4(S:0-1), and several kinds separated by commas.
+        for kind, count in re.findall(r"\bgpu(?::([A-Za-z][\w.-]*))?:(\d+)", values.get("Gres", "")):
+            gpus, name = gpus + int(count), name or kind
+        threads = int(values.get("ThreadsPerCore", 1))
+        found.append(
+            Node(
+                name=values["NodeName"],
+                partitions=values.get("Partitions", "").split(","),
+                cores=int(values.get("CPUTot", 1)) // threads,
+                memory_mib=int(values.get("RealMemory", 0)),
+                gpus=gpus,
+                gpu=name,
+            )
+        )
+    return found
+
+
+def nodes() -> list[Node]:
+    """This cluster's nodes."""
+    return parse_nodes(run_slurm(["scontrol", "--oneliner", "show", "node"]))
+
+
+def user_qos() -> list[str]:
+    """Qualities of service that this user may ask for. Needs the accounting database."""
+    command = ["sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={getpass.getuser()}"]
+    listed = run_slurm([*command, "format=qos"])
+    return sorted({name for line in listed.splitlines() for name in line.split(",") if name})
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from emma.commands.amount import Amount
+from emma.commands.slurm_site import group as site
 
 if TYPE_CHECKING:
     from emma.base.errors import UserError
@@ -23,6 +24,9 @@ STAGES = click.Choice(["pack", "mix", "train", "convert", "evaluate", "release"]
 @click.group()
 def group() -> None:
     """Submit runs, chains, and sweeps to Slurm; show their state."""
+
+
+group.add_command(site)
 
 
 @group.command()

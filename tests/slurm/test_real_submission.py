@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.real_run import RealRun, make_run
+from tests.slurm.real_run import RealRun, emma, make_run
 from tests.slurm.two_nodes import TwoNodes
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -40,3 +40,16 @@ def test_a_job_waits_for_a_node_that_is_down(slurm: TwoNodes, tmp_path: Path) ->
     finally:
         slurm.cancel_all()
         slurm.command("scontrol", "update", "NodeName=n2", "State=RESUME")
+
+
+def test_the_file_that_describes_this_cluster_is_accepted(slurm: TwoNodes, tmp_path: Path) -> None:
+    make_run(tmp_path, "described", 20, slurm)
+    emma(slurm, tmp_path, "slurm", "site", "init", "--output", "ours.yaml")
+    text = (tmp_path / "ours.yaml").read_text()
+    assert "partition: main" in text and "KillWait 5 sec" in text and "device: cpu" in text
+    said = emma(
+        slurm, tmp_path, "slurm", "submit", "small.yaml", "cluster=ours.yaml", "--only", "train", "--dry-run"
+    )
+    assert "#SBATCH --partition=main" in said and "scancel: 5 s to save (KillWait 5 s)" in said
+    with pytest.raises(AssertionError, match="there is no partition `gpu`"):
+        emma(slurm, tmp_path, "slurm", "site", "init", "--partition", "gpu")
