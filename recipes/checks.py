@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from emma.base.errors import RecipeError
+from emma.recipes import devices
 from emma.recipes.schema import Recipe
 
 __all__ = ["check_combination"]
@@ -228,7 +229,7 @@ def _precision(recipe: Recipe) -> Iterator[Fault]:
     precision, device = recipe.precision, recipe.cluster.device
     if precision.fp8 is None:
         return
-    if device in ("cpu", "a100"):
+    if "fp8" not in devices.device(device).peak_by_format:
         yield (
             "precision.fp8",
             f"{precision.fp8} needs FP8 tensor cores, which `{device}` does not have",

@@ -27,6 +27,8 @@ class Device(Section):
     """Value of `cluster.device`."""
     description: str
     """What it is, in words."""
+    platform: Literal["cuda", "rocm", "cpu"] = "cuda"
+    """What drives it; training is proven on CUDA and on CPUs."""
     memory_gib: float | None = Field(None, gt=0)
     """Total memory as CUDA reports it, in GiB."""
     peak_by_format: dict[Format, float] = Field(default_factory=dict, alias="peak_tflops")

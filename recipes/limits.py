@@ -14,7 +14,7 @@ from typing import Any
 from emma.base.errors import RecipeError
 from emma.recipes.reading import read_yaml
 
-__all__ = ["beyond", "check_limits"]
+__all__ = ["beyond", "check_limits", "control_character"]
 
 _TABLE = Path(__file__).with_name("limits.yaml")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -53,7 +53,7 @@ def _leaves(value: Any, at: Key) -> Iterator[tuple[Key, Any]]:
     """Scalars with their keys; a mapping's own keys come as `(key, name)` where they could do harm."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            if _control_character(str(name)) or (
+            if control_character(str(name)) or (
                 at[-1:] == ("environment",) and not _VARIABLE.fullmatch(str(name))
             ):
                 yield at, _Name(str(name))
@@ -86,13 +86,13 @@ def _fault(key: str, value: Any) -> tuple[str, str] | None:
     if isinstance(value, str):
         if not value.strip() and not _listed(key, "empty"):
             return f"{value!r} is empty", "write something, or remove the key"
-        bad = _control_character(value)
-        if bad and not (_listed(key, "lines") and not _control_character(re.sub(r"[\n\t]", "", value))):
+        bad = control_character(value)
+        if bad and not (_listed(key, "lines") and not control_character(re.sub(r"[\n\t]", "", value))):
             return f"{value[:60]!r} has a line break or another control character ({bad})", "remove it"
     return None
 
 
-def _control_character(text: str) -> str | None:
+def control_character(text: str) -> str | None:
     """Unicode's name for the first character that ends a line or controls a terminal, as U+000A."""
     for character in text:
         if unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs"):

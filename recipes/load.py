@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 from emma.base.errors import RecipeError, UserError
 from emma.base.files import write_text
+from emma.base.sharing import set_umask
 from emma.recipes.checks import check_combination
 from emma.recipes.compose import ROOT, compose_file, compose_section, list_names, nearest
 from emma.recipes.limits import check_limits
@@ -73,6 +74,9 @@ def load_with_origins(run: str | Path, overrides: Sequence[str] = ()) -> tuple[R
     composed = compose_file(run_file(str(run)), overrides)
     recipe: Recipe = _validate(Recipe, composed)
     check_combination(recipe, composed.origin)
+    if recipe.paths.umask is not None:
+        # All that this process writes from now on is for the recipe.
+        set_umask(recipe.paths.umask)
     return recipe, composed
 
 

@@ -15,7 +15,15 @@ from emma.slurm import query
 from emma.slurm.stages import Stage, stage_job
 from emma.tools.runs.run_folder import RunFolder
 
-__all__ = ["Problems", "check_account", "check_base", "check_inputs", "check_partitions", "check_paths"]
+__all__ = [
+    "Problems",
+    "check_account",
+    "check_base",
+    "check_inputs",
+    "check_mounts",
+    "check_partitions",
+    "check_paths",
+]
 
 
 class Problems:
@@ -94,6 +102,8 @@ def check_paths(recipe: Recipe) -> None:
             raise RecipeError(
                 "cluster.slurm.mounts", f"{mount.partition(':')[0]} does not exist", "correct the path"
             )
+    if slurm.container is not None:
+        check_mounts(recipe)
     for key, path in (("runs", recipe.paths.runs), ("store", recipe.paths.store), ("mix", recipe.paths.mix)):
         folder = Path(path).absolute()
         while not folder.exists():
@@ -102,6 +112,54 @@ def check_paths(recipe: Recipe) -> None:
             raise RecipeError(
                 f"paths.{key}", f"{folder} is not writable", "choose a folder that you can write"
             )
+
+
+def check_mounts(recipe: Recipe) -> None:
+    """The container must see every folder that the jobs use, where the recipe says it is, and write where they write.
+
+    Raises:
+        RecipeError: no mount holds a folder, or it is elsewhere inside, or read-only.
+    """
+    mounts = {Path.cwd(): True}
+    for mount in recipe.cluster.slurm.mounts:
+        outside, inside, mode = (*mount.split(":"), "", "")[:3]
+        if Path(outside).absolute() == Path(inside or outside).absolute():
+            mounts[Path(outside).absolute()] = mode != "ro"
+    for key, path, written in _used(recipe):
+        # A link is followed inside too, so both ends must be there.
+        for place in dict.fromkeys((Path(path).absolute(), Path(path).resolve())):
+            around = max(
+                (mount for mount in mounts if place.is_relative_to(mount)),
+                key=lambda mount: len(mount.parts),
+                default=None,
+            )
+            if around is None:
+                raise RecipeError(
+                    "cluster.slurm.mounts",
+                    f"the container does not see {place} ({key}) at the same place as outside",
+                    f"add {place}, or a folder above it",
+                )
+            if written and not mounts[around]:
+                raise RecipeError(
+                    "cluster.slurm.mounts",
+                    f"{around} is read-only (`:ro`), but jobs write {place} ({key})",
+                    "leave out `:ro`",
+                )
+
+
+def _used(recipe: Recipe) -> Iterator[tuple[str, str, bool]]:
+    """Key and path of what jobs use, and whether they write it."""
+    yield "paths.runs", recipe.paths.runs, True
+    yield "paths.store", recipe.paths.store, True
+    yield "paths.mix", recipe.paths.mix, True
+    yield "paths.corpus", recipe.paths.corpus, False
+    yield "model.tokenizer.path", recipe.model.tokenizer.path, False
+    for key, path in (
+        ("start.checkpoint", recipe.start.checkpoint),
+        ("start.reference", recipe.start.reference),
+    ):
+        if path is not None:
+            yield key, path, False
 
 
 def check_partitions(recipe: Recipe, stages: Sequence[Stage]) -> None:

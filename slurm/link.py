@@ -30,6 +30,7 @@ from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.slurm import seconds
 from emma.slurm.history import History
+from emma.slurm.nodes import remember
 from emma.slurm.notify import notify
 from emma.slurm.verdict import verdict
 from emma.tools.runs.claim import Claim
@@ -254,6 +255,7 @@ def failed_nodes(folder: Path, nodes: Sequence[str]) -> list[str]:
     history = History(folder)
     excluded = sorted({*faulty, *history.nodes_that_failed()}) if faulty else []
     history.add("preflight failed", job=_job(), launch=launch.number, nodes=faulty)
+    remember(folder.absolute().parent, faulty, folder.absolute().name)
     return excluded
 
 

@@ -19,13 +19,20 @@ __all__ = [
     "SlurmError",
     "accounts",
     "array_tasks",
+    "configuration",
     "ended_jobs",
+    "exists",
     "jobs",
     "needs_account",
+    "nodes",
     "parse_accounting",
     "parse_jobs",
+    "parse_nodes",
     "parse_partitions",
+    "partition",
     "partitions",
+    "qos",
+    "user_qos",
     "run_slurm",
 ]
 
@@ -138,15 +145,41 @@ def jobs(names: Sequence[str] = ()) -> list[Job]:
     return [job for job in parse_jobs(run_slurm(command)) if job.active]
 
 
+def exists(job: int) -> bool:
+    """Whether a job, anybody's, is waiting or running.
+
+    Where jobs are private `squeue` shows only this user's. Then the scheduler is asked through a job of one's own, on
+    hold and cancelled at once: whether what it would wait for has ended.
+    """
+    shown = subprocess.run(
+        ["squeue", "--noheader", f"--jobs={job}", "--format=%T"], capture_output=True, text=True, check=False
+    )
+    states = shown.stdout.split()
+    if states:
+        return any(state not in _FINAL for state in states)
+    if "jobs" not in configuration().get("PrivateData", ""):
+        return False
+    options = ["--hold", f"--dependency=afterany:{job}", "--output=/dev/null", "--wrap=true"]
+    probe = run_slurm(["sbatch", "--parsable", *options]).strip().split(";")[0]
+    try:
+        waits = run_slurm(["squeue", "--noheader", f"--jobs={probe}", "--format=%E"])
+    finally:
+        run_slurm(["scancel", probe])
+    return f":{job}(unfulfilled)" in waits
+
+
 @dataclass(frozen=True)
 class Partition:
-    """A partition: its longest wall time in seconds (None: no limit) and its number of nodes."""
+    """A partition: its longest wall time in seconds (None: no limit), its number of nodes, and what preemption does to
+    its jobs, after how many seconds of grace."""
 
     name: str
     default: bool
     up: bool
     max_seconds: int | None
     nodes: int
+    preempt_mode: str = "OFF"
+    grace_seconds: int = 0
 
 
 def parse_partitions(text: str) -> dict[str, Partition]:
@@ -162,6 +195,8 @@ def parse_partitions(text: str) -> dict[str, Partition]:
             up=values.get("State", "UP") == "UP",
             max_seconds=_seconds(values.get("MaxTime", "UNLIMITED")),
             nodes=int(values.get("TotalNodes", 0)),
+            preempt_mode=values.get("PreemptMode", "OFF"),
+            grace_seconds=int(values.get("GraceTime", 0)),
         )
     return found
 
@@ -169,6 +204,12 @@ def parse_partitions(text: str) -> dict[str, Partition]:
 def partitions() -> dict[str, Partition]:
     """This cluster's partitions by name."""
     return parse_partitions(run_slurm(["scontrol", "--oneliner", "show", "partition"]))
+
+
+def partition(name: str | None) -> Partition | None:
+    """The partition of that name, or the default one for None; None where there is none."""
+    known = partitions()
+    return known.get(name) if name is not None else next((p for p in known.values() if p.default), None)
 
 
 def _seconds(limit: str) -> int | None:
@@ -180,13 +221,91 @@ def _seconds(limit: str) -> int | None:
     return ((int(days or 0) * 24 + parts[0]) * 60 + parts[1]) * 60 + parts[2]
 
 
+@dataclass(frozen=True)
+class Node:
+    """A node: its partitions, its cores, its memory in MiB, and its GPUs with Slurm's name for them."""
+
+    name: str
+    partitions: list[str]
+    cores: int
+    memory_mib: int
+    gpus: int
+    gpu: str
+
+
+def parse_nodes(text: str) -> list[Node]:
+    """Nodes from `scontrol --oneliner show node`."""
+    found = []
+    for line in text.splitlines():
+        # Values such as `OS=` and `Reason=` hold spaces; none of those read here does.
+        values = dict(item.split("=", 1) for item in line.split() if "=" in item)
+        if "NodeName" not in values:
+            continue
+        gpus, name = 0, ""
+        # gpu:4, gpu:h100:4, gpu:h100:4(S:0-1), and several kinds separated by commas.
+        for kind, count in re.findall(r"\bgpu(?::([A-Za-z][\w.-]*))?:(\d+)", values.get("Gres", "")):
+            gpus, name = gpus + int(count), name or kind
+        threads = int(values.get("ThreadsPerCore", 1))
+        found.append(
+            Node(
+                name=values["NodeName"],
+                partitions=values.get("Partitions", "").split(","),
+                cores=int(values.get("CPUTot", 1)) // threads,
+                memory_mib=int(values.get("RealMemory", 0)),
+                gpus=gpus,
+                gpu=name,
+            )
+        )
+    return found
+
+
+def nodes() -> list[Node]:
+    """This cluster's nodes."""
+    return parse_nodes(run_slurm(["scontrol", "--oneliner", "show", "node"]))
+
+
+def user_qos() -> list[str]:
+    """Qualities of service that this user may ask for. Needs the accounting database."""
+    command = ["sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={getpass.getuser()}"]
+    listed = run_slurm([*command, "format=qos"])
+    return sorted({name for line in listed.splitlines() for name in line.split(",") if name})
+
+
+@dataclass(frozen=True)
+class Qos:
+    """A quality of service: what preemption does to its jobs, after how many seconds of grace."""
+
+    preempt_mode: str
+    grace_seconds: int
+
+
+def qos(name: str) -> Qos | None:
+    """A quality of service from the accounting database; None where there is none, or no such QOS."""
+    try:
+        command = ["sacctmgr", "--noheader", "--parsable2", "show", "qos", f"name={name}"]
+        listed = run_slurm([*command, "format=preemptmode,gracetime"])
+    except SlurmError:
+        return None
+    for line in listed.splitlines():
+        mode, _, grace = line.partition("|")
+        return Qos(mode.upper(), _seconds(grace) or 0 if grace else 0)
+    return None
+
+
+def configuration() -> dict[str, str]:
+    """Slurm's settings by name, from `scontrol show config`."""
+    found = {}
+    for line in run_slurm(["scontrol", "show", "config"]).splitlines():
+        key, equals, value = line.partition("=")
+        if equals:
+            found[key.strip()] = value.strip()
+    return found
+
+
 def needs_account() -> bool:
     """Whether this cluster runs jobs only for accounts in its database (`AccountingStorageEnforce`)."""
-    for line in run_slurm(["scontrol", "show", "config"]).splitlines():
-        key, _, value = line.partition("=")
-        if key.strip() == "AccountingStorageEnforce":
-            return "associations" in value or "limits" in value or "qos" in value
-    return False
+    value = configuration().get("AccountingStorageEnforce", "")
+    return "associations" in value or "limits" in value or "qos" in value
 
 
 def accounts() -> list[str]:

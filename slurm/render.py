@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from emma.base.errors import UserError
+from emma.base.errors import RecipeError, UserError
+from emma.base.sharing import umask_for
+from emma.recipes.devices import device
+from emma.recipes.limits import control_character
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.slurm import Slurm, StageName, seconds
 from emma.recipes.schema.sweep import Sweep
@@ -76,8 +81,8 @@ def render_stage(recipe: Recipe, stage: StageName, *, finish: bool = False) -> S
         "--ntasks=1",
         f"--cpus-per-task={job.cpus}",
         *_option("--mem", job.memory),
-        *([slurm.gpu_option.format(gpus=job.gpus)] if job.gpus else []),
-        *slurm.sbatch,
+        *_gpus(slurm, job.gpus),
+        *map(sbatch_word, slurm.sbatch),
     ]
     if array:
         limit = f"%{job.concurrent}" if job.concurrent else ""
@@ -104,7 +109,7 @@ def render_train(recipe: Recipe) -> Script:
         *_option("--partition", slurm.partition),
         f"--time={slurm.time_limit}",
         *train_layout(recipe),
-        *slurm.sbatch,
+        *map(sbatch_word, slurm.sbatch),
     ]
     described = _Job(
         title=f"training of {recipe.name}: one link of a chain; continues from the run folder",
@@ -127,7 +132,7 @@ def render_trials(recipe: Recipe, sweep: Sweep, folder: Path, count: int) -> Scr
         *_option("--partition", slurm.partition),
         f"--time={slurm.time_limit}",
         *train_layout(recipe),
-        *slurm.sbatch,
+        *map(sbatch_word, slurm.sbatch),
     ]
     described = _Job(
         title=f"trials of sweep {sweep.name}, one per array task",
@@ -149,7 +154,7 @@ def render_results(recipe: Recipe, sweep: Sweep, folder: Path) -> Script:
         *_common_options(slurm, name, folder, "results", "%j"),
         *_option("--partition", slurm.partition),
         *("--time=00:15:00", "--nodes=1", "--ntasks=1", "--cpus-per-task=1"),
-        *slurm.sbatch,
+        *map(sbatch_word, slurm.sbatch),
     ]
     commands = [shell_line(["slurm", "sweep", str(folder), "--results"])]
     described = _Job(f"results of sweep {sweep.name}", "stage.sh.j2", options, str(folder), {}, commands)
@@ -162,7 +167,7 @@ def train_layout(recipe: Recipe) -> list[str]:
     return [
         f"--nodes={cluster.nodes}",
         f"--ntasks-per-node={cluster.gpus_per_node}",
-        *([] if cluster.device == "cpu" else [slurm.gpu_option.format(gpus=cluster.gpus_per_node)]),
+        *_gpus(slurm, None if cluster.device == "cpu" else cluster.gpus_per_node),
         *([f"--cpus-per-task={slurm.cpus_per_rank}"] if slurm.cpus_per_rank else []),
         *(["--exclusive"] if slurm.exclusive else []),
         *_option("--mem", slurm.memory),
@@ -182,10 +187,16 @@ def rank_options(recipe: Recipe) -> list[str]:
 
 
 def _common_options(slurm: Slurm, name: str, run: Path, stage: str, job: str) -> list[str]:
+    if "%" in str(run) or "\\" in str(run):
+        raise RecipeError(
+            "paths.runs",
+            f"{run} holds a `%` or a backslash, which Slurm does not leave alone in the name of a log",
+            "choose another folder",
+        )
     return [
         f"--job-name={name}",
-        f"--comment={shlex.quote(f'emma {stage} {run}')}",
-        f"--output={shlex.quote(f'{run}/logs/slurm/{stage}-{job}.log')}",
+        *_option("--comment", f"emma {stage} {run}"),
+        *_option("--output", f"{run}/logs/slurm/{stage}-{job}.log"),
         "--open-mode=append",
         *_option("--account", slurm.account),
         *_option("--qos", slurm.qos),
@@ -195,7 +206,19 @@ def _common_options(slurm: Slurm, name: str, run: Path, stage: str, job: str) ->
 
 
 def _option(name: str, value: str | None) -> list[str]:
-    return [] if value is None else [f"{name}={shlex.quote(value)}"]
+    return [] if value is None else [f"{name}={sbatch_word(value)}"]
+
+
+def _gpus(slurm: Slurm, count: int | None) -> list[str]:
+    return [sbatch_word(slurm.gpu_option.replace("{gpus}", str(count)))] if count else []
+
+
+def sbatch_word(value: str) -> str:
+    """A value in a `#SBATCH` line. sbatch reads these lines itself: a backslash keeps the next character between
+    quotes too, where `#` would begin a comment; only quotes keep a space."""
+    if re.fullmatch(r"[\w@%+=:,./\[\]-]*", value):
+        return value
+    return '"' + re.sub(r"""(["'#\\])""", r"\\\1", value) + '"'
 
 
 def _hours(time_limit: str) -> float:
@@ -207,29 +230,32 @@ def _render(recipe: Recipe, job: _Job, **more: Any) -> str:
     own = Path(slurm.template)
     folders = [str(own.parent), str(TEMPLATES)] if own.suffix == ".j2" else [str(TEMPLATES)]
     name = own.name if own.suffix == ".j2" else f"{slurm.template}.sh.j2"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folders),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["quote"] = lambda value: shlex.quote(str(value))
+    for what, folder in (("the working folder", str(Path.cwd())), ("this environment", sys.prefix)):
+        if found := control_character(folder):
+            raise UserError(
+                f"{what}, {folder!r}, has a line break or another control character ({found}). Fix: rename it"
+            )
     interface = slurm.network_interface
     network = {} if interface is None else {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface}
     work = Path.cwd()
     try:
-        return environment.get_template(name).render(
-            job=job,
-            recipe=recipe,
-            slurm=slurm,
-            cluster=cluster,
-            work=str(work),
-            scripts=f"{job.run}/{FOLDER}",
-            venv=slurm.venv or sys.prefix,
-            mounts=[str(work), *slurm.mounts],
-            exports={**network, **job.environment},
-            **more,
+        return (
+            _environment(*folders)
+            .get_template(name)
+            .render(
+                job=job,
+                recipe=recipe,
+                slurm=slurm,
+                cluster=cluster,
+                platform=device(cluster.device).platform,
+                work=str(work),
+                scripts=f"{job.run}/{FOLDER}",
+                venv=slurm.venv or sys.prefix,
+                mounts=[str(work), *slurm.mounts],
+                umask=f"{umask_for(Path(job.run)):04o}",
+                exports={**network, **job.environment},
+                **more,
+            )
         )
     except jinja2.TemplateNotFound as error:
         raise UserError(
@@ -241,3 +267,17 @@ def _render(recipe: Recipe, job: _Job, **more: Any) -> str:
         ) from None
     except jinja2.UndefinedError as error:
         raise UserError(f"{slurm.template}: {error.message}. Fix: correct the template") from None
+
+
+@cache
+def _environment(*folders: str) -> jinja2.Environment:
+    """Compiles each template once; a changed file is read again."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folders),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["quote"] = lambda value: shlex.quote(str(value))
+    return environment

@@ -1,7 +1,7 @@
 """Disk space for what a chain writes: what is free, and what the user's quotas leave.
 
 `statvfs` includes quotas where the file system reports them that way (XFS and Lustre projects, most NFS
-servers); on Lustre the user, group, and project quotas are queried as well.
+servers); on Lustre and GPFS (Storage Scale) the quotas of user, group, and project or fileset are queried as well.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from emma.slurm.stages import Stage
 from emma.tools.arithmetic.cost import Assumptions, checkpoint_cost
 from emma.tools.runs.run_folder import RunFolder
 
-__all__ = ["Room", "check_room", "lustre_room", "parse_quota", "room"]
+__all__ = ["Room", "check_room", "gpfs_room", "lustre_room", "parse_gpfs_quota", "parse_quota", "room"]
 
 _GIB = 2**30
 
@@ -62,7 +63,8 @@ def room(folder: Path) -> list[Room]:
     """Limits on what this user may write below an existing folder."""
     status = os.statvfs(folder)
     files = status.f_favail if status.f_files else None
-    return [Room(status.f_bavail * status.f_frsize, files, "its file system"), *lustre_room(folder)]
+    own = Room(status.f_bavail * status.f_frsize, files, "its file system")
+    return [own, *lustre_room(folder), *gpfs_room(folder)]
 
 
 def lustre_room(folder: Path) -> list[Room]:
@@ -83,8 +85,66 @@ def lustre_room(folder: Path) -> list[Room]:
 
 def _lfs(*arguments: str) -> str | None:
     """Output of `lfs`; None if the folder is not on Lustre or has no such quota."""
-    done = subprocess.run(["lfs", *arguments], capture_output=True, text=True, check=False)
+    return _said(["lfs", *arguments])
+
+
+def _said(command: list[str]) -> str | None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout if done.returncode == 0 else None
+
+
+_GPFS_KINDS = {"USR": "user", "GRP": "group", "FILESET": "fileset"}
+_GPFS_COMMANDS = "/usr/lpp/mmfs/bin"
+
+
+def parse_gpfs_quota(text: str) -> list[Room]:
+    """What `mmlsquota -Y` says: colon-separated rows below a header that names their columns. Blocks are KiB; a limit
+    of 0 means none."""
+    columns: list[str] = []
+    found = []
+    for line in text.splitlines():
+        values = line.split(":")
+        if values[0] != "mmlsquota" or len(values) < 4:
+            continue
+        if values[2] == "HEADER":
+            columns = values
+            continue
+        row = dict(zip(columns, values, strict=False))
+        kib = _left([row.get(f"block{part}", "") for part in ("Usage", "Quota", "Limit")])
+        files = _left([row.get(f"files{part}", "") for part in ("Usage", "Quota", "Limit")])
+        kind = _GPFS_KINDS.get(row.get("quotaType", ""), "quota")
+        # Names escape `:` and `%` as %3A and %25.
+        name = urllib.parse.unquote(row.get("name") or row.get("filesetname") or "")
+        found.append(Room(None if kib is None else kib * 1024, files, f"the quota of {kind} {name}".rstrip()))
+    return found
+
+
+def gpfs_room(folder: Path) -> list[Room]:
+    """What the quotas of GPFS leave; empty on other file systems."""
+    device = gpfs_device(folder, Path("/proc/mounts").read_text(encoding="utf-8"))
+    program = shutil.which("mmlsquota") or shutil.which("mmlsquota", path=_GPFS_COMMANDS)
+    if device is None or program is None:
+        return []
+    group = grp.getgrgid(folder.stat().st_gid).gr_name
+    owners = [["-u", getpass.getuser()], ["-g", group]]
+    attributes = shutil.which("mmlsattr") or shutil.which("mmlsattr", path=_GPFS_COMMANDS)
+    if attributes is not None:
+        said = _said([attributes, "-L", str(folder)]) or ""
+        if (match := re.search(r"^fileset name:\s*(\S+)", said, re.MULTILINE)) is not None:
+            owners.append(["-j", match[1]])
+    answers = [_said([program, "-Y", *owner, device]) for owner in owners]
+    return [limit for said in answers if said is not None for limit in parse_gpfs_quota(said)]
+
+
+def gpfs_device(folder: Path, mounts: str) -> str | None:
+    """Name of the GPFS file system that holds a folder, None on others; `mounts` as in /proc/mounts."""
+    best, device = Path(), None
+    for line in mounts.splitlines():
+        source, place, kind = line.split()[:3]
+        at = Path(place.encode().decode("unicode_escape"))
+        if folder.resolve().is_relative_to(at) and len(at.parts) >= len(best.parts):
+            best, device = at, source.removeprefix("/dev/") if kind == "gpfs" else None
+    return device
 
 
 def check_room(recipe: Recipe, stages: list[Stage], runs: int = 1) -> None:

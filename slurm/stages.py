@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 import typing
 from collections.abc import Callable
@@ -31,6 +32,7 @@ class Stage:
         done: whether the stage has nothing left to do for a recipe.
         missing: the first input that is not on disk, with the fix, or None.
         mark: file that marks the stage as done, for commands that refuse to run twice.
+        content: which parts of `place` a recipe needs; all of it if empty.
         commands: `emma` command lines (without `emma`) for a run folder; `TASK` stands for the array task.
         after: command lines to run in a separate job once all array tasks are done.
     """
@@ -42,6 +44,7 @@ class Stage:
     commands: Callable[[Recipe, StageJob], list[list[str]]]
     after: Callable[[Recipe, StageJob], list[list[str]]] | None = None
     mark: Callable[[Recipe], Path] | None = None
+    content: Callable[[Recipe], list[str]] = lambda recipe: []
 
 
 def stage_job(recipe: Recipe, stage: StageName) -> StageJob:
@@ -59,9 +62,9 @@ def place(recipe: Recipe, stage: StageName) -> Path:
 
 def job_name(folder: Path, stage: str) -> str:
     """Name of a stage's jobs: one name per output folder, so that a singleton dependency runs only one of
-    them at a time."""
+    them at a time. `squeue --name` takes names apart at commas, so none stays in it."""
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:6]
-    return f"{folder.name}-{stage}-{digest}"
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '_', folder.name)}-{stage}-{digest}"
 
 
 def _export(recipe: Recipe) -> Path:
@@ -137,6 +140,7 @@ _STAGES = (
         after=lambda recipe, job: (
             [["pack", "run", str(recipe.run_folder), "--finish"]] if job.tasks > 1 else []
         ),
+        content=lambda recipe: sorted(recipe.data.pack.components),
     ),
     Stage(
         name="mix",
@@ -193,7 +197,8 @@ def shell_line(arguments: list[str]) -> str:
     words = []
     for argument in arguments:
         if TASK in argument:
-            words.append('"' + argument.replace('"', '\\"') + '"')
+            parts = [re.sub(r'(["$`\\])', r"\\\1", part) for part in argument.split(TASK)]
+            words.append(f'"{TASK.join(parts)}"')
         else:
             words.append(shlex.quote(argument))
     return " ".join(["emma", *words])

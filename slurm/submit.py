@@ -6,28 +6,35 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from emma.base.errors import UserError
 from emma.base.files import write_text
+from emma.base.sharing import shared
 from emma.recipes.load import write_recipe
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.slurm import StageName, seconds
 from emma.slurm import query
 from emma.slurm.checks import Problems, check_account, check_base, check_inputs, check_partitions, check_paths
 from emma.slurm.history import FOLDER, History
+from emma.slurm.leaving import time_to_save, windows
+from emma.slurm.nodes import bad_nodes
 from emma.slurm.render import Script, render_stage, render_train
 from emma.slurm.space import check_room
-from emma.slurm.stages import Stage, job_name, place, stage_job, stages_between
+from emma.slurm.stages import STAGES, Stage, job_name, place, stage_job, stages_between
+from emma.slurm.submissions import Note, SubmittedMeanwhileError, forget, note, of_others, sole_submitter
 from emma.tools.plan.plan import Plan, make_plan
 from emma.tools.runs.run_folder import RunFolder
+from emma.tools.training.launch import refuse_unproven
 
-__all__ = ["Chain", "Link", "Submitted", "plan_chain", "submit", "write_script"]
+__all__ = ["Chain", "Link", "Submitted", "SubmittedMeanwhileError", "plan_chain", "submit", "write_script"]
 
 # Share of the wall time that is not training: starting the step, imports, loading, validation, saving.
 _OVERHEAD = 0.1
+# Training jobs queued at once: the last one requeues itself until the run is finished, so more would only fill the queue.
+_QUEUED = 3
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Link:
         number, of: place among the jobs of its stage.
         after_ok: keys of the links that must succeed first.
         after_any: keys of the links that must end first.
-        waits_for: ids of jobs already in the queue that must succeed first.
+        jobs_ok, jobs_any: ids of jobs already in the queue that must succeed, or end, first.
     """
 
     script: Script
@@ -47,12 +54,18 @@ class Link:
     of: int = 1
     after_ok: tuple[str, ...] = ()
     after_any: tuple[str, ...] = ()
-    waits_for: tuple[int, ...] = ()
+    jobs_ok: tuple[int, ...] = ()
+    jobs_any: tuple[int, ...] = ()
 
     @property
     def key(self) -> str:
         """Name of this link within its chain."""
         return f"{self.script.stage}-{self.number}" if self.of > 1 else self.script.stage
+
+    @property
+    def stage(self) -> str:
+        """Name of its stage."""
+        return self.script.stage.removesuffix("-finish")
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,8 @@ class Chain:
         settled: stages that need no job, with the reason.
         plan: the training estimate, if training is among the links.
         problems: why a submission would be refused (dry runs only; otherwise the first is raised).
+        leaving: how long training has to save when it is ended, and what is lost if that is too short.
+        without: nodes that training leaves out, each with why.
     """
 
     recipe: Recipe
@@ -71,6 +86,13 @@ class Chain:
     settled: dict[str, str]
     plan: Plan | None
     problems: tuple[UserError, ...] = ()
+    leaving: tuple[str, ...] = ()
+    without: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Stages that it submits, in order."""
+        return [STAGES[name] for name in STAGES if any(link.stage == name for link in self.links)]
 
     @property
     def gpu_hours(self) -> float:
@@ -90,6 +112,8 @@ class Chain:
             "gpu_hours_expected": time.gpu_hours if time else None,
             "settled": self.settled,
             "problems": [str(problem) for problem in self.problems],
+            "time_to_save": list(self.leaving),
+            "without_nodes": self.without,
             "jobs": [{**asdict(link), "key": link.key} for link in self.links],
         }
 
@@ -132,12 +156,23 @@ def plan_chain(
         stage.name: [job for job in queue if job.name in (names[stage.name], f"{names[stage.name]}-finish")]
         for stage in stages
     }
-    left = [stage for stage in stages if stage.name not in settled and not waiting[stage.name]]
+    others = dict[str, Note]()
+    with problems:
+        others = _others(
+            [stage for stage in stages if stage.name not in settled and not waiting[stage.name]], recipe
+        )
+    left = [
+        stage
+        for stage in stages
+        if stage.name not in settled and not waiting[stage.name] and stage.name not in others
+    ]
     first_left = [stage for stage in stages if stage.name not in settled][:1]
     plan = None
     if any(stage.name == "train" for stage in left):
         with problems:
             plan = make_plan(recipe)
+        with problems:
+            refuse_unproven(recipe)
     if left:
         if first_left == left[:1]:
             with problems:
@@ -155,21 +190,34 @@ def plan_chain(
                 check_partitions(recipe, left)
         with problems:
             RunFolder(recipe.run_folder).check_recipe(recipe)
+    leaving: list[str] = []
+    without = dict[str, str]()
+    if any(stage.name == "train" for stage in left) and _has_slurm():
+        with problems:
+            leaving = time_to_save(recipe, plan, windows(recipe))
+        with problems:
+            without = _nodes_to_leave_out(recipe)
     made: list[Link] = []
-    before: tuple[str, ...] = ()
-    jobs: tuple[int, ...] = ()
+    # What the next stage waits for. Links of training that a finished run no longer needs are cancelled, so what follows
+    # training waits for its end, however it ends, and looks for the last checkpoint itself.
+    before = dict[str, Any]()
     for stage in stages:
         if stage.name in settled:
             continue
+        ending = "any" if stage.name == "train" else "ok"
         if waiting[stage.name]:
             numbers = sorted({job.array for job in waiting[stage.name]})
             settled[stage.name] = "in the queue: " + ", ".join(map(str, numbers))
-            before, jobs = (), (numbers[-1],)
+            before = {f"jobs_{ending}": (numbers[-1],)}
             continue
-        new = _links(recipe, stage, before, jobs, links or _link_count(recipe, plan))
+        if stage.name in others:
+            settled[stage.name] = f"in the queue: {others[stage.name]}"
+            before = {f"jobs_{ending}": (others[stage.name].job,)}
+            continue
+        new = _links(recipe, stage, before, links or _link_count(recipe, plan))
         made += new
-        before, jobs = (new[-1].key,), ()
-    return Chain(recipe, tuple(made), settled, plan, tuple(problems.found))
+        before = {f"after_{ending}": (new[-1].key,)}
+    return Chain(recipe, tuple(made), settled, plan, tuple(problems.found), tuple(leaving), without)
 
 
 def _finished(recipe: Recipe, stages: Sequence[Stage]) -> dict[str, str]:
@@ -198,27 +246,41 @@ def _queue(names: list[str]) -> list[query.Job]:
     return query.jobs(names) if _has_slurm() else []
 
 
+def _others(stages: Sequence[Stage], recipe: Recipe) -> dict[str, Note]:
+    """Stages that another user's job is to do."""
+    if not _has_slurm():
+        return {}
+    return {stage.name: found for stage in stages if (found := of_others(recipe, stage)) is not None}
+
+
+def _nodes_to_leave_out(recipe: Recipe) -> dict[str, str]:
+    """Nodes that failed a preflight lately; none where the partition has no others to spare."""
+    bad = bad_nodes(Path(recipe.paths.runs), query.configuration().get("ClusterName"))
+    partition = query.partition(recipe.cluster.slurm.partition)
+    enough = partition is None or partition.nodes - len(bad) >= recipe.cluster.nodes
+    return bad if enough else {}
+
+
 def _link_count(recipe: Recipe, plan: Plan | None) -> int:
-    """Number of training jobs for the estimated time, plus a tenth for starting, loading, and validating."""
+    """Number of training jobs for the estimated time, plus a tenth for starting, loading, and validating, as far as they
+    are queued at once."""
     slurm = recipe.cluster.slurm
     if slurm.links is not None or plan is None or plan.time is None:
         return slurm.links or 1
     left = 1 - RunFolder(recipe.run_folder).latest_step() / recipe.schedule.steps
     each = (seconds(slurm.time_limit) - slurm.signal_seconds) * (1 - _OVERHEAD)
-    return max(1, math.ceil(plan.time.days * 86400 * left / each))
+    return min(_QUEUED, max(1, math.ceil(plan.time.days * 86400 * left / each)))
 
 
-def _links(
-    recipe: Recipe, stage: Stage, before: tuple[str, ...], jobs: tuple[int, ...], count: int
-) -> list[Link]:
+def _links(recipe: Recipe, stage: Stage, before: dict[str, Any], count: int) -> list[Link]:
     if stage.name == "train":
         script = render_train(recipe)
         made: list[Link] = []
         for number in range(1, count + 1):
-            previous = (made[-1].key,) if made else ()
-            made.append(Link(script, number, count, before, previous, jobs))
+            previous = {"after_any": (made[-1].key,)} if made else {}
+            made.append(Link(script, number, count, **{**before, **previous}))
         return made
-    link = Link(render_stage(recipe, stage.name), after_ok=before, waits_for=jobs)
+    link = Link(render_stage(recipe, stage.name), **before)
     if stage.after is None or not stage.after(recipe, stage_job(recipe, stage.name)):
         return [link]
     return [link, Link(render_stage(recipe, stage.name, finish=True), after_ok=(link.key,))]
@@ -237,12 +299,17 @@ def submit(chain: Chain) -> list[Submitted]:
     Jobs read the run folder's recipe, so editing a recipe file does not affect jobs in the queue.
 
     Raises:
-        UserError: Slurm refuses a job; the jobs submitted before it are cancelled.
+        UserError: Slurm refuses a job. Whatever goes wrong, the jobs submitted before it are cancelled.
     """
     if not chain.links:
         return []
+    run, stages = chain.recipe.run_folder.absolute(), chain.stages
+    with shared(run), sole_submitter(chain.recipe, stages):
+        return _submit(chain, run, stages)
+
+
+def _submit(chain: Chain, run: Path, stages: Sequence[Stage]) -> list[Submitted]:
     recipe = chain.recipe
-    run = recipe.run_folder.absolute()
     scripts = {link.script.stage: link.script for link in chain.links}
     (run / "logs" / "slurm").mkdir(parents=True, exist_ok=True)
     for script in scripts.values():
@@ -253,21 +320,31 @@ def submit(chain: Chain) -> list[Submitted]:
         for link in chain.links:
             dependency = _dependency(link, numbers)
             path = run / FOLDER / f"{link.script.stage}.sbatch"
-            number = sbatch(path, [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"])
+            exclude = (
+                [f"--exclude={','.join(chain.without)}"] if link.stage == "train" and chain.without else []
+            )
+            number = sbatch(path, [f"--dependency={dependency}", "--kill-on-invalid-dep=yes", *exclude])
             numbers[link.key] = number
             done.append(Submitted(link.key, number, dependency, str(path)))
             history.add("submitted", stage=link.script.stage, link=link.key, job=number, after=dependency)
-    except UserError:
+        for stage in stages:
+            last = [job.job for job, link in zip(done, chain.links, strict=True) if link.stage == stage.name][
+                -1
+            ]
+            note(recipe, stage, last)
+    except BaseException:
         if numbers:
             query.run_slurm(["scancel", *map(str, numbers.values())])
+        forget(recipe, stages)
         raise
     return done
 
 
 def _dependency(link: Link, numbers: dict[str, int]) -> str:
     conditions = [f"afterok:{numbers[key]}" for key in link.after_ok]
-    conditions += [f"afterok:{job}" for job in link.waits_for]
+    conditions += [f"afterok:{job}" for job in link.jobs_ok]
     conditions += [f"afterany:{numbers[key]}" for key in link.after_any]
+    conditions += [f"afterany:{job}" for job in link.jobs_any]
     return ",".join([*conditions, "singleton"])
 
 
@@ -278,16 +355,25 @@ def sbatch(script: Path, options: Sequence[str]) -> int:
 
 
 def refuse_if_slurm_would(script: Path) -> None:
-    """Asks Slurm whether such a job could ever run here.
+    """Asks Slurm whether it takes such a job.
+
+    `--test-only` also fails where a job would wait, e.g. for a node that is down. So what it refuses is submitted on
+    hold, and cancelled at once if sbatch takes it.
 
     Raises:
-        UserError: it could not; the message gives Slurm's reason.
+        UserError: it does not; the message gives Slurm's reason.
     """
     try:
         query.run_slurm(["sbatch", "--test-only", str(script)])
+        return
+    except query.SlurmError:
+        pass
+    try:
+        number = sbatch(script, ["--hold"])
     except query.SlurmError as error:
         reason = str(error).replace("sbatch: ", "").replace("error: ", "").replace("\n", "; ")
         raise UserError(
             f"{script}: Slurm would refuse this job: {reason}. Fix: change cluster.slurm.* or cluster.* to match this "
             f"cluster (sinfo, sacctmgr show assoc user={os.environ.get('USER', '$USER')})"
         ) from None
+    query.run_slurm(["scancel", str(number)])

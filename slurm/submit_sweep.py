@@ -20,7 +20,7 @@ from emma.slurm.stages import job_name, stages_between
 from emma.slurm.submit import Submitted, refuse_if_slurm_would, sbatch, write_script
 from emma.slurm.sweep import SweepFolder, Trial, base_recipe, design, with_overrides
 from emma.tools.plan.plan import make_plan
-from emma.tools.training.launch import rank_environment
+from emma.tools.training.launch import rank_environment, refuse_unproven
 
 __all__ = ["SweepPlan", "open_sweep", "plan_sweep", "submit_sweep"]
 
@@ -141,6 +141,8 @@ def plan_sweep(
         plans = [make_plan(each) for each in recipes]
         hours = [plan.time.gpu_hours for plan in plans if plan.time is not None]
     recipe = recipes[0]
+    with problems:
+        refuse_unproven(recipe)
     with problems:
         check_inputs(recipe, stages_between("mix", "train"))
     with problems:

@@ -13,6 +13,7 @@ from typing import IO, Any
 import orjson
 
 from emma.base.claims import claim, temporary_name
+from emma.base.sharing import shared
 from emma.base.system_errors import named
 
 __all__ = [
@@ -50,12 +51,15 @@ def atomic_write(path: Path | str, mode: str = "wb", **open_options: Any) -> Ite
         open_options: passed to `open`; text mode defaults to UTF-8.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name(path.name))
     if "b" not in mode:
         open_options.setdefault("encoding", "utf-8")
+    with shared(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with named(path):
+            opened = open(temporary, mode, opener=claim, **open_options)  # noqa: SIM115 (entered below)
     try:
-        with named(path), open(temporary, mode, opener=claim, **open_options) as handle:
+        with named(path), opened as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
@@ -109,9 +113,10 @@ def append_line(path: Path | str, line: bytes) -> None:
         OSError: it cannot be written whole; what a full disk took of it is cut off again.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     line = line.rstrip(b"\n") + b"\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    with shared(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         with named(path):
             written = os.write(descriptor, line)

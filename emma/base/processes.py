@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from emma.base.errors import UserError
+from emma.base.sharing import umask
 
 __all__ = ["available_cores", "end_with_parent", "memory", "process_pool", "result_of", "start_forkserver"]
 
@@ -54,6 +55,11 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _begin(mask: int) -> None:
+    os.umask(mask)
+    end_with_parent()
 
 
 class _ThisProcess(Executor):
@@ -147,7 +153,8 @@ def process_pool(
     context = get_context("forkserver")
 
     def start(processes: int = 1) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_parent)
+        # The process that they are forked from may have been started under another umask.
+        return ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(umask(),))
 
     start_forkserver(preload, environment)
     pool = start(workers) if tasks is None else _Renewed(start, workers, tasks)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import socket
 import sys
 import time
@@ -20,8 +21,9 @@ import orjson
 
 from emma.base.claims import is_at, machine, try_lock
 from emma.base.errors import UserError
+from emma.base.sharing import shared
 
-__all__ = ["InUseError", "Lock", "sole_writer"]
+__all__ = ["InUseError", "Lock", "sole_writer", "user_name"]
 
 _POLL_SECONDS = 0.2
 
@@ -47,9 +49,13 @@ class _Writer:
     host: str
     process: int
     since: str
+    user: str = ""
+    job: str | None = None
 
     def __str__(self) -> str:
-        return f"process {self.process} on {self.host} since {self.since}"
+        user = f" of {self.user}" if self.user else ""
+        job = f", job {self.job}," if self.job else ""
+        return f"process {self.process}{user} on {self.host}{job} since {self.since}"
 
 
 @dataclass(frozen=True)
@@ -95,11 +101,13 @@ def sole_writer(
                 f"remove {path} and run the same command again, which continues its work",
                 str(before),
             )
-        writer = _Writer(machine(), socket.gethostname(), os.getpid(), _now())
+        job = os.environ.get("SLURM_JOB_ID")
+        writer = _Writer(machine(), socket.gethostname(), os.getpid(), _now(), user_name(), job)
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, orjson.dumps(asdict(writer)), 0)
-            yield Lock(destination, certain)
+            with shared(path.parent):
+                yield Lock(destination, certain)
         finally:
             # Removed while it is held: whoever has opened it meanwhile finds that the path no longer names it. If
             # somebody has removed it by hand, the path may name the lock file of the next writer.
@@ -158,7 +166,8 @@ def _open(path: Path) -> int:
     """Opens a lock file; makes it, and the folder that it is in, if they are missing."""
     flags = os.O_RDWR | os.O_CLOEXEC
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with shared(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             return os.open(path, flags)
         # With O_EXCL, since Linux refuses O_CREAT on another user's file in a sticky folder. Meanwhile another process
@@ -172,6 +181,14 @@ def _read_writer(descriptor: int) -> _Writer | None:
         return _Writer(**orjson.loads(os.pread(descriptor, 4096, 0)))
     except (orjson.JSONDecodeError, TypeError):
         return None  # just made, or its writer died before it wrote its name
+
+
+def user_name() -> str:
+    """Who runs this process: the name of its effective user, or the number where it has none."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def _now() -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from emma.commands.amount import Amount
+from emma.commands.slurm_site import group as site
 
 if TYPE_CHECKING:
     from emma.base.errors import UserError
@@ -25,6 +26,9 @@ def group() -> None:
     """Submit runs, chains, and sweeps to Slurm; show their state; stop them."""
 
 
+group.add_command(site)
+
+
 @group.command()
 @click.argument("run")
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
@@ -34,7 +38,7 @@ def group() -> None:
 @click.option(
     "--links",
     type=click.IntRange(min=1),
-    help="Number of consecutive training jobs. Default: as many as the estimated time needs.",
+    help="Training jobs queued at once; the last requeues itself. Default: as the time needs, at most 3.",
 )
 @click.option(
     "--dry-run",
@@ -67,17 +71,23 @@ def submit(
       emma slurm submit runs/emma_llama3_8b_bi --only evaluate
     """
     from emma.slurm.own_template import load_run
-    from emma.slurm.submit import plan_chain, submit
+    from emma.slurm.submit import SubmittedMeanwhileError, plan_chain, submit
 
     begin, end = (only, only) if only else (first, last)
-    chain = plan_chain(load_run(run, overrides), begin, end, links, dry_run=dry_run)  # type: ignore[arg-type]
-    if dry_run:
-        _print_dry_run(chain, as_json)
-        return _say_problems(chain.problems)
-    if not as_json:
-        click.echo(_summary(chain), err=True)
-    _confirm(chain.gpu_hours, chain.recipe.cluster.slurm.confirm_gpu_hours, yes)
-    done = submit(chain)
+    recipe = load_run(run, overrides)
+    while True:
+        chain = plan_chain(recipe, begin, end, links, dry_run=dry_run)  # type: ignore[arg-type]
+        if dry_run:
+            _print_dry_run(chain, as_json)
+            return _say_problems(chain.problems)
+        if not as_json:
+            click.echo(_summary(chain), err=True)
+        _confirm(chain.gpu_hours, recipe.cluster.slurm.confirm_gpu_hours, yes)
+        try:
+            done = submit(chain)
+            break
+        except SubmittedMeanwhileError as error:
+            click.echo(f"note: {error}", err=True)
     if as_json:
         _print_json({"settled": chain.settled, "submitted": [vars(job) for job in done]})
         return 0
@@ -254,6 +264,8 @@ def _summary(chain: Chain) -> str:
         lines.append(
             f"training  {cluster.nodes} nodes × {cluster.gpus_per_node} {cluster.device}, {slurm.time_limit} per job"
         )
+    lines += [f"{'ended by' if not index else '':<9} {line}" for index, line in enumerate(chain.leaving)]
+    lines += [f"without   {node}: {why}" for node, why in chain.without.items()]
     time = chain.plan.time if chain.plan else None
     expected = f"; training should take {time.gpu_hours:,.0f} ({time.days:.1f} days)" if time else ""
     lines.append(f"GPU-hours at most {chain.gpu_hours:,.0f}{expected}")
@@ -285,7 +297,8 @@ def _print_dry_run(chain: Chain, as_json: bool) -> None:
             waits = [f"success of {key}" for key in link.after_ok] + [
                 f"end of {key}" for key in link.after_any
             ]
-            waits += [f"success of job {job}" for job in link.waits_for]
+            waits += [f"success of job {job}" for job in link.jobs_ok]
+            waits += [f"end of job {job}" for job in link.jobs_any]
             click.echo(
                 f"# {link.key} starts {'after the ' + ' and the '.join(waits) if waits else 'at once'}"
             )

@@ -95,7 +95,13 @@ def command(
     from emma.recipes.load import load_recipe
     from emma.tools.plan.alternatives import check_fits
     from emma.tools.runs.run_folder import IDENTITY, RunFolder
-    from emma.tools.training.launch import compute_reference, launch_command, rank_environment, train_here
+    from emma.tools.training.launch import (
+        compute_reference,
+        launch_command,
+        rank_environment,
+        refuse_unproven,
+        train_here,
+    )
     from emma.tools.training.plan_start import check_mix, describe
 
     if prove is not None:
@@ -123,6 +129,7 @@ def command(
         click.echo("\n# arguments of megatron.training that each rank gets from the recipe")
         click.echo(" \\\n  ".join(preview_arguments(recipe, folder)))
         return 0
+    refuse_unproven(recipe)
     if not dry_run:
         need("train", "emma train", "torch", "megatron", "transformers")
     check_fits(recipe)

@@ -57,16 +57,20 @@ class Cluster(Section):
     """Number of nodes."""
     gpus_per_node: int = Field(gt=0)
     """Ranks per node: one per GPU; without GPUs, the number of processes."""
-    device: Literal["h100", "h200", "gh200", "a100", "b200", "cpu"]
-    """Kind of device, which determines memory, peak speed and supported formats."""
+    device: Literal["h100", "h200", "gh200", "a100", "b200", "cpu", "mi250x", "mi300x", "mi300a"]
+    """Kind of device, which determines memory, peak speed and supported formats. AMD's can be planned and their scripts
+    be rendered; training on them is refused until it has been proven."""
     memory_gib: float | None = Field(None, gt=0)
     """Usable memory per device in GiB; default: as in `recipes/devices.yaml`."""
     host_memory_gib: float | None = Field(None, gt=0)
     """Memory of a node outside its GPUs in GiB, for all its ranks; default: not checked."""
     launcher: Literal["torchrun", "srun"] = "torchrun"
     """What starts the ranks: `torchrun` on one machine, `srun` under Slurm."""
+    network: Literal["infiniband", "slingshot", "efa"] | None = None
+    """Network between nodes, whose settings (`recipes/networks.yaml`) every rank gets; default: none."""
     environment: dict[str, str] = Field(default_factory=dict)
-    """Environment variables of every rank on this cluster (network interface, NCCL settings, ...)."""
+    """Environment variables of every rank on this cluster (network interface, NCCL settings, ...); they take precedence
+    over the network's."""
     slurm: Slurm = Field(default_factory=Slurm)
     """How jobs are submitted here."""
 

@@ -9,9 +9,12 @@ from pydantic import Field, field_validator, model_validator
 
 from emma.recipes.schema.section import Section
 
-__all__ = ["Event", "Notification", "Slurm", "StageJob", "StageName", "seconds"]
+__all__ = ["CONTAINERS", "Event", "Notification", "Slurm", "StageJob", "StageName", "seconds"]
 
 StageName = Literal["pack", "mix", "train", "convert", "evaluate", "release"]
+
+CONTAINERS = ("apptainer", "singularity", "pyxis")
+"""Templates whose commands run in a container."""
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,2}):(\d{2}):(\d{2})")
 
@@ -92,8 +95,8 @@ class Slurm(Section):
     """How jobs are submitted on this cluster, and the environment they run in."""
 
     template: str = "venv"
-    """Template of the job scripts: `venv`, `apptainer`, `pyxis`, or the path of your own file, ending in `.j2`
-    (`{% extends "job.sh.j2" %}` reuses the shipped parts)."""
+    """Template of the job scripts: `venv`, `apptainer`, `singularity`, `pyxis`, or the path of your own file, ending in
+    `.j2` (`{% extends "job.sh.j2" %}` reuses the shipped parts)."""
     partition: str | None = None
     """Partition of the training jobs; default: Slurm's default partition."""
     account: str | None = None
@@ -114,8 +117,8 @@ class Slurm(Section):
     """SIGTERM reaches the ranks this many seconds before the time limit (Slurm may be a minute early), which must
     suffice for the current step and a checkpoint."""
     links: int | None = Field(None, gt=0)
-    """Training jobs queued one after another; default: as many as the estimated time needs, or 1 without an estimate.
-    The last one requeues itself until the run is finished."""
+    """Training jobs queued one after another; default: as many as the estimated time needs, but at most 3, or 1 without
+    an estimate. The last one requeues itself until the run is finished."""
     attempts: int = Field(3, gt=0)
     """A run is given up after this many jobs in a row without a new checkpoint."""
     stall_seconds: int = Field(600, gt=0)
@@ -134,9 +137,9 @@ class Slurm(Section):
     memory: str | None = None
     """Memory per node, as for `sbatch --mem`; `0` is all of it. Default: the partition's."""
     sbatch: list[str] = Field(default_factory=list)
-    """Further options of every job, e.g. `--licenses=scratch`."""
+    """Further options of every job, one an entry, e.g. `--licenses=scratch`."""
     srun: list[str] = Field(default_factory=list)
-    """Further options of the `srun` that starts the ranks, e.g. `--cpu-bind=none` or `--mpi=none`."""
+    """Further options of the `srun` that starts the ranks, one an entry, e.g. `--cpu-bind=none` or `--mpi=none`."""
     setup: list[str] = Field(default_factory=list)
     """Shell lines at the top of every job, before modules."""
     modules: list[str] = Field(default_factory=list)
@@ -144,9 +147,11 @@ class Slurm(Section):
     venv: str | None = None
     """Virtual environment with this project (template `venv`); default: the one that `emma` runs in."""
     container: str | None = None
-    """Image with this project (templates `apptainer` and `pyxis`): a .sif or .sqsh file, or a name in a registry."""
+    """Image with this project (templates `apptainer`, `singularity` and `pyxis`): a .sif or .sqsh file, or a name in a
+    registry."""
     mounts: list[str] = Field(default_factory=list)
-    """Folders that the container sees, `path` or `path:inside`. The working folder is always among them."""
+    """Folders that the container sees, `path`, `path:inside` or `path:inside:ro`. The working folder is always among
+    them; the folders of the run must be, at the same place inside as outside."""
     network_interface: str | None = None
     """Interface for control traffic (NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME), e.g. `ib0` or `hsn`; default: NCCL's
     and gloo's own choice."""
@@ -161,6 +166,24 @@ class Slurm(Section):
     @classmethod
     def _time_limit(cls, value: str) -> str:
         seconds(value)
+        return value
+
+    @field_validator("gpu_option", "sbatch", "srun")
+    @classmethod
+    def _options(cls, value: str | list[str]) -> str | list[str]:
+        for option in [value] if isinstance(value, str) else value:
+            if not option.startswith("-") or re.match(r"[^=\s]*\s|\S+\s+-", option):
+                raise ValueError(f"{option!r} is not one option; write --name=value, one an entry")
+        return value
+
+    @field_validator("mounts")
+    @classmethod
+    def _mounts(cls, value: list[str]) -> list[str]:
+        for mount in value:
+            if not re.fullmatch(r"[^:,]+(:[^:,]+(:(ro|rw))?)?", mount):
+                raise ValueError(
+                    f"{mount!r} is not a mount; write path, path:inside or path:inside:ro, without commas"
+                )
         return value
 
     @model_validator(mode="after")
@@ -178,11 +201,11 @@ class Slurm(Section):
                 raise ValueError(
                     f"stages.{name}.tasks: {job.tasks}, but only pack and evaluate can be shared by array tasks"
                 )
-        if self.template in ("apptainer", "pyxis") and self.container is None:
+        if self.template in CONTAINERS and self.container is None:
             raise ValueError(f"template: {self.template} needs a container")
-        if self.template not in ("venv", "apptainer", "pyxis") and not self.template.endswith(".j2"):
+        if self.template not in ("venv", *CONTAINERS) and not self.template.endswith(".j2"):
             raise ValueError(
-                f"template: {self.template!r} is none of venv, apptainer, pyxis; a file of your own ends in .j2"
+                f"template: {self.template!r} is none of venv, {', '.join(CONTAINERS)}; a file of your own ends in .j2"
             )
         if seconds(self.time_limit) <= self.signal_seconds:
             raise ValueError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from emma.base.sharing import parse_umask
 from emma.recipes.schema.section import Section
 
 __all__ = [
@@ -234,3 +235,13 @@ class Paths(Section):
     """Mixes: `<mix>/<name>/`."""
     runs: str = "runs"
     """Run folders: `<runs>/<name>/`."""
+    umask: str | None = None
+    """What others may not do with the files of this run and its stages, as shells write it, e.g. `027`; default: your
+    own, and the group may write where it may write the folder."""
+
+    @field_validator("umask")
+    @classmethod
+    def _umask(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_umask(value)
+        return value

@@ -141,7 +141,11 @@ def test_list_names_everything() -> None:
     assert all(run in text for run in PUBLISHED)
 
 
-RUN_FILES = [*sorted(ROOT.glob("runs/emma_*.yaml")), *sorted(ROOT.glob("runs/cpt_*.yaml")), *sorted(ROOT.glob("runs/parts/*.yaml"))]
+RUN_FILES = [
+    *sorted(ROOT.glob("runs/emma_*.yaml")),
+    *sorted(ROOT.glob("runs/cpt_*.yaml")),
+    *sorted(ROOT.glob("runs/parts/*.yaml")),
+]
 
 # Keys that say nothing themselves, or name files that hold their own sources.
 NAMES = {"description", "extends", "model", "data"}

@@ -20,7 +20,7 @@ def without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hides all Slurm commands, whatever this machine has."""
     real = shutil.which
     names = {"sbatch", "squeue", "scontrol", "sacct"}
-    monkeypatch.setattr(shutil, "which", lambda name, *rest: None if name in names else real(name, *rest))
+    monkeypatch.setattr(shutil, "which", lambda name, **rest: None if name in names else real(name, **rest))
 
 
 @pytest.fixture

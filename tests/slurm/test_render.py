@@ -83,7 +83,7 @@ def test_training_asks_for_what_the_recipe_says(make_recipe: MakeRecipe, tmp_pat
         *("--exclusive", "--licenses=scratch", "--open-mode=append"),
     ):
         assert option in asked, option
-    assert f"--comment='emma train {tmp_path}/runs/small'" in asked
+    assert f'--comment="emma train {tmp_path}/runs/small"' in asked
     assert "export NCCL_SOCKET_IFNAME=ib0" in script.text and "export NCCL_DEBUG='WARN INFO'" in script.text
     ranks = next(line for line in script.text.splitlines() if line.startswith("ranks="))
     for option in (
@@ -153,7 +153,7 @@ def test_a_template_is_found_beside_the_recipe_that_names_it(
     [
         ("cluster.slurm.time_limit=10h", r"'10h' is not a time limit"),
         ("cluster.slurm.time_limit=00:05:00", "leaves no time to train before the signal 600 s"),
-        ("cluster.slurm.template=docker", "none of venv, apptainer, pyxis"),
+        ("cluster.slurm.template=docker", "none of venv, apptainer, singularity, pyxis"),
         ("cluster.slurm.template=pyxis", "needs a container"),
         ("cluster.slurm.stages={mix: {tasks: 2}}", "only pack and evaluate can be shared"),
         ("cluster.slurm.stages={evaluate: {tasks: 2}}", "held-out text is not shared by array tasks"),

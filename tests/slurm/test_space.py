@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from emma.base.errors import UserError
-from emma.slurm.space import check_room, parse_quota, room
+from emma.slurm.space import check_room, gpfs_device, parse_gpfs_quota, parse_quota, room
 from emma.slurm.stages import stages_between
 from tests.slurm.conftest import MakeRecipe
 
@@ -41,3 +41,43 @@ def test_checkpoints_that_find_no_room_are_refused(make_recipe: MakeRecipe) -> N
         check_room(recipe, stages_between("train", "train"))
     check_room(recipe, stages_between("convert", "release"))
     check_room(make_recipe(), stages_between("pack", "release"))
+
+
+def test_quotas_as_gpfs_prints_them() -> None:
+    text = (
+        "mmlsquota::HEADER:version:reserved:reserved:filesystemName:quotaType:id:name:blockUsage:blockQuota:blockLimit:"
+        "blockInDoubt:blockGrace:filesUsage:filesQuota:filesLimit:filesInDoubt:filesGrace:remarks:quota:defQuota:fid:"
+        "filesetname:\n"
+        "mmlsquota::0:1:::gpfs_work:USR:1001:alice:100:1000:2000:0:none:5:0:20:0:none:e:on:off:::\n"
+        "mmlsquota::0:1:::gpfs_work:GRP:500:a%3Ab:9999:0:0:0:none:1:0:0:0:none:e:on:off:::\n"
+        "mmlsquota::0:1:::gpfs_work:FILESET:7:ours:3000:1000:2000:0:6 days:1:0:0:0:none:e:on:off:::\n"
+    )
+    user, group, fileset = parse_gpfs_quota(text)
+    assert (user.bytes, user.files, user.limit) == (900 * 1024, 15, "the quota of user alice")
+    assert (group.bytes, group.files, group.limit) == (None, None, "the quota of group a:b")
+    assert (fileset.bytes, fileset.limit) == (0, "the quota of fileset ours")
+
+
+def test_the_file_system_of_a_folder(tmp_path: Path) -> None:
+    mounts = f"/dev/sda1 / ext4 rw 0 0\ngpfs_work {tmp_path} gpfs rw 0 0\ntmpfs {tmp_path}/in tmpfs rw 0 0\n"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    assert gpfs_device(tmp_path / "out", mounts) == "gpfs_work"
+    assert gpfs_device(tmp_path / "in", mounts) is None and gpfs_device(Path("/"), mounts) is None
+
+
+def test_a_full_gpfs_quota_is_refused(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "mmlsquota"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/sh\n"
+        "echo mmlsquota::HEADER:version:reserved:reserved:filesystemName:quotaType:id:name:blockUsage:blockQuota:blockLimit\n"
+        'if [ "$2" = -u ]; then echo "mmlsquota::0:1:::$4:USR:1:$3:1000:1000:1000"; fi\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setattr("emma.slurm.space.gpfs_device", lambda folder, mounts: "work")
+    with pytest.raises(UserError, match=r"paths\.runs: .* the quota of user \S+ leaves 0 GiB, "):
+        check_room(make_recipe(), stages_between("train", "train"))

@@ -13,6 +13,7 @@ configuration claims more cores than it may have.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -77,9 +78,12 @@ def missing_programs(*, accounting: bool = False) -> list[str]:
 class TwoNodes:
     """The daemons of one test cluster, found by their pid files in `folder`."""
 
-    def __init__(self, folder: Path, *, accounting: bool = False) -> None:
-        """`accounting`: with a database that keeps jobs and without whose accounts none runs."""
-        self.folder, self.accounting = folder.resolve(), accounting
+    def __init__(
+        self, folder: Path, *, accounting: bool = False, settings: Mapping[str, str] | None = None
+    ) -> None:
+        """`accounting`: with a database that keeps jobs and without whose accounts none runs; `settings`: further ones
+        of `slurm.conf`, or other values of those that it has."""
+        self.folder, self.accounting, self.settings = folder.resolve(), accounting, settings or {}
         self.configuration = self.folder / "slurm.conf"
 
     @property
@@ -103,6 +107,8 @@ class TwoNodes:
             node_ports=",".join(map(str, nodes)),
             cpus=CPUS,
         )
+        for name, value in self.settings.items():
+            text = re.sub(rf"(?m)^{name}=.*\n", "", text) + f"{name}={value}\n"
         self.configuration.write_text(
             text + (configuration(self.folder, host, daemon) if self.accounting else "")
         )
@@ -223,13 +229,15 @@ class TwoNodes:
 
 
 @contextmanager
-def running_nodes(folder: Path, *, accounting: bool = False) -> Iterator[TwoNodes]:
+def running_nodes(
+    folder: Path, *, accounting: bool = False, settings: Mapping[str, str] | None = None
+) -> Iterator[TwoNodes]:
     """A cluster with its files in `folder`, stopped at the end in any case.
 
     Raises:
         RuntimeError: Slurm is not installed.
     """
-    nodes = TwoNodes(folder, accounting=accounting)
+    nodes = TwoNodes(folder, accounting=accounting, settings=settings)
     try:
         nodes.start()
         yield nodes

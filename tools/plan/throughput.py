@@ -158,6 +158,10 @@ def _costs(recipe: Recipe) -> Iterator[Cost]:
         yield Cost(f"{cluster.world_size} GPUs", factor, "Swallow, swiss-ai")
     if cluster.device not in ("h100", "h200", "gh200"):
         yield _assumption(f"`{cluster.device}` reaches the same share of its peak as an H100")
+    if device(cluster.device).platform == "rocm":
+        yield _assumption(
+            "ROCm's libraries and RCCL do as well as CUDA's and NCCL; training there is refused until it has been proven"
+        )
     if precision.fp8 == "blockwise":
         text = f"blockwise scaling runs at {_BLOCKWISE:.0%} of current scaling"
         yield Cost("blockwise FP8", _BLOCKWISE, text, assumed=True)

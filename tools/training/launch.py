@@ -14,12 +14,21 @@ from types import FrameType
 import orjson
 from tqdm import tqdm
 
-from emma.base.errors import CheckFailedError
+from emma.base.errors import CheckFailedError, RecipeError
 from emma.base.progress import progress
+from emma.recipes.devices import device
+from emma.recipes.networks import network
 from emma.recipes.schema import Recipe
 from emma.tools.runs.run_folder import GOES_BACK, Launch, RunFolder
 
-__all__ = ["compute_reference", "launch_command", "rank_environment", "run_launch", "train_here"]
+__all__ = [
+    "compute_reference",
+    "launch_command",
+    "rank_environment",
+    "refuse_unproven",
+    "run_launch",
+    "train_here",
+]
 
 
 def launch_command(recipe: Recipe, run: RunFolder, logs: str) -> list[str]:
@@ -51,7 +60,7 @@ def launch_command(recipe: Recipe, run: RunFolder, logs: str) -> list[str]:
 
 
 def rank_environment(recipe: Recipe) -> dict[str, str]:
-    """Environment variables that every rank gets besides the caller's: the cluster's, then the run's."""
+    """Environment variables that every rank gets besides the caller's: the network's, the cluster's, then the run's."""
     # Megatron requires it where tensor- and sequence-parallel kernels must not overtake each other (up to
     # Hopper).
     defaults = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONUNBUFFERED": "1"}
@@ -59,7 +68,23 @@ def rank_environment(recipe: Recipe) -> dict[str, str]:
         defaults["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // recipe.cluster.world_size))
     if recipe.logging.wandb_offline:
         defaults["WANDB_MODE"] = "offline"
-    return {**defaults, **recipe.cluster.environment, **recipe.environment}
+    fabric = network(recipe.cluster.network).environment
+    return {**defaults, **fabric, **recipe.cluster.environment, **recipe.environment}
+
+
+def refuse_unproven(recipe: Recipe) -> None:
+    """Refuses to train on a device on which no run was ever compared with another.
+
+    Raises:
+        RecipeError: it is AMD's.
+    """
+    if device(recipe.cluster.device).platform == "rocm":
+        raise RecipeError(
+            "cluster.device",
+            f"training on `{recipe.cluster.device}` is not proven: it needs ROCm's builds of torch and Transformer Engine "
+            "and RCCL in place of NCCL, and no run was compared there with one on NVIDIA's",
+            "plan and render for it (`emma plan`, `--dry-run`), and train on h100, h200, gh200, a100 or b200",
+        )
 
 
 def train_here(recipe: Recipe, run: RunFolder, launch: Launch) -> None:

@@ -43,8 +43,7 @@ def check_device(local_rank: int, expected: int) -> list[str]:
     if place.type == "cuda":
         torch.cuda.set_device(place)
         free, total = torch.cuda.mem_get_info(place)
-        if free < MIN_FREE_MEMORY * total:
-            faults.append(f"GPU {local_rank}: only {free / 2**30:.0f} of {total / 2**30:.0f} GiB are free")
+        faults += occupied(local_rank, free, total)
     return faults + _check_product(place)
 
 
@@ -58,6 +57,13 @@ def _check_product(place: Any) -> list[str]:
     if not bool((rows @ rows.T == exact).all()):
         return [f"{place}: a matrix product is wrong"]
     return []
+
+
+def occupied(local_rank: int, free: int, total: int) -> list[str]:
+    """The fault of a device whose memory (bytes) somebody else holds."""
+    if free >= MIN_FREE_MEMORY * total:
+        return []
+    return [f"GPU {local_rank}: only {free / 2**30:.0f} of {total / 2**30:.0f} GiB are free"]
 
 
 def check_network(

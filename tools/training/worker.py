@@ -76,6 +76,7 @@ def train(folder: Path) -> None:
     from emma.tools.runs.set_aside import Damaged
     from emma.tools.training.arguments import megatron_arguments
     from emma.tools.training.dataset import read_mix
+    from emma.tools.training.launch import refuse_unproven
     from emma.tools.training.network import configure_model
     from emma.tools.training.session.ending import record_damage, record_end, record_rewind
     from emma.tools.training.session.session import Session
@@ -83,6 +84,7 @@ def train(folder: Path) -> None:
 
     recipe = load_recipe(folder)
     mix = read_mix(recipe.mix_folder)
+    refuse_unproven(recipe)
     if recipe.cluster.device != "cpu" and not torch.cuda.is_available():
         raise UserError(
             f"cluster.device: {recipe.cluster.device}, but this node shows no GPU (`emma doctor` says more). "

@@ -13,7 +13,7 @@ import pytest
 
 from emma.base.files import read_json
 from emma.recipes.devices import device
-from emma.tools.training.preflight import check_device, check_disk
+from emma.tools.training.preflight import check_device, check_disk, occupied
 from emma.tools.training.preflight_rates import Rates, link_rates, product_tflops, slow_parts
 from tests.ranks import run_ranks
 
@@ -65,6 +65,11 @@ def test_a_disk_that_cannot_be_written_is_a_fault(tmp_path: Path) -> None:
     assert check_disk(tmp_path / "gone", 0) == [
         f"{tmp_path}/gone: cannot be written: No such file or directory"
     ]
+
+
+def test_an_occupied_device_is_a_fault() -> None:
+    assert occupied(3, 20 << 30, 80 << 30) == ["GPU 3: only 20 of 80 GiB are free"]
+    assert occupied(3, 79 << 30, 80 << 30) == []
 
 
 @pytest.mark.gpu

@@ -26,7 +26,7 @@ def compared(folder: str, slow: list[bool]) -> None:
     import torch
 
     torch.distributed.init_process_group("gloo")
-    part = Stragglers(load_recipe(folder), run, step, Claim(run, run.read_launch()))
+    part = Stragglers(load_recipe(folder), run, step, Claim(run.fence(run.read_launch())))
     assert part._product is None, "ranks on a CPU share its cores"
     assert product_seconds(64, 1) > 0
     for iteration, late in enumerate(slow, start=1):

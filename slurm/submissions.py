@@ -1,0 +1,103 @@
+"""Who has submitted which stage: a note beside the folder that the stage writes, for everybody who shares it.
+
+Slurm's singleton knows one user's jobs, and where jobs are private (`PrivateData=jobs`) `squeue` shows no others. So a
+submission notes its jobs beside each stage's folder, `.NAME.STAGE.submitted.json`, and holds the folder's submission
+lock from the look at these notes until its own are written: of two people who submit at the same moment, one waits.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from emma.base.errors import UserError
+from emma.base.files import read_json, write_json
+from emma.base.manifest import now
+from emma.base.writers import sole_writer, user_name
+from emma.recipes.schema import Recipe
+from emma.slurm import query
+from emma.slurm.stages import Stage, place
+
+__all__ = ["Note", "SubmittedMeanwhileError", "forget", "note", "of_others", "sole_submitter"]
+
+
+class SubmittedMeanwhileError(UserError):
+    """Somebody has submitted a stage since the chain was planned; planning again finds their jobs."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A stage's submission.
+
+    Attributes:
+        job: the last of its jobs, which others wait for.
+        user, host, since: who submitted it, where, and when.
+        run: run folder of the submission.
+        content: what it covers, where runs that share the folder need different parts of it.
+    """
+
+    job: int
+    user: str
+    host: str
+    since: str
+    run: str
+    content: list[str]
+
+    def __str__(self) -> str:
+        return f"job {self.job} of {self.user}, submitted on {self.host} at {self.since}"
+
+
+def _file(recipe: Recipe, stage: Stage) -> Path:
+    folder = place(recipe, stage.name)
+    return folder.parent / f".{folder.name}.{stage.name}.submitted.json"
+
+
+def of_others(recipe: Recipe, stage: Stage) -> Note | None:
+    """The job of another user that is to do this stage; None if there is none, or if it has ended.
+
+    This user's own jobs are in the queue for them to see.
+    """
+    file = _file(recipe, stage)
+    if not file.is_file():
+        return None
+    found = Note(**read_json(file))
+    if found.user == user_name() or not set(stage.content(recipe)) <= set(found.content):
+        return None
+    return found if query.exists(found.job) else None
+
+
+def note(recipe: Recipe, stage: Stage, job: int) -> None:
+    """Notes a stage's last job."""
+    run = str(recipe.run_folder.absolute())
+    written = Note(job, user_name(), socket.gethostname(), now(), run, stage.content(recipe))
+    write_json(_file(recipe, stage), asdict(written))
+
+
+def forget(recipe: Recipe, stages: Sequence[Stage]) -> None:
+    """Removes this user's notes about stages."""
+    for stage in stages:
+        file = _file(recipe, stage)
+        if file.is_file() and read_json(file)["user"] == user_name():
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def sole_submitter(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[None]:
+    """Holds the submission locks of all stages, so that nobody else submits them within the block.
+
+    Raises:
+        SubmittedMeanwhileError: another user has submitted one of them since it was planned.
+    """
+    with ExitStack() as locks:
+        # All in one order, so that two submissions never wait for each other in a circle.
+        for path in sorted({_file(recipe, stage) for stage in stages}):
+            locks.enter_context(sole_writer(path, wait=True))
+        for stage in stages:
+            if (found := of_others(recipe, stage)) is not None:
+                raise SubmittedMeanwhileError(
+                    f"{stage.name}: {found}, is doing it. Fix: submit again, which waits for that job"
+                )
+        yield
