@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from emma.recipes.schema.section import Section
 
 __all__ = [
     "KINDS",
+    "OPT_IN",
     "Corpus",
     "Decontamination",
     "Deduplication",
@@ -25,6 +26,10 @@ __all__ = [
 ]
 
 Kind = Literal["monolingual", "parallel", "code", "papers", "books", "instruction"]
+
+OPT_IN: dict[str, JsonValue] = {"opt_in": True}
+"""Marks a key that came after corpora had been built. At its default it changes nothing, so it is left out of a stage's
+settings, and those corpora stay valid."""
 
 _NEAR_KINDS: tuple[Kind, ...] = ("monolingual", "code", "papers", "books", "instruction")
 KINDS: tuple[Kind, ...] = ("monolingual", "parallel", "code", "papers", "books", "instruction")
@@ -306,6 +311,9 @@ class Deduplication(Section):
     """Cut out paragraphs that occurred in an earlier document of the language, and remove documents left empty."""
     near: NearDuplicates | None = None
     """How near duplicates are found; `null` keeps them."""
+    counts: bool = Field(False, json_schema_extra=OPT_IN)
+    """Add a column `copies` to the rows: how many documents each one stands for, itself and its removed copies. A mix can
+    read documents again that the web repeats (`data.mix.components.<name>.rehydrate`)."""
 
 
 class Decontamination(Section):

@@ -18,7 +18,7 @@ from emma.tools.corpus.layout import Part, PartWriter, part_path, read_row_group
 from emma.tools.corpus.pair_rules import pair_rules
 from emma.tools.corpus.rules import Finding, text_rules
 from emma.tools.corpus.runner import Task
-from emma.tools.corpus.stage import Build, Phase, Results, Stage, chunks_of_parts, close_with
+from emma.tools.corpus.stage import Build, Phase, Results, Stage, chunks_of_parts, close_with, settings_of
 from emma.tools.corpus.thresholds import thresholds_for
 from emma.tools.languages.scripts import script_of
 
@@ -40,9 +40,8 @@ def filter_corpus(build: Build, previous: str) -> Stage:
     corpus = build.corpus
     identifier(corpus.identification)
     settings = {
-        "corpus": corpus.model_dump(
-            mode="json",
-            include={"filters", "language_filters", "identification", "samples", "decontamination"},
+        "corpus": settings_of(
+            corpus, {"filters", "language_filters", "identification", "samples", "decontamination"}
         ),
         "benchmarks": benchmark_files(corpus.decontamination) if corpus.decontamination else None,
     }

@@ -25,7 +25,7 @@ from emma.tools.corpus.quarantine import Quarantine, check_bad_lines, write_quar
 from emma.tools.corpus.reading import Fault, Row, read_rows
 from emma.tools.corpus.runner import Task
 from emma.tools.corpus.source_files import SourceFile, source_files
-from emma.tools.corpus.stage import Build, Phase, Results, Stage
+from emma.tools.corpus.stage import Build, Phase, Results, Stage, settings_of
 
 __all__ = ["integrate"]
 
@@ -54,7 +54,7 @@ def integrate(build: Build) -> Stage:
     files = source_files(build.corpus)
     settings = {
         "files": [file.stamp() for file in files],
-        "corpus": build.corpus.model_dump(mode="json", include=_SETTINGS),
+        "corpus": settings_of(build.corpus, _SETTINGS),
     }
 
     def plan_read(stage: Stage, _: Results) -> list[Task]:
