@@ -315,8 +315,8 @@ class Stage:
         return parts_of(self.build.root, STAGES[STAGES.index(self.name) - 1])
 
 
-def close_with(phase: str) -> Callable[[Stage, Results], None]:
-    """A `Stage.close` for a stage whose phase `phase` wrote the parts.
+def close_with(phase: str, extra: dict[str, Any] | None = None) -> Callable[[Stage, Results], None]:
+    """A `Stage.close` for a stage whose phase `phase` wrote the parts; `extra` goes into the manifest.
 
     The results of that phase have `accounts`, `samples`, `rows` (read) and `parts`.
     """
@@ -329,6 +329,7 @@ def close_with(phase: str) -> Callable[[Stage, Results], None]:
             sum(result["rows"] for result in written),
             [record for result in written for record in result["parts"]],
             [stage.previous_manifest()],
+            extra,
         )
 
     return close

@@ -27,6 +27,7 @@ __all__ = [
     "Entries",
     "Equal",
     "bucket_counts",
+    "entries_at_once",
     "plan_ranges",
     "write_entries",
 ]
@@ -86,7 +87,7 @@ def bucket_counts(folder: Path, blocks: Sequence[tuple[int, int]], kind: str) ->
 
 def plan_ranges(counts: NDArray[np.int64], memory: int) -> list[tuple[int, int]]:
     """Ranges of buckets (first, end) whose entries fit into `memory` bytes, where a single bucket does."""
-    most = min(entries_that_fit(memory), _AT_ONCE)
+    most = entries_at_once(memory)
     ranges: list[tuple[int, int]] = []
     start, held = 0, 0
     for bucket, count in enumerate(counts.tolist()):
@@ -97,6 +98,11 @@ def plan_ranges(counts: NDArray[np.int64], memory: int) -> list[tuple[int, int]]
     if held:
         ranges.append((start, BUCKETS))
     return ranges
+
+
+def entries_at_once(memory: int) -> int:
+    """Entries of a range, in `memory` bytes."""
+    return min(entries_that_fit(memory), _AT_ONCE)
 
 
 def entries_that_fit(memory: int) -> int:

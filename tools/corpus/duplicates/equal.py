@@ -15,13 +15,18 @@ from emma.tools.corpus.duplicates.hashing import ALIVE, NUMBERING, read_bits
 from emma.tools.corpus.duplicates.messages import Outbox
 from emma.tools.corpus.duplicates.numbering import Numbering
 
-__all__ = ["candidate_pairs", "compare_range", "working_memory"]
+__all__ = ["candidate_pairs", "compare_range", "process_memory", "working_memory"]
 
 _ALL_PAIRS = 8
 """In groups up to this size, all pairs of documents are compared."""
 
 _PROCESS_BYTES = 200 << 20
 """Memory of a process that has loaded its libraries and has nothing to do."""
+
+
+def process_memory() -> int:
+    """Bytes of a process that has loaded its libraries."""
+    return _PROCESS_BYTES
 
 
 def working_memory(corpus: Corpus) -> int:
