@@ -10,14 +10,14 @@ from typing import Any
 
 from emma.recipes.reading import read_yaml
 
-__all__ = ["FOLDER", "scripts_of_languages", "table", "tables_sha256"]
+__all__ = ["FOLDER", "rules_sha256", "scripts_of_languages", "table", "tables_sha256"]
 
 FOLDER = Path(__file__).parent / "corpus"
 
 
 @functools.cache
 def table(name: str) -> dict[str, Any]:
-    """Values of `recipes/corpus/NAME.yaml`."""
+    """Values of `recipes/corpus/NAME.yaml`; `rules/NAME` for one of a rule's."""
     return read_yaml(FOLDER / f"{name}.yaml").values
 
 
@@ -42,3 +42,8 @@ def tables_sha256() -> str:
     for path in sorted(FOLDER.glob("*.yaml")) + sorted(FOLDER.glob("*.csv")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def rules_sha256(name: str) -> str:
+    """SHA-256 of `recipes/corpus/rules/NAME.yaml`: a table of a rule that corpora built without it don't depend on."""
+    return hashlib.sha256((FOLDER / "rules" / f"{name}.yaml").read_bytes()).hexdigest()

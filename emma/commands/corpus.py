@@ -117,6 +117,11 @@ def build(
             )
         for stage, state in plan["stages"].items():
             click.echo(f"{stage:24} {state}")
+        if needs := plan.get("deduplication"):
+            click.echo(
+                f"to find copies of {needs['documents']:,} documents: {needs['memory'] / 2**30:.1f} GiB of memory a process, "
+                f"{needs['disk'] / 1e9:.1f} GB of disk for hashes, up to {needs['ranges']:,} tasks at once"
+            )
         return
     if slurm:
         from emma.recipes.load import load_recipe

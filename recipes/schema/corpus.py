@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from emma.recipes.schema.section import Section
+from emma.recipes.schema.sources import KINDS, Kind, Source
 
 __all__ = [
     "KINDS",
+    "OPT_IN",
     "Corpus",
     "Decontamination",
     "Deduplication",
@@ -19,163 +21,17 @@ __all__ = [
     "Languages",
     "NearDuplicates",
     "Normalisation",
+    "OwnLimits",
     "Source",
     "Split",
     "Thresholds",
 ]
 
-Kind = Literal["monolingual", "parallel", "code", "papers", "books", "instruction"]
-
 _NEAR_KINDS: tuple[Kind, ...] = ("monolingual", "code", "papers", "books", "instruction")
-KINDS: tuple[Kind, ...] = ("monolingual", "parallel", "code", "papers", "books", "instruction")
 
-_FORMATS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".txt": "text",
-    ".text": "text",
-    ".tmx": "tmx",
-}
-_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
-
-
-class Source(Section):
-    """One source of raw text: its files, their format, where the language is named, the licence.
-
-    Monolingual kinds name the language by exactly one of `language`, `language_column` and a `{language}` in `path`;
-    parallel sources by `src_lang`/`src_lang_column`/`{src}` and `tgt_lang`/`tgt_lang_column`/`{tgt}` (TMX names its
-    languages itself).
-    """
-
-    kind: Kind
-    """What the text is: `monolingual`, `parallel`, `code`, `papers`, `books` or `instruction`."""
-    path: str
-    """Pattern of the files, relative to the working folder (or, for `recipes/...` that is not there, the shipped
-    recipes): `*`, `?` and `**` as in a shell; `{language}`, `{src}`, `{tgt}` or any other `{name}` captures part of a
-    file name, e.g. `raw/{language}.jsonl.zst`. Files ending in .gz, .zst, .bz2 or .xz are decompressed."""
-    target_path: str | None = None
-    """Moses pairs: file of the target side, in terms of the `{names}` of `path`, e.g. path `c.{src}-{tgt}.{src}` and
-    target_path `c.{src}-{tgt}.{tgt}`."""
-    format: Literal["jsonl", "csv", "tsv", "parquet", "text", "tmx", "moses"] | None = None
-    """Format of the files; default: what their ending says, or `moses` if `target_path` is given."""
-    license: str = Field(min_length=1)
-    """Licence of the text (an SPDX identifier if there is one); recorded with every document."""
-    license_column: str | None = None
-    """Column with the licence of each document, if they differ; an empty value means `license`."""
-    url: str = ""
-    """Where the source comes from, for readers and the corpus card."""
-    language: str | None = None
-    """Language of all documents: any code that `emma corpus languages` understands. For `code`: the programming
-    language."""
-    language_column: str | None = None
-    """Column with the language of each document."""
-    src_lang: str | None = None
-    """Language of the source side of all pairs."""
-    src_lang_column: str | None = None
-    """Column with the language of the source side."""
-    tgt_lang: str | None = None
-    """Language of the target side of all pairs."""
-    tgt_lang_column: str | None = None
-    """Column with the language of the target side."""
-    text_columns: list[str] = Field(default_factory=lambda: ["text"], min_length=1)
-    """Columns that make up the text, joined by a blank line unless `template` says otherwise."""
-    src_text_column: str = "src_text"
-    """Column with the text of the source side."""
-    tgt_text_column: str = "tgt_text"
-    """Column with the text of the target side."""
-    template: str | None = None
-    """How columns make up the text, e.g. `"{inputs}\\n{targets}"`; double a brace to write it literally."""
-    id_column: str | None = None
-    """Column with an identifier: the document's id is `<source>/<identifier>`, without one `<source>/<file>#<row>`."""
-    columns: list[str] | None = None
-    """Names of the columns, for csv and tsv without a header line."""
-    quoting: bool | None = None
-    """Whether `"` quotes fields in csv and tsv; default: yes for csv, no for tsv."""
-    text_unit: Literal["file", "block", "line"] = "file"
-    """What a document is in plain text: a file, a block between blank lines, or a line."""
-    max_bad_lines: float = Field(0.0, ge=0, le=1)
-    """Share of a source's lines that may be unusable (not JSON, a column missing, invalid UTF-8). They go to
-    `quarantine/` with file, line and reason; above this share the build stops. With 0 the first one stops it."""
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        names = set(re.findall(r"\{(\w+)\}", self.path))
-        form = self.format_of(self.path)
-        if (self.target_path is not None) != (form == "moses"):
-            raise ValueError("format: moses and target_path go together: give both or neither")
-        if self.kind == "parallel":
-            self._check_parallel(names, form)
-        else:
-            self._check_monolingual(names, form)
-        if self.columns is not None and form not in ("csv", "tsv"):
-            raise ValueError(f"columns is for csv and tsv, not for {form}")
-        return self
-
-    def _check_monolingual(self, names: set[str], form: str) -> None:
-        if form in ("tmx", "moses"):
-            raise ValueError(f"format: {form} holds pairs; set kind: parallel")
-        _exactly_one("language", self.language, self.language_column, "language" in names)
-        if form == "text" and (
-            self.language_column or self.template or self.license_column or self.id_column
-        ):
-            raise ValueError(
-                "format: text has no columns; remove language_column, license_column, id_column, template"
-            )
-
-    def _check_parallel(self, names: set[str], form: str) -> None:
-        if form == "text":
-            raise ValueError(
-                "format: text holds no pairs; two line-aligned files are format: moses with target_path"
-            )
-        if form == "tmx":
-            given = (self.src_lang, self.src_lang_column, self.tgt_lang, self.tgt_lang_column)
-            if any(given) or names & {"src", "tgt"}:
-                raise ValueError("format: tmx names its languages itself; remove src_lang and tgt_lang")
-            return
-        _exactly_one("src_lang", self.src_lang, self.src_lang_column, "src" in names, "src")
-        _exactly_one("tgt_lang", self.tgt_lang, self.tgt_lang_column, "tgt" in names, "tgt")
-        if form == "moses" and (self.src_lang_column or self.tgt_lang_column or self.id_column):
-            raise ValueError(
-                "format: moses has no columns; name the languages by src_lang, tgt_lang or in the path"
-            )
-        unknown = set(re.findall(r"\{(\w+)\}", self.target_path or "")) - names
-        if unknown:
-            raise ValueError(f"target_path uses {{{min(unknown)}}}, which path does not capture")
-
-    def format_of(self, path: str) -> str:
-        """Format of a file of this source: as given, else by its ending.
-
-        Raises:
-            ValueError: the ending says nothing and no format is given.
-        """
-        if self.format is not None:
-            return self.format
-        if self.target_path is not None:
-            return "moses"
-        name = path.lower()
-        for ending in _COMPRESSED:
-            name = name.removesuffix(ending)
-        for ending, form in _FORMATS.items():
-            if name.endswith(ending):
-                return form
-        raise ValueError(f"the format of `{path}` cannot be told from its ending; set format to one of jsonl, csv, "
-                         "tsv, parquet, text, tmx, moses")  # fmt: skip
-
-
-def _exactly_one(
-    key: str, fixed: str | None, column: str | None, in_path: bool, name: str | None = None
-) -> None:
-    given = [bool(fixed), bool(column), in_path]
-    if sum(given) != 1:
-        placeholder = "{" + (name or key) + "}"
-        problem = "no language" if not any(given) else "the language more than once"
-        raise ValueError(
-            f"names {problem}: give exactly one of {key}, {key}_column and {placeholder} in path"
-        )
+OPT_IN: dict[str, JsonValue] = {"opt_in": True}
+"""Marks a key that came after corpora had been built. At its default it changes nothing, so it is left out of a stage's
+settings, and those corpora stay valid."""
 
 
 class Languages(Section):
@@ -205,8 +61,10 @@ class Normalisation(Section):
     """Turn HTML entities into characters and remove leftover tags (not in code)."""
     white_space: bool = True
     """One space between words, no spaces at the ends of lines, at most one blank line (not in code)."""
-    mask_pii: bool = False
-    """Replace e-mail addresses, IP addresses and telephone numbers with fixed placeholders."""
+    mask_pii: bool | list[Literal["email", "ip", "iban", "card", "phone"]] = False
+    """Replace what identifies people with fixed placeholders: the kinds listed, where `iban` and `card` numbers must have the
+    right check digits, and `phone` finds national numbers too, as the language's countries write them (needs the extra
+    `corpus`). `true`: e-mail addresses, IP addresses and international telephone numbers, by their form alone."""
 
 
 class Identification(Section):
@@ -222,6 +80,15 @@ class Identification(Section):
     """A document is removed (`language_mismatch`) if the model is at least this confident of another language."""
     min_characters: int = Field(100, ge=0)
     """Shorter texts are not identified."""
+    fallback: Literal["py3langid"] | None = Field(None, json_schema_extra=OPT_IN)
+    """What identifies languages where the fastText model's file is not there; without it, that is an error. The manifest
+    names what was used."""
+
+    @model_validator(mode="after")
+    def _fallback(self) -> Self:
+        if self.fallback is not None and self.backend != "fasttext":
+            raise ValueError("fallback is for backend: fasttext; remove it")
+        return self
 
     @model_validator(mode="after")
     def _model(self) -> Self:
@@ -266,6 +133,12 @@ class Thresholds(Section):
     """Rule `wrong_script`: letters of the language's script as a share of all letters."""
     max_replacement_share: float | None = Field(None, ge=0, le=1)
     """Rule `broken_encoding`: U+FFFD and mojibake that could not be repaired, as a share of all characters."""
+    max_spam_share: float | None = Field(None, ge=0, le=1, json_schema_extra=OPT_IN)
+    """Rule `spam`: letters in words of spam for pornography and gambling (`recipes/corpus/rules/spam.yaml`) as a share of all
+    letters, in documents with at least three different ones."""
+    min_common_share: float | None = Field(None, ge=0, le=1, json_schema_extra=OPT_IN)
+    """Rule `word_salad`: words that are among the language's hundred most frequent, as a share of all words: text has them,
+    lists of search terms don't. Needs `own_limits`, which finds these words; off in scripts without spaces."""
     max_length_ratio: float | None = Field(None, ge=1)
     """Pairs, rule `length_ratio`: longer side over shorter side, in characters weighted by script (a Han character
     counts for several Latin ones)."""
@@ -276,6 +149,28 @@ class Thresholds(Section):
     max_target_repeats: int | None = Field(None, gt=0)
     """Pairs, rule `templated`: how many different sources may share one target text within a language pair, and vice
     versa."""
+
+
+class OwnLimits(Section):
+    """Limits that each language's own text sets: median ± `spread` × its robust standard deviation, within the bounds of
+    `recipes/corpus/rules/own_limits.yaml`. They take the place of limits by kind that are not `null`; `language_filters` win.
+    `statistics/limits.csv` lists them."""
+
+    spread: float = Field(5.0, gt=0)
+    """Distance of a limit from the median, in standard deviations (1.4826 × the median absolute deviation)."""
+    documents: int = Field(20_000, gt=0)
+    """Most documents of a language that are measured, evenly over its parts."""
+    min_documents: int = Field(300, gt=0)
+    """A language with fewer documents keeps the tables' limits, and its rule `word_salad` is off."""
+    kinds: list[Kind] = Field(default_factory=lambda: list[Kind](["monolingual"]), min_length=1)
+    """Kinds whose languages get limits of their own."""
+
+    @field_validator("kinds")
+    @classmethod
+    def _of_languages(cls, kinds: list[Kind]) -> list[Kind]:
+        if other := sorted({"parallel", "code"} & set(kinds)):
+            raise ValueError(f"kinds: {other[0]} has no limits by language; remove it")
+        return kinds
 
 
 class NearDuplicates(Section):
@@ -306,6 +201,9 @@ class Deduplication(Section):
     """Cut out paragraphs that occurred in an earlier document of the language, and remove documents left empty."""
     near: NearDuplicates | None = None
     """How near duplicates are found; `null` keeps them."""
+    counts: bool = Field(False, json_schema_extra=OPT_IN)
+    """Add a column `copies` to the rows: how many documents each one stands for, itself and its removed copies. A mix can
+    read documents again that the web repeats (`data.mix.components.<name>.rehydrate`)."""
 
 
 class Decontamination(Section):
@@ -362,6 +260,8 @@ class Corpus(Section):
     """Limits by kind, where they differ from `recipes/corpus/filters.yaml`."""
     language_filters: dict[str, Thresholds] = Field(default_factory=dict)
     """Limits by language (`tha_Thai`) or pair (`eng_Latn-tha_Thai`); they win over `filters`."""
+    own_limits: OwnLimits | None = Field(None, json_schema_extra=OPT_IN)
+    """Limits from each language's own text; `null` takes the tables'."""
     deduplication: Deduplication = Deduplication()
     decontamination: Decontamination | None = None
     split: Split = Split()

@@ -14,6 +14,7 @@ from emma.base.processes import start_forkserver
 from emma.base.writers import sole_writer
 from emma.recipes.schema import Recipe
 from emma.tools.corpus.deduplicate import deduplicate
+from emma.tools.corpus.duplicates.needs import needs_of
 from emma.tools.corpus.filter import filter_corpus
 from emma.tools.corpus.integrate import integrate
 from emma.tools.corpus.layout import STAGES
@@ -113,4 +114,6 @@ def plan_build(build: Build) -> dict[str, Any]:
             stages[stage] = f"{manifest.counts['kept']:,} documents, built {manifest.finished}"
         else:
             stages[stage] = "begun" if unfinished else "not built"
-    return {"sources": list(sources.values()), "stages": stages}
+    needs = needs_of(build)
+    deduplication = {} if needs is None else {"deduplication": needs.to_dict()}
+    return {"sources": list(sources.values()), "stages": stages, **deduplication}

@@ -8,10 +8,11 @@ from typing import Protocol
 
 from emma.base.errors import UserError
 from emma.base.extras import need
+from emma.base.files import sha256_file
 from emma.recipes.schema.corpus import Identification
 from emma.tools.languages.labels import LanguageResolver, UnknownLanguageError
 
-__all__ = ["Identifier", "identifier"]
+__all__ = ["Identifier", "description", "identifier"]
 
 _CHARACTERS = 2000
 """How many characters of a text the model sees."""
@@ -104,6 +105,22 @@ class Identifier:
         return f"{label} ({probability:.2f})"
 
 
+def used(settings: Identification) -> Identification:
+    """The settings with the backend that this machine has the model for."""
+    if settings.fallback is not None and not Path(str(settings.model)).is_file():
+        return settings.model_copy(update={"backend": settings.fallback, "model": None, "fallback": None})
+    return settings
+
+
+@functools.lru_cache(maxsize=1)
+def description(settings: Identification) -> dict[str, str]:
+    """What identifies languages, for the manifest: `backend` and, of a model's file, its path and SHA-256."""
+    chosen = used(settings)
+    if chosen.model is None:
+        return {"backend": chosen.backend}
+    return {"backend": chosen.backend, "model": chosen.model, "sha256": sha256_file(chosen.model)}
+
+
 @functools.lru_cache(maxsize=1)
 def identifier(settings: Identification) -> Identifier | None:
     """The recipe's identifier, loaded once per process; None for the backend `none`.
@@ -111,6 +128,7 @@ def identifier(settings: Identification) -> Identifier | None:
     Raises:
         UserError: its package or model is missing.
     """
+    settings = used(settings)
     if settings.backend == "none":
         return None
     if settings.backend == "fasttext":

@@ -7,6 +7,7 @@ number of processes nor an interruption changes the result.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +17,18 @@ import pyarrow as pa
 
 from emma.base.files import atomic_write, sha256_file
 from emma.base.manifest import FileRecord
+from emma.recipes.corpus_tables import rules_sha256
 from emma.recipes.schema.corpus import Corpus, Source
 from emma.tools.corpus.accounts import KEPT, Accounts, Samples, measures_of
 from emma.tools.corpus.labelling import Labeller
 from emma.tools.corpus.layout import Part, PartWriter, part_path, schema_of, text_columns
 from emma.tools.corpus.normalise import Normaliser
+from emma.tools.corpus.pii import Masker
 from emma.tools.corpus.quarantine import Quarantine, check_bad_lines, write_quarantine
 from emma.tools.corpus.reading import Fault, Row, read_rows
 from emma.tools.corpus.runner import Task
 from emma.tools.corpus.source_files import SourceFile, source_files
-from emma.tools.corpus.stage import Build, Phase, Results, Stage
+from emma.tools.corpus.stage import Build, Phase, Results, Stage, settings_of
 
 __all__ = ["integrate"]
 
@@ -54,8 +57,10 @@ def integrate(build: Build) -> Stage:
     files = source_files(build.corpus)
     settings = {
         "files": [file.stamp() for file in files],
-        "corpus": build.corpus.model_dump(mode="json", include=_SETTINGS),
+        "corpus": settings_of(build.corpus, _SETTINGS),
     }
+    if isinstance(build.corpus.normalisation.mask_pii, list):
+        settings["rules"] = rules_sha256("pii")
 
     def plan_read(stage: Stage, _: Results) -> list[Task]:
         return [
@@ -82,7 +87,7 @@ def integrate(build: Build) -> Stage:
             sum(result["rows"] for result in read),
             [record for result in results["write"] for record in result["parts"]],
             [FileRecord(**record) for result in read for record in result["inputs"]],
-            {"labels": _labels(read)},
+            {"labels": _labels(read), **_masked(build.corpus, read)},
         )
 
     return Stage(
@@ -102,6 +107,14 @@ def _labels(read: Sequence[Any]) -> list[dict[str, Any]]:
             sums[tuple(key)] = sums.get(tuple(key), 0) + count
     names = ("source", "label", "language", "decision")
     return [{**dict(zip(names, key, strict=True)), "documents": count} for key, count in sorted(sums.items())]
+
+
+def _masked(corpus: Corpus, read: Sequence[Any]) -> dict[str, dict[str, int]]:
+    """How much was masked of each kind that the recipe lists."""
+    kinds = corpus.normalisation.mask_pii
+    if not isinstance(kinds, list):
+        return {}
+    return {"masked": {kind: sum(result["masked"].get(kind, 0) for result in read) for kind in kinds}}
 
 
 def _render(source: Source) -> Callable[[dict[str, Any]], str]:
@@ -183,6 +196,7 @@ def read_file(corpus: Corpus, file: SourceFile, spill_path: str) -> dict[str, An
         "samples": reader.samples.rows,
         "labels": [[*key, count] for key, count in sorted(reader.labeller.counts.items())],
         "rows": reader.rows,
+        "masked": dict(sorted(reader.masked.items())),
         "faults": reader.quarantine.to_json(),
         "inputs": inputs,
     }
@@ -200,6 +214,20 @@ class _FileReader:
         self.accounts, self.samples = Accounts(), Samples(corpus.samples)
         self.quarantine = Quarantine(source.max_bad_lines)
         self.rows = 0
+        self._maskers: dict[str, Masker] = {}
+
+    @property
+    def masked(self) -> Counter[str]:
+        """What was masked, by kind."""
+        return sum((masker.counts for masker in self._maskers.values()), Counter[str]())
+
+    def _mask(self, text: str, language: str) -> str:
+        kinds = self.corpus.normalisation.mask_pii
+        if not isinstance(kinds, list):
+            return text
+        if language not in self._maskers:
+            self._maskers[language] = Masker(kinds, "" if self.source.kind == "code" else language)
+        return self._maskers[language](text)
 
     def read_into(self, spill: _Spill) -> None:
         """Reads the whole file."""
@@ -259,7 +287,8 @@ class _FileReader:
             [texts for _, texts, _ in prepared], [labels for _, _, labels in prepared]
         )
         for (row, texts, _), codes in zip(prepared, languages, strict=True):
-            self._keep(row, texts, codes, spill)
+            masked = [self._mask(text, code) for text, code in zip(texts, codes, strict=True)]
+            self._keep(row, masked, codes, spill)
 
     def _texts(self, row: Row, pair: bool) -> list[str]:
         values, source = row.values, self.source

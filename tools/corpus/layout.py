@@ -46,9 +46,14 @@ _ROW_GROUP = 16 << 20
 """Approximate UTF-8 bytes of text in a row group, which is what a reader holds in memory at once."""
 
 
-def schema_of(kind: str, stage: str = "integrated") -> pa.Schema:
-    """Columns of a kind's parts; in the stage `split` there is one more, `split`."""
+def schema_of(kind: str, stage: str = "integrated", *, counted: bool = False) -> pa.Schema:
+    """Columns of a kind's parts; in the stage `split` there is one more, `split`.
+
+    With `counted` (`deduplication.counts`) there is `copies` from the stage `deduplicated` on.
+    """
     schema = PAIR_SCHEMA if kind == "parallel" else TEXT_SCHEMA
+    if counted and stage in ("deduplicated", "split"):
+        schema = schema.append(pa.field("copies", pa.int64()))
     return schema.append(pa.field("split", pa.string())) if stage == "split" else schema
 
 

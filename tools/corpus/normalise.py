@@ -74,7 +74,8 @@ class Normaliser:
             text = unicodedata.normalize(settings.unicode, text)
             if settings.white_space and not self.code:
                 text = tidy_white_space(text)  # NFKC turns some characters into spaces
-        return mask_pii(text) if settings.mask_pii else text
+        # (What the recipe lists is masked once the language is known: see tools/corpus/pii.py.)
+        return mask_pii(text) if settings.mask_pii is True else text
 
     def _prose(self, text: str) -> str:
         settings = self.settings

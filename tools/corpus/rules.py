@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from emma.recipes.corpus_tables import table
 from emma.recipes.schema.corpus import Thresholds
 from emma.tools.corpus.shingles import character_shingles, word_shingles
+from emma.tools.corpus.spam import spam_share
 from emma.tools.languages.codepoints import DIGIT, LETTER, MARK, SPACE, SYMBOL, CodePoints
 from emma.tools.languages.scripts import SPACELESS, part_mask
 
-__all__ = ["Finding", "text_rules"]
+__all__ = ["Finding", "text_rules", "word_salad"]
 
 _NEWLINE = 10
 _ETHIOPIC_SPACE = 0x1361
@@ -22,6 +23,10 @@ _ETHIOPIC_SPACE = 0x1361
 _CHARACTER_GRAM, _WORD_GRAM = 20, 5
 _MIN_FOR_REPEATS = 200
 """Shorter texts (in characters) are not checked for repeated n-grams: a two-line refrain is not a fault."""
+
+
+_MIN_WORDS_FOR_COMMON = 20
+"""Shorter texts are not checked for frequent words: a heading has few."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,33 @@ def text_rules(texts: Sequence[str], limits: Thresholds, script: str) -> Iterato
         values = _repeated_ngrams(measured)
         limit = limits.max_repeated_ngram_share
         yield Finding("repeated_ngrams", values > limit, values, f"share ≤ {limit}")
+    if limits.max_spam_share is not None:
+        values = np.array([spam_share(text) for text in texts])
+        limit = limits.max_spam_share
+        yield Finding("spam", values > limit, values, f"share ≤ {limit}")
+
+
+def word_salad(
+    texts: Sequence[str], limits: Thresholds, script: str, common: NDArray[np.uint64]
+) -> Iterator[Finding]:
+    """The finding of the rule `word_salad`, if it has a limit and the script has spaces.
+
+    Args:
+        texts: documents in one language.
+        limits: see `thresholds.thresholds_for`.
+        script: ISO 15924 code of the language's script.
+        common: hashes of the language's most frequent words, ascending.
+    """
+    limit = limits.min_common_share
+    if limit is None or not len(common) or script in SPACELESS:
+        return
+    words = word_shingles(texts, 1)
+    at = np.searchsorted(common, words.hashes)
+    at[at == len(common)] = 0
+    document = np.repeat(np.arange(len(words)), np.diff(words.offsets))
+    share = np.bincount(document, common[at] == words.hashes, len(words)) / np.maximum(words.units, 1)
+    removed = (share < limit) & (words.units >= _MIN_WORDS_FOR_COMMON)
+    yield Finding("word_salad", removed, share, f"share ≥ {limit}")
 
 
 def _length(measured: _Measured, limits: Thresholds) -> Iterator[Finding]:

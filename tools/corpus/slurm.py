@@ -18,6 +18,7 @@ from emma.base.errors import UserError
 from emma.base.extras import need
 from emma.recipes.schema.slurm import Slurm
 from emma.tools.corpus.build import finish_build, stages_of
+from emma.tools.corpus.duplicates.needs import needs_of
 from emma.tools.corpus.layout import STAGES
 from emma.tools.corpus.stage import Build, Stage
 
@@ -97,7 +98,6 @@ def submit(build: Build, settings: SlurmBuild, until: str = STAGES[-1]) -> list[
         "time": settings.time,
         "partition": settings.cluster.partition,
         "qos": settings.cluster.qos,
-        "mem_per_cpu_gb": math.ceil(build.corpus.memory_gib),
         "workers": settings.concurrent or -1,
         "env_command": f"export PATH={Path(sys.executable).parent}:$PATH",
         "skip_completed": False,  # the tasks' own marks are finer-grained
@@ -114,8 +114,11 @@ def submit(build: Build, settings: SlurmBuild, until: str = STAGES[-1]) -> list[
         if stage.is_done():
             continue
         stage.begin()
+        # (Without the stage before it, what the recipe allows is asked for; counts can only raise it.)
+        needs = needs_of(build) if stage.name == "deduplicated" else None
+        memory = needs.memory / 2**30 if needs is not None else build.corpus.memory_gib
         steps: list[tuple[str, int, Any]] = [
-            (phase.name, settings.tasks, Share(build, stage.name, number))
+            (phase.name, 1 if phase.single else settings.tasks, Share(build, stage.name, number))
             for number, phase in enumerate(stage.phases)
         ]
         steps.append(("close", 1, Close(build, stage.name, stage.name == until)))
@@ -127,6 +130,7 @@ def submit(build: Build, settings: SlurmBuild, until: str = STAGES[-1]) -> list[
                 job_name=f"corpus-{build.data}-{stage.name}-{name}",
                 logging_dir=str(logs),
                 depends=before,
+                mem_per_cpu_gb=math.ceil(memory),
                 **common,
             )
             try:

@@ -22,7 +22,7 @@ from emma.tools.corpus.filter import batches
 from emma.tools.corpus.keys import text_keys
 from emma.tools.corpus.layout import Part, PartWriter, part_path, read_row_groups, schema_of, text_columns
 from emma.tools.corpus.runner import Task
-from emma.tools.corpus.stage import Build, Phase, Results, Stage, chunks_of_parts
+from emma.tools.corpus.stage import Build, Phase, Results, Stage, chunks_of_parts, settings_of
 
 __all__ = ["Choices", "Cut", "decide", "document_hashes", "split_corpus"]
 
@@ -35,7 +35,7 @@ _BITS = np.uint64(11)
 def split_corpus(build: Build, previous: str) -> Stage:
     """The stage, after the one with the fingerprint `previous`."""
     corpus, root = build.corpus, str(build.root)
-    settings = corpus.model_dump(mode="json", include={"split", "samples"})
+    settings = settings_of(corpus, {"split", "samples"})
     path = build.root / _CHOICES
 
     def chunks(stage: Stage) -> list[list[Part]]:
@@ -263,7 +263,9 @@ def write_parts(
         names = text_columns(part.kind)
         path = part_path(Path(root), "split", part)
         validation = 0
-        with PartWriter(path, schema_of(part.kind, "split"), names) as writer:
+        with PartWriter(
+            path, schema_of(part.kind, "split", counted=corpus.deduplication.counts), names
+        ) as writer:
             for table in read_row_groups(part_path(Path(root), "deduplicated", part)):
                 for batch in batches(table, names):
                     texts = [batch.column(name).to_pylist() for name in names]

@@ -19,11 +19,22 @@ from emma.base.files import read_json, sha256_file
 from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
 from emma.recipes.corpus_tables import tables_sha256
 from emma.recipes.schema.corpus import Corpus
+from emma.recipes.schema.section import Section
 from emma.tools.corpus.accounts import Accounts, Samples, accounts_path
 from emma.tools.corpus.layout import STAGES, Part, part_path, parts_of
 from emma.tools.corpus.runner import Task, results_of, run_tasks
 
-__all__ = ["FORMAT", "Build", "Phase", "Results", "Stage", "chunks_of_parts", "close_with", "fingerprint"]
+__all__ = [
+    "FORMAT",
+    "Build",
+    "Phase",
+    "Results",
+    "Stage",
+    "chunks_of_parts",
+    "close_with",
+    "fingerprint",
+    "settings_of",
+]
 
 Results = dict[str, list[Any]]
 """Results of the tasks of finished phases, by the phase's name."""
@@ -38,6 +49,29 @@ def fingerprint(*values: Any) -> str:
     """SHA-256 of the canonical JSON of values."""
     content = orjson.dumps(values, option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(content).hexdigest()
+
+
+def settings_of(section: Section, include: set[str] | None = None) -> dict[str, Any]:
+    """Values of a section's keys as JSON; those that came later (`OPT_IN`) only where they aren't at their defaults.
+
+    Args:
+        section: the section.
+        include: keys to take; by default all.
+    """
+    values = section.model_dump(mode="json", include=include)
+    for name, field_ in type(section).model_fields.items():
+        if name not in values:
+            continue
+        value = getattr(section, name)
+        later = isinstance(field_.json_schema_extra, dict) and "opt_in" in field_.json_schema_extra
+        if later and value == field_.get_default(call_default_factory=True):
+            del values[name]
+            continue
+        if isinstance(value, Section):
+            values[name] = settings_of(value)
+        elif isinstance(value, dict) and any(isinstance(each, Section) for each in value.values()):
+            values[name] = {key: settings_of(each) for key, each in value.items()}
+    return values
 
 
 @dataclass(frozen=True)
@@ -67,10 +101,12 @@ class Phase:
         name: its name, also that of the folder with the tasks' marks.
         plan: returns the phase's tasks, given the stage and the results of earlier phases; it must write
             nothing, since every participating process calls it.
+        single: whether it is one task, however large the corpus.
     """
 
     name: str
     plan: Callable[[Stage, Results], list[Task]]
+    single: bool = False
 
 
 @dataclass
@@ -279,8 +315,8 @@ class Stage:
         return parts_of(self.build.root, STAGES[STAGES.index(self.name) - 1])
 
 
-def close_with(phase: str) -> Callable[[Stage, Results], None]:
-    """A `Stage.close` for a stage whose phase `phase` wrote the parts.
+def close_with(phase: str, extra: dict[str, Any] | None = None) -> Callable[[Stage, Results], None]:
+    """A `Stage.close` for a stage whose phase `phase` wrote the parts; `extra` goes into the manifest.
 
     The results of that phase have `accounts`, `samples`, `rows` (read) and `parts`.
     """
@@ -293,6 +329,7 @@ def close_with(phase: str) -> Callable[[Stage, Results], None]:
             sum(result["rows"] for result in written),
             [record for result in written for record in result["parts"]],
             [stage.previous_manifest()],
+            extra,
         )
 
     return close

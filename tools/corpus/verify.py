@@ -57,6 +57,7 @@ def _count_faults(stage: str, manifest: Manifest, before: Manifest | None) -> li
 
 def _row_faults(build: Build, stage: str, manifest: Manifest) -> list[str]:
     faults = []
+    counted = build.corpus.deduplication.counts
     for path, rows in manifest.extra["rows"].items():
         file = build.root / stage / path
         try:
@@ -67,6 +68,7 @@ def _row_faults(build: Build, stage: str, manifest: Manifest) -> list[str]:
         if metadata.num_rows != rows:
             faults.append(f"{file}: {metadata.num_rows} rows, but the manifest says {rows}")
         kind = path.split("/")[0]
-        if kind != "clusters" and metadata.schema.names != schema_of(kind, stage).names:
-            faults.append(f"{file}: columns {metadata.schema.names}, expected {schema_of(kind, stage).names}")
+        expected = [] if kind == "clusters" else schema_of(kind, stage, counted=counted).names
+        if kind != "clusters" and metadata.schema.names != expected:
+            faults.append(f"{file}: columns {metadata.schema.names}, expected {expected}")
     return faults

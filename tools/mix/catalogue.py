@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from emma.base.arrays import NpyReader
 from emma.base.errors import UserError
 from emma.recipes.schema.data import Consumed
-from emma.tools.mix.arrays import NpyReader
 from emma.tools.mix.layout import ROW, read_dataset_info, read_mix
 from emma.tools.mix.threads import in_order
 from emma.tools.pack.store import Component, Shard

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from emma.base.arrays import CHUNK_ROWS, NpyReader
 from emma.base.errors import UserError
 from emma.base.progress import progress
-from emma.tools.mix.arrays import CHUNK_ROWS, NpyReader
 from emma.tools.mix.catalogue import Catalogue
 from emma.tools.mix.index import IndexReader
 from emma.tools.mix.layout import ROW, DatasetInfo, MixInfo

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from emma.base.arrays import CHUNK_ROWS, read_at, write_at
 from emma.base.errors import UserError
-from emma.tools.mix.arrays import CHUNK_ROWS, read_at, write_at
 
 __all__ = ["IndexReader", "IndexWriter", "index_header"]
 

@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from emma.tools.mix.arrays import read_at, write_at
+from emma.base.arrays import read_at, write_at
 from emma.tools.mix.layout import ROW
 
 __all__ = ["BUCKET_ROWS", "Shuffle", "buckets_of"]

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from emma.base.arrays import NpyWriter
 from emma.base.files import write_json
-from emma.tools.mix.arrays import NpyWriter
 from emma.tools.mix.index import IndexWriter
 from emma.tools.mix.layout import ROW, DatasetInfo, Packing, ShardInfo, SourceInfo
 from emma.tools.mix.threads import in_order

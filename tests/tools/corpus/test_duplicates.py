@@ -1,20 +1,32 @@
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
 from emma.recipes.schema.corpus import Corpus, Deduplication, NearDuplicates, Thresholds
-from emma.tools.corpus.build import build_corpus
-from emma.tools.corpus.duplicates import candidate_pairs, exact_copies, near_copies, over_used
+from emma.tools.corpus.build import build_corpus, stages_of, totals
+from emma.tools.corpus.duplicates.bits import Bits
+from emma.tools.corpus.duplicates.entries import BUCKETS, Entries, Equal, plan_ranges, write_entries
+from emma.tools.corpus.duplicates.equal import candidate_pairs
+from emma.tools.corpus.duplicates.near import greedy
+from emma.tools.corpus.duplicates.numbering import RUN, Numbering, number_runs
 from emma.tools.corpus.minhash import bands, jaccard, shingle_sets, shingles_of
+from emma.tools.corpus.runner import results_of, run_tasks
+from emma.tools.corpus.stage import Build
 from emma.tools.corpus.statistics import accounts_table
+from emma.tools.corpus.verify import verify_corpus
 from tests.tools.corpus.raw_text import (
     ARTICLE,
     build_at,
+    contents,
     mono_source,
     pair_source,
     rows_of,
@@ -40,19 +52,87 @@ def exact_jaccard(one: str, other: str, script: str = "Latn") -> float:
     return jaccard(values[: offsets[1]], values[offsets[1] :])
 
 
-@pytest.mark.parametrize("memory", [1 << 30, 64 * 100])
-def test_exact_copies_keep_the_best_ranked(memory: int) -> None:
+TIGHT = 0.1
+"""A `memory_gib` that leaves a task nothing beside its libraries: ranges, single hashes and messages are read in pieces."""
+
+
+def numbered(rows: int, *, chunks: int = 1) -> Numbering:
+    """Documents in chunks of one block and one run each."""
+    run = np.array([(0, rows, 0, 0, 0)], RUN)
+    return number_runs([run] * chunks, [[0]] * chunks)
+
+
+def groups(
+    folder: Path,
+    hashes: Sequence[NDArray[np.uint64]],
+    memory: int,
+    kind: str = "bands",
+    **columns: NDArray[Any],
+) -> list[tuple[int, ...]]:
+    """Ranks of equal entries, group by group, as a range of all hashes gives them."""
+    numbering = numbered(len(hashes[0]), chunks=len(hashes))
+    for chunk, values in enumerate(hashes):
+        write_entries(folder, chunk, 0, kind, hash=values, row=np.arange(len(values)), **columns)
+    found: dict[int, list[int]] = {}
+    for equal in Entries(folder, kind, numbering, None, memory).groups(0, BUCKETS):
+        new = slice(equal.old, None)
+        for rank, first, position in zip(equal.rank[new], equal.first[new], equal.position[new], strict=True):
+            members = found.setdefault(int(first), [])
+            assert position == len(members)
+            members.append(int(rank))
+    return sorted(tuple(members) for members in found.values())
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 0])
+def test_equal_hashes_come_together_in_any_memory(memory: int, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    keys = generator.integers(0, 50, (400, 1)).astype(np.uint64).repeat(2, axis=1)
-    ranks = generator.permutation(400)
-    copies = exact_copies(lambda: iter([keys[:150], keys[150:150], keys[150:]]), ranks, memory)
-    kept = np.setdiff1d(np.arange(400), copies.removed)
-    assert sorted(keys[kept, 0]) == sorted(set(keys[:, 0]))
-    for key in set(keys[:, 0].tolist()):
-        members = np.flatnonzero(keys[:, 0] == key)
-        assert members[ranks[members].argmin()] in kept
-    assert (keys[copies.removed] == keys[copies.kept]).all()
-    assert np.isin(copies.kept, kept).all()
+    # Few values, many of each: every range, and every single hash, is larger than what fits.
+    values = np.append(generator.integers(0, 1 << 64, 9, np.uint64), np.uint64([0, (1 << 64) - 1]))
+    hashes = [generator.choice(values, 300) for _ in range(3)]
+    every = np.concatenate(hashes)
+    assert groups(tmp_path, hashes, memory) == sorted(
+        tuple(np.flatnonzero(every == value).tolist()) for value in np.unique(every)
+    )
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 0])
+def test_equal_halves_are_not_equal_keys(memory: int, tmp_path: Path) -> None:
+    same, second = np.zeros(60, np.uint64), np.arange(60, dtype=np.uint64) % np.uint64(3)
+    found = groups(tmp_path, [same], memory, "keys", second=second)
+    assert found == [tuple(range(start, 60, 3)) for start in range(3)]
+
+
+def test_ranges_cover_every_bucket_once() -> None:
+    counts = np.random.default_rng(1).integers(0, 50, BUCKETS)
+    counts[77] = 100_000
+    for memory in (0, 1 << 14, 1 << 30):
+        ranges = plan_ranges(counts, memory)
+        covered = [bucket for start, stop in ranges for bucket in range(start, stop)]
+        assert covered == sorted(set(covered))
+        assert not counts[np.setdiff1d(np.arange(BUCKETS), covered)].any()
+    assert plan_ranges(np.zeros(BUCKETS, np.int64), 1 << 30) == []
+
+
+def test_ranks_follow_sources_then_places() -> None:
+    one = np.array([(0, 3, 1, 0, 0), (3, 2, 0, 0, 0), (5, 2, 1, 1, 1)], RUN)
+    other = np.array([(0, 4, 0, 0, 0)], RUN)
+    numbering = number_runs([one, other], [[0, 7], [5]])
+    ranks = [numbering.ranks(0, np.arange(7)).tolist(), numbering.ranks(1, np.arange(4)).tolist()]
+    assert ranks == [[6, 7, 8, 0, 1, 9, 10], [2, 3, 4, 5]]
+    chunks, rows = numbering.places(np.arange(11))
+    assert list(zip(chunks.tolist(), rows.tolist(), strict=True)) == [
+        (0, 3), (0, 4), (1, 0), (1, 1), (1, 2), (1, 3), (0, 0), (0, 1), (0, 2), (0, 5), (0, 6),
+    ]  # fmt: skip
+    assert numbering.limit[numbering.run_of(np.array([2, 9, 0]))].tolist() == [5, 7, 0]
+
+
+@pytest.mark.parametrize("memory", [1, 3, 100])
+def test_bits_in_memory_and_in_pages(memory: int, tmp_path: Path) -> None:
+    chosen = np.random.default_rng(2).permutation(1001)[:400]
+    with Bits(1001, memory, tmp_path) as bits:
+        for part in np.array_split(chosen, 7):
+            bits.set(part)
+        assert np.array_equal(np.flatnonzero(bits.get(np.arange(1001))), np.sort(chosen))
 
 
 def test_near_duplicates_are_found_and_others_stay(tmp_path: Path) -> None:
@@ -96,38 +176,173 @@ def test_characters_are_shingled_where_words_are_not_spaced() -> None:
     assert len(shingles_of([text], NEAR, "Hans").hashes) > 150
 
 
-def test_candidates_do_not_depend_on_memory_or_pieces() -> None:
-    texts = [
-        words(seed // 4, 80) if seed % 4 else variant(words(seed // 4, 80), 2, seed) for seed in range(200)
+def brute_force(texts: Sequence[str]) -> set[str]:
+    """What stays of one language's texts: in their order, one goes if it shares a band and enough shingles with one that
+    stays."""
+    shingles = shingles_of(texts, NEAR, "Latn")
+    hashes = bands(shingles, NEAR)
+    values, offsets = shingle_sets(shingles)
+    sets = [values[start:stop] for start, stop in itertools.pairwise(offsets)]
+    stay: list[int] = []
+    for row in range(len(texts)):
+        if not any(
+            (hashes[row] == hashes[one]).any() and jaccard(sets[row], sets[one]) >= 0.8 for one in stay
+        ):
+            stay.append(row)
+    return {texts[row] for row in stay}
+
+
+def families() -> list[str]:
+    """Texts of one language in families of up to eight near copies, some chained: alike to a neighbour only."""
+    texts = []
+    for family in range(30):
+        text = words(family, 90)
+        for member in range(family % 8 + 1):
+            texts.append(text)
+            text = variant(text, 1 + family % 3, 100 * family + member)
+    random.Random(3).shuffle(texts)
+    return texts
+
+
+def test_what_stays_is_what_comparing_all_leaves(tmp_path: Path) -> None:
+    texts = families()
+    raw = write_jsonl(tmp_path / "raw.jsonl", ({"lang": "en", "text": text} for text in texts))
+    build = build_at(tmp_path / "corpus", {"s": mono_source(raw)}, deduplication=Deduplication(near=NEAR))
+    build_corpus(build, "deduplicated")
+    left = {row["text"] for row in rows_of(build.root, "deduplicated")}
+    assert left == brute_force(texts)
+    assert 30 < len(left) < len(texts) - 30
+
+
+def everything(folder: Path, root: Path, workers: int = 1, **settings: Any) -> Build:
+    """A corpus with copies of all sorts, and more equal hashes of each kind than fit into a tight memory."""
+    footer = "This line stands at the end of each page of the site, whatever it is about."
+    rows = [{"lang": "en", "text": f"{text}\n{footer}"} for text in families()]
+    rows += rows[::3]
+    rows += [{"lang": "fr", "text": f"{words(1, 80)} {number % 40}"} for number in range(60)]
+    first = write_jsonl(folder / "first.jsonl", rows[100:])
+    second = write_jsonl(folder / "second.jsonl", rows[:130])
+    pairs = [
+        {
+            "src_lang": "en",
+            "src_text": words(i % 30, 9),
+            "tgt_lang": "de",
+            "tgt_text": "Bitte melden Sie sich an.",
+        }
+        for i in range(40)
     ]
-    hashes = bands(shingles_of(texts, NEAR, "Latn"), NEAR).T
-    ranks = np.arange(200)
-    whole = candidate_pairs(lambda band: iter([hashes[band]]), NEAR.bands, ranks, ranks, 1 << 30)
-    pieces = candidate_pairs(
-        lambda band: iter([hashes[band, :70], hashes[band, 70:]]), NEAR.bands, ranks, ranks, 64 * 30
+    back = [
+        {"src_lang": "de", "src_text": row["tgt_text"], "tgt_lang": "en", "tgt_text": row["src_text"]}
+        for row in pairs[20:]
+    ]
+    bilingual = write_jsonl(folder / "pairs.jsonl", pairs + back)
+    return build_at(
+        root,
+        {"second": mono_source(second), "first": mono_source(first), "pairs": pair_source(bilingual)},
+        workers,
+        filters={
+            "parallel": Thresholds(max_target_repeats=20, max_length_ratio=None),
+            "monolingual": Thresholds(max_repeated_ngram_share=None),
+        },
+        deduplication=Deduplication(near=NEAR, paragraphs=True, counts=True),
+        part_megabytes=0.01,
+        **settings,
     )
-    assert np.array_equal(whole, pieces)
-    assert len(whole) >= 200 * 3 / 4
-    some = candidate_pairs(lambda band: iter([hashes[band]]), NEAR.bands, ranks[:100], ranks, 1 << 30)
-    assert some.max() < 100
 
 
-def test_large_bucket_stays_linear() -> None:
-    same = np.zeros(5000, np.uint64)
+def test_same_bytes_in_any_memory_with_any_number_of_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = everything(tmp_path, tmp_path / "whole")
+    build_corpus(whole)
+    tight = everything(tmp_path, tmp_path / "tight", memory_gib=TIGHT)
+    build_corpus(tight)
+    assert contents(tight.root) == contents(whole.root)
+    # Many small chunks, blocks and ranges.
+    monkeypatch.setattr("emma.tools.corpus.deduplicate._CHUNK_MEGABYTES", 0.01)
+    monkeypatch.setattr("emma.tools.corpus.duplicates.hashing._BLOCK_ENTRIES", 50)
+    monkeypatch.setattr("emma.tools.corpus.duplicates.entries._AT_ONCE", 40)
+    many = everything(tmp_path, tmp_path / "many")
+    build_corpus(many)
+    texts = [[row for row in rows_of(build.root, "split")] for build in (whole, many)]
+    assert texts[0] == texts[1]
+    clusters = [
+        sorted(
+            pq.read_table(build.root / "deduplicated/clusters").to_pylist(), key=lambda row: row["removed_id"]
+        )
+        for build in (whole, many)
+    ]
+    assert clusters[0] == clusters[1]
+    assert accounts_table(whole.root).to_pylist() == accounts_table(many.root).to_pylist()
+    removed = totals(whole)["deduplicated"]["removed_by"]
+    assert set(removed) == {"exact_duplicate", "near_duplicate", "templated"}
+    assert verify_corpus(whole, contents=True) == []
+
+
+def test_killed_in_any_phase_and_resumed(tmp_path: Path) -> None:
+    whole = everything(tmp_path, tmp_path / "whole")
+    build_corpus(whole)
+    build = everything(tmp_path, tmp_path / "killed")
+    build_corpus(build, "filtered")
+    *_, stage = stages_of(build, "deduplicated")
+    stage.begin()
+    results: dict[str, Any] = {}
+    for phase in stage.phases:
+        tasks = phase.plan(stage, results)
+        run_tasks(stage.work / phase.name, tasks[: len(tasks) // 2 + 1], workers=1, label="")
+        # What a killed task leaves is not looked at.
+        for partial in (stage.work / "hashes").glob("*"):
+            partial.with_name(f".{partial.name}.1.partial").write_bytes(b"half")
+            break
+        stage = list(stages_of(build, "deduplicated"))[-1]
+        stage.begin()
+        run_tasks(stage.work / phase.name, tasks, workers=1, label="")
+        results[phase.name] = results_of(stage.work / phase.name, tasks)
+    build_corpus(build)
+    assert contents(build.root) == contents(whole.root)
+
+
+def test_copies_count_what_each_document_stands_for(tmp_path: Path) -> None:
+    build = everything(tmp_path, tmp_path / "corpus")
+    build_corpus(build)
+    rows = rows_of(build.root, "split")
+    counts = totals(build)["deduplicated"]
+    removed = counts["removed_by"]
+    left = {row["id"]: row["copies"] for row in rows}
+    # Each copy counts once, in the document that stays: also a copy of a near copy that goes itself.
+    assert sum(left.values()) == counts["kept"] + removed["exact_duplicate"] + removed["near_duplicate"]
+    kept_of = {
+        row["removed_id"]: row["kept_id"]
+        for row in pq.read_table(build.root / "deduplicated/clusters").to_pylist()
+    }
+    expected = dict.fromkeys(left, 1)
+    for identifier in kept_of:
+        while identifier in kept_of:
+            identifier = kept_of[identifier]
+        expected[identifier] += 1
+    assert left == expected
+    assert max(left.values()) > 3
+
+
+def test_large_groups_stay_linear_and_chains_keep_what_has_no_copy() -> None:
     ranks = np.arange(5000)
-    pairs = candidate_pairs(lambda _: iter([same]), 1, ranks, ranks, 1 << 30)
-    assert len(pairs) < 4 * 5000
-    sets = np.arange(10, dtype=np.uint32)
-    copies = near_copies(pairs, lambda _: sets, ranks, 0.8)
-    assert len(copies.removed) == 4999
-    assert set(copies.kept.tolist()) == {0}
+    same = Equal(ranks, ranks, np.full(5000, 5000), np.zeros(5000, np.int64))
+    assert len(candidate_pairs(same)) < 4 * 5000
+    eight = Equal(ranks[:8], ranks[:8], np.full(8, 8), np.zeros(8, np.int64))
+    assert {tuple(pair) for pair in candidate_pairs(eight).tolist()} == {
+        (one, other) for other in range(8) for one in range(other)
+    }
 
 
-def test_chains_do_not_remove_what_has_no_near_copy() -> None:
-    sets = {0: np.arange(0, 10), 1: np.arange(1, 11), 2: np.arange(2, 12)}
-    pairs = np.array([[0, 1], [1, 2], [0, 2]])
-    copies = near_copies(pairs, lambda row: sets[row].astype(np.uint32), np.arange(3), 0.8)
-    assert copies.removed.tolist() == [1]  # 2 is like 1 only, which goes
+def test_what_is_like_only_a_removed_one_stays(tmp_path: Path) -> None:
+    kind = [("rank", np.int64), ("better", np.int64), ("similarity", np.float64)]
+    pairs = np.array([(1, 0, 0.9), (2, 1, 0.8), (5, 2, 0.9), (5, 4, 1.0), (6, 5, 1.0)], kind)
+    for batches in ([pairs], [pairs[:1], pairs[1:2], pairs[2:]]):
+        with Bits(8, 100, tmp_path) as gone:
+            found = [greedy(batch, gone) for batch in batches]
+        chosen = np.concatenate(found)
+        # 2 is like 1 only, which goes; 5 goes for 2, the best of those that stay; 6 is like 5 only.
+        assert chosen[["rank", "better"]].tolist() == [(1, 0), (5, 2)]
 
 
 def test_pairs_in_both_directions_and_the_better_source(tmp_path: Path) -> None:
@@ -172,8 +387,6 @@ def test_templated_pairs(tmp_path: Path) -> None:
     )
     build_corpus(build, "deduplicated")
     assert len(rows_of(build.root, "deduplicated")) == 6
-    keys = np.array([3, 3, 3, 1], np.uint64)
-    assert over_used([keys], np.array([2, 1, 0, 3]), 2).tolist() == [0]
 
 
 def test_paragraphs(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ def write_shard(stage: str, folder: str, work: str, shard: Shard) -> dict[str, A
                 )
             first = 0
             for table in read_row_groups(path):
+                if "copies" in table.column_names:  # says something of the raw text, not of the released
+                    table = table.drop_columns(["copies"])
                 _check_rows(path, first, table, shard)
                 first += table.num_rows
                 _add(sums, table, texts)
