@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import random
 import resource
 import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Measured", "family", "measure", "overhead", "proportional_memory", "seconds_of"]
+__all__ = ["Measured", "family", "measure", "overhead", "proportional_memory", "timed"]
+
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,11 @@ def measure(
     Raises:
         subprocess.CalledProcessError: it failed.
     """
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    with subprocess.Popen(command, env=None if environment is None else dict(environment)) as process:
+    with (
+        _processor_time() as spent,
+        subprocess.Popen(command, env=None if environment is None else dict(environment)) as process,
+    ):
+        start = time.perf_counter()
         peak, done = 0, threading.Event()
 
         def watch() -> None:
@@ -72,21 +80,41 @@ def measure(
         watcher.join()
     if code:
         raise subprocess.CalledProcessError(code, command)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Measured(seconds, peak / 2**30, processor)
+    return Measured(seconds, peak / 2**30, spent[0])
 
 
-def seconds_of(command: Sequence[str], environment: Mapping[str, str] | None = None) -> float:
-    """Wall time of a command that nothing watches: watching memory takes a twentieth of two cores, and more if the
-    processes share much memory.
+def timed(command: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[float, float]:
+    """Wall and processor seconds of a command that nothing watches: watching memory takes a twentieth of two cores, and
+    more if the processes share much memory.
 
     Raises:
         subprocess.CalledProcessError: it failed.
     """
-    start = time.perf_counter()
-    subprocess.run(command, env=None if environment is None else dict(environment), check=True)
-    return time.perf_counter() - start
+    with _processor_time() as spent:
+        start = time.perf_counter()
+        subprocess.run(command, env=None if environment is None else dict(environment), check=True)
+        seconds = time.perf_counter() - start
+    return seconds, spent[0]
+
+
+@contextmanager
+def _processor_time() -> Iterator[list[float]]:
+    """Processor seconds of all processes that are started within the block, known after it.
+
+    The system counts a process only when its parent has waited for it, which nobody does for a server of processes that
+    outlives the command: this process adopts and awaits them.
+    """
+    ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent: list[float] = []
+    yield spent
+    while True:
+        try:
+            os.wait()
+        except ChildProcessError:
+            break
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
 def overhead(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:

@@ -1,35 +1,44 @@
 """Packing, compared with Megatron-LM's own preprocessing on the same text in the same run.
 
-    python -m benchmarks.pack --folder FOLDER [--input TEXT.jsonl] [--workers 2] [--memory]
+    python -m benchmarks.pack --folder FOLDER [--input TEXT.jsonl] [--megabytes 10,40,160,640] [--old 40] [--memory]
 
-Ours is the whole command `emma pack run`. The peer does what Megatron-LM's tools/preprocess_data.py does: as many
-worker processes encode one document per call with Hugging Face `tokenizers` (control tokens removed, end of text
-appended), and the parent adds one document per call with `IndexedDatasetBuilder`. The tokenizer is tekken (131,072
-ids); the text, unless given, is that of benchmarks/real_text.py. The last line is JSON.
+Ours is the whole command `emma pack run`, with the certificate of the tokenizer made before. `once` is the same without
+the documents that are encoded twice (`fault_share: 1`). The opponents are those of benchmarks/pack_peers.py, each a
+whole process. At every size all of them take turns, `--repeats` times. Ours and theirs must give identical ids, document
+for document; where a text spells a control token, Megatron's fast script makes one of it, which is counted apart.
 
-`--memory` also reports the peak memory of packing the text, its first 100 MB, and ten times as much (repeating the
-text with altered words where it is too short).
+The tokenizer is tekken (131,072 ids); the text, unless given, is that of benchmarks/real_text.py, repeated with a letter
+before each word where it is too short; every 1,000th document gets a sentence that spells a control token. The last line
+is JSON: by size and opponent the medians of wall and processor seconds, and from the smallest and the largest size the
+processor seconds that do not depend on it and the MB a processor second beyond them.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import shutil
 import statistics
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import orjson
 from ruamel.yaml import YAML
 
-from benchmarks.measure import measure, seconds_of
+from benchmarks.measure import measure, timed
 from benchmarks.real_text import fetch, write_jsonl
 from benchmarks.tekken import write_tekken
 
 _END = "</s>"
+_SPELLED = " It ends with </s>, not with <SPECIAL_20>."
+_SPELLED_EVERY = 1000
+
+Command = tuple[list[str], dict[str, str]]
+"""A command line and its environment."""
 
 
 def write_run(folder: Path, text: Path, name: str) -> Path:
@@ -66,85 +75,66 @@ def write_run(folder: Path, text: Path, name: str) -> Path:
 
 
 def our_command(
-    folder: Path, text: Path, name: str, workers: int, *, keep: bool = False
-) -> tuple[list[str], dict[str, str]]:
-    """`emma pack run` into an empty store (or, with `keep`, the one that is there), with its environment."""
+    folder: Path, text: Path, name: str, workers: int, *overrides: str, keep: bool = False
+) -> Command:
+    """`emma pack run` into an empty store (or, with `keep`, the one that is there)."""
     run = write_run(folder, text, name)
     if not keep:
         shutil.rmtree(folder / "store" / name, ignore_errors=True)
     command = [sys.executable, "-P", "-m", "emma.cli", "pack", "run", str(run), "--workers", str(workers)]
-    return command, {**os.environ, "EMMA_PROGRESS": "0"}
+    return [*command, *overrides], {**os.environ, "EMMA_PROGRESS": "0"}
 
 
-# ---- the peer -------------------------------------------------------------------------------------------------------
+def peer_command(folder: Path, text: Path, peer: str, workers: int) -> Command:
+    """One of the opponents."""
+    arguments = ["--tokenizer", str(folder / "tekken"), "--end", _END, "--input", str(text)]
+    arguments += ["--output", str(folder / "peer" / peer), "--workers", str(workers)]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    if peer == "old":
+        environment["TOKENIZERS_PARALLELISM"] = "false"
+    return [sys.executable, "-m", "benchmarks.pack_peers", peer, *arguments], environment
 
 
-class _Encode:
-    """Encodes one line in a worker process."""
-
-    tokenizer: object
-    end: int
-
-    @classmethod
-    def start(cls, folder: str) -> None:
-        from tokenizers import Tokenizer
-
-        content = orjson.loads((Path(folder) / "tokenizer.json").read_bytes())
-        cls.end = next(token["id"] for token in content["added_tokens"] if token["content"] == _END)
-        content["added_tokens"] = []
-        cls.tokenizer = Tokenizer.from_str(orjson.dumps(content).decode())
-
-    @classmethod
-    def line(cls, line: bytes) -> list[int]:
-        text = orjson.loads(line)["text"]
-        return [*cls.tokenizer.encode(text).ids, cls.end]  # type: ignore[attr-defined]
+# ---- identical ids --------------------------------------------------------------------------------------------------
 
 
-def run_peer(text: Path, folder: Path, target: Path, workers: int) -> None:
-    """All the peer's work, in a separate process."""
-    import numpy as np
-    import torch
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+def _ours(folder: Path, name: str) -> Iterator[np.ndarray]:
+    """Ids of our documents, in order."""
+    from emma.tools.pack.store import open_component
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    builder = IndexedDatasetBuilder(f"{target}.bin", dtype=np.int32)
-    context = multiprocessing.get_context("fork")
-    with (
-        context.Pool(workers, initializer=_Encode.start, initargs=(str(folder / "tekken"),)) as pool,
-        text.open("rb") as lines,
-    ):
-        for ids in pool.imap(_Encode.line, lines, 32):
-            builder.add_document(torch.tensor(ids), [len(ids)])
-    builder.finalize(f"{target}.idx")
+    component = open_component(folder / "store" / name / "web")
+    for shard in component.shards:
+        tokens = np.memmap(shard.bin_path, component.dtype, "r")
+        for rows in shard.documents(["offset", "tokens"]):
+            starts = rows["offset"].to_numpy() // component.dtype.itemsize
+            for start, count in zip(starts.tolist(), rows["tokens"].to_numpy().tolist(), strict=True):
+                yield tokens[start : start + count]
 
 
-def peer_command(folder: Path, text: Path, workers: int) -> tuple[list[str], dict[str, str]]:
-    """All the peer's work as a command, with its environment."""
-    arguments = ["--as-peer", "--folder", str(folder), "--input", str(text), "--workers", str(workers)]
-    command = [sys.executable, "-m", "benchmarks.pack", *arguments]
-    return command, {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+def _theirs(prefix: Path) -> Iterator[np.ndarray]:
+    """Ids of an opponent's documents, in order."""
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    dataset = IndexedDataset(str(prefix))
+    for number in range(len(dataset)):
+        yield dataset[number]
 
 
-def same_tokens(folder: Path, name: str) -> bool:
-    """Whether our shards, joined, equal the peer's `.bin` byte for byte."""
-
-    def blocks(paths: list[Path]) -> Iterator[bytes]:
-        for path in paths:
-            with path.open("rb") as handle:
-                while block := handle.read(1 << 24):
-                    yield block
-
-    ours = sorted((folder / "store" / name / "web").glob("*.bin"))
-    theirs = folder / "peer" / "text.bin"
-    if sum(path.stat().st_size for path in ours) != theirs.stat().st_size:
-        return False
-    import hashlib
-
-    digests = [hashlib.sha256(), hashlib.sha256()]
-    for digest, paths in zip(digests, (ours, [theirs]), strict=True):
-        for block in blocks(paths):
-            digest.update(block)
-    return digests[0].digest() == digests[1].digest()
+def compare(folder: Path, name: str, peer: str, text: Path) -> dict[str, int]:
+    """Documents whose ids are the same; of the others, those whose text spells a control token, of which the opponent
+    made one, and those that differ for no known reason."""
+    content = orjson.loads((folder / "tekken" / "tokenizer.json").read_bytes())
+    control = {token["content"]: token["id"] for token in content["added_tokens"]}
+    found = {"same": 0, "opponent_made_control_tokens": 0, "unexplained": 0}
+    with text.open("rb") as lines:
+        for line, own, other in zip(lines, _ours(folder, name), _theirs(folder / "peer" / peer), strict=True):
+            if np.array_equal(own, other):
+                found["same"] += 1
+                continue
+            spelled = [id_ for token, id_ in control.items() if token in orjson.loads(line)["text"]]
+            made = np.isin(other[:-1], spelled).any() and not np.isin(own[:-1], list(control.values())).any()
+            found["opponent_made_control_tokens" if made else "unexplained"] += 1
+    return found
 
 
 # ---- inputs ---------------------------------------------------------------------------------------------------------
@@ -152,15 +142,20 @@ def same_tokens(folder: Path, name: str) -> bool:
 
 def write_megabytes(text: Path, target: Path, megabytes: int) -> Path:
     """Writes the first `megabytes` MB of a jsonl file, repeated with a letter before each word if it is too short."""
-    written, letters = 0, iter("qxzjwkvyhu")
+    written = number = 0
+    letters = iter("qxzjwkvyhu")
     letter = ""
     with target.open("wb") as handle:
         while True:
             with text.open("rb") as lines:
                 for line in lines:
-                    record = orjson.loads(line)
-                    if letter:
-                        record["text"] = record["text"].replace(" ", f" {letter}")
+                    number += 1
+                    if letter or number % _SPELLED_EVERY == 0:
+                        record = orjson.loads(line)
+                        if letter:
+                            record["text"] = record["text"].replace(" ", f" {letter}")
+                        if number % _SPELLED_EVERY == 0:
+                            record["text"] += _SPELLED
                         line = orjson.dumps(record) + b"\n"
                     handle.write(line)
                     written += len(line)
@@ -169,54 +164,78 @@ def write_megabytes(text: Path, target: Path, megabytes: int) -> Path:
             letter = next(letters)
 
 
+# ---- the run --------------------------------------------------------------------------------------------------------
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, required=True, help="folder for text, tokenizer and stores")
     parser.add_argument("--input", type=Path, help="jsonl with the fields id, text, language")
-    parser.add_argument("--megabytes", type=int, default=300, help="text to fetch if no input is given")
+    parser.add_argument("--megabytes", default="10,40,160,640", help="sizes of text to pack")
+    parser.add_argument(
+        "--old", type=int, default=40, help="largest size that the slow script packs too, once"
+    )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--repeats", type=int, default=3, help="runs of ours, of which the median counts")
-    parser.add_argument("--memory", action="store_true", help="also compare the memory of 100 MB and 1 GB")
-    parser.add_argument("--as-peer", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="turns at every size, of which the medians count"
+    )
+    parser.add_argument("--memory", action="store_true", help="also measure the peak memory of ours")
     options = parser.parse_args()
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_tekken(folder / "tekken")
-    text: Path = options.input or folder / f"text-{options.megabytes}.jsonl"
-    if options.as_peer:
-        run_peer(text, folder, folder / "peer" / "text", options.workers)
-        return
-    if not text.is_file():
-        languages = write_jsonl(fetch(folder), text, options.megabytes)
-        print(f"{text}: {text.stat().st_size:,} bytes, {languages} languages")
-    size = text.stat().st_size / 1e6
+    source: Path = options.input or folder / "text-300.jsonl"
+    if not source.is_file():
+        languages = write_jsonl(fetch(folder), source, 300)
+        print(f"{source}: {source.stat().st_size:,} bytes, {languages} languages")
+    sizes = [int(size) for size in options.megabytes.split(",")]
+    found: list[dict[str, Any]] = []
+    for index, size in enumerate(sizes):
+        text = write_megabytes(source, folder / f"part-{size}.jsonl", size)
 
-    def our_seconds() -> float:
-        return seconds_of(*our_command(folder, text, "ours", options.workers))
+        def command(name: str, text: Path = text) -> Command:
+            if name in ("ours", "once"):
+                overrides = [] if name == "ours" else ["data.pack.fault_share=1"]
+                return our_command(folder, text, name, options.workers, *overrides)
+            return peer_command(folder, text, name, options.workers)
 
-    # Ours before and after the peer, so that a machine that speeds up or slows down favours neither.
-    first = [our_seconds() for _ in range(options.repeats // 2 + 1)]
-    peer = seconds_of(*peer_command(folder, text, options.workers))
-    runs = first + [our_seconds() for _ in range(options.repeats // 2)]
-    ours = statistics.median(runs)
-    print(f"ours: {', '.join(f'{run:.2f} s' for run in runs)}; peer: {peer:.2f} s; {size:.1f} MB")
-    result = {
-        "ratio": peer / ours,
-        "identical_ids": same_tokens(folder, "ours"),
-        "ours_mb_s": size / ours,
-        "peer_mb_s": size / peer,
-        "megabytes": size,
-        "workers": options.workers,
-    }
-    if options.memory:
-        result["peak_gib"] = measure(*our_command(folder, text, "memory", options.workers)).peak_gib
-        for megabytes in (100, 1000):
-            part = write_megabytes(text, folder / f"memory-{megabytes}.jsonl", megabytes)
-            peak = measure(*our_command(folder, part, "memory", options.workers)).peak_gib
-            result[f"peak_gib_{megabytes}_mb"] = peak
-            part.unlink()
+        if index == 0:
+            timed(*command("once"))  # makes the tokenizer's certificate
+        times: dict[str, list[tuple[float, float]]] = {}
+        for turn in range(options.repeats):
+            names = ["ours", "fast", "once", "raw"]
+            for name in names if turn % 2 == 0 else names[::-1]:
+                times.setdefault(name, []).append(timed(*command(name)))
+        ids = {"fast": compare(folder, "ours", "fast", text)}
+        if size <= options.old:
+            times["old"] = [timed(*command("old"))]
+            ids["old"] = compare(folder, "ours", "old", text)
+        entry: dict[str, Any] = {"megabytes": text.stat().st_size / 1e6, "ids": ids}
+        for name, pairs in times.items():
+            wall, processor = (statistics.median(values) for values in zip(*pairs, strict=True))
+            entry[name] = {"seconds": round(wall, 2), "processor_seconds": round(processor, 2)}
+        for peer in times.keys() - {"ours", "once", "raw"}:
+            entry[f"times_as_fast_as_{peer}"] = {
+                unit: round(entry[peer][unit] / entry["ours"][unit], 2) for unit in entry[peer]
+            }
+        if options.memory:
+            entry["peak_gib"] = round(measure(*command("ours")).peak_gib, 3)
+        print(orjson.dumps(entry).decode(), flush=True)
+        found.append(entry)
+        if size not in (min(sizes), 300):
+            text.unlink()
+    result: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "workers": options.workers, "sizes": found}
+    if len(found) > 1:
+        small, large = found[0], found[-1]
+        for name in ("ours", "once", "fast", "raw"):
+            ends = [each[name]["processor_seconds"] for each in (small, large)]
+            rate = (large["megabytes"] - small["megabytes"]) / (ends[1] - ends[0])
+            result[name] = {
+                "fixed_processor_seconds": round(ends[0] - small["megabytes"] / rate, 2),
+                "megabytes_a_processor_second": round(rate, 1),
+            }
     print(orjson.dumps(result).decode())
 
 

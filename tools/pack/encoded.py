@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Encoded", "agree", "interleave", "joined"]
+__all__ = ["Encoded", "agree", "edges_of", "interleave", "joined", "ranges"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,24 @@ class Encoded:
         """The documents [start, stop) as a batch."""
         offsets = self.offsets[start : stop + 1]
         return Encoded(self.ids[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+    def some(self, rows: np.ndarray) -> Encoded:
+        """The documents with these numbers as a batch."""
+        lengths = self.lengths[rows]
+        return Encoded(self.ids[ranges(self.offsets[rows], lengths)], edges_of(lengths))
+
+
+def edges_of(lengths: np.ndarray) -> np.ndarray:
+    """Where things of these lengths begin, one after another, and the last one ends; int64."""
+    edges = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=edges[1:])
+    return edges
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """All places of ranges, one range after another; int64."""
+    edges = edges_of(lengths)
+    return np.repeat(starts - edges[:-1], lengths) + np.arange(edges[-1])
 
 
 def joined(documents: Sequence[np.ndarray]) -> Encoded:

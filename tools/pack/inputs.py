@@ -31,7 +31,7 @@ __all__ = [
 _COMPRESSION = 4
 _FOLDER = "a folder; name it, or its files by the pattern"
 _EARLIER = ("parquet", "jsonl", "jsonl.gz", "jsonl.zst")
-_SMALLEST_UNIT = 32 << 20
+_SMALLEST_UNIT = 8 << 20
 _UNITS = 64
 # Opening a file takes as long as packing this much of it, so that many small ones make several units.
 _FILE_BYTES = 64 << 10
@@ -284,7 +284,7 @@ def cut_units(files: Iterable[InputFile], largest: int) -> list[Unit]:
         files: sorted input files.
         largest: maximum size of a unit in bytes of text (a compressed file or a row group may exceed it).
 
-    A unit is a 64th of the input, between 32 MiB and `largest`, so that small inputs keep several processes
+    A unit is a 64th of the input, between 8 MiB and `largest`, so that small inputs keep several processes
     busy too; a file of less than 64 KiB counts as one of 64 KiB. Units depend on the inputs alone.
     """
     files = [file for file in files if file.bytes]

@@ -18,6 +18,7 @@ from emma.recipes.load import load_recipe
 from emma.recipes.schema.model import Tokenizer
 from emma.tools.pack import PRELOAD_VARIABLE
 from emma.tools.pack.engine import REFERENCE, load_engine, usable_engine
+from emma.tools.pack.pieces import pieces_of
 from emma.tools.pack.tokenizer_file import tokenizer_of_process
 
 __all__: list[str] = []
@@ -38,6 +39,7 @@ def _load(value: dict[str, Any]) -> None:
     file = tokenizer_of_process(tokenizer, vocab_size)
     usable_engine(engine, file)
     load_engine(REFERENCE, file)
+    pieces_of(file)
 
 
 keep_pandas_out()

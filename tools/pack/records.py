@@ -251,12 +251,14 @@ def _parse_blocks(
             (whole, start) if start else (whole.removeprefix(BOM), len(whole) - len(whole.removeprefix(BOM)))
         )
         table, places = _parse_columns(block, required, optional) if fast else None, None
+        lines = 0 if table is None else len(table)
         if table is None:
+            lines = block.count(b"\n")
             faults = len(bad.found)
             table, places = _parse_lines(segment, block, position, required, optional, bad, numbers)
             # A block without a fault has fields that are not text: so will the next ones.
             fast = len(bad.found) > faults
-        numbers.pass_over(whole)
+        numbers.pass_over(lines)
         bad.records += len(table)
         if len(table):
             yield Batch(table, (Piece(segment, len(table), position, block, places),))

@@ -12,6 +12,7 @@ import pyarrow as pa
 from emma.tools.pack.columns import as_array
 from emma.tools.pack.encoded import Encoded
 from emma.tools.pack.engine import Encoder
+from emma.tools.pack.pieces import pieces_of
 
 __all__ = ["CERTAINTY", "Draw", "WrongIdsError", "chance_of_finding", "compare", "share_needed"]
 
@@ -20,6 +21,10 @@ CERTAINTY = 0.999
 
 PACK_SEED = 0
 """Seed of the documents that are drawn while a store is packed."""
+
+
+_WHOLE = 32
+"""Each so many drawn documents, one is compared whole although its pieces are known."""
 
 
 class WrongIdsError(Exception):
@@ -69,8 +74,8 @@ class Draw:
 
 
 def compare(documents: pa.Table, encoded: Encoded, drawn: np.ndarray, encoder: Encoder) -> int:
-    """Encodes those among drawn documents that the fast engine has encoded with the reference too; returns their
-    number.
+    """Compares those among drawn documents that the fast engine has encoded with the reference, piece by piece where its
+    tokenizer allows that (`pieces.py`); returns their number.
 
     Args:
         documents: a table of documents.
@@ -84,8 +89,13 @@ def compare(documents: pa.Table, encoded: Encoded, drawn: np.ndarray, encoder: E
     rows = np.flatnonzero(drawn & ~encoder.by_reference(as_array(documents["language"])))
     if not len(rows):
         return 0
-    expected = encoder.reference.encode(as_array(documents["text"]).take(pa.array(rows)))
-    for place, row in enumerate(rows.tolist()):
+    texts = as_array(documents["text"]).take(pa.array(rows))
+    whole = np.ones(len(rows), bool)
+    if (pieces := pieces_of(encoder.tokenizer)) is not None:
+        whole = pieces.unsure(texts, encoded.some(rows))
+        whole[::_WHOLE] = True
+    expected = encoder.reference.encode(texts.filter(pa.array(whole)))
+    for place, row in enumerate(rows[whole].tolist()):
         right = expected.ids[expected.offsets[place] : expected.offsets[place + 1]]
         found = encoded.ids[encoded.offsets[row] : encoded.offsets[row + 1]]
         if not np.array_equal(right, found):

@@ -22,6 +22,7 @@ import orjson
 
 from emma.base.errors import UserError
 from emma.recipes.schema.model import Tokenizer
+from emma.tools.pack.split_rule import SplitRule, split_rule
 
 __all__ = ["TokenizerFile", "tokenizer_of_process"]
 
@@ -39,6 +40,7 @@ class _Content:
         named: ids of the tokens that the recipe names, where the tokenizer has them.
         unknown: id of the token for what the vocabulary lacks, if it has one that is no document boundary.
         largest: largest id.
+        rule: where text is provably cut.
         plain: what engines load.
     """
 
@@ -50,6 +52,7 @@ class _Content:
     named: dict[str, int]
     unknown: int | None
     largest: int
+    rule: SplitRule | None
     plain: str
 
 
@@ -110,6 +113,7 @@ class TokenizerFile:
             named=named,
             unknown=unknown,
             largest=largest,
+            rule=split_rule(value),
             plain=orjson.dumps(value).decode(),
         )
 
@@ -159,6 +163,16 @@ class TokenizerFile:
     def added(self) -> list[str]:
         """Contents of the added tokens, control tokens included, in the file's order."""
         return list(self._content.added)
+
+    @property
+    def ordinary(self) -> list[str]:
+        """Contents of the added tokens that text may become."""
+        return [token for token in self._content.added if token not in self._content.hidden.values()]
+
+    @property
+    def split_rule(self) -> SplitRule | None:
+        """Where the tokenizer provably cuts text that has no added token; None if that isn't known."""
+        return self._content.rule
 
     def shown(self, ids: Mapping[str, int]) -> dict[str, int]:
         """An engine's ids by token, control tokens under their own names."""
@@ -268,10 +282,10 @@ def _built(model: Mapping[str, Any], names: Set[str]) -> set[str]:
     if model.get("type", "BPE") != "BPE" or "merges" not in model or not names:
         return set()
     found = {name for name in names if len(name) == 1}
-    for merge in model["merges"]:
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        if (made := left + right) in names:
-            found.add(made)
+    merges = model["merges"]
+    # Without a loop in Python: there may be a million.
+    found |= names & set(map("".join, merges) if merges and isinstance(merges[0], list) else
+                         (merge.replace(" ", "") for merge in merges))  # fmt: skip
     return found
 
 

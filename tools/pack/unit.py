@@ -25,6 +25,7 @@ from emma.tools.pack.documents import DocumentMaker
 from emma.tools.pack.encoded import Encoded
 from emma.tools.pack.engine import REFERENCE, Encoder
 from emma.tools.pack.inputs import Unit
+from emma.tools.pack.pieces import pieces_of
 from emma.tools.pack.records import BATCH_BYTES, read_segments
 from emma.tools.pack.refusal import UNIT_FILE, is_packed, refusal_of, refuse_engine, unit_name
 from emma.tools.pack.sample import PACK_SEED, Draw, WrongIdsError, compare
@@ -75,7 +76,12 @@ def pack_unit(
                 encoder = replace(encoder, name=REFERENCE)
             try:
                 with staged_folder(target, lock=lock) as partial:
+                    pieces = pieces_of(encoder.tokenizer) if share else None
+                    if pieces is not None:
+                        pieces.load(folder)
                     report = _write_unit(unit, name, component, pack, encoder, partial, share)
+                    if pieces is not None:
+                        pieces.save(folder, unit.index)
                     if refusal_of(folder, encoder.name):
                         raise WrongIdsError  # found in another unit meanwhile
                     write_json(partial / UNIT_FILE, report)
