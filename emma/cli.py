@@ -8,14 +8,10 @@ import sys
 
 import click
 
-from emma.base.errors import UserError
 from emma.base.extras import explain_missing
-from emma.base.system_errors import explain
+from emma.base.system_errors import DEBUG, report
 
 __all__ = ["main"]
-
-DEBUG = "EMMA_DEBUG"
-"""Environment variable that shows tracebacks; the processes that a command starts inherit it."""
 
 # noun → (module:attribute, help). The help is here so that `emma --help` need not import any stage.
 COMMANDS = {
@@ -81,18 +77,15 @@ def main() -> None:
     try:
         with explain_missing(EXTRAS.get(noun)):
             code = cli(standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("aborted", err=True)
-        sys.exit(130)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        sys.exit(report(KeyboardInterrupt()))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except Exception as error:
-        fault = error if isinstance(error, UserError) else explain(error)
-        if fault is None or os.environ.get(DEBUG):
+        if (told := report(error)) is None:
             raise
-        click.echo(f"error: {fault}", err=True)
-        sys.exit(fault.exit_code)
+        sys.exit(told)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import click
 
-from emma.base.errors import CheckFailedError, UserError
+from emma.base.errors import CheckFailedError
 from emma.base.extras import need
 from emma.base.files import read_json
+from emma.base.system_errors import report
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
 from emma.slurm.history import History
@@ -154,8 +155,8 @@ def failed_nodes(folder: Path, nodes: Sequence[str]) -> list[str]:
     launch = run.read_launch()
     reports = [read_json(path) for path in sorted(Path(launch.logs).glob("preflight-*.json"))]
     faults: dict[str, list[str]] = {}
-    for report in reports:
-        faults.setdefault(report["node"], []).extend(report["faults"])
+    for found in reports:
+        faults.setdefault(found["node"], []).extend(found["faults"])
     faulty = {node: found for node, found in faults.items() if found}
     silent = [node for node in nodes if node not in faults]
     if len(silent) == len(nodes) > 1:
@@ -225,12 +226,13 @@ def main() -> None:
     """Entry point."""
     try:
         code = group(standalone_mode=False)
-    except UserError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except Exception as error:
+        if (told := report(error)) is None:
+            raise
+        sys.exit(told)
     sys.exit(code if isinstance(code, int) else 0)
 
 

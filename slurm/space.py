@@ -7,7 +7,6 @@ servers); on Lustre the user, group, and project quotas are queried as well.
 from __future__ import annotations
 
 import getpass
-import grp
 import os
 import re
 import shutil
@@ -69,6 +68,8 @@ def lustre_room(folder: Path) -> list[Room]:
     """What Lustre's quotas leave; empty on other file systems."""
     if shutil.which("lfs") is None or _lfs("project", "-d", str(folder)) is None:
         return []
+    import grp  # here, since not every system has it
+
     owners = [("-u", getpass.getuser(), "user"), ("-g", grp.getgrgid(folder.stat().st_gid).gr_name, "group")]
     project = (_lfs("project", "-d", str(folder)) or "0").split()[0]
     if project != "0":

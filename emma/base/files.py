@@ -32,7 +32,8 @@ def fsync_path(path: Path) -> None:
     """Makes a file's content, or a folder's entries (renames in it), durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with named(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -111,7 +112,7 @@ def append_line(path: Path | str, line: bytes) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     line = line.rstrip(b"\n") + b"\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         with named(path):
             written = os.write(descriptor, line)

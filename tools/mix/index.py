@@ -42,7 +42,7 @@ class IndexWriter:
     def __init__(self, path: Path, dtype: np.dtype[Any], rows: int) -> None:
         self.path, self.rows, self.written = path, rows, 0
         self._lock = threading.Lock()
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         os.write(self._descriptor, index_header(dtype, rows))
 
     def put(self, row: int, lengths: np.ndarray, offsets: np.ndarray) -> None:
