@@ -78,6 +78,7 @@ static int meet(char kind, int *cut) {
   if (number <= LOGGED) state->kinds[number - 1] = kind;
   int action = state->action;
   if (action == ERROR_FROM && state->at && number >= state->at) {
+    if (kind == 'u') return 0; /* what is full lets go of files */
     if (number == state->at && cut) *cut = 1;
     return state->error;
   }

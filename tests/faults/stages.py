@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,8 @@ def plain_content(folder: Path) -> dict[str, str]:
 def _digest(path: Path) -> str:
     content = path.read_bytes()
     if path.suffix == ".json":
-        try:
+        with suppress(ValueError):
             content = json.dumps(_without_times(json.loads(content)), sort_keys=True).encode()
-        except ValueError:
-            pass
     if path.name == "SHA256SUMS":
         content = b"\n".join(line for line in content.splitlines() if not line.endswith(b"manifest.json"))
     return hashlib.sha256(content).hexdigest()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from emma.base.claims import remove_abandoned
 from emma.base.errors import UserError
 from emma.base.manifest import MANIFEST_NAME, Manifest
 from emma.base.processes import available_cores, start_forkserver
@@ -56,6 +57,9 @@ def build_corpus(build: Build, until: str = STAGES[-1]) -> None:
         start_forkserver([__name__])
     try:
         with sole_writer(build.root, inside=True):
+            remove_abandoned(
+                path for name in ("statistics", "rejected") for path in (build.root / name).glob(".*.partial")
+            )
             for stage in stages_of(build, until):
                 stage.run()
             finish_build(build)
