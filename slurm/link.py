@@ -21,7 +21,7 @@ import click
 from emma.base.errors import CheckFailedError
 from emma.base.extras import need
 from emma.base.files import read_json
-from emma.base.system_errors import report
+from emma.base.system_errors import report as tell
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
 from emma.slurm.history import History
@@ -230,7 +230,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except Exception as error:
-        if (told := report(error)) is None:
+        if (told := tell(error)) is None:
             raise
         sys.exit(told)
     sys.exit(code if isinstance(code, int) else 0)
