@@ -6,7 +6,7 @@ TORCH211 := .venv-torch211
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-torch211 test-slurm demo demo-compare docs dist clean
+.PHONY: help setup check format test test-slow test-torch211 test-slurm test-faults test-mutants demo demo-compare docs dist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,12 @@ test-slurm: $(READY)  ## run jobs on a real two-node Slurm on this machine (as r
 		DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
 		slurmdbd mariadb-server-core mariadb-client-core; }
 	$(BIN)/pytest -m slurm --durations=0
+
+test-faults: $(READY)  ## break disks, memory and processes under every stage (as root; 30 minutes on two cores)
+	$(BIN)/pytest -m faults --durations=10 tests/faults
+
+test-mutants: $(READY)  ## break the code where it must never be wrong, and see the nearest tests fail
+	$(BIN)/python -P -m tests.mutants
 
 demo: $(READY)  ## run every stage on this machine, on real text in 100+ languages
 	$(BIN)/python -P -m emma.tools.demo

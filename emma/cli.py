@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": ("emma.commands.evaluate:group", "Evaluate a model, language by language."),
     "report": ("emma.commands.report:group", "Figures and tables of one or more runs on an HTML page."),
     "release": ("emma.commands.release:group", "Build, verify and upload release folders."),
+    "help": ("emma.commands.help:command", "Show the help of a stage with all its commands."),
     "doctor": ("emma.commands.doctor:command", "Show what this machine has and which patches apply."),
 }
 
@@ -51,10 +52,31 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
+def _show_version(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if not asked or ctx.resilient_parsing:
+        return
+    from importlib.metadata import version
+    from pathlib import Path
+
+    from emma.tools.runs.environment import source_commit
+
+    commit = source_commit(Path(__file__).parent.resolve())
+    click.echo(f"emma {version('emma-recipes')}{f' (commit {commit})' if commit else ''}")
+    ctx.exit()
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="emma-recipes", prog_name="emma")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version, and the commit of a checkout.",
+)
 @click.option("--debug", is_flag=True, help=f"Show where an error comes from (also: {DEBUG}=1).")
-def cli(debug: bool) -> None:
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
     """Continual pre-training of Llama models on 500+ languages with Megatron, one command per stage.
 
     \b
@@ -69,6 +91,8 @@ def cli(debug: bool) -> None:
     """
     if debug:
         os.environ[DEBUG] = "1"
+    if os.environ.get("NO_COLOR"):  # https://no-color.org
+        ctx.color = False
 
 
 def main() -> None:

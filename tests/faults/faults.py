@@ -268,14 +268,18 @@ def open_files(lab: Lab, record: Record) -> None:
 
 def file_size(lab: Lab, record: Record) -> None:
     lab.run()
-    largest = max((path.stat().st_size for path in lab.out.rglob("*") if path.is_file()), default=4096)
+    largest = lab.largest
     limited(
         lab, record, "size", tuple(max(4096, size) for size in (largest // 8, largest // 2, largest - 1)), {2}
     )
 
 
 def memory(lab: Lab, record: Record) -> None:
-    limited(lab, record, "memory", (1 << 20, 4 << 20, 16 << 20, 64 << 20), {75, -signal.SIGABRT})
+    """Below 16 MiB no thread can start, for which pyarrow waits forever."""
+    codes = {75, -signal.SIGABRT}
+    limited(lab, record, "memory", (16 << 20, 24 << 20, 40 << 20, 80 << 20), codes)
+    if Path("/sys/fs/cgroup/memory").is_dir():
+        limited(lab, record, "group", (4 << 20, 12 << 20, 32 << 20), {*codes, -signal.SIGKILL})
 
 
 def second_process(lab: Lab, record: Record) -> None:
@@ -316,7 +320,10 @@ FAULTS: dict[str, tuple[str, Callable[[Lab, Record], None]]] = {
     "SIGKILL": ("all processes, at operation N, after half of its bytes; at the renames too", killed),
     "SIGINT": ("Ctrl-C at operation N (SIGTERM in training)", interrupted),
     "open files": ("RLIMIT_NOFILE at 0 … 8 above what is open", open_files),
-    "memory": ("RLIMIT_AS at 1 … 128 MiB above what the imports take", memory),
+    "memory": (
+        "RLIMIT_AS at 16 … 80 MiB above what the imports take; a control group of 4 … 32 MiB, where the kernel kills",
+        memory,
+    ),
     "file size": ("RLIMIT_FSIZE below the largest file", file_size),
     "clock set back": ("by 400 days at operation N", clock_back),
     "second process": ("the same command again while the first stands before operation N", second_process),

@@ -66,6 +66,8 @@ class Lab:
         undisturbed: what it writes there without a fault, by path.
         kinds: the operations of that run, one letter each.
         seconds: how long that run took.
+        bytes: what it takes on the disk.
+        largest: bytes of its largest file.
     """
 
     def __init__(self, stage: Stage, inputs: Path, folder: Path, library: Path) -> None:
@@ -112,7 +114,9 @@ class Lab:
         assert ended.code == 0, ended.said
         self.kinds = self.shim.kinds
         self.undisturbed = self.content()
-        self.bytes = sum(path.stat().st_blocks * 512 for path in self.out.rglob("*") if not path.is_symlink())
+        files = [path.stat() for path in self.out.rglob("*") if path.is_file() and not path.is_symlink()]
+        self.bytes = sum(file.st_blocks * 512 for file in files)
+        self.largest = max(file.st_size for file in files)
 
     def close(self) -> None:
         assert self._server.stdin is not None

@@ -120,6 +120,12 @@ def _limit(limits: dict[str, int]) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + limits["memory"]
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if "group" in limits:
+        # What was imported before the fork counts for the server, so the limit is that of the command's own memory.
+        group = Path("/sys/fs/cgroup/memory/emma-faults")
+        group.mkdir(exist_ok=True)
+        (group / "memory.limit_in_bytes").write_text(str(limits["group"]))
+        (group / "cgroup.procs").write_text(str(os.getpid()))
     if "override" in limits:
         _lose_override()
 
