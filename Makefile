@@ -6,7 +6,7 @@ TORCH211 := .venv-torch211
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-torch211 test-slurm gpu demo demo-compare docs dist clean
+.PHONY: help setup check format test test-slow test-torch211 test-slurm test-faults test-mutants gpu demo demo-compare docs dist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,12 @@ test-slurm: $(READY)  ## run jobs on a real two-node Slurm on this machine (as r
 
 gpu: $(READY)  ## measure all that is worth it on one GPU, in 8 minutes (SECONDS=...; REHEARSE=1 on a machine without one)
 	$(BIN)/python -P -m benchmarks.sitting --seconds $(or $(SECONDS),480) $(if $(REHEARSE),--rehearse)
+
+test-faults: $(READY)  ## break disks, memory and processes under every stage (as root; 30 minutes on two cores)
+	$(BIN)/pytest -m faults --durations=10 tests/faults
+
+test-mutants: $(READY)  ## break the code where it must never be wrong, and see the nearest tests fail
+	$(BIN)/python -P -m tests.mutants
 
 demo: $(READY)  ## run every stage on this machine, on real text in 100+ languages
 	$(BIN)/python -P -m emma.tools.demo

@@ -8,14 +8,10 @@ import sys
 
 import click
 
-from emma.base.errors import UserError
 from emma.base.extras import explain_missing
-from emma.base.system_errors import explain
+from emma.base.system_errors import DEBUG, report
 
 __all__ = ["main"]
-
-DEBUG = "EMMA_DEBUG"
-"""Environment variable that shows tracebacks; the processes that a command starts inherit it."""
 
 # noun → (module:attribute, help). The help is here so that `emma --help` need not import any stage.
 COMMANDS = {
@@ -30,6 +26,7 @@ COMMANDS = {
     "evaluate": ("emma.commands.evaluate:group", "Evaluate a model, language by language."),
     "report": ("emma.commands.report:group", "Figures and tables of one or more runs on an HTML page."),
     "release": ("emma.commands.release:group", "Build, verify and upload release folders."),
+    "help": ("emma.commands.help:command", "Show the help of a stage with all its commands."),
     "doctor": ("emma.commands.doctor:command", "Show what this machine has and which patches apply."),
 }
 
@@ -55,10 +52,31 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
+def _show_version(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if not asked or ctx.resilient_parsing:
+        return
+    from importlib.metadata import version
+    from pathlib import Path
+
+    from emma.tools.runs.environment import source_commit
+
+    commit = source_commit(Path(__file__).parent.resolve())
+    click.echo(f"emma {version('emma-recipes')}{f' (commit {commit})' if commit else ''}")
+    ctx.exit()
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="emma-recipes", prog_name="emma")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version, and the commit of a checkout.",
+)
 @click.option("--debug", is_flag=True, help=f"Show where an error comes from (also: {DEBUG}=1).")
-def cli(debug: bool) -> None:
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
     """Continual pre-training of Llama models on 500+ languages with Megatron, one command per stage.
 
     \b
@@ -73,6 +91,8 @@ def cli(debug: bool) -> None:
     """
     if debug:
         os.environ[DEBUG] = "1"
+    if os.environ.get("NO_COLOR"):  # https://no-color.org
+        ctx.color = False
 
 
 def main() -> None:
@@ -81,18 +101,15 @@ def main() -> None:
     try:
         with explain_missing(EXTRAS.get(noun)):
             code = cli(standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("aborted", err=True)
-        sys.exit(130)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        sys.exit(report(KeyboardInterrupt()))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except Exception as error:
-        fault = error if isinstance(error, UserError) else explain(error)
-        if fault is None or os.environ.get(DEBUG):
+        if (told := report(error)) is None:
             raise
-        click.echo(f"error: {fault}", err=True)
-        sys.exit(fault.exit_code)
+        sys.exit(told)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -26,6 +26,7 @@ import click
 from emma.base.errors import UserError
 from emma.base.extras import need
 from emma.base.files import read_json
+from emma.base.system_errors import report as tell
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.slurm import seconds
@@ -238,8 +239,8 @@ def failed_nodes(folder: Path, nodes: Sequence[str]) -> list[str]:
     launch = run.own_launch()
     reports = [read_json(path) for path in sorted(Path(launch.logs).glob("preflight-*.json"))]
     faults: dict[str, list[str]] = {}
-    for report in reports:
-        faults.setdefault(report["node"], []).extend(report["faults"])
+    for found in reports:
+        faults.setdefault(found["node"], []).extend(found["faults"])
     faulty = {node: found for node, found in faults.items() if found}
     silent = [node for node in nodes if node not in faults]
     if len(silent) == len(nodes) > 1:
@@ -328,13 +329,14 @@ def main() -> None:
     """Entry point."""
     try:
         code = group(standalone_mode=False)
-    except UserError as error:
-        click.echo(f"error: {error}", err=True)
-        # Only what would happen again in the next job ends the run; that another one holds it passes.
-        sys.exit(1 if type(error) is InUseError else error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except Exception as error:
+        if (told := tell(error)) is None:
+            raise
+        # Only what would happen again in the next job ends the run; that another one holds it passes.
+        sys.exit(1 if type(error) is InUseError else told)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -7,7 +7,6 @@ servers); on Lustre and GPFS (Storage Scale) the quotas of user, group, and proj
 from __future__ import annotations
 
 import getpass
-import grp
 import os
 import re
 import shutil
@@ -71,6 +70,8 @@ def lustre_room(folder: Path) -> list[Room]:
     """What Lustre's quotas leave; empty on other file systems."""
     if shutil.which("lfs") is None or _lfs("project", "-d", str(folder)) is None:
         return []
+    import grp  # here, since not every system has it
+
     owners = [("-u", getpass.getuser(), "user"), ("-g", grp.getgrgid(folder.stat().st_gid).gr_name, "group")]
     project = (_lfs("project", "-d", str(folder)) or "0").split()[0]
     if project != "0":
@@ -125,6 +126,8 @@ def gpfs_room(folder: Path) -> list[Room]:
     program = shutil.which("mmlsquota") or shutil.which("mmlsquota", path=_GPFS_COMMANDS)
     if device is None or program is None:
         return []
+    import grp  # here, since not every system has it
+
     group = grp.getgrgid(folder.stat().st_gid).gr_name
     owners = [["-u", getpass.getuser()], ["-g", group]]
     attributes = shutil.which("mmlsattr") or shutil.which("mmlsattr", path=_GPFS_COMMANDS)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from emma.base.errors import UserError
+from emma.base.system_errors import report
 from emma.recipes.load import load_recipe
 from emma.slurm.sweep import SweepFolder
 from emma.tools.runs.run_folder import RunFolder
@@ -68,9 +68,10 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         answer = actions[arguments[0]](Path(arguments[1]), int(arguments[2]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    except Exception as error:
+        if (code := report(error)) is None:
+            raise
+        return code
     if answer is not None:
         print(answer)
     return 0

@@ -10,17 +10,19 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from emma.base.extras import install_command
-from emma.base.processes import memory
+from emma.base.file_systems import FileSystem, examine_file_system
+from emma.base.processes import available_cores, memory
+from emma.base.sizes import size_text
 from emma.megatron_patches import PatchError, PatchStatus, status
 from emma.megatron_patches.registry import patches
 
@@ -76,7 +78,8 @@ class Report:
     memory_available_gib: float
     disk_free_gib: float
     shared_memory_gib: float
-    open_files: int
+    limits: dict[str, int | None]
+    file_systems: list[FileSystem]
     packages: dict[str, str | None]
     torch: dict[str, Any]
     gpus: list[Gpu]
@@ -90,8 +93,18 @@ class Report:
         return asdict(self)
 
 
-def examine(folder: Path | None = None) -> Report:
-    """Examines this machine; free disk space is measured in `folder` (default: the current one)."""
+LIMITS = {
+    "open files": ("RLIMIT_NOFILE", 4096, "ulimit -n 65536"),
+    "processes": ("RLIMIT_NPROC", 1024, "ulimit -u unlimited"),
+    "file size": ("RLIMIT_FSIZE", 1 << 40, "ulimit -f unlimited"),
+    "address space": ("RLIMIT_AS", 1 << 40, "ulimit -v unlimited"),
+}
+"""Limits of a process: their name, the least that large runs need, and how to raise them."""
+
+
+def examine(folder: Path | None = None, others: Sequence[Path] = ()) -> Report:
+    """Examines this machine; free disk space is measured in `folder` (default: the current one), and what file systems
+    can do in it and in `others`."""
     problems: list[str] = []
     packages = {name: _version(name) for name in PACKAGES}
     torch = _ask_torch(problems) if packages["torch"] else {}
@@ -100,6 +113,9 @@ def examine(folder: Path | None = None) -> Report:
     problems += unpatchable
     trains_on = _verdict(packages, torch, gpus, problems)
     total, available = _memory_gib()
+    file_systems = [examine_file_system(each) for each in dict.fromkeys([folder or Path.cwd(), *others])]
+    problems += [f"{each.folder}: {fault}" for each in file_systems for fault in each.faults]
+    limits = _limits(problems)
     return Report(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -108,7 +124,8 @@ def examine(folder: Path | None = None) -> Report:
         memory_available_gib=available,
         disk_free_gib=_gib(shutil.disk_usage(folder or Path.cwd()).free),
         shared_memory_gib=_gib(shutil.disk_usage("/dev/shm").total) if Path("/dev/shm").is_dir() else 0.0,
-        open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        limits=limits,
+        file_systems=file_systems,
         packages=packages,
         torch=torch,
         gpus=gpus,
@@ -117,6 +134,23 @@ def examine(folder: Path | None = None) -> Report:
         trains_on=None if unpatchable else trains_on,
         problems=problems,
     )
+
+
+def _limits(problems: list[str]) -> dict[str, int | None]:
+    """Returns each limit of this process, None for unlimited, and adds those that are too low to `problems`."""
+    try:
+        import resource
+    except ImportError:  # not every system has it
+        return {}
+    found: dict[str, int | None] = {}
+    for name, (constant, least, command) in LIMITS.items():
+        if not hasattr(resource, constant):
+            continue
+        limit = resource.getrlimit(getattr(resource, constant))[0]
+        found[name] = None if limit == resource.RLIM_INFINITY else limit
+        if limit != resource.RLIM_INFINITY and limit < least:
+            problems.append(f"the limit on {name} is {limit:,}; large runs need {least:,}. Fix: `{command}`")
+    return found
 
 
 def _gib(size: float) -> float:
@@ -170,7 +204,7 @@ def _gpus(problems: list[str]) -> list[Gpu]:
 
 def _cores() -> int:
     """Returns the cores this process may use: its affinity, limited by the container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.is_file():
         limit, _, period = quota.read_text().partition(" ")
@@ -247,14 +281,25 @@ def _verdict(
     return "cpu"
 
 
+def _limit_text(limit: int | None) -> str:
+    return "unlimited" if limit is None else f"{limit:,}"
+
+
+def _file_system_line(found: FileSystem) -> str:
+    files = "" if found.free_files is None else f" and {found.free_files:,} files"
+    can = "renames, locks, links and syncs" if not found.faults else "NOT usable as it is (see below)"
+    return f"file system  {found.folder}: {found.kind or 'unknown'}, {size_text(found.free_bytes)}{files} free, {can}"
+
+
 def format_report(report: Report) -> str:
     """Returns the report as text for a terminal."""
     lines = [
         f"system       {report.system}, Python {report.python}",
         f"cores        {report.cores}",
         f"memory       {report.memory_gib} GiB ({report.memory_available_gib} GiB available)",
-        f"disk         {report.disk_free_gib} GiB free here, /dev/shm {report.shared_memory_gib} GiB, "
-        f"{report.open_files} open files",
+        f"disk         {report.disk_free_gib} GiB free here, /dev/shm {report.shared_memory_gib} GiB",
+        "limits       " + ", ".join(f"{_limit_text(limit)} {name}" for name, limit in report.limits.items()),
+        *(_file_system_line(each) for each in report.file_systems),
         "packages     "
         + ", ".join(f"{name} {version}" for name, version in report.packages.items() if version),
         "not there    "

@@ -11,7 +11,6 @@ A run's claim, `writer.json`, is another thing: see `tools/runs/run_folder.py`.
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import os
 import secrets
@@ -52,6 +51,8 @@ def try_lock(descriptor: int) -> bool | None:
     Returns:
         Whether this process holds it now; None where the file system has no locks.
     """
+    import fcntl  # here, since not every system has it
+
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -33,7 +33,8 @@ def fsync_path(path: Path) -> None:
     """Makes a file's content, or a folder's entries (renames in it), durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with named(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

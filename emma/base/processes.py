@@ -21,7 +21,7 @@ __all__ = ["available_cores", "end_with_parent", "memory", "process_pool", "resu
 
 def available_cores() -> int:
     """Cores that this process may use (a Slurm task's share, not the machine's)."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory() -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, occasional lines in a log file, silence on request."""
+"""Progress bars on a terminal, plain lines in a log file, silence on request."""
 
 from __future__ import annotations
 
@@ -11,15 +11,38 @@ from tqdm import tqdm
 
 __all__ = ["progress"]
 
+_SECONDS = 60.0
+"""Between two lines in a log file."""
+
+
+class _Lines(tqdm):  # type: ignore[type-arg]
+    """A bar for files and pipes: one line a minute, without carriage returns, and none for what is done sooner."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        options |= {"mininterval": _SECONDS, "maxinterval": _SECONDS, "delay": _SECONDS, "leave": False}
+        self._shown = -1.0
+        super().__init__(*arguments, **options, ncols=0)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        if msg is None and self._shown != self.n:
+            self._shown = self.n
+            print(self, file=self.fp, flush=True)
+        return False  # nothing that `close` would have to erase
+
+    def close(self) -> None:
+        if not self.disable and self._shown >= 0:
+            self.display()
+        super().close()
+
 
 def progress[T](iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
     """A tqdm bar on standard error.
 
-    Without a terminal it prints at most one line every 30 s; `EMMA_PROGRESS=0` turns it off.
+    Without a terminal it prints a plain line a minute; `EMMA_PROGRESS=0` turns it off.
     """
     options.setdefault("file", sys.stderr)
-    options.setdefault("dynamic_ncols", True)
-    if not sys.stderr.isatty():
-        options.setdefault("mininterval", 30)
     options.setdefault("disable", os.environ.get("EMMA_PROGRESS") == "0")
+    if not options["file"].isatty():
+        return cast("tqdm[T]", _Lines(iterable, **options))
+    options.setdefault("dynamic_ncols", True)
     return cast("tqdm[T]", tqdm(iterable, **options))

@@ -21,6 +21,8 @@ from typing import Any
 from emma.base.claims import of_this_machine, temporary_name
 from emma.base.errors import UserError
 from emma.base.files import fsync_path, write_text
+from emma.base.sizes import size_text
+from emma.base.system_errors import OF_WRITES, named
 from emma.base.writers import Lock, sole_writer
 
 __all__ = [
@@ -84,7 +86,7 @@ def staged_folder(destination: Path, *, overwrite: bool = False, lock: Lock | No
         _refuse_existing(destination, overwrite)
         before = _identity(destination)
         partial = destination.parent / temporary_name(destination.name)
-        with _termination_as_exit():
+        with _termination_as_exit(), named(destination, OF_WRITES):
             try:
                 partial.mkdir()
                 yield partial
@@ -125,7 +127,7 @@ def resumable_folder(destination: Path, fingerprint: str, *, overwrite: bool = F
             write_text(mark, fingerprint)
         for path in partial.rglob(".*.partial"):  # files that killed processes were writing
             path.unlink(missing_ok=True)
-        with _termination_as_exit():
+        with _termination_as_exit(), named(destination, OF_WRITES):
             try:
                 yield partial
                 # It takes long; while the marks are there, an interrupt loses nothing.
@@ -243,9 +245,15 @@ def _written_meanwhile(destination: Path) -> WrittenMeanwhileError:
 
 
 def _synchronise(folder: Path) -> None:
-    """Makes files and folders below and including `folder` durable."""
+    """Makes files and folders below and including `folder` durable, and readable to those who may read the folder.
+
+    Some libraries write a temporary file that they rename (safetensors): only its owner may read it.
+    """
+    readable = stat.S_IMODE(folder.stat().st_mode) & 0o666
     for path in sorted(folder.rglob("*")):
         mode = path.lstat().st_mode
+        if stat.S_ISREG(mode) and stat.S_IMODE(mode) == 0o600:
+            path.chmod(readable)
         if stat.S_ISDIR(mode) or stat.S_ISREG(mode):
             fsync_path(path)
     fsync_path(folder)
@@ -267,6 +275,6 @@ def check_free_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise UserError(
-            f"{folder}: {needed / 1e9:.1f} GB are to be written, but {free / 1e9:.1f} GB are free; "
+            f"{folder}: {size_text(needed)} are to be written, but {size_text(free)} are free; "
             "free some space or name another disk"
         )

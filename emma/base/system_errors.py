@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import errno
 import os
-import pwd
+import re
 import signal
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from emma.base.errors import UserError
 
-__all__ = ["SystemFaultError", "explain", "named"]
+__all__ = ["DEBUG", "OF_WRITES", "SystemFaultError", "explain", "named", "report"]
+
+DEBUG = "EMMA_DEBUG"
+"""Environment variable that shows tracebacks; the processes that a command starts inherit it."""
 
 PASSING = 75
 """Exit code of a fault that may have passed by the next call (`EX_TEMPFAIL` of sysexits.h)."""
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code after Ctrl-C."""
 
 _AGAIN = "then run the same command again: it continues from what was finished"
 
@@ -82,6 +88,10 @@ _PASSING = {
 }
 
 
+OF_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+"""What only a write can meet; no file that is read is to blame."""
+
+
 class SystemFaultError(UserError):
     """A fault of the machine rather than of the input; `exit_code` is 75 where it may pass by itself."""
 
@@ -91,14 +101,37 @@ class SystemFaultError(UserError):
 
 
 @contextmanager
-def named(path: Path | str) -> Iterator[None]:
-    """Gives errors of the operating system the path that they lack: a write knows its descriptor only."""
+def named(path: Path | str, only: Container[int] | None = None) -> Iterator[None]:
+    """Gives errors of the operating system the path that they lack: a write knows its descriptor only.
+
+    Args:
+        path: what is written.
+        only: numbers of the errors that are meant; by default all.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        if error.filename is None and error.errno is not None and (only is None or error.errno in only):
             error.filename = str(path)
         raise
+
+
+def report(error: BaseException) -> int | None:
+    """Prints what went wrong, for the entry point of a program.
+
+    Returns:
+        The exit code; None where the error is a bug, or `EMMA_DEBUG` asks for tracebacks: raise it then.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        print(
+            "interrupted. Run the same command again: what was finished is kept", file=sys.stderr, flush=True
+        )
+        return INTERRUPTED
+    fault = error if isinstance(error, UserError) else explain(error)
+    if fault is None or os.environ.get(DEBUG):
+        return None
+    print(f"error: {fault}", file=sys.stderr, flush=True)
+    return fault.exit_code
 
 
 def explain(error: BaseException) -> SystemFaultError | None:
@@ -118,6 +151,32 @@ def explain(error: BaseException) -> SystemFaultError | None:
     subprocess = sys.modules.get("subprocess")
     if subprocess is not None and isinstance(error, subprocess.CalledProcessError):
         return _explain_process(error)
+    return _explain_library(error)
+
+
+# What libraries say where the operating system has refused something: words → errno, None where the words hold it.
+_LIBRARIES: dict[str, int | None] = {
+    r"\(os error (\d+)\)": None,  # Rust: tokenizers, safetensors
+    r"can't start new thread": errno.EAGAIN,  # Python
+    r"can't allocate memory": errno.ENOMEM,  # torch
+    r"PytorchStreamWriter failed writing|file write failed": errno.EIO,  # torch
+}
+
+
+def _explain_library(error: BaseException) -> SystemFaultError | None:
+    for words, number in _LIBRARIES.items():
+        if (
+            isinstance(error, Exception)
+            and not isinstance(error, OSError)
+            and (found := re.search(words, str(error)))
+        ):
+            return _explain_os_error(OSError(number or int(found[1]), str(error)))
+    # torch gathers what its writers of checkpoints met.
+    for _, failure in (
+        getattr(error, "failures", {}).items() if isinstance(getattr(error, "failures", None), dict) else ()
+    ):
+        if isinstance(failure, tuple) and failure and isinstance(failure[0], BaseException):
+            return explain(failure[0])
     return None
 
 
@@ -142,8 +201,10 @@ def _owner(path: Path) -> str:
         except OSError:
             continue
         try:
+            import pwd
+
             name = pwd.getpwuid(facts.st_uid).pw_name
-        except KeyError:
+        except (ImportError, KeyError):
             name = str(facts.st_uid)
         return f" ({part} belongs to {name}, {stat.filemode(facts.st_mode)})"
     return ""

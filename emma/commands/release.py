@@ -119,8 +119,7 @@ def corpus(
       emma release corpus demo release/demo-corpus
       emma release corpus /data/emma/corpus release/corpus --name "EMMA corpus" --workers 16
     """
-    import os
-
+    from emma.base.processes import available_cores
     from emma.tools.corpus.release.build import plan_corpus, write_corpus_release
     from emma.tools.corpus.release.source import open_corpus
 
@@ -135,7 +134,7 @@ def corpus(
         destination,
         name=name,
         shard_bytes=shard_bytes,
-        workers=workers or len(os.sched_getaffinity(0)),
+        workers=workers or available_cores(),
         overwrite=overwrite,
     )
     size = sum(record.bytes for record in manifest.outputs)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from emma.base.errors import UserError
 from emma.base.files import write_text
-from emma.base.system_errors import PASSING, explain, named
+from emma.base.system_errors import DEBUG, PASSING, explain, named, report
 
 
 def fails(place: Path, how: str) -> OSError:
@@ -141,3 +142,34 @@ def test_the_command_line_says_it_in_one_message(tmp_path: Path) -> None:
     done = emma(*build, stdout=subprocess.DEVNULL)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "not a folder" in done.stderr
     assert "Traceback" in emma("--debug", *build, stdout=subprocess.DEVNULL).stderr
+
+
+def test_what_libraries_say_of_the_machine_is_put_into_words() -> None:
+    full = explain(Exception("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert full is not None and "the disk is full" in str(full) and full.exit_code == 2
+    for words in ("can't start new thread", "[enforce fail] DefaultCPUAllocator: can't allocate memory"):
+        passing = explain(RuntimeError(words))
+        assert passing is not None and passing.exit_code == PASSING and "Fix: " in str(passing)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (KeyboardInterrupt(), 130),
+        (OSError(errno.EIO, "x", "/data"), PASSING),
+        (UserError("a mistake"), 2),
+        (ZeroDivisionError(), None),
+        (SystemExit(3), None),
+    ],
+)
+def test_an_entry_point_reports_once(
+    error: BaseException,
+    code: int | None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(DEBUG, raising=False)
+    assert report(error) == code
+    assert len(capsys.readouterr().err.splitlines()) == (code is not None)
+    monkeypatch.setenv(DEBUG, "1")
+    assert report(error) == (130 if code == 130 else None), "tracebacks are asked for"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from emma.base.claims import remove_abandoned
 from emma.base.errors import UserError
 from emma.base.manifest import MANIFEST_NAME, Manifest
-from emma.base.processes import start_forkserver
+from emma.base.processes import available_cores, start_forkserver
 from emma.base.writers import sole_writer
 from emma.recipes.schema import Recipe
 from emma.tools.corpus.deduplicate import deduplicate
@@ -43,7 +43,7 @@ def build_of(recipe: Recipe, workers: int | None = None) -> Build:
         data=recipe.data.name,
         root=Path(recipe.paths.corpus),
         recipe_sha256=recipe.sha256,
-        workers=workers or len(os.sched_getaffinity(0)),
+        workers=workers or available_cores(),
     )
 
 
@@ -58,6 +58,9 @@ def build_corpus(build: Build, until: str = STAGES[-1]) -> None:
         start_forkserver([__name__])
     try:
         with sole_writer(build.root, inside=True):
+            remove_abandoned(
+                path for name in ("statistics", "rejected") for path in (build.root / name).glob(".*.partial")
+            )
             for stage in stages_of(build, until):
                 stage.run()
             finish_build(build)

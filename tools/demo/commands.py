@@ -6,17 +6,18 @@ import sys
 
 import click
 
-from emma.base.errors import UserError
 from emma.base.extras import explain_missing
+from emma.base.system_errors import report
 
 __all__ = ["run_command"]
 
 
 def run_command(command: click.Command) -> None:
-    """Runs a click command and, like `emma`, reports a user's mistake in one message with an exit code."""
+    """Runs a click command and, like `emma`, reports a mistake or a fault in one message with an exit code."""
     try:
         with explain_missing("train"):
             command()
-    except UserError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    except Exception as error:
+        if (code := report(error)) is None:
+            raise
+        sys.exit(code)

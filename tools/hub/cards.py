@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from emma.base.errors import UserError
 from emma.tools.hub.kinds import Kind
@@ -13,15 +14,39 @@ from emma.tools.hub.kinds import Kind
 if TYPE_CHECKING:
     from huggingface_hub import CardData
 
-__all__ = ["hub_languages", "language_faults", "read_card", "render_markdown"]
+__all__ = [
+    "hub_languages",
+    "language_faults",
+    "markdown_address",
+    "markdown_text",
+    "read_card",
+    "render_markdown",
+]
 
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
+
+
+def markdown_text(text: object) -> str:
+    """One line of Markdown that shows a text as it is: no markup, no HTML, no cell of a table, no heading or list."""
+    line = " ".join(str(text).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = re.sub(r"([\\`*\[\]|~])", r"\\\1", line)
+    line = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", line)
+    return re.sub(r"^(\d*)([#+=.)-])", r"\1\\\2", line)
+
+
+def markdown_address(url: str | None) -> str:
+    """An address for a Markdown link; empty for one that is not of the web."""
+    return quote(url, safe=":/?#@!$&'*+,;=%~-._") if url and url.startswith(("https://", "http://")) else ""
 
 
 def render_markdown(
     template: Path, metadata: CardData, filters: Mapping[str, Callable[..., str]], **values: Any
 ) -> str:
-    """Content of README.md; a template variable without a value is an error."""
+    """Content of README.md; a template variable without a value is an error.
+
+    Text of recipes and data passes the filter `text`, addresses the filter `address`.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -31,7 +56,7 @@ def render_markdown(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= filters
+    environment.filters |= {"text": markdown_text, "address": markdown_address, **filters}
     text = environment.get_template(template.name).render(**values)
     return f"---\n{metadata.to_yaml()}\n---\n\n{text}"
 

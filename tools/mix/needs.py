@@ -9,6 +9,7 @@ from pathlib import Path
 
 from emma.base.errors import UserError
 from emma.base.processes import memory
+from emma.base.sizes import size_text
 from emma.tools.mix.fit import expected_rows
 from emma.tools.mix.layout import ROW
 from emma.tools.mix.prepare import MixSettings, Prepared
@@ -77,7 +78,7 @@ class Needs:
         free = shutil.disk_usage(existing).free
         if free < self.disk:
             found.append(
-                f"{folder}: building needs {self.disk / 1e9:.1f} GB of disk, but {free / 1e9:.1f} GB are free; free some "
+                f"{folder}: building needs {size_text(self.disk)} of disk, but {size_text(free)} are free; free some "
                 "space, or give another paths.mix"
             )
         return found

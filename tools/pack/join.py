@@ -13,6 +13,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from emma.base.claims import remove_abandoned
 from emma.base.errors import UserError
 from emma.base.files import atomic_write, fsync_path, read_json, write_json
 from emma.base.manifest import FileRecord, Manifest, now, package_versions
@@ -92,6 +93,7 @@ def join_units(settings: PackSettings, plan: ComponentPlan, proof: Mapping[str, 
             recipe allows.
     """
     folder, work = settings.store / plan.name, work_folder(settings, plan.name)
+    remove_abandoned(folder.glob(".*.partial"))
     layout = work / "layout.json"
     if not layout.is_file():
         refuse_missing(settings, plan)

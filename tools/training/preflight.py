@@ -19,6 +19,7 @@ from typing import Any
 
 from emma.base.claims import temporary_name
 from emma.base.files import write_json
+from emma.base.system_errors import report
 from emma.recipes.devices import device
 from emma.tools.training.preflight_rates import Rates, link_rates, product_tflops, slow_parts
 
@@ -153,4 +154,9 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Exception as error:
+        if (code := report(error)) is None:
+            raise
+        sys.exit(code)

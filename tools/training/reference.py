@@ -16,6 +16,7 @@ from typing import Any
 
 from emma.base.errors import UserError
 from emma.base.files import write_json
+from emma.base.system_errors import report
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
 from emma.tools.inspection.models import loading, model_options
@@ -102,6 +103,7 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    except Exception as error:
+        if (code := report(error)) is None:
+            raise
+        sys.exit(code)

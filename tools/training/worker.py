@@ -15,6 +15,7 @@ from pathlib import Path
 from emma.base.errors import UserError
 from emma.base.extras import explain_missing
 from emma.base.files import write_json
+from emma.base.system_errors import report
 from emma.recipes.load import load_recipe
 from emma.tools.runs.guard import guard
 from emma.tools.runs.heartbeat import Heartbeat
@@ -32,17 +33,13 @@ def main(arguments: list[str]) -> int:
         with explain_missing("train"):
             _rank_from_slurm()
             train(Path(arguments[0]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BaseException:
+    except BaseException as error:
         # torch wraps what is raised while it loads a checkpoint, and Megatron leaves by `sys.exit`.
         from emma.megatron_patches.inert_loading import refusal
 
-        if (refused := refusal()) is None:
+        if (code := report(error if isinstance(error, UserError) else refusal() or error)) is None:
             raise
-        print(f"error: {refused}", file=sys.stderr)
-        return refused.exit_code
+        return code
     return 0
 
 

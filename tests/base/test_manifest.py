@@ -1,0 +1,36 @@
+"""A manifest tells whether its outputs are still what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from emma.base import files
+from emma.base.files import sha256_file
+from emma.base.manifest import FileRecord, Manifest
+
+
+def test_files_that_changed_are_named(tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    part.write_bytes(b"a" * 100)
+    Manifest("stage", "0" * 64, outputs=[FileRecord.of(part, tmp_path)]).write(tmp_path)
+    manifest = Manifest.read(tmp_path)
+    assert manifest.check_outputs(tmp_path, contents=True) == []
+    part.write_bytes(b"a" * 99)
+    assert "99 bytes" in manifest.check_outputs(tmp_path)[0]
+    part.write_bytes(b"a" * 101)
+    assert "101 bytes" in manifest.check_outputs(tmp_path)[0]
+    part.write_bytes(b"a" * 99 + b"b")
+    assert manifest.check_outputs(tmp_path) == []
+    assert "SHA-256" in manifest.check_outputs(tmp_path, contents=True)[0]
+    part.unlink()
+    assert "missing" in manifest.check_outputs(tmp_path)[0]
+
+
+def test_a_hash_covers_every_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_CHUNK", 4)
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_bytes(b"0123456789")
+    other.write_bytes(b"012345678x")
+    assert sha256_file(one) != sha256_file(other)

@@ -1,0 +1,25 @@
+"""Text of recipes and data is no markup on a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.command_line import emma
+from tests.tools.report.sample_run import codes, sample_recipe, write_metrics, write_plan, write_start
+
+SCRIPT = "<script>alert(1)</script>"
+IMAGE = "<img src=x onerror=alert(2)>"
+
+
+def test_a_page_shows_hostile_text_as_text(tmp_path: Path) -> None:
+    recipe = sample_recipe(tmp_path)
+    run = write_start(recipe)
+    write_metrics(recipe)
+    write_plan(recipe, [*codes(4), IMAGE])
+    stored = run / "recipe.yaml"
+    stored.write_text(stored.read_text().replace("The road in small, on all kinds of text", f"'{SCRIPT}'"))
+    answer = emma("report", "run", str(run), "--output", str(tmp_path / "page.html"))
+    assert answer.code == 0, answer.err
+    page = (tmp_path / "page.html").read_text()
+    assert "alert(1)" in page and "onerror=alert(2)" in page, "it is shown"
+    assert SCRIPT not in page and IMAGE not in page
