@@ -18,6 +18,7 @@ from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest
 from emma.base.staging import staged_folder
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.tokenizer import Extension
+from emma.recipes.vocabulary import Growth
 from emma.tools.pack.tokenizer_file import TokenizerFile
 from emma.tools.tokenizer.bpe import Bpe, open_tokenizer, with_marks
 from emma.tools.tokenizer.learn import NewToken, learn
@@ -183,6 +184,15 @@ def extend(
         with atomic_write(staging / EXTENSION) as handle:
             pq.write_table(table_of(learnt), handle, compression="zstd")
         words, size = learnt.words, learnt.bpe.size
+        grown = Growth(
+            file.sha256,
+            size,
+            len(learnt.tokens),
+            settings.pattern,
+            settings.selection,
+            learnt.words.languages,
+        )
+        grown.write(staging)
         manifest.inputs = [FileRecord.of(file.path), FileRecord.of(split)]
         manifest.counts = {
             "in": int(words.documents.sum()),

@@ -303,10 +303,10 @@ def _texts(
                     np.array_equal(fast.ids, ids.ids) and np.array_equal(fast.offsets, ids.offsets)
                 ):
                     faults[f"{name} gives other ids than the reference"] = few[0]
-            for name, encode in others.items():
-                for text, one, row in zip(few, encode(few), rows, strict=True):
-                    if one != row.tolist():
-                        faults[f"{name} gives other ids than the reference"] = text
+            for library, encode in others.items():
+                for text, own_ids, row in zip(few, encode(few), rows, strict=True):
+                    if own_ids != row.tolist():
+                        faults[f"{library} gives other ids than the reference"] = text
                         break
         found.faults += [f"{language}: {words} (text {text[:60]!r})" for words, text in faults.items()]
     counts["new_tokens"] = len(extended.rows)

@@ -224,13 +224,16 @@ def _joined(counted: Sequence[Counted]) -> Words:
     language = np.concatenate([np.full(len(each), number, np.int64) for number, each in enumerate(at)])
     word = np.concatenate(at)
     order = np.lexsort((language, word))
+    size, documents_, english = (
+        np.array([getattr(one, name) for one in counted], np.int64)
+        for name in ("bytes", "documents", "english")
+    )
     return Words(
         words,
         [one.language for one in counted],
-        *(
-            np.array([getattr(one, name) for one in counted], np.int64)
-            for name in ("bytes", "documents", "english")
-        ),
+        size,
+        documents_,
+        english,
         word=word[order],
         language=language[order],
         count=np.concatenate([one.words[1] for one in counted])[order],
