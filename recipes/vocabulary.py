@@ -9,7 +9,7 @@ from pathlib import Path
 from emma.base.errors import UserError
 from emma.base.files import read_json, write_json
 
-__all__ = ["GROWTH_NAME", "Growth", "growth_of"]
+__all__ = ["GROWTH_NAME", "Growth", "cost_sentence", "growth_of", "report_folder"]
 
 GROWTH_NAME = "vocabulary_extension.json"
 
@@ -65,3 +65,27 @@ def growth_of(folder: str | Path) -> Growth | None:
         return Growth(**read_json(path))
     except TypeError as error:
         raise UserError(f"{path}: {error}; make the extension again") from None
+
+
+def report_folder(corpus: str | Path, sha256: str) -> Path:
+    """Where `emma tokenizer report` puts what a tokenizer costs on a corpus."""
+    return Path(corpus) / "statistics" / f"tokenizer-{sha256[:12]}"
+
+
+def cost_sentence(corpus: str | Path, sha256: str | None) -> str | None:
+    """What a report says of a tokenizer in one sentence; None if there is none, or if it has no pairs.
+
+    Raises:
+        UserError: the report is damaged.
+    """
+    path = report_folder(corpus, sha256 or "-") / "report.json"
+    if not path.is_file():
+        return None
+    report = read_json(path)
+    premiums = report["tokenizers"][0]["premiums"]
+    if premiums is None:
+        return None
+    return (
+        f"For the same sentences ({report['pair_set']}), {premiums['languages']} languages need {premiums['median']:.2f} "
+        f"times as many tokens as English (median; largest {premiums['maximum']:.2f}, Gini index {premiums['gini']:.2f})"
+    )

@@ -25,6 +25,7 @@ def group() -> None:
     """What a tokenizer costs each language, and new tokens for the languages that it serves worst.
 
     \b
+    emma tokenizer report RUN                              tokens of each language for the same sentences
     emma tokenizer extend RUN OUT                          new tokens from the run's training documents
     emma tokenizer verify BASE OUT                         old ids keep their meaning, in every engine
     emma convert extend-vocabulary MODEL OUT --tokenizer…  the model's embeddings for them
@@ -51,6 +52,53 @@ def _recipe(run: str, overrides: tuple[str, ...]) -> Recipe:
 
 def _echo_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@group.command()
+@run_argument
+@overrides_argument
+@click.option(
+    "--against", type=_PATH, multiple=True, help="Folder of another tokenizer, to compare; repeatable."
+)
+@click.option(
+    "--split",
+    type=click.Choice(["validation", "all"]),
+    default="validation",
+    show_default=True,
+    help="Documents and pairs to count; `all` flatters a tokenizer that was made of the training ones.",
+)
+@click.option("--set", "pair_set", help="Source of the pairs. [default: the one with most languages]")
+@json_option
+def report(
+    run: str,
+    overrides: tuple[str, ...],
+    against: tuple[Path, ...],
+    split: str,
+    pair_set: str | None,
+    as_json: bool,
+) -> None:
+    """What RUN's tokenizer costs each language of its corpus: tokens for the same sentences as English, and why.
+
+    Reads validation text of the corpus, and its sentence pairs with English (eng_Latn). Writes report.json,
+    report.parquet and a page, index.html, to statistics/tokenizer-… of the corpus; the run's report and the model card
+    quote it.
+
+    \b
+    Examples:
+      emma tokenizer report demo
+      emma tokenizer report emma_llama3_8b_bi --against base/Llama-2-7b --against base/gemma-2-9b
+    """
+    from emma.tools.tokenizer.report import make_report, summary_lines, write_report
+
+    recipe = _recipe(run, overrides)
+    found = make_report(recipe, against, split=split, pair_set=pair_set)
+    folder = write_report(found, recipe)
+    if as_json:
+        _echo_json(found.to_dict())
+        return
+    for line in summary_lines(found):
+        click.echo(line)
+    click.echo(f"{folder / 'index.html'}")
 
 
 @group.command()

@@ -19,7 +19,7 @@ from emma.base.files import read_json
 from emma.recipes.schema.model import Tokenizer as Settings
 from emma.tools.pack.tokenizer_file import TokenizerFile
 
-__all__ = ["SPACE", "Bpe", "byte_characters", "open_tokenizer", "with_marks"]
+__all__ = ["SPACE", "Bpe", "byte_characters", "open_tokenizer", "splitting_steps", "with_marks"]
 
 SPACE = "▁"
 """What SentencePiece writes for a space."""
@@ -48,6 +48,14 @@ def byte_characters() -> list[str]:
 
 
 _BYTES = {character: byte for byte, character in enumerate(byte_characters())}
+
+
+def splitting_steps(tokenizer: str) -> tuple[Any, Any]:
+    """The library's normalizer and pre-tokenizer of a tokenizer.json, each None where there is none."""
+    from tokenizers import Tokenizer
+
+    own = Tokenizer.from_str(tokenizer)
+    return own.normalizer, own.pre_tokenizer
 
 
 def open_tokenizer(path: Path, vocab_size: int | None = None) -> TokenizerFile:
@@ -157,11 +165,8 @@ class Bpe:
 
     @cached_property
     def _steps(self) -> tuple[Any, Any]:
-        """The library's normalizer and pre-tokenizer."""
-        from tokenizers import Tokenizer
-
-        own = Tokenizer.from_str(self.file.plain)
-        return own.normalizer, own.pre_tokenizer
+        value = {**orjson.loads(self.file.plain), "pre_tokenizer": self.value.get("pre_tokenizer")}
+        return splitting_steps(orjson.dumps(value).decode())
 
     @cached_property
     def _chunked(self) -> bool:
