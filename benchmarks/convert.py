@@ -85,6 +85,10 @@ def run_phase(phase: str, source: Path, destination: Path) -> None:
         copy_and_hash(source, destination)
     elif phase == "transformers":
         transformers_load_and_save(source, destination)
+    elif phase == "extend":
+        from emma.checkpoints_conversion.extend_vocabulary import extend_vocabulary
+
+        extend_vocabulary(source, destination, source.parent / "tokenizer")
     elif phase == "import":
         from emma.checkpoints_conversion.hf_to_megatron import convert
 

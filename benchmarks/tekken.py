@@ -13,22 +13,9 @@ import orjson
 from emma.base.errors import UserError
 from emma.base.extras import install_command
 from emma.base.files import write_json
+from emma.tools.tokenizer.bpe import byte_characters
 
-__all__ = ["byte_level_characters", "tekken_tokenizer", "write_tekken"]
-
-
-def byte_level_characters() -> list[str]:
-    """The printable character for each byte value in byte-level BPE vocabularies (GPT-2's table)."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    characters = {byte: chr(byte) for byte in printable}
-    for byte in range(256):
-        if byte not in characters:
-            characters[byte] = chr(256 + len(characters) - len(printable))
-    return [characters[byte] for byte in range(256)]
+__all__ = ["tekken_tokenizer", "write_tekken"]
 
 
 def _merges(tokens: list[bytes]) -> list[tuple[bytes, bytes]]:
@@ -69,7 +56,7 @@ def tekken_tokenizer() -> dict[str, Any]:
         base64.b64decode(entry["token_bytes"])
         for entry in tekken["vocab"][: config["default_vocab_size"] - special]
     ]
-    table = byte_level_characters()
+    table = byte_characters()
 
     def text(token: bytes) -> str:
         return "".join(table[byte] for byte in token)

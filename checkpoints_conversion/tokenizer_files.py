@@ -12,6 +12,7 @@ from emma.base.errors import UserError
 from emma.base.files import sha256_file
 from emma.checkpoints_conversion.config import TokenIds, read_settings
 from emma.recipes.schema.model import Tokenizer
+from emma.recipes.vocabulary import GROWTH_NAME
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
@@ -36,6 +37,7 @@ _FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    GROWTH_NAME,  # travels with the tokenizer that it is about
 )
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _LARGEST = 512 << 20  # bytes of a tokenizer.json; published ones have up to some 35 MB

@@ -17,6 +17,10 @@ __all__ = ["main"]
 COMMANDS = {
     "recipe": ("emma.commands.recipe:group", "List recipes and show their resolved settings."),
     "corpus": ("emma.commands.corpus:group", "Raw text → clean, deduplicated, split text, with statistics."),
+    "tokenizer": (
+        "emma.commands.tokenizer:group",
+        "What a tokenizer costs each language; new tokens for it.",
+    ),
     "pack": ("emma.commands.pack:group", "Clean text → token store (.bin files and an index of documents)."),
     "mix": ("emma.commands.mix:group", "Token store and recipe → training and validation datasets."),
     "plan": ("emma.commands.plan:command", "Memory, steps, time and GPU-hours of a run; needs no GPU."),

@@ -62,6 +62,7 @@ def render_card(facts: CardFacts) -> str:
     """README.md: metadata between lines of dashes, then the text."""
     from emma.base.manifest import now
     from emma.checkpoints_conversion.main_weights import release_sentence
+    from emma.recipes.vocabulary import growth_of
     from emma.tools.charts.scales import duration, number
     from emma.tools.report.provenance import recipe_facts
 
@@ -72,6 +73,7 @@ def render_card(facts: CardFacts) -> str:
         f=facts,
         recipe=facts.record.recipe,
         recipe_facts=recipe_facts(facts.record),
+        grown=growth_of(facts.record.recipe.model.tokenizer.path),
         environment=facts.record.environment,
         year=now()[:4],
         key=re.sub(r"[^a-z0-9]+", "-", facts.title.lower()).strip("-"),

@@ -26,6 +26,7 @@ from emma.commands.convert_options import (
     say_released,
 )
 from emma.commands.convert_verify import verify
+from emma.commands.convert_vocabulary import extend_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +48,7 @@ def group() -> None:
 
 group.add_command(inspect)
 group.add_command(verify)
+group.add_command(extend_vocabulary)
 
 
 def _print(value: dict[str, Any], as_json: bool) -> None:

@@ -125,6 +125,10 @@ def run(
     if as_json:
         _echo_json(report)
         return
+    from emma.recipes.vocabulary import growth_of
+
+    if (grown := growth_of(settings.tokenizer.path)) is not None:
+        click.echo(f"vocabulary: {grown.sentence}")
     for name, entry in report.items():
         if entry["status"] == "unfinished":
             click.echo(

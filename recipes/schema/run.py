@@ -13,6 +13,7 @@ from emma.recipes.schema.data import Data
 from emma.recipes.schema.hardware import Cluster, Precision
 from emma.recipes.schema.model import Model
 from emma.recipes.schema.section import Section
+from emma.recipes.schema.tokenizer import Extension
 from emma.recipes.schema.training import (
     Batch,
     Checkpoint,
@@ -27,6 +28,9 @@ from emma.recipes.schema.training import (
 )
 
 __all__ = ["Recipe"]
+
+# Sections that most recipes do without; one that lacks them keeps the SHA-256 that it had before they existed.
+_OPTIONAL = ("tokenizer_extension",)
 
 
 class Recipe(Section):
@@ -52,6 +56,8 @@ class Recipe(Section):
     safety: Safety = Safety()
     logging: Logging = Logging()
     paths: Paths = Paths()
+    tokenizer_extension: Extension | None = None
+    """How `emma tokenizer extend` makes new tokens; default: its own defaults. Nothing else reads it."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Environment variables of every rank of this run; they take precedence over the cluster's."""
     megatron_args: dict[str, bool | int | float | str | list[int | float | str]] = Field(default_factory=dict)
@@ -91,7 +97,8 @@ class Recipe(Section):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain mappings, lists and scalars, with the keys of the YAML files; loading them gives an equal recipe."""
-        return self.model_dump(mode="json", by_alias=True)
+        value = self.model_dump(mode="json", by_alias=True)
+        return {key: inner for key, inner in value.items() if inner is not None or key not in _OPTIONAL}
 
     @property
     def sha256(self) -> str:

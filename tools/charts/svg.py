@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 __all__ = [
+    "marked_bars",
     "Line",
     "Mark",
     "Panel",
@@ -200,3 +201,28 @@ def share_bars(shares: Mapping[str, float], label: str) -> str:
         for i, (name, share) in enumerate(shares.items())
     )
     return f'<svg viewBox="0 0 {_WIDTH} {28 * len(shares) + 16}" role="img" aria-label="{escape(label)}">{bars}</svg>'
+
+
+def marked_bars(rows: Sequence[tuple[str, float, float | None]], label: str) -> str:
+    """Horizontal bars with their values, from the top down, each with a mark at another value.
+
+    Args:
+        rows: name, value (at least 0), and the value to mark or None.
+        label: for screen readers.
+    """
+    largest = max((max(value, mark or 0.0) for _, value, mark in rows), default=1.0) or 1.0
+    parts = []
+    for place, (name, value, mark) in enumerate(rows):
+        top, width = 12 + 22 * place, 450 * value / largest
+        parts.append(
+            f'<text x="{_LEFT + 160}" y="{top + 12}" text-anchor="end">{escape(name)}</text>'
+            f'<rect x="{_LEFT + 170}" y="{top}" width="{max(1, width):.0f}" height="15" fill="#4a7"/>'
+            f'<text x="{_LEFT + 176 + width:.0f}" y="{top + 12}">{value:.2f}</text>'
+        )
+        if mark is not None:
+            at = _LEFT + 170 + 450 * mark / largest
+            parts.append(f'<path d="M{at:.1f} {top - 2}v19" stroke="#222" stroke-width="2"/>')
+    height = 22 * len(rows) + 16
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    )

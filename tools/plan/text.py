@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from emma.recipes.devices import device
+from emma.recipes.vocabulary import growth_of
 from emma.tools.plan.alternatives import Alternative
 from emma.tools.plan.memory import MARGIN
 from emma.tools.plan.plan import Plan
@@ -80,6 +81,8 @@ def _run(plan: Plan) -> list[str]:
             f"{plan.flops_causal * total:.3g} and {plan.flops_full * total:.3g} in all",
         ),
     ]
+    if (grown := growth_of(recipe.model.tokenizer.path)) is not None:
+        rows.insert(1, ("vocabulary", grown.sentence))
     title = f"{recipe.name}: {recipe.description}" if recipe.description else recipe.name
     return [title, *_rows(rows)]
 

@@ -30,7 +30,7 @@ from emma.tools.report.page import render
 from emma.tools.report.provenance import device_hours, flat
 from emma.tools.report.records import RunRecord
 from emma.tools.report.reference import ReferenceView, reference_view
-from emma.tools.report.training import category_colors, overlaid_charts
+from emma.tools.report.training import category_colors, one_tokenizer, overlaid_charts
 
 __all__ = ["Comparison", "compare_page", "comparison", "paired_gains"]
 
@@ -118,6 +118,7 @@ def compare_page(runs: Sequence[RunRecord], compared: Comparison | None = None) 
         against=_against_first(runs),
         curves=_curves(runs),
         charts=overlaid_charts(runs),
+        one_tokenizer=one_tokenizer(runs),
         mixes=[(run.name, mix_view(run)) for run in runs],
         mix_rows=_mix_rows([mix_view(run) for run in runs]),
         differences=_differences(runs),
@@ -141,7 +142,8 @@ def _summary(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
         return run.steps[-1].get(key) if run.steps else None
 
     hours = [device_hours(run) for run in runs]
-    losses = [last(run, "loss") for run in runs]
+    # A loss per token is a number of its own for each tokenizer.
+    losses = [last(run, "loss") if one_tokenizer(runs) else None for run in runs]
     return [
         ("data", [run.recipe.data.name for run in runs]),
         ("steps", [number(last(run, "step")) for run in runs]),

@@ -15,6 +15,7 @@ __all__ = [
     "GroupSet",
     "category_colors",
     "group_sets",
+    "one_tokenizer",
     "overlaid_charts",
     "training_charts",
     "validation_charts",
@@ -107,9 +108,20 @@ def validation_charts(run: RunRecord) -> list[Markup]:
     return charts
 
 
+def one_tokenizer(runs: Sequence[RunRecord]) -> bool:
+    """Whether the runs read text with one tokenizer, so that their losses per token can be compared."""
+    checksums = [run.mix_facts.get("tokenizer_sha256") or run.recipe.model.tokenizer.sha256 for run in runs]
+    if all(checksums):
+        return len(set(checksums)) == 1
+    return len({(run.recipe.model.tokenizer.path, run.recipe.model.vocab_size) for run in runs}) == 1
+
+
 def overlaid_charts(runs: Sequence[RunRecord]) -> list[Markup]:
-    """Training loss and every validation group that several runs share, one line per run."""
-    charts = []
+    """Training loss and every validation group that several runs share, one line per run; nothing for runs with
+    different tokenizers, whose losses per token mean different things."""
+    charts: list[Markup] = []
+    if not one_tokenizer(runs):
+        return charts
     losses = [
         Series(run.name, *run.series("loss"), f"s{place}")
         for place, run in enumerate(runs)

@@ -1,0 +1,1 @@
+"""What a tokenizer costs each language, and its extension by tokens that lower this cost."""
