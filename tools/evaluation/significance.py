@@ -167,7 +167,7 @@ def _sign_flips(table: NDArray[np.float64]) -> NDArray[np.float64]:
 def _signs(count: int) -> NDArray[np.float64]:
     """All sign patterns [count, 2^(count-1)] whose first sign is positive; the others give the same sums, mirrored."""
     bits = (np.arange(1 << (count - 1))[None, :] >> np.arange(count)[:, None]) & 1
-    return 1.0 - 2.0 * bits[::-1]
+    return np.asarray(1.0 - 2.0 * bits[::-1], np.float64)
 
 
 def _student(table: NDArray[np.float64], *, skewed: bool) -> NDArray[np.float64]:
@@ -291,7 +291,7 @@ def _test(
     if base.items and trained.items:
         changes = np.array([trained.items[item] - base.items[item] for item in base.items], np.float64)
         groups = _groups(list(base.items), base.clusters)
-        sums = np.bincount(groups, weights=changes)
+        sums = np.asarray(np.bincount(groups, weights=changes), np.float64)
         p, name = units_p(sums)
         # The value is a mean over items, however many of them each cluster has.
         centred = np.bincount(groups, weights=changes - changes.mean())
