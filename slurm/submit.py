@@ -27,7 +27,7 @@ from emma.slurm.stages import STAGES, Stage, job_name, place, stage_job, stages_
 from emma.slurm.submissions import Note, SubmittedMeanwhileError, forget, note, of_others, sole_submitter
 from emma.tools.plan.plan import Plan, make_plan
 from emma.tools.runs.run_folder import RunFolder
-from emma.tools.training.launch import refuse_unproven
+from emma.tools.training.proven import refuse_unproven
 
 __all__ = ["Chain", "Link", "Submitted", "SubmittedMeanwhileError", "plan_chain", "submit", "write_script"]
 

@@ -20,7 +20,8 @@ from emma.slurm.stages import job_name, stages_between
 from emma.slurm.submit import Submitted, refuse_if_slurm_would, sbatch, write_script
 from emma.slurm.sweep import SweepFolder, Trial, base_recipe, design, with_overrides
 from emma.tools.plan.plan import make_plan
-from emma.tools.training.launch import rank_environment, refuse_unproven
+from emma.tools.training.launch import rank_environment
+from emma.tools.training.proven import refuse_unproven
 
 __all__ = ["SweepPlan", "open_sweep", "plan_sweep", "submit_sweep"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from emma.base.errors import CheckFailedError, UserError
 from emma.base.files import read_json, write_json, write_text
-from emma.base.manifest import FileRecord, Manifest
+from emma.base.manifest import FileRecord, Manifest, now
 from emma.base.staging import check_free_space, staged_folder
 from emma.checkpoints_conversion.checkpoint import keeps_fp8
 from emma.checkpoints_conversion.config import TokenIds, generation_config, model_from_hf, token_ids_from_hf
@@ -18,6 +18,7 @@ from emma.checkpoints_conversion.release.card import render_card
 from emma.checkpoints_conversion.release.evaluation import copy_evaluation
 from emma.checkpoints_conversion.release.facts import CardFacts, card_facts
 from emma.checkpoints_conversion.release.licenses import copy_licence_files
+from emma.checkpoints_conversion.release.record import write_record
 from emma.checkpoints_conversion.release.verify import release_faults
 from emma.checkpoints_conversion.release.weights import check_parity, copy_weights
 from emma.checkpoints_conversion.safetensors_files import SafetensorsReader
@@ -162,10 +163,11 @@ def write_release(
         write_recipe(record.recipe, staging / "recipe.yaml")
         evaluation = copy_evaluation(
             *(record.folder / "evaluation", staging / "evaluation", plan.step),
-            tables=plan.facts.gains is not None,
+            gains=plan.facts.gains,
         )
         copy_licence_files(plan.facts.license, plan.licence_folders, staging)
-        write_text(staging / "README.md", render_card(plan.facts))
+        write_record(record, plan.step, staging)
+        write_text(staging / "README.md", render_card(plan.facts, now()[:4]))
         manifest.inputs = [FileRecord.of(path, record.folder) for path in _inputs(plan, evaluation)]
         manifest.outputs = [
             FileRecord(name, (staging / name).stat().st_size, f"sha256:{checksum}")

@@ -58,9 +58,13 @@ def _eval_results(facts: CardFacts) -> list[EvalResult] | None:
     ]
 
 
-def render_card(facts: CardFacts) -> str:
-    """README.md: metadata between lines of dashes, then the text."""
-    from emma.base.manifest import now
+def render_card(facts: CardFacts, year: str) -> str:
+    """README.md: metadata between lines of dashes, then the text.
+
+    Args:
+        facts: what it says.
+        year: of the citation.
+    """
     from emma.checkpoints_conversion.main_weights import release_sentence
     from emma.recipes.vocabulary import growth_of
     from emma.tools.charts.scales import duration, number
@@ -75,7 +79,7 @@ def render_card(facts: CardFacts) -> str:
         recipe_facts=recipe_facts(facts.record),
         grown=growth_of(facts.record.recipe.model.tokenizer.path),
         environment=facts.record.environment,
-        year=now()[:4],
+        year=year,
         key=re.sub(r"[^a-z0-9]+", "-", facts.title.lower()).strip("-"),
         extremes=_extremes(facts),
         weights=release_sentence(facts.parity["released"]) if facts.parity.get("released") else None,

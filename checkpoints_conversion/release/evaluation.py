@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from emma.tools.evaluation.stored import journal_of
 
 __all__ = ["copy_evaluation", "step_files"]
 
@@ -27,20 +31,26 @@ def step_files(evaluation: Path, step: int) -> list[Path]:
     )
 
 
-def copy_evaluation(evaluation: Path, destination: Path, step: int, *, tables: bool) -> list[Path]:
+def copy_evaluation(
+    evaluation: Path, destination: Path, step: int, *, gains: Mapping[str, Any] | None
+) -> list[Path]:
     """Copies a step's tables and sample-level outputs into a folder, which is not created if there are none.
 
     Args:
         evaluation: the run's evaluation folder; it may be missing.
         destination: folder to fill.
         step: the step.
-        tables: whether the tables are about this step.
+        gains: content of gains.json if the tables are about this step; then the base's scores of single documents
+            come along, from which the gains can be computed again.
 
     Returns:
         The files that were copied, in the evaluation folder.
     """
-    found = [evaluation / name for name in TABLES if tables and (evaluation / name).is_file()]
-    found += step_files(evaluation, step)
+    found = []
+    if gains is not None:
+        tables = [*(evaluation / name for name in TABLES), journal_of(evaluation, gains["base"]).path]
+        found = [path for path in tables if path.is_file()]
+    found += [path for path in step_files(evaluation, step) if path not in found]
     for path in found:
         target = destination / path.relative_to(evaluation)
         target.parent.mkdir(parents=True, exist_ok=True)

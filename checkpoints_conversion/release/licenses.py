@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 from collections.abc import Sequence
 from functools import cache
@@ -14,9 +16,10 @@ from emma.base.errors import UserError
 from emma.base.files import write_text
 from emma.recipes.schema.section import Section
 
-__all__ = ["License", "copy_licence_files", "fitting_name", "license_of", "licence_faults"]
+__all__ = ["License", "copy_licence_files", "fitting_name", "license_of", "licence_faults", "text_sha256"]
 
 _ENDINGS = ("", ".md", ".txt")
+_END = "end of terms and conditions"
 
 
 class License(Section):
@@ -45,7 +48,9 @@ def license_of(identifier: str) -> License:
 
 def fitting_name(name: str, license_: License) -> str:
     """The name under which a model may be released: with the licence's prefix if it requires one."""
-    if license_.name_prefix is None or _plain(name).startswith(_plain(license_.name_prefix)):
+    if license_.name_prefix is None or re.match(
+        rf"{re.escape(_plain(license_.name_prefix))}(?![a-z])", _plain(name)
+    ):
         return name
     return f"{license_.name_prefix} {name}"
 
@@ -88,6 +93,40 @@ def _find(name: str, folders: Sequence[Path]) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+@cache
+def _texts() -> dict[str, dict[str, list[str]]]:
+    path = Path(__file__).with_name("license_texts.yaml")
+    values: dict[str, dict[str, list[str]]] = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    return values
+
+
+def text_sha256(text: str) -> str:
+    """SHA-256 over a licence's words; see license_texts.yaml."""
+    words = " ".join(re.findall(r"\w+", text.lower()))
+    before, end, _ = words.partition(_END)
+    return hashlib.sha256((before + end).encode()).hexdigest()
+
+
+def _text_faults(license_: License, folder: Path) -> list[str]:
+    """Licence files whose text is not the licence's."""
+    faults = []
+    for name, known in _texts().get(license_.id, {}).items():
+        path = _find(name, [folder])
+        if path is None:
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            text = ""
+        if text_sha256(text) not in known:
+            words = len(text.split())
+            faults.append(
+                f"{path}: its text ({words:,} word{'s' if words != 1 else ''}) is not the {license_.name}'s; copy the file "
+                "from the base model's folder"
+            )
+    return faults
+
+
 def licence_faults(license_: License, folder: Path, model_name: str, card: str) -> list[str]:
     """The licence's rules that a release folder does not meet.
 
@@ -102,6 +141,7 @@ def licence_faults(license_: License, folder: Path, model_name: str, card: str) 
         for name in license_.copies
         if _find(name, [folder]) is None
     ]
+    faults += _text_faults(license_, folder)
     notice = folder / "NOTICE"
     if license_.notice and (
         not notice.is_file() or license_.notice not in notice.read_text(encoding="utf-8")

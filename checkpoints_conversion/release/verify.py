@@ -10,7 +10,8 @@ from emma.base.files import read_json
 from emma.checkpoints_conversion.config import model_from_hf, token_ids_from_hf
 from emma.checkpoints_conversion.parameters import parameter_shapes
 from emma.checkpoints_conversion.release.card import card_faults
-from emma.checkpoints_conversion.release.licenses import licence_faults, license_of
+from emma.checkpoints_conversion.release.licenses import fitting_name, licence_faults, license_of
+from emma.checkpoints_conversion.release.record import figure_faults
 from emma.checkpoints_conversion.release.weights import check_parity, tensor_hashes
 from emma.checkpoints_conversion.safetensors_files import INDEX_NAME, SafetensorsReader
 from emma.checkpoints_conversion.tokenizer_files import load_engine
@@ -18,7 +19,7 @@ from emma.tools.hub.cards import read_card
 from emma.tools.hub.checksums import checksum_faults
 from emma.tools.inspection.models import check_model, loading, model_options, tokenizer_options
 
-__all__ = ["generate_faults", "release_faults"]
+__all__ = ["generate_faults", "name_fault", "release_faults"]
 
 
 def release_faults(folder: Path, *, read_weights: bool = True) -> list[str]:
@@ -29,7 +30,7 @@ def release_faults(folder: Path, *, read_weights: bool = True) -> list[str]:
         read_weights: hash all files and tensors; off if they were hashed while being written.
     """
     faults: list[str] = []
-    checks = [_code_faults, _tensor_faults, _token_faults, card_faults, _licence_faults]
+    checks = [_code_faults, _tensor_faults, _token_faults, card_faults, _licence_faults, figure_faults]
     checks.append(_parity_faults if read_weights else _parity_passes)
     if read_weights:
         checks.insert(0, checksum_faults)
@@ -97,6 +98,26 @@ def _licence_faults(folder: Path) -> list[str]:
     data, text = read_card(folder)
     heading = next((line[2:].strip() for line in text.splitlines() if line.startswith("# ")), "")
     return licence_faults(license_of(str(data.get("license"))), folder, heading, text)
+
+
+def name_fault(folder: Path, repository: str) -> str | None:
+    """What forbids a repository's name: some licences say how the name of a model made from theirs begins.
+
+    Args:
+        folder: the release of a model.
+        repository: `owner/name`.
+    """
+    data, _ = read_card(folder)
+    license_ = license_of(str(data.get("license")))
+    name = repository.rpartition("/")[2]
+    if fitting_name(name, license_) == name:
+        return None
+    owner = repository.rpartition("/")[0]
+    example = "/".join(filter(None, (owner, fitting_name(name, license_).replace(" ", "-"))))
+    return (
+        f"{repository}: the {license_.name} requires a name that begins with “{license_.name_prefix}”, also on the Hub; "
+        f"name it {example}"
+    )
 
 
 def _code_faults(folder: Path) -> list[str]:

@@ -30,12 +30,20 @@ def _parse_shard(ctx: click.Context, parameter: click.Parameter, value: str | No
     return int(index), int(count)
 
 
+def _parse_batch(ctx: click.Context, parameter: click.Parameter, value: str) -> int | None:
+    if value == "auto":
+        return None
+    if not (value.isdigit() and int(value)):
+        raise click.BadParameter(f"{value!r} is neither a number of requests nor auto")
+    return int(value)
+
+
 _OPTIONS = (
     click.option("--tier", type=click.Choice(["smoke", "core", "full"]), help="How much of the benchmarks to run."),
     click.option("--benchmarks", help="Comma-separated benchmarks (see `emma evaluate list`); default all of the tier."),
     _MIRROR,
     click.option("--backend", type=click.Choice(["hf", "vllm"]), default="hf", show_default=True, help="What runs the model."),
-    click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Requests per batch (hf)."),
+    click.option("--batch-size", callback=_parse_batch, default="auto", show_default=True, help="Requests per batch (hf), or auto: as many as fit a budget of tokens, by length."),
     click.option("--tensor-parallel", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs that share the model (vllm)."),
     click.option("--max-length", type=click.IntRange(min=16), help="Tokens of context; default what the model takes, at most 8192."),
     click.option("--shots", multiple=True, metavar="NAME=N", help="Number of worked examples for a benchmark; may be repeated."),

@@ -154,8 +154,8 @@ def verify(folder: Path, generate: bool, as_json: bool) -> None:
     """Verify the release folder of a model or a corpus.
 
     For a model, checks all files' checksums, the index and shards against config.json, the begin and end
-    tokens, the card's metadata, the licence's requirements, and that the parity report passes and covers
-    these weights. For a corpus, checks all files' checksums, columns, rows, languages, and licences, the
+    tokens, the card's metadata, the licence's requirements and texts, that the parity report passes and covers
+    these weights, and every figure of the card, which is computed again from the released records and outputs. For a corpus, checks all files' checksums, columns, rows, languages, and licences, the
     card's metadata and configurations, and that no document is in both training and validation. Exits with
     code 1 on any fault.
     """
@@ -215,15 +215,22 @@ def upload(
     """Upload a release folder to the Hub, and verify by hash that it arrived.
 
     A corpus becomes a dataset repository, a model a model repository. The folder is verified first. An
-    interrupted upload resumes with what is missing, and so does the same command later. The Hub's client
+    interrupted upload resumes with what is missing, and so does the same command later. Where a model's licence
+    says how its name begins, so must the repository's. The Hub's client
     takes the token from HF_TOKEN or from `hf auth login`; it is never printed.
 
     \b
     emma release upload release/my-model my-team/my-model --branch step25000
     """
-    from emma.base.errors import CheckFailedError
+    from emma.base.errors import CheckFailedError, UserError
+    from emma.tools.hub.kinds import release_kind
     from emma.tools.hub.upload import plan_upload, server_faults, upload_release
 
+    if release_kind(folder) == "model":
+        from emma.checkpoints_conversion.release.verify import name_fault
+
+        if fault := name_fault(folder, repository):
+            raise UserError(fault)
     plan = plan_upload(folder, repository, branch, verify=_faults, private=private)
     if dry_run:
         _print(plan.as_dict(), as_json)

@@ -99,10 +99,10 @@ def command(
         compute_reference,
         launch_command,
         rank_environment,
-        refuse_unproven,
         train_here,
     )
     from emma.tools.training.plan_start import check_mix, describe
+    from emma.tools.training.proven import refuse_unproven
 
     if prove is not None:
         if print_command or prepare or take_over:

@@ -24,6 +24,7 @@ PAGES = [
             "train",
             "convert",
             "evaluate",
+            "verdicts",
             "report",
             "release",
         )

@@ -13,10 +13,11 @@ from emma.tools.evaluation.averages import ENGLISH_GROUP, OTHERS, Average, avera
 from emma.tools.evaluation.bootstrap import Estimate, average, average_of_items
 from emma.tools.evaluation.measures import Benchmark, Metric, benchmark, metric
 from emma.tools.evaluation.results import Result
-from emma.tools.evaluation.significance import Correction, Score, Verdicts, compare_languages, verdict_counts
+from emma.tools.evaluation.significance import Score, Verdict, compare_languages, verdict_counts
 from emma.tools.languages.codes import language
 
 __all__ = [
+    "CLUSTER",
     "BenchmarkScores",
     "Change",
     "Items",
@@ -24,6 +25,7 @@ __all__ = [
     "benchmark_scores",
     "benchmarks_of",
     "change",
+    "compare_scores",
     "estimate",
     "health",
     "main_metric",
@@ -32,6 +34,9 @@ __all__ = [
 Items = Callable[[str, str, str], Mapping[str, Any] | None]
 """(benchmark, language, metric) → scores of single items by id, or their statistics if the metric is a function of the
 sum of these; None if they were not kept."""
+
+CLUSTER = "cluster"
+"""The metric under which items name what they belong to: items of one cluster count as one unit in tests."""
 
 _PREFERRED = ("acc", "exact_match", "chrf++", "spbleu", "rougeL_uni", "bits_per_byte", "nll")
 
@@ -66,13 +71,13 @@ class Change:
         english: the test for English, None if it was not evaluated.
     """
 
-    languages: list[Verdicts]
+    languages: list[Verdict]
     average: Estimate | None
     groups: list[Average]
     members: dict[tuple[str, str], list[str]]
     group_counts: dict[tuple[str, str], dict[str, int]]
     counts: dict[str, int]
-    english: Verdicts | None
+    english: Verdict | None
 
 
 def benchmarks_of(rows: Iterable[Result], prefix: str = "heldout") -> list[str]:
@@ -108,14 +113,16 @@ def benchmark_scores(
     for row in mine:
         if metric(row.metric).kind == "health":
             rates.setdefault(row.metric, {})[row.language] = row.value
-    scores = {row.language: _score(row, items(name, row.language, key) if items else None) for row in chosen}
+    scores = {row.language: _score(row, name, key, items) for row in chosen}
     return BenchmarkScores(benchmark(name), metric(key), scores, rates)
 
 
-def _score(row: Result, items: Mapping[str, Any] | None) -> Score:
-    if items and all(isinstance(value, list) for value in items.values()):
-        return Score(row.value, row.error, statistics=items)
-    return Score(row.value, row.error, items)
+def _score(row: Result, name: str, key: str, items: Items | None) -> Score:
+    found = items(name, row.language, key) if items else None
+    clusters = items(name, row.language, CLUSTER) if items and found else None
+    if found and all(isinstance(value, list) for value in found.values()):
+        return Score(row.value, row.error, statistics=found, clusters=clusters, n=row.n)
+    return Score(row.value, row.error, found, clusters=clusters, n=row.n)
 
 
 def _value_of(key: str) -> Callable[[NDArray[np.float64]], float] | None:
@@ -155,33 +162,34 @@ def _estimate(scores: Mapping[str, Score], of: Benchmark, name: str) -> Estimate
     )
 
 
+def compare_scores(base: BenchmarkScores, trained: BenchmarkScores) -> list[Verdict]:
+    """The tests of two models in every language that both were scored on by the same metric, to be judged together with
+    all others of a page (`significance.judge`).
+
+    Raises:
+        UserError: the two models were scored on different items of a language.
+    """
+    of = trained.metric
+    return compare_languages(base.scores, trained.scores, better=of.better, value_of=_value_of(of.key))
+
+
 def change(
     base: BenchmarkScores,
     trained: BenchmarkScores,
+    rows: Sequence[Verdict],
     *,
     trained_on: frozenset[str] | None = None,
     seen: frozenset[str] | None = None,
-    correction: Correction = "bh",
 ) -> Change | None:
     """What training changed on a benchmark; None if the two models have no language in common.
 
     Args:
         base: scores of the base.
         trained: scores of the trained model, by the same metric.
+        rows: their judged tests.
         trained_on: languages of the run's mix.
         seen: languages that the base was pre-trained on.
-        correction: for the number of languages, see `significance.adjust`.
-
-    Raises:
-        UserError: the two models were scored on different items of a language.
     """
-    rows = compare_languages(
-        base.scores,
-        trained.scores,
-        better=trained.metric.better,
-        correction=correction,
-        value_of=_value_of(trained.metric.key),
-    )
     if not rows:
         return None
     by_language = {row.language: row for row in rows}
@@ -193,7 +201,7 @@ def change(
         name: _difference(base.scores[name], trained.scores[name], by_language[name]) for name in others
     }
     return Change(
-        rows,
+        list(rows),
         _estimate(paired, trained.benchmark, f"{trained.benchmark.key}/{trained.metric.key}/change")
         if paired
         else None,
@@ -205,7 +213,7 @@ def change(
     )
 
 
-def _difference(base: Score, trained: Score, row: Verdicts) -> Score:
+def _difference(base: Score, trained: Score, row: Verdict) -> Score:
     items = None
     if base.items and trained.items:
         items = {item: trained.items[item] - base.items[item] for item in base.items}

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from emma.base.errors import UserError
-from emma.tools.evaluation.bootstrap import average, error_of, ratio_draws
+from emma.tools.evaluation.bootstrap import average
 from emma.tools.evaluation.groups import ENGLISH, LANGUAGE_KINDS, LanguageFacts
 from emma.tools.evaluation.journal import LanguageScores
-from emma.tools.evaluation.results import BENCHMARK
+from emma.tools.evaluation.significance import judge, tally, units_p
 
-__all__ = ["Gains", "GroupGain", "LanguageGain", "compare"]
-
-_CLEAR = 2.0
+__all__ = ["Gains", "GroupGain", "LanguageGain", "compare", "gains_of"]
 
 
 @dataclass(frozen=True)
 class LanguageGain:
     """Bits per byte of one language under both models; a negative difference is a gain.
 
-    `error` is the standard error of the difference, from a bootstrap paired over documents; None for one document.
+    `error` is the standard error of the difference over documents, None for one document. `p`, `test`, `adjusted` and
+    `verdict` (`win`, `loss` or `tie`) are those of `significance.Verdict`; the documents are the units.
     """
 
     kind: str
@@ -36,19 +38,21 @@ class LanguageGain:
     trained: float
     difference: float
     error: float | None
+    p: float | None
+    test: str
+    adjusted: float | None = None
+    verdict: str = "tie"
 
     @property
-    def verdict(self) -> str:
-        """`gain` or `loss` if the difference exceeds two standard errors, else `tie`."""
-        if self.error is None or abs(self.difference) <= _CLEAR * self.error:
-            return "tie"
-        return "gain" if self.difference < 0 else "loss"
+    def better(self) -> str:
+        """Which direction is an improvement."""
+        return "lower"
 
 
 @dataclass(frozen=True)
 class GroupGain:
     """Averages over the languages of a group, each counted once; `error` accounts for languages as a sample, each
-    measured on a sample of documents."""
+    measured on a sample of documents. `wins` and `losses` count the members' verdicts."""
 
     kind: str
     group: str
@@ -58,8 +62,9 @@ class GroupGain:
     difference: float
     error: float | None
     lower: int
-    gains: int
+    wins: int
     losses: int
+    members: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,40 @@ class Gains:
     languages: tuple[LanguageGain, ...]
     groups: tuple[GroupGain, ...]
 
+    def with_verdicts(self, languages: Sequence[LanguageGain]) -> Gains:
+        """The same comparison after its languages were judged, perhaps together with others on a page."""
+        verdicts = {(row.kind, row.language): row.verdict for row in languages}
+        groups = []
+        for group in self.groups:
+            found = [verdicts[group.kind, name] for name in group.members]
+            groups.append(replace(group, wins=found.count("win"), losses=found.count("loss")))
+        return replace(self, languages=tuple(languages), groups=tuple(groups))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written to `gains.json`."""
-        value = asdict(self)
-        for row, language in zip(value["languages"], self.languages, strict=True):
-            row["verdict"] = language.verdict
-        return {"metric": "bits_per_byte", **value}
+        counts = asdict(tally(self.languages))
+        return {"metric": "bits_per_byte", **asdict(self), "verdicts": counts}
+
+
+def gains_of(value: Mapping[str, Any], path: Path) -> Gains:
+    """The comparison in the content of a `gains.json`.
+
+    Raises:
+        UserError: another version wrote it.
+    """
+    try:
+        return Gains(
+            value["base"],
+            value["trained"],
+            value["signature"],
+            tuple(LanguageGain(**row) for row in value["languages"]),
+            tuple(GroupGain(**{**row, "members": tuple(row["members"])}) for row in value["groups"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: written by another version ({error}); run `emma evaluate run` with --base again: finished "
+            "languages are kept"
+        ) from None
 
 
 def compare(
@@ -102,7 +135,7 @@ def compare(
     common = sorted(set(scores_of_base) & set(scores_of_trained))
     if not common:
         raise UserError(f"{base} and {trained} have no language in common; evaluate both on the same text")
-    gains = [_language_gain(scores_of_base[key], scores_of_trained[key], facts) for key in common]
+    gains = judge([_language_gain(scores_of_base[key], scores_of_trained[key], facts) for key in common])
     signature = scores_of_trained[common[0]].signature
     return Gains(base, trained, signature, tuple(gains), tuple(_groups(gains, facts)))
 
@@ -113,24 +146,29 @@ def _language_gain(base: LanguageScores, trained: LanguageScores, facts: Languag
         raise UserError(
             f"{kind}/{language}: the two models were scored on different documents; evaluate both again"
         )
-    sizes = [document.bytes for document in base.documents]
-    of_base = [document.nll / math.log(2) for document in base.documents]
-    of_trained = [document.nll / math.log(2) for document in trained.documents]
-    change = [after - before for before, after in zip(of_base, of_trained, strict=True)]
-    draws = ratio_draws(change, sizes, f"{BENCHMARK}/{kind}/{language}")
-    total = sum(sizes)
+    sizes = np.array([document.bytes for document in base.documents], np.float64)
+    before = np.array([document.nll for document in base.documents]) / math.log(2)
+    after = np.array([document.nll for document in trained.documents]) / math.log(2)
+    change, total, count = after - before, sizes.sum(), len(sizes)
+    difference = float(change.sum() / total)
+    # The error of a ratio of sums, by its linear approximation (Cochran 1977, section 6.3).
+    rest = change - difference * sizes
+    error = float(np.sqrt(count / (count - 1) * np.sum(rest**2)) / total) if count > 1 else None
+    p, test = units_p(change)
     return LanguageGain(
         kind,
         language,
         facts.category_of(kind, language),
         facts.is_trained(kind, language),
         facts.is_seen(language),
-        len(sizes),
-        total,
-        sum(of_base) / total,
-        sum(of_trained) / total,
-        sum(change) / total,
-        error_of(draws, len(sizes)),
+        count,
+        int(total),
+        float(before.sum() / total),
+        float(after.sum() / total),
+        difference,
+        error,
+        p,
+        test,
     )
 
 
@@ -179,6 +217,7 @@ def _group(kind: str, name: str, members: list[LanguageGain]) -> GroupGain:
         change.value,
         change.error,
         sum(gain.difference < 0 for gain in members),
-        sum(gain.verdict == "gain" for gain in members),
+        sum(gain.verdict == "win" for gain in members),
         sum(gain.verdict == "loss" for gain in members),
+        tuple(gain.language for gain in members),
     )

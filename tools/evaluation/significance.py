@@ -1,12 +1,30 @@
-"""Paired tests of two models, per language, corrected for the number of languages."""
+"""The one routine behind every verdict on two models: the test, the least that it needs, and its control over a page.
+
+Each comparison is reduced to one number for each unit, the difference between the two models there. A unit is what was
+drawn independently: a document, an item, or all items of one passage. The hypothesis is that the models are
+exchangeable, so that each unit's difference is as likely with the other sign. Then:
+
+- if all differences that are not zero have the same size (right and wrong answers), their signs are coin tosses:
+  McNemar's exact test;
+- with few differences, all their signs are enumerated: Fisher's randomization test, exact at any n and for any tails;
+- with many, Student's t.
+
+Differences may be skewed although their mean is zero, which the last two take for an effect more often than they should.
+A verdict therefore also has to pass Hall's skewness-corrected t (Hall 1992, JRSS B 54), as one more bar.
+
+With fewer than `LEAST` units nothing is said. A page's verdicts are controlled together, over languages, benchmarks and
+runs: `judge` bounds the share of them that is expected to be wrong. `LEVEL` is below the customary 5 %, so that what is
+approximate in the tests stays below it; docs/verdicts.md has the measured rates.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,23 +32,37 @@ from numpy.typing import NDArray
 from emma.base.errors import UserError
 
 __all__ = [
-    "ALPHA",
-    "Correction",
+    "LEAST",
+    "LEVEL",
+    "Method",
     "Score",
-    "Verdicts",
-    "adjust",
+    "Tally",
+    "Verdict",
     "compare_languages",
-    "mcnemar",
-    "paired_statistics",
-    "paired_t",
+    "influences",
+    "judge",
+    "paired_error",
+    "paired_test",
+    "tally",
+    "units_p",
     "two_errors",
     "verdict_counts",
 ]
 
-Correction = Literal["bh", "holm", "none"]
+Method = Literal["bh", "by"]
 
-ALPHA = 0.05
-"""Significance level of the tests."""
+LEVEL = 0.04
+"""Expected share of wrong verdicts among a page's clear ones; of a single comparison, the chance of a wrong one."""
+
+LEAST = 10
+"""Fewest units from which anything is concluded."""
+
+_ENUMERATED = 14
+"""Differences whose signs are enumerated: 2¹³ patterns, the other half being their mirror images."""
+
+_LEAST_INDIRECT = 30
+"""Fewest units where differences are not seen but estimated: scores of a whole corpus, and scores known only with their
+errors. These tests are right for many items only."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +73,20 @@ class Score:
         value: the score.
         error: its standard error, if known.
         items: scores of single items by id, if they were kept.
-        statistics: statistics of single items by id, for a metric that is a function of their sum (BLEU, chrF++)."""
+        statistics: statistics of single items by id, for a metric that is a function of their sum (BLEU, chrF++).
+        clusters: what each item belongs to (a passage with several questions); None: each item stands by itself.
+        n: number of items behind the value."""
 
     value: float
     error: float | None = None
     items: Mapping[str, float] | None = None
     statistics: Mapping[str, Sequence[float]] | None = None
+    clusters: Mapping[str, str] | None = None
+    n: int = 0
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class Verdict:
     """Two models on one language.
 
     Attributes:
@@ -59,9 +95,11 @@ class Verdicts:
         trained: score of the second.
         difference: `trained − base`, in the unit of the results.
         error: standard error of the difference, None if unknown.
-        p: two-sided p-value; 1 if there is no test.
-        adjusted: p-value corrected for the number of languages compared.
-        test: `McNemar`, `paired t`, `paired bootstrap`, `two errors`, or empty if there is none.
+        p: two-sided p-value of the comparison by itself; None if there is no test, or too few units for one.
+        test: `McNemar`, `sign flips`, `t`, `two errors`, or why there is none (`too few`, `no errors`).
+        units: number of independent units behind the test.
+        better: `higher` or `lower`.
+        adjusted: p-value corrected for all comparisons judged together; None without a test.
         verdict: `win`, `loss` or `tie`.
     """
 
@@ -70,101 +108,145 @@ class Verdicts:
     trained: float
     difference: float
     error: float | None
-    p: float
-    adjusted: float
+    p: float | None
     test: str
-    verdict: str
+    units: int
+    better: str
+    adjusted: float | None = None
+    verdict: str = "tie"
 
 
-def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided p of McNemar's test.
+def paired_test(differences: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
+    """Two-sided p-values and names of the tests of several comparisons at once.
 
     Args:
-        gained: items that only the second model gets right.
-        lost: items that only the first model gets right.
+        differences: [comparisons, units], the two models' difference on each independent unit.
+
+    Returns:
+        p [comparisons], NaN where there are too few units, and the test's name [comparisons].
     """
-    from scipy.stats import binomtest
+    from scipy.stats import binom
 
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    table = np.asarray(differences, np.float64)
+    rows, count = table.shape
+    if count < LEAST:
+        return np.full(rows, np.nan), np.full(rows, "too few")
+    size = np.abs(table)
+    largest = size.max(axis=1)
+    there = size > 1e-12 * largest[:, None]
+    alike = (~there | (size >= largest[:, None] * (1 - 1e-9))).all(axis=1)
+    moved = there.sum(axis=1)
+    p = np.maximum(_student(table, skewed=True), _student(table, skewed=False))
+    names = np.full(rows, "t", dtype="<U10")
+    few = ~alike & (moved <= _ENUMERATED)
+    if few.any():
+        p[few] = np.maximum(_sign_flips(table[few]), _student(table[few], skewed=True))
+        names[few] = "sign flips"
+    up = (there & (table > 0)).sum(axis=1)
+    rarer = np.minimum(up, moved - up)
+    p[alike] = np.minimum(1.0, 2 * binom.cdf(rarer[alike], moved[alike], 0.5))
+    names[alike] = "McNemar"
+    return p, names
 
 
-def paired_t(differences: Sequence[float] | NDArray[np.float64]) -> tuple[float, float | None]:
-    """Two-sided p of the paired t-test and the standard error of the mean; `(1, None)` for fewer than two items."""
+def _sign_flips(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Share of all sign patterns whose sum is at least as far from zero as the one that was seen."""
+    size = np.sort(np.abs(table), axis=1)[:, ::-1][:, :_ENUMERATED]
+    seen = np.abs(table.sum(axis=1))
+    # Sums that are equal in exact arithmetic must count as equal.
+    bound = seen - 1e-9 * size.sum(axis=1)
+    signs = _signs(size.shape[1])
+    p = np.empty(len(table))
+    for begin in range(0, len(table), 256):
+        sums = np.abs(size[begin : begin + 256] @ signs)
+        p[begin : begin + 256] = (sums >= bound[begin : begin + 256, None]).mean(axis=1)
+    return p
+
+
+@functools.cache
+def _signs(count: int) -> NDArray[np.float64]:
+    """All sign patterns [count, 2^(count-1)] whose first sign is positive; the others give the same sums, mirrored."""
+    bits = (np.arange(1 << (count - 1))[None, :] >> np.arange(count)[:, None]) & 1
+    return np.asarray(1.0 - 2.0 * bits[::-1], np.float64)
+
+
+def _student(table: NDArray[np.float64], *, skewed: bool) -> NDArray[np.float64]:
+    """Two-sided p of the mean: Student's t or, if `skewed`, Hall's transformation of it."""
+    from scipy.stats import skew, ttest_1samp
+
+    spread = table.std(axis=1, ddof=1)
+    flat = spread <= 1e-12 * np.abs(table).max(axis=1)
+    p = np.where(table.mean(axis=1) == 0, 1.0, 0.0)
+    rows = table[~flat]
+    if not len(rows):
+        return p
+    if not skewed:
+        p[~flat] = ttest_1samp(rows, 0, axis=1).pvalue
+        return p
     from scipy.stats import t
 
+    count = table.shape[1]
+    ratio, lean = rows.mean(axis=1) / spread[~flat], skew(rows, axis=1)
+    statistic = ratio + lean * ratio**2 / 3 + lean**2 * ratio**3 / 27 + lean / (6 * count)
+    p[~flat] = 2 * t.sf(np.abs(statistic) * math.sqrt(count), count - 1)
+    return p
+
+
+def units_p(differences: Sequence[float] | NDArray[np.float64]) -> tuple[float | None, str]:
+    """Two-sided p of one comparison from its units' differences, and the test's name; None if there are too few."""
+    p, names = paired_test(np.asarray(differences, np.float64)[None, :])
+    return None if math.isnan(p[0]) else float(p[0]), str(names[0])
+
+
+def paired_error(differences: Sequence[float] | NDArray[np.float64]) -> float | None:
+    """Standard error of the mean of units' differences; None for fewer than two."""
     values = np.asarray(differences, np.float64)
-    count = len(values)
-    if count < 2:
-        return 1.0, None
-    error = float(np.std(values, ddof=1)) / count**0.5
-    mean = float(values.mean())
-    if error == 0:
-        return (1.0 if mean == 0 else 0.0), 0.0
-    return float(2 * t.sf(abs(mean) / error, count - 1)), error
+    return float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else None
 
 
-def two_errors(base: Score, trained: Score) -> tuple[float, float | None]:
-    """Two-sided p of the difference between two scores with errors, taken as independent, and its standard error.
+def influences(
+    base: NDArray[np.float64], trained: NDArray[np.float64], value_of: Callable[[NDArray[np.float64]], float]
+) -> NDArray[np.float64]:
+    """Each unit's part in the difference between two scores that are functions of summed statistics.
 
-    If both models saw the same items the true error is smaller, so this misses some differences.
-    """
-    if base.error is None or trained.error is None:
-        return 1.0, None
-    error = math.hypot(base.error, trained.error)
-    if error == 0:
-        return (1.0 if base.value == trained.value else 0.0), 0.0
-    return math.erfc(abs(trained.value - base.value) / error / math.sqrt(2)), error
-
-
-def paired_statistics(
-    base: Mapping[str, Sequence[float]],
-    trained: Mapping[str, Sequence[float]],
-    value_of: Callable[[NDArray[np.float64]], float],
-    draws: int = 1000,
-) -> tuple[float, float | None]:
-    """Two-sided p and standard error of the difference between two scores that are functions of summed statistics.
-
-    Both models are resampled over the same items. The error is the standard deviation of the differences, and p that of
-    a normal deviate, so that the number of draws does not bound it.
+    These are the jackknife's pseudo-values (Tukey 1958), whose mean is the difference without its bias of order 1/n, and
+    which are the units' differences themselves if the score is their mean.
 
     Args:
-        base: item → statistics.
-        trained: item → statistics, for the same items.
+        base: statistics of the first model [units, statistics].
+        trained: those of the second, for the same units.
         value_of: score of a sum of statistics.
-        draws: number of resamples.
+
+    Returns:
+        One value per unit; empty for a single unit.
     """
-    tables = [np.array([found[item] for item in base], np.float64) for found in (base, trained)]
-    count = len(tables[0])
+    count = len(base)
     if count < 2:
-        return 1.0, None
-    weights = np.random.default_rng(count).multinomial(count, np.full(count, 1 / count), size=draws)
-    drawn = [np.array([value_of(row) for row in weights @ table]) for table in tables]
-    error = float(np.std(drawn[1] - drawn[0], ddof=1))
-    change = value_of(tables[1].sum(axis=0)) - value_of(tables[0].sum(axis=0))
-    if error == 0:
-        return (1.0 if change == 0 else 0.0), 0.0
-    return math.erfc(abs(change) / error / math.sqrt(2)), error
+        return np.zeros(0)
+    totals = base.sum(axis=0), trained.sum(axis=0)
+    whole = value_of(totals[1]) - value_of(totals[0])
+    without = np.array(
+        [value_of(totals[1] - b) - value_of(totals[0] - a) for a, b in zip(base, trained, strict=True)]
+    )
+    return count * whole - (count - 1) * without
 
 
-def adjust(p: Sequence[float], correction: Correction = "bh") -> list[float]:
-    """p-values corrected for multiple testing, in the order given.
+def two_errors(base: Score, trained: Score) -> tuple[float | None, float | None, str]:
+    """p of the difference between two scores of which only errors are known, its standard error, and the test's name.
 
-    Args:
-        p: p-values.
-        correction: `bh` (Benjamini and Hochberg) bounds the expected share of false findings, `holm` the chance of
-            any false finding; `none` corrects nothing.
+    Welch's t with the degrees of freedom of the smaller sample. Taking the scores as independent misses some differences
+    if both models saw the same items. There is no test without errors, or where one is zero (all answers alike), which
+    is a sign of few items and not of certainty.
     """
-    if correction == "none" or not p:
-        return list(p)
-    values = np.asarray(p, np.float64)
-    if correction == "bh":
-        from scipy.stats import false_discovery_control
+    from scipy.stats import t
 
-        return [float(value) for value in false_discovery_control(values, method="bh")]
-    order = np.argsort(values)
-    adjusted = np.empty_like(values)
-    adjusted[order] = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
-    return [float(value) for value in np.minimum(adjusted, 1)]
+    if not base.error or not trained.error:
+        return None, None, "no errors"
+    error = math.hypot(base.error, trained.error)
+    least = min(base.n, trained.n)
+    if least < _LEAST_INDIRECT:
+        return None, error, "too few"
+    return float(2 * t.sf(abs(trained.value - base.value) / error, least - 1)), error, "two errors"
 
 
 def compare_languages(
@@ -172,67 +254,144 @@ def compare_languages(
     trained: Mapping[str, Score],
     *,
     better: str,
-    correction: Correction = "bh",
-    alpha: float = ALPHA,
     value_of: Callable[[NDArray[np.float64]], float] | None = None,
-) -> list[Verdicts]:
-    """Tests for every language that both models were scored on.
-
-    Scores of single items are paired: McNemar's exact test if all are 0 or 1, else the paired t-test. Statistics of
-    single items are resampled. With neither, the two scores' own errors are used.
+) -> list[Verdict]:
+    """The tests of every language that both models were scored on, not judged yet (see `judge`).
 
     Args:
         base: scores by language.
         trained: scores by language.
         better: `higher` or `lower`.
-        correction: see `adjust`.
-        alpha: a corrected p below this makes a win or a loss.
         value_of: score of a sum of statistics, for scores that have them.
 
     Raises:
         UserError: the two models were scored on different items of a language.
     """
-    rows = [
-        _test(language, base[language], trained[language], value_of)
+    return [
+        _test(language, base[language], trained[language], better, value_of)
         for language in base
         if language in trained
     ]
-    corrected = adjust([row.p for row in rows], correction)
-    sign = 1 if better == "higher" else -1
-    done = []
-    for row, p in zip(rows, corrected, strict=True):
-        clear = p < alpha and row.difference != 0
-        verdict = "tie" if not clear else "win" if sign * row.difference > 0 else "loss"
-        done.append(replace(row, adjusted=p, verdict=verdict))
-    return done
 
 
 def _test(
-    language: str, base: Score, trained: Score, value_of: Callable[[NDArray[np.float64]], float] | None
-) -> Verdicts:
+    language: str,
+    base: Score,
+    trained: Score,
+    better: str,
+    value_of: Callable[[NDArray[np.float64]], float] | None,
+) -> Verdict:
     difference = trained.value - base.value
     for before, after in ((base.items, trained.items), (base.statistics, trained.statistics)):
         if before and after and before.keys() != after.keys():
             raise UserError(
                 f"{language}: the two models were scored on different items; evaluate both with the same --limit"
             )
+    error: float | None
     if base.items and trained.items:
-        pairs = np.array([(base.items[item], trained.items[item]) for item in base.items], np.float64)
-        changes = pairs[:, 1] - pairs[:, 0]
-        p, error = paired_t(changes)
-        name = "paired t"
-        if np.isin(pairs, (0.0, 1.0)).all():
-            p, name = mcnemar(int((changes > 0).sum()), int((changes < 0).sum())), "McNemar"
+        changes = np.array([trained.items[item] - base.items[item] for item in base.items], np.float64)
+        groups = _groups(list(base.items), base.clusters)
+        sums = np.asarray(np.bincount(groups, weights=changes), np.float64)
+        p, name = units_p(sums)
+        # The value is a mean over items, however many of them each cluster has.
+        centred = np.bincount(groups, weights=changes - changes.mean())
+        units = len(sums)
+        error = None
+        if units > 1:
+            error = float(np.sqrt(units / (units - 1) * np.sum(centred**2))) / len(changes)
     elif base.statistics and trained.statistics and value_of is not None:
-        p, error = paired_statistics(base.statistics, trained.statistics, value_of)
-        name = "paired bootstrap"
+        groups = _groups(list(base.statistics), base.clusters)
+        tables = [
+            _summed(np.array([score[item] for item in base.statistics], np.float64), groups)
+            for score in (base.statistics, trained.statistics)
+        ]
+        parts = influences(tables[0], tables[1], value_of)
+        units = len(tables[0])
+        p, name = units_p(parts) if units >= _LEAST_INDIRECT else (None, "too few")
+        error = paired_error(parts)
     else:
-        p, error = two_errors(base, trained)
-        name = "two errors" if error is not None else ""
-    return Verdicts(language, base.value, trained.value, difference, error, p, p, name, "tie")
+        units = min(base.n, trained.n)
+        p, error, name = two_errors(base, trained)
+    return Verdict(language, base.value, trained.value, difference, error, p, name, units, better)
 
 
-def verdict_counts(rows: Sequence[Verdicts]) -> dict[str, int]:
+def _groups(items: Sequence[str], clusters: Mapping[str, str] | None) -> NDArray[np.int64]:
+    """Number of each item's cluster; an item without one is its own."""
+    numbers: dict[tuple[str, str], int] = {}
+    found = []
+    for item in items:
+        name = clusters.get(item) if clusters else None
+        found.append(numbers.setdefault(("item", item) if not name else ("cluster", name), len(numbers)))
+    return np.array(found, np.int64)
+
+
+def _summed(table: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sums of the rows of each group."""
+    sums = np.zeros((int(groups.max()) + 1, table.shape[1]))
+    np.add.at(sums, groups, table)
+    return sums
+
+
+def judge[R: Any](rows: Sequence[R], *, method: Method = "bh", level: float = LEVEL) -> list[R]:
+    """The same comparisons with `adjusted` and `verdict`, controlled together.
+
+    Comparisons without a test are left out of the control: what leaves them out is the number of units, never the data.
+
+    Args:
+        rows: everything that a page compares (`Verdict`, or any dataclass with `p`, `difference`, `better`).
+        method: `bh` (Benjamini and Hochberg 1995), which bounds the expected share of wrong verdicts if the tests are
+            independent or positively dependent, as languages on the same items are; `by` (Benjamini and Yekutieli
+            2001) whatever their dependence, with less power.
+        level: the bound.
+    """
+    from scipy.stats import false_discovery_control
+
+    tested = [row for row in rows if row.p is not None]
+    found = iter(false_discovery_control([row.p for row in tested], method=method) if tested else ())
+    judged = []
+    for row in rows:
+        adjusted = float(next(found)) if row.p is not None else None
+        verdict = "tie"
+        if adjusted is not None and adjusted <= level and row.difference != 0:
+            verdict = "win" if (row.difference > 0) == (row.better == "higher") else "loss"
+        judged.append(replace(row, adjusted=adjusted, verdict=verdict))
+    return judged
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a page's verdicts amount to: comparisons, those with a test, clear ones, and the level of the control."""
+
+    comparisons: int
+    tested: int
+    clear: int
+    level: float = LEVEL
+
+    @property
+    def wrong(self) -> float:
+        """Upper bound of the expected number of wrong ones among the clear."""
+        return self.level * self.clear
+
+    @property
+    def sentence(self) -> str:
+        """All of it in words."""
+        text = f"{self.comparisons:,} comparisons, {self.tested:,} with enough documents or items to test"
+        if not self.tested:
+            return text + "; nothing is concluded."
+        return (
+            f"{text}; {self.clear:,} are clear, of which at most {100 * self.level:g} % "
+            f"({self.wrong:.1f}) are expected to be wrong."
+        )
+
+
+def tally(rows: Sequence[Any], level: float = LEVEL) -> Tally:
+    """Counts of judged comparisons."""
+    return Tally(
+        len(rows), sum(row.p is not None for row in rows), sum(row.verdict != "tie" for row in rows), level
+    )
+
+
+def verdict_counts(rows: Sequence[Verdict]) -> dict[str, int]:
     """Number of languages won, tied and lost."""
     found = Counter(row.verdict for row in rows)
     return {verdict: found[verdict] for verdict in ("win", "tie", "loss")}

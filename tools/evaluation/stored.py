@@ -70,20 +70,25 @@ def stored_scores(
 def item_scores(folder: Path, model: str) -> Callable[[str, str, str], dict[str, Any] | None]:
     """A function from benchmark, language and metric to a model's item scores; None if none were kept.
 
-    Corpus-level metrics (BLEU, chrF++) have a list of statistics per item instead of a score.
+    Corpus-level metrics (BLEU, chrF++) have a list of statistics per item instead of a score. The metric `cluster` gives
+    the items that belong together the same name.
 
     Args:
         folder: evaluation folder.
         model: name in the results.
     """
     from emma.tools.evaluation.benchmarks.records import read_samples, samples_file, unit_file
+    from emma.tools.evaluation.comparison import CLUSTER
 
     @functools.cache
     def samples(benchmark: str, language: str) -> list[tuple[str, dict[str, Any]]]:
         path = unit_file(folder, model, benchmark, language)
         if not samples_file(path).is_file():
             return []
-        return [(str(sample["index"]), sample["scores"]) for sample in read_samples(path)]
+        return [
+            (str(sample["index"]), {**sample["scores"], CLUSTER: sample.get(CLUSTER)})
+            for sample in read_samples(path)
+        ]
 
     def items(benchmark: str, language: str, metric: str) -> dict[str, Any] | None:
         found = {

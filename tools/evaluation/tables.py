@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from emma.tools.evaluation.gains import Gains, GroupGain, LanguageGain
 from emma.tools.evaluation.groups import LANGUAGE_KINDS
 from emma.tools.evaluation.results import Result
+from emma.tools.evaluation.significance import tally
 
 __all__ = ["gains_table", "scores_table", "text_table"]
 
@@ -73,7 +74,7 @@ def gains_table(gains: Gains, most: int) -> str:
     others = [_group_cells(group.kind, group) for group in gains.groups if group.kind not in LANGUAGE_KINDS]
     if others:
         parts.append(text_table(["other text", *header[1:]], others))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, "Verdicts: " + tally(gains.languages).sentence])
 
 
 def _ends[T](rows: Sequence[T], most: int) -> list[T]:
@@ -98,7 +99,7 @@ def _group_cells(name: str, group: GroupGain) -> list[str]:
         f"{group.difference:+.4f}",
         _error(group.error),
         str(group.lower),
-        str(group.gains),
+        str(group.wins),
         str(group.losses),
     ]
 

@@ -17,18 +17,17 @@ from emma.tools.evaluation.comparison import (
     Change,
     baseline,
     benchmark_scores,
-    benchmarks_of,
     change,
     estimate,
     health,
 )
 from emma.tools.evaluation.measures import Metric, benchmark, metric
-from emma.tools.evaluation.significance import Verdicts
-from emma.tools.evaluation.stored import EvaluatedModel, item_scores
+from emma.tools.evaluation.significance import Verdict
 from emma.tools.evaluation.wins import field_wins
 from emma.tools.languages.codes import CATEGORIES, language
 from emma.tools.report.records import RunRecord
 from emma.tools.report.training import category_colors
+from emma.tools.report.verdicts import Judged, latest
 
 __all__ = [
     "BenchmarkView",
@@ -37,7 +36,6 @@ __all__ = [
     "benchmark_views",
     "checkpoint_figures",
     "field_views",
-    "latest",
 ]
 
 _COLORS = category_colors(CATEGORIES)
@@ -86,7 +84,7 @@ class BenchmarkView:
     majority: float | None
     cells: list[RunCell | None]
     groups: list[GroupCells]
-    rows: list[tuple[str, str, float | None, list[Verdicts | None], list[float | None]]]
+    rows: list[tuple[str, str, float | None, list[Verdict | None], list[float | None]]]
     others: list[tuple[Metric, float | None, list[float | None]]]
     notes: list[str] = field(default_factory=list)
 
@@ -101,45 +99,24 @@ class BenchmarkView:
         return [figure for cell in self.cells if cell for figure in cell.figures]
 
 
-def latest(run: RunRecord, role: str = "trained") -> EvaluatedModel | None:
-    """The run's latest evaluated model of a role (`trained` or `base`)."""
-    models = [model for model in run.models if model.role == role]
-    return models[-1] if models else None
+def benchmark_views(judged: Judged) -> list[BenchmarkView]:
+    """Views of every benchmark on which any of the page's runs was evaluated."""
+    names = sorted({name for _, name in judged.benchmarks}, key=measures.place)
+    return [_view(name, judged.runs, [_cell(run, name, judged) for run in judged.runs]) for name in names]
 
 
-def benchmark_views(runs: Sequence[RunRecord]) -> list[BenchmarkView]:
-    """Views of every benchmark on which any of the runs was evaluated.
-
-    Raises:
-        UserError: a run and its base were scored on different items.
-    """
-    names = sorted({name for run in runs for name in benchmarks_of(run.results)}, key=measures.place)
-    views = []
-    for name in names:
-        cells = [_cell(run, name) for run in runs]
-        if any(cells):
-            views.append(_view(name, runs, cells))
-    return views
-
-
-def _cell(run: RunRecord, name: str) -> RunCell | None:
-    trained, base = latest(run), latest(run, "base")
-    if trained is None:
+def _cell(run: RunRecord, name: str, judged: Judged) -> RunCell | None:
+    found = judged.benchmarks.get((run.name, name))
+    if found is None:
         return None
-    folder = run.folder / "evaluation"
-    scores = benchmark_scores(run.results, trained.name, name, items=item_scores(folder, trained.name))
-    if scores is None:
-        return None
-    of_base = changed = None
-    if base is not None:
-        items = item_scores(folder, base.name)
-        of_base = benchmark_scores(run.results, base.name, name, key=scores.metric.key, items=items)
+    scores, of_base = found.scores, found.base_scores
+    changed = None
     if of_base is not None:
-        changed = change(of_base, scores, trained_on=_trained_on(run), seen=_seen(run))
+        changed = change(of_base, scores, found.rows, trained_on=_trained_on(run), seen=_seen(run))
     english = [value for code, value in scores.values.items() if language(code).is_english]
     return RunCell(
         run.name,
-        base.name if base else None,
+        found.base,
         scores,
         estimate(scores),
         of_base,
@@ -287,7 +264,7 @@ def _groups(cells: Sequence[RunCell | None]) -> list[GroupCells]:
 
 def _rows(
     cells: Sequence[RunCell | None],
-) -> list[tuple[str, str, float | None, list[Verdicts | None], list[float | None]]]:
+) -> list[tuple[str, str, float | None, list[Verdict | None], list[float | None]]]:
     """Languages: code, colour, the base's value, and each run's test and value."""
     codes = dict.fromkeys(code for cell in cells if cell for code in cell.scores.scores)
     tests = [

@@ -20,7 +20,6 @@ from emma.tools.report.benchmarks import (
     benchmark_views,
     checkpoint_figures,
     field_views,
-    latest,
 )
 from emma.tools.report.checkpoints import facts_of
 from emma.tools.report.forgetting import ForgettingRow, forgetting_rows
@@ -31,6 +30,7 @@ from emma.tools.report.provenance import device_hours, flat
 from emma.tools.report.records import RunRecord
 from emma.tools.report.reference import ReferenceView, reference_view
 from emma.tools.report.training import category_colors, one_tokenizer, overlaid_charts
+from emma.tools.report.verdicts import Judged, judge_page, latest
 
 __all__ = ["Comparison", "compare_page", "comparison", "paired_gains"]
 
@@ -54,10 +54,11 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The page's content on benchmarks: the runs, one view per benchmark, the forgetting panel, the
-    curves."""
+    """The page's content on benchmarks: the runs and all verdicts on them, one view per benchmark, the forgetting panel,
+    the curves."""
 
     runs: Sequence[RunRecord]
+    judged: Judged
     views: list[BenchmarkView]
     forgetting: list[ForgettingRow]
     checkpoints: list[Curves]
@@ -83,9 +84,13 @@ def comparison(runs: Sequence[RunRecord]) -> Comparison:
         raise UserError("give two or more runs to compare")
     if len(set(names)) < len(names):
         raise UserError(f"two of the runs have the same name ({', '.join(names)}); name each run once")
-    views = benchmark_views(runs)
+    against = {run.name: gains for run in runs[1:] if (gains := paired_gains(runs[0], run)) is not None}
+    judged = judge_page(runs, against)
+    runs = judged.runs
+    views = benchmark_views(judged)
     return Comparison(
         runs,
+        judged,
         views,
         forgetting_rows(runs, views),
         [*heldout_figures(runs), *checkpoint_figures(runs, views)],
@@ -104,6 +109,7 @@ def compare_page(runs: Sequence[RunRecord], compared: Comparison | None = None) 
         UserError: fewer than two runs, or two with the same name.
     """
     compared = compared or comparison(runs)
+    runs = compared.runs
     return render(
         "compare.html.j2",
         runs=runs,
@@ -112,10 +118,11 @@ def compare_page(runs: Sequence[RunRecord], compared: Comparison | None = None) 
         forgetting=compared.forgetting,
         checkpoints=compared.checkpoints,
         reference=compared.reference,
+        verdicts=compared.judged.tally,
         summary=_summary(runs),
         budget=_budget(runs),
         rows=_group_rows(runs),
-        against=_against_first(runs),
+        against=_against_first(runs, compared.judged.against),
         curves=_curves(runs),
         charts=overlaid_charts(runs),
         one_tokenizer=one_tokenizer(runs),
@@ -203,14 +210,11 @@ def paired_gains(first: RunRecord, other: RunRecord) -> Gains | None:
     return compare(models[0].name, models[1].name, scores[0], scores[1], facts_of([first, other]))
 
 
-def _against_first(runs: Sequence[RunRecord]) -> list[tuple[RunRecord, list[KindGains]]]:
+def _against_first(
+    runs: Sequence[RunRecord], against: Mapping[str, Gains]
+) -> list[tuple[RunRecord, list[KindGains]]]:
     """The sections of every other run against the first."""
-    sections = []
-    for run in runs[1:]:
-        gains = paired_gains(runs[0], run)
-        if gains is not None:
-            sections.append((run, gain_sections(gains.to_dict(), runs[0])))
-    return sections
+    return [(run, gain_sections(against[run.name].to_dict(), runs[0])) for run in runs if run.name in against]
 
 
 def _curves(runs: Sequence[RunRecord]) -> list[Markup]:

@@ -67,8 +67,8 @@ def _heldout_row(runs: Sequence[RunRecord], group: str) -> ForgettingRow | None:
             cells.append(None)
             continue
         base = found["base"] if base is None else base
-        ties = found["languages"] - found["gains"] - found["losses"]
-        counts = {"win": found["gains"], "tie": ties, "loss": found["losses"]}
+        ties = found["languages"] - found["wins"] - found["losses"]
+        counts = {"win": found["wins"], "tie": ties, "loss": found["losses"]}
         cells.append(_Cell(found["trained"], found["difference"], counts))
     return ForgettingRow("Held-out text", group, metric("bits_per_byte"), base, cells, True)
 

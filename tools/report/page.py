@@ -25,6 +25,7 @@ from emma.tools.report.provenance import (
 )
 from emma.tools.report.records import RunRecord
 from emma.tools.report.training import training_charts, validation_charts
+from emma.tools.report.verdicts import judge_page
 
 __all__ = ["Figure", "render", "run_page"]
 
@@ -61,12 +62,15 @@ def render(template: str, **context: Any) -> str:
 
 def run_page(run: RunRecord) -> str:
     """A run's page as HTML."""
-    views = benchmark_views([run])
+    judged = judge_page([run])
+    run = judged.runs[0]
+    views = benchmark_views(judged)
     return render(
         "run.html.j2",
         run=run,
         runs=[run],
         views=views,
+        verdicts=judged.tally,
         field=[],
         forgetting=forgetting_rows([run], views),
         checkpoints=checkpoint_figures([run], views),

@@ -14,9 +14,8 @@ from types import FrameType
 import orjson
 from tqdm import tqdm
 
-from emma.base.errors import CheckFailedError, RecipeError
+from emma.base.errors import CheckFailedError
 from emma.base.progress import progress
-from emma.recipes.devices import device
 from emma.recipes.networks import network
 from emma.recipes.schema import Recipe
 from emma.tools.runs.run_folder import GOES_BACK, Launch, RunFolder
@@ -25,7 +24,6 @@ __all__ = [
     "compute_reference",
     "launch_command",
     "rank_environment",
-    "refuse_unproven",
     "run_launch",
     "train_here",
 ]
@@ -70,21 +68,6 @@ def rank_environment(recipe: Recipe) -> dict[str, str]:
         defaults["WANDB_MODE"] = "offline"
     fabric = network(recipe.cluster.network).environment
     return {**defaults, **fabric, **recipe.cluster.environment, **recipe.environment}
-
-
-def refuse_unproven(recipe: Recipe) -> None:
-    """Refuses to train on a device on which no run was ever compared with another.
-
-    Raises:
-        RecipeError: it is AMD's.
-    """
-    if device(recipe.cluster.device).platform == "rocm":
-        raise RecipeError(
-            "cluster.device",
-            f"training on `{recipe.cluster.device}` is not proven: it needs ROCm's builds of torch and Transformer Engine "
-            "and RCCL in place of NCCL, and no run was compared there with one on NVIDIA's",
-            "plan and render for it (`emma plan`, `--dry-run`), and train on h100, h200, gh200, a100 or b200",
-        )
 
 
 def train_here(recipe: Recipe, run: RunFolder, launch: Launch) -> None:

@@ -73,8 +73,8 @@ def train(folder: Path) -> None:
     from emma.tools.runs.set_aside import Damaged
     from emma.tools.training.arguments import megatron_arguments
     from emma.tools.training.dataset import read_mix
-    from emma.tools.training.launch import refuse_unproven
     from emma.tools.training.network import configure_model
+    from emma.tools.training.proven import refuse_unproven
     from emma.tools.training.session.ending import record_damage, record_end, record_rewind
     from emma.tools.training.session.session import Session
     from emma.tools.training.vocabulary import mask_padding

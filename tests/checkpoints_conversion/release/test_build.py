@@ -16,7 +16,9 @@ from safetensors import safe_open
 from emma.base.errors import CheckFailedError, UserError
 from emma.base.files import read_json, write_json
 from emma.base.manifest import Manifest
+from emma.checkpoints_conversion.release import licenses
 from emma.checkpoints_conversion.release.build import plan_release, write_release
+from emma.checkpoints_conversion.release.licenses import text_sha256
 from emma.commands.release import group
 from emma.recipes.schema import Recipe
 from emma.tools.arithmetic.flops import flops_per_token
@@ -151,7 +153,8 @@ def test_card_text_is_made_of_the_records(made: Recipe, released: Path) -> None:
         f"{mantissa} × 10{str(int(exponent)).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))} model FLOPs"
         in text
     )
-    assert "It is clearly worse than its base in 1 of the evaluated languages: eng_Latn" in text
+    lost = [row for row in gains["languages"] if (row["kind"], row["verdict"]) == ("monolingual", "loss")]
+    assert ("clearly worse than its base" in text) == bool(lost)
     assert "demonstrates" in text
     assert "{{" not in text
     assert not re.search(r"\n\n\n\n", text)
@@ -182,7 +185,7 @@ def test_dry_run_writes_nothing(made: Recipe, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_licence_of_llama_3(run: Path, made: Recipe, tmp_path: Path) -> None:
+def test_licence_of_llama_3(run: Path, made: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = run / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("license: apache-2.0", "license: llama3"))
     with pytest.raises(UserError, match="copy of the base model's LICENSE file"):
@@ -194,6 +197,12 @@ def test_licence_of_llama_3(run: Path, made: Recipe, tmp_path: Path) -> None:
     base.mkdir()
     (base / "LICENSE").write_text("agreement")
     (base / "USE_POLICY.md").write_text("policy")
+    with pytest.raises(
+        CheckFailedError, match=r"LICENSE: its text \(1 word\) is not the Meta Llama 3 Community"
+    ):
+        write_release(plan_release(str(run), license_from=base), tmp_path / "release")
+    texts = {"LICENSE": [text_sha256("agreement")], "USE_POLICY": [text_sha256("Policy.\n")]}
+    monkeypatch.setattr(licenses, "_texts", lambda: {"llama3": texts})
     write_release(plan_release(str(run), license_from=base), tmp_path / "release")
     card = ModelCard.load(tmp_path / "release" / "README.md")
     assert card.data.license == "llama3"
@@ -201,6 +210,15 @@ def test_licence_of_llama_3(run: Path, made: Recipe, tmp_path: Path) -> None:
     assert "**Built with Meta Llama 3**" in card.text
     assert "Copyright © Meta Platforms" in (tmp_path / "release" / "NOTICE").read_text(encoding="utf-8")
     assert (tmp_path / "release" / "USE_POLICY.md").read_text() == "policy"
+    for name in ("my-team/emma-500-8b", "my-team/Emma-Llama-3-8B", "my-team/llama-2-emma"):
+        with pytest.raises(
+            UserError, match=f"{name}: the Meta Llama 3 .* begins with “Llama 3”, also on the Hub"
+        ):
+            CliRunner().invoke(
+                group, ["upload", str(tmp_path / "release"), name, "--dry-run"], catch_exceptions=False
+            )
+    allowed = ["upload", str(tmp_path / "release"), "my-team/Llama-3-Emma", "--dry-run"]
+    assert CliRunner().invoke(group, allowed, catch_exceptions=False).exit_code == 0
 
 
 def _without_parity(export: Path) -> None:
@@ -302,6 +320,7 @@ def test_generations_accompany_the_release(run: Path, tmp_path: Path) -> None:
     assert {str(p.relative_to(released)) for p in released.rglob("*") if p.is_file()} == {
         "results.csv",
         "gains.json",
+        "heldout/base.jsonl",
         *ours,
     }
     for name in ours:
@@ -319,7 +338,9 @@ def test_unknown_step(run: Path) -> None:
 def test_failing_verification_ends_the_release(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emma.checkpoints_conversion.release.build.render_card", lambda facts: "no card")
+    monkeypatch.setattr(
+        "emma.checkpoints_conversion.release.build.render_card", lambda facts, year: "no card"
+    )
     with pytest.raises(CheckFailedError, match="metadata `license` is missing"):
         write_release(plan_release(str(run)), tmp_path / "release")
     assert not (tmp_path / "release").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,3 +95,70 @@ def test_no_release_at_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         release_kind(tmp_path / "none")
     assert any("not a release folder" in fault for fault in release_faults(tmp_path))
+
+
+def _edit_gains(folder: Path) -> None:
+    """A better average, in gains.json and on the card alike."""
+    path = folder / "evaluation" / "gains.json"
+    gains = read_json(path)
+    group = gains["groups"][0]
+    old = f"{group['trained']:.4f}"
+    group["trained"] -= 0.2
+    write_json(path, gains)
+    _replace(folder / "README.md", old, f"{group['trained']:.4f}")
+
+
+def _edit_score(folder: Path) -> None:
+    path = folder / "evaluation" / "results.csv"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    row = next(n for n, line in enumerate(lines) if ",bits_per_byte," in line and "step-" in line)
+    cells = lines[row].split(",")
+    cells[5] = f"{float(cells[5]) - 0.01}"
+    lines[row] = ",".join(cells)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_edit_gains, "gains.json: monolingual/group all but English: trained is"),
+        (_edit_score, "bits_per_byte is .*, but the released outputs give"),
+        (lambda f: _replace(f / "README.md", "of device time", "of GPU time"), "is not what the released records give"),
+        (lambda f: _replace(f / "README.md", "| **monolingual** | 12 |", "| **monolingual** | 500 |"), "500"),
+        (lambda f: _replace(f / "README.md", "parameters were trained", "8 B parameters were trained"), "8 B"),
+        (lambda f: _replace(f / "README.md", "## Limitations", "Best model of 2026.\n\n## Limitations"), "Best model"),
+        (lambda f: (f / "evaluation" / "heldout" / "base.jsonl").unlink(), "cannot be computed again"),
+        (lambda f: (f / "record" / "metrics.jsonl").unlink(), "metrics.jsonl: cannot be read"),
+        (lambda f: _replace(f / "record" / "metrics.jsonl", '"tokens_per_second_per_gpu":3', '"tokens_per_second_per_gpu":9'), "device time"),
+    ],
+)  # fmt: skip
+def test_figures_are_computed_again(release: Path, spoil: Callable[[Path], None], message: str) -> None:
+    """Edited together with SHA256SUMS, so that only the records can tell."""
+    spoil(release)
+    write_checksums(release)
+    faults = release_faults(release)
+    assert any(re.search(message, fault) for fault in faults), faults
+
+
+def test_a_metadata_figure_is_computed_again(release: Path) -> None:
+    text = (release / "README.md").read_text(encoding="utf-8")
+    value = re.search(r"^ +value: ([0-9.]+)$", text, re.MULTILINE)
+    assert value is not None
+    (release / "README.md").write_text(text.replace(value[0], value[0][:-2] + "11", 1), encoding="utf-8")
+    write_checksums(release)
+    assert any("value:" in fault for fault in release_faults(release))
+
+
+def test_the_record_names_no_machine(released: Path) -> None:
+    for path in (released / "record").glob("*.json*"):
+        text = path.read_text(encoding="utf-8")
+        assert "node-1" not in text and "/tmp" not in text
+
+
+def test_a_text_under_apaches_name_is_refused(release: Path) -> None:
+    (release / "LICENSE").write_text("Apache License, Version 2.0\n", encoding="utf-8")
+    write_checksums(release)
+    assert any("LICENSE: its text (4 words) is not the" in fault for fault in release_faults(release))
+    (release / "LICENSE").write_bytes((Path(__file__).parents[3] / "LICENSE").read_bytes())
+    write_checksums(release)
+    assert release_faults(release) == []

@@ -9,11 +9,13 @@ from emma.tools.evaluation.comparison import (
     benchmark_scores,
     benchmarks_of,
     change,
+    compare_scores,
     estimate,
     health,
     main_metric,
 )
 from emma.tools.evaluation.results import Result
+from emma.tools.evaluation.significance import judge
 from emma.tools.evaluation.wins import field_wins
 
 LANGUAGES = ("eng_Latn", "deu_Latn", "zho_Hans", "yor_Latn", "lua_Latn")
@@ -69,7 +71,11 @@ def test_change_with_and_without_items() -> None:
         assert scores[0] is not None
         assert scores[1] is not None
         found = change(
-            scores[0], scores[1], trained_on=frozenset({"yor_Latn", "cmn_Hans"}), seen=frozenset({"deu_Latn"})
+            scores[0],
+            scores[1],
+            judge(compare_scores(scores[0], scores[1])),
+            trained_on=frozenset({"yor_Latn", "cmn_Hans"}),
+            seen=frozenset({"deu_Latn"}),
         )
         assert found is not None
         verdicts = {row.language: row.verdict for row in found.languages}

@@ -29,6 +29,10 @@ _LONGEST = 4096
 """Maximum window for likelihoods, in tokens, so that models with longer contexts stay comparable."""
 
 
+_GPU_TOKENS, _CPU_TOKENS = 32768, 4096
+"""Tokens of an automatic batch, padding included."""
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """How to run a model.
@@ -37,7 +41,7 @@ class ModelSettings:
         backend: `hf` or `vllm`.
         device: torch device (hf); default the GPU if there is one, else the CPU.
         dtype: number format; default the checkpoint's on a GPU, float32 on a CPU.
-        batch_size: requests per batch (hf).
+        batch_size: requests per batch (hf); None: as many as fit a budget of tokens.
         tensor_parallel: GPUs that share the model (vllm).
         max_length: tokens of context; default what the model takes, at most 8192.
         seed: seed of sampled answers.
@@ -46,7 +50,7 @@ class ModelSettings:
     backend: str = "hf"
     device: str | None = None
     dtype: str | None = None
-    batch_size: int = 8
+    batch_size: int | None = 8
     tensor_parallel: int = 1
     max_length: int | None = None
     seed: int = 42
@@ -142,8 +146,9 @@ def _hf(folder: Path, settings: ModelSettings, window: int) -> Any:
         dtype=dtype,
         # Log-likelihoods in FP32, whatever the format of the weights.
         softmax_dtype="float32",
-        batch_size=settings.batch_size,
+        batch_size=settings.batch_size or 1,
         max_length=window,
+        automatic=settings.batch_size is None,
     )
 
 
@@ -152,7 +157,42 @@ def _hf_class() -> Any:
     from lm_eval.models.huggingface import HFLM
 
     class HuggingFace(Exact, HFLM):
-        """Runs a model with `transformers`."""
+        """Runs a model with `transformers`; likelihoods read what requests share once (`prefixes.Reader`).
+
+        With `automatic`, batches are filled up to a budget of tokens, by length.
+        """
+
+        def __init__(self, *, automatic: bool, **options: Any) -> None:
+            super().__init__(**options)
+            from emma.tools.evaluation.benchmarks.prefixes import Reader
+
+            self.automatic = automatic
+            self.budget = _GPU_TOKENS if str(self.device).startswith("cuda") else _CPU_TOKENS
+            self.reader = Reader(self.model, self.budget, None if automatic else options["batch_size"])
+
+        def _loglikelihood_tokens(
+            self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
+        ) -> list[tuple[float, bool]]:
+            from emma.tools.evaluation.benchmarks.prefixes import Row
+
+            rows = []
+            for number, (_, context, continuation) in enumerate(requests):
+                # Too long requests lose their beginning, as lm-eval cuts them.
+                ids = (*context, *continuation)[-(self.max_length + 1) :]
+                rows.append(Row(number, tuple(ids), max(1, len(ids) - len(continuation))))
+            return self.reader.score(rows)
+
+        def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+            if self.automatic and requests:
+                longest = max(len(self.tok_encode(request.args[0])) for request in requests)
+                new = max(int(request.args[1].get("max_gen_toks", 256)) for request in requests)
+                self.batch_size_per_gpu = max(1, self.budget // min(self.max_length, longest + new))
+            answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+            self.reader.forwarded += sum(
+                len(self.tok_encode(request.args[0])) + len(self.plain_ids(answer))
+                for request, answer in zip(requests, answers, strict=True)
+            )
+            return answers
 
     return HuggingFace
 

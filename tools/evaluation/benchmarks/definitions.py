@@ -61,6 +61,8 @@ class Source(_Strict):
     """How to get the files by hand."""
     files: tuple[str, ...] = ()
     """Path patterns with {code} and {split}; empty: the usual layouts of dataset repositories."""
+    facts: str | None = None
+    """Of a `pair` source: a table with a row per line ({split}), whose fields are added to the rows if it exists."""
     header: tuple[str, ...] = ()
     """Column names, for files without a header line."""
     configs: tuple[str, ...] = ()
@@ -142,6 +144,8 @@ class Benchmark(_Strict):
     """Field to cut at the end until the prompt fits the model's window; instructions around it stay whole."""
     final: str | None = None
     """Template of the pattern that finds the result in a worked answer."""
+    cluster: str | None = None
+    """Template of what an item belongs to (a passage with several questions); such items are one unit in tests."""
     drop_empty: bool = False
     """Leave outputs that are empty or only dots out of the averages."""
     from_english: bool | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ class Item:
         reference: text that an answer is compared with.
         row: the fields that it was rendered from.
         examples: the rows of its worked examples.
+        cluster: what it belongs to, as a hash; empty if it stands by itself.
     """
 
     index: int
@@ -47,6 +49,7 @@ class Item:
     reference: str | None = None
     row: Mapping[str, Any] | None = None
     examples: tuple[dict[str, Any], ...] = ()
+    cluster: str = ""
 
 
 def build_items(
@@ -143,7 +146,9 @@ def render(benchmark: Benchmark, code: str, row: Row, examples: Sequence[Row] = 
     if benchmark.kind == "choice":
         choices = tuple(choice for choice in (text(template) for template in benchmark.choices) if choice)
         gold = _gold(benchmark, code, index, text, choices)
-    return Item(index, prompt, choices, gold, reference, fields, tuple(examples))
+    cluster = _template(benchmark.cluster).render(fields) if benchmark.cluster else ""
+    cluster = hashlib.sha256(cluster.encode()).hexdigest()[:16] if cluster else ""
+    return Item(index, prompt, choices, gold, reference, fields, tuple(examples), cluster)
 
 
 def _gold(benchmark: Benchmark, code: str, index: int, text: Any, choices: Sequence[str]) -> int:

@@ -124,7 +124,22 @@ def _parallel(store: Store, source: Source, code: str, split: str) -> list[Row]:
             f"{path}: {len(other)} lines, but {english_path} has {len(english)}; parallel files must have the "
             "same number of lines: fetch both again"
         )
-    return [{"source": left, "target": right} for left, right in zip(english, other, strict=True)]
+    return [
+        {**fact, "source": left, "target": right}
+        for fact, left, right in zip(_facts(store, source, split, len(other)), english, other, strict=True)
+    ]
+
+
+def _facts(store: Store, source: Source, split: str, lines: int) -> list[Row]:
+    """Further fields of each line of parallel files; none if the source has no such table."""
+    name = (source.facts or "").format(split=source.splits[split])
+    if not name or name not in store.names(source):
+        return [{}] * lines
+    path = store.path(source, name)
+    rows = read_file(path)
+    if len(rows) != lines:
+        raise UserError(f"{path}: {len(rows)} rows, but the texts have {lines} lines; fetch both again")
+    return rows
 
 
 @functools.lru_cache(maxsize=4)

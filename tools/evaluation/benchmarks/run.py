@@ -181,7 +181,10 @@ class Runner:
         settings = self.model_settings
         return {
             "model_sha256": self.model_sha256,
-            "benchmark": benchmark.model_dump(mode="json"),
+            # What belongs together changes tests, not scores, and comes with the samples.
+            "benchmark": benchmark.model_dump(
+                mode="json", exclude=None if benchmark.cluster else {"cluster"}
+            ),
             "language": unit.language,
             "prompts_sha256": prompts.hexdigest(),
             "shots": self.settings.shots_of(benchmark),
@@ -315,6 +318,8 @@ def _samples(
             "prompt": item.prompt,
             "prompt_sha256": hashlib.sha256(item.prompt.encode()).hexdigest(),
         }
+        if item.cluster:
+            sample["cluster"] = item.cluster
         if item.choices:
             sample |= {"choices": item.choices, "gold": item.gold}
         if item.reference is not None:

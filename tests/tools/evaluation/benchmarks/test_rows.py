@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from emma.base.errors import UserError
-from emma.tools.evaluation.benchmarks.definitions import Tier, get_source, get_tier, resolve_names
+from emma.tools.evaluation.benchmarks.definitions import (
+    Tier,
+    get_benchmark,
+    get_source,
+    get_tier,
+    resolve_names,
+)
+from emma.tools.evaluation.benchmarks.items import build_items
 from emma.tools.evaluation.benchmarks.layout import Listing, configured_files, find_files
 from emma.tools.evaluation.benchmarks.rows import available, read_file, read_rows
 from emma.tools.evaluation.benchmarks.stores import Mirror
@@ -158,3 +165,23 @@ def test_whole_files_are_told_apart_by_language(tmp_path: Path) -> None:
     assert set(available(Mirror(tmp_path), source)) == {"vie_Latn", "hin_Deva"}
     with pytest.raises(UserError, match="no row with language yor_Latn"):
         read_rows(Mirror(tmp_path), source, "yor_Latn", "test")
+
+
+def test_items_know_what_they_belong_to(tmp_path: Path) -> None:
+    """Two questions about a passage share it; sentences of FLORES-200 their article, if its table is there."""
+    write_mirror(tmp_path, items=4)
+    store = Mirror(tmp_path)
+    rows = read_rows(store, get_source("belebele"), "swh_Latn", "test")
+    passages = [row["flores_passage"] for row in rows]
+    clusters = [item.cluster for item in build_items(get_benchmark("belebele_emma"), "swh_Latn", store)]
+    assert all(clusters)
+    assert [clusters.index(name) for name in clusters] == [passages.index(text) for text in passages]
+    flores = get_benchmark("flores200_eng_x")
+    assert {item.cluster for item in build_items(flores, "eng_Latn-swh_Latn", store)} == {""}
+    table = tmp_path / "flores200_dataset" / "metadata_devtest.tsv"
+    table.write_text("URL\tdomain\n" + "a\tnews\na\tnews\nb\tnews\nc\tnews\n", encoding="utf-8")
+    found = [item.cluster for item in build_items(flores, "eng_Latn-swh_Latn", Mirror(tmp_path))]
+    assert found[0] == found[1] and len(set(found)) == 3
+    table.write_text("URL\tdomain\na\tnews\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"metadata_devtest\.tsv: 1 rows, but the texts have 4 lines"):
+        build_items(flores, "eng_Latn-swh_Latn", Mirror(tmp_path))

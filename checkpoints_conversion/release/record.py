@@ -1,0 +1,232 @@
+"""What a model's card is made of, released with it, so that every figure of the card can be computed again.
+
+`record/` holds the run's logged steps, its mix and its environment as far as the card uses them; the evaluation's
+document-level scores of both models are in `evaluation/heldout/`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from emma.base.errors import UserError
+from emma.base.files import read_json, write_json, write_text
+from emma.base.manifest import Manifest
+
+if TYPE_CHECKING:
+    from emma.tools.evaluation.gains import Gains
+    from emma.tools.evaluation.journal import LanguageScores
+    from emma.tools.report.records import RunRecord
+
+__all__ = ["figure_faults", "write_record"]
+
+FOLDER = "record"
+_STEP_KEYS = ("step", "consumed_tokens", "loss", "tokens_per_second_per_gpu")
+_ENVIRONMENT_KEYS = ("commit", "versions", "written")
+
+
+def write_record(record: RunRecord, step: int, staging: Path) -> None:
+    """Writes `record/` up to a step: nothing that names machines, people or paths."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = staging / FOLDER
+    folder.mkdir()
+    rows = [{key: row.get(key) for key in _STEP_KEYS} for row in record.steps if row["step"] <= step]
+    write_text(folder / "metrics.jsonl", "".join(orjson.dumps(row).decode() + "\n" for row in rows))
+    environment = {key: record.environment[key] for key in _ENVIRONMENT_KEYS if key in record.environment}
+    write_json(folder / "environment.json", environment)
+    if record.mix:
+        pq.write_table(pa.Table.from_pylist([asdict(part) for part in record.mix]), folder / "plan.parquet")
+
+
+def _read_record(folder: Path) -> RunRecord:
+    from emma.recipes.load import load_recipe
+    from emma.tools.report.records import RunRecord, read_mix_parts
+
+    record = folder / FOLDER
+    gains = folder / "evaluation" / "gains.json"
+    try:
+        lines = (record / "metrics.jsonl").read_bytes().splitlines()
+        steps = [orjson.loads(line) for line in lines]
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise UserError(
+            f"{record / 'metrics.jsonl'}: cannot be read ({error}); write the release again"
+        ) from None
+    return RunRecord(
+        folder,
+        load_recipe(folder / "recipe.yaml"),
+        steps,
+        environment=read_json(record / "environment.json"),
+        mix=read_mix_parts(record / "plan.parquet"),
+        gains=read_json(gains) if gains.is_file() else None,
+    )
+
+
+def figure_faults(folder: Path) -> list[str]:
+    """Figures of a release that are not what its own records give.
+
+    The gains are computed again from every document's likelihood under both models, the tables' rows from the same and
+    from the benchmarks' samples, and the card from all of it: it has to be the same text, line by line.
+
+    Args:
+        folder: the release.
+
+    Raises:
+        UserError: a record is missing or damaged.
+    """
+    from emma.checkpoints_conversion.release.card import render_card
+    from emma.checkpoints_conversion.release.facts import card_facts
+
+    manifest = Manifest.read(folder).extra
+    record = _read_record(folder)
+    faults = []
+    if record.gains is not None:
+        found, differing = _gains_again(folder, record.gains)
+        faults += differing
+        record = replace(record, gains=found.to_dict())
+        faults += _table_faults(folder, found)
+    step, title = int(manifest["step"]), str(manifest["model"])
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    year = re.search(r"^  year = \{(\d{4})\}", text, re.MULTILINE)
+    facts = card_facts(record, step, read_json(folder / "parity.json"), title)
+    wanted = render_card(facts, year[1] if year else "")
+    return faults + _card_differences(text, wanted)
+
+
+def _card_differences(text: str, wanted: str) -> list[str]:
+    """Lines in which a card differs from the one that its records give: the first three, and how many more."""
+    import difflib
+
+    changed = [
+        line
+        for line in difflib.ndiff(wanted.splitlines(), text.splitlines())
+        if line.startswith(("- ", "+ ")) and line[2:].strip()
+    ]
+    faults = [
+        f"README.md: “{line[2:].strip()}” is not what the released records give"
+        if line.startswith("+")
+        else f"README.md: lacks “{line[2:].strip()}”, which the released records give"
+        for line in changed[:6]
+    ]
+    if len(changed) > 6:
+        faults.append(f"README.md: {len(changed) - 6} more lines differ from what the released records give")
+    return faults
+
+
+def _scores(folder: Path, model: str, signature: str) -> dict[tuple[str, str], LanguageScores]:
+    from emma.tools.evaluation.stored import journal_of
+
+    journal = journal_of(folder / "evaluation", model)
+    if not journal.path.is_file():
+        raise UserError(
+            f"{journal.path}: missing, so the gains cannot be computed again; write the release with the run's evaluation"
+        )
+    models = {orjson.loads(line)["model_sha256"] for line in journal.path.read_bytes().splitlines()}
+    found: dict[tuple[str, str], LanguageScores] = {}
+    for sha256 in sorted(models):
+        found |= journal.read(signature, sha256)
+    return found
+
+
+def _gains_again(folder: Path, stored: dict[str, Any]) -> tuple[Gains, list[str]]:
+    """The gains from the released scores of documents, and where the stored ones differ."""
+    from emma.tools.evaluation.gains import compare, gains_of
+    from emma.tools.evaluation.groups import LanguageFacts
+
+    path = folder / "evaluation" / "gains.json"
+    known = gains_of(stored, path)
+    rows = known.languages
+    seen = frozenset(code for row in rows if row.seen_by_base for code in row.language.split("-"))
+    facts = LanguageFacts(
+        {(row.kind, row.language): row.category for row in rows if row.category},
+        tuple(
+            dict.fromkeys(
+                group.group for group in known.groups if any(r.category == group.group for r in rows)
+            )
+        ),
+        None
+        if all(row.trained_on is None for row in rows)
+        else frozenset((row.kind, row.language) for row in rows if row.trained_on),
+        None if all(row.seen_by_base is None for row in rows) else seen,
+    )
+    listed = {(row.kind, row.language) for row in rows}
+    scores = [
+        {key: value for key, value in _scores(folder, model, known.signature).items() if key in listed}
+        for model in (known.base, known.trained)
+    ]
+    if missing := sorted(listed - scores[0].keys() | listed - scores[1].keys()):
+        kind, language = missing[0]
+        raise UserError(
+            f"{path}: holds {kind}/{language}, but no released score of a document in it ({len(missing)} such)"
+        )
+    again = compare(known.base, known.trained, scores[0], scores[1], facts)
+    stored_rows, found_rows = ({_name(row): asdict(row) for row in _rows(gains)} for gains in (known, again))
+    faults = [
+        f"{path}: holds {name}, which the released scores do not give"
+        for name in stored_rows.keys() - found_rows
+    ]
+    for name, row in found_rows.items():
+        before = stored_rows.get(name, {})
+        for key, value in row.items():
+            if not _equal(before.get(key), value):
+                faults.append(
+                    f"{path}: {name}: {key} is {before.get(key)}, but the released scores give {value}"
+                )
+    return again, faults
+
+
+def _rows(gains: Gains) -> list[Any]:
+    return [*gains.languages, *gains.groups]
+
+
+def _name(row: Any) -> str:
+    return f"{row.kind}/{getattr(row, 'language', None) or 'group ' + row.group}"
+
+
+def _equal(stored: Any, found: Any) -> bool:
+    if isinstance(stored, float) and isinstance(found, float):
+        return math.isclose(stored, found, rel_tol=1e-9, abs_tol=1e-12)
+    return bool(stored == found)
+
+
+def _table_faults(folder: Path, gains: Gains) -> list[str]:
+    """Rows of results.csv that differ from the released documents' scores, or from the benchmarks' samples."""
+    import csv
+
+    from emma.tools.evaluation.benchmarks.records import read_samples, read_unit, samples_file, unit_file
+    from emma.tools.evaluation.results import heldout_results
+
+    path = folder / "evaluation" / "results.csv"
+    if not path.is_file():
+        return []
+    wanted: dict[tuple[str, ...], float] = {}
+    for model in (gains.base, gains.trained):
+        for row in heldout_results(model, _scores(folder, model, gains.signature).values()):
+            wanted[model, row.benchmark, row.language, row.metric] = row.value
+    faults = []
+    with path.open(encoding="utf-8", newline="") as handle:
+        for number, cells in enumerate(csv.DictReader(handle), start=2):
+            key = (cells["model"], cells["benchmark"], cells["language"], cells["metric"])
+            if cells["model"] not in (gains.base, gains.trained):
+                continue
+            found = wanted.get(key)
+            unit_path = unit_file(folder / "evaluation", *key[:3])
+            if found is None and samples_file(unit_path).is_file():
+                items = [sample["scores"].get(key[3]) for sample in read_samples(unit_path)]
+                known = [item for item in items if isinstance(item, int | float)]
+                unit = read_unit(unit_path)
+                stored = unit.scores.get(key[3]) if unit else None
+                found = sum(known) / len(known) if known else stored["value"] if stored else None
+            if found is not None and not math.isclose(
+                found, float(cells["value"]), rel_tol=1e-6, abs_tol=1e-9
+            ):
+                faults.append(
+                    f"{path}:{number}: {'/'.join(key)} is {cells['value']}, but the released outputs give {found:.6g}"
+                )
+    return faults
