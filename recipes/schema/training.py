@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -49,6 +49,20 @@ class Parallelism(Section):
     """Activation recomputation: none, the attention core, or whole layers."""
     recompute_layers: int | None = Field(None, gt=0)
     """With `recompute: full`: layers per pipeline stage to recompute (method `block`); default: all."""
+    recompute_modules: list[Literal["core_attn", "mlp"]] | None = Field(None, min_length=1)
+    """With `recompute: selective`: which parts of every layer; default: the attention core."""
+    offload_layers: int = Field(0, ge=0)
+    """Layers whose activations wait in host memory between forward and backward pass (GPU only, without pipeline and
+    recomputation)."""
+    overlap_tensor: bool = False
+    """Overlap tensor-parallel communication with the products it feeds (GPU only; needs `sequence`)."""
+    cuda_graphs: bool = False
+    """Replay each layer as a CUDA graph, which spares launches of kernels; documents cannot be masked then, since the
+    graph's shapes are fixed (GPU only)."""
+
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"recompute_modules", "offload_layers", "overlap_tensor", "cuda_graphs"}
+    )
 
 
 class Batch(Section):

@@ -73,6 +73,36 @@ IMPOSSIBLE: dict[str, tuple[list[str], str, list[str]]] = {
         "parallelism.recompute_layers",
         ["9 exceeds the 8 layers"],
     ),
+    "recomputed parts without selective recomputation": (
+        ["parallelism.recompute=full", "parallelism.recompute_modules=[mlp]"],
+        "parallelism.recompute_modules",
+        ["recompute: selective, not full"],
+    ),
+    "offloading on a CPU": (
+        ["layout=local_cpu", "parallelism.offload_layers=1"],
+        "parallelism.offload_layers",
+        ["needs Transformer Engine"],
+    ),
+    "offloading all layers": (
+        ["parallelism.offload_layers=32"],
+        "parallelism.offload_layers",
+        ["32 of 32 layers", "at most 31"],
+    ),
+    "offloading and recomputing": (
+        ["parallelism.offload_layers=4", "parallelism.recompute=selective"],
+        "parallelism.offload_layers",
+        ["cannot be combined"],
+    ),
+    "tensor overlap without sequence parallelism": (
+        ["parallelism.overlap_tensor=true", "parallelism.sequence=false"],
+        "parallelism.overlap_tensor",
+        ["set sequence to true"],
+    ),
+    "CUDA graphs over documents": (
+        ["parallelism.cuda_graphs=true"],
+        "parallelism.cuda_graphs",
+        ["document_masking to false"],
+    ),
     "gathering weights without reducing gradients": (
         ["parallelism.overlap_grad_reduce=false"],
         "parallelism.overlap_param_gather",

@@ -23,6 +23,7 @@ __all__ = [
     "estimate_memory",
     "host_memory",
     "memory_limit",
+    "recomputed_modules",
     "stage_memory",
 ]
 
@@ -96,6 +97,7 @@ def host_memory(recipe: Recipe) -> HostMemory:
     traffic = checkpoint_traffic(recipe, 1.0)
     save, load = traffic.node_save_gib, traffic.node_load_gib
     each = estimate_memory(recipe).total if recipe.cluster.device == "cpu" else _PROCESS_GIB
+    each += recipe.parallelism.offload_layers * _layer_bytes(recipe)[1] / GIB
     return HostMemory(
         max(save, load), each * recipe.cluster.gpus_per_node, "save" if save >= load else "load"
     )
@@ -197,15 +199,21 @@ def _layer_bytes(recipe: Recipe) -> tuple[float, float]:
     # Q, K, V; the attention's output, and its FP8 copy as input of the projection; gate and up; input of
     # down.
     width_wise = (queries + 2 * keys) * unit + queries * unit + (queries if fp8 else 0)
-    width_wise += (1 + network.gated) * f * unit + f * product
+    mlp = (1 + network.gated) * f * unit + f * product
     if network.qk_norm != "none":
         width_wise += (queries + keys) * unit  # inputs of both norms
     if network.activation == "gelu_tanh":
         # Unfused: the activation's output, and the other half with its offset. Not measured.
-        width_wise += 2 * f * unit
+        mlp += 2 * f * unit
+    modules = recomputed_modules(recipe)
+    if "mlp" in modules:
+        # Only the input of the norm before it stays, which the residual stream keeps.
+        sequence_wise -= h * product / cut
+    else:
+        width_wise += mlp
     tokens = _tokens(recipe)
     whole = tokens * (sequence_wise + width_wise / p.tensor)
-    if recipe.cluster.device == "cpu" and p.recompute != "selective":
+    if recipe.cluster.device == "cpu" and "core_attn" not in modules:
         # The unfused attention keeps scores and probabilities.
         whole += (
             2 * unit * recipe.batch.micro * model.attention_heads / p.tensor * recipe.batch.sequence_length**2
@@ -213,12 +221,20 @@ def _layer_bytes(recipe: Recipe) -> tuple[float, float]:
     return tokens * h * unit / cut, whole
 
 
+def recomputed_modules(recipe: Recipe) -> frozenset[str]:
+    """Parts of every layer that `recompute: selective` computes twice, by their names in Megatron."""
+    p = recipe.parallelism
+    return frozenset(p.recompute_modules or ("core_attn",)) if p.recompute == "selective" else frozenset()
+
+
 def _activations(recipe: Recipe, stage: int) -> float:
     p = recipe.parallelism
     layers = recipe.model.layers // (p.pipeline * p.virtual_pipeline)
     recomputed = (p.recompute_layers or layers) if p.recompute == "full" else 0
     input_bytes, whole = _layer_bytes(recipe)
-    chunk = recomputed * input_bytes + (layers - recomputed) * whole
+    # Of offloaded layers, one is on its way to the host and one comes back.
+    kept = layers - recomputed - max(0, p.offload_layers - 2)
+    chunk = recomputed * input_bytes + kept * whole
     # While a layer is recomputed, its own activations come back; the kept layers of its micro-batch are gone
     # by then.
     working = whole if recomputed == layers else 0.0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from emma.recipes.devices import device
 from emma.recipes.vocabulary import growth_of
 from emma.tools.plan.alternatives import Alternative
-from emma.tools.plan.memory import MARGIN
+from emma.tools.plan.memory import MARGIN, recomputed_modules
 from emma.tools.plan.plan import Plan
 from emma.tools.plan.throughput import UNCERTAINTY
 
@@ -87,6 +87,9 @@ def _run(plan: Plan) -> list[str]:
     return [title, *_rows(rows)]
 
 
+_PARTS = {"core_attn": "attention scores", "mlp": "feed-forward parts"}
+
+
 def _memory(plan: Plan) -> list[str]:
     recipe, m = plan.recipe, plan.memory
     precision, p = recipe.precision, recipe.parallelism
@@ -98,7 +101,7 @@ def _memory(plan: Plan) -> list[str]:
     )
     recompute = {
         "none": "nothing recomputed",
-        "selective": "attention scores recomputed",
+        "selective": f"{' and '.join(sorted(_PARTS[part] for part in recomputed_modules(plan.recipe)))} recomputed",
         "full": f"{p.recompute_layers or 'all'} layers per stage recomputed",
     }[p.recompute]
     formats = "FP8 and its transpose" if precision.fp8 else precision.compute.upper()

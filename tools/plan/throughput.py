@@ -15,6 +15,7 @@ from emma.recipes.devices import device, matmul_format
 from emma.recipes.schema import Recipe
 from emma.tools.arithmetic.flops import attention_flops_per_token, flops_per_token
 from emma.tools.arithmetic.parameters import layer_parameters, matmul_parameters
+from emma.tools.plan.memory import recomputed_modules
 
 __all__ = ["UNCERTAINTY", "Cost", "Throughput", "expected_throughput"]
 
@@ -48,6 +49,13 @@ _LOSS_A_DOUBLING = 0.01
 
 # Blockwise scaling runs more small kernels than current scaling; nobody has published the cost for 8B.
 _BLOCKWISE = 0.85
+
+
+_UNKNOWN = {
+    "offload_layers": "activations in host memory",
+    "overlap_tensor": "overlapped tensor-parallel communication",
+    "cuda_graphs": "CUDA graphs",
+}
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,11 @@ def _costs(recipe: Recipe) -> Iterator[Cost]:
     if precision.fp8 == "blockwise":
         text = f"blockwise scaling runs at {_BLOCKWISE:.0%} of current scaling"
         yield Cost("blockwise FP8", _BLOCKWISE, text, assumed=True)
+    for key, what in _UNKNOWN.items():
+        if getattr(p, key):
+            yield _assumption(
+                f"{what}: no figure is published for 8B models, so neither gain nor cost is counted"
+            )
     if recomputed := _recomputed_share(recipe):
         yield Cost(f"recomputation ({p.recompute})", 1 / (1 + recomputed), "FLOPs that are computed twice")
 
@@ -182,7 +195,11 @@ def _recomputed_share(recipe: Recipe) -> float:
     length = recipe.batch.sequence_length
     attention = attention_flops_per_token(model, length)
     if p.recompute == "selective":
-        return attention / 3 / flops_per_token(model, length)
+        modules = recomputed_modules(recipe)
+        parts = attention * ("core_attn" in modules) + 6 * model.layers * layer_parameters(model).mlp * (
+            "mlp" in modules
+        )
+        return parts / 3 / flops_per_token(model, length)
     layers = model.layers // (p.pipeline * p.virtual_pipeline)
     share = (p.recompute_layers or layers) / layers
     linear = 6 * model.layers * layer_parameters(model).matmul

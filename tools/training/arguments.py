@@ -207,8 +207,13 @@ def _layout(recipe: Recipe) -> Flags:
         "overlap-grad-reduce": p.overlap_grad_reduce,
         "overlap-param-gather": p.overlap_param_gather,
         "recompute-granularity": None if p.recompute == "none" else p.recompute,
+        "recompute-modules": p.recompute_modules,
         "recompute-method": "block" if full else None,
         "recompute-num-layers": (p.recompute_layers or recipe.model.layers // p.pipeline) if full else None,
+        "cpu-offloading-num-layers": p.offload_layers or None,
+        "tp-comm-overlap": p.overlap_tensor,
+        "tp-comm-bootstrap-backend": "nccl" if p.overlap_tensor else None,
+        "cuda-graph-impl": "local" if p.cuda_graphs else None,
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from emma.recipes.load import load_recipe
-from emma.tools.plan.memory import GIB, estimate_memory, memory_limit, stage_memory
+from emma.tools.plan.memory import GIB, estimate_memory, host_memory, memory_limit, stage_memory
 from emma.tools.plan.published import Measurement, comparison, measurements
 from emma.tools.plan.theory import megatron_formula_gib
 
@@ -98,6 +98,27 @@ def test_recomputation_leaves_inputs() -> None:
     inputs = 2 * 8192 * 4096 * 2 / 2 / GIB
     assert half.activations == pytest.approx(none.activations / 2 + 16 * inputs)
     assert full.activations == pytest.approx(none.activations / 32 + 32 * inputs)
+
+
+def test_recomputed_feed_forward_parts_leave_their_inputs() -> None:
+    none, mlp = _memory(), _memory("parallelism.recompute=selective", "parallelism.recompute_modules=[mlp]")
+    # Gate, up and the input of down: 3 × 14,336 channels; the norm before them: 4,096. 2 bytes, 2 × 8,192 tokens, half
+    # of both on each tensor-parallel rank.
+    assert none.activations - mlp.activations == pytest.approx(
+        32 * 2 * 8192 * 2 * (3 * 14336 + 4096) / 2 / GIB
+    )
+    both = _memory("parallelism.recompute=selective", "parallelism.recompute_modules=[core_attn, mlp]")
+    assert both.activations == pytest.approx(mlp.activations), "fused attention keeps no scores"
+
+
+def test_offloaded_layers_lie_in_host_memory() -> None:
+    none, some = _memory(), _memory("parallelism.offload_layers=10")
+    assert some.activations == pytest.approx(none.activations * (32 - 8) / 32)
+    hosts = [
+        host_memory(load_recipe("emma_llama3_8b_bi", [*given])).processes
+        for given in ([], ["parallelism.offload_layers=10"])
+    ]
+    assert hosts[1] - hosts[0] == pytest.approx(8 * none.activations * 10 / 32)
 
 
 def test_fp8_halves_weights_only_where_they_stay_in_fp8() -> None:

@@ -49,6 +49,12 @@ def test_what_costs_speed() -> None:
 
     base = speed()
     assert speed("parallelism.recompute=full") == pytest.approx(base / 1.31, rel=0.01)
+    # Causal attention is 6.4 of 51.5 GFLOP, the feed-forward parts are 33.8.
+    selective = speed("parallelism.recompute=selective")
+    assert selective == pytest.approx(base / (1 + 6.44 / 3 / 51.5), rel=1e-3)
+    mlp = speed("parallelism.recompute=selective", "parallelism.recompute_modules=[mlp]")
+    assert mlp == pytest.approx(base / (1 + 33.8 / 3 / 51.5), rel=1e-3)
+    assert speed("parallelism.offload_layers=4") == base
     assert speed("batch.micro=1") < base
     assert speed("parallelism.pipeline=2") < base
     assert speed("parallelism.pipeline=4", "parallelism.virtual_pipeline=4") > speed("parallelism.pipeline=4")

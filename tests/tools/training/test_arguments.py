@@ -155,6 +155,26 @@ def test_megatron_reads_every_fp8_recipe(scaling: str) -> None:
     assert found == want
 
 
+@pytest.mark.parametrize(
+    ("given", "want"),
+    [
+        (
+            ["parallelism.recompute=selective", "parallelism.recompute_modules=[core_attn, mlp]"],
+            {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]},
+        ),
+        (["parallelism.offload_layers=4"], {"cpu_offloading_num_layers": 4, "cpu_offloading": True}),
+        (["parallelism.overlap_tensor=true"], {"tp_comm_overlap": True, "tp_comm_bootstrap_backend": "nccl"}),
+        (["parallelism.cuda_graphs=true", "batch.document_masking=false"], {"cuda_graph_impl": "local"}),
+    ],
+    ids=["recompute", "offload", "overlap", "graphs"],
+)
+def test_what_saves_memory_or_time_reaches_megatron(given: list[str], want: dict[str, Any]) -> None:
+    recipe = load_recipe("emma_llama3_8b_bi", given)
+    world = {"WORLD_SIZE": str(recipe.cluster.world_size)}
+    (found,) = run_ranks(parsed, 1, arguments(recipe), list(want), timeout=120, env=world)
+    assert found == want
+
+
 def test_without_fp8_no_argument_speaks_of_it() -> None:
     assert not [
         flag for flag in arguments(load_recipe("emma_llama3_8b_bi", ["precision=bf16"])) if "fp8" in flag

@@ -23,6 +23,7 @@ LAYOUTS = {
     "tp2-pp2": (4, "{tensor: 2, pipeline: 2, sequence: true}"),
     "pp2-vpp2": (2, "{pipeline: 2, virtual_pipeline: 2}"),
     "dp2": (2, "{}"),
+    "mlp-twice": (1, "{recompute: selective, recompute_modules: [core_attn, mlp]}"),
 }
 
 
