@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
+import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from emma.recipes.schema import Recipe
 from emma.recipes.schema.slurm import StageJob, StageName
 from emma.tools.runs.run_folder import RunFolder
 
-__all__ = ["STAGES", "Stage", "job_name", "place", "stage_job"]
+__all__ = ["STAGES", "Stage", "emma_program", "job_name", "place", "stage_job"]
 
 TASK = "$SLURM_ARRAY_TASK_ID"
 """Placeholder for the array task in a command; the job's shell expands it."""
@@ -202,6 +203,18 @@ def shell_line(arguments: list[str]) -> str:
         else:
             words.append(shlex.quote(argument))
     return " ".join(["emma", *words])
+
+
+def emma_program() -> str:
+    """The `emma` that was installed with this interpreter, to start a stage in a process of its own.
+
+    Raises:
+        UserError: there is none.
+    """
+    program = Path(sys.executable).with_name("emma")
+    if not program.is_file():
+        raise UserError(f"{program}: does not exist. Fix: install this project into {sys.prefix}")
+    return str(program)
 
 
 def stages_between(first: StageName, last: StageName) -> list[Stage]:
