@@ -158,9 +158,8 @@ def plan_chain(
     }
     others = dict[str, Note]()
     with problems:
-        others = _others(
-            [stage for stage in stages if stage.name not in settled and not waiting[stage.name]], recipe
-        )
+        open_ = [stage for stage in stages if stage.name not in settled and not waiting[stage.name]]
+        others = _others(open_, recipe, ask=not dry_run)
     left = [
         stage
         for stage in stages
@@ -246,11 +245,11 @@ def _queue(names: list[str]) -> list[query.Job]:
     return query.jobs(names) if _has_slurm() else []
 
 
-def _others(stages: Sequence[Stage], recipe: Recipe) -> dict[str, Note]:
+def _others(stages: Sequence[Stage], recipe: Recipe, *, ask: bool) -> dict[str, Note]:
     """Stages that another user's job is to do."""
     if not _has_slurm():
         return {}
-    return {stage.name: found for stage in stages if (found := of_others(recipe, stage)) is not None}
+    return {stage.name: found for stage in stages if (found := of_others(recipe, stage, ask=ask)) is not None}
 
 
 def _nodes_to_leave_out(recipe: Recipe) -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from emma.base import sharing
 from emma.base.errors import UserError
 from emma.base.files import read_json, write_json
 from emma.commands.slurm import group
@@ -165,3 +167,41 @@ def test_a_refused_submission_leaves_no_note(make_recipe: MakeRecipe, slurm: Pre
     submit(plan_chain(recipe, "pack", "mix"))
     assert Path(".store.pack.submitted.json").is_file()
     assert not list(Path().rglob(".*.lock"))
+
+
+def test_a_dry_run_asks_by_no_job_of_its_own(make_recipe: MakeRecipe, slurm: Pretended) -> None:
+    recipe = make_recipe()
+    by_another(recipe, "pack", 77)
+    slurm.configure("KillWait = 30 sec\nPrivateData = jobs\n")
+    assert "job 77 of alice" in plan_chain(recipe, dry_run=True).settled["pack"]
+    assert not slurm.calls("sbatch")
+
+
+def test_ones_own_second_submission_finds_the_first(make_recipe: MakeRecipe, slurm: Pretended) -> None:
+    """From two terminals at once: both were planned before either was submitted."""
+    recipe = make_recipe()
+    first, second = plan_chain(recipe, "pack", "pack"), plan_chain(recipe, "pack", "pack")
+    (job,) = submit(first)
+    slurm.others([job.job])
+    with pytest.raises(SubmittedMeanwhileError):
+        submit(second)
+    assert len(real(slurm)) == 1
+
+
+def test_scripts_and_recipes_follow_the_umask(make_recipe: MakeRecipe, slurm: Pretended) -> None:
+    before = os.umask(0o022)
+    try:
+        submit(plan_chain(make_recipe(), "train", "train"))
+        assert "\numask 0022\n" in Path("runs/small/slurm/train.sbatch").read_text()
+        Path("runs").chmod(0o2775)
+        submit(plan_chain(make_recipe("name=shared"), "train", "train"))
+        assert "\numask 0002\n" in Path("runs/shared/slurm/train.sbatch").read_text()
+        assert all(path.stat().st_mode & 0o020 for path in Path("runs/shared").rglob("*"))
+        recipe = make_recipe("name=closed", "paths.umask='027'")
+        submit(plan_chain(recipe, "train", "train"))
+        assert "\numask 0027\n" in Path("runs/closed/slurm/train.sbatch").read_text()
+        assert not any(path.stat().st_mode & 0o027 for path in Path("runs/closed").rglob("*"))
+        assert recipe.sha256 == make_recipe("name=closed").sha256, "no manifest changes with it"
+    finally:
+        sharing._fixed = False
+        os.umask(before)
