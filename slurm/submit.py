@@ -197,25 +197,27 @@ def plan_chain(
         with problems:
             without = _nodes_to_leave_out(recipe)
     made: list[Link] = []
-    # What the next stage waits for. Links of training that a finished run no longer needs are cancelled, so what follows
-    # training waits for its end, however it ends, and looks for the last checkpoint itself.
+    # What the next stage waits for.
     before = dict[str, Any]()
     for stage in stages:
         if stage.name in settled:
             continue
-        ending = "any" if stage.name == "train" else "ok"
         if waiting[stage.name]:
             numbers = sorted({job.array for job in waiting[stage.name]})
             settled[stage.name] = "in the queue: " + ", ".join(map(str, numbers))
-            before = {f"jobs_{ending}": (numbers[-1],)}
+            before = {"jobs_ok": (numbers[-1],)}
             continue
         if stage.name in others:
             settled[stage.name] = f"in the queue: {others[stage.name]}"
+            # A run that finishes early cancels the links that it no longer needs and redirects what waits for them
+            # (`conclude` in train.sh.j2), but only its own user's jobs. Others' wait for the end, and look for the last
+            # checkpoint themselves.
+            ending = "any" if stage.name == "train" else "ok"
             before = {f"jobs_{ending}": (others[stage.name].job,)}
             continue
         new = _links(recipe, stage, before, links or _link_count(recipe, plan))
         made += new
-        before = {f"after_{ending}": (new[-1].key,)}
+        before = {"after_ok": (new[-1].key,)}
     return Chain(recipe, tuple(made), settled, plan, tuple(problems.found), tuple(leaving), without)
 
 

@@ -114,6 +114,16 @@ def test_what_another_user_has_submitted_is_waited_for(make_recipe: MakeRecipe, 
     assert done[0].key == "mix" and done[0].dependency == "afterok:77,singleton"
 
 
+def test_links_of_anothers_run_may_be_cancelled_once_it_is_finished(
+    make_recipe: MakeRecipe, slurm: Pretended
+) -> None:
+    recipe = make_recipe()
+    by_another(recipe, "train", 77)
+    slurm.others([77])
+    done = submit(plan_chain(recipe, "train", "convert"))
+    assert [job.dependency for job in done] == ["afterany:77,singleton"]
+
+
 def test_a_job_of_another_user_that_has_ended_is_not_waited_for(
     make_recipe: MakeRecipe, slurm: Pretended
 ) -> None:

@@ -28,7 +28,7 @@ def test_the_whole_chain_in_its_order(make_recipe: MakeRecipe) -> None:
         "mix": (("pack-finish",), ()),
         "train-1": (("mix",), ()),
         "train-2": (("mix",), ("train-1",)),
-        "convert": ((), ("train-2",)),
+        "convert": (("train-2",), ()),
         "evaluate": (("convert",), ()),
         "release": (("evaluate",), ()),
     }
