@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from emma.base.errors import UserError
 from emma.base.system_errors import report
 from emma.recipes.load import load_recipe
 from emma.slurm.stages import STAGES, emma_program, stage_job
