@@ -150,9 +150,9 @@ class Sweep(Section):
                 )
         if (self.search == "grid") != (self.trials is None):
             raise ValueError("trials goes with every search but grid, which tries all combinations")
-        if self.pruning and self.objective.metric == "evaluation":
+        if self.pruning and self.evaluates:
             raise ValueError(
-                "pruning needs an objective that a trial has on the way; an evaluation comes at its end"
+                "pruning needs an objective, and constraints, that a trial has on the way; an evaluation comes at its end"
             )
         if self.pruning and self.search in ("grid", "random"):
             raise ValueError(f"pruning needs one of Optuna's samplers, search is {self.search}")

@@ -197,7 +197,7 @@ def test_another_sweep_in_the_same_folder_is_refused(folder: SweepFolder, tmp_pa
                 "pruning": "asha",
                 "objective": {"metric": "evaluation", "benchmark": "x", "score": "y"},
             },
-            "pruning needs an objective that a trial has on the way",
+            "pruning needs an objective, and constraints, that a trial has on the way",
         ),
     ],
 )
