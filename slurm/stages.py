@@ -102,6 +102,16 @@ def _folder(path: Path, what: str, fix: str) -> str | None:
     return None if path.is_dir() else f"{path}: {what} does not exist. Fix: {fix}"
 
 
+def _store_missing(recipe: Recipe) -> str | None:
+    """A store that a submission has only made for its note is none."""
+    store = Path(recipe.paths.store)
+    empty = store.is_dir() and all(path.name.startswith(".") for path in store.iterdir())
+    fix = "submit --from pack, or `emma pack run` first"
+    return (
+        f"{store}: the token store is empty. Fix: {fix}" if empty else _folder(store, "the token store", fix)
+    )
+
+
 def _pack_commands(recipe: Recipe, job: StageJob) -> list[list[str]]:
     run = str(recipe.run_folder)
     share = [f"--shard={TASK}/{job.tasks}"] if job.tasks > 1 else []
@@ -147,9 +157,7 @@ _STAGES = (
         name="mix",
         place=lambda recipe: recipe.mix_folder,
         done=lambda recipe: (recipe.mix_folder / MANIFEST_NAME).is_file(),
-        missing=lambda recipe: _folder(
-            Path(recipe.paths.store), "the token store", "submit --from pack, or `emma pack run` first"
-        ),
+        missing=_store_missing,
         commands=lambda recipe, job: [["mix", "build", str(recipe.run_folder), *job.arguments]],
     ),
     Stage(

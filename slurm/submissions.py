@@ -1,8 +1,8 @@
-"""Who has submitted which stage: a note beside the folder that the stage writes, for everybody who shares it.
+"""Who has submitted which stage: a note with the folder that the stage writes, for everybody who shares it.
 
 Slurm's singleton knows one user's jobs, and where jobs are private (`PrivateData=jobs`) `squeue` shows no others. So a
-submission notes its jobs beside each stage's folder, `.NAME.STAGE.submitted.json`, and holds the folder's submission
-lock from the look at these notes until its own are written: of two people who submit at the same moment, one waits.
+submission notes its jobs in each stage's folder, `.STAGE.submitted.json` (a mix is renamed into place, so its note is
+beside it), and holds the note's lock from the look at these notes until its own are written: of two people who submit at the same moment, one waits.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Note:
 
 def _file(recipe: Recipe, stage: Stage) -> Path:
     folder = place(recipe, stage.name)
-    return folder.parent / f".{folder.name}.{stage.name}.submitted.json"
+    if stage.name == "mix":
+        return folder.parent / f".{folder.name}.{stage.name}.submitted.json"
+    return folder / f".{stage.name}.submitted.json"
 
 
 def of_others(recipe: Recipe, stage: Stage, *, ask: bool = True) -> Note | None:

@@ -99,8 +99,7 @@ def test_refusals_come_before_the_first_job(make_recipe: MakeRecipe, slurm: Pret
 def by_another(recipe: Recipe, stage: StageName, job: int, **changes: object) -> None:
     """The note of another user's submission of a stage."""
     note(recipe, STAGES[stage], job)
-    folder = place(recipe, stage)
-    file = folder.parent / f".{folder.name}.{stage}.submitted.json"
+    file = place(recipe, stage) / f".{stage}.submitted.json"
     write_json(file, {**read_json(file), "user": "alice", "host": "login1", **changes})
 
 
@@ -172,10 +171,10 @@ def test_a_refused_submission_leaves_no_note(make_recipe: MakeRecipe, slurm: Pre
     slurm.refuse("mix.sbatch")
     with pytest.raises(UserError):
         submit(chain)
-    assert not list(Path().glob(".*submitted.json"))
+    assert not list(Path().rglob(".*submitted.json"))
     slurm.refuse("")
     submit(plan_chain(recipe, "pack", "mix"))
-    assert Path(".store.pack.submitted.json").is_file()
+    assert Path("store/.pack.submitted.json").is_file() and Path("mix/.small.mix.submitted.json").is_file()
     assert not list(Path().rglob(".*.lock"))
 
 
