@@ -10,7 +10,7 @@ from emma.base.extras import install_command
 from emma.base.files import read_json, write_json
 from emma.recipes.schema.sweep import Parameter, Value
 from emma.slurm.results import objective_at, result_of
-from emma.slurm.sweep import SweepFolder, Trial
+from emma.slurm.sweep import SweepFolder, Trial, base_recipe
 
 __all__ = ["ask", "prune", "tell_all"]
 
@@ -51,9 +51,18 @@ def _study(folder: SweepFolder, number: int = 0) -> Any:
         storage=optuna.storages.JournalStorage(backend),
         direction=sweep.direction,
         sampler=make[sweep.search](),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
+        pruner=_pruner(folder),
         load_if_exists=True,
     )
+
+
+def _pruner(folder: SweepFolder) -> Any:
+    pruners, sweep = _optuna().pruners, folder.sweep
+    if sweep.pruning != "asha":
+        return pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+    # The first rung is the first validation. Optuna's is the asynchronous algorithm: no trial waits for others.
+    first = base_recipe(sweep).validation.interval
+    return pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=sweep.reduction)
 
 
 def ask(folder: SweepFolder, number: int) -> tuple[dict[str, Value], int]:

@@ -71,6 +71,17 @@ class History:
         ended = [event for event in self.events() if event["event"] == "ended" and event.get("stalled")]
         return sum(event["job"] == job and event["restart"] == restart for event in ended)
 
+    def given_up(self) -> bool:
+        """Whether a trial on this machine ended with an error since it was last begun."""
+        return next(
+            (
+                e["event"] == "given up"
+                for e in self._since_submission()
+                if e["event"] in ("began", "given up")
+            ),
+            False,
+        )
+
     def nodes_that_failed(self) -> set[str]:
         """Nodes that failed a preflight since the run was submitted."""
         failed = (event for event in self._since_submission() if event["event"] == "preflight failed")

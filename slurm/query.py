@@ -145,11 +145,15 @@ def jobs(names: Sequence[str] = ()) -> list[Job]:
     return [job for job in parse_jobs(run_slurm(command)) if job.active]
 
 
-def exists(job: int) -> bool:
+def exists(job: int, options: Sequence[str] | None = ()) -> bool:
     """Whether a job, anybody's, is waiting or running.
 
     Where jobs are private `squeue` shows only this user's. Then the scheduler is asked through a job of one's own, on
     hold and cancelled at once: whether what it would wait for has ended.
+
+    Args:
+        job: its id.
+        options: what this cluster wants of that job of one's own, e.g. `--account=...`; None: make none, and say yes.
     """
     shown = subprocess.run(
         ["squeue", "--noheader", f"--jobs={job}", "--format=%T"], capture_output=True, text=True, check=False
@@ -159,8 +163,10 @@ def exists(job: int) -> bool:
         return any(state not in _FINAL for state in states)
     if "jobs" not in configuration().get("PrivateData", ""):
         return False
-    options = ["--hold", f"--dependency=afterany:{job}", "--output=/dev/null", "--wrap=true"]
-    probe = run_slurm(["sbatch", "--parsable", *options]).strip().split(";")[0]
+    if options is None:
+        return True
+    own = ["--hold", f"--dependency=afterany:{job}", "--output=/dev/null", "--wrap=true"]
+    probe = run_slurm(["sbatch", "--parsable", *options, *own]).strip().split(";")[0]
     try:
         waits = run_slurm(["squeue", "--noheader", f"--jobs={probe}", "--format=%E"])
     finally:

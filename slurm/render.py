@@ -58,6 +58,7 @@ class _Job:
     commands: list[str] = field(default_factory=list)
     rank_options: list[str] = field(default_factory=list)
     pruning: bool = False
+    evaluates: bool = False
     mark: str | None = None
 
 
@@ -141,7 +142,8 @@ def render_trials(recipe: Recipe, sweep: Sweep, folder: Path, count: int) -> Scr
         run=str(folder),
         environment=rank_environment(recipe),
         rank_options=rank_options(recipe),
-        pruning=sweep.pruning,
+        pruning=bool(sweep.pruning),
+        evaluates=sweep.evaluates,
     )
     hours = (cluster.world_size if cluster.device != "cpu" else 0) * _hours(slurm.time_limit)
     return Script("trials", name, _render(recipe, described), hours * count)
@@ -156,7 +158,7 @@ def render_results(recipe: Recipe, sweep: Sweep, folder: Path) -> Script:
         *("--time=00:15:00", "--nodes=1", "--ntasks=1", "--cpus-per-task=1"),
         *map(sbatch_word, slurm.sbatch),
     ]
-    commands = [shell_line(["slurm", "sweep", str(folder), "--results"])]
+    commands = [shell_line(["sweep", str(folder), "--results"])]
     described = _Job(f"results of sweep {sweep.name}", "stage.sh.j2", options, str(folder), {}, commands)
     return Script("results", name, _render(recipe, described), 0.0)
 

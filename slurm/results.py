@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from emma.base.errors import UserError
 from emma.recipes.schema.sweep import Metric, Sweep, Value
 from emma.slurm.sweep import SweepFolder, Trial
 from emma.tools.runs.metrics import read_metrics
@@ -64,9 +65,11 @@ class Result:
 
 
 def _measure(
-    metric: Metric, rows: Sequence[dict[str, Any]], validations: Sequence[dict[str, Any]]
+    metric: Metric, folder: Path, rows: Sequence[dict[str, Any]], validations: Sequence[dict[str, Any]]
 ) -> float | None:
-    if metric.metric != "validation":
+    if metric.metric == "evaluation":
+        value = _evaluated(metric, folder)
+    elif metric.metric != "validation":
         value = rows[-1].get(metric.metric) if rows else None
     elif validations:
         losses = validations[-1]["validation"]
@@ -78,12 +81,41 @@ def _measure(
     return float(value) if value is not None and math.isfinite(value) else None
 
 
+def _evaluated(metric: Metric, folder: Path) -> float | None:
+    """Mean score of the trial's export over the languages that are meant; None before it is evaluated.
+
+    Raises:
+        UserError: the evaluation has no such score.
+    """
+    import pyarrow.parquet as pq
+
+    file = folder / "evaluation" / "results.parquet"
+    if not file.is_file():
+        return None
+    table = pq.read_table(file, columns=["model", "benchmark", "language", "metric", "value"]).to_pylist()
+    own = [row for row in table if row["model"].startswith(f"{folder.name}/")]
+    values = [
+        row["value"]
+        for row in own
+        if row["metric"] == metric.score
+        and fnmatchcase(row["benchmark"], str(metric.benchmark))
+        and any(fnmatchcase(row["language"], group) for group in metric.groups)
+    ]
+    if not values:
+        known = sorted({f"{row['benchmark']} {row['metric']}" for row in own})
+        raise UserError(
+            f"{file}: no {metric.score} of {metric.benchmark} for {', '.join(metric.groups)}. Fix: name one of "
+            f"{', '.join(known) or 'none, since it has no row of this trial'}"
+        )
+    return None if None in values else sum(values) / len(values)
+
+
 def result_of(sweep: Sweep, trial: Trial) -> Result:
     """A trial's result so far."""
     rows, validations = read_metrics(RunFolder(trial.folder).metrics_file)
     values, violations = [], []
     for constraint in sweep.constraints:
-        value = _measure(constraint, rows, validations)
+        value = _measure(constraint, trial.folder, rows, validations)
         values.append(value)
         if value is None:
             violations.append(math.inf)
@@ -91,7 +123,7 @@ def result_of(sweep: Sweep, trial: Trial) -> Result:
         above = value - constraint.at_most if constraint.at_most is not None else -math.inf
         below = constraint.at_least - value if constraint.at_least is not None else -math.inf
         violations.append(max(above, below))
-    objective = _measure(sweep.objective, rows, validations)
+    objective = _measure(sweep.objective, trial.folder, rows, validations)
     return Result(trial, objective, values, violations, rows[-1]["step"] if rows else 0)
 
 
@@ -101,7 +133,7 @@ def objective_at(sweep: Sweep, folder: Path) -> dict[int, float]:
     found = {}
     for index, validation in enumerate(validations):
         so_far = [row for row in rows if row["step"] <= validation["step"]]
-        value = _measure(sweep.objective, so_far, validations[: index + 1])
+        value = _measure(sweep.objective, folder, so_far, validations[: index + 1])
         if value is not None and validation["step"] > 0:
             found[validation["step"]] = value
     return found

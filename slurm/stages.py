@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
+import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from emma.recipes.schema import Recipe
 from emma.recipes.schema.slurm import StageJob, StageName
 from emma.tools.runs.run_folder import RunFolder
 
-__all__ = ["STAGES", "Stage", "job_name", "place", "stage_job"]
+__all__ = ["STAGES", "Stage", "emma_program", "job_name", "place", "stage_job"]
 
 TASK = "$SLURM_ARRAY_TASK_ID"
 """Placeholder for the array task in a command; the job's shell expands it."""
@@ -101,6 +102,16 @@ def _folder(path: Path, what: str, fix: str) -> str | None:
     return None if path.is_dir() else f"{path}: {what} does not exist. Fix: {fix}"
 
 
+def _store_missing(recipe: Recipe) -> str | None:
+    """A store that a submission has only made for its note is none."""
+    store = Path(recipe.paths.store)
+    empty = store.is_dir() and all(path.name.startswith(".") for path in store.iterdir())
+    fix = "submit --from pack, or `emma pack run` first"
+    return (
+        f"{store}: the token store is empty. Fix: {fix}" if empty else _folder(store, "the token store", fix)
+    )
+
+
 def _pack_commands(recipe: Recipe, job: StageJob) -> list[list[str]]:
     run = str(recipe.run_folder)
     share = [f"--shard={TASK}/{job.tasks}"] if job.tasks > 1 else []
@@ -146,9 +157,7 @@ _STAGES = (
         name="mix",
         place=lambda recipe: recipe.mix_folder,
         done=lambda recipe: (recipe.mix_folder / MANIFEST_NAME).is_file(),
-        missing=lambda recipe: _folder(
-            Path(recipe.paths.store), "the token store", "submit --from pack, or `emma pack run` first"
-        ),
+        missing=_store_missing,
         commands=lambda recipe, job: [["mix", "build", str(recipe.run_folder), *job.arguments]],
     ),
     Stage(
@@ -202,6 +211,18 @@ def shell_line(arguments: list[str]) -> str:
         else:
             words.append(shlex.quote(argument))
     return " ".join(["emma", *words])
+
+
+def emma_program() -> str:
+    """The `emma` that was installed with this interpreter, to start a stage in a process of its own.
+
+    Raises:
+        UserError: there is none.
+    """
+    program = Path(sys.executable).with_name("emma")
+    if not program.is_file():
+        raise UserError(f"{program}: does not exist. Fix: install this project into {sys.prefix}")
+    return str(program)
 
 
 def stages_between(first: StageName, last: StageName) -> list[Stage]:

@@ -1,8 +1,8 @@
-"""Who has submitted which stage: a note beside the folder that the stage writes, for everybody who shares it.
+"""Who has submitted which stage: a note with the folder that the stage writes, for everybody who shares it.
 
 Slurm's singleton knows one user's jobs, and where jobs are private (`PrivateData=jobs`) `squeue` shows no others. So a
-submission notes its jobs beside each stage's folder, `.NAME.STAGE.submitted.json`, and holds the folder's submission
-lock from the look at these notes until its own are written: of two people who submit at the same moment, one waits.
+submission notes its jobs in each stage's folder, `.STAGE.submitted.json` (a mix is renamed into place, so its note is
+beside it), and holds the note's lock from the look at these notes until its own are written: of two people who submit at the same moment, one waits.
 """
 
 from __future__ import annotations
@@ -52,21 +52,41 @@ class Note:
 
 def _file(recipe: Recipe, stage: Stage) -> Path:
     folder = place(recipe, stage.name)
-    return folder.parent / f".{folder.name}.{stage.name}.submitted.json"
+    if stage.name == "mix":
+        return folder.parent / f".{folder.name}.{stage.name}.submitted.json"
+    return folder / f".{stage.name}.submitted.json"
 
 
-def of_others(recipe: Recipe, stage: Stage) -> Note | None:
+def of_others(recipe: Recipe, stage: Stage, *, ask: bool = True) -> Note | None:
     """The job of another user that is to do this stage; None if there is none, or if it has ended.
 
     This user's own jobs are in the queue for them to see.
+
+    Args:
+        recipe: the run.
+        stage: the stage.
+        ask: where jobs are private, ask the scheduler through a job on hold; otherwise the note is taken at its word.
     """
+    found = _read(recipe, stage)
+    if found is None or found.user == user_name():
+        return None
+    return found if _waits_or_runs(recipe, found, ask) else None
+
+
+def _read(recipe: Recipe, stage: Stage) -> Note | None:
+    """The note of a stage, if its job does what the recipe needs."""
     file = _file(recipe, stage)
     if not file.is_file():
         return None
     found = Note(**read_json(file))
-    if found.user == user_name() or not set(stage.content(recipe)) <= set(found.content):
-        return None
-    return found if query.exists(found.job) else None
+    return found if set(stage.content(recipe)) <= set(found.content) else None
+
+
+def _waits_or_runs(recipe: Recipe, found: Note, ask: bool = True) -> bool:
+    slurm = recipe.cluster.slurm
+    given = {"partition": slurm.partition, "account": slurm.account, "qos": slurm.qos}
+    options = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    return query.exists(found.job, options if ask else None)
 
 
 def note(recipe: Recipe, stage: Stage, job: int) -> None:
@@ -89,14 +109,16 @@ def sole_submitter(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[None]:
     """Holds the submission locks of all stages, so that nobody else submits them within the block.
 
     Raises:
-        SubmittedMeanwhileError: another user has submitted one of them since it was planned.
+        SubmittedMeanwhileError: one of them was submitted since it was planned, by anybody.
     """
     with ExitStack() as locks:
         # All in one order, so that two submissions never wait for each other in a circle.
         for path in sorted({_file(recipe, stage) for stage in stages}):
             locks.enter_context(sole_writer(path, wait=True))
         for stage in stages:
-            if (found := of_others(recipe, stage)) is not None:
+            # Of jobs that were there before, the plan knew.
+            found = _read(recipe, stage)
+            if found is not None and _waits_or_runs(recipe, found):
                 raise SubmittedMeanwhileError(
                     f"{stage.name}: {found}, is doing it. Fix: submit again, which waits for that job"
                 )

@@ -158,9 +158,8 @@ def plan_chain(
     }
     others = dict[str, Note]()
     with problems:
-        others = _others(
-            [stage for stage in stages if stage.name not in settled and not waiting[stage.name]], recipe
-        )
+        open_ = [stage for stage in stages if stage.name not in settled and not waiting[stage.name]]
+        others = _others(open_, recipe, ask=not dry_run)
     left = [
         stage
         for stage in stages
@@ -198,25 +197,27 @@ def plan_chain(
         with problems:
             without = _nodes_to_leave_out(recipe)
     made: list[Link] = []
-    # What the next stage waits for. Links of training that a finished run no longer needs are cancelled, so what follows
-    # training waits for its end, however it ends, and looks for the last checkpoint itself.
+    # What the next stage waits for.
     before = dict[str, Any]()
     for stage in stages:
         if stage.name in settled:
             continue
-        ending = "any" if stage.name == "train" else "ok"
         if waiting[stage.name]:
             numbers = sorted({job.array for job in waiting[stage.name]})
             settled[stage.name] = "in the queue: " + ", ".join(map(str, numbers))
-            before = {f"jobs_{ending}": (numbers[-1],)}
+            before = {"jobs_ok": (numbers[-1],)}
             continue
         if stage.name in others:
             settled[stage.name] = f"in the queue: {others[stage.name]}"
+            # A run that finishes early cancels the links that it no longer needs and redirects what waits for them
+            # (`conclude` in train.sh.j2), but only its own user's jobs. Others' wait for the end, and look for the last
+            # checkpoint themselves.
+            ending = "any" if stage.name == "train" else "ok"
             before = {f"jobs_{ending}": (others[stage.name].job,)}
             continue
         new = _links(recipe, stage, before, links or _link_count(recipe, plan))
         made += new
-        before = {f"after_{ending}": (new[-1].key,)}
+        before = {"after_ok": (new[-1].key,)}
     return Chain(recipe, tuple(made), settled, plan, tuple(problems.found), tuple(leaving), without)
 
 
@@ -246,11 +247,11 @@ def _queue(names: list[str]) -> list[query.Job]:
     return query.jobs(names) if _has_slurm() else []
 
 
-def _others(stages: Sequence[Stage], recipe: Recipe) -> dict[str, Note]:
+def _others(stages: Sequence[Stage], recipe: Recipe, *, ask: bool) -> dict[str, Note]:
     """Stages that another user's job is to do."""
     if not _has_slurm():
         return {}
-    return {stage.name: found for stage in stages if (found := of_others(recipe, stage)) is not None}
+    return {stage.name: found for stage in stages if (found := of_others(recipe, stage, ask=ask)) is not None}
 
 
 def _nodes_to_leave_out(recipe: Recipe) -> dict[str, str]:

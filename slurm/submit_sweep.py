@@ -23,7 +23,7 @@ from emma.tools.plan.plan import make_plan
 from emma.tools.training.launch import rank_environment
 from emma.tools.training.proven import refuse_unproven
 
-__all__ = ["SweepPlan", "open_sweep", "plan_sweep", "submit_sweep"]
+__all__ = ["SweepPlan", "open_sweep", "plan_sweep", "recipes_of", "submit_sweep"]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def plan_sweep(
         queued = _queued(folder)
     wanted = {"waiting", "begun", *(["failed"] if retry_failed else [])}
     numbers = [trial.number for trial in trials if trial.state in wanted and trial.number not in queued]
-    recipes = _recipes(folder)
+    recipes = recipes_of(folder)
     hours: list[float] = []
     with problems:
         plans = [make_plan(each) for each in recipes]
@@ -180,7 +180,7 @@ def _queued(folder: SweepFolder) -> list[int]:
     return sorted({number for job in jobs if job.task is not None for number in query.array_tasks(job.task)})
 
 
-def _recipes(folder: SweepFolder) -> list[Recipe]:
+def recipes_of(folder: SweepFolder) -> list[Recipe]:
     """Recipes of the known trials; before an adaptive search has chosen any, that of the base run.
 
     Raises:

@@ -170,7 +170,10 @@ class SweepFolder:
         if not (folder / "trial.json").is_file():
             return Trial(number, folder, "waiting", parameters)
         facts = read_json(folder / "trial.json")
-        return Trial(number, folder, _state(folder, facts), facts["parameters"])
+        state = _state(folder, facts)
+        if state == "finished" and self.sweep.evaluates and not _evaluated(folder):
+            state = "begun"
+        return Trial(number, folder, state, facts["parameters"])
 
     def trials(self) -> list[Trial]:
         """All trials."""
@@ -194,7 +197,13 @@ def _state(folder: Path, facts: Mapping[str, Any]) -> str:
     step = RunFolder(folder).latest_step()
     if step >= facts["steps"]:
         return "finished"
-    return "failed" if History(folder).attempts_without_progress(step) >= facts["attempts"] else "begun"
+    history = History(folder)
+    given_up = history.given_up() or history.attempts_without_progress(step) >= facts["attempts"]
+    return "failed" if given_up else "begun"
+
+
+def _evaluated(folder: Path) -> bool:
+    return (folder / "evaluation" / "results.parquet").is_file()
 
 
 def _essence(sweep: Sweep) -> dict[str, Any]:

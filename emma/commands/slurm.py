@@ -1,19 +1,17 @@
-"""`emma slurm`: submits runs, chains, and sweeps, shows their state, and stops them."""
+"""`emma slurm`: submits runs as chains of jobs, shows their state, and stops them."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from emma.commands.amount import Amount
+from emma.commands.asking import confirm, print_json, say_problems
 from emma.commands.slurm_site import group as site
 
 if TYPE_CHECKING:
-    from emma.base.errors import UserError
     from emma.slurm.submit import Chain
 
 __all__ = ["group"]
@@ -23,7 +21,7 @@ STAGES = click.Choice(["pack", "mix", "train", "convert", "evaluate", "release"]
 
 @click.group()
 def group() -> None:
-    """Submit runs, chains, and sweeps to Slurm; show their state; stop them."""
+    """Submit runs to Slurm as chains of jobs; show their state; stop them."""
 
 
 group.add_command(site)
@@ -79,92 +77,22 @@ def submit(
         chain = plan_chain(recipe, begin, end, links, dry_run=dry_run)  # type: ignore[arg-type]
         if dry_run:
             _print_dry_run(chain, as_json)
-            return _say_problems(chain.problems)
+            return say_problems(chain.problems)
         if not as_json:
             click.echo(_summary(chain), err=True)
-        _confirm(chain.gpu_hours, recipe.cluster.slurm.confirm_gpu_hours, yes)
+        confirm(chain.gpu_hours, recipe.cluster.slurm.confirm_gpu_hours, yes)
         try:
             done = submit(chain)
             break
         except SubmittedMeanwhileError as error:
             click.echo(f"note: {error}", err=True)
     if as_json:
-        _print_json({"settled": chain.settled, "submitted": [vars(job) for job in done]})
+        print_json({"settled": chain.settled, "submitted": [vars(job) for job in done]})
         return 0
     for job in done:
         click.echo(f"submitted {job.key:<12} job {job.job}, after {job.dependency}")
     if done:
         click.echo("`emma slurm jobs --watch` shows their state")
-    return 0
-
-
-@group.command()
-@click.argument("sweep")
-@click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
-@click.option(
-    "--results",
-    is_flag=True,
-    help="Print a table of the results so far and write results.parquet, .csv, and .html; submit nothing.",
-)
-@click.option("--retry-failed", is_flag=True, help="Also resubmit failed trials.")
-@click.option("--concurrent", type=click.IntRange(min=1), help="Trials at a time. Default: the sweep's.")
-@click.option(
-    "--dry-run",
-    is_flag=True,
-    help="Print the trials, the script, and any problems; submit nothing.",
-)
-@click.option("--yes", is_flag=True, help="Skip the confirmation, however many GPU-hours.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def sweep(
-    sweep: str,
-    overrides: tuple[str, ...],
-    results: bool,
-    retry_failed: bool,
-    concurrent: int | None,
-    dry_run: bool,
-    yes: bool,
-    as_json: bool,
-) -> int:
-    """Try a run with several values of some keys: submit the trials of SWEEP as a job array.
-
-    SWEEP is a name in recipes/sweeps, the path of a YAML file, or a sweep's folder. Trials that have a result
-    or are in the queue are not submitted again; interrupted ones continue from their last checkpoint.
-    Overrides apply to every trial.
-
-    \b
-    Examples:
-      emma slurm sweep learning_rate_and_bilingual_share --dry-run
-      emma slurm sweep learning_rate_and_bilingual_share cluster.slurm.account=project_1
-      emma slurm sweep runs/learning_rate_and_bilingual_share --results
-    """
-    from emma.slurm.results import best, results_text
-    from emma.slurm.results_page import write_results
-    from emma.slurm.submit_sweep import open_sweep, plan_sweep, submit_sweep
-
-    folder = open_sweep(sweep, overrides)
-    if results:
-        found = write_results(folder)
-        winner = best(folder.sweep, found)
-        if as_json:
-            _print_json(
-                {"best": winner.to_dict() if winner else None, "trials": [r.to_dict() for r in found]}
-            )
-        else:
-            click.echo(results_text(folder, found))
-        return 0
-    plan = plan_sweep(folder, retry_failed=retry_failed, concurrent=concurrent, dry_run=dry_run)
-    if dry_run:
-        _print_json(plan.to_dict()) if as_json else click.echo(plan.text())
-        return _say_problems(plan.problems)
-    if not as_json:
-        click.echo(plan.summary(), err=True)
-    _confirm(plan.gpu_hours, plan.limit, yes)
-    done = submit_sweep(plan)
-    if as_json:
-        _print_json({"trials": plan.numbers, "submitted": [vars(job) for job in done]})
-        return 0
-    for job in done:
-        click.echo(f"submitted {job.key:<12} job {job.job}")
     return 0
 
 
@@ -196,7 +124,7 @@ def jobs(places: tuple[Path, ...], watch: bool, interval: float, as_json: bool) 
     while True:
         rows = collect(find_runs(places))
         if as_json:
-            _print_json([row.to_dict() for row in rows])
+            print_json([row.to_dict() for row in rows])
         else:
             if watch:
                 click.clear()
@@ -272,22 +200,9 @@ def _summary(chain: Chain) -> str:
     return "\n".join(lines)
 
 
-def _confirm(gpu_hours: float, limit: float, yes: bool) -> None:
-    from emma.base.errors import UserError
-
-    if yes or gpu_hours <= limit:
-        return
-    if not sys.stdin.isatty():
-        raise UserError(
-            f"these jobs can use {gpu_hours:,.0f} GPU-hours, more than the {limit:,.0f} allowed without confirmation "
-            "(cluster.slurm.confirm_gpu_hours). Fix: add --yes"
-        )
-    click.confirm(f"More than {limit:,.0f} GPU-hours. Submit?", abort=True, err=True)
-
-
 def _print_dry_run(chain: Chain, as_json: bool) -> None:
     if as_json:
-        _print_json(chain.to_dict())
+        print_json(chain.to_dict())
         return
     click.echo(_summary(chain), err=True)
     for script in {link.script.stage: link.script for link in chain.links}.values():
@@ -303,22 +218,3 @@ def _print_dry_run(chain: Chain, as_json: bool) -> None:
                 f"# {link.key} starts {'after the ' + ' and the '.join(waits) if waits else 'at once'}"
             )
         click.echo(script.text)
-
-
-def _say_problems(problems: Sequence[UserError]) -> int:
-    """Reports, after a dry run, why a submission would be refused; returns the exit code."""
-    from emma.slurm.query import SlurmError
-
-    refusals = [problem for problem in problems if not isinstance(problem, SlurmError)]
-    for problem in refusals:
-        click.echo(f"error: {problem}", err=True)
-    if len(refusals) < len(problems):
-        reason = next(str(problem) for problem in problems if isinstance(problem, SlurmError)).splitlines()[0]
-        click.echo(f"note: Slurm does not answer here ({reason}): cannot tell what it would refuse", err=True)
-    return refusals[0].exit_code if refusals else 0
-
-
-def _print_json(value: object) -> None:
-    import orjson
-
-    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())

@@ -91,6 +91,7 @@ def command(
       emma train demo --prove 20
     """
     from emma.base.extras import need
+    from emma.base.sharing import shared
     from emma.checkpoints_conversion.checkpoint import check_start
     from emma.recipes.load import load_recipe
     from emma.tools.plan.alternatives import check_fits
@@ -143,13 +144,14 @@ def command(
         folder.check_load(recipe)
         click.echo(describe(recipe, folder, mix))
         return 0
-    launch = folder.prepare(recipe, take_over=take_over)
-    click.echo(describe(recipe, folder, mix))
-    if prepare:
-        compute_reference(recipe, folder, launch)
-        click.echo(f"export {IDENTITY}={launch.identity}")
-        return 0
-    train_here(recipe, folder, launch)
+    with shared(folder.path):
+        launch = folder.prepare(recipe, take_over=take_over)
+        click.echo(describe(recipe, folder, mix))
+        if prepare:
+            compute_reference(recipe, folder, launch)
+            click.echo(f"export {IDENTITY}={launch.identity}")
+            return 0
+        train_here(recipe, folder, launch)
     reached = folder.latest_step()
     if reached >= recipe.schedule.steps:
         click.echo(f"finished at step {reached}: {folder.checkpoints}")

@@ -102,5 +102,7 @@ class Recipe(Section):
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the canonical JSON of the recipe."""
-        return hashlib.sha256(orjson.dumps(self.to_dict(), option=orjson.OPT_SORT_KEYS)).hexdigest()
+        """SHA-256 of the canonical JSON of the recipe, without `paths.umask`, which changes no content."""
+        values = self.to_dict()
+        del values["paths"]["umask"]
+        return hashlib.sha256(orjson.dumps(values, option=orjson.OPT_SORT_KEYS)).hexdigest()

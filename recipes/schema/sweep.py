@@ -56,10 +56,21 @@ class Metric(Section):
     """A number that a trial logs."""
 
     metric: str = "validation"
-    """`validation`, the mean of the groups' losses at the last validation, or a column of `metrics.jsonl` at the last
-    step, e.g. `loss` or `tokens_per_second_per_gpu`."""
+    """`validation`, the mean of the groups' losses at the last validation; `evaluation`, a score of the exported model;
+    or a column of `metrics.jsonl` at the last step, e.g. `loss` or `tokens_per_second_per_gpu`."""
     groups: list[str] = Field(default_factory=lambda: ["*"])
-    """With `validation`: groups to average, by name or pattern (`*`)."""
+    """With `validation`: groups to average, by name or pattern (`*`). With `evaluation`: languages."""
+    benchmark: str | None = None
+    """With `evaluation`: benchmark in `results.parquet`, by name or pattern, e.g. `heldout/monolingual`."""
+    score: str | None = None
+    """With `evaluation`: its score, e.g. `bits_per_byte` or `accuracy`."""
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        named = self.benchmark is not None and self.score is not None
+        if (self.metric == "evaluation") != named:
+            raise ValueError("benchmark and score go with metric: evaluation, which needs both")
+        return self
 
 
 class Constraint(Metric):
@@ -106,8 +117,17 @@ class Sweep(Section):
     """Whether lower or higher is better."""
     constraints: list[Constraint] = Field(default_factory=list)
     """Limits that a trial must respect to be considered."""
-    pruning: bool = False
-    """Stop trials whose validation is worse than the median of the others at the same step (Optuna's samplers)."""
+    pruning: bool | Literal["median", "asha"] = False
+    """Stop trials early, by their validations (Optuna's samplers). `median` (or true): what is worse than the median of
+    the others at the same step. `asha`: asynchronous successive halving, which lets the best `1 / reduction` go on each
+    time the steps have grown by `reduction`."""
+    reduction: int = Field(3, ge=2)
+    """Reduction factor of `asha`."""
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether trials are exported and evaluated once they are trained."""
+        return any(metric.metric == "evaluation" for metric in (self.objective, *self.constraints))
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -130,6 +150,10 @@ class Sweep(Section):
                 )
         if (self.search == "grid") != (self.trials is None):
             raise ValueError("trials goes with every search but grid, which tries all combinations")
+        if self.pruning and self.evaluates:
+            raise ValueError(
+                "pruning needs an objective, and constraints, that a trial has on the way; an evaluation comes at its end"
+            )
         if self.pruning and self.search in ("grid", "random"):
             raise ValueError(f"pruning needs one of Optuna's samplers, search is {self.search}")
         return self

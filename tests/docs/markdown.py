@@ -32,6 +32,7 @@ PAGES = [
     *(
         "docs/slurm.md",
         "docs/launch_protocol.md",
+        "docs/clusters.md",
         "docs/architecture.md",
         "docs/where.md",
         "CONTRIBUTING.md",

@@ -35,7 +35,7 @@ def make_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRecipe:
             text = Path("corpus/split/monolingual/eng_Latn/part-00000.parquet")
             text.parent.mkdir(parents=True, exist_ok=True)
             text.touch()
-            for folder in ("store", "mix/small", "tokenizer"):
+            for folder in ("store/monolingual", "mix/small", "tokenizer"):
                 Path(folder).mkdir(parents=True, exist_ok=True)
         return recipe
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from emma.base.files import read_json
+from emma.slurm.adaptive import prune
 from emma.slurm.link import begin as begin_link
 from emma.slurm.results import best, results
 from emma.slurm.submit_sweep import open_sweep
@@ -92,3 +93,47 @@ def watch_once(folder: SweepFolder, number: int) -> None:
     from emma.slurm.adaptive import prune
 
     assert not prune(folder, folder.trial(number))
+
+
+def reference(values: dict[int, float], rung: int, value: float, reduction: int) -> bool:
+    """Whether asynchronous successive halving lets a trial go on at a rung: it is among the best `1 / reduction` of those
+    that have reached it, or the best of all while they are fewer (Li et al. 2020, algorithm 2)."""
+    reached = sorted([*values.values(), value])
+    return value <= reached[max(len(reached) // reduction, 1) - 1]
+
+
+def test_asha_decides_as_the_algorithm_says(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    import random
+
+    make_recipe()
+    opened = open_sweep(
+        write(tmp_path, **{**ADAPTIVE, "pruning": "asha", "reduction": 2}), ["validation.interval=1"]
+    )
+    opened.write()
+    numbers = random.Random(1)
+    rungs: dict[int, dict[int, float]] = {1: {}, 2: {}, 4: {}, 8: {}}
+    stopped = 0
+    for number in range(12):
+        run = RunFolder(begin(opened.path, number))
+        level = numbers.uniform(1, 9)
+        for step in range(1, 9):
+            value = level + numbers.uniform(-1, 1)
+            validate(run, step, value)
+            pruned = prune(opened, opened.trial(number))
+            if step not in rungs:
+                assert not pruned, "between rungs nothing is decided"
+                continue
+            assert pruned != reference(rungs[step], step, value, 2), (number, step)
+            rungs[step][number] = value
+            if pruned:
+                stopped += 1
+                break
+        else:
+            save(run.checkpoints, 10)
+    assert 3 < stopped < 12
+
+
+def test_the_median_stays_what_true_means(folder: SweepFolder) -> None:
+    from emma.slurm.adaptive import _pruner
+
+    assert isinstance(_pruner(folder), optuna.pruners.MedianPruner)

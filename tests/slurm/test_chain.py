@@ -131,7 +131,7 @@ def test_a_sweep_is_killed_resumed_and_names_the_best(slurm: TwoNodes, tmp_path:
         yaml = YAML(typ="safe")
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         yaml.dump(sweep, handle)
-    said = emma(slurm, tmp_path, "slurm", "sweep", "search.yaml")
+    said = emma(slurm, tmp_path, "sweep", "search.yaml")
     assert "6 to submit, 2 at a time" in said
     folder = tmp_path / "runs" / "search"
     trials = [RealRun(slurm, tmp_path, f"search/trial-{number:04d}") for number in range(6)]
@@ -160,10 +160,10 @@ def test_a_sweep_is_killed_resumed_and_names_the_best(slurm: TwoNodes, tmp_path:
         for number, trial in enumerate(trials)
         if complete(trial)
     }
-    said = emma(slurm, tmp_path, "slurm", "sweep", "search.yaml")
+    said = emma(slurm, tmp_path, "sweep", "search.yaml")
     assert "in the queue" in said
     slurm.wait(lambda: not slurm.command("squeue", "--noheader").strip(), "all trials are done", 1500)
-    answer = orjson.loads(emma(slurm, tmp_path, "slurm", "sweep", str(folder), "--results", "--json"))
+    answer = orjson.loads(emma(slurm, tmp_path, "sweep", str(folder), "--results", "--json"))
     assert [trial["state"] for trial in answer["trials"]] == ["finished"] * 6
     objectives = [trial["objective"] for trial in answer["trials"]]
     assert answer["best"]["objective"] == min(objectives) and len(set(objectives)) == 6
@@ -176,4 +176,4 @@ def test_a_sweep_is_killed_resumed_and_names_the_best(slurm: TwoNodes, tmp_path:
     )
     assert cut and all(trial.launches() == [1, 2] for trial in cut), "what was interrupted continued"
     assert len(list((tmp_path / "mix").glob("tiny-*/manifest.json"))) == 2, "one mix for each share"
-    assert "0 to submit" in emma(slurm, tmp_path, "slurm", "sweep", "search.yaml")
+    assert "0 to submit" in emma(slurm, tmp_path, "sweep", "search.yaml")

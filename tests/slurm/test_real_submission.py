@@ -33,13 +33,15 @@ def test_values_reach_slurm_as_they_are(slurm: TwoNodes, tmp_path: Path) -> None
 
 def test_a_job_waits_for_a_node_that_is_down(slurm: TwoNodes, tmp_path: Path) -> None:
     run = make_run(tmp_path, "patient", 20, slurm)
-    slurm.command("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+    slurm.lose_node("n2", ranks=False)
+    slurm.wait(lambda: slurm.node_states()["n2"].startswith("down"), "n2 is down", 60)
     try:
         said = run.submit(BOTH, "--only", "train")
         assert "submitted train" in said and run.state() == "PENDING"
     finally:
         slurm.cancel_all()
-        slurm.command("scontrol", "update", "NodeName=n2", "State=RESUME")
+        slurm.start_node("n2")
+        slurm.wait(lambda: slurm.node_states()["n2"] == "idle", "n2 is back", 60)
 
 
 def test_the_file_that_describes_this_cluster_is_accepted(slurm: TwoNodes, tmp_path: Path) -> None:

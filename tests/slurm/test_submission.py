@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from emma.base import sharing
 from emma.base.errors import UserError
 from emma.base.files import read_json, write_json
 from emma.commands.slurm import group
@@ -97,8 +99,7 @@ def test_refusals_come_before_the_first_job(make_recipe: MakeRecipe, slurm: Pret
 def by_another(recipe: Recipe, stage: StageName, job: int, **changes: object) -> None:
     """The note of another user's submission of a stage."""
     note(recipe, STAGES[stage], job)
-    folder = place(recipe, stage)
-    file = folder.parent / f".{folder.name}.{stage}.submitted.json"
+    file = place(recipe, stage) / f".{stage}.submitted.json"
     write_json(file, {**read_json(file), "user": "alice", "host": "login1", **changes})
 
 
@@ -110,6 +111,16 @@ def test_what_another_user_has_submitted_is_waited_for(make_recipe: MakeRecipe, 
     assert "job 77 of alice, submitted on login1 at " in chain.settled["pack"]
     done = submit(chain)
     assert done[0].key == "mix" and done[0].dependency == "afterok:77,singleton"
+
+
+def test_links_of_anothers_run_may_be_cancelled_once_it_is_finished(
+    make_recipe: MakeRecipe, slurm: Pretended
+) -> None:
+    recipe = make_recipe()
+    by_another(recipe, "train", 77)
+    slurm.others([77])
+    done = submit(plan_chain(recipe, "train", "convert"))
+    assert [job.dependency for job in done] == ["afterany:77,singleton"]
 
 
 def test_a_job_of_another_user_that_has_ended_is_not_waited_for(
@@ -160,8 +171,46 @@ def test_a_refused_submission_leaves_no_note(make_recipe: MakeRecipe, slurm: Pre
     slurm.refuse("mix.sbatch")
     with pytest.raises(UserError):
         submit(chain)
-    assert not list(Path().glob(".*submitted.json"))
+    assert not list(Path().rglob(".*submitted.json"))
     slurm.refuse("")
     submit(plan_chain(recipe, "pack", "mix"))
-    assert Path(".store.pack.submitted.json").is_file()
+    assert Path("store/.pack.submitted.json").is_file() and Path("mix/.small.mix.submitted.json").is_file()
     assert not list(Path().rglob(".*.lock"))
+
+
+def test_a_dry_run_asks_by_no_job_of_its_own(make_recipe: MakeRecipe, slurm: Pretended) -> None:
+    recipe = make_recipe()
+    by_another(recipe, "pack", 77)
+    slurm.configure("KillWait = 30 sec\nPrivateData = jobs\n")
+    assert "job 77 of alice" in plan_chain(recipe, dry_run=True).settled["pack"]
+    assert not slurm.calls("sbatch")
+
+
+def test_ones_own_second_submission_finds_the_first(make_recipe: MakeRecipe, slurm: Pretended) -> None:
+    """From two terminals at once: both were planned before either was submitted."""
+    recipe = make_recipe()
+    first, second = plan_chain(recipe, "pack", "pack"), plan_chain(recipe, "pack", "pack")
+    (job,) = submit(first)
+    slurm.others([job.job])
+    with pytest.raises(SubmittedMeanwhileError):
+        submit(second)
+    assert len(real(slurm)) == 1
+
+
+def test_scripts_and_recipes_follow_the_umask(make_recipe: MakeRecipe, slurm: Pretended) -> None:
+    before = os.umask(0o022)
+    try:
+        submit(plan_chain(make_recipe(), "train", "train"))
+        assert "\numask 0022\n" in Path("runs/small/slurm/train.sbatch").read_text()
+        Path("runs").chmod(0o2775)
+        submit(plan_chain(make_recipe("name=shared"), "train", "train"))
+        assert "\numask 0002\n" in Path("runs/shared/slurm/train.sbatch").read_text()
+        assert all(path.stat().st_mode & 0o020 for path in Path("runs/shared").rglob("*"))
+        recipe = make_recipe("name=closed", "paths.umask='027'")
+        submit(plan_chain(recipe, "train", "train"))
+        assert "\numask 0027\n" in Path("runs/closed/slurm/train.sbatch").read_text()
+        assert not any(path.stat().st_mode & 0o027 for path in Path("runs/closed").rglob("*"))
+        assert recipe.sha256 == make_recipe("name=closed").sha256, "no manifest changes with it"
+    finally:
+        sharing._fixed = False
+        os.umask(before)

@@ -28,7 +28,7 @@ def test_the_whole_chain_in_its_order(make_recipe: MakeRecipe) -> None:
         "mix": (("pack-finish",), ()),
         "train-1": (("mix",), ()),
         "train-2": (("mix",), ("train-1",)),
-        "convert": ((), ("train-2",)),
+        "convert": (("train-2",), ()),
         "evaluate": (("convert",), ()),
         "release": (("evaluate",), ()),
     }
@@ -163,3 +163,11 @@ def test_a_dry_run_shows_the_scripts_although_they_would_be_refused(
     assert answer.return_value == 2 and "emma.tools.training.worker" in answer.stdout
     assert "corpus/split/monolingual: no such folder" in answer.stderr
     assert "nowhere does not exist. Fix: import" in answer.stderr
+
+
+def test_a_store_that_holds_only_a_note_is_none(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(ready=False)
+    Path("store").mkdir()
+    Path("store/.pack.submitted.json").touch()
+    with pytest.raises(UserError, match=r"the token store is empty\. Fix: submit --from pack"):
+        plan_chain(recipe, "mix", "mix")

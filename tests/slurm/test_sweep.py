@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
@@ -187,6 +188,17 @@ def test_another_sweep_in_the_same_folder_is_refused(folder: SweepFolder, tmp_pa
         ({"pruning": True}, "pruning needs one of Optuna's samplers"),
         ({"constraints": [{"groups": ["english"]}]}, "at_most or at_least"),
         ({"objectiv": {}}, "did you mean `objective`"),
+        ({"objective": {"metric": "evaluation"}}, "benchmark and score go with metric: evaluation"),
+        ({"objective": {"benchmark": "x", "score": "y"}}, "benchmark and score go with metric: evaluation"),
+        (
+            {
+                "search": "tpe",
+                "trials": 3,
+                "pruning": "asha",
+                "objective": {"metric": "evaluation", "benchmark": "x", "score": "y"},
+            },
+            "pruning needs an objective, and constraints, that a trial has on the way",
+        ),
     ],
 )
 def test_wrong_sweeps_are_refused(
@@ -210,3 +222,64 @@ def test_trials_that_need_other_nodes_are_refused(make_recipe: MakeRecipe, tmp_p
     sweep = open_sweep(write(tmp_path, parameters={"cluster.gpus_per_node": {"values": [1, 2]}}))
     with pytest.raises(UserError, match="need the same nodes and ranks"):
         plan_sweep(sweep)
+
+
+EVALUATED: dict[str, Any] = {
+    "objective": {
+        "metric": "evaluation",
+        "benchmark": "heldout/*",
+        "score": "bits_per_byte",
+        "groups": ["fin_*", "est_*"],
+    },
+    "constraints": [],
+}
+
+
+def evaluate(folder: SweepFolder, number: int, values: dict[str, float]) -> None:
+    """The table that an evaluation leaves, with the base model's rows beside the trial's."""
+    rows = []
+    for model in (f"trial-{number:04d}/step-10", "base"):
+        for language, value in values.items():
+            own = value if model != "base" else 99.0
+            rows.append(
+                {
+                    "model": model,
+                    "benchmark": "heldout/monolingual",
+                    "language": language,
+                    "metric": "bits_per_byte",
+                }
+                | {"value": own}
+            )
+    file = folder.folder(number) / "evaluation" / "results.parquet"
+    file.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), file)
+
+
+def test_scores_of_an_evaluation_are_an_objective(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    make_recipe()
+    folder = open_sweep(write(tmp_path, **EVALUATED))
+    folder.write()
+    for number in (0, 1):
+        finish(folder, number, 1.0, 1.0)
+    assert folder.trial(0).state == "begun", "trained, but not evaluated"
+    evaluate(folder, 0, {"fin_Latn": 1.0, "est_Latn": 2.0, "eng_Latn": 50.0})
+    evaluate(folder, 1, {"fin_Latn": 1.0, "est_Latn": 1.5, "eng_Latn": 50.0})
+    found = results(folder)
+    assert [found[0].objective, found[1].objective] == [1.5, 1.25] and found[0].trial.state == "finished"
+    winner = best(folder.sweep, found)
+    assert winner is not None and winner.trial.number == 1
+    script = plan_sweep(folder).script.text
+    assert 'emma.slurm.trial evaluate "$sweep"' in script
+
+
+def test_a_score_that_no_evaluation_has_is_named(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    make_recipe()
+    objective = {**EVALUATED["objective"], "score": "accuracy"}
+    folder = open_sweep(write(tmp_path, objective=objective, constraints=[]))
+    folder.write()
+    finish(folder, 0, 1.0, 1.0)
+    evaluate(folder, 0, {"fin_Latn": 1.0})
+    with pytest.raises(
+        UserError, match=r"no accuracy of heldout/\*.*name one of heldout/monolingual bits_per_byte"
+    ):
+        results(folder)
