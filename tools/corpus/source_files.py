@@ -11,7 +11,7 @@ from emma.base.errors import UserError
 from emma.recipes.compose import ROOT as RECIPES
 from emma.recipes.schema.corpus import Corpus, Source
 
-__all__ = ["SourceFile", "source_files"]
+__all__ = ["SourceFile", "pattern_of", "source_files"]
 
 _TOKEN = re.compile(r"\*\*/|\*\*|\*|\?|\{\w+\}")
 _LANGUAGE = r"[A-Za-z0-9_@+#.]+?(?:-[A-Za-z0-9]+)*?"
@@ -64,7 +64,7 @@ def source_files(corpus: Corpus) -> list[SourceFile]:
 
 
 def _of(name: str, order: int, source: Source) -> list[SourceFile]:
-    base, expression = _pattern(source.path)
+    base, expression = pattern_of(source.path)
     root = _shipped(base)
     base = root + base
     files = []
@@ -95,7 +95,7 @@ def _of(name: str, order: int, source: Source) -> list[SourceFile]:
     return files
 
 
-def _pattern(path: str) -> tuple[str, re.Pattern[str]]:
+def pattern_of(path: str) -> tuple[str, re.Pattern[str]]:
     """The fixed folder (or file), and the expression that full paths must match."""
     first = _TOKEN.search(path)
     base = path if first is None else path[: path.rfind("/", 0, first.start()) + 1]
