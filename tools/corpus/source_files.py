@@ -6,8 +6,12 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from emma.base.errors import UserError
+from emma.base.files import sha256_file
+from emma.base.manifest import FileRecord
+from emma.base.remote import is_remote, remote_files, remote_identity
 from emma.recipes.compose import ROOT as RECIPES
 from emma.recipes.schema.corpus import Corpus, Source
 
@@ -37,14 +41,28 @@ class SourceFile:
     name: str
     captured: dict[str, str]
 
-    def stamp(self) -> list[object]:
-        """Identifies this version of the file(s) without reading them: path, size, modification time."""
-        stamps: list[object] = []
+    def stamp(self) -> list[Any]:
+        """Identifies this version of the file(s) without reading them: path, size, modification time (on
+        an object store, what it says of the version)."""
+        stamps: list[Any] = []
         for path in (self.path, self.target):
-            if path is not None:
+            if path is not None and is_remote(path):
+                stamps += [path, *remote_identity(path)]
+            elif path is not None:
                 status = Path(path).stat()
                 stamps += [path, status.st_size, status.st_mtime_ns]
         return stamps
+
+    def records(self) -> list[FileRecord]:
+        """The file(s) for the manifest. What lies on an object store is not read again: its checksum is what the store says
+        of the version."""
+        found = []
+        for path in (path for path in (self.path, self.target) if path is not None):
+            if is_remote(path):
+                found.append(FileRecord(path, *remote_identity(path)))
+            else:
+                found.append(FileRecord(path, Path(path).stat().st_size, f"sha256:{sha256_file(path)}"))
+        return found
 
 
 def source_files(corpus: Corpus) -> list[SourceFile]:
@@ -80,12 +98,16 @@ def _of(name: str, order: int, source: Source) -> list[SourceFile]:
         target = source.target_path.format(**captured) if source.target_path else None
         if target is not None:
             target = _shipped(target) + target
-        if target is not None and not Path(target).is_file():
+        there = target is None or (remote_files(target) if is_remote(target) else Path(target).is_file())
+        if not there:
             raise UserError(
                 f"data.corpus.sources.{name}: {path} has no other side: {target} does not exist; "
                 "add the file or fix target_path"
             )
-        relative = os.path.relpath(path, base) if base and path != base else Path(path).name
+        if is_remote(path):
+            relative = path.removeprefix(f"{base}/") if path != base else path.rpartition("/")[2]
+        else:
+            relative = os.path.relpath(path, base) if base and path != base else Path(path).name
         files.append(SourceFile(name, order, path, target, relative, captured))
     if not files:
         raise UserError(
@@ -132,6 +154,8 @@ def _shipped(path: str) -> str:
 
 def _walk(base: str) -> list[str]:
     """All files below `base` (or `base` itself), sorted by name, without hidden ones."""
+    if is_remote(base):
+        return remote_files(base)
     if base and Path(base).is_file():
         return [base]
     found = []
