@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from emma.commands.corpus_fetch import fetch
+from emma.commands.corpus_languages import languages
+
 if TYPE_CHECKING:
     from emma.tools.corpus.stage import Build
 
@@ -360,45 +363,5 @@ def verify(run: str, overrides: tuple[str, ...], contents: bool, as_json: bool) 
     raise SystemExit(1 if faults else 0)
 
 
-@group.command()
-@click.argument("labels", nargs=-1, required=True)
-@click.option(
-    "--spelling",
-    type=click.Choice(["iso", "mala"]),
-    default="iso",
-    show_default=True,
-    help="Spelling of the output codes.",
-)
-@json_option
-def languages(labels: tuple[str, ...], spelling: str, as_json: bool) -> None:
-    """Say what language labels stand for: BCP 47, ISO 639, old codes, locales, OPUS and FLORES spellings.
-
-    \b
-    Examples:
-      emma corpus languages zh zho_Hans sr_latin pt-br iw
-    """
-    from emma.tools.languages.labels import LanguageResolver, language_name
-
-    resolver = LanguageResolver(spelling="mala" if spelling == "mala" else "iso")
-    rows = []
-    for label in labels:
-        found = resolver.resolve(label)
-        scripts = [found.script] if found.script else list(resolver.scripts(found.language))
-        rows.append(
-            {
-                "label": label,
-                "language": found.language,
-                "name": language_name(found.language),
-                "codes": [resolver.spell(found.language, script) for script in scripts],
-                "script_from": "label" if found.script else "text",
-                "decision": found.decision,
-            }
-        )
-    if as_json:
-        _echo_json(rows)
-        return
-    for row in rows:
-        codes = (
-            row["codes"][0] if row["script_from"] == "label" else "|".join(row["codes"]) or row["language"]
-        )
-        click.echo(f"{row['label']:16} {codes:28} {row['name']}  ({row['decision']})")
+group.add_command(fetch)
+group.add_command(languages)

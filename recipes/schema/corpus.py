@@ -202,8 +202,7 @@ class Deduplication(Section):
     near: NearDuplicates | None = None
     """How near duplicates are found; `null` keeps them."""
     counts: bool = Field(False, json_schema_extra=OPT_IN)
-    """Add a column `copies` to the rows: how many documents each one stands for, itself and its removed copies. A mix can
-    read documents again that the web repeats (`data.mix.components.<name>.rehydrate`)."""
+    """Add a column `copies` to the rows: how many documents each one stands for, itself and its removed copies."""
 
 
 class Decontamination(Section):

@@ -41,7 +41,8 @@ class Source(Section):
     """What the text is: `monolingual`, `parallel`, `code`, `papers`, `books` or `instruction`."""
     path: str
     """Pattern of the files, relative to the working folder (or, for `recipes/...` that is not there, the shipped
-    recipes): `*`, `?` and `**` as in a shell; `{language}`, `{src}`, `{tgt}` or any other `{name}` captures part of a
+    recipes), or an address on an object store (`s3://bucket/raw/{language}.jsonl`, `hf://datasets/owner/name/...`, whatever
+    fsspec knows): `*`, `?` and `**` as in a shell; `{language}`, `{src}`, `{tgt}` or any other `{name}` captures part of a
     file name, e.g. `raw/{language}.jsonl.zst`. Files ending in .gz, .zst, .bz2 or .xz are decompressed."""
     target_path: str | None = None
     """Moses pairs: file of the target side, in terms of the `{names}` of `path`, e.g. path `c.{src}-{tgt}.{src}` and

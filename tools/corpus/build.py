@@ -104,10 +104,9 @@ def plan_build(build: Build) -> dict[str, Any]:
     for file in source_files(build.corpus):
         kind = build.corpus.sources[file.source].kind
         entry = sources.setdefault(file.source, {"source": file.source, "kind": kind, "files": 0, "bytes": 0})
-        for path in (file.path, file.target):
-            if path is not None:
-                entry["files"] += 1
-                entry["bytes"] += Path(path).stat().st_size
+        stamp = file.stamp()
+        entry["files"] += len(stamp) // 3
+        entry["bytes"] += sum(stamp[1::3])
     stages = {}
     for stage in STAGES:
         folder = build.root / stage

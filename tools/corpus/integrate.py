@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from emma.base.files import atomic_write, sha256_file
+from emma.base.files import atomic_write
 from emma.base.manifest import FileRecord
 from emma.recipes.corpus_tables import rules_sha256
 from emma.recipes.schema.corpus import Corpus, Source
@@ -185,10 +185,6 @@ def read_file(corpus: Corpus, file: SourceFile, spill_path: str) -> dict[str, An
         spill = _Spill(Path(spill_path), schema, text_columns(source.kind), budget, writer)
         reader.read_into(spill)
         spill.flush_all()
-    paths = [Path(path) for path in (file.path, file.target) if path is not None]
-    inputs = [
-        {"path": str(p), "bytes": p.stat().st_size, "checksum": f"sha256:{sha256_file(p)}"} for p in paths
-    ]
     return {
         "kind": source.kind,
         "index": spill.index,
@@ -198,7 +194,7 @@ def read_file(corpus: Corpus, file: SourceFile, spill_path: str) -> dict[str, An
         "rows": reader.rows,
         "masked": dict(sorted(reader.masked.items())),
         "faults": reader.quarantine.to_json(),
-        "inputs": inputs,
+        "inputs": [asdict(record) for record in file.records()],
     }
 
 

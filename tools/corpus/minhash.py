@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,7 +30,8 @@ def signatures(shingles: Shingles, permutations: int) -> NDArray[np.uint32]:
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
         shingles.hashes, shingles.offsets.astype(np.uint64), permutations, _SEED
     )
-    return np.asarray(matrix.to_rows(), np.uint32).reshape(len(shingles), permutations)
+    values = itertools.chain.from_iterable(matrix.to_rows())
+    return np.fromiter(values, np.uint32, len(shingles) * permutations).reshape(-1, permutations)
 
 
 def bands(shingles: Shingles, settings: NearDuplicates) -> NDArray[np.uint64]:

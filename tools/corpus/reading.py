@@ -6,11 +6,13 @@ import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import orjson
 
 from emma.base.errors import UserError
+from emma.base.remote import is_remote, open_remote
 from emma.recipes.schema.corpus import Source
 from emma.tools.corpus.source_files import SourceFile
 from emma.tools.corpus.streams import decode, lines, open_bytes
@@ -215,13 +217,14 @@ def _parquet(file: SourceFile, source: Source, max_bytes: int) -> Iterator[Row |
 
     needed = columns_needed(source)
     try:
-        table = pq.ParquetFile(file.path)
-        _check_header(file, needed, table.schema_arrow.names)
-        number = 0
-        for batch in table.iter_batches(batch_size=1024, columns=needed):
-            for values in batch.to_pylist():
-                number += 1
-                yield Row(number, values)
+        with open_remote(file.path) if is_remote(file.path) else Path(file.path).open("rb") as stream:
+            table = pq.ParquetFile(stream)
+            _check_header(file, needed, table.schema_arrow.names)
+            number = 0
+            for batch in table.iter_batches(batch_size=1024, columns=needed):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(number, values)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{file.path}: not a readable parquet file ({str(error).splitlines()[0]}); fetch it again"

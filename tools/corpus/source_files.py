@@ -6,12 +6,16 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from emma.base.errors import UserError
+from emma.base.files import sha256_file
+from emma.base.manifest import FileRecord
+from emma.base.remote import is_remote, remote_files, remote_identity
 from emma.recipes.compose import ROOT as RECIPES
 from emma.recipes.schema.corpus import Corpus, Source
 
-__all__ = ["SourceFile", "source_files"]
+__all__ = ["SourceFile", "pattern_of", "source_files"]
 
 _TOKEN = re.compile(r"\*\*/|\*\*|\*|\?|\{\w+\}")
 _LANGUAGE = r"[A-Za-z0-9_@+#.]+?(?:-[A-Za-z0-9]+)*?"
@@ -37,14 +41,28 @@ class SourceFile:
     name: str
     captured: dict[str, str]
 
-    def stamp(self) -> list[object]:
-        """Identifies this version of the file(s) without reading them: path, size, modification time."""
-        stamps: list[object] = []
+    def stamp(self) -> list[Any]:
+        """Identifies this version of the file(s) without reading them: path, size, modification time (on
+        an object store, what it says of the version)."""
+        stamps: list[Any] = []
         for path in (self.path, self.target):
-            if path is not None:
+            if path is not None and is_remote(path):
+                stamps += [path, *remote_identity(path)]
+            elif path is not None:
                 status = Path(path).stat()
                 stamps += [path, status.st_size, status.st_mtime_ns]
         return stamps
+
+    def records(self) -> list[FileRecord]:
+        """The file(s) for the manifest. What lies on an object store is not read again: its checksum is what the store says
+        of the version."""
+        found = []
+        for path in (path for path in (self.path, self.target) if path is not None):
+            if is_remote(path):
+                found.append(FileRecord(path, *remote_identity(path)))
+            else:
+                found.append(FileRecord(path, Path(path).stat().st_size, f"sha256:{sha256_file(path)}"))
+        return found
 
 
 def source_files(corpus: Corpus) -> list[SourceFile]:
@@ -64,7 +82,7 @@ def source_files(corpus: Corpus) -> list[SourceFile]:
 
 
 def _of(name: str, order: int, source: Source) -> list[SourceFile]:
-    base, expression = _pattern(source.path)
+    base, expression = pattern_of(source.path)
     root = _shipped(base)
     base = root + base
     files = []
@@ -80,12 +98,16 @@ def _of(name: str, order: int, source: Source) -> list[SourceFile]:
         target = source.target_path.format(**captured) if source.target_path else None
         if target is not None:
             target = _shipped(target) + target
-        if target is not None and not Path(target).is_file():
+        there = target is None or (remote_files(target) if is_remote(target) else Path(target).is_file())
+        if not there:
             raise UserError(
                 f"data.corpus.sources.{name}: {path} has no other side: {target} does not exist; "
                 "add the file or fix target_path"
             )
-        relative = os.path.relpath(path, base) if base and path != base else Path(path).name
+        if is_remote(path):
+            relative = path.removeprefix(f"{base}/") if path != base else path.rpartition("/")[2]
+        else:
+            relative = os.path.relpath(path, base) if base and path != base else Path(path).name
         files.append(SourceFile(name, order, path, target, relative, captured))
     if not files:
         raise UserError(
@@ -95,7 +117,7 @@ def _of(name: str, order: int, source: Source) -> list[SourceFile]:
     return files
 
 
-def _pattern(path: str) -> tuple[str, re.Pattern[str]]:
+def pattern_of(path: str) -> tuple[str, re.Pattern[str]]:
     """The fixed folder (or file), and the expression that full paths must match."""
     first = _TOKEN.search(path)
     base = path if first is None else path[: path.rfind("/", 0, first.start()) + 1]
@@ -132,6 +154,8 @@ def _shipped(path: str) -> str:
 
 def _walk(base: str) -> list[str]:
     """All files below `base` (or `base` itself), sorted by name, without hidden ones."""
+    if is_remote(base):
+        return remote_files(base)
     if base and Path(base).is_file():
         return [base]
     found = []

@@ -15,6 +15,7 @@ from typing import BinaryIO, cast
 import zstandard
 
 from emma.base.errors import UserError
+from emma.base.remote import is_remote, open_remote
 
 __all__ = ["BOM", "compression_of", "decode", "lines", "open_bytes"]
 
@@ -71,14 +72,14 @@ def compression_of(head: bytes) -> str | None:
 
 @contextlib.contextmanager
 def open_bytes(path: str) -> Iterator[BinaryIO]:
-    """Opens a file for reading; gzip, zstd, bzip2 and xz are recognised by their first bytes.
+    """Opens a file, here or on an object store, for reading; gzip, zstd, bzip2 and xz are recognised by their first bytes.
 
     Raises:
         UserError: no such file, no permission or, possibly only during reading, truncated or damaged
             compressed data.
     """
     try:
-        with Path(path).open("rb") as raw:
+        with open_remote(path) if is_remote(path) else Path(path).open("rb") as raw:
             head = raw.read(6)
             raw.seek(0)
             found = f".{name}" if (name := compression_of(head)) else None

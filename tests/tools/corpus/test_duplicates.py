@@ -12,11 +12,12 @@ import pytest
 from numpy.typing import NDArray
 
 from emma.recipes.schema.corpus import Corpus, Deduplication, NearDuplicates, Thresholds
-from emma.tools.corpus.build import build_corpus, stages_of, totals
+from emma.tools.corpus.build import build_corpus, plan_build, stages_of, totals
 from emma.tools.corpus.duplicates.bits import Bits
-from emma.tools.corpus.duplicates.entries import BUCKETS, Entries, Equal, plan_ranges, write_entries
+from emma.tools.corpus.duplicates.entries import BUCKETS, KINDS, Entries, Equal, plan_ranges, write_entries
 from emma.tools.corpus.duplicates.equal import candidate_pairs
 from emma.tools.corpus.duplicates.near import greedy
+from emma.tools.corpus.duplicates.needs import needs_of
 from emma.tools.corpus.duplicates.numbering import RUN, Numbering, number_runs
 from emma.tools.corpus.minhash import bands, jaccard, shingle_sets, shingles_of
 from emma.tools.corpus.runner import results_of, run_tasks
@@ -437,3 +438,52 @@ def test_no_search_where_the_recipe_says_so(tmp_path: Path) -> None:
     build_corpus(build, "deduplicated")
     assert len(rows_of(build.root, "deduplicated")) == 3
     assert Corpus().deduplication.near is None
+
+
+def test_only_one_language_and_kind_is_compared_with_itself(tmp_path: Path) -> None:
+    """Equal text of another language or kind is no copy: neither exact, nor near, nor its paragraphs."""
+    text = f"{words(5, 60)}\n{words(6, 60)}"
+    rows = [{"lang": language, "text": text} for language in ("en", "fr", "en")]
+    raw = write_jsonl(tmp_path / "raw.jsonl", [*rows, {"lang": "fr", "text": f"{text} more"}])
+    book = mono_source(raw).model_copy(update={"kind": "books"})
+    build = build_at(
+        tmp_path / "corpus",
+        {"web": mono_source(raw), "library": book},
+        filters={"books": Thresholds(min_characters=None)},
+        deduplication=Deduplication(near=NEAR, paragraphs=True),
+    )
+    build_corpus(build, "deduplicated")
+    assert totals(build)["deduplicated"]["removed_by"] == {"exact_duplicate": 2, "near_duplicate": 2}
+    left = rows_of(build.root, "deduplicated")
+    assert [row["text"] for row in left] == [text] * 4
+    assert {(row["source"], row["language"]) for row in left} == {
+        (source, language) for source in ("web", "library") for language in ("eng_Latn", "fra_Latn")
+    }
+
+
+def test_what_the_stage_takes_is_known_from_the_counts(tmp_path: Path) -> None:
+    build = everything(tmp_path, tmp_path / "corpus")
+    assert needs_of(build) is None
+    assert "deduplication" not in plan_build(build)
+    build_corpus(build, "filtered")
+    needs = needs_of(build)
+    assert needs is not None
+    kept = totals(build)["filtered"]["kept"]
+    assert needs.documents == kept
+    assert needs.memory == 4 << 30
+    pairs = sum(row["kind"] == "parallel" for row in accounts_table(build.root).to_pylist())
+    assert pairs
+    stage = list(stages_of(build, "deduplicated"))[-1]
+    stage.begin()
+    results: dict[str, Any] = {}
+    for phase in stage.phases[:2]:
+        tasks = phase.plan(stage, results)
+        run_tasks(stage.work / phase.name, tasks, workers=1, label="")
+        results[phase.name] = results_of(stage.work / phase.name, tasks)
+    entries = results["number"][0]["entries"]
+    assert entries["keys"] == kept
+    assert needs.ranges == 1
+    # All of these texts are long enough to be searched; paragraphs are not foreseen.
+    foreseen = sum(count * KINDS[kind].itemsize for kind, count in entries.items() if kind != "paragraphs")
+    assert needs.disk == foreseen
+    assert plan_build(build)["deduplication"] == needs.to_dict()

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from pydantic import ValidationError
 
 from emma.base.errors import UserError
 from emma.recipes.load import load_recipe
 from emma.recipes.schema.corpus import Corpus, Source
+from emma.tools.corpus.build import build_corpus, plan_build, stages_of
 from emma.tools.corpus.source_files import SourceFile, source_files
+from tests.tools.corpus.raw_text import rows_of
+from tests.tools.corpus.test_build import mixed_build
 
 
 def found(**settings: Any) -> list[SourceFile]:
@@ -125,3 +130,58 @@ def test_sources_that_make_no_sense(settings: dict[str, Any], message: str) -> N
     settings.setdefault("kind", "monolingual")
     with pytest.raises(ValidationError, match=message):
         Source(license="CC0-1.0", **settings)
+
+
+@pytest.mark.parametrize("scheme", ["memory", "file"])
+def test_sources_on_an_object_store(scheme: str, tmp_path: Path) -> None:
+    """The same rows as from the working folder, whatever the format and compression."""
+    here = mixed_build(tmp_path, tmp_path / "here")
+    address = f"memory://{tmp_path.name}" if scheme == "memory" else f"file://{tmp_path}"
+    store, _ = fsspec.core.url_to_fs(address)
+    (tmp_path / ".hidden.jsonl").write_text("not read")
+    if scheme == "memory":
+        for path in tmp_path.rglob("*"):
+            if path.is_file() and "here" not in path.parts:
+                store.pipe(f"/{tmp_path.name}/{path.relative_to(tmp_path)}", path.read_bytes())
+
+    def moved(source: Source) -> Source:
+        values = {
+            key: getattr(source, key).replace(str(tmp_path), address)
+            for key in ("path", "target_path")
+            if getattr(source, key)
+        }
+        return source.model_copy(update=values)
+
+    sources = {name: moved(source) for name, source in here.corpus.sources.items()}
+    there = dataclasses.replace(
+        here, corpus=here.corpus.model_copy(update={"sources": sources}), root=tmp_path / "there"
+    )
+    build_corpus(here, "integrated")
+    plan = plan_build(there)
+    assert [row["bytes"] for row in plan["sources"]] == [row["bytes"] for row in plan_build(here)["sources"]]
+    build_corpus(there, "integrated")
+    assert rows_of(there.root, "integrated") == rows_of(here.root, "integrated")
+    # A file that changes in the store is read again.
+    before = next(stages_of(there)).fingerprint
+    assert next(stages_of(there)).fingerprint == before
+    name = f"{address}/mono.jsonl.gz"
+    with fsspec.open(name, "rb") as handle:
+        content = handle.read()
+    with fsspec.open(name, "wb") as handle:
+        handle.write(content + content)
+    assert next(stages_of(there)).fingerprint != before
+
+
+def test_a_store_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for path, message in (
+        ("nowhere://bucket/x.jsonl", "nowhere"),
+        ("memory://empty/{language}.jsonl", "no file matches"),
+        ("file:///nowhere/x.jsonl", "no file matches"),
+    ):
+        with pytest.raises(UserError, match=message):
+            source_files(Corpus(sources={"s": mono(path)}))
+
+
+def mono(path: str) -> Source:
+    where = {} if "{language}" in path else {"language": "eng"}
+    return Source(kind="monolingual", path=path, license="CC0-1.0", **where)

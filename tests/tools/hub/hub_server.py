@@ -1,6 +1,6 @@
-"""A local server for the parts of the Hub's protocol that an upload uses, over HTTP and git LFS.
+"""A local server for the parts of the Hub's protocol that uploads and downloads use, over HTTP and git LFS.
 
-It keeps repositories in memory, requires a token, and drops connections during uploads when told to.
+It keeps repositories in memory, requires a token, and drops connections when told to.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,21 +29,35 @@ TOKEN = "hf_" + "testtoken" * 3
 class Repository:
     private: bool
     kind: str = "model"
+    gated: bool = False
     branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {".gitattributes": b"*"}})
     large: set[str] = field(default_factory=set)
     commits: int = 0
 
+    def commit(self, branch: str) -> str:
+        """The commit that a branch stands for."""
+        return f"{list(self.branches).index(branch):02x}{self.commits:038x}"
+
+    def files(self, revision: str) -> dict[str, bytes]:
+        """Files of a branch or commit."""
+        return next(
+            files for branch, files in self.branches.items() if revision in (branch, self.commit(branch))
+        )
+
 
 @dataclass
 class Hub:
-    """The server's state. It drops the first `drops` uploads of large files halfway, and answers `refusals`
-    requests with 503."""
+    """The server's state. It drops the first `drops` transfers of large files halfway, and answers `refusals`
+    requests with 503. It sends files at `rate` bytes a second (0: at once), and those in `corrupt` with a wrong byte."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     drops: int = 0
     refusals: int = 0
     received: int = 0
+    sent: int = 0
+    rate: int = 0
+    corrupt: set[str] = field(default_factory=set)
     requests: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -157,6 +172,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._handle("GET")
 
+    def do_HEAD(self) -> None:
+        self._handle("HEAD")
+
     def do_POST(self) -> None:
         self._handle("POST")
 
@@ -258,7 +276,7 @@ class Handler(BaseHTTPRequestHandler):
     def tree(self, repo: str, branch: str) -> None:
         repository = self.hub.repositories[repo]
         rows = []
-        for name, content in sorted(repository.branches[branch].items()):
+        for name, content in sorted(repository.files(branch).items()):
             row: dict[str, Any] = {
                 "type": "file",
                 "path": name,
@@ -275,8 +293,57 @@ class Handler(BaseHTTPRequestHandler):
         if repo not in self.hub.repositories or branch not in self.hub.repositories[repo].branches:
             self._answer({"error": "Repository not found"}, 404)
             return
-        names = [{"rfilename": name} for name in self.hub.repositories[repo].branches[branch]]
-        self._answer({"id": repo, "sha": f"{self.hub.repositories[repo].commits:040x}", "siblings": names})
+        repository = self.hub.repositories[repo]
+        names = [{"rfilename": name} for name in repository.branches[branch]]
+        answer = {"id": repo, "sha": repository.commit(branch), "siblings": names}
+        self._answer({**answer, "gated": "auto" if repository.gated else False})
+
+    def resolve(self, repo: str, revision: str, path: str) -> None:
+        """A file, or the part that the client lacks."""
+        repository = self.hub.repositories[repo]
+        content = repository.files(revision).get(path)
+        if content is None:
+            self._answer({"error": "Entry not found"}, 404)
+            return
+        if repository.gated:
+            self.send_response(403)
+            self.send_header("X-Error-Code", "GatedRepo")
+            self.send_header("X-Error-Message", "Access to this dataset is restricted")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        large = path in repository.large
+        etag = hashlib.sha256(content).hexdigest() if large else git_blob(content)
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(wanted[1]) if wanted else 0
+        self.send_response(206 if start else 200)
+        self.send_header("X-Repo-Commit", revision)
+        self.send_header("ETag", f'"{etag}"')
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(content) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if path in self.hub.corrupt:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        stop = len(content)
+        if self.hub.take("drops"):
+            stop = (start + stop) // 2
+        for first in range(start, stop, 1 << 16):
+            piece = content[first : min(first + (1 << 16), stop)]
+            if self.hub.rate:
+                time.sleep(len(piece) / self.hub.rate)
+            try:
+                self.wfile.write(piece)
+            except OSError:  # the client was killed
+                self.close_connection = True
+                return
+            self.hub.sent += len(piece)
+        if stop < len(content):
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
 
 
 _KIND = "(?:models|datasets)"
@@ -292,6 +359,7 @@ ROUTES: list[tuple[str, Callable[..., None]]] = [
     (rf"GET /api/{_KIND}/{_REPO}/tree/(?P<branch>[^/]+)", Handler.tree),
     (rf"GET /api/{_KIND}/{_REPO}/revision/(?P<branch>[^/]+)", Handler.info),
     (rf"GET /api/{_KIND}/{_REPO}", Handler.info),
+    (rf"(?:GET|HEAD) /datasets/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", Handler.resolve),
 ]
 
 
