@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from emma.recipes.schema.section import Section
 from emma.recipes.schema.sources import KINDS, Kind, Source
 
 __all__ = [
     "KINDS",
-    "OPT_IN",
     "Corpus",
     "Decontamination",
     "Deduplication",
@@ -28,10 +27,6 @@ __all__ = [
 ]
 
 _NEAR_KINDS: tuple[Kind, ...] = ("monolingual", "code", "papers", "books", "instruction")
-
-OPT_IN: dict[str, JsonValue] = {"opt_in": True}
-"""Marks a key that came after corpora had been built. At its default it changes nothing, so it is left out of a stage's
-settings, and those corpora stay valid."""
 
 
 class Languages(Section):
@@ -71,6 +66,8 @@ class Identification(Section):
     """Language identification of documents. Those whose label it contradicts are removed, if the model knows the label's
     language."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"fallback"})
+
     backend: Literal["none", "fasttext", "py3langid"] = "none"
     """`none` trusts the label; `fasttext` reads any model in fastText's format (GlotLID, OpenLID, lid.176);
     `py3langid` brings its own model of 140 languages."""
@@ -80,7 +77,7 @@ class Identification(Section):
     """A document is removed (`language_mismatch`) if the model is at least this confident of another language."""
     min_characters: int = Field(100, ge=0)
     """Shorter texts are not identified."""
-    fallback: Literal["py3langid"] | None = Field(None, json_schema_extra=OPT_IN)
+    fallback: Literal["py3langid"] | None = Field(None)
     """What identifies languages where the fastText model's file is not there; without it, that is an error. The manifest
     names what was used."""
 
@@ -100,6 +97,8 @@ class Identification(Section):
 class Thresholds(Section):
     """Limits of the filter rules. A rule whose limit is `null` is off; limits that a recipe leaves out come from
     `recipes/corpus/filters.yaml`, by kind and script family."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"max_spam_share", "min_common_share"})
 
     min_characters: int | None = Field(None, ge=0)
     """Rule `too_short`: characters of a document (or of a side of a pair)."""
@@ -133,10 +132,10 @@ class Thresholds(Section):
     """Rule `wrong_script`: letters of the language's script as a share of all letters."""
     max_replacement_share: float | None = Field(None, ge=0, le=1)
     """Rule `broken_encoding`: U+FFFD and mojibake that could not be repaired, as a share of all characters."""
-    max_spam_share: float | None = Field(None, ge=0, le=1, json_schema_extra=OPT_IN)
+    max_spam_share: float | None = Field(None, ge=0, le=1)
     """Rule `spam`: letters in words of spam for pornography and gambling (`recipes/corpus/rules/spam.yaml`) as a share of all
     letters, in documents with at least three different ones."""
-    min_common_share: float | None = Field(None, ge=0, le=1, json_schema_extra=OPT_IN)
+    min_common_share: float | None = Field(None, ge=0, le=1)
     """Rule `word_salad`: words that are among the language's hundred most frequent, as a share of all words: text has them,
     lists of search terms don't. Needs `own_limits`, which finds these words; off in scripts without spaces."""
     max_length_ratio: float | None = Field(None, ge=1)
@@ -195,13 +194,15 @@ class NearDuplicates(Section):
 class Deduplication(Section):
     """Which copies are removed. Of equal documents, the one whose source comes first in the recipe is kept."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"counts"})
+
     exact: bool = True
     """Remove documents that are equal apart from case, whitespace and punctuation; pairs in both directions."""
     paragraphs: bool = False
     """Cut out paragraphs that occurred in an earlier document of the language, and remove documents left empty."""
     near: NearDuplicates | None = None
     """How near duplicates are found; `null` keeps them."""
-    counts: bool = Field(False, json_schema_extra=OPT_IN)
+    counts: bool = Field(False)
     """Add a column `copies` to the rows: how many documents each one stands for, itself and its removed copies."""
 
 
@@ -250,6 +251,8 @@ class Split(Section):
 class Corpus(Section):
     """Raw text → integrated → filtered → deduplicated → split."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"own_limits"})
+
     sources: dict[str, Source] = Field(default_factory=dict)
     """Sources by name, best provenance first: of equal documents, the one from the earlier source is kept."""
     languages: Languages = Languages()
@@ -259,7 +262,7 @@ class Corpus(Section):
     """Limits by kind, where they differ from `recipes/corpus/filters.yaml`."""
     language_filters: dict[str, Thresholds] = Field(default_factory=dict)
     """Limits by language (`tha_Thai`) or pair (`eng_Latn-tha_Thai`); they win over `filters`."""
-    own_limits: OwnLimits | None = Field(None, json_schema_extra=OPT_IN)
+    own_limits: OwnLimits | None = Field(None)
     """Limits from each language's own text; `null` takes the tables'."""
     deduplication: Deduplication = Deduplication()
     decontamination: Decontamination | None = None

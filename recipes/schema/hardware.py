@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -50,6 +50,8 @@ class Precision(Section):
 
 class Cluster(Section):
     """The machine: what a node has and how jobs reach it."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"network"})
 
     name: str
     """Name of the recipe file, e.g. `h100_64`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 from pydantic import Field
@@ -29,12 +29,11 @@ from emma.recipes.schema.training import (
 
 __all__ = ["Recipe"]
 
-# Sections that most recipes do without; one that lacks them keeps the SHA-256 that it had before they existed.
-_OPTIONAL = ("tokenizer_extension",)
-
 
 class Recipe(Section):
     """Everything a run is made of; `emma.recipes.load.load_recipe` reads, composes and checks one."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"tokenizer_extension"})
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run and of its folder."""
@@ -97,12 +96,11 @@ class Recipe(Section):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain mappings, lists and scalars, with the keys of the YAML files; loading them gives an equal recipe."""
-        value = self.model_dump(mode="json", by_alias=True)
-        return {key: inner for key, inner in value.items() if inner is not None or key not in _OPTIONAL}
+        return self.model_dump(mode="json", by_alias=True)
 
     @property
     def sha256(self) -> str:
         """SHA-256 of the canonical JSON of the recipe, without `paths.umask`, which changes no content."""
         values = self.to_dict()
-        del values["paths"]["umask"]
+        values["paths"].pop("umask", None)
         return hashlib.sha256(orjson.dumps(values, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -30,5 +30,6 @@ class Section(BaseModel):
         return {
             key: value
             for key, value in values.items()
-            if key not in self.later or getattr(self, key) != fields[key].default
+            if key not in self.later
+            or getattr(self, key) != fields[key].get_default(call_default_factory=True)
         }

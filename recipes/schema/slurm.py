@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -93,6 +93,8 @@ class Notification(Section):
 
 class Slurm(Section):
     """How jobs are submitted on this cluster, and the environment they run in."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"notify", "startup_seconds", "stall_seconds"})
 
     template: str = "venv"
     """Template of the job scripts: `venv`, `apptainer`, `singularity`, `pyxis`, or the path of your own file, ending in

@@ -241,6 +241,8 @@ class Logging(Section):
 class Paths(Section):
     """Where stages read and write; relative paths start at the working folder."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"umask"})
+
     corpus: str = "corpus"
     """Clean text: `<corpus>/<stage>/<kind>/<language or pair>/part-NNNNN.parquet`."""
     store: str = "store"

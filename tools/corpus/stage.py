@@ -52,26 +52,13 @@ def fingerprint(*values: Any) -> str:
 
 
 def settings_of(section: Section, include: set[str] | None = None) -> dict[str, Any]:
-    """Values of a section's keys as JSON; those that came later (`OPT_IN`) only where they aren't at their defaults.
+    """Values of a section's keys as JSON, those that came later only where they aren't at their defaults.
 
     Args:
         section: the section.
         include: keys to take; by default all.
     """
-    values = section.model_dump(mode="json", include=include)
-    for name, field_ in type(section).model_fields.items():
-        if name not in values:
-            continue
-        value = getattr(section, name)
-        later = isinstance(field_.json_schema_extra, dict) and "opt_in" in field_.json_schema_extra
-        if later and value == field_.get_default(call_default_factory=True):
-            del values[name]
-            continue
-        if isinstance(value, Section):
-            values[name] = settings_of(value)
-        elif isinstance(value, dict) and any(isinstance(each, Section) for each in value.values()):
-            values[name] = {key: settings_of(each) for key, each in value.items()}
-    return values
+    return section.model_dump(mode="json", include=include)
 
 
 @dataclass(frozen=True)
