@@ -205,3 +205,33 @@ def test_mistakes_are_refused(imported: dict[str, tuple[Path, Path]], tmp_path: 
         report = json.loads(out)
         assert report["shape_differences"] or report["tensors"]["different"], name
         assert report["logits"]["max_abs_delta"] > 1e-4, (name, report["logits"]["max_abs_delta"])
+
+
+def _follow_the_guide(folder: Path) -> dict[str, Any]:
+    """The guide's file among the architectures, and a model of it imported, exported and compared."""
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    from emma.recipes.schema import architecture
+    from tests.checkpoints_conversion.families import COMMON
+
+    shutil.copytree(architecture.FOLDER, folder / "architectures")
+    guide = (Path(__file__).parents[2] / "docs" / "add_a_base_model.md").read_text()
+    text = guide.split("# recipes/architectures/gemma.yaml\n")[1].split("```")[0]
+    (folder / "architectures" / "gemma.yaml").write_text(text)
+    architecture.FOLDER = folder / "architectures"
+    architecture.architecture.cache_clear()
+    model = GemmaForCausalLM(GemmaConfig(**{**COMMON, "head_dim": 24, "hidden_act": "gelu_pytorch_tanh"}))
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data.uniform_(0.1, 0.6)
+    model.save_pretrained(folder / "hf")
+    hf_to_megatron.convert(folder / "hf", folder / "megatron")
+    megatron_to_hf.convert(folder / "megatron", folder / "back")
+    assert same_bits(read_tensors(folder / "hf"), read_tensors(folder / "back"))
+    return _compare([(folder / "hf", folder / "megatron")])[0]
+
+
+def test_the_guides_example_is_an_architecture(tmp_path: Path) -> None:
+    (report,) = run_ranks(_follow_the_guide, 1, tmp_path)
+    assert report["passed"], report["faults"]
+    assert report["logits"]["max_abs_delta"] < 1e-5
