@@ -116,7 +116,7 @@ def test_parameter_that_would_be_lost(broken: Path) -> None:
         tensors["model.layers.0.self_attn.q_proj.bias"] = tensors["model.norm.weight"].clone()
 
     _rewrite(broken / "hf", add)
-    _import_fails(broken / "hf", r"q_proj\.bias does not belong to a Llama")
+    _import_fails(broken / "hf", r"q_proj\.bias does not belong to architecture llama")
 
 
 def test_old_rotary_buffers_are_not_parameters(broken: Path) -> None:

@@ -25,6 +25,22 @@ TEXT = {"x": ["The quick brown fox jumps over the lazy dog. " * 3]}
 OPTIONS: dict[str, Any] = {"length": 96, "mixed_length": 0}
 
 
+# One case an architecture in the normal tier; the others, and what loads many models, in the slow one.
+FAST = [
+    "llama tied, scaled",
+    "mistral, window",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "olmo2",
+    "olmo3",
+    "gemma3",
+    "apertus",
+]
+SLOW = [case for case in CASES if case not in FAST]
+TIERS = [pytest.param(FAST, id="fast"), pytest.param(SLOW, id="others", marks=pytest.mark.slow)]
+
+
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """Of each case, the model and its import."""
@@ -38,18 +54,19 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
 
 
 def test_every_architecture_has_a_case(imported: dict[str, tuple[Path, Path]]) -> None:
-    assert {find_checkpoint(target).shape.architecture for _, target in imported.values()} == set(
+    assert {find_checkpoint(imported[case][1]).shape.architecture for case in FAST} == set(
         architecture_names()
     )
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*FAST, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)])
 def test_bits_come_back(case: str, imported: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     source, target = imported[case]
     megatron_to_hf.convert(target, tmp_path / "hf")
     assert same_bits(read_tensors(source), read_tensors(tmp_path / "hf"))
 
 
+@pytest.mark.slow
 def test_released_folders_load_with_transformers_alone(
     imported: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
@@ -69,16 +86,20 @@ def test_released_folders_load_with_transformers_alone(
         assert torch.equal(one, other), source
 
 
-def test_keys_are_those_that_megatron_stores(imported: dict[str, tuple[Path, Path]]) -> None:
-    shapes = [find_checkpoint(target).shape for _, target in imported.values()]
+@pytest.mark.parametrize("cases", TIERS)
+def test_keys_are_those_that_megatron_stores(
+    cases: list[str], imported: dict[str, tuple[Path, Path]]
+) -> None:
+    shapes = [find_checkpoint(imported[case][1]).shape for case in cases]
     (stored,) = run_ranks(family_ranks.stored_keys, 1, shapes)
     for shape, keys in zip(shapes, stored, strict=True):
         assert keys == global_sizes(shape), shape.architecture
 
 
-def test_logits_are_transformers(imported: dict[str, tuple[Path, Path]]) -> None:
-    (reports,) = run_ranks(_compare, 1, list(imported.values()), timeout=400)
-    for case, report in zip(imported, reports, strict=True):
+@pytest.mark.parametrize("cases", TIERS)
+def test_logits_are_transformers(cases: list[str], imported: dict[str, tuple[Path, Path]]) -> None:
+    (reports,) = run_ranks(_compare, 1, [imported[case] for case in cases], timeout=400)
+    for case, report in zip(cases, reports, strict=True):
         assert report["passed"], (case, report["faults"])
         assert report["logits"]["max_abs_delta"] < 1e-5, case
 
@@ -158,6 +179,7 @@ MISTAKES: dict[str, dict[str, dict[str, Any] | Callable[[Tensors], None]]] = {
 }
 
 
+@pytest.mark.slow
 def test_mistakes_are_refused(imported: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     """By `emma convert verify`: by what config.json says or by the weights, and by the logits, which know neither."""
     from safetensors.torch import save_file
@@ -205,3 +227,33 @@ def test_mistakes_are_refused(imported: dict[str, tuple[Path, Path]], tmp_path: 
         report = json.loads(out)
         assert report["shape_differences"] or report["tensors"]["different"], name
         assert report["logits"]["max_abs_delta"] > 1e-4, (name, report["logits"]["max_abs_delta"])
+
+
+def _follow_the_guide(folder: Path) -> dict[str, Any]:
+    """The guide's file among the architectures, and a model of it imported, exported and compared."""
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    from emma.recipes.schema import architecture
+    from tests.checkpoints_conversion.families import COMMON
+
+    shutil.copytree(architecture.FOLDER, folder / "architectures")
+    guide = (Path(__file__).parents[2] / "docs" / "add_a_base_model.md").read_text()
+    text = guide.split("# recipes/architectures/gemma.yaml\n")[1].split("```")[0]
+    (folder / "architectures" / "gemma.yaml").write_text(text)
+    architecture.FOLDER = folder / "architectures"
+    architecture.architecture.cache_clear()
+    model = GemmaForCausalLM(GemmaConfig(**{**COMMON, "head_dim": 24, "hidden_act": "gelu_pytorch_tanh"}))
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data.uniform_(0.1, 0.6)
+    model.save_pretrained(folder / "hf")
+    hf_to_megatron.convert(folder / "hf", folder / "megatron")
+    megatron_to_hf.convert(folder / "megatron", folder / "back")
+    assert same_bits(read_tensors(folder / "hf"), read_tensors(folder / "back"))
+    return _compare([(folder / "hf", folder / "megatron")])[0]
+
+
+def test_the_guides_example_is_an_architecture(tmp_path: Path) -> None:
+    (report,) = run_ranks(_follow_the_guide, 1, tmp_path)
+    assert report["passed"], report["faults"]
+    assert report["logits"]["max_abs_delta"] < 1e-5

@@ -102,7 +102,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         _set(rope_theta=7.0, rope_parameters={"rope_type": "default", "rope_theta": 8.0}),
         "correct one",
     ),
-    "a RoPE factor of nothing": (_rope(factor=None), "`factor` is None"),
+    "a RoPE factor of nothing": (_rope(factor=None), "lacks factor"),
     "a RoPE that is turned around": (_rope(low_freq_factor=9.0), "must be above low_freq_factor"),
     "a RoPE type that is a list": (_rope(rope_type=["llama3"]), "unknown rope type"),
     "nested JSON": (_write("config.json", b'{"a":' + b"[" * 10**6), "not valid JSON"),

@@ -23,6 +23,7 @@ PAGES = [
             "mix",
             "train",
             "convert",
+            "add_a_base_model",
             "evaluate",
             "verdicts",
             "report",

@@ -82,7 +82,7 @@ class Begin:
         weights, state = self._weights(self.source), {}
         values = hf_config(recipe.model, dtype="float32", tokens=TokenIds())
         with WithoutWeights():
-            config = AutoConfig.for_model(**values, pad_token_id=None)
+            config = AutoConfig.for_model(**values)
             model = AutoModelForCausalLM.from_config(config)
         for name in parameter_shapes(weights.shape):
             with weights.open(name) as stored:

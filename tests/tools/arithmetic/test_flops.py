@@ -73,3 +73,17 @@ def test_causal_is_what_megatron_logs(name: str) -> None:
     )
     ours = flops_per_token(model, 4096) * 8 * 4096
     assert ours == pytest.approx(num_floating_point_operations(arguments, 8), rel=1e-9)
+
+
+def test_windows_by_hand() -> None:
+    """Gemma 3 4B at 8,192 tokens: of 34 layers, 5 are full, 29 see 1,024 tokens. Queries × keys and probabilities × values,
+    two operations each, three times for forward and backward: 12 × width × scores of a layer over the sequence."""
+    model = load_section("model", "gemma3_4b")
+    assert (model.kinds.count("full"), model.kinds.count("sliding")) == (5, 29)
+    full, window = 8192**2 / 2, sum(min(position, 1024) for position in range(1, 8193))
+    # Half of the square is the causal convention's count of the triangle; a window is counted exactly.
+    expected = 12 * 8 * 256 * (5 * full + 29 * window) / 8192
+    assert attention_flops_per_token(model, 8192) == pytest.approx(expected, rel=1e-12)
+    assert flops_per_token(model, 8192) == pytest.approx(24.5e9, rel=2e-3)
+    # A window that no token reaches the end of changes nothing.
+    assert attention_flops_per_token(model, 512) == 12 * 8 * 256 * 34 * 512 / 2

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from emma.recipes.compose import list_names
 from emma.recipes.load import load_section
 from emma.tools.arithmetic.parameters import layer_parameters, rank_parameters, total_parameters
 
@@ -40,3 +41,43 @@ def test_layer_of_llama_3_8b() -> None:
     assert layer.attention == 4096 * (4096 + 2 * 1024) + 4096 * 4096
     assert layer.mlp == 3 * 4096 * 14_336
     assert layer.norm == 2 * 4096
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in list_names("models") if not name.endswith(("70b", "32b", "27b"))]
+)
+def test_every_shipped_model_is_as_large_as_transformers_makes_it(name: str) -> None:
+    _as_large(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [name for name in list_names("models") if name.endswith(("70b", "32b", "27b"))]
+)
+def test_every_large_model_too(name: str) -> None:
+    _as_large(name)
+
+
+def _as_large(name: str) -> None:
+    """By `config.json` as an export writes it, on the meta device."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from emma.checkpoints_conversion.config import TokenIds, hf_config
+
+    model = load_section("model", name)
+    values = hf_config(model, dtype="bfloat16", tokens=TokenIds())
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
+    assert built.num_parameters() == total_parameters(model)
+
+
+def test_every_switch_counts_in_a_layer() -> None:
+    """By hand: biases of Qwen2.5 7B, norms of Gemma 3 4B, and Apertus 8B without a gate but with two numbers."""
+    qwen, gemma, apertus = (
+        layer_parameters(load_section("model", name)) for name in ("qwen2.5_7b", "gemma3_4b", "apertus_8b")
+    )
+    assert qwen.bias == 3584 + 2 * 512
+    assert gemma.norm == 4 * 2560 + 2 * 256
+    assert (apertus.mlp, apertus.norm) == (2 * 4096 * 21_504, 2 * 4096 + 2 * 128 + 2)
+    assert rank_parameters(load_section("model", "qwen2.5_7b"), 4, 2, 0).biases == 14 * qwen.bias // 4
