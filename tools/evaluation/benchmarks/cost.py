@@ -73,7 +73,9 @@ def estimate(runner: Runner, units: Sequence[Unit]) -> list[Cost]:
             sample = found[:: max(1, len(found) // _ITEMS)][:_ITEMS]
             scale_up = len(found) / max(1, len(sample))
             items += len(found)
-            requests += round(sum(max(1, len(item.choices)) for item in sample) * scale_up)
+            # One position serves all labels if only their last tokens matter.
+            each = [1 if unit.benchmark.scoring == "last_token" else max(1, len(i.choices)) for i in sample]
+            requests += round(sum(each) * scale_up)
             read += _read(runner, unit, tokenizer, sample) * scale_up
             new += _new(runner, unit, tokenizer, sample) * scale_up
         factor = len(mine) / len(chosen)
