@@ -172,20 +172,23 @@ def _run_benchmarks(
     for note in notes(prepared):
         click.echo(f"note: {note}", err=True)
     targets = [(target, "trained"), *([(base, "base")] if base else [])]
-    costs = cost.estimate(prepared.runner(target, output), prepared.plan.share(request.shard))
+    costs = cost.estimate(prepared.runner(target, output), prepared.plan.units)
     if dry_run:
         click.echo(
             _json([asdict(row) for row in costs]) if as_json else cost.table(costs, request.model.backend)
         )
         return
     hours = sum(row.hours for row in costs) * len(targets)
+    theirs = len(prepared.plan.harness)
     click.echo(
         f"{sum(row.languages for row in costs):,} languages of {len(costs)} benchmarks, "
-        f"{sum(row.requests for row in costs):,} requests per model; at most {hours:.2f} hours on one H100 if nothing "
-        "is finished yet (--dry-run shows details)",
+        f"{sum(row.requests for row in costs):,} requests per model; about {hours:.2f} hours on one H100 if nothing "
+        f"is finished yet (--dry-run shows details)"
+        + (f"; {theirs} languages of lm-eval's tasks, not estimated" if theirs else ""),
         err=True,
     )
-    outcome = run_models(prepared, targets, output)
+    shares = {row.benchmark: row.assumed_hours / row.languages for row in costs}
+    outcome = run_models(prepared, targets, output, shares)
     if as_json:
         click.echo(_json([asdict(row) for row in outcome.rows]))
     elif outcome.rows:

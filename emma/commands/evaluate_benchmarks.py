@@ -40,7 +40,7 @@ def _parse_batch(ctx: click.Context, parameter: click.Parameter, value: str) -> 
 
 _OPTIONS = (
     click.option("--tier", type=click.Choice(["smoke", "core", "full"]), help="How much of the benchmarks to run."),
-    click.option("--benchmarks", help="Comma-separated benchmarks (see `emma evaluate list`); default all of the tier."),
+    click.option("--benchmarks", help="Comma-separated benchmarks (see `emma evaluate list`), lm_eval:NAME for a task or group of lm-eval, modern, retention; default all of the tier."),
     _MIRROR,
     click.option("--backend", type=click.Choice(["hf", "vllm"]), default="hf", show_default=True, help="What runs the model."),
     click.option("--batch-size", callback=_parse_batch, default="auto", show_default=True, help="Requests per batch (hf), or auto: as many as fit a budget of tokens, by length."),
@@ -49,7 +49,7 @@ _OPTIONS = (
     click.option("--shots", multiple=True, metavar="NAME=N", help="Number of worked examples for a benchmark; may be repeated."),
     click.option("--seed", type=int, default=42, show_default=True, help="Seed of sampled answers."),
     click.option("--skip-missing", is_flag=True, help="Skip languages without data instead of refusing to start."),
-    click.option("--shard", callback=_parse_shard, metavar="I/N", help="For array tasks: run only every N-th language from the I-th (counting from 0); a run without --shard joins the results."),
+    click.option("--shard", callback=_parse_shard, metavar="I/N", help="For array tasks: run only the I-th of N shares of about equal cost (counting from 0); a run without --shard joins the results."),
     click.option("--spbleu-model", type=click.Path(path_type=Path), help="The FLORES-200 sentencepiece model; default the mirror's."),
     click.option("--spbleu-other", is_flag=True, help="Accept another sentencepiece model; its scores are named by its hash."),
     click.option("--bertscore", type=click.Path(path_type=Path), help="Folder of bert-base-multilingual-cased; without it, BERTScore is left out."),

@@ -1,6 +1,6 @@
 """Models for lm-eval by `transformers` or vLLM, with two request types that lm-eval gets wrong or lacks.
 
-`loglikelihood_rolling` scores a text after exactly one begin-of-text token: lm-eval lets the tokenizer add
+`exact_rolling` scores a text after exactly one begin-of-text token: lm-eval (`loglikelihood_rolling`) lets the tokenizer add
 another one after the prefix and scores it (lm-evaluation-harness #3333). `last_token` compares the last
 tokens of labels at one position.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["LAST_TOKEN", "ROLLING", "ModelSettings", "load_backend"]
 
 LAST_TOKEN = "last_token"
-ROLLING = "loglikelihood_rolling"
+ROLLING = "exact_rolling"
 
 _LONGEST = 4096
 """Maximum window for likelihoods, in tokens, so that models with longer contexts stay comparable."""
@@ -78,7 +78,7 @@ class Exact:
         ]
         return ids
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
+    def exact_rolling(self, requests: list[Instance]) -> list[Any]:
         """(negative log-likelihood in nats, scored tokens) of each text, scoring each token once.
 
         The prefix is never scored.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from emma.tools.evaluation.benchmarks.definitions import (
     resolve_names,
     spbleu_model,
 )
+from emma.tools.evaluation.benchmarks.harness import expand
 from emma.tools.evaluation.benchmarks.metrics import NEEDS_SPBLEU, Resources, bertscore_folder
 from emma.tools.evaluation.benchmarks.records import Finished
 from emma.tools.evaluation.benchmarks.run import Runner, RunSettings
@@ -78,7 +79,8 @@ def prepare(request: Request) -> Prepared:
     Raises:
         UserError: a name, an option or the data is wrong, or spBLEU's model is missing.
     """
-    names = resolve_names([name for name in request.benchmarks if name != HELDOUT]) or benchmark_names()
+    asked = expand([name for name in request.benchmarks if name != HELDOUT])
+    names = resolve_names(asked) or benchmark_names()
     tier = get_tier(request.tier) if request.tier else Tier(name="given")
     store = open_store(request.mirror)
     plan = plan_units(names, store, tier, request.languages, skip_missing=request.skip_missing)
@@ -140,20 +142,27 @@ def notes(prepared: Prepared) -> list[str]:
     return found
 
 
-def run_models(prepared: Prepared, targets: Sequence[tuple[Target, str]], output: Path) -> Outcome:
+def run_models(
+    prepared: Prepared,
+    targets: Sequence[tuple[Target, str]],
+    output: Path,
+    costs: Mapping[str, float] | None = None,
+) -> Outcome:
     """Runs the units (or a shard's) for each model, and writes the tables unless only a shard was run.
 
     Args:
         prepared: the checked request.
         targets: models and their roles (`trained` or `base`).
         output: evaluation folder.
+        costs: expected cost of a language by benchmark, by which shards are balanced.
     """
     finished: list[Finished] = []
     rows: list[Result] = []
     models = []
     for target, role in targets:
         runner = prepared.runner(target, output)
-        done = runner.run(prepared.plan.share(prepared.request.shard))
+        plan = prepared.plan.share(prepared.request.shard, costs)
+        done = runner.run([*plan.units, *plan.harness])
         finished += done
         rows += [row for unit in done for row in unit.results(target.model)]
         models.append((target, role, runner.model_sha256))

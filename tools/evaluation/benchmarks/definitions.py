@@ -279,14 +279,17 @@ def get_benchmark(name: str) -> Benchmark:
 
 
 def resolve_names(names: Sequence[str]) -> list[str]:
-    """Benchmarks that the user's names mean, each once; `_emma` may be left out if it is the only variant.
+    """Benchmarks that the user's names mean, each once; `_emma` may be left out if it is the only variant. Names of
+    lm-eval's tasks (`lm_eval:NAME`) stay, at the end.
 
     Raises:
         UserError: a name is unknown.
     """
     known = benchmark_names()
+    theirs = [name for name in names if name.startswith("lm_eval:")]
+    names = [name for name in names if name not in theirs]
     found = [name if name in known or f"{name}_emma" not in known else f"{name}_emma" for name in names]
-    return list(dict.fromkeys(get_benchmark(name).name for name in found))
+    return [*dict.fromkeys(get_benchmark(name).name for name in found), *dict.fromkeys(theirs)]
 
 
 def language_words(benchmark: Benchmark, code: str) -> Any:

@@ -112,6 +112,11 @@ class Reader:
         self.forwarded = 0
         self._plain_head: bool | None = None
 
+    def take(self) -> int:
+        """Tokens that were really read (without padding) since the last call."""
+        taken, self.forwarded = self.forwarded, 0
+        return taken
+
     @torch.inference_mode()
     def score(self, rows: Sequence[Row]) -> list[tuple[float, bool]]:
         """Sum of the log-likelihoods (nats, FP32) of each row's scored ids, and whether each is the likeliest; in order

@@ -18,6 +18,12 @@ from emma.base.manifest import now, package_versions
 from emma.base.progress import progress
 from emma.tools.evaluation.benchmarks.backends import ModelSettings, load_backend, shorten
 from emma.tools.evaluation.benchmarks.definitions import Benchmark
+from emma.tools.evaluation.benchmarks.harness import (
+    HarnessUnit,
+    build_tasks,
+    evaluate_tasks,
+    request_sha256,
+)
 from emma.tools.evaluation.benchmarks.items import Item, build_items, render
 from emma.tools.evaluation.benchmarks.metrics import Resources
 from emma.tools.evaluation.benchmarks.records import Finished, read_unit, unit_file, write_unit
@@ -105,7 +111,7 @@ class Runner:
             self._model = load_backend(self.target.folder, self.model_settings, self.longest)
         return self._model
 
-    def run(self, units: Sequence[Unit]) -> list[Finished]:
+    def run(self, units: Sequence[Unit | HarnessUnit]) -> list[Finished]:
         """Runs the units that are not finished, and returns all of them.
 
         Raises:
@@ -116,7 +122,9 @@ class Runner:
         with bar:
             for unit in units:
                 bar.set_postfix_str(unit.name, refresh=False)
-                finished.append(self.run_unit(unit))
+                finished.append(
+                    self.run_unit(unit) if isinstance(unit, Unit) else self.run_harness_unit(unit)
+                )
                 bar.update()
         return finished
 
@@ -132,31 +140,94 @@ class Runner:
         started, clock = now(), time.monotonic()
         fitted, shortened, cut = self._fit(unit, items)
         responses, scores = self._evaluate(unit, fitted, int(decided["max_new_tokens"]))
-        details = {
+        facts = {"items": len(items), "shortened": shortened, "prompts_cut": cut}
+        done = self._finished(
+            unit.benchmark.name,
+            unit.language,
+            *(key, self._signature(unit, decided), scores),
+            self._details(decided, facts, started, clock),
+        )
+        write_unit(path, done, _samples(fitted, responses, scores))
+        return done
+
+    def run_harness_unit(self, unit: HarnessUnit) -> Finished:
+        """The same for lm-eval's own tasks."""
+        tasks = build_tasks(unit, self.store, (self.settings.shots or {}).get(unit.benchmark_name))
+        prompts, items = request_sha256(tasks, self.settings.limit)
+        settings = self.model_settings
+        versions = package_versions(("lm-eval",))
+        decided = {
+            "model_sha256": self.model_sha256,
+            "tasks": list(unit.tasks),
+            "prompts_sha256": prompts,
+            "limit": self.settings.limit,
+            "window": self.window,
+            "backend": settings.backend,
+            "dtype": settings.dtype or self._default_dtype(),
+            "seed": settings.seed,
+            "lm-eval": versions.get("lm-eval"),
+        }
+        key = hashlib.sha256(orjson.dumps(decided, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        path = unit_file(self.output, self.target.model, unit.benchmark_name, unit.language)
+        found = read_unit(path)
+        if found is not None and found.key == key:
+            return found
+        started, clock = now(), time.monotonic()
+        self._seed(unit.name)
+        model = self.model
+        with _quiet():
+            scores, samples = evaluate_tasks(model, tasks, self.settings.limit)
+        signature = "|".join(
+            [
+                *([f"limit:{self.settings.limit}"] if self.settings.limit else []),
+                f"window:{self.window}",
+                f"backend:{decided['backend']}",
+                f"dtype:{decided['dtype']}",
+                f"prompts:{prompts[:12]}",
+                f"lm-eval:{decided['lm-eval']}",
+            ]
+        )
+        details = self._details(decided, {"items": items}, started, clock)
+        done = self._finished(unit.benchmark_name, unit.language, key, signature, scores, details)
+        write_unit(path, done, samples)
+        return done
+
+    def _details(
+        self, decided: Mapping[str, Any], facts: Mapping[str, Any], started: str, clock: float
+    ) -> dict[str, Any]:
+        reader = getattr(self._model, "reader", None)
+        return {
             "model": self.target.model,
-            "settings": decided,
-            "items": len(items),
-            "shortened": shortened,
-            "prompts_cut": cut,
+            "settings": dict(decided),
+            **facts,
+            # Since the last unit that was run: what this one took.
+            "tokens_forwarded": reader.take() if reader is not None else None,
             "versions": package_versions(_PACKAGES),
             "started": started,
             "seconds": round(time.monotonic() - clock, 3),
         }
-        unit_scores = {
+
+    def _finished(
+        self,
+        benchmark: str,
+        language: str,
+        key: str,
+        signature: str,
+        scores: Mapping[str, Score],
+        details: Mapping[str, Any],
+    ) -> Finished:
+        values = {
             name: {"value": score.value, "error": score.error, "n": score.n, "signature": score.signature}
             for name, score in scores.items()
         }
-        done = Finished(
-            unit.benchmark.name,
-            unit.language,
-            key,
-            self.model_sha256,
-            self._signature(unit, decided),
-            unit_scores,
-            details,
-        )
-        write_unit(path, done, _samples(fitted, responses, scores))
-        return done
+        return Finished(benchmark, language, key, self.model_sha256, signature, values, details)
+
+    def _seed(self, name: str) -> None:
+        """Makes a unit's sampled answers the same, whatever ran before it."""
+        import torch
+
+        seed = hashlib.sha256(f"{self.model_settings.seed}/{name}".encode()).digest()
+        torch.manual_seed(int.from_bytes(seed[:7], "little"))
 
     def items(self, unit: Unit) -> list[Item]:
         """Items of a unit."""
@@ -275,15 +346,12 @@ class Runner:
     def _evaluate(
         self, unit: Unit, items: Sequence[Item], max_new_tokens: int
     ) -> tuple[list[Response], dict[str, Score]]:
-        import torch
         from lm_eval.evaluator import evaluate
 
         from emma.tools.evaluation.benchmarks.tasks import BenchmarkTask
 
         task = BenchmarkTask(unit.benchmark, unit.language, items, max_new_tokens, self.resources)
-        # A unit's sampled answers are the same, whatever ran before it.
-        seed = hashlib.sha256(f"{self.model_settings.seed}/{unit.name}".encode()).digest()
-        torch.manual_seed(int.from_bytes(seed[:7], "little"))
+        self._seed(unit.name)
         model = self.model
         with _quiet():
             evaluate(lm=model, task_dict={unit.name: task}, log_samples=False, bootstrap_iters=0)

@@ -49,7 +49,7 @@ class BenchmarkTask(Task):
         self.responses: list[Response] = []
         self.scores: dict[str, Score] = {}
         self.OUTPUT_TYPE = {"choice": "multiple_choice", "generation": "generate_until"}.get(
-            benchmark.kind, ROLLING
+            benchmark.kind, "loglikelihood_rolling"
         )
         self._config = TaskConfig(
             task=f"{benchmark.name}/{language}",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from emma.base.errors import UserError
 from emma.tools.evaluation.benchmarks.definitions import Benchmark, Tier, get_benchmark, language_order
+from emma.tools.evaluation.benchmarks.harness import PREFIX, HarnessUnit, harness_units
 from emma.tools.evaluation.benchmarks.rows import available
 from emma.tools.evaluation.benchmarks.stores import HubStore, Store
 
@@ -25,17 +26,46 @@ class Unit:
         """`<benchmark>/<language>`."""
         return f"{self.benchmark.name}/{self.language}"
 
+    @property
+    def benchmark_name(self) -> str:
+        """The benchmark's name in results."""
+        return self.benchmark.name
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Units to run, in order; `missing` lists what was asked for but has no data."""
+    """Units to run, in order: this project's, then lm-eval's; `missing` lists what was asked for but has no data."""
 
     units: tuple[Unit, ...]
+    harness: tuple[HarnessUnit, ...] = ()
     missing: tuple[str, ...] = ()
 
-    def share(self, shard: tuple[int, int] | None) -> tuple[Unit, ...]:
-        """For a shard (i, n), every n-th unit starting at the i-th; all units if there is no shard."""
-        return self.units if shard is None else self.units[shard[0] :: shard[1]]
+    def share(self, shard: tuple[int, int] | None, costs: Mapping[str, float] | None = None) -> Plan:
+        """What a shard (i, n) runs; everything if there is no shard.
+
+        Units go to the shard with the least work so far, the most expensive first, so that shards take about as long.
+
+        Args:
+            shard: number of the shard and of all shards.
+            costs: expected cost by benchmark, of one language; default all equal.
+        """
+        if shard is None:
+            return self
+        place, count = shard
+        known = costs or {}
+        loads = [0.0] * count
+        mine = set()
+        units: list[Unit | HarnessUnit] = [*self.units, *self.harness]
+        for unit in sorted(units, key=lambda unit: (-known.get(unit.benchmark_name, 1.0), unit.name)):
+            least = loads.index(min(loads))
+            loads[least] += known.get(unit.benchmark_name, 1.0)
+            if least == place:
+                mine.add(unit.name)
+        return replace(
+            self,
+            units=tuple(unit for unit in self.units if unit.name in mine),
+            harness=tuple(unit for unit in self.harness if unit.name in mine),
+        )
 
 
 def plan_units(
@@ -59,10 +89,16 @@ def plan_units(
         UserError: no benchmark has a given language, data is missing and not to be skipped, or no unit is left.
     """
     skip = skip_missing or tier.missing == "skip"
+    theirs = tuple(
+        unit
+        for unit in harness_units([name for name in names if name.startswith(PREFIX)])
+        if languages is None or unit.language in languages
+    )
+    names = [name for name in names if not name.startswith(PREFIX)]
     benchmarks = [get_benchmark(name) for name in names]
-    if languages is not None:
+    if languages is not None and names:
         known = {code for b in benchmarks for label in b.languages for code in (label, b.code(label))}
-        if unknown := sorted(set(languages) - known):
+        if unknown := sorted(set(languages) - known - {unit.language for unit in theirs}):
             raise UserError(f"no language {', '.join(unknown)} in {', '.join(names)}")
     units: list[Unit] = []
     missing: list[str] = []
@@ -81,9 +117,9 @@ def plan_units(
             + "\n  ".join(missing)
             + "\nfetch it, or skip these languages with --skip-missing"
         )
-    if not units:
+    if not units and not theirs:
         raise UserError("nothing to run: " + ("; ".join(missing) if missing else "no language was chosen"))
-    return Plan(tuple(units), tuple(missing))
+    return Plan(tuple(units), theirs, tuple(missing))
 
 
 def _present(benchmark: Benchmark, store: Store) -> Collection[str]:

@@ -68,8 +68,8 @@ def test_vllm_scores_texts_as_transformers_does(
     texts = [*TEXTS.values(), "z", TEXTS["eng_Latn"] * 3, "<|end_of_text|> as text"]
     requests = _requests(*((text,) for text in texts))
     with caplog.at_level(logging.WARNING):
-        found = vllm.loglikelihood_rolling(requests)
-    wanted = transformers.loglikelihood_rolling(requests)
+        found = vllm.exact_rolling(requests)
+    wanted = transformers.exact_rolling(requests)
     assert [tokens for _, tokens in found] == [len(vllm.plain_ids(text)) for text in texts]
     assert [value for value, _ in found] == pytest.approx([value for value, _ in wanted], rel=1e-5)
     # Neither a token of the tokenizer's own nor one that the text spells.

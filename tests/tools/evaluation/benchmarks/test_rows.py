@@ -130,7 +130,7 @@ def test_plans(store: Mirror, mirror: Path, tmp_path: Path) -> None:
         plan_units(["sib200"], store, get_tier("full"))
     some = plan_units(["flores200_eng_x", "sib200"], store, Tier(name="given"), {"swh_Latn"})
     assert [unit.name for unit in some.units] == ["flores200_eng_x/eng_Latn-swh_Latn", "sib200/swh_Latn"]
-    assert [unit.name for unit in some.share((1, 2))] == ["sib200/swh_Latn"]
+    assert [unit.name for unit in some.share((1, 2)).units] == ["sib200/swh_Latn"]
     with pytest.raises(UserError, match="no language xxx_Xxxx in sib200"):
         plan_units(["sib200"], store, Tier(name="given"), {"xxx_Xxxx"})
     with pytest.raises(UserError, match="data is missing"):
