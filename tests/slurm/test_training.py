@@ -106,8 +106,10 @@ def test_a_run_survives_the_signal_a_killed_rank_and_a_lost_node(
 
     run.wait_until_finished(900)
     # Credentials expire sooner here than elsewhere, so the signal that Slurm sent to the lost node's ranks
-    # can reach those of the next start, which then causes one more start.
-    assert run.restarts() == list(range(len(run.launches()))) and len(run.launches()) >= 4
+    # can reach those of the next start, which is then recorded as ended from outside and causes one more start.
+    stray = [event for event in run.events("ended")[2:] if event["outside"]]
+    assert len(run.launches()) == 4 + len(stray) and len(stray) <= 1
+    assert run.restarts() == list(range(len(run.launches())))
     assert run.losses() == whole.losses()
     logs = sorted((run.folder / "logs" / "slurm").glob("train-*.log"))
     assert len(logs) == 1 and logs[0].read_text().count("(restart ") == len(run.launches()), "appended to"
