@@ -129,7 +129,13 @@ class Claims:
                 "`emma slurm jobs`; start again when it has ended"
             )
         at("claimed")
-        fence.shut_out()
+        try:
+            fence.shut_out()
+        except DisplacedError:
+            raise
+        except BaseException:
+            fence.end("could not shut out earlier launches")
+            raise
         return fence
 
     def _numbered_logs(self) -> int:
@@ -313,10 +319,10 @@ class Fence:
         found = ((path, _DESK.fullmatch(path.name)) for path in self.desk.parent.iterdir())
         there = {path: int(name[1]) for path, name in found if name and int(name[1]) < self.number}
         closed = {number for path, number in there.items() if path.is_file()}
-        claims = (self._claims.read(number) for number in self._claims.numbers() if number < self.number)
-        owned = {
-            desk_of(self.run, claim.number, claim.writer) for claim in claims if claim.number not in closed
-        }
+        claims = map(
+            self._claims.read, (n for n in self._claims.numbers() if n < self.number and n not in closed)
+        )
+        owned = {desk_of(self.run, claim.number, claim.writer) for claim in claims}
         return sorted(owned | {path for path in there if path.is_dir()})
 
     def _close(self, desk: Path) -> None:
@@ -326,8 +332,14 @@ class Fence:
             tries += 1
             # Renamed, so that its path is gone at once; emptied later, so that a client with an old view of the folder
             # finds nothing in it.
-            with self.or_displaced(), contextlib.suppress(FileNotFoundError):
-                desk.rename(self.desk / f"before-{desk.name}-{tries}")
+            try:
+                with self.or_displaced(), contextlib.suppress(FileNotFoundError):
+                    desk.rename(self.desk / f"before-{desk.name}-{tries}")
+            except PermissionError as error:
+                raise UserError(
+                    f"{desk}: this user may not move it ({error.strerror}), so its launch could still write. Fix: let its "
+                    f"owner run `chmod -R g+w {desk.parent}`, or start the run as that user"
+                ) from None
             at("earlier desk taken")
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(desk, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
