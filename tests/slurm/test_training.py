@@ -198,6 +198,24 @@ def test_a_stopped_rank_is_seen_and_the_run_goes_on(make: MakeRun, whole: RealRu
     assert (run.folder / "told").read_text().split() == ["stalled", "finished"]
 
 
+@pytest.mark.slow
+def test_a_stuck_srun_is_seen_and_the_ranks_start_after_all(make: MakeRun, slurm: TwoNodes) -> None:
+    """Another step holds the job's cores: `srun: step creation temporarily disabled, retrying`."""
+    limits = "cluster.slurm.startup_seconds=240", "cluster.slurm.cpus_per_rank=4"
+    holds = "cluster.slurm.setup=['srun --ntasks=1 --cpus-per-task=4 sleep 3600 &']"
+    one_rank = "cluster={nodes: 1, gpus_per_node: 1, device: cpu}"
+    run = make("stuck", one_rank, NO_PREFLIGHT, holds, *limits)
+    slurm.wait(lambda: len(run.launches()) == 1, "the run began", 300)
+    begun = time.monotonic()
+    slurm.wait(lambda: bool(run.events("stalled")), "it is seen", 480)
+    assert time.monotonic() - begun < 2 * 240
+    assert run.events("stalled")[0]["phase"] == "no ranks"
+    run.wait_for_step(1, 600)
+    assert run.launches() == [1, 2] and run.restarts() == [0, 0]
+    assert "tep creation temporarily disabled" in run.logs()
+    run.cancel()
+
+
 def test_a_run_is_stopped_by_a_file_and_goes_on(make: MakeRun, whole: RealRun, slurm: TwoNodes) -> None:
     run = make("halted", ONE_NODE, NO_PREFLIGHT, "--links", "3")
     run.wait_for_step(5, 900)
