@@ -179,7 +179,7 @@ def content(folder: Path, without: str) -> dict[str, str]:
 
 
 def test_a_stopped_rank_is_seen_and_the_run_goes_on(make: MakeRun, whole: RealRun, slurm: TwoNodes) -> None:
-    limits = "cluster.slurm.stall_seconds=20", "cluster.slurm.startup_seconds=1200"
+    limits = "cluster.slurm.stall_seconds=60", "cluster.slurm.startup_seconds=1200"
     told = "cluster.slurm.notify=[{command: 'echo $EMMA_EVENT >>$EMMA_FOLDER/told', events: [stalled, finished]}]"
     run = make("hung", ONE_NODE, NO_PREFLIGHT, *limits, told)
     run.wait_for_step(35, 900)
@@ -188,8 +188,8 @@ def test_a_stopped_rank_is_seen_and_the_run_goes_on(make: MakeRun, whole: RealRu
     begun = time.monotonic()
     slurm.wait(lambda: bool(run.events("stalled")), "it is seen", 300)
     seen, (stalled,) = time.monotonic() - begun, run.events("stalled")
-    assert stalled["phase"] in ("step", "save") and stalled["seconds"] >= 20
-    assert seen < 2 * max(20, stalled["seconds"]), "within twice the deadline"
+    assert stalled["phase"] in ("step", "save") and stalled["seconds"] >= 60
+    assert seen < 2 * 60, "within twice the deadline"
     slurm.wait(lambda: len(run.launches()) == 2, "the ranks start again", 120)
     assert run.restarts() == [0, 0], "in the same job"
     assert "Current thread 0x" in run.rank_log(1) and "training.py" in run.rank_log(1), "stacks"

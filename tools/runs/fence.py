@@ -209,7 +209,7 @@ class Fence:
         why = (
             f"launch {after.number} ({after}), which took this run over"
             if after is not None and after.number > self.number
-            else f"the end of this launch: {end['how'] if end else 'its claim is gone'}"
+            else f"the end of this launch: {end['how'] if end else f'its claim or {self.desk} is gone'}"
         )
         return DisplacedError(
             f"{self._claims.folder} names {why}. Launch {self.number} writes nothing more{doing}; it stops"
@@ -300,6 +300,9 @@ class Fence:
         desks = self._earlier_desks()
         for desk in desks:
             self._close(desk)
+        for desk in self._unclaimed_desks():
+            with self.or_displaced(), contextlib.suppress(FileNotFoundError):
+                desk.rename(self.desk / f"before-{desk.name}")
         self._finish_for_others()
         for inside in self.desk.glob("before-*"):
             shutil.rmtree(inside)
@@ -314,16 +317,18 @@ class Fence:
         self.check()
 
     def _earlier_desks(self) -> list[Path]:
-        """Desks of all earlier launches that nobody has closed yet, whether they exist or not, and those of launches
-        that never got their number."""
+        """Desks of all earlier launches that nobody has closed yet, whether they exist or not."""
+        closed = {number for path, number in self._desks() if path.is_file()}
+        numbers = sorted(n for n in self._claims.numbers() if n < self.number and n not in closed)
+        return [desk_of(self.run, claim.number, claim.writer) for claim in map(self._claims.read, numbers)]
+
+    def _unclaimed_desks(self) -> list[Path]:
+        """What processes left that never got their number, and so never wrote."""
+        return [path for path, number in self._desks() if number < self.number and path.is_dir()]
+
+    def _desks(self) -> list[tuple[Path, int]]:
         found = ((path, _DESK.fullmatch(path.name)) for path in self.desk.parent.iterdir())
-        there = {path: int(name[1]) for path, name in found if name and int(name[1]) < self.number}
-        closed = {number for path, number in there.items() if path.is_file()}
-        claims = map(
-            self._claims.read, (n for n in self._claims.numbers() if n < self.number and n not in closed)
-        )
-        owned = {desk_of(self.run, claim.number, claim.writer) for claim in claims}
-        return sorted(owned | {path for path in there if path.is_dir()})
+        return sorted((path, int(name[1])) for path, name in found if name)
 
     def _close(self, desk: Path) -> None:
         """Takes a desk away, and puts a file in its place: whoever writes a checkpoint makes the folders above it."""

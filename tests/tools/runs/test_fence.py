@@ -101,6 +101,14 @@ def test_one_that_ended_is_not_asked_about_and_its_desk_is_closed(tmp_path: Path
     assert (claims.end_of(1) or {})["how"] == "finished", "the first word stays"
 
 
+def test_what_a_killed_loser_left_does_not_stand_for_the_winner(tmp_path: Path, first: Fence) -> None:
+    """The desk of the winner is closed, though it does not exist and another of its number does."""
+    first.end("finished")
+    (tmp_path / "writing" / "000001-0000").mkdir()
+    Claims(tmp_path).take(gone)
+    assert first.desk.is_file() and not (tmp_path / "writing" / "000001-0000").exists()
+
+
 def test_a_loser_leaves_nothing(tmp_path: Path, first: Fence, monkeypatch: pytest.MonkeyPatch) -> None:
     def another_is_faster(point: str) -> None:
         if point == "link":

@@ -56,6 +56,7 @@ def claim_by_overwriting(patch: Patch) -> None:
 
 def desks_left_alone(patch: Patch) -> None:
     patch(Fence, "_earlier_desks", lambda self: [])
+    patch(Fence, "_unclaimed_desks", lambda self: [])
 
 
 def logs_kept(patch: Patch) -> None:
