@@ -120,10 +120,11 @@ class Claims:
         try:
             created = _create(self.file(claim.number), asdict(claim))
         except BaseException:
-            shutil.rmtree(fence.desk)
+            shutil.rmtree(fence.desk, ignore_errors=True)
             raise
         if not created:
-            shutil.rmtree(fence.desk)
+            # A later launch may have taken it away.
+            shutil.rmtree(fence.desk, ignore_errors=True)
             raise InUseError(
                 f"{self.file(claim.number)}: another launch took this run at this moment. Fix: look at it with "
                 "`emma slurm jobs`; start again when it has ended"
