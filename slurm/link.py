@@ -118,7 +118,10 @@ def _how_it_ended(claim: Claim, word: str, folder: Path) -> str | None:
     if claim.job is None:
         return None
     if claim.job == _job() and claim.kind == "job":
-        # An earlier start of this very job, which Slurm has ended before it began this one.
+        # An earlier start of this very job, which Slurm has ended before it began this one; or the other way round: this
+        # script runs on, on a node that Slurm has lost, beside a later start.
+        if claim.restart > _restart():
+            return None
         return "requeued by slurm" if claim.restart < _restart() else "ended without a word"
     known, state = verdict(word, claim)
     if known == "ended":
@@ -180,7 +183,7 @@ def end(folder: Path, exit_code: int) -> int:
         exit_code=exit_code,
         held=held,
         rewinds=goes_back,
-        outside=_stopped_from_outside(recipe, run, launch, exit_code),
+        outside=not run.finished(recipe) and _stopped_from_outside(recipe, run, launch, exit_code),
         stalled=history.has_stalled(launch.number),
     )
     displaced = None if held else fence.displaced()

@@ -5,7 +5,7 @@ A process id does not identify a process: every machine, and every pid namespace
 On one machine a lock of the kernel (`flock`) tells whether a writer is alive. Whether locks reach other
 machines depends on how the file system is mounted, so files of another machine are never taken for abandoned.
 
-A run's claim, `writer.json`, is another thing: see `tools/runs/run_folder.py`.
+A run's claim is another thing: see `tools/runs/fence.py`.
 """
 
 from __future__ import annotations

@@ -86,8 +86,6 @@ class Notification(Section):
             raise ValueError("name one of command, mail and webhook; for more, add another entry")
         if self.webhook is not None and not self.webhook.startswith(("https://", "http://")):
             raise ValueError(f"webhook: {self.webhook!r} is not an http or https address")
-        if any("\n" in (value or "") or "\r" in (value or "") for value in (self.mail, self.webhook)):
-            raise ValueError("mail, webhook: one line each")
         return self
 
 

@@ -270,6 +270,18 @@ def test_a_restarted_job_takes_its_own_claim_over(run: RunFolder, monkeypatch: p
     assert not run.holds_claim(first)
 
 
+def test_the_script_of_an_earlier_start_does_not_take_the_run_back(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs on, on a node that Slurm has lost."""
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    later = start(run)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    with pytest.raises(InUseError, match="has been writing this run"):
+        begin(run.path, shown("RUNNING", 1))
+    assert run.holds_claim(later)
+
+
 def test_requeues_during_start_up_do_not_end_a_run(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Preempted, or its node lost: Slurm requeues the job and says nothing. What ends by itself still counts."""
     for restart in range(5):

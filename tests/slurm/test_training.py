@@ -106,8 +106,10 @@ def test_a_run_survives_the_signal_a_killed_rank_and_a_lost_node(
 
     run.wait_until_finished(900)
     # Credentials expire sooner here than elsewhere, so the signal that Slurm sent to the lost node's ranks
-    # can reach those of the next start, which then causes one more start.
-    assert run.restarts() == list(range(len(run.launches()))) and len(run.launches()) >= 4
+    # can reach those of the next start, which is then recorded as ended from outside and causes one more start.
+    stray = [event for event in run.events("ended")[2:] if event["outside"]]
+    assert len(run.launches()) == 4 + len(stray) and len(stray) <= 1
+    assert run.restarts() == list(range(len(run.launches())))
     assert run.losses() == whole.losses()
     logs = sorted((run.folder / "logs" / "slurm").glob("train-*.log"))
     assert len(logs) == 1 and logs[0].read_text().count("(restart ") == len(run.launches()), "appended to"
@@ -157,7 +159,8 @@ def test_a_rank_that_was_stopped_while_importing_writes_nothing(
     run.wait_for_step(moment.randrange(1, STEPS // 2), 900)
     logs = run.folder / "logs" / "launch-0001"
     before = content(logs, without="rank-")
-    send(alive, signal.SIGCONT)
+    # The others have ended by themselves where they had got far enough to look.
+    send([pid for pid in alive if Path(f"/proc/{pid}").is_dir()], signal.SIGCONT)
     slurm.wait(lambda: not any(Path(f"/proc/{pid}").is_dir() for pid in alive), "the old ranks stopped", 180)
     assert content(logs, without="rank-") == before
     slurm.start_node(node)
@@ -176,7 +179,7 @@ def content(folder: Path, without: str) -> dict[str, str]:
 
 
 def test_a_stopped_rank_is_seen_and_the_run_goes_on(make: MakeRun, whole: RealRun, slurm: TwoNodes) -> None:
-    limits = "cluster.slurm.stall_seconds=20", "cluster.slurm.startup_seconds=400"
+    limits = "cluster.slurm.stall_seconds=60", "cluster.slurm.startup_seconds=1200"
     told = "cluster.slurm.notify=[{command: 'echo $EMMA_EVENT >>$EMMA_FOLDER/told', events: [stalled, finished]}]"
     run = make("hung", ONE_NODE, NO_PREFLIGHT, *limits, told)
     run.wait_for_step(35, 900)
@@ -185,14 +188,32 @@ def test_a_stopped_rank_is_seen_and_the_run_goes_on(make: MakeRun, whole: RealRu
     begun = time.monotonic()
     slurm.wait(lambda: bool(run.events("stalled")), "it is seen", 300)
     seen, (stalled,) = time.monotonic() - begun, run.events("stalled")
-    assert stalled["phase"] in ("step", "save") and stalled["seconds"] >= 20
-    assert seen < 2 * max(20, stalled["seconds"]), "within twice the deadline"
+    assert stalled["phase"] in ("step", "save") and stalled["seconds"] >= 60
+    assert seen < 2 * 60, "within twice the deadline"
     slurm.wait(lambda: len(run.launches()) == 2, "the ranks start again", 120)
     assert run.restarts() == [0, 0], "in the same job"
     assert "Current thread 0x" in run.rank_log(1) and "training.py" in run.rank_log(1), "stacks"
     run.wait_until_finished(900)
     assert run.losses() == whole.losses()
     assert (run.folder / "told").read_text().split() == ["stalled", "finished"]
+
+
+@pytest.mark.slow
+def test_a_stuck_srun_is_seen_and_the_ranks_start_after_all(make: MakeRun, slurm: TwoNodes) -> None:
+    """Another step holds the job's cores: `srun: step creation temporarily disabled, retrying`."""
+    limits = "cluster.slurm.startup_seconds=240", "cluster.slurm.cpus_per_rank=4"
+    holds = "cluster.slurm.setup=['srun --ntasks=1 --cpus-per-task=4 sleep 3600 &']"
+    one_rank = "cluster={nodes: 1, gpus_per_node: 1, device: cpu}"
+    run = make("stuck", one_rank, NO_PREFLIGHT, holds, *limits)
+    slurm.wait(lambda: len(run.launches()) == 1, "the run began", 300)
+    begun = time.monotonic()
+    slurm.wait(lambda: bool(run.events("stalled")), "it is seen", 480)
+    assert time.monotonic() - begun < 2 * 240
+    assert run.events("stalled")[0]["phase"] == "no ranks"
+    run.wait_for_step(1, 600)
+    assert run.launches() == [1, 2] and run.restarts() == [0, 0]
+    assert "tep creation temporarily disabled" in run.logs()
+    run.cancel()
 
 
 def test_a_run_is_stopped_by_a_file_and_goes_on(make: MakeRun, whole: RealRun, slurm: TwoNodes) -> None:

@@ -26,6 +26,8 @@ from emma.tools.report.provenance import (
 from emma.tools.report.records import RunRecord
 from emma.tools.report.training import training_charts, validation_charts
 from emma.tools.report.verdicts import judge_page
+from emma.tools.runs.goodput import goodput
+from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["Figure", "render", "run_page"]
 
@@ -89,6 +91,7 @@ def run_page(run: RunRecord) -> str:
         recipe_yaml=recipe_yaml(run),
         environment_facts=environment_facts(run),
         launches=launches(run),
+        goodput=goodput(run.recipe, RunFolder(run.folder)),
     )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from emma.recipes.vocabulary import cost_sentence, growth_of
 from emma.tools.charts.scales import duration, number
 from emma.tools.report.records import RunRecord
+from emma.tools.runs.goodput import launch_ends
+from emma.tools.runs.run_folder import RunFolder
 from emma.tools.runs.set_aside import events
 
 __all__ = [
@@ -148,8 +150,10 @@ def _text(value: Any) -> str:
 
 
 def launches(run: RunRecord) -> list[dict[str, str]]:
-    """The run's launches: number, start time, what each started from, which checkpoints it set aside, host."""
+    """The run's launches: number, start time, what each started from, which checkpoints it set aside, host, and how it
+    ended."""
     rows = []
+    ends = {end.number: end for end in launch_ends(RunFolder(run.folder))}
     aside = [e for e in events(run.folder / "checkpoints.jsonl") if e["event"] == "set aside"]
     for launch in run.environment.get("launches", []):
         load = launch["load"]
@@ -165,6 +169,7 @@ def launches(run: RunRecord) -> list[dict[str, str]]:
                 "started": launch["started"],
                 "load": load["mode"] + source,
                 "host": launch["host"],
+                "ended": str(ends[launch["number"]].how or "") if launch["number"] in ends else "",
             }
         )
     return rows

@@ -120,16 +120,23 @@ class Claims:
         try:
             created = _create(self.file(claim.number), asdict(claim))
         except BaseException:
-            shutil.rmtree(fence.desk)
+            shutil.rmtree(fence.desk, ignore_errors=True)
             raise
         if not created:
-            shutil.rmtree(fence.desk)
+            # A later launch may have taken it away.
+            shutil.rmtree(fence.desk, ignore_errors=True)
             raise InUseError(
                 f"{self.file(claim.number)}: another launch took this run at this moment. Fix: look at it with "
                 "`emma slurm jobs`; start again when it has ended"
             )
         at("claimed")
-        fence.shut_out()
+        try:
+            fence.shut_out()
+        except DisplacedError:
+            raise
+        except BaseException:
+            fence.end("could not shut out earlier launches")
+            raise
         return fence
 
     def _numbered_logs(self) -> int:
@@ -203,7 +210,7 @@ class Fence:
         why = (
             f"launch {after.number} ({after}), which took this run over"
             if after is not None and after.number > self.number
-            else f"the end of this launch: {end['how'] if end else 'its claim is gone'}"
+            else f"the end of this launch: {end['how'] if end else f'its claim or {self.desk} is gone'}"
         )
         return DisplacedError(
             f"{self._claims.folder} names {why}. Launch {self.number} writes nothing more{doing}; it stops"
@@ -294,6 +301,9 @@ class Fence:
         desks = self._earlier_desks()
         for desk in desks:
             self._close(desk)
+        for desk in self._unclaimed_desks():
+            with self.or_displaced(), contextlib.suppress(FileNotFoundError):
+                desk.rename(self.desk / f"before-{desk.name}")
         self._finish_for_others()
         for inside in self.desk.glob("before-*"):
             shutil.rmtree(inside)
@@ -308,16 +318,18 @@ class Fence:
         self.check()
 
     def _earlier_desks(self) -> list[Path]:
-        """Desks of all earlier launches that nobody has closed yet, whether they exist or not, and those of launches
-        that never got their number."""
+        """Desks of all earlier launches that nobody has closed yet, whether they exist or not."""
+        closed = {number for path, number in self._desks() if path.is_file()}
+        numbers = sorted(n for n in self._claims.numbers() if n < self.number and n not in closed)
+        return [desk_of(self.run, claim.number, claim.writer) for claim in map(self._claims.read, numbers)]
+
+    def _unclaimed_desks(self) -> list[Path]:
+        """What processes left that never got their number, and so never wrote."""
+        return [path for path, number in self._desks() if number < self.number and path.is_dir()]
+
+    def _desks(self) -> list[tuple[Path, int]]:
         found = ((path, _DESK.fullmatch(path.name)) for path in self.desk.parent.iterdir())
-        there = {path: int(name[1]) for path, name in found if name and int(name[1]) < self.number}
-        closed = {number for path, number in there.items() if path.is_file()}
-        claims = (self._claims.read(number) for number in self._claims.numbers() if number < self.number)
-        owned = {
-            desk_of(self.run, claim.number, claim.writer) for claim in claims if claim.number not in closed
-        }
-        return sorted(owned | {path for path in there if path.is_dir()})
+        return sorted((path, int(name[1])) for path, name in found if name)
 
     def _close(self, desk: Path) -> None:
         """Takes a desk away, and puts a file in its place: whoever writes a checkpoint makes the folders above it."""
@@ -326,8 +338,14 @@ class Fence:
             tries += 1
             # Renamed, so that its path is gone at once; emptied later, so that a client with an old view of the folder
             # finds nothing in it.
-            with self.or_displaced(), contextlib.suppress(FileNotFoundError):
-                desk.rename(self.desk / f"before-{desk.name}-{tries}")
+            try:
+                with self.or_displaced(), contextlib.suppress(FileNotFoundError):
+                    desk.rename(self.desk / f"before-{desk.name}-{tries}")
+            except PermissionError as error:
+                raise UserError(
+                    f"{desk}: this user may not move it ({error.strerror}), so its launch could still write. Fix: let its "
+                    f"owner run `chmod -R g+w {desk.parent}`, or start the run as that user"
+                ) from None
             at("earlier desk taken")
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(desk, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

@@ -37,12 +37,13 @@ def test_every_interleaving_of_two_launches(folder: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_every_interleaving_of_three_launches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of short lives: taking the run, a row of the log, the end. Each may be interrupted by the others, three times in
-    all, anywhere."""
-    done = explore(folder, 3, monkeypatch.setattr, saves=False, switches=3)
+@pytest.mark.timeout(2400)
+def test_interleavings_of_three_launches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of short lives: taking the run, a row of the log, the end. The turn may change twice before its launch is over,
+    anywhere."""
+    done = explore(folder, 3, monkeypatch.setattr, saves=False, switches=2)
     print(f"{done.states} states, {done.schedules} schedules")
-    assert done.states > 1000
+    assert done.states > 300
 
 
 def claim_by_overwriting(patch: Patch) -> None:
@@ -56,6 +57,7 @@ def claim_by_overwriting(patch: Patch) -> None:
 
 def desks_left_alone(patch: Patch) -> None:
     patch(Fence, "_earlier_desks", lambda self: [])
+    patch(Fence, "_unclaimed_desks", lambda self: [])
 
 
 def logs_kept(patch: Patch) -> None:
