@@ -145,6 +145,12 @@ def test_long_documents_are_looked_at_in_parts(
     assert own.unsure(array, short)[1], "its end is missing"
 
 
+def test_every_32nd_document_is_compared_whole(styles: dict[str, TokenizerFile]) -> None:
+    own = Pieces(styles["qwen"], load_engine(REFERENCE, styles["qwen"]))
+    turns = np.concatenate([own.turns(count) for count in (1, 0, 40, 3, 100)])
+    assert np.flatnonzero(turns).tolist() == [0, 32, 64, 96, 128]
+
+
 def test_what_was_asked_is_shared(styles: dict[str, TokenizerFile], tmp_path: Path) -> None:
     tokenizer = styles["qwen"]
     array, found = encoded(tokenizer, ["one word and another one", "another word"])
