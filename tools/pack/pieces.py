@@ -26,6 +26,7 @@ _WHOLE = 32
 """One document of so many is compared whole although its pieces are known: the rule itself is watched."""
 _LONGEST = 256
 """Most tokens of a piece that is remembered."""
+_LONG = 1 << 18
 _TEXT_BYTES = 4 << 10
 _REMEMBERED = 4 << 20
 _WINDOW_BYTES = 1 << 20
@@ -94,11 +95,15 @@ class Pieces:
             unsure[rows] = self._judge(*_taken(data, edges, rows), found.some(rows))
         return unsure
 
-    def turns(self, count: int) -> np.ndarray:
-        """Which of the next `count` documents are to be compared whole whatever is known of them, as bools."""
-        turns = (self._turn + np.arange(count)) % _WHOLE == 0
-        self._turn += count
-        return turns
+    def turns(self, lengths: np.ndarray) -> np.ndarray:
+        """Which of the next documents are to be compared whole whatever is known of them, as bools.
+
+        Args:
+            lengths: their tokens; of the longest ones, the reference would take a hundred bytes a token.
+        """
+        turns = (self._turn + np.arange(len(lengths))) % _WHOLE == 0
+        self._turn += len(lengths)
+        return turns & (lengths < _LONG)
 
     def _long_is_unsure(self, data: np.ndarray, ids: np.ndarray) -> bool:
         """As `unsure`, for one document, in parts that end at cuts."""

@@ -89,7 +89,7 @@ def compare(documents: pa.Table, encoded: Encoded, drawn: np.ndarray, encoder: E
     whole = np.ones(len(rows), bool)
     if (pieces := pieces_of(encoder.tokenizer)) is not None:
         whole = pieces.unsure(texts, encoded.some(rows))
-        whole |= pieces.turns(len(rows))
+        whole |= pieces.turns(encoded.lengths[rows])
     expected = encoder.reference.encode(texts.filter(pa.array(whole)))
     for place, row in enumerate(rows[whole].tolist()):
         right = expected.ids[expected.offsets[place] : expected.offsets[place + 1]]

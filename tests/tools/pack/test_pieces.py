@@ -147,8 +147,10 @@ def test_long_documents_are_looked_at_in_parts(
 
 def test_every_32nd_document_is_compared_whole(styles: dict[str, TokenizerFile]) -> None:
     own = Pieces(styles["qwen"], load_engine(REFERENCE, styles["qwen"]))
-    turns = np.concatenate([own.turns(count) for count in (1, 0, 40, 3, 100)])
-    assert np.flatnonzero(turns).tolist() == [0, 32, 64, 96, 128]
+    lengths = np.full(144, 20)
+    lengths[64] = 10**9
+    turns = np.concatenate([own.turns(few) for few in np.split(lengths, [1, 1, 41, 44])])
+    assert np.flatnonzero(turns).tolist() == [0, 32, 96, 128], "not the one of a thousand million tokens"
 
 
 def test_what_was_asked_is_shared(styles: dict[str, TokenizerFile], tmp_path: Path) -> None:
