@@ -49,7 +49,7 @@ class Quantity:
         name: e.g. `share of component bilingual`.
         mean: over the whole run.
         parts: its mean in each hundredth of the run (tenth, if there are fewer units than hundredths).
-        low: what is no more than chance in a part, from here ...
+        low: what is no more than chance in a part, from here (0 at least) ...
         high: ... to there.
         z: of its trend over the run; in a uniform order about normal with standard deviation 1.
         least_trend: the smallest steady change, from the first unit to the last and relative to the mean, that
@@ -239,7 +239,10 @@ def _test(
         means = (mean + np.divide(sums, sizes, out=np.zeros(parts), where=sizes != 0)).tolist()
         limit = _bernstein(np.diff(bounds), variance, largest, level)
         reach = float(limit.max() / max(float(sizes.mean()), 1e-300))
-        low, high = mean - reach, mean + reach
+        # No quantity is below 0, and a share not above 1.
+        low, high = max(mean - reach, 0.0), mean + reach
+        if (upper <= lower).all():
+            high = min(high, 1.0)
         if fault is None and (np.abs(sums) > limit).any():
             part = int(np.argmax(np.abs(sums) / limit))
             fault = (

@@ -22,8 +22,11 @@ from emma.tools.pack.tokenizer_file import TokenizerFile
 
 __all__ = ["Pieces", "pieces_of"]
 
+_WHOLE = 32
+"""One document of so many is compared whole although its pieces are known: the rule itself is watched."""
 _LONGEST = 256
 """Most tokens of a piece that is remembered."""
+_LONG = 1 << 18
 _TEXT_BYTES = 4 << 10
 _REMEMBERED = 4 << 20
 _WINDOW_BYTES = 1 << 20
@@ -64,6 +67,7 @@ class Pieces:
         self._right = np.zeros(0, np.uint64)  # hashes of pieces with their ids, sorted
         self._fresh: list[np.ndarray] = []
         self._seen: set[str] = set()
+        self._turn = 0
 
     def unsure(self, texts: pa.Array, found: Encoded) -> np.ndarray:
         """Which documents aren't known to have the ids of the reference, as bools: they must be compared whole.
@@ -90,6 +94,16 @@ class Pieces:
                 continue
             unsure[rows] = self._judge(*_taken(data, edges, rows), found.some(rows))
         return unsure
+
+    def turns(self, lengths: np.ndarray) -> np.ndarray:
+        """Which of the next documents are to be compared whole whatever is known of them, as bools.
+
+        Args:
+            lengths: their tokens; of the longest ones, the reference would take a hundred bytes a token.
+        """
+        turns = (self._turn + np.arange(len(lengths))) % _WHOLE == 0
+        self._turn += len(lengths)
+        return turns & (lengths < _LONG)
 
     def _long_is_unsure(self, data: np.ndarray, ids: np.ndarray) -> bool:
         """As `unsure`, for one document, in parts that end at cuts."""

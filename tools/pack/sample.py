@@ -23,10 +23,6 @@ PACK_SEED = 0
 """Seed of the documents that are drawn while a store is packed."""
 
 
-_WHOLE = 32
-"""Each so many drawn documents, one is compared whole although its pieces are known."""
-
-
 class WrongIdsError(Exception):
     """A fast engine gave a document other ids than the reference. The argument says which, in words."""
 
@@ -93,7 +89,7 @@ def compare(documents: pa.Table, encoded: Encoded, drawn: np.ndarray, encoder: E
     whole = np.ones(len(rows), bool)
     if (pieces := pieces_of(encoder.tokenizer)) is not None:
         whole = pieces.unsure(texts, encoded.some(rows))
-        whole[::_WHOLE] = True
+        whole |= pieces.turns(encoded.lengths[rows])
     expected = encoder.reference.encode(texts.filter(pa.array(whole)))
     for place, row in enumerate(rows[whole].tolist()):
         right = expected.ids[expected.offsets[place] : expected.offsets[place + 1]]

@@ -255,3 +255,13 @@ def test_samples_of_several_buckets_are_in_uniform_order(
     assert info.samples == 2_000 and info.padding < 0.1
     found = verify_mix(settings.folder)
     assert found.faults == []
+
+
+def test_bands_hold_no_share_below_nothing_or_above_all() -> None:
+    rng = np.random.default_rng(3)
+    order = order_of(rows_of(rng, 5000))
+    bands = {each.name: (each.low, each.high) for each in order.quantities if each.parts}
+    assert min(low for low, _ in bands.values()) >= 0
+    low, high = bands["share of component books"]
+    assert low == 0 and 0 < high <= 1
+    assert bands["mean length of a piece"][1] > 1

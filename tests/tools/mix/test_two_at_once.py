@@ -38,7 +38,7 @@ def test_the_second_builder_waits_and_finds_the_mix_built(
     with contained(tmp_path / "log-1", command) as first:
         first.stop_when(lambda: any(shared.parent.glob(".shared.*.partial/train")))
         with contained(tmp_path / "log-2", command) as second:
-            second.wait_for(f"{shared}: waiting for process 1 on ")
+            second.wait_for(f"{shared}: waiting for process 1 ")
             first.resume()
             first.succeeds()
             second.succeeds()

@@ -93,7 +93,7 @@ def test_parquet_is_cut_between_row_groups(tmp_path: Path, monkeypatch: pytest.M
 
 def test_small_inputs_make_several_units_and_large_ones_no_more_than_needed() -> None:
     mib = 1 << 20
-    assert len(cut_units([InputFile("a.jsonl", 300 * mib, 0)], 4096 * mib)) == 10
+    assert len(cut_units([InputFile("a.jsonl", 300 * mib, 0)], 4096 * mib)) == 38
     assert len(cut_units([InputFile("a.jsonl", 64 * 1024 * mib, 0)], 4096 * mib)) == 64
     assert len(cut_units([InputFile("a.jsonl", 1024 * 1024 * mib, 0)], 4096 * mib)) == 256
     assert cut_units([InputFile("empty.jsonl", 0, 0)], mib) == []

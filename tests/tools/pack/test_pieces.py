@@ -145,6 +145,14 @@ def test_long_documents_are_looked_at_in_parts(
     assert own.unsure(array, short)[1], "its end is missing"
 
 
+def test_every_32nd_document_is_compared_whole(styles: dict[str, TokenizerFile]) -> None:
+    own = Pieces(styles["qwen"], load_engine(REFERENCE, styles["qwen"]))
+    lengths = np.full(144, 20)
+    lengths[64] = 10**9
+    turns = np.concatenate([own.turns(few) for few in np.split(lengths, [1, 1, 41, 44])])
+    assert np.flatnonzero(turns).tolist() == [0, 32, 96, 128], "not the one of a thousand million tokens"
+
+
 def test_what_was_asked_is_shared(styles: dict[str, TokenizerFile], tmp_path: Path) -> None:
     tokenizer = styles["qwen"]
     array, found = encoded(tokenizer, ["one word and another one", "another word"])
@@ -200,3 +208,15 @@ def test_a_tokenizer_that_may_look_across_has_no_rule(styles: dict[str, Tokenize
     plain = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     assert split_rule({**value, "pre_tokenizer": plain}) == "spaces"
     assert split_rule({**value, "pre_tokenizer": {**plain, "add_prefix_space": True}}) is None
+
+
+def test_right_pieces_of_another_text_do_not_pass(styles: dict[str, TokenizerFile]) -> None:
+    tokenizer = styles["llama3"]
+    own = Pieces(tokenizer, load_engine(REFERENCE, tokenizer))
+    array, found = encoded(tokenizer, ["one cat sat", "one dog sat", "x" * 900])
+    assert not own.unsure(array, found).any()
+    assert own.unsure(array.take(pa.array([1, 0, 2])), found).tolist() == [True, True, False]
+    assert found.lengths[2] > pieces._LONGEST
+    wrong = found.ids.copy()
+    wrong[-1] += 1
+    assert own.unsure(array, Encoded(wrong, found.offsets)).tolist() == [False, False, True]

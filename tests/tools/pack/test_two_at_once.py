@@ -117,7 +117,7 @@ def test_two_whole_runs_share_the_work_and_wait_for_each_other(
         first = packing.start("whole")
         first.stop_when(packing.packs_a_unit)
         second = packing.start("whole")
-        second.wait_for("web: process 1 on ")
+        second.wait_for("web: process 1 ")
         assert second.process.poll() is None
         first.resume()
         first.succeeds()
