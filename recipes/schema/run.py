@@ -24,13 +24,14 @@ from emma.recipes.schema.training import (
     Safety,
     Schedule,
     Start,
+    Train,
     Validation,
 )
 
 __all__ = ["Recipe"]
 
 # Sections that most recipes do without; one that lacks them keeps the SHA-256 that it had before they existed.
-_OPTIONAL = ("tokenizer_extension",)
+_OPTIONAL = ("train", "tokenizer_extension")
 
 
 class Recipe(Section):
@@ -56,6 +57,8 @@ class Recipe(Section):
     safety: Safety = Safety()
     logging: Logging = Logging()
     paths: Paths = Paths()
+    train: Train | None = None
+    """Which part of the model is trained; default: all of it."""
     tokenizer_extension: Extension | None = None
     """How `emma tokenizer extend` makes new tokens; default: its own defaults. Nothing else reads it."""
     environment: dict[str, str] = Field(default_factory=dict)

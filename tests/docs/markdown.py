@@ -23,6 +23,7 @@ PAGES = [
             "mix",
             "train",
             "convert",
+            "tokenizer",
             "evaluate",
             "verdicts",
             "report",
