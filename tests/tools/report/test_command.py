@@ -245,6 +245,7 @@ def test_losses_of_two_tokenizers_are_not_compared(tmp_path: Path) -> None:
     text = Page(compare_page([read_run(one.run_folder), read_run(two.run_folder)])).text
     assert "their losses per token are not compared" in text
     assert "nats per token" not in text
+    assert "equal tokens are not equal text" in text
     path.write_text(json.dumps({**facts[1], "tokenizer_sha256": "a" * 64}))
     text = Page(compare_page([read_run(one.run_folder), read_run(two.run_folder)])).text
     assert "their losses per token are not compared" not in text
