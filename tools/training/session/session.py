@@ -10,7 +10,7 @@ At each seam the parts are nested, the first of the list outermost. In megatron-
 | `training_log`                 | `Pulse` `Skips` `Stragglers` `Metrics`                                          |
 | `post_training_step_callbacks` | `Pulse` `Validation`                                                            |
 | `checkpoint_and_decide_exit`   | `Trial` `SaveAndStop`                                                           |
-| `save_checkpoint_and_time`     | `Frozen` `Pulse` `Metrics` `Claim` `Space` `Marks`                              |
+| `save_checkpoint_and_time`     | `Pulse` `Frozen` `Metrics` `Claim` `Space` `Marks`                              |
 | `maybe_finalize_async_save`    | `Pulse` `Marks`                                                                 |
 """
 
