@@ -21,7 +21,7 @@ from emma.base.staging import check_free_space, staged_folder
 from emma.checkpoints_conversion.config import read_settings, token_ids_from_hf
 from emma.checkpoints_conversion.dtypes import dtype_name
 from emma.checkpoints_conversion.huggingface_weights import HuggingFaceWeights
-from emma.checkpoints_conversion.parameters import parameter_shapes
+from emma.checkpoints_conversion.parameters import EMBEDDING, OUTPUT, name_of, parameter_shapes
 from emma.checkpoints_conversion.safetensors_files import OutgoingTensor, write_shards
 from emma.checkpoints_conversion.tokenizer_files import check_tokenizer, copy_tokenizer
 from emma.checkpoints_conversion.weights import row_blocks
@@ -36,7 +36,6 @@ Initialiser = Literal["subword", "mean", "auxiliary", "random"]
 INITIALISERS: tuple[Initialiser, ...] = ("subword", "mean", "auxiliary", "random")
 
 STAGE = "convert.extend-vocabulary"
-_MATRICES = ("model.embed_tokens.weight", "lm_head.weight")
 _ROWS = 1024
 _NOISE = 1e-3
 """Deviation of what is added to the mean, so that rows differ."""
@@ -50,6 +49,12 @@ class _Surgery:
     extended: Extended
     initialise: Initialiser
     seed: int
+
+    @property
+    def matrices(self) -> list[str]:
+        """Names of the embeddings: input and output, or the one that is both."""
+        shape = self.weights.shape
+        return list(dict.fromkeys((name_of(shape, EMBEDDING), name_of(shape, OUTPUT))))
 
     @property
     def size(self) -> int:
@@ -155,7 +160,7 @@ def extend_vocabulary(
         combinations: list[Combination] = []
         if initialise == "auxiliary":
             combinations = auxiliary(surgery.extended, corpus or Path(extra["corpus"]["path"]))
-        rows = {name: _new_rows(surgery, name, combinations) for name in _MATRICES}
+        rows = {name: _new_rows(surgery, name, combinations) for name in surgery.matrices}
         tensors = _tensors(surgery, rows)
         bar: Any
         total = sum(tensor.size for tensor in tensors)
@@ -182,7 +187,7 @@ def extend_vocabulary(
             "replaced_rows": surgery.replaced,
             "tied": surgery.weights.shape.tie_embeddings,
             "from_similar_tokens": sum(each is not None for each in combinations) if combinations else None,
-            "dtype": dtype_name(surgery.weights.dtype(_MATRICES[0])),
+            "dtype": dtype_name(surgery.weights.dtype(surgery.matrices[0])),
         }
         manifest.write(staging)
     return manifest
@@ -205,7 +210,7 @@ def _tensors(surgery: _Surgery, new: dict[str, Callable[[], Iterator[torch.Tenso
     weights = surgery.weights
     result = []
     for name, sizes in parameter_shapes(weights.shape).items():
-        grown = (surgery.size, *sizes[1:]) if name in _MATRICES else sizes
+        grown = (surgery.size, *sizes[1:]) if name in surgery.matrices else sizes
         stream = functools.partial(_stream, surgery, name, sizes, new.get(name))
         result.append(OutgoingTensor(name, weights.dtype(name), grown, stream))
     return result
@@ -215,7 +220,7 @@ def _stream(
     surgery: _Surgery, name: str, sizes: tuple[int, ...], new: Callable[[], Iterator[torch.Tensor]] | None
 ) -> Iterator[torch.Tensor]:
     """A tensor in blocks, as stored; of an embedding the tokens' rows, then the new ones, then what is left."""
-    if name not in _MATRICES or new is None:
+    if name not in surgery.matrices or new is None:
         yield from _old_rows(surgery, name, 0, sizes[0])
         return
     first, count = surgery.extended.first, len(surgery.extended.rows)
@@ -238,7 +243,7 @@ def _new_rows(
 
     def stream() -> Iterator[torch.Tensor]:
         dtype, count = surgery.weights.dtype(name), len(surgery.extended.rows)
-        generator = torch.Generator().manual_seed(surgery.seed + _MATRICES.index(name))
+        generator = torch.Generator().manual_seed(surgery.seed + surgery.matrices.index(name))
         hidden = surgery.weights.shape.hidden_size
         if surgery.initialise in ("mean", "random"):
             mean, deviation = _moments(surgery, name)

@@ -63,6 +63,7 @@ def check_combination(recipe: Recipe, origin: Callable[[Sequence[str | int]], st
         _precision,
         _optimizer,
         _checkpoint,
+        _train,
         _passed_through,
     ):
         for key, problem, fix in faults(recipe):
@@ -369,6 +370,21 @@ def _checkpoint(recipe: Recipe) -> Iterator[Fault]:
             "checkpoint.asynchronous",
             "saving in the background copies from GPU memory; the cluster is `cpu`",
             "set it to false",
+        )
+
+
+def _train(recipe: Recipe) -> Iterator[Fault]:
+    if recipe.train is not None and recipe.start.mode == "phase":
+        yield (
+            "start.mode",
+            "a phase takes over the moments of all weights, but train.only gives the frozen ones a group of their own",
+            "use weights",
+        )
+    if recipe.train is not None and recipe.start.mode == "scratch":
+        yield (
+            "start.mode",
+            "scratch makes new weights, of which train.only would leave most untrained",
+            "use weights",
         )
 
 

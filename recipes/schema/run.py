@@ -24,6 +24,7 @@ from emma.recipes.schema.training import (
     Safety,
     Schedule,
     Start,
+    Train,
     Validation,
 )
 
@@ -33,7 +34,7 @@ __all__ = ["Recipe"]
 class Recipe(Section):
     """Everything a run is made of; `emma.recipes.load.load_recipe` reads, composes and checks one."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"tokenizer_extension"})
+    later: ClassVar[frozenset[str]] = frozenset({"train", "tokenizer_extension"})
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run and of its folder."""
@@ -55,6 +56,8 @@ class Recipe(Section):
     safety: Safety = Safety()
     logging: Logging = Logging()
     paths: Paths = Paths()
+    train: Train | None = None
+    """Which part of the model is trained; default: all of it."""
     tokenizer_extension: Extension | None = None
     """How `emma tokenizer extend` makes new tokens; default: its own defaults. Nothing else reads it."""
     environment: dict[str, str] = Field(default_factory=dict)

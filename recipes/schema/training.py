@@ -19,6 +19,7 @@ __all__ = [
     "Safety",
     "Schedule",
     "Start",
+    "Train",
     "Validation",
 ]
 
@@ -132,6 +133,14 @@ class Optimizer(Section):
     """Storage of the second moment."""
     main_params_dtype: Literal["fp32", "fp16"] = "fp32"
     """Storage of the main copy of the weights."""
+
+
+class Train(Section):
+    """Which part of the model is trained."""
+
+    only: list[Literal["embeddings"]] = Field(min_length=1, max_length=1)
+    """`[embeddings]`: input and output embedding (one matrix where they are tied); all other weights stay as they are,
+    and each save proves it. Gradients are clipped by the norm of all of them."""
 
 
 class Start(Section):

@@ -24,6 +24,7 @@ PAGES = [
             "train",
             "convert",
             "add_a_base_model",
+            "tokenizer",
             "evaluate",
             "verdicts",
             "report",

@@ -60,6 +60,12 @@ class Proof:
         self.overrides = [*overrides, *([] if layers is None else [f"model.layers={layers}"])]
         self.whole = load_recipe(run, overrides)
         self.recipe = load_recipe(run, self.overrides)
+        if self.whole.train is not None:
+            raise RecipeError(
+                "train.only",
+                "the proof's own loop trains all weights",
+                "prove a run without it; each save of this one proves that frozen weights stay",
+            )
         self.folder = RunFolder(self.whole.run_folder)
         self.folder.check_recipe(self.whole)
         self.tolerance = default_tolerance(self.recipe) if tolerance is None else tolerance

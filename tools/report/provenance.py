@@ -101,6 +101,7 @@ def recipe_facts(run: RunRecord) -> list[tuple[str, str]]:
         ),
         *([("Vocabulary", grown.sentence)] if (grown := growth_of(model.tokenizer.path)) else []),
         *([("Tokens", cost)] if (cost := cost_sentence(recipe.paths.corpus, sha256)) else []),
+        *([("Trained", f"only {', '.join(recipe.train.only)}")] if recipe.train else []),
         ("Start", start),
         ("Data", recipe.data.name),
         (

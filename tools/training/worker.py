@@ -73,6 +73,7 @@ def train(folder: Path) -> None:
     from emma.tools.runs.set_aside import Damaged
     from emma.tools.training.arguments import megatron_arguments
     from emma.tools.training.dataset import read_mix
+    from emma.tools.training.frozen import freeze_all_but
     from emma.tools.training.network import configure_model
     from emma.tools.training.proven import refuse_unproven
     from emma.tools.training.session.ending import record_damage, record_end, record_rewind
@@ -103,6 +104,8 @@ def train(folder: Path) -> None:
         *model_config.pre_wrap_hooks,
         partial(mask_padding, vocab_size=recipe.model.vocab_size),
     ]
+    if recipe.train is not None:
+        freeze_all_but(recipe.train.only)
     session = Session(recipe, run, launch, mix, heartbeat)
     session.install()
     try:

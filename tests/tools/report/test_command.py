@@ -235,6 +235,23 @@ def test_comparison_at_equal_budget(tmp_path: Path) -> None:
             assert row.difference == pytest.approx(change)
 
 
+def test_losses_of_two_tokenizers_are_not_compared(tmp_path: Path) -> None:
+    one = write_run(tmp_path, "one", languages=10, steps=20)
+    two = write_run(tmp_path, "two", languages=10, steps=20)
+    path = two.mix_folder / "mix.json"
+    facts = [json.loads((run.mix_folder / "mix.json").read_text()) for run in (one, two)]
+    for run, value, checksum in zip((one, two), facts, ("a" * 64, "b" * 64), strict=True):
+        (run.mix_folder / "mix.json").write_text(json.dumps({**value, "tokenizer_sha256": checksum}))
+    text = Page(compare_page([read_run(one.run_folder), read_run(two.run_folder)])).text
+    assert "their losses per token are not compared" in text
+    assert "nats per token" not in text
+    assert "equal tokens are not equal text" in text
+    path.write_text(json.dumps({**facts[1], "tokenizer_sha256": "a" * 64}))
+    text = Page(compare_page([read_run(one.run_folder), read_run(two.run_folder)])).text
+    assert "their losses per token are not compared" not in text
+    assert "nats per token" in text
+
+
 def test_unequal_budgets_are_stated(tmp_path: Path) -> None:
     one = write_run(tmp_path, "one", languages=10, steps=20)
     two = write_run(tmp_path, "two", languages=10, steps=40)

@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron.training import get_args
 
+from emma.base.errors import UserError
 from emma.tools.runs.run_folder import Launch
 
 __all__ = ["Phase"]
@@ -62,5 +63,10 @@ def _with_settings(state: Any, settings: Mapping[str, Any]) -> Any:
     if not isinstance(state, dict):
         return state
     if "param_groups" in state:
+        if any(group.get("max_lr") == 0 for group in state["param_groups"]):
+            raise UserError(
+                "start.checkpoint: that run trained a part of the model (train.only), so its moments are not those of a run "
+                "of all weights. Fix: start.mode=weights"
+            )
         return {**state, "param_groups": [{**group, **settings} for group in state["param_groups"]]}
     return {key: _with_settings(value, settings) for key, value in state.items()}

@@ -5,12 +5,12 @@ At each seam the parts are nested, the first of the list outermost. In megatron-
 | seam                           | parts, outermost first                                                          |
 |--------------------------------|---------------------------------------------------------------------------------|
 | `load_checkpoint`              | `Loading` `MainWeights` `Phase`                                                 |
-| `train`                        | `MainWeights` `SavedWeights` `Trial` `Skips` `Reference` `Validation` `Metrics` |
+| `train`                        | `MainWeights` `SavedWeights` `Frozen` `Trial` `Skips` `Reference` `Validation` `Metrics` |
 | `dummy_train_step`             | `Skips`                                                                         |
 | `training_log`                 | `Pulse` `Skips` `Stragglers` `Metrics`                                          |
 | `post_training_step_callbacks` | `Pulse` `Validation`                                                            |
 | `checkpoint_and_decide_exit`   | `Trial` `SaveAndStop`                                                           |
-| `save_checkpoint_and_time`     | `Pulse` `Metrics` `Claim` `Space` `Marks`                                       |
+| `save_checkpoint_and_time`     | `Pulse` `Frozen` `Metrics` `Claim` `Space` `Marks`                              |
 | `maybe_finalize_async_save`    | `Pulse` `Marks`                                                                 |
 """
 
@@ -31,6 +31,7 @@ from emma.tools.training.forward import ForwardStep
 from emma.tools.training.session.claim import Claim
 from emma.tools.training.session.clock import Clock
 from emma.tools.training.session.data import Datasets
+from emma.tools.training.session.frozen import Frozen
 from emma.tools.training.session.loading import Loading
 from emma.tools.training.session.main_weights import MainWeights
 from emma.tools.training.session.marks import Marks
@@ -81,6 +82,7 @@ class Session:
             Loading(run, launch),
             MainWeights(launch),
             SavedWeights(),
+            Frozen(recipe),
             Phase(launch),
             Trial(launch),
             Skips(recipe, run, launch),
