@@ -275,9 +275,9 @@ def file_size(lab: Lab, record: Record) -> None:
 
 
 def memory(lab: Lab, record: Record) -> None:
-    """Below 16 MiB no thread can start, for which pyarrow waits forever."""
+    """With less address space no thread can start, for which libraries (pyarrow, rayon) wait forever."""
     codes = {75, -signal.SIGABRT}
-    limited(lab, record, "memory", (16 << 20, 24 << 20, 40 << 20, 80 << 20), codes)
+    limited(lab, record, "memory", (48 << 20, 96 << 20), codes)
     if Path("/sys/fs/cgroup/memory").is_dir():
         limited(lab, record, "group", (4 << 20, 12 << 20, 32 << 20), {*codes, -signal.SIGKILL})
 
@@ -321,7 +321,7 @@ FAULTS: dict[str, tuple[str, Callable[[Lab, Record], None]]] = {
     "SIGINT": ("Ctrl-C at operation N (SIGTERM in training)", interrupted),
     "open files": ("RLIMIT_NOFILE at 0 … 8 above what is open", open_files),
     "memory": (
-        "RLIMIT_AS at 16 … 80 MiB above what the imports take; a control group of 4 … 32 MiB, where the kernel kills",
+        "RLIMIT_AS at 48 and 96 MiB above what the imports take; a control group of 4 … 32 MiB, where the kernel kills",
         memory,
     ),
     "file size": ("RLIMIT_FSIZE below the largest file", file_size),

@@ -44,6 +44,8 @@ def _digest(path: Path) -> str:
     if path.suffix == ".json":
         with suppress(ValueError):
             content = json.dumps(_without_times(json.loads(content)), sort_keys=True).encode()
+    if path.suffix == ".html":
+        content = re.sub(rb"Written [\d: -]+UTC", b"", content)
     if path.name == "SHA256SUMS":
         content = b"\n".join(line for line in content.splitlines() if not line.endswith(b"manifest.json"))
     return hashlib.sha256(content).hexdigest()

@@ -102,7 +102,9 @@ def _be_pytest(folder: Path, tests: Sequence[str], log: Path) -> None:
         sys.dont_write_bytecode = True
         import pytest
 
-        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={folder}", *tests]))
+        code = int(
+            pytest.main(["-x", "-q", f"--rootdir={folder}", "-o", f"cache_dir={folder / '.pytest'}", *tests])
+        )
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
