@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tqdm import tqdm
 
 __all__ = ["progress"]
 
+if TYPE_CHECKING:
+    _Bar = tqdm[Any]
+else:
+    _Bar = tqdm  # it takes no parameters when it runs
+
 _SECONDS = 60.0
 """Between two lines in a log file."""
 
 
-class _Lines(tqdm[Any]):
+class _Lines(_Bar):
     """A bar for files and pipes: one line a minute, without carriage returns, and none for what is done sooner."""
 
     def __init__(self, iterable: Any = None, **options: Any) -> None:

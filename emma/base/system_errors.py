@@ -159,11 +159,14 @@ _LIBRARIES: dict[str, int | None] = {
     r"\(os error (\d+)\)": None,  # Rust: tokenizers, safetensors
     r"can't start new thread": errno.EAGAIN,  # Python
     r"can't allocate memory": errno.ENOMEM,  # torch
-    r"PytorchStreamWriter failed writing|file write failed": errno.EIO,  # torch
+    r"PytorchStreamWriter failed|inline_container|unexpected pos|file write failed": errno.EIO,  # torch
 }
 
 
 def _explain_library(error: BaseException) -> SystemFaultError | None:
+    # Closing its archive, torch hides the error that kept it from writing.
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        return explain(error.__context__)
     for words, number in _LIBRARIES.items():
         if (
             isinstance(error, Exception)

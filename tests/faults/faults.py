@@ -70,7 +70,9 @@ class Trial:
     def again(self, label: str) -> None:
         """The second call ends with the bytes of an undisturbed run."""
         ended = self.lab.run()
-        if ended.code:
+        if ended.code == 2 and "exists; name another folder" in ended.said:
+            self._same(f"{label}: the second call finds a result")
+        elif ended.code:
             self.record.faults.append(f"{label}: the second call fails ({ended.code})\n{ended.said[-1500:]}")
         else:
             self._same(f"{label}: after the second call")
@@ -149,7 +151,15 @@ def io_error(lab: Lab, record: Record) -> None:
 
 
 def clock_back(lab: Lab, record: Record) -> None:
-    each_operation(lab, record, spread(lab, 4)[1:3] or [1], "clock", 0, set())
+    """Dates in what is written follow the clock, so only the names of the files are compared."""
+    for number in spread(lab, 4)[1:3] or [1]:
+        lab.clear()
+        lab.shim.arm(lab.out, "clock", number)
+        ended = lab.run(armed=True)
+        lab.shim.disarm()
+        record.codes[ended.code] = record.codes.get(ended.code, 0) + 1
+        if ended.code or lab.content().keys() != lab.undisturbed.keys():
+            record.faults.append(f"operation {number}: exit code {ended.code}\n{ended.said[-1500:]}")
 
 
 def fill(lab: Lab, free: int) -> list[Path]:
