@@ -210,7 +210,7 @@ def half_way(lab: Lab, record: Record, act: Callable[[], None], codes: set[int])
             lab.shim.disarm()
             ended = running.end()
             lab.unmount()
-            subprocess.run(["fsck.ext4", "-p", str(image)], capture_output=True, check=False)
+            subprocess.run(["fsck.ext4", "-fy", str(image)], capture_output=True, check=False)
             lab.mount(image)
             trial.judge(f"before operation {number}", ended, codes, lossy=True)
 
@@ -329,7 +329,7 @@ FAULTS: dict[str, tuple[str, Callable[[Lab, Record], None]]] = {
     "input/output error": ("EIO for operation N alone", io_error),
     "SIGKILL": ("all processes, at operation N, after half of its bytes; at the renames too", killed),
     "SIGINT": ("Ctrl-C at operation N (SIGTERM in training)", interrupted),
-    "open files": ("RLIMIT_NOFILE at 0 … 8 above what is open", open_files),
+    "open files": ("RLIMIT_NOFILE at 0 … 4 above what is open", open_files),
     "memory": (
         "RLIMIT_AS at 48 and 96 MiB above what the imports take; a control group of 4 … 32 MiB, where the kernel kills",
         memory,

@@ -227,7 +227,7 @@ STAGES = [
         "emma report compare --export",
         (
             *("report", "compare", "{inputs}/released/runs/sample", "{inputs}/other/runs/other"),
-            *("--output", "{out}/compare.html", "--export", "{out}/figures"),
+            *("--output", "{out}/page/compare.html", "--export", "{out}/figures"),
         ),
         ("emma.commands.report", "emma.tools.report.compare", "matplotlib.pyplot"),
     ),
