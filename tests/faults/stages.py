@@ -136,8 +136,10 @@ def train_here() -> None:
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=_port(),
     )
+    from emma.tools.runs.run_folder import IDENTITY, RunFolder
     from emma.tools.training.worker import main as worker
 
+    os.environ[IDENTITY] = RunFolder(folder).read_launch().identity
     raise SystemExit(worker([str(folder)]))
 
 
