@@ -175,6 +175,10 @@ def model_from_hf(folder: Path, *, vocab_padding: int = 128, text_only: bool = F
         UserError: no `config.json`, a model of no known architecture, or values that contradict each other.
     """
     path = folder / "config.json"
+    if folder.is_dir() and not path.exists():
+        raise UserError(
+            f"{path}: no such file, so {folder} holds no Hugging Face model. Fix: name the model's folder"
+        )
     design, config = design_of(path, read_settings(path), text_only=text_only)
     _refuse_others(path, config, design)
     huggingface = design.huggingface

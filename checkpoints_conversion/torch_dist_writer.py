@@ -41,6 +41,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from emma.base.manifest import FileRecord
+from emma.base.system_errors import named
 from emma.checkpoints_conversion.parallel import Advance, run_jobs
 
 __all__ = ["Block", "write_torch_dist"]
@@ -119,7 +120,7 @@ class _HashingStream(io.RawIOBase):
     """A file that is hashed as it is written."""
 
     def __init__(self, path: Path, advance: Advance) -> None:
-        self._handle = path.open("wb")
+        self._handle, self._path = path.open("wb"), path
         self._digest = hashlib.sha256()
         self._advance = advance
         self._position = 0
@@ -133,16 +134,18 @@ class _HashingStream(io.RawIOBase):
     def write(self, data: Any) -> int:
         size = memoryview(data).nbytes
         self._digest.update(data)
-        self._handle.write(data)
+        with named(self._path):
+            self._handle.write(data)
         self._position += size
         self._advance(size)
         return size
 
     def close(self) -> None:
         if not self._handle.closed:
-            self._handle.flush()
-            os.fsync(self._handle.fileno())
-            self._handle.close()
+            with named(self._path):
+                self._handle.flush()
+                os.fsync(self._handle.fileno())
+                self._handle.close()
         super().close()
 
     def hexdigest(self) -> str:
@@ -243,5 +246,7 @@ def write_torch_dist(
         except CheckpointException as wrapped:
             # Torch gathers the failures of all ranks; the only one here says what is wrong by itself.
             failure, _ = wrapped.failures[0]
-            raise failure from None
+            # Closing its archive, torch hides the error that kept it from writing.
+            hidden = failure.__context__
+            raise (hidden if isinstance(hidden, OSError) else failure) from None
     return writer.records

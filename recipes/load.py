@@ -51,6 +51,10 @@ def run_file(run: str) -> Path:
     shipped = ROOT / "runs" / f"{run}.yaml"
     if shipped.is_file():
         return shipped
+    if path.is_file():
+        raise UserError(
+            f"{run}: not a recipe, whose file's name ends in .yaml. Fix: name a run, or a .yaml file"
+        )
     raise UserError(
         f"no run `{run}` in recipes/runs, no such file or run folder; {nearest(run, list_names('runs'))}"
     )
@@ -130,6 +134,17 @@ def _validate(schema: Any, composed: Composed, at: tuple[str, ...] = ()) -> Any:
         raise _recipe_error(schema, composed, error) from None
 
 
+_IN_WORDS = {
+    "str": "text",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "list": "a list",
+    "dict": "a mapping",
+    "NoneType": "nothing",
+}
+
+
 def _recipe_error(schema: Any, composed: Composed, error: ValidationError) -> RecipeError:
     """The first fault as one message. Unknown keys come first, since they often cause the others: a misspelt key is
     unknown under its wrong name and missing under its right one."""
@@ -157,7 +172,9 @@ def _recipe_error(schema: Any, composed: Composed, error: ValidationError) -> Re
         )
     if kind.endswith(("_type", "_parsing")):
         expected = fault["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-        return RecipeError(key, f"{value!r} is a {type(value).__name__}{more}", f"give a {expected}", origin)
+        article = "" if expected[:2] in ("a ", "an") else "an " if expected[0] in "aeio" else "a "
+        given = _IN_WORDS.get(type(value).__name__, type(value).__name__)
+        return RecipeError(key, f"{value!r} is {given}{more}", f"give {article}{expected}", origin)
     return RecipeError(
         key, f"{value!r} is out of range{more}", fault["msg"][0].lower() + fault["msg"][1:], origin
     )

@@ -51,7 +51,7 @@ def examine_file_system(folder: Path) -> FileSystem:
         )
         return FileSystem(str(folder), kind, free, files, [fault])
     try:
-        faults = [fault for probe in (_renames, _locks, _links, _syncs) if (fault := _try(probe, place))]
+        faults = [found for probe in (_renames, _locks, _links, _syncs) if (found := _try(probe, place))]
     finally:
         with suppress(OSError):
             shutil.rmtree(place)

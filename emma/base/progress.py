@@ -5,29 +5,34 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tqdm import tqdm
 
 __all__ = ["progress"]
 
+if TYPE_CHECKING:
+    _Bar = tqdm[Any]
+else:
+    _Bar = tqdm  # it takes no parameters when it runs
+
 _SECONDS = 60.0
 """Between two lines in a log file."""
 
 
-class _Lines(tqdm):  # type: ignore[type-arg]
+class _Lines(_Bar):
     """A bar for files and pipes: one line a minute, without carriage returns, and none for what is done sooner."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, iterable: Any = None, **options: Any) -> None:
         options |= {"mininterval": _SECONDS, "maxinterval": _SECONDS, "delay": _SECONDS, "leave": False}
         self._shown = -1.0
-        super().__init__(*arguments, **options, ncols=0)
+        super().__init__(iterable, **options, ncols=0)
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Returns nothing: `close` would erase a bar that was shown."""
         if msg is None and self._shown != self.n:
             self._shown = self.n
             print(self, file=self.fp, flush=True)
-        return False  # nothing that `close` would have to erase
 
     def close(self) -> None:
         if not self.disable and self._shown >= 0:

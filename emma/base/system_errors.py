@@ -154,16 +154,24 @@ def explain(error: BaseException) -> SystemFaultError | None:
     return _explain_library(error)
 
 
+_TORCH_ARCHIVE = r"PytorchStreamWriter failed|inline_container|unexpected pos|file write failed"
+
 # What libraries say where the operating system has refused something: words → errno, None where the words hold it.
 _LIBRARIES: dict[str, int | None] = {
     r"\(os error (\d+)\)": None,  # Rust: tokenizers, safetensors
     r"can't start new thread": errno.EAGAIN,  # Python
     r"can't allocate memory": errno.ENOMEM,  # torch
-    r"PytorchStreamWriter failed writing|file write failed": errno.EIO,  # torch
+    _TORCH_ARCHIVE: errno.EIO,
 }
 
 
 def _explain_library(error: BaseException) -> SystemFaultError | None:
+    # Closing its archive, torch hides the error that kept it from writing.
+    hidden = error.__context__ if re.search(_TORCH_ARCHIVE, str(error)) else None
+    while hidden is not None and not isinstance(hidden, OSError):
+        hidden = hidden.__context__
+    if hidden is not None:
+        return explain(hidden)
     for words, number in _LIBRARIES.items():
         if (
             isinstance(error, Exception)

@@ -236,6 +236,8 @@ def _run_heldout(
         }
         click.echo(_json(plan) if as_json else "\n".join(f"{key:<10}{value}" for key, value in plan.items()))
         return
+    from emma.base.claims import remove_abandoned
+    from emma.base.writers import sole_writer
     from emma.tools.evaluation.intrinsic import Settings, evaluate_model, publish
 
     folders = [target.folder, *([base_target.folder] if base_target else [])]
@@ -244,15 +246,18 @@ def _run_heldout(
         pack=target.recipe.data.pack if target.recipe else None,
         **settings,
     )
-    models = [(target, "trained", evaluate_model(target, heldout, output, scoring))]
-    if base_target is None:
-        table = publish(output, models)
-        _print_scores(target, [row for row in table if row.model == target.model], rows, as_json)
-        return
-    models.append((base_target, "base", evaluate_model(base_target, heldout, output, scoring)))
-    publish(output, models)
-    gains = _gains(models, target, base_target, text, seen, output)
-    _print_gains(gains, rows, as_json)
+    # Two that append to one journal would score each language twice.
+    with sole_writer(output):
+        remove_abandoned(output.glob(".*.partial"))
+        models = [(target, "trained", evaluate_model(target, heldout, output, scoring))]
+        if base_target is None:
+            table = publish(output, models)
+            _print_scores(target, [row for row in table if row.model == target.model], rows, as_json)
+            return
+        models.append((base_target, "base", evaluate_model(base_target, heldout, output, scoring)))
+        publish(output, models)
+        gains = _gains(models, target, base_target, text, seen, output)
+        _print_gains(gains, rows, as_json)
 
 
 def _gains(

@@ -27,12 +27,14 @@ def run(run_name: str, output: Path | None, as_json: bool) -> None:
     The page can be written at any time; what the run does not have yet is shown as missing. It loads nothing
     from the network, reads well on a phone, and its main tables need no script.
     """
+    from emma.base.claims import remove_abandoned
     from emma.base.files import write_text
     from emma.tools.report.page import run_page
     from emma.tools.report.records import read_run
 
     record = read_run(run_name)
     output = output or record.folder / "report" / "index.html"
+    remove_abandoned(output.parent.glob(f".{output.name}.*.partial"))
     write_text(output, run_page(record))
     holds = {
         "page": str(output),
@@ -74,12 +76,14 @@ def compare(runs: tuple[str, ...], output: Path, export_folder: Path | None, as_
     emma report compare runs/mono runs/bi --output mono-bi.html --export mono-bi-figures
     emma report compare demo@150 demo@300
     """
+    from emma.base.claims import remove_abandoned
     from emma.base.files import write_text
     from emma.tools.report.checkpoints import read_checkpoint
     from emma.tools.report.compare import compare_page, comparison
 
     records = [read_checkpoint(name) for name in runs]
     compared = comparison(records)
+    remove_abandoned(output.parent.glob(f".{output.name}.*.partial"))
     write_text(output, compare_page(records, compared))
     facts: dict[str, object] = {
         "page": str(output),

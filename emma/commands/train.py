@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from emma.commands.amount import Amount
+
+if TYPE_CHECKING:
+    from emma.recipes.schema import Recipe
+    from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["command"]
 
@@ -59,7 +63,9 @@ __all__ = ["command"]
     type=click.Choice(["cpu", "cuda"]),
     help="With --prove: where the independent loop runs.  [default: a GPU if there is one]",
 )
-@click.option("--json", "as_json", is_flag=True, help="With --prove or --verify-checkpoints: print JSON.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON: where the run stands, or what was asked for."
+)
 def command(
     run: str,
     overrides: tuple[str, ...],
@@ -112,8 +118,8 @@ def command(
         return _prove(run, overrides, prove, proof, dry_run=dry_run, as_json=as_json)
     if any(value is not None for value in (layers, from_step, tolerance, device)):
         raise click.UsageError("--layers, --from-step, --tolerance and --device go with --prove")
-    if as_json and not verify_checkpoints:
-        raise click.UsageError("--json goes with --prove or --verify-checkpoints")
+    if as_json and (print_command or prepare):
+        raise click.UsageError("--print-command and --prepare have no JSON")
     recipe = load_recipe(run, overrides)
     folder = RunFolder(recipe.run_folder)
     if verify_checkpoints:
@@ -136,17 +142,19 @@ def command(
     check_fits(recipe)
     mix = check_mix(recipe)
     if folder.finished(recipe):
-        click.echo(f"{folder.path}: step {recipe.schedule.steps} is reached; nothing to do")
+        _say(
+            f"{folder.path}: step {recipe.schedule.steps} is reached; nothing to do", recipe, folder, as_json
+        )
         return 0
     if not folder.latest_step():
         check_start(recipe)
     if dry_run:
         folder.check_load(recipe)
-        click.echo(describe(recipe, folder, mix))
+        _say(describe(recipe, folder, mix), recipe, folder, as_json)
         return 0
     with shared(folder.path):
         launch = folder.prepare(recipe, take_over=take_over)
-        click.echo(describe(recipe, folder, mix))
+        click.echo(describe(recipe, folder, mix), err=as_json)
         if prepare:
             compute_reference(recipe, folder, launch)
             click.echo(f"export {IDENTITY}={launch.identity}")
@@ -154,12 +162,19 @@ def command(
         train_here(recipe, folder, launch)
     reached = folder.latest_step()
     if reached >= recipe.schedule.steps:
-        click.echo(f"finished at step {reached}: {folder.checkpoints}")
+        said = f"finished at step {reached}: {folder.checkpoints}"
     else:
-        click.echo(
-            f"stopped at step {reached} of {recipe.schedule.steps}; `emma train {run}` resumes from there"
-        )
+        said = f"stopped at step {reached} of {recipe.schedule.steps}; `emma train {run}` resumes from there"
+    _say(said, recipe, folder, as_json)
     return 0
+
+
+def _say(text: str, recipe: Recipe, folder: RunFolder, as_json: bool) -> None:
+    """The text, or as JSON where the run stands: `step` is that of its latest complete checkpoint, 0 for none."""
+    import json
+
+    facts = {"run": str(folder.path), "step": folder.latest_step(), "steps": recipe.schedule.steps}
+    click.echo(json.dumps(facts | {"checkpoints": str(folder.checkpoints)}) if as_json else text)
 
 
 def _prove(

@@ -282,7 +282,7 @@ def test_work_of_another_machine_is_not_continued_silently(tmp_path: Path) -> No
 def test_too_little_space_is_refused(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     check_free_space(tmp_path / "deep" / "out", free // 2)
-    with pytest.raises(UserError, match=r"out: .* GB are to be written, but .* GB are free"):
+    with pytest.raises(UserError, match=r"out: .* are to be written, but .* are free"):
         check_free_space(tmp_path / "deep" / "out", 2 * free)
 
 
@@ -446,3 +446,23 @@ def test_two_links_to_an_output_that_is_written_in_place_are_one(tmp_path: Path)
         sole_writer(tmp_path / "link", inside=True),
     ):
         pytest.fail("two sole writers")
+
+
+def test_what_a_library_wrote_for_its_owner_alone_gets_the_modes_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with staged_folder(tmp_path / "out") as partial:
+            (partial / "private").write_bytes(b"x")
+            (partial / "private").chmod(0o600)
+            (partial / "script").write_bytes(b"x")
+            (partial / "script").chmod(0o755)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert modes == {"private": 0o640, "script": 0o755}
+
+
+def test_a_full_disk_is_named_by_the_output(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught, staged_folder(tmp_path / "out"):
+        os.write(os.open("/dev/full", os.O_WRONLY), b"x")
+    assert caught.value.filename == str(tmp_path / "out")

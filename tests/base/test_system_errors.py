@@ -173,3 +173,13 @@ def test_an_entry_point_reports_once(
     assert len(capsys.readouterr().err.splitlines()) == (code is not None)
     monkeypatch.setenv(DEBUG, "1")
     assert report(error) == (130 if code == 130 else None), "tracebacks are asked for"
+
+
+def test_what_torch_hides_while_it_closes_its_archive_is_found() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "/data/__0_0.distcp")
+        finally:
+            raise RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 576 vs 470")
+    fault = explain(caught.value)
+    assert fault is not None and "/data/__0_0.distcp: the disk is full" in str(fault)

@@ -16,6 +16,7 @@ PAGES = [
     *(
         f"docs/{name}.md"
         for name in (
+            "command_line",
             "recipes",
             "plan",
             "corpus",

@@ -70,7 +70,9 @@ class Trial:
     def again(self, label: str) -> None:
         """The second call ends with the bytes of an undisturbed run."""
         ended = self.lab.run()
-        if ended.code:
+        if ended.code == 2 and "exists; name another folder" in ended.said:
+            self._same(f"{label}: the second call finds a result")
+        elif ended.code:
             self.record.faults.append(f"{label}: the second call fails ({ended.code})\n{ended.said[-1500:]}")
         else:
             self._same(f"{label}: after the second call")
@@ -149,7 +151,15 @@ def io_error(lab: Lab, record: Record) -> None:
 
 
 def clock_back(lab: Lab, record: Record) -> None:
-    each_operation(lab, record, spread(lab, 4)[1:3] or [1], "clock", 0, set())
+    """Dates in what is written follow the clock, so only the names of the files are compared."""
+    for number in spread(lab, 4)[1:3] or [1]:
+        lab.clear()
+        lab.shim.arm(lab.out, "clock", number)
+        ended = lab.run(armed=True)
+        lab.shim.disarm()
+        record.codes[ended.code] = record.codes.get(ended.code, 0) + 1
+        if ended.code or lab.content().keys() != lab.undisturbed.keys():
+            record.faults.append(f"operation {number}: exit code {ended.code}\n{ended.said[-1500:]}")
 
 
 def fill(lab: Lab, free: int) -> list[Path]:
@@ -200,7 +210,7 @@ def half_way(lab: Lab, record: Record, act: Callable[[], None], codes: set[int])
             lab.shim.disarm()
             ended = running.end()
             lab.unmount()
-            subprocess.run(["fsck.ext4", "-p", str(image)], capture_output=True, check=False)
+            subprocess.run(["fsck.ext4", "-fy", str(image)], capture_output=True, check=False)
             lab.mount(image)
             trial.judge(f"before operation {number}", ended, codes, lossy=True)
 
@@ -275,9 +285,9 @@ def file_size(lab: Lab, record: Record) -> None:
 
 
 def memory(lab: Lab, record: Record) -> None:
-    """Below 16 MiB no thread can start, for which pyarrow waits forever."""
+    """With less address space no thread can start, for which libraries (pyarrow, rayon) wait forever."""
     codes = {75, -signal.SIGABRT}
-    limited(lab, record, "memory", (16 << 20, 24 << 20, 40 << 20, 80 << 20), codes)
+    limited(lab, record, "memory", (48 << 20, 96 << 20), codes)
     if Path("/sys/fs/cgroup/memory").is_dir():
         limited(lab, record, "group", (4 << 20, 12 << 20, 32 << 20), {*codes, -signal.SIGKILL})
 
@@ -319,9 +329,9 @@ FAULTS: dict[str, tuple[str, Callable[[Lab, Record], None]]] = {
     "input/output error": ("EIO for operation N alone", io_error),
     "SIGKILL": ("all processes, at operation N, after half of its bytes; at the renames too", killed),
     "SIGINT": ("Ctrl-C at operation N (SIGTERM in training)", interrupted),
-    "open files": ("RLIMIT_NOFILE at 0 … 8 above what is open", open_files),
+    "open files": ("RLIMIT_NOFILE at 0 … 4 above what is open", open_files),
     "memory": (
-        "RLIMIT_AS at 16 … 80 MiB above what the imports take; a control group of 4 … 32 MiB, where the kernel kills",
+        "RLIMIT_AS at 48 and 96 MiB above what the imports take; a control group of 4 … 32 MiB, where the kernel kills",
         memory,
     ),
     "file size": ("RLIMIT_FSIZE below the largest file", file_size),

@@ -23,7 +23,7 @@ from tests.faults.stages import Stage
 __all__ = ["Ended", "Lab", "Running"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-LONGEST = 120.0
+LONGEST = 300.0
 """Seconds that any command may take."""
 
 _SHUTDOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN of fs/ext4/ext4.h

@@ -44,6 +44,8 @@ def _digest(path: Path) -> str:
     if path.suffix == ".json":
         with suppress(ValueError):
             content = json.dumps(_without_times(json.loads(content)), sort_keys=True).encode()
+    if path.suffix == ".html":
+        content = re.sub(rb"Written [\d: -]+UTC", b"", content)
     if path.name == "SHA256SUMS":
         content = b"\n".join(line for line in content.splitlines() if not line.endswith(b"manifest.json"))
     return hashlib.sha256(content).hexdigest()
@@ -134,8 +136,10 @@ def train_here() -> None:
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=_port(),
     )
+    from emma.tools.runs.run_folder import IDENTITY, RunFolder
     from emma.tools.training.worker import main as worker
 
+    os.environ[IDENTITY] = RunFolder(folder).read_launch().identity
     raise SystemExit(worker([str(folder)]))
 
 
@@ -225,7 +229,7 @@ STAGES = [
         "emma report compare --export",
         (
             *("report", "compare", "{inputs}/released/runs/sample", "{inputs}/other/runs/other"),
-            *("--output", "{out}/compare.html", "--export", "{out}/figures"),
+            *("--output", "{out}/page/compare.html", "--export", "{out}/figures"),
         ),
         ("emma.commands.report", "emma.tools.report.compare", "matplotlib.pyplot"),
     ),

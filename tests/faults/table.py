@@ -24,16 +24,17 @@ systems of its own, and counts each process's writes with a library that it prel
 - writes, when it is called again without the fault, byte for byte what a run without a fault writes (manifests without
   their times; for training: every step's numbers, and the checkpoint's files by size).
 
-<!-- needs: root -->
+<!-- tested by: tests/faults/test_lab.py -->
 ```bash
 make test-faults
 FAULTS_POINTS=30 FAULTS_RESULTS=faults make test-faults                      # at more moments of each run
 .venv/bin/python -m tests.faults.table faults docs/benchmarks/faults.md     # writes this page
 ```
 
-A cell gives the trials and, in brackets, the exit codes that are not 0; −9 is the lab's own SIGKILL, −6 a native library
+A cell gives the trials and, in brackets, the exit codes that are not 0; – was not tried for this page; −9 is the lab's own SIGKILL, −6 a native library
 that gives up where memory ends. This kernel has no quota formats and no device mapper: a quota is the error number that one
-gives, at a counted operation; an input/output error is that, and a real ext4 that is shut down.
+gives, at a counted operation; an input/output error is that, and a real ext4 that is shut down. **!** marks a cell in
+which something did not hold; the list after the table says what.
 """
 
 
@@ -76,6 +77,13 @@ def write_table(path: Path, records: Mapping[tuple[str, str], Record]) -> None:
         f"\n{len(stages)} stages × {len(faults)} faults, {trials:,} trials, each followed by a second call; "
         f"cells in which something did not hold: {failed}."
     )
+    open_ends = [
+        f"- {stage}, {fault}: {record.faults[0].splitlines()[0]}"
+        for (stage, fault), record in sorted(records.items())
+        if record.faults
+    ]
+    if open_ends:
+        parts += ["\n## What did not hold\n", *open_ends]
     parts += [
         "\n## What the commands say\n",
         "The shortest message of each cell; `OUT` is the folder that the stage writes to.",

@@ -2,38 +2,59 @@
 
     python -m tests.mutants [--only TEXT] [--workers N] [--unchecked]
 
-Each worker has a copy of the working tree, so the tree itself never changes. The tests must pass without a mutant first.
-The exit code is 1 if a mutant survives, or an entry is stale.
+Each worker has a copy of the working tree, so the tree itself never changes; it has imported other packages once, and
+forks a process for each mutant. The tests must pass without a mutant first. The exit code is 1 if a mutant survives, or
+an entry is stale.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
-import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tests.mutants.entries import ROOT, Mutant, all_mutants
 
-SECONDS = 600.0
+SECONDS = 900.0
 """A mutant whose tests take longer hangs them: it is noticed."""
+
+IMPORTED_ONCE = (
+    *(
+        "numpy",
+        "pyarrow.parquet",
+        "scipy.stats",
+        "torch",
+        "tokenizers",
+        "pydantic",
+        "ruamel.yaml",
+        "click",
+        "xxhash",
+    ),
+    *(
+        "pytest",
+        "hypothesis",
+        "transformers",
+        "safetensors.torch",
+        "sacrebleu",
+        "megatron.core",
+        "megatron.training",
+    ),
+)
 
 
 def copy_tree(folder: Path) -> Path:
     """The tracked and the new files of the working tree, in `folder`."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-        text=True,
-    ).stdout
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
         source, target = ROOT / name, folder / name
         if source.is_symlink() or source.is_file():
@@ -42,33 +63,78 @@ def copy_tree(folder: Path) -> Path:
     return folder
 
 
-def run_tests(folder: Path, tests: tuple[str, ...]) -> tuple[int, str]:
-    """Exit code and output of pytest in a copy; 1 where it hangs."""
-    environment = os.environ | {
-        "PYTHONPATH": str(folder),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "EMMA_CACHE": str(folder / ".cache"),
-    }
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--no-header",
-        *tests,
-    ]
+def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """pytest's exit code and output in a copy, from a process of its own; 1 where it hangs."""
+    log = folder / ".mutant.log"
+    pid = os.fork()
+    if pid == 0:
+        _be_pytest(folder, tests, log)
+    deadline = time.monotonic() + SECONDS
+    code = None
+    while code is None:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+        elif time.monotonic() > deadline:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            code = 1
+        else:
+            time.sleep(0.05)
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    return code, log.read_text(errors="replace")
+
+
+def _be_pytest(folder: Path, tests: Sequence[str], log: Path) -> None:
+    """Never returns."""
+    code = 3
     try:
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+        os.setpgid(0, 0)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir(folder)
+        os.environ |= {"PYTHONPATH": str(folder), "EMMA_CACHE": str(folder / ".cache")}
+        for name in [name for name in sys.modules if name.split(".")[0] in ("emma", "tests")]:
+            del sys.modules[name]
+        sys.path[:] = [str(folder), *(path for path in sys.path if path and Path(path) != ROOT)]
+        sys.dont_write_bytecode = True
+        import pytest
+
+        code = int(
+            pytest.main(["-x", "-q", f"--rootdir={folder}", "-o", f"cache_dir={folder / '.pytest'}", *tests])
         )
-    except subprocess.TimeoutExpired:
-        return 1, "timeout"
-    return done.returncode, done.stdout + done.stderr
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def judge(mutants: Sequence[Mutant], folder: Path, *, checked: bool) -> int:
+    """How many mutants survive, or cannot be judged since their tests fail without them."""
+    survivors, fine = 0, set()
+    for mutant in mutants:
+        begun = time.monotonic()
+        if checked and mutant.tests not in fine:
+            code, said = run_tests(folder, mutant.tests)
+            if code:
+                print(f"FAILS WITHOUT  {mutant}\n{said[-3000:]}", flush=True)
+                survivors += 1
+                continue
+            fine.add(mutant.tests)
+        mutant.apply(folder)
+        try:
+            code, said = run_tests(folder, mutant.tests)
+        finally:
+            shutil.copy2(ROOT / mutant.file, folder / mutant.file)
+        # 1: a test failed; 2: a module no longer imports; 4 names no test.
+        died = code in (1, 2)
+        survivors += not died
+        print(f"{'died' if died else 'SURVIVED'}  {mutant}  ({time.monotonic() - begun:.0f} s)", flush=True)
+        if code not in (0, 1, 2):
+            print(said[-2000:], flush=True)
+    return survivors
 
 
 def main() -> int:
@@ -83,49 +149,20 @@ def main() -> int:
     if stale := [fault for mutant in mutants for fault in mutant.faults()]:
         print("\n".join(stale), file=sys.stderr)
         return 1
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    for module in IMPORTED_ONCE:
+        importlib.import_module(module)
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
-        copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        workers = []
         for number in range(options.workers):
-            copies.put(copy_tree(Path(name) / str(number)))
-        return judge(mutants, copies, options.workers, checked=not options.unchecked)
-
-
-def judge(mutants: list[Mutant], copies: queue.SimpleQueue[Path], workers: int, *, checked: bool) -> int:
-    """Runs the tests without a mutant, then with each."""
-
-    def without(tests: tuple[str, ...]) -> tuple[tuple[str, ...], int, str]:
-        folder = copies.get()
-        try:
-            return tests, *run_tests(folder, tests)
-        finally:
-            copies.put(folder)
-
-    def with_one(mutant: Mutant) -> tuple[Mutant, int, str, float]:
-        folder, begun = copies.get(), time.monotonic()
-        try:
-            mutant.apply(folder)
-            code, said = run_tests(folder, mutant.tests)
-            return mutant, code, said, time.monotonic() - begun
-        finally:
-            shutil.copy2(ROOT / mutant.file, folder / mutant.file)
-            copies.put(folder)
-
-    survivors = 0
-    with ThreadPoolExecutor(workers) as pool:
-        for tests, code, said in pool.map(
-            without, sorted({mutant.tests for mutant in mutants}) if checked else ()
-        ):
-            if code:
-                print(f"without any mutant, {' '.join(tests)} fails:\n{said[-3000:]}", file=sys.stderr)
-                return 1
-        for mutant, code, said, seconds in pool.map(with_one, mutants):
-            # 1: a test failed; 2: a module no longer imports.
-            died = code in (1, 2)
-            survivors += not died
-            print(f"{'died' if died else 'SURVIVED'}  {mutant}  ({seconds:.0f} s)", flush=True)
-            if code not in (0, 1, 2):
-                print(said[-2000:], file=sys.stderr)
-    print(f"{len(mutants)} mutants, {survivors} survived")
+            folder = copy_tree(Path(name) / str(number))
+            if (pid := os.fork()) == 0:
+                mine = mutants[number :: options.workers]
+                os._exit(min(255, judge(mine, folder, checked=not options.unchecked)))
+            workers.append(pid)
+        survivors = sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in workers)
+    print(f"{len(mutants)} mutants, {survivors} survived or could not be judged")
     return 1 if survivors else 0
 
 

@@ -239,6 +239,8 @@ def _remove_work(settings: PackSettings, name: str, lock: Lock | None = None) ->
     if not work.is_dir():
         return
     with sole_writer(settings.store / name, wait=True) if lock is None else nullcontext(lock) as held:
+        if not work.is_dir():
+            return  # the process that was waited for has removed it
         stay = list(work.glob(".*.partial")) if _is_being_packed(work) else clear_leftovers(work, held)
         if not stay:
             # A worker whose parent was killed may be writing there still; the next call removes what it

@@ -8,7 +8,7 @@ import pytest
 
 from emma.recipes.schema.corpus import Deduplication, Split, Thresholds
 from emma.tools.corpus.build import build_corpus
-from emma.tools.corpus.split import document_hashes
+from emma.tools.corpus.split import Choices, decide, document_hashes
 from emma.tools.corpus.stage import Build
 from tests.tools.corpus.raw_text import build_at, mono_source, pair_source, rows_of, words, write_jsonl
 
@@ -138,3 +138,13 @@ def test_equal_hashes_of_pairs_are_not_parted_by_the_cap(tmp_path: Path) -> None
 def test_share_out_of_range(share: float) -> None:
     with pytest.raises(ValueError, match=r"shares\.eng_Latn"):
         Split(shares={"eng_Latn": share})
+
+
+def test_the_cap_holds_over_all_parts_of_a_language() -> None:
+    """Each part gives its own lowest hashes."""
+    parts = [
+        {"kind": "monolingual", "language": "eng_Latn", "rows": 10, "lowest": lowest, "pinned": []}
+        for lowest in ([1, 3, 5], [2, 4, 6])
+    ]
+    (cut,) = decide(Split(share=0.1, cap=2, floor=0), [parts], Choices(set(), {})).values()
+    assert cut.cap == 2, "the hashes 1 and 2 validate"

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from emma.recipes.load import load_recipe
 from tests.command_line import emma
 from tests.tools.report.sample_run import codes, sample_recipe, write_metrics, write_plan, write_start
 
 SCRIPT = "<script>alert(1)</script>"
-IMAGE = "<img src=x onerror=alert(2)>"
+IMAGE = "<img src=x onerror=alert(2)>_Latn"
 
 
 def test_a_page_shows_hostile_text_as_text(tmp_path: Path) -> None:
-    recipe = sample_recipe(tmp_path)
+    sample_recipe(tmp_path)
+    recipe = load_recipe(tmp_path / "sample.yaml", [f"description='{SCRIPT}'"])
     run = write_start(recipe)
     write_metrics(recipe)
     write_plan(recipe, [*codes(4), IMAGE])
-    stored = run / "recipe.yaml"
-    stored.write_text(stored.read_text().replace("The road in small, on all kinds of text", f"'{SCRIPT}'"))
     answer = emma("report", "run", str(run), "--output", str(tmp_path / "page.html"))
     assert answer.code == 0, answer.err
     page = (tmp_path / "page.html").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -136,6 +137,8 @@ def test_print_command_and_dry_run_start_nothing(make_small: Callable[[int], Sma
     assert "emma.tools.training.torchrun" in shown.out and "--num-layers" in shown.out
     dry = emma("train", *overrides(small, "shown"), "--dry-run")
     assert dry.code == 0 and "80 samples of 32 tokens" in dry.out
+    facts = json.loads(emma("train", *overrides(small, "shown"), "--dry-run", "--json").out)
+    assert (facts["step"], facts["steps"]) == (0, 10) and facts["run"].endswith("/runs/shown")
     assert not (small.folder / "runs" / "shown").exists()
 
 
