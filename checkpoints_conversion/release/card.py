@@ -66,7 +66,6 @@ def render_card(facts: CardFacts, year: str) -> str:
         year: of the citation.
     """
     from emma.checkpoints_conversion.main_weights import release_sentence
-    from emma.recipes.vocabulary import growth_of
     from emma.tools.charts.scales import duration, number
     from emma.tools.report.provenance import recipe_facts
 
@@ -77,7 +76,7 @@ def render_card(facts: CardFacts, year: str) -> str:
         f=facts,
         recipe=facts.record.recipe,
         recipe_facts=recipe_facts(facts.record),
-        grown=growth_of(facts.record.recipe.model.tokenizer.path),
+        grown=facts.record.growth,
         environment=facts.record.environment,
         year=year,
         key=re.sub(r"[^a-z0-9]+", "-", facts.title.lower()).strip("-"),

@@ -41,12 +41,15 @@ def write_record(record: RunRecord, step: int, staging: Path) -> None:
     write_text(folder / "metrics.jsonl", "".join(orjson.dumps(row).decode() + "\n" for row in rows))
     environment = {key: record.environment[key] for key in _ENVIRONMENT_KEYS if key in record.environment}
     write_json(folder / "environment.json", environment)
+    growth = None if record.growth is None else asdict(record.growth)
+    write_json(folder / "vocabulary.json", {"growth": growth, "cost": record.token_cost})
     if record.mix:
         pq.write_table(pa.Table.from_pylist([asdict(part) for part in record.mix]), folder / "plan.parquet")
 
 
 def _read_record(folder: Path) -> RunRecord:
     from emma.recipes.load import load_recipe
+    from emma.recipes.vocabulary import Growth
     from emma.tools.report.records import RunRecord, read_mix_parts
 
     record = folder / FOLDER
@@ -58,6 +61,7 @@ def _read_record(folder: Path) -> RunRecord:
         raise UserError(
             f"{record / 'metrics.jsonl'}: cannot be read ({error}); write the release again"
         ) from None
+    vocabulary = read_json(record / "vocabulary.json")
     return RunRecord(
         folder,
         load_recipe(folder / "recipe.yaml"),
@@ -65,6 +69,8 @@ def _read_record(folder: Path) -> RunRecord:
         environment=read_json(record / "environment.json"),
         mix=read_mix_parts(record / "plan.parquet"),
         gains=read_json(gains) if gains.is_file() else None,
+        growth=Growth(**vocabulary["growth"]) if vocabulary["growth"] else None,
+        token_cost=vocabulary["cost"],
     )
 
 

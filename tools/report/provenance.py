@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from io import StringIO
 from typing import Any
 
-from emma.recipes.vocabulary import cost_sentence, growth_of
 from emma.tools.charts.scales import duration, number
 from emma.tools.report.records import RunRecord
 from emma.tools.runs.goodput import launch_ends
@@ -90,7 +89,6 @@ def recipe_facts(run: RunRecord) -> list[tuple[str, str]]:
         else "constant"
     )
     warmup = f", {schedule.warmup_steps} warm-up steps" if schedule.warmup_steps else ""
-    sha256 = run.mix_facts.get("tokenizer_sha256")
     start = recipe.start.mode + (f" of {recipe.start.checkpoint}" if recipe.start.checkpoint else "")
     return [
         (
@@ -99,8 +97,8 @@ def recipe_facts(run: RunRecord) -> list[tuple[str, str]]:
             f"width {model.hidden_size}, {model.attention_heads} heads in {model.query_groups} groups, "
             f"vocabulary {model.vocab_size}",
         ),
-        *([("Vocabulary", grown.sentence)] if (grown := growth_of(model.tokenizer.path)) else []),
-        *([("Tokens", cost)] if (cost := cost_sentence(recipe.paths.corpus, sha256)) else []),
+        *([("Vocabulary", run.growth.sentence)] if run.growth else []),
+        *([("Tokens", run.token_cost)] if run.token_cost else []),
         *([("Trained", f"only {', '.join(recipe.train.only)}")] if recipe.train else []),
         ("Start", start),
         ("Data", recipe.data.name),

@@ -10,6 +10,7 @@ import orjson
 
 from emma.base.errors import UserError
 from emma.base.files import read_json
+from emma.recipes.vocabulary import Growth, cost_sentence, growth_of
 from emma.tools.evaluation.results import Result, read_results
 from emma.tools.evaluation.stored import EvaluatedModel, evaluated_models
 from emma.tools.evaluation.targets import exported_steps, resolve_run
@@ -60,6 +61,10 @@ class RunRecord:
     parity: dict[str, Any] | None = None
     alerts: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[dict[str, Any]] = field(default_factory=list)
+    growth: Growth | None = None
+    """How the base's vocabulary was extended."""
+    token_cost: str | None = None
+    """What the tokenizer costs the corpus's languages, in a sentence."""
     checkpoint: int | None = None
 
     @property
@@ -105,6 +110,7 @@ def read_run(run: str | Path) -> RunRecord:
     exports = exported_steps(folder)
     with_parity = [step for step in exports if parity_file(folder, step).is_file()]
     mix = recipe.mix_folder
+    mix_facts = _json(mix / "mix.json") or {}
     return RunRecord(
         folder,
         recipe,
@@ -112,7 +118,7 @@ def read_run(run: str | Path) -> RunRecord:
         validations,
         _json(folder / "environment.json") or {},
         read_mix_parts(mix / "plan.parquet"),
-        _json(mix / "mix.json") or {},
+        mix_facts,
         evaluated_models(evaluation),
         read_results(evaluation),
         _json(evaluation / "gains.json"),
@@ -120,6 +126,8 @@ def read_run(run: str | Path) -> RunRecord:
         _json(parity_file(folder, with_parity[-1])) if with_parity else None,
         _lines(folder / "alerts.jsonl"),
         recorded_skips(folder / "skipped.json"),
+        growth_of(recipe.model.tokenizer.path),
+        cost_sentence(recipe.paths.corpus, mix_facts.get("tokenizer_sha256")),
     )
 
 
