@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import pwd
 import socket
 import sys
 import time
@@ -186,8 +185,10 @@ def _read_writer(descriptor: int) -> _Writer | None:
 def user_name() -> str:
     """Who runs this process: the name of its effective user, or the number where it has none."""
     try:
+        import pwd
+
         return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
+    except (ImportError, KeyError):
         return str(os.geteuid())
 
 

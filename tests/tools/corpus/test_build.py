@@ -255,7 +255,7 @@ def test_two_builds_of_one_corpus_are_refused(tmp_path: Path) -> None:
     build = mixed_build(tmp_path, tmp_path / "corpus")
     with (
         sole_writer(tmp_path / "disk", inside=True),
-        pytest.raises(InUseError, match=rf"corpus: process {os.getpid()} on .* is writing it"),
+        pytest.raises(InUseError, match=rf"corpus: process {os.getpid()} of .* is writing it"),
     ):
         build_corpus(build)
     assert list((tmp_path / "disk").iterdir()) == []

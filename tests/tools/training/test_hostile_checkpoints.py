@@ -58,7 +58,10 @@ def test_every_command_refuses(
         assert "refused: " in message and "Nothing of it was executed" in message
         refused(*train(small, start, f"hostile-{mode}", "--dry-run", mode=mode))
         refused(*train(small, start, f"hostile-{mode}", "--prepare", mode=mode))
-    assert not (small.folder / "runs" / "hostile-weights" / "launches").exists()
+    run = small.folder / "runs" / "hostile-weights"
+    assert not list(run.glob("logs/*/launch.json")), "no rank was told to start"
+    claims = sorted(path.stem for path in (run / "launches").glob("??????.json"))
+    assert claims == sorted(path.name.split(".")[0] for path in (run / "launches").glob("*.ended.json"))
     refused("convert", "megatron-to-hf", start, tmp_path / "out")
     refused("convert", "megatron-to-hf", start, tmp_path / "out", "--dry-run")
     refused("convert", "verify", start, start)

@@ -194,7 +194,7 @@ def test_two_at_once_are_refused(corpus: Path, tmp_path: Path) -> None:
         deadline = time.monotonic() + 60
         while not list(tmp_path.rglob("*.json")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        with pytest.raises(UserError, match=rf"process {process.pid} on .* is writing it"):
+        with pytest.raises(UserError, match=rf"process {process.pid} of .* is writing it"):
             write_corpus_release(open_corpus(str(corpus)), tmp_path / "out")
     finally:
         process.send_signal(signal.SIGKILL)
