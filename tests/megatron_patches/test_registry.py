@@ -56,6 +56,8 @@ def test_the_machine_decides_which_patches_are_on() -> None:
         "even-blocks",
         "exact-reads",
         "accumulated-gradient",
+        "zero-centred-norm",
+        "window-mask",
     }
     without_gpu = {"cpu-backend", "initialize-without-cuda", "torch-adam-resume"}
     assert on(CPU) == everywhere | without_gpu

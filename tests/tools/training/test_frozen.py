@@ -56,9 +56,9 @@ def _untold(folder: str) -> None:
 def test_a_frozen_weight_that_changes_stops_the_run(make_small: Callable[[int], Small]) -> None:
     recipe = make_small(4).recipe("untold", "checkpoint.interval=2", _ONLY)
     run = RunFolder(recipe.run_folder)
-    run.prepare(recipe, take_over=True)
+    launch = run.prepare(recipe, take_over=True)
     with pytest.raises(BaseException, match="is frozen"):
-        run_ranks(_untold, 1, str(run.path))
+        run_ranks(_untold, 1, str(run.path), env=launch.environment)
     assert not list(run.checkpoints.glob("iter_*/complete.json"))
 
 

@@ -26,7 +26,7 @@ def compared(folder: str, slow: list[bool]) -> None:
     import torch
 
     torch.distributed.init_process_group("gloo")
-    part = Stragglers(load_recipe(folder), run, step, Claim(run.fence(run.read_launch())))
+    part = Stragglers(load_recipe(folder), run, step, Claim(run.fence(run.own_launch())))
     assert part._product is None, "ranks on a CPU share its cores"
     assert product_seconds(64, 1) > 0
     for iteration, late in enumerate(slow, start=1):
@@ -39,8 +39,9 @@ def compared(folder: str, slow: list[bool]) -> None:
 def test_a_slow_device_and_a_slow_disk_are_named_once_each(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, ["logging.interval=1"])
     run = RunFolder(recipe.run_folder)
-    run.prepare(recipe)
-    job = start_ranks(compared, 4, str(run.path), [True, False, True, True, True])
+    launch = run.prepare(recipe)
+    given = [True, False, True, True, True]
+    job = start_ranks(compared, 4, str(run.path), given, env=launch.environment)
     last = job.outcomes(timeout=120)[3]
     assert last.exit_code == 0, last.output
     said = [line for line in last.output.splitlines() if line.startswith("STRAGGLER")]
