@@ -8,7 +8,7 @@ the imported model on monolingual text in proportion to its size, exported, and 
 a number of new tokens, a way to begin their rows, a budget and a seed:
 
     bytes    every arm reads the training documents `--epochs` times; an extension needs fewer steps for them
-    flops    every arm spends the FLOPs that no extension spends on these, so it reads more text
+    flops    every arm spends the FLOPs that no extension spends on these; how much text that is, the table says
 
 Bits per byte of whole held-out documents, never losses per token, are averaged over languages: those that BASE names in
 `languages.json`, and the others' upper and lower half by training bytes. What is finished is kept: run again, it
@@ -28,7 +28,7 @@ from typing import Any
 import click
 
 from emma.base.errors import CheckFailedError, UserError
-from emma.base.files import write_json, write_text
+from emma.base.files import read_json, write_json, write_text
 from emma.base.manifest import Manifest
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
@@ -39,7 +39,7 @@ from emma.tools.evaluation.groups import SEEN_FILE, read_seen
 from emma.tools.evaluation.results import read_results
 from emma.tools.pack.store import open_component
 
-__all__ = ["Arm", "arms_of", "language_groups", "steps_of", "table"]
+__all__ = ["Arm", "arms_of", "keep_settings", "language_groups", "steps_of", "table"]
 
 BUDGETS = ("bytes", "flops")
 _KIND = "monolingual"
@@ -139,6 +139,22 @@ def table(
     return rows
 
 
+def keep_settings(out: Path, settings: Mapping[str, Any]) -> None:
+    """Notes what all arms share, so that a second call adds arms and never continues some of them otherwise.
+
+    Raises:
+        UserError: OUT was begun with other settings.
+    """
+    path = out / "settings.json"
+    if path.is_file() and (known := read_json(path)) != settings:
+        key = next(key for key in settings if known.get(key) != settings[key])
+        raise UserError(
+            f"{out}: was begun with another {key} ({known.get(key)}, now {settings[key]}); name another OUT, since arms "
+            "of two settings cannot be compared"
+        )
+    write_json(path, dict(settings))
+
+
 class _Comparison:
     """Where everything is, and the commands that make it."""
 
@@ -148,26 +164,14 @@ class _Comparison:
         self.recipe = load_recipe(run, overrides)
         self.file = out / "run.yaml"
         parent = str(Path(run).resolve()) if Path(run).suffix else run
-        self._write("data.yaml", {
-            "pack": {"components": {_KIND: {"kind": "text"}}},
-            "mix": {
-                "components": {_KIND: {"share": 100, "max_epochs": 1000}},
-                "validation": {"by_component": False, "by_category": False},
-            },
-        })  # fmt: skip
-        self._write(
-            "run.yaml",
-            {"extends": parent, "data": "data.yaml", "validation": {"groups": [], "at_start": False}},
-        )
-
-    def _write(self, name: str, value: Any) -> None:
-        import io
-
-        from ruamel.yaml import YAML
-
-        text = io.StringIO()
-        YAML(typ="safe").dump(value, text)
-        write_text(self.out / name, text.getvalue())
+        mix = {
+            "components": {_KIND: {"share": 100, "max_epochs": 1000}},
+            "validation": {"by_component": False, "by_category": False},
+        }
+        # JSON is YAML.
+        write_json(out / "data.yaml", {"pack": {"components": {_KIND: {"kind": "text"}}}, "mix": mix})
+        validation = {"groups": [], "at_start": False}
+        write_json(self.file, {"extends": parent, "data": "data.yaml", "validation": validation})
 
     def tokenizer(self, tokens: int) -> Path:
         return self.out / f"tokenizer-{tokens}" if tokens else self.base
@@ -348,6 +352,10 @@ def main(
     base, out = base.resolve(), out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     comparison = _Comparison(run, base, out, overrides, epochs)
+    keep_settings(
+        out,
+        {"recipe": comparison.recipe.sha256, "base": str(base), "epochs": epochs, "limit": limit},
+    )
     arms = arms_of(tokens, initialise, budget, seeds)
     with exclusive(out) as lock:
         record = Record(out)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks.vocabulary import Arm, arms_of, language_groups, steps_of, table
+from benchmarks.vocabulary import Arm, arms_of, keep_settings, language_groups, steps_of, table
 from emma.base.errors import CheckFailedError, UserError
 
 
@@ -53,3 +55,10 @@ def test_differences_are_from_the_same_seed() -> None:
     assert none["all"]["deviation"] == pytest.approx(0.5**0.5)
     with pytest.raises(CheckFailedError, match="different languages"):
         table({**scores, Arm(8, "mean", "flops", 2): {"a": 1.0}}, {"a": ["a"]})
+
+
+def test_arms_of_two_settings_do_not_meet(tmp_path: Path) -> None:
+    keep_settings(tmp_path, {"epochs": 1.0, "limit": None})
+    keep_settings(tmp_path, {"epochs": 1.0, "limit": None})
+    with pytest.raises(UserError, match=r"another epochs \(1.0, now 0.5\)"):
+        keep_settings(tmp_path, {"epochs": 0.5, "limit": None})
