@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import torch
 
 _BLOCK_ROWS = 4096
+_WINDOWS = 1 << 20
 _SAMPLE_SECONDS = 0.01
 
 
@@ -45,16 +46,22 @@ def make_model(folder: Path, shape: Shape) -> None:
     from emma.checkpoints_conversion.parameters import parameter_shapes
     from emma.checkpoints_conversion.safetensors_files import OutgoingTensor, write_shards
 
+    shapes = parameter_shapes(shape)
+    largest = max(min(_BLOCK_ROWS, sizes[0]) * math.prod(sizes[1:]) for sizes in shapes.values())
+    # Drawn once: every block is another window of it, so that no two are equal and drawing takes no time worth naming.
+    drawn = torch.empty(largest + _WINDOWS).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
+    drawn = drawn.to(torch.bfloat16)
+
     def blocks(number: int, sizes: tuple[int, ...]) -> Iterator[torch.Tensor]:
-        generator = torch.Generator().manual_seed(number)
         for first in range(0, sizes[0], _BLOCK_ROWS):
             rows = min(_BLOCK_ROWS, sizes[0] - first)
-            yield torch.empty(rows, *sizes[1:], dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+            start = (number * 7919 + first * 31) % _WINDOWS
+            yield drawn[start : start + rows * math.prod(sizes[1:])].view(rows, *sizes[1:])
 
     folder.mkdir(parents=True)
     tensors = [
         OutgoingTensor(name, torch.bfloat16, sizes, functools.partial(blocks, number, sizes))
-        for number, (name, sizes) in enumerate(parameter_shapes(shape).items())
+        for number, (name, sizes) in enumerate(shapes.items())
     ]
     write_shards(folder, tensors, 5_000_000_000)
     write_json(folder / "config.json", hf_config(shape, dtype="bfloat16", tokens=TokenIds(128000, (128001,))))

@@ -90,7 +90,7 @@ def main() -> None:
         make_tokenizer(base, shape.vocab_size)
         corpus = write_corpus(root / "corpus", DECLARATION)
         settings = Extension(tokens=options.tokens, min_count=1)
-        extend(open_tokenizer(base), corpus, root / "tokenizer", settings)
+        made = extend(open_tokenizer(base), corpus, root / "tokenizer", settings)
         before = row_hashes(base, {key: value[0] for key, value in sizes.items()})
         copied = measure("copy", base, copy)
         shutil.rmtree(copy)
@@ -102,7 +102,7 @@ def main() -> None:
         "extend": extended,
         "old_rows_equal_sha256": same,
         "gigabytes": round(size / 1e9, 3),
-        "tokens": options.tokens,
+        "tokens": made.extra["tokens"],
     }
     print(json.dumps(result), flush=True)
     if not same:

@@ -19,6 +19,7 @@ from emma.base.files import read_json, write_json, write_text
 from emma.base.manifest import Manifest
 
 if TYPE_CHECKING:
+    from emma.recipes.vocabulary import Growth
     from emma.tools.evaluation.gains import Gains
     from emma.tools.evaluation.journal import LanguageScores
     from emma.tools.report.records import RunRecord
@@ -49,7 +50,6 @@ def write_record(record: RunRecord, step: int, staging: Path) -> None:
 
 def _read_record(folder: Path) -> RunRecord:
     from emma.recipes.load import load_recipe
-    from emma.recipes.vocabulary import Growth
     from emma.tools.report.records import RunRecord, read_mix_parts
 
     record = folder / FOLDER
@@ -61,7 +61,7 @@ def _read_record(folder: Path) -> RunRecord:
         raise UserError(
             f"{record / 'metrics.jsonl'}: cannot be read ({error}); write the release again"
         ) from None
-    vocabulary = read_json(record / "vocabulary.json")
+    growth, cost = _read_vocabulary(record / "vocabulary.json")
     return RunRecord(
         folder,
         load_recipe(folder / "recipe.yaml"),
@@ -69,9 +69,20 @@ def _read_record(folder: Path) -> RunRecord:
         environment=read_json(record / "environment.json"),
         mix=read_mix_parts(record / "plan.parquet"),
         gains=read_json(gains) if gains.is_file() else None,
-        growth=Growth(**vocabulary["growth"]) if vocabulary["growth"] else None,
-        token_cost=vocabulary["cost"],
+        growth=growth,
+        token_cost=cost,
     )
+
+
+def _read_vocabulary(path: Path) -> tuple[Growth | None, str | None]:
+    """How the vocabulary grew, and what its tokens cost."""
+    from emma.recipes.vocabulary import Growth
+
+    value = read_json(path)
+    try:
+        return Growth(**value["growth"]) if value["growth"] else None, value["cost"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); write the release again") from None
 
 
 def figure_faults(folder: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,8 +125,9 @@ def extend(
     """Extend RUN's tokenizer by new tokens of its corpus's training documents, and write it to OUT.
 
     Old ids keep their meaning; a new token is two tokens joined. OUT gets tokenizer.json, the base's settings,
-    extension.parquet (each new token with its counts and its pieces in the base) and manifest.json. The result is checked
-    on validation text before OUT appears. A run that uses it sets model.tokenizer.path=OUT and model.vocab_size.
+    extension.parquet (each new token with its counts and its pieces in the base), report.html and report.parquet (what base
+    and result cost each language, on validation text) and manifest.json. The result is checked on validation text before
+    OUT appears. A run that uses it sets model.tokenizer.path=OUT and model.vocab_size.
 
     \b
     Examples:
@@ -139,6 +140,7 @@ def extend(
     from emma.tools.tokenizer.extend import extend as make
     from emma.tools.tokenizer.extend import extension_of
     from emma.tools.tokenizer.promises import held_out, verify
+    from emma.tools.tokenizer.report import make_report, summary_lines, write_tables
     from emma.tools.tokenizer.words import by_language
 
     recipe = _recipe(run, overrides)
@@ -159,7 +161,12 @@ def extend(
             raise CheckFailedError(
                 "\n".join([f"{out} was not written, because it would be wrong:", *found.faults])
             )
-        return {"counts": found.counts, "engines": found.engines}
+        # Not of the folder that is being written, which will have another name.
+        costs = replace(
+            make_report(recipe, [folder], characters=_CHARACTERS), names=[str(file.path.parent), str(out)]
+        )
+        write_tables(costs, folder, "report.html")
+        return {"counts": found.counts, "engines": found.engines, "costs": summary_lines(costs)}
 
     manifest = make(
         file,
@@ -181,6 +188,8 @@ def extend(
     )
     if extra["tokens"] < settings.tokens:
         click.echo(f"{out}: the text gives no more than that; {settings.tokens:,} were asked for")
+    for line in extra["verified"]["costs"]:
+        click.echo(line)
     for name, state in extra["verified"]["engines"].items():
         if state != "equal":
             click.echo(f"{name}: {state}; another engine will encode")

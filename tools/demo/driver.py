@@ -97,7 +97,7 @@ def run_steps(steps: Sequence[Step], record: Record, lock: IO[Any]) -> bool:
         elif code := _wait(_start(step, lock), step.stop):
             raise CheckFailedError(
                 f"`{shlex.join(step.command)}` ended with exit code {code}. Finished steps are kept. "
-                "Fix: run `make demo` again to continue"
+                "Fix: run the same command again to continue"
             )
         seconds = time.monotonic() - started
         record.finish(step, seconds)

@@ -24,7 +24,7 @@ from emma.tools.tokenizer.bpe import open_tokenizer
 from emma.tools.tokenizer.measures import Cost, Pairs, Summary, measure, summary
 from emma.tools.tokenizer.words import ENGLISH, aligned_texts, by_language, documents
 
-__all__ = ["Report", "make_report", "summary_lines", "write_report"]
+__all__ = ["Report", "make_report", "summary_lines", "write_report", "write_tables"]
 
 _CHARACTERS = 200_000
 """Most text of a language, in characters: figures don't change with more."""
@@ -109,7 +109,12 @@ class Report:
 
 
 def make_report(
-    recipe: Recipe, against: Sequence[Path] = (), *, split: str = "validation", pair_set: str | None = None
+    recipe: Recipe,
+    against: Sequence[Path] = (),
+    *,
+    split: str = "validation",
+    pair_set: str | None = None,
+    characters: int = _CHARACTERS,
 ) -> Report:
     """Measures the run's tokenizer, and others, on the run's corpus.
 
@@ -118,13 +123,14 @@ def make_report(
         against: folders of other tokenizers.
         split: `validation`, or `all` for training documents too.
         pair_set: source of the pairs; by default the one with most languages.
+        characters: most text of a language.
 
     Raises:
         UserError: the corpus is not built, there is no such set, or a tokenizer cannot be read.
     """
     corpus = Path(recipe.paths.corpus)
     files = [TokenizerFile(recipe.model.tokenizer, recipe.model.vocab_size), *map(open_tokenizer, against)]
-    texts = _texts(corpus, split)
+    texts = _texts(corpus, split, characters)
     chosen, aligned, others = _aligned(corpus, split, pair_set)
     names = [str(Path(file.settings.path)) for file in files]
     costs, counts = [], []
@@ -142,7 +148,7 @@ def make_report(
     return Report(names, files, costs, counts, summaries, split, chosen, others)
 
 
-def _texts(corpus: Path, split: str) -> dict[str, list[str]]:
+def _texts(corpus: Path, split: str, characters: int) -> dict[str, list[str]]:
     """Monolingual text by language."""
     found: dict[str, list[str]] = {}
     for language, parts in by_language(corpus).items():
@@ -153,7 +159,7 @@ def _texts(corpus: Path, split: str) -> dict[str, list[str]]:
                 continue
             for name in ("validation", "train")[: 1 + (split == "all")]:
                 for text in documents(corpus, part, column, name):
-                    if size >= _CHARACTERS:
+                    if size >= characters:
                         break
                     texts.append(text)
                     size += len(text)
@@ -189,18 +195,23 @@ def write_report(report: Report, recipe: Recipe, overwrite: bool = True) -> Path
     manifest = Manifest("tokenizer.report", recipe.sha256)
     with staged_folder(folder, overwrite=overwrite) as staging:
         write_json(staging / "report.json", report.to_dict())
-        rows = [
-            {"tokenizer": name, "sha256": file.sha256, **asdict(cost)}
-            for name, file, costs in zip(report.names, report.files, report.costs, strict=True)
-            for cost in costs.values()
-        ]
-        with atomic_write(staging / "report.parquet") as handle:
-            pq.write_table(pa.Table.from_pylist(rows), handle, compression="zstd")
-        write_text(staging / "index.html", _page(report))
+        write_tables(report, staging, "index.html")
         manifest.inputs = [FileRecord.of(file.path) for file in report.files]
         manifest.outputs = [FileRecord.of(path, staging) for path in sorted(staging.iterdir())]
         manifest.write(staging)
     return folder
+
+
+def write_tables(report: Report, folder: Path, page: str) -> None:
+    """Writes `report.parquet`, a row per tokenizer and language, and the page."""
+    rows = [
+        {"tokenizer": name, "sha256": file.sha256, **asdict(cost)}
+        for name, file, costs in zip(report.names, report.files, report.costs, strict=True)
+        for cost in costs.values()
+    ]
+    with atomic_write(folder / "report.parquet") as handle:
+        pq.write_table(pa.Table.from_pylist(rows), handle, compression="zstd")
+    write_text(folder / page, _page(report))
 
 
 def summary_lines(report: Report) -> list[str]:
