@@ -17,11 +17,12 @@ from emma.base.errors import UserError
 from emma.base.files import read_json, write_json
 from emma.base.manifest import now
 from emma.base.writers import sole_writer, user_name
+from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
 from emma.slurm import query
-from emma.slurm.stages import Stage, place
+from emma.slurm.stages import STAGES, Stage, place
 
-__all__ = ["Note", "SubmittedMeanwhileError", "forget", "note", "of_others", "sole_submitter"]
+__all__ = ["Note", "SubmittedMeanwhileError", "forget", "note", "of_others", "replaced", "sole_submitter"]
 
 
 class SubmittedMeanwhileError(UserError):
@@ -94,6 +95,15 @@ def note(recipe: Recipe, stage: Stage, job: int) -> None:
     run = str(recipe.run_folder.absolute())
     written = Note(job, user_name(), socket.gethostname(), now(), run, stage.content(recipe))
     write_json(_file(recipe, stage), asdict(written))
+
+
+def replaced(run: Path, job: int, by: int) -> None:
+    """Notes the job that takes the place of a run's training job, where that one is what was noted."""
+    recipe, stage = load_recipe(run), STAGES["train"]
+    with sole_writer(_file(recipe, stage), wait=True):
+        found = _read(recipe, stage)
+        if found is not None and found.job == job:
+            note(recipe, stage, by)
 
 
 def forget(recipe: Recipe, stages: Sequence[Stage]) -> None:

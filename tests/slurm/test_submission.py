@@ -15,6 +15,7 @@ from emma.commands.slurm import group
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.slurm import StageName
 from emma.slurm.history import History
+from emma.slurm.link import group as link
 from emma.slurm.stages import STAGES, place
 from emma.slurm.submissions import note
 from emma.slurm.submit import SubmittedMeanwhileError, plan_chain, submit
@@ -195,6 +196,19 @@ def test_ones_own_second_submission_finds_the_first(make_recipe: MakeRecipe, slu
     with pytest.raises(SubmittedMeanwhileError):
         submit(second)
     assert len(real(slurm)) == 1
+
+
+def test_a_job_that_takes_anothers_place_is_noted(
+    make_recipe: MakeRecipe, slurm: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe()
+    (job,) = submit(plan_chain(recipe, "train", "train"))
+    noted = recipe.run_folder / ".train.submitted.json"
+    for by, told in ((job.job + 1, job.job + 1), (7, job.job + 1)):
+        # The second time, the job that was replaced is no longer the one that is noted.
+        monkeypatch.setenv("SLURM_JOB_ID", str(job.job))
+        assert not link(["replaced", str(recipe.run_folder), str(by)], standalone_mode=False)
+        assert read_json(noted)["job"] == told
 
 
 def test_scripts_and_recipes_follow_the_umask(make_recipe: MakeRecipe, slurm: Pretended) -> None:
