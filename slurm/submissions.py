@@ -8,12 +8,14 @@ beside it), and holds the note's lock from the look at these notes until its own
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from emma.base.errors import UserError
+from emma.base.file_systems import local_locks
 from emma.base.files import read_json, write_json
 from emma.base.manifest import now
 from emma.base.writers import sole_writer, user_name
@@ -123,7 +125,11 @@ def sole_submitter(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[None]:
     """
     with ExitStack() as locks:
         # All in one order, so that two submissions never wait for each other in a circle.
-        for path in sorted({_file(recipe, stage) for stage in stages}):
+        paths = sorted({_file(recipe, stage) for stage in stages})
+        for folder in sorted({path.parent for path in paths}):
+            if (fault := local_locks(folder)) is not None:
+                print(f"warning: {folder}: {fault}", file=sys.stderr)
+        for path in paths:
             locks.enter_context(sole_writer(path, wait=True))
         for stage in stages:
             # Of jobs that were there before, the plan knew.

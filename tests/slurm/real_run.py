@@ -146,7 +146,9 @@ class RealRun:
     def wait_until_logged_more(self, lines: int, seconds: float) -> None:
         """Waits until more than so many steps, repeated ones included, were logged."""
         file = RunFolder(self.folder).metrics_file
-        self._wait(lambda: file.is_file() and len(self.logged()) > lines, f"{lines + 1} logged steps", seconds)
+        self._wait(
+            lambda: file.is_file() and len(self.logged()) > lines, f"{lines + 1} logged steps", seconds
+        )
 
     def wait_until_finished(self, seconds: float) -> None:
         recipe = load_recipe(self.folder)

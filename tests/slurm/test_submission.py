@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from emma.base import sharing
+from emma.base import file_systems, sharing
 from emma.base.errors import UserError
 from emma.base.files import read_json, write_json
 from emma.commands.slurm import group
@@ -196,6 +196,19 @@ def test_ones_own_second_submission_finds_the_first(make_recipe: MakeRecipe, slu
     with pytest.raises(SubmittedMeanwhileError):
         submit(second)
     assert len(real(slurm)) == 1
+
+
+def test_locks_of_one_machine_are_said_at_submission(
+    make_recipe: MakeRecipe,
+    slurm: Pretended,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(file_systems, "_mounts", lambda: "server:/x / nfs rw,nolock,local_lock=all 0 0\n")
+    recipe = make_recipe()
+    submit(plan_chain(recipe, "pack", "mix"))
+    said = [line for line in capsys.readouterr().err.splitlines() if "other machines don't see" in line]
+    assert len(said) == 2 and said[1].startswith(f"warning: {Path('store').absolute()}: ")
 
 
 def test_a_job_that_takes_anothers_place_is_noted(
