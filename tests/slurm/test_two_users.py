@@ -111,7 +111,9 @@ def test_every_stage_runs_once_and_both_see_who_works(
     submitted = sorted(event["stage"] for event in events if event["event"] == "submitted")
     assert submitted == ["mix", "pack", *["train"] * len(set(names))], "\n".join(said)
     for name in set(names):
-        assert RealRun(cluster, team, name).logged() == list(range(1, STEPS + 1)), "\n".join([*said, logs])
+        run = RealRun(cluster, team, name)
+        assert run.step() == STEPS, "\n".join([*said, run.logs()])
+        assert run.logged() == list(range(1, STEPS + 1))
     assert sum(event["event"] == "began" for event in events) == len(set(names)), "each run was trained once"
     first, second = sorted(range(2), key=lambda index: "submitted pack" not in said[index])
     assert "submitted pack" in said[first] and "submitted pack" not in said[second]
