@@ -17,7 +17,6 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
 SLOW = (
     "cluster={nodes: 1, gpus_per_node: 1, device: cpu}",
     "cluster.slurm.preflight=false",
-    "model.layers=8",
     "batch.micro=1",
     "batch.global=160",
     "schedule.steps=10",
@@ -34,6 +33,7 @@ def kill_wait(slurm: TwoNodes) -> Iterator[None]:
     slurm.configure("KillWait", "5")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kill_wait")
 def test_what_is_said_at_submission_is_what_scancel_leaves(slurm: TwoNodes, tmp_path: Path) -> None:
     run = make_run(tmp_path, "timed", 200, slurm)
