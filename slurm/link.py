@@ -5,6 +5,7 @@
     python -P -m emma.slurm.link preflight RUN --nodes n1,n2
     python -P -m emma.slurm.link watch RUN          # returns with 0 when the ranks have stalled
     python -P -m emma.slurm.link end RUN --exit-code N
+    python -P -m emma.slurm.link replaced RUN JOB   # tells those who submit which job takes the place of this one
 
 Job scripts call these on the first node; links share nothing but the run folder. Which launch `preflight` and `end` are
 about is in their environment. Exit codes: `begin` 0 (start the ranks), 10 (finished), 11 (the job that holds the run is
@@ -307,6 +308,17 @@ def begin_command(run: Path) -> int:
 def preflight_command(run: Path, nodes: str) -> int:
     """Print the failed nodes of RUN's job, separated by commas; an empty line if none can be named."""
     click.echo(",".join(failed_nodes(run, nodes.split(","))))
+    return 0
+
+
+@group.command("replaced")
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("job", type=int)
+def replaced_command(run: Path, job: int) -> int:
+    """Note that JOB takes the place of this job of RUN."""
+    from emma.slurm.submissions import replaced
+
+    replaced(run, int(os.environ["SLURM_JOB_ID"]), job)
     return 0
 
 

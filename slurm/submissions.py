@@ -8,20 +8,23 @@ beside it), and holds the note's lock from the look at these notes until its own
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from emma.base.errors import UserError
+from emma.base.file_systems import local_locks
 from emma.base.files import read_json, write_json
 from emma.base.manifest import now
 from emma.base.writers import sole_writer, user_name
+from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
 from emma.slurm import query
-from emma.slurm.stages import Stage, place
+from emma.slurm.stages import STAGES, Stage, place
 
-__all__ = ["Note", "SubmittedMeanwhileError", "forget", "note", "of_others", "sole_submitter"]
+__all__ = ["Note", "SubmittedMeanwhileError", "forget", "note", "of_others", "replaced", "sole_submitter"]
 
 
 class SubmittedMeanwhileError(UserError):
@@ -96,6 +99,15 @@ def note(recipe: Recipe, stage: Stage, job: int) -> None:
     write_json(_file(recipe, stage), asdict(written))
 
 
+def replaced(run: Path, job: int, by: int) -> None:
+    """Notes the job that takes the place of a run's training job, where that one is what was noted."""
+    recipe, stage = load_recipe(run), STAGES["train"]
+    with sole_writer(_file(recipe, stage), wait=True):
+        found = _read(recipe, stage)
+        if found is not None and found.job == job:
+            note(recipe, stage, by)
+
+
 def forget(recipe: Recipe, stages: Sequence[Stage]) -> None:
     """Removes this user's notes about stages."""
     for stage in stages:
@@ -113,7 +125,11 @@ def sole_submitter(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[None]:
     """
     with ExitStack() as locks:
         # All in one order, so that two submissions never wait for each other in a circle.
-        for path in sorted({_file(recipe, stage) for stage in stages}):
+        paths = sorted({_file(recipe, stage) for stage in stages})
+        for folder in sorted({path.parent for path in paths}):
+            if (fault := local_locks(folder)) is not None:
+                print(f"warning: {folder}: {fault}", file=sys.stderr)
+        for path in paths:
             locks.enter_context(sole_writer(path, wait=True))
         for stage in stages:
             # Of jobs that were there before, the plan knew.

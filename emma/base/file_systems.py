@@ -11,7 +11,10 @@ from pathlib import Path
 
 from emma.base.claims import temporary_name, try_lock
 
-__all__ = ["FileSystem", "examine_file_system"]
+__all__ = ["FileSystem", "examine_file_system", "local_locks"]
+
+# Mount options by which a lock holds on one machine alone: Lustre's, and NFS's (which also shows `nolock` as local_lock).
+_LOCAL_LOCKS = {"localflock", "nolock", "local_lock=all", "local_lock=flock"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def examine_file_system(folder: Path) -> FileSystem:
         folder = folder.parent
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
-    kind = _kind(folder)
+    kind, _ = _mount(folder)
     files = status.f_favail if status.f_files else None
     place = folder / temporary_name("doctor")
     try:
@@ -97,7 +100,19 @@ def _locks(place: Path) -> str | None:
         return (
             "gives one lock to two writers. Fix: mount it with real locks (NFS: without nolock or local_lock)"
         )
-    return None
+    return local_locks(place)
+
+
+def local_locks(folder: Path) -> str | None:
+    """What is wrong with the locks in a folder, if its mount options say that they hold on one machine alone."""
+    _, options = _mount(folder.absolute())
+    if not (local := sorted(_LOCAL_LOCKS.intersection(options))):
+        return None
+    return (
+        f"has locks that other machines don't see (mount option `{local[0]}`), so commands on two machines that write "
+        "one output are not kept apart. Fix: mount it with shared locks (Lustre: -o flock; NFS: without nolock or "
+        "local_lock), or submit from one machine"
+    )
 
 
 def _links(place: Path) -> str | None:
@@ -120,14 +135,18 @@ def _syncs(place: Path) -> str | None:
     return None
 
 
-def _kind(folder: Path) -> str:
-    """The type of the mount that holds a folder, from the kernel's list."""
-    best, kind = "", ""
+def _mounts() -> str:
+    return Path("/proc/self/mounts").read_text(encoding="utf-8")
+
+
+def _mount(folder: Path) -> tuple[str, list[str]]:
+    """Type and options of the mount that holds a folder, from the kernel's list."""
+    best, kind, options = "", "", list[str]()
     with suppress(OSError):
-        for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
-            _, point, name, *_ = line.split(" ")
+        for line in _mounts().splitlines():
+            _, point, name, given, *_ = line.split(" ")
             point = point.encode().decode("unicode_escape")  # a space is \040
             inside = str(folder) == point or str(folder).startswith(point.rstrip("/") + "/")
             if inside and len(point) >= len(best):
-                best, kind = point, name
-    return kind
+                best, kind, options = point, name, given.split(",")
+    return kind, options

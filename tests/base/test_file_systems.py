@@ -27,6 +27,27 @@ def test_locks_that_do_not_lock_are_named(
     assert says in fault and "Fix: " in fault
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("rw,flock,lazystatfs", None),
+        ("rw,localflock,lazystatfs", "`localflock`"),
+        ("rw,vers=4.2,local_lock=none", None),
+        ("rw,vers=3,nolock,local_lock=all", "`local_lock=all`"),
+    ],
+)
+def test_locks_that_hold_on_one_machine_are_named(
+    options: str, says: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"/dev/a / ext4 rw 0 0\nserver:/x {tmp_path} lustre {options} 0 0\n"
+    monkeypatch.setattr(file_systems, "_mounts", lambda: text)
+    found = examine_file_system(tmp_path)
+    assert found.kind == "lustre"
+    assert [says in fault and "submit from one machine" in fault for fault in found.faults] == (
+        [] if says is None else [True]
+    )
+
+
 def test_a_file_system_without_links_and_renames_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,6 +143,13 @@ class RealRun:
         """Waits until `step` is logged after the first `after` lines: a launch may repeat steps."""
         self._wait(lambda: step in self.logged()[after:], f"step {step} again", seconds)
 
+    def wait_until_logged_more(self, lines: int, seconds: float) -> None:
+        """Waits until more than so many steps, repeated ones included, were logged."""
+        file = RunFolder(self.folder).metrics_file
+        self._wait(
+            lambda: file.is_file() and len(self.logged()) > lines, f"{lines + 1} logged steps", seconds
+        )
+
     def wait_until_finished(self, seconds: float) -> None:
         recipe = load_recipe(self.folder)
         run = RunFolder(self.folder)

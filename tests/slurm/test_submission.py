@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from emma.base import sharing
+from emma.base import file_systems, sharing
 from emma.base.errors import UserError
 from emma.base.files import read_json, write_json
 from emma.commands.slurm import group
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.slurm import StageName
 from emma.slurm.history import History
+from emma.slurm.link import group as link
 from emma.slurm.stages import STAGES, place
 from emma.slurm.submissions import note
 from emma.slurm.submit import SubmittedMeanwhileError, plan_chain, submit
@@ -195,6 +196,32 @@ def test_ones_own_second_submission_finds_the_first(make_recipe: MakeRecipe, slu
     with pytest.raises(SubmittedMeanwhileError):
         submit(second)
     assert len(real(slurm)) == 1
+
+
+def test_locks_of_one_machine_are_said_at_submission(
+    make_recipe: MakeRecipe,
+    slurm: Pretended,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(file_systems, "_mounts", lambda: "server:/x / nfs rw,nolock,local_lock=all 0 0\n")
+    recipe = make_recipe()
+    submit(plan_chain(recipe, "pack", "mix"))
+    said = [line for line in capsys.readouterr().err.splitlines() if "other machines don't see" in line]
+    assert len(said) == 2 and said[1].startswith(f"warning: {Path('store').absolute()}: ")
+
+
+def test_a_job_that_takes_anothers_place_is_noted(
+    make_recipe: MakeRecipe, slurm: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe()
+    (job,) = submit(plan_chain(recipe, "train", "train"))
+    noted = recipe.run_folder / ".train.submitted.json"
+    for by, told in ((job.job + 1, job.job + 1), (7, job.job + 1)):
+        # The second time, the job that was replaced is no longer the one that is noted.
+        monkeypatch.setenv("SLURM_JOB_ID", str(job.job))
+        assert not link(["replaced", str(recipe.run_folder), str(by)], standalone_mode=False)
+        assert read_json(noted)["job"] == told
 
 
 def test_scripts_and_recipes_follow_the_umask(make_recipe: MakeRecipe, slurm: Pretended) -> None:

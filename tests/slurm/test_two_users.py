@@ -13,16 +13,17 @@ import pytest
 
 from emma.slurm.history import History
 from tests.accounts import accounts, python_for_all
-from tests.slurm.real_run import make_run
+from tests.slurm.real_run import RealRun, make_run
 from tests.slurm.two_nodes import TwoNodes, running_nodes
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 USERS = ("emma_a", "emma_b")
 TEAM = "emma_team"
+STEPS = 20
 OPTIONS = (
     "cluster={nodes: 1, gpus_per_node: 1, device: cpu}",
-    "cluster.slurm={exclusive: false, time_limit: '00:40:00', signal_seconds: 60}",
+    "cluster.slurm={exclusive: false, time_limit: '00:40:00', signal_seconds: 60, preflight: false}",
 )
 
 
@@ -43,7 +44,7 @@ def team(cluster: TwoNodes) -> Iterator[Path]:
         python_for_all(Path(name) / "tools")
         folder = Path(name) / "team"
         folder.mkdir()
-        make_run(folder, "shared", 20, cluster)
+        make_run(folder, "shared", STEPS, cluster)
         for made in ("store", "mix"):
             shutil.rmtree(folder / made)
         subprocess.run(["chgrp", "--recursive", TEAM, str(folder)], check=True)
@@ -53,7 +54,7 @@ def team(cluster: TwoNodes) -> Iterator[Path]:
 
 
 def start(cluster: TwoNodes, team: Path, user: str, *arguments: str) -> subprocess.Popen[str]:
-    """`emma slurm submit small.yaml ... --to mix` by a user."""
+    """`emma slurm submit small.yaml ... --to train` by a user."""
     tools = team.parent / "tools"
     environment = {
         "SLURM_CONF": str(cluster.configuration),
@@ -71,7 +72,7 @@ def start(cluster: TwoNodes, team: Path, user: str, *arguments: str) -> subproce
         "submit",
         "small.yaml",
         "--to",
-        "mix",
+        "train",
     ]
     return subprocess.Popen(
         [*command, *OPTIONS, *arguments],
@@ -85,7 +86,7 @@ def submit_at_once(cluster: TwoNodes, team: Path, names: tuple[str, str]) -> lis
     running = [start(cluster, team, user, f"name={name}") for user, name in zip(USERS, names, strict=True)]
     said = [process.communicate(timeout=180)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], "\n".join(said)
-    cluster.wait(lambda: not cluster.command("squeue", "--noheader").strip(), "the jobs end", 300)
+    cluster.wait(lambda: not cluster.command("squeue", "--noheader").strip(), "the jobs end", 600)
     return said
 
 
@@ -108,11 +109,16 @@ def test_every_stage_runs_once_and_both_see_who_works(
     assert (team / "mix" / "tiny" / "manifest.json").is_file(), "\n".join([*said, logs])
     events = [event for name in set(names) for event in History(team / "runs" / name).events()]
     submitted = sorted(event["stage"] for event in events if event["event"] == "submitted")
-    assert submitted == ["mix", "pack"], "\n".join(said)
+    assert submitted == ["mix", "pack", *["train"] * len(set(names))], "\n".join(said)
+    for name in set(names):
+        run = RealRun(cluster, team, name)
+        assert run.step() == STEPS, "\n".join([*said, run.logs()])
+        assert run.logged() == list(range(1, STEPS + 1))
+    assert sum(event["event"] == "began" for event in events) == len(set(names)), "each run was trained once"
     first, second = sorted(range(2), key=lambda index: "submitted pack" not in said[index])
     assert "submitted pack" in said[first] and "submitted pack" not in said[second]
     assert f"of {USERS[first]}, submitted on" in said[second], "the second is told who works"
     for user in USERS:
         assert not unusable(team, user)
     again = start(cluster, team, USERS[second], f"name={names[second]}").communicate(timeout=120)[0]
-    assert "pack      done" in again and "nothing to submit" in again
+    assert "pack      done" in again and "train     done" in again and "nothing to submit" in again

@@ -181,6 +181,20 @@ class TwoNodes:
         ).splitlines()
         return dict(line.split() for line in lines)
 
+    def undelivered(self) -> int:
+        """Messages to nodes that the controller still tries to deliver, such as signals for ranks on a lost node."""
+        found = re.search(r"Agent queue size:\s+(\d+)", self.command("sdiag"))
+        return int(found[1]) if found else 0
+
+    def configure(self, name: str, value: str) -> None:
+        """Changes a setting of `slurm.conf`, without a restart."""
+        text = self.configuration.read_text()
+        changed, count = re.subn(rf"(?m)^{name}=.*$", f"{name}={value}", text)
+        if count != 1:
+            raise ValueError(f"{name} is set {count} times")
+        self.configuration.write_text(changed)
+        self.command("scontrol", "reconfigure")
+
     def command(self, *arguments: str) -> str:
         """Output of a Slurm command on this cluster."""
         done = subprocess.run(arguments, env=self.environment, capture_output=True, text=True, check=False)

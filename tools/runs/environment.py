@@ -67,6 +67,7 @@ def _output(*command: str) -> str | None:
     variables = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
-    except (FileNotFoundError, subprocess.CalledProcessError):
+    # PermissionError: PATH has a folder that this user may not enter, as a login shell's of another user may.
+    except (FileNotFoundError, PermissionError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

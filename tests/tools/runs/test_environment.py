@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import emma
-from emma.tools.runs.environment import environment, source_commit
+from emma.tools.runs.environment import _gpus, environment, source_commit
 from emma.tools.runs.run_folder import RunFolder
 from emma.tools.training.launch import launch_command
 from tests.small_recipe import small_recipe
@@ -81,3 +81,12 @@ def test_ranks_never_look_for_modules_in_the_working_directory(tmp_path: Path, l
     modules = [index for index, word in enumerate(command) if word == "-m"]
     assert modules and all(command[index - 1] == "-P" for index in modules)
     assert command[-3:-1] == ["-m", "emma.tools.training.worker"]
+
+
+def test_a_command_that_this_user_may_not_run_counts_as_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where PATH names a folder of another user."""
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _gpus() == []
