@@ -101,6 +101,18 @@ def test_one_that_ended_is_not_asked_about_and_its_desk_is_closed(tmp_path: Path
     assert (claims.end_of(1) or {})["how"] == "finished", "the first word stays"
 
 
+def test_one_sign_that_the_run_is_lost_is_enough(tmp_path: Path, first: Fence) -> None:
+    """A launch that is declared dead has no successor yet; over a network, the end may be seen after the next claim."""
+    claims = Claims(tmp_path)
+    claims.record_end(1, "its node is gone")
+    assert not first.held()
+    with pytest.raises(DisplacedError, match="the end of this launch: its node is gone"):
+        first.append(tmp_path / "metrics.jsonl", b"1")
+    claims.take(gone)
+    claims.end_file(1).unlink()
+    assert not first.held()
+
+
 def test_what_a_killed_loser_left_does_not_stand_for_the_winner(tmp_path: Path, first: Fence) -> None:
     """The desk of the winner is closed, though it does not exist and another of its number does."""
     first.end("finished")
