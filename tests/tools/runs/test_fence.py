@@ -127,6 +127,8 @@ def test_one_sign_that_the_run_is_lost_is_enough(tmp_path: Path, first: Fence) -
     assert not first.held()
     with pytest.raises(DisplacedError, match="the end of this launch: its node is gone"):
         first.append(tmp_path / "metrics.jsonl", b"1")
+    with pytest.raises(DisplacedError, match="its node is gone"):
+        first.delete(tmp_path / "checkpoints" / "iter_0000005")  # another launch may have moved it
     claims.take(gone)
     claims.end_file(1).unlink()
     assert not first.held()
