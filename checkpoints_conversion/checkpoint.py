@@ -171,6 +171,7 @@ def check_written(source: Path, step: int | None = None) -> None:
 
     Raises:
         CheckFailedError: names the files.
+        UserError: this user may not read them.
     """
     if not is_checkpoint(source):
         return
@@ -178,8 +179,11 @@ def check_written(source: Path, step: int | None = None) -> None:
     if not (folder / COMPLETE_MARK).is_file():
         return
     verdict = verify(folder)
+    said = f"{folder} is {verdict.state}: {'; '.join(verdict.faults)}. Fix: "
+    if verdict.state == "unreadable":
+        raise UserError(f"{said}let this user read it")
     if verdict.faults:
-        raise CheckFailedError(f"{folder} is {verdict.state}: {'; '.join(verdict.faults)}. Fix: restore it")
+        raise CheckFailedError(f"{said}restore it")
 
 
 def check_start(recipe: Recipe) -> None:

@@ -14,7 +14,7 @@ import orjson
 
 from emma.base.claims import claim, temporary_name
 from emma.base.sharing import shared
-from emma.base.system_errors import named
+from emma.base.system_errors import OF_PROCESSES, named
 
 __all__ = [
     "append_line",
@@ -91,6 +91,7 @@ def read_json(path: Path | str) -> Any:
 
     Raises:
         UserError: the file is missing, unreadable, or not JSON; the message names it.
+        OSError: this process has run out of open files or memory, so nothing is known of the file.
     """
     from emma.base.errors import UserError
 
@@ -100,6 +101,8 @@ def read_json(path: Path | str) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
+        if error.errno in OF_PROCESSES:
+            raise
         raise UserError(f"{path}: cannot be read ({error.strerror}); it must be a file of yours") from None
     except orjson.JSONDecodeError as error:
         raise UserError(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from emma.base.errors import UserError
 
-__all__ = ["DEBUG", "OF_WRITES", "SystemFaultError", "explain", "named", "report"]
+__all__ = ["DEBUG", "OF_PROCESSES", "OF_WRITES", "SystemFaultError", "explain", "named", "report"]
 
 DEBUG = "EMMA_DEBUG"
 """Environment variable that shows tracebacks; the processes that a command starts inherit it."""
@@ -90,6 +90,9 @@ _PASSING = {
 
 OF_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 """What only a write can meet; no file that is read is to blame."""
+
+OF_PROCESSES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""What a process or its machine has run out of; it says nothing about the file that was to be read."""
 
 
 class SystemFaultError(UserError):

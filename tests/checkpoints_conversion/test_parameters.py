@@ -46,6 +46,13 @@ def test_fused_rows_are_grouped() -> None:
         assert torch.equal(split_qkv(shape, fused, part), whole)
 
 
+def test_the_gate_lies_before_the_up_projection() -> None:
+    found = locations(_shape())
+    gate, up = (found[f"model.layers.1.mlp.{name}_proj.weight"] for name in ("gate", "up"))
+    assert gate.key == up.key == "decoder.layers.mlp.linear_fc1.weight"
+    assert (gate.offsets, up.offsets) == ((1, 0, 0), (1, 20, 0)) and gate.sizes == up.sizes == (1, 20, 12)
+
+
 @pytest.mark.parametrize("groups", [1, 2, 3, 6])
 @pytest.mark.parametrize("tied", [False, True])
 def test_chunks_cover_each_tensor_once(groups: int, tied: bool) -> None:

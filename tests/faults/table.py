@@ -39,12 +39,13 @@ which something did not hold; the list after the table says what.
 
 
 def write_records(folder: Path, records: Mapping[tuple[str, str], Record]) -> None:
-    """Keeps the results of each stage in a file of its own."""
+    """Keeps the results of each stage in a file of its own; faults that were not tried again keep theirs."""
     for name in {stage for stage, _ in records}:
         found = {fault: asdict(record) for (stage, fault), record in records.items() if stage == name}
         for record in found.values():
             record["codes"] = {str(code): count for code, count in record["codes"].items()}
-        write_json(folder / f"{name}.json", found)
+        path = folder / f"{name}.json"
+        write_json(path, {**(read_json(path) if path.is_file() else {}), **found})
 
 
 def read_records(folder: Path) -> dict[tuple[str, str], Record]:

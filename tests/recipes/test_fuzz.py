@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from emma.base.errors import UserError
@@ -164,22 +164,34 @@ def test_text_that_looks_like_yaml(pieces: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-@given(data=st.data())
-@settings(configured, max_examples=int(os.environ.get("EMMA_FUZZ_EXAMPLES", "20000")))
-def test_much_text_that_looks_like_yaml(data: st.DataObject, tmp_path: Path) -> None:
-    """Random text, and shipped recipes with pieces cut out and put in."""
-    if data.draw(st.booleans()):
-        read(
-            tmp_path / "text.yaml", "".join(data.draw(st.lists(ALPHABET | st.text(max_size=3), max_size=100)))
-        )
-        return
-    text = dump_yaml(load_recipe("demo"))
-    for _ in range(data.draw(st.integers(1, 4))):
-        begin = data.draw(st.integers(0, len(text)))
-        end = min(len(text), begin + data.draw(st.integers(0, 30)))
-        text = text[:begin] + data.draw(ALPHABET | st.text(max_size=5)) + text[end:]
-    read(tmp_path / "text.yaml", text)
+@pytest.mark.timeout(1200)
+def test_much_text_that_looks_like_yaml(tmp_path: Path) -> None:
+    """A minute, or `EMMA_FUZZ_SECONDS`, of random text, and of shipped recipes with pieces cut out and put in."""
+    recipe = dump_yaml(load_recipe("demo"))
+
+    def text_of(data: st.DataObject) -> str:
+        if data.draw(st.booleans()):
+            return "".join(data.draw(st.lists(ALPHABET | st.text(max_size=3), max_size=100)))
+        text = recipe
+        for _ in range(data.draw(st.integers(1, 4))):
+            begin = data.draw(st.integers(0, len(text)))
+            end = min(len(text), begin + data.draw(st.integers(0, 30)))
+            text = text[:begin] + data.draw(ALPHABET | st.text(max_size=5)) + text[end:]
+        return text
+
+    def read_one(data: st.DataObject) -> None:
+        nonlocal texts
+        texts += 1
+        read(tmp_path / "text.yaml", text_of(data))
+
+    texts, block, begun = 0, 0, time.monotonic()
+    seconds = float(os.environ.get("EMMA_FUZZ_SECONDS", "60"))
+    drawn = settings(configured, max_examples=250, derandomize=False)
+    while not block or time.monotonic() - begun < seconds:
+        block += 1
+        seed(block)(drawn(given(data=st.data())(read_one)))()
+    print(f"{texts:,} texts in {time.monotonic() - begun:.0f} s")
+    assert texts >= block
 
 
 @pytest.mark.parametrize(

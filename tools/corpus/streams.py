@@ -16,6 +16,7 @@ import zstandard
 
 from emma.base.errors import UserError
 from emma.base.remote import is_remote, open_remote
+from emma.base.system_errors import OF_PROCESSES, OF_WRITES
 
 __all__ = ["BOM", "compression_of", "decode", "lines", "open_bytes"]
 
@@ -77,6 +78,7 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
     Raises:
         UserError: no such file, no permission or, possibly only during reading, truncated or damaged
             compressed data.
+        OSError: this process has run out of something, or what reads the file cannot write.
     """
     try:
         with open_remote(path) if is_remote(path) else Path(path).open("rb") as raw:
@@ -106,6 +108,8 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
+        if error.errno in OF_PROCESSES | OF_WRITES:
+            raise
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import heapq
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from emma.base.errors import UserError
+from emma.base.system_errors import OF_PROCESSES
 from emma.tools.runs.checkpoints import listed_files
 from emma.tools.runs.checksums import (
     ALGORITHMS,
@@ -31,11 +33,13 @@ __all__ = ["Fault", "Verdict", "check_files", "deal", "verify", "without_checksu
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a file. `damage` is False where this process was not allowed or not able to look."""
+    """What is wrong with a file. `damage` is False where this process was not allowed or not able to look, `number` the
+    error of the operating system then, if it was one."""
 
     file: str
     reason: str
     damage: bool = True
+    number: int | None = None
 
     def __str__(self) -> str:
         return f"{self.file} {self.reason}"
@@ -131,18 +135,27 @@ def _check_file(
     except FileNotFoundError:
         return Fault(name, "is missing")
     except OSError as error:
-        return Fault(name, f"cannot be read: {error.strerror}", damage=error.errno in TRANSIENT)
+        return Fault(
+            name, f"cannot be read: {error.strerror}", damage=error.errno in TRANSIENT, number=error.errno
+        )
     return Fault(name, "holds other bytes than were written (its checksum differs)")
 
 
 def verify(folder: Path, advance: Advance = lambda size: None) -> Verdict:
-    """Checks a whole checkpoint in this process, with several files at once."""
+    """Checks a whole checkpoint in this process, with several files at once.
+
+    Raises:
+        OSError: this process has run out of open files or memory; there is no verdict.
+    """
     try:
         files = listed_files(folder)
     except UserError as error:
         state = "incomplete" if "is missing" in str(error) else "damaged"
         return Verdict(folder, state, 0, 0, (str(error),))
     faults = check_files(folder, files, advance)
+    for fault in faults:
+        if fault.number in OF_PROCESSES:
+            raise OSError(fault.number, os.strerror(fault.number or 0), str(folder / fault.file))
     state = "sizes only" if without_checksums(files) else "verified"
     if faults:
         state = "damaged" if any(fault.damage for fault in faults) else "unreadable"

@@ -179,6 +179,17 @@ def test_other_items_are_refused() -> None:
         )
 
 
+def test_items_are_paired_by_name_in_any_order() -> None:
+    base = {str(i): float(i % 7) for i in range(40)}
+    trained = {item: value + 0.5 + 0.1 * (int(item) % 3) for item, value in base.items()}
+    turned = dict(reversed(trained.items()))
+    rows = [
+        compare_languages({"a": Score(3.0, None, base)}, {"a": Score(3.6, None, found)}, better="higher")
+        for found in (trained, turned)
+    ]
+    assert rows[0] == rows[1] and rows[0][0].error is not None and rows[0][0].error < 0.05
+
+
 def test_items_of_a_passage_are_one_unit() -> None:
     """Forty answers that were all gained in eight passages are eight units, not forty."""
     base = Score(0.0, None, {str(i): 0.0 for i in range(80)})

@@ -89,6 +89,25 @@ def test_a_complete_checkpoint_of_a_dead_launch_is_put_in_place(tmp_path: Path, 
     assert not list(tmp_path.rglob("iter_0000006"))
 
 
+def test_a_checkpoint_that_a_dead_launch_was_moving_gets_its_name(tmp_path: Path, first: Fence) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "iter_0000004").mkdir()
+    (checkpoints / "iter_0000004" / "part").write_text("whole")
+    first.take(checkpoints / "iter_0000004", "set-aside-4")
+    Claims(tmp_path).take(gone)
+    assert [path.name for path in checkpoints.iterdir()] == ["set-aside-4"]
+    assert (checkpoints / "set-aside-4" / "part").read_text() == "whole"
+
+
+def test_a_checkpoint_that_is_saved_again_replaces_the_old_one(tmp_path: Path, first: Fence) -> None:
+    target, saved = tmp_path / "checkpoints" / "iter_0000005", first.saves / "iter_0000005"
+    for folder, name in ((target, "old"), (saved, "new")):
+        folder.mkdir(parents=True)
+        (folder / name).touch()
+    first.give(saved, target)
+    assert [path.name for path in target.iterdir()] == ["new"] and not saved.exists()
+
+
 def test_one_that_ended_is_not_asked_about_and_its_desk_is_closed(tmp_path: Path, first: Fence) -> None:
     first.saves.mkdir(parents=True)
     first.end("finished")
@@ -99,6 +118,20 @@ def test_one_that_ended_is_not_asked_about_and_its_desk_is_closed(tmp_path: Path
     assert (claims.end_of(1) or {})["how"] == "finished"
     claims.record_end(1, "something else")
     assert (claims.end_of(1) or {})["how"] == "finished", "the first word stays"
+
+
+def test_one_sign_that_the_run_is_lost_is_enough(tmp_path: Path, first: Fence) -> None:
+    """A launch that is declared dead has no successor yet; over a network, the end may be seen after the next claim."""
+    claims = Claims(tmp_path)
+    claims.record_end(1, "its node is gone")
+    assert not first.held()
+    with pytest.raises(DisplacedError, match="the end of this launch: its node is gone"):
+        first.append(tmp_path / "metrics.jsonl", b"1")
+    with pytest.raises(DisplacedError, match="its node is gone"):
+        first.delete(tmp_path / "checkpoints" / "iter_0000005")  # another launch may have moved it
+    claims.take(gone)
+    claims.end_file(1).unlink()
+    assert not first.held()
 
 
 def test_what_a_killed_loser_left_does_not_stand_for_the_winner(tmp_path: Path, first: Fence) -> None:

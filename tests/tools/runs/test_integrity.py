@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from emma.base.errors import CheckFailedError, UserError
 from emma.base.files import read_json, sha256_file, write_json
+from emma.base.system_errors import explain
+from emma.checkpoints_conversion.checkpoint import check_written
 from emma.tools.runs import checksums
 from emma.tools.runs.checkpoints import COMPLETE_MARK, complete_steps, listed_files, mark_complete
 from emma.tools.runs.checksums import ListedFile, checksum_file
@@ -105,6 +108,40 @@ def test_a_file_that_may_not_be_read_is_not_damaged(tmp_path: Path, monkeypatch:
     failing = Failing(errno.EACCES, 9)
     monkeypatch.setattr(Path, "open", lambda path, *values, **named: failing(path, *values, **named))
     assert verify(folder).state == "unreadable"
+
+
+def test_a_process_without_open_files_has_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(tmp_path, 5)
+    failing = Failing(errno.EMFILE, 1)
+    monkeypatch.setattr(Path, "open", lambda path, *values, **named: failing(path, *values, **named))
+    with pytest.raises(OSError, match=r"Too many open files.*__0_0\.distcp") as caught:
+        verify(folder)
+    assert "raise the limit" in str(explain(caught.value))
+
+    def no_more(path: Path) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", no_more)
+    with pytest.raises(OSError, match=r"Too many open files.*complete\.json"):
+        complete_steps(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "fix"),
+    [(errno.EACCES, UserError, "let this user read it"), (None, CheckFailedError, "restore it")],
+)
+def test_an_export_says_whether_to_restore_a_file_or_to_let_it_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None, kind: type[UserError], fix: str
+) -> None:
+    folder = save(tmp_path, 5)
+    if number is None:
+        (folder / "__0_0.distcp").write_bytes(b"y" * 100)
+    else:
+        failing = Failing(number, 9)
+        monkeypatch.setattr(Path, "open", lambda path, *values, **named: failing(path, *values, **named))
+    with pytest.raises(UserError, match=rf"__0_0\.distcp .*Fix: {fix}$") as caught:
+        check_written(tmp_path)
+    assert type(caught.value) is kind
 
 
 def test_a_single_wrong_read_is_no_damage_and_is_said(
