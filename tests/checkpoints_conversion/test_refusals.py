@@ -43,6 +43,7 @@ def _config(folder: Path, case: str, **changes: Any) -> Path:
         ("gemma3", {"layer_types": ["chunked_attention"] * 8}, "chunked_attention is no kind of layer"),
         ("gemma3", {"sliding_window": None}, "sliding_window and `sliding` layers go together"),
         ("gemma3", {"sliding_window_pattern": 0}, "repeat after 0"),
+        ("apertus", {"rope_parameters": None, "rope_scaling": None}, "`rope_scaling` is None: to transformers 4 no scaling"),
         ("apertus", {"qk_norm": False}, "`qk_norm` is False: architecture apertus has true"),
         ("olmo3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "lacks original_max_position_embeddings"),
         (
