@@ -132,7 +132,9 @@ def test_a_silent_config_gets_its_familys_defaults(tmp_path: Path) -> None:
     plain = found["apertus"].model_copy(update={"rope_scaling": None})
     written = hf_config(plain, dtype="float32", tokens=TokenIds())
     (tmp_path / "config.json").write_text(json.dumps(written))
-    assert written["rope_scaling"] == {"rope_type": "default"} and model_from_hf(tmp_path).rope_scaling is None
+    assert (
+        written["rope_scaling"] == {"rope_type": "default"} and model_from_hf(tmp_path).rope_scaling is None
+    )
 
 
 @pytest.mark.parametrize("form", ["language_model.model.", "model.language_model."])
