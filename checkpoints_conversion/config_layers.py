@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,8 +55,11 @@ def read_rope(path: Path, config: Mapping[str, Any], design: Architecture) -> di
     if theta is None:
         theta = design.huggingface.defaults.get("rope_theta")
     scalings = [_scaling(path, config, design, rope) for _, rope in forms]
-    if not forms and "rope_scaling" not in config and "rope_parameters" not in config:
-        scalings = [_scaling(path, config, design, design.huggingface.defaults.get("rope_scaling") or {})]
+    if not forms and (silent := design.huggingface.defaults.get("rope_scaling")):
+        if "rope_scaling" in config:
+            why = f"to transformers 4 no scaling, to transformers 5 {json.dumps(silent)}; write this, or the type `default`"
+            refuse(path, config, "rope_scaling", why)
+        scalings = [_scaling(path, config, design, silent)]
     values = {"rope_theta": theta, "rope_scaling": _agreed(path, "rope_scaling", scalings)}
     window_theta = _agreed(path, own or "rope_theta of sliding layers", sliding)
     if own:
@@ -164,6 +168,8 @@ def write_rope(shape: Shape) -> dict[str, Any]:
     """The keys that `read_rope` reads, in each form that a library knows."""
     keys = shape.design.huggingface.keys
     scaling = None if shape.rope_scaling is None else _written(shape.rope_scaling)
+    if scaling is None and "rope_scaling" in shape.design.huggingface.defaults:
+        scaling = {"rope_type": "default"}  # said, because silence means the family's own scaling
     values: dict[str, Any] = {"rope_theta": shape.rope_theta, "rope_scaling": scaling}
     if shape.network.rope == "by_kind":
         sliding, _ = shape.rope("sliding")

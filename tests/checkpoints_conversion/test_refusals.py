@@ -11,7 +11,7 @@ import pytest
 
 from emma.base.errors import UserError
 from emma.checkpoints_conversion import hf_to_megatron, megatron_to_hf
-from emma.checkpoints_conversion.config import model_from_hf
+from emma.checkpoints_conversion.config import TokenIds, hf_config, model_from_hf
 from emma.recipes.load import load_section
 from emma.recipes.schema.architecture import FOLDER, read_architecture
 from tests.checkpoints_conversion.families import CASES, COMMON, save
@@ -43,6 +43,7 @@ def _config(folder: Path, case: str, **changes: Any) -> Path:
         ("gemma3", {"layer_types": ["chunked_attention"] * 8}, "chunked_attention is no kind of layer"),
         ("gemma3", {"sliding_window": None}, "sliding_window and `sliding` layers go together"),
         ("gemma3", {"sliding_window_pattern": 0}, "repeat after 0"),
+        ("apertus", {"rope_parameters": None, "rope_scaling": None}, "`rope_scaling` is None: to transformers 4 no scaling"),
         ("apertus", {"qk_norm": False}, "`qk_norm` is False: architecture apertus has true"),
         ("olmo3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "lacks original_max_position_embeddings"),
         (
@@ -127,6 +128,13 @@ def test_a_silent_config_gets_its_familys_defaults(tmp_path: Path) -> None:
     assert found["olmo3"].kinds == ("sliding", "sliding", "sliding", "full")
     assert found["gemma3_text"].rope("sliding") == (1e4, None) and found["gemma3_text"].rope_theta == 1e6
     assert found["apertus"].rope_scaling is not None and found["apertus"].rope_scaling.factor == 8.0
+    # So its file must say it where there is none.
+    plain = found["apertus"].model_copy(update={"rope_scaling": None})
+    written = hf_config(plain, dtype="float32", tokens=TokenIds())
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert (
+        written["rope_scaling"] == {"rope_type": "default"} and model_from_hf(tmp_path).rope_scaling is None
+    )
 
 
 @pytest.mark.parametrize("form", ["language_model.model.", "model.language_model."])

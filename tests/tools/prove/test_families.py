@@ -39,6 +39,18 @@ def test_the_real_loop_is_transformers_model(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("case", ["smollm3", "olmo3", "gemma3"])
+def test_interleaved_pipelines_know_which_layer_is_which(case: str, tmp_path: Path) -> None:
+    """Kinds of layers follow the number in the whole model, not in a rank's part of it."""
+    layout = (*LAYOUT, "parallelism.virtual_pipeline=2")
+    small = make_small(tmp_path, steps=STEPS, length=64, family=case)
+    train_faulty(small.recipe("run", *layout))
+    verdict = proof(small, "run", *layout, steps=STEPS)
+    assert verdict.passed, verdict
+    assert max(abs(row.loss_difference) for row in verdict.rows) < 1e-5
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["qwen2", "smollm3", "olmo3", "gemma3", "apertus"])
 def test_resuming_repeats_the_unbroken_run(case: str, tmp_path: Path) -> None:
     """One case a switch; the released weights are the same bit for bit."""
