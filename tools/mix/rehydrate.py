@@ -49,8 +49,8 @@ def rehydration_note(catalogue: Catalogue, planned: Sequence[PlannedSource]) -> 
     distinct = sum(row.source.tokens for row in planned)
     return (
         f"component {catalogue.component.name}: rehydrated: documents by how often a pass reads them: {counts}; a pass over all "
-        f"is {int(held.sum()):,} tokens, of {distinct:,} distinct ones, in which shares, caps and epochs count; no document is "
-        f"read more than {reads:,} times"
+        f"is {int(held.sum()):,} tokens, of {distinct:,} distinct ones, in which shares, caps and epochs count; the most read "
+        f"document is read some {reads:,} times"
     )
 
 
