@@ -19,6 +19,7 @@ from emma.recipes.schema.model import Tokenizer
 from emma.tools.mix.build import build_mix
 from emma.tools.mix.catalogue import Catalogue, load_catalogue
 from emma.tools.mix.prepare import MixSettings, fingerprint_of, prepare
+from emma.tools.mix.rehydrate import rehydration_faults, with_reads
 from emma.tools.mix.select import Chooser
 from emma.tools.mix.verify import verify_mix
 from emma.tools.pack.plan import PackSettings
@@ -79,6 +80,40 @@ def test_a_total_is_met_to_the_token_and_everything_once_a_pass_is_the_plain_cho
         times(each, Chooser({"web": each}, 5).choose(planned(each, targets), total)) for each in (plain, once)
     ]
     assert np.array_equal(*same)
+
+
+def test_the_proof_allows_the_closing_document_one_more_reading_and_no_other() -> None:
+    rng = np.random.default_rng(4)
+    sizes = {f"l{number}": rng.integers(2, 300, 200) for number in range(2)}
+    catalogue = rehydrated(sizes)
+    targets = {language: (int(1.4 * held.sum()), int(4 * held.sum())) for language, held in sizes.items()}
+    choice = Chooser({"web": catalogue}, 5).choose(
+        planned(catalogue, targets), sum(target for target, _ in targets.values())
+    )
+    keys = list(choice.rounded)
+    table = pa.table({"component": [key[0] for key in keys], "language": [key[1] for key in keys]})
+    table = table.append_column("rounding", pa.array([choice.rounded[key].rounding for key in keys]))
+    plan = with_reads(table, choice).to_pylist()
+    read = times(catalogue, choice)
+    assert choice.closing is not None
+
+    def faults(change: dict[int, int], *, consumed: bool = False) -> list[str]:
+        changed = read.copy()
+        for document, count in change.items():
+            changed[document] = count
+        return list(rehydration_faults(catalogue, changed, plan, 5, consumed=consumed))
+
+    closing = choice.closing.document
+    other = next(place for place in np.flatnonzero(read).tolist() if place != closing)
+    assert faults({}) == []
+    for change in (
+        {closing: read[closing] + 1},
+        {closing: read[closing] - 1},
+        {other: read[other] + 1},
+        {other: 0},
+    ):
+        assert len(faults(change)) == 1
+    assert faults({other: 0}, consumed=True) == []
 
 
 def test_the_recipe_key() -> None:
