@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from string import Formatter
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -23,6 +23,7 @@ __all__ = [
     "MixValidation",
     "Pack",
     "PackComponent",
+    "Rehydrated",
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")
@@ -183,8 +184,19 @@ class Category(Section):
     """Most epochs over a source of this category; default: the component's."""
 
 
+class Rehydrated(Section):
+    """How often documents are read that the web repeats."""
+
+    copies: int = Field(ge=2)
+    """Documents with at least so many copies in the raw text, the kept one included, and fewer than the next entry's."""
+    times: int = Field(ge=1, le=100)
+    """So often each of them is read while the source's other documents are read once."""
+
+
 class MixComponent(Section):
     """One component's part in the mix, and how it is divided among its sources (languages or pairs)."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"rehydrate"})
 
     share: float = Field(gt=0)
     """Part of the mix's tokens, relative to the other components' shares (percentages are fine)."""
@@ -201,9 +213,23 @@ class MixComponent(Section):
     """Patterns (`*`, `?`) of languages or pairs that take part, e.g. `eng_Latn-*`."""
     exclude: list[str] = Field(default_factory=list)
     """Patterns of languages or pairs that do not take part."""
+    rehydrate: list[Rehydrated] = Field(default_factory=list)
+    """Reads documents more often that had copies before deduplication; default: all equally often. Documents with fewer
+    copies than the first entry count once. Shares, caps and epochs stay those of the distinct text: this says only which
+    documents of a source its tokens come from. The store must have the counts: `deduplication.counts` of its corpus."""
     declared_tokens: int | None = Field(None, gt=0)
     """Tokens of this component, for planning from published statistics that do not list it; a store's own counts take
     precedence."""
+
+    @field_validator("rehydrate")
+    @classmethod
+    def _once(cls, value: list[Rehydrated]) -> list[Rehydrated]:
+        copies = [entry.copies for entry in value]
+        if len(set(copies)) != len(copies):
+            raise ValueError(
+                "rehydrate: two entries have the same copies; every entry needs a number of its own"
+            )
+        return value
 
     @field_validator("max_epochs_of")
     @classmethod

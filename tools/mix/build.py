@@ -24,7 +24,8 @@ from emma.tools.mix.fit import PACKED_ROWS, TooManyError, choose, expected_rows,
 from emma.tools.mix.layout import FORMAT, ROW, RULES, DatasetInfo, MixInfo, read_mix
 from emma.tools.mix.needs import needs_of
 from emma.tools.mix.plan import MixPlan, ValidationGroup, realised
-from emma.tools.mix.prepare import MixSettings, Prepared, fingerprint_of, prepare
+from emma.tools.mix.prepare import MixSettings, Prepared, fingerprint_of, prepare, rehydrated
+from emma.tools.mix.rehydrate import with_reads
 from emma.tools.mix.select import Choice, generator, select_validation
 from emma.tools.mix.shuffle import BUCKET_ROWS, Shuffle, buckets_of
 from emma.tools.mix.sources import Source
@@ -122,7 +123,11 @@ def _write(
         for group in prepared.plan.groups
     }
     rounding = {key: each.rounding for key, each in choice.rounded.items()}
-    pq.write_table(realised(plan, train, rounding), folder / "plan.parquet", compression="zstd")
+    built = realised(plan, train, rounding)
+    rehydrate = rehydrated(settings.mix)
+    if rehydrate:
+        built = with_reads(built, choice)
+    pq.write_table(built, folder / "plan.parquet", compression="zstd")
     first = prepared.components[0]
     info = MixInfo(
         rules=RULES,
@@ -151,6 +156,8 @@ def _write(
             }
             for name, (group, bytes_per_token) in groups.items()
         },
+        rehydrate={name: [entry.model_dump() for entry in entries] for name, entries in rehydrate.items()},
+        consumed=bool(rehydrate and settings.mix.exclude_consumed),
     )
     write_json(folder / "mix.json", info.to_dict())
     _manifest(settings, prepared, plan, train, folder, started).write(folder)

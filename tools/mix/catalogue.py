@@ -1,7 +1,7 @@
 """A component's documents as compact arrays in memory: what choosing documents needs, without tokens.
 
-A document takes seven bytes (eight where an earlier phase's documents are left out), and eight more while single
-documents are looked up by their places (`documents_at`, `rows`).
+A document takes seven bytes (one more where an earlier phase's documents are left out, and one where repeated ones are
+rehydrated), and eight more while single documents are looked up by their places (`documents_at`, `rows`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from emma.base.arrays import NpyReader
 from emma.base.errors import UserError
-from emma.recipes.schema.data import Consumed
+from emma.recipes.schema.data import Consumed, Rehydrated
 from emma.tools.mix.layout import ROW, read_dataset_info, read_mix
 from emma.tools.mix.threads import in_order
 from emma.tools.pack.store import Component, Shard
@@ -28,6 +28,10 @@ __all__ = ["Catalogue", "Counts", "Part", "load_catalogue", "load_catalogues"]
 PART_DOCUMENTS = 1 << 18
 """Documents that one thread works on at a time. What is drawn at random depends on it."""
 
+_UNCOUNTED = (
+    "data.mix.components.*.rehydrate needs it. Build the corpus with deduplication.counts and pack this component again (pairs "
+    "have none: a document is made of many), or remove `rehydrate`"
+)
 _SPLITS = {"train": False, "validation": True}
 
 
@@ -62,6 +66,7 @@ class Catalogue:
         validation: bool [documents].
         first: int64 [shards + 1], index of each shard's first document.
         consumed: bool [documents], documents that an earlier phase trained on; None without an earlier phase.
+        times: uint8 [documents], how often each is read while others are read once; None where all are read equally often.
     """
 
     component: Component
@@ -71,11 +76,14 @@ class Catalogue:
     validation: np.ndarray
     first: np.ndarray
     consumed: np.ndarray | None = None
+    times: np.ndarray | None = None
 
-    def training(self, part: Part) -> np.ndarray:
+    def training(self, part: Part, reading: int = 0) -> np.ndarray:
         """Which documents of a part training may see: those set apart for validation and those that an earlier phase
-        consumed are not."""
+        consumed are not. `reading` counts how often they are read while others are read once."""
         mine = ~self.validation[part.start : part.stop]
+        if self.times is not None and reading:
+            mine &= self.times[part.start : part.stop] > reading
         if self.consumed is not None:
             mine &= ~self.consumed[part.start : part.stop]
         return mine
@@ -93,6 +101,15 @@ class Catalogue:
                 parts.append(Part(start, stop, shard, offset))
                 offset += int(self.tokens[start:stop].sum(dtype=np.int64)) * self.component.dtype.itemsize
         return parts
+
+    @cached_property
+    def readings(self) -> list[tuple[Part, int]]:
+        """Every part, and again for each further time that any of its documents is read while others are read once."""
+        return [(part, reading) for part in self.parts for reading in range(self.most_times(part))]
+
+    def most_times(self, part: Part) -> int:
+        """How often the most repeated document of a part is read while others are read once."""
+        return 1 if self.times is None else int(self.times[part.start : part.stop].max())
 
     @cached_property
     def counts(self) -> Counts:
@@ -162,23 +179,31 @@ class Catalogue:
 
 
 def load_catalogues(
-    components: Sequence[Component], consumed: Sequence[Consumed] = ()
+    components: Sequence[Component],
+    consumed: Sequence[Consumed] = (),
+    rehydrate: Mapping[str, Sequence[Rehydrated]] | None = None,
 ) -> dict[str, Catalogue]:
-    """Reads the documents of all components, by name; `consumed` are the recipe's earlier phases.
+    """Reads the documents of all components, by name; `consumed` are the recipe's earlier phases, `rehydrate` says by
+    component how often repeated documents are read.
 
     Raises:
         UserError: a table is damaged, or disagrees with the manifest; an earlier mix is missing, read another store,
             or has fewer samples than the recipe says were consumed.
     """
-    catalogues = {component.name: load_catalogue(component) for component in components}
+    rehydrate = rehydrate or {}
+    catalogues = {
+        component.name: load_catalogue(component, rehydrate.get(component.name, ()))
+        for component in components
+    }
     return _without_consumed(catalogues, consumed) if consumed else catalogues
 
 
-def load_catalogue(component: Component) -> Catalogue:
-    """Reads the documents of a component.
+def load_catalogue(component: Component, rehydrate: Sequence[Rehydrated] = ()) -> Catalogue:
+    """Reads the documents of a component; `rehydrate` says how often repeated ones are read.
 
     Raises:
-        UserError: a table is damaged, or disagrees with the manifest.
+        UserError: a table is damaged, or disagrees with the manifest; documents are to be rehydrated that have no counts of
+            their copies.
     """
     first = np.cumsum([0, *(shard.rows for shard in component.shards)])
     languages = sorted(set(component.sources["language"].to_pylist()))
@@ -195,15 +220,18 @@ def load_catalogue(component: Component) -> Catalogue:
         np.empty(total, np.int32),
         np.empty(total, bool),
         first,
+        times=np.empty(total, np.uint8) if rehydrate else None,
     )
 
     def read(task: tuple[Shard, list[int], int]) -> None:
         shard, groups, position = task
-        for batch in _batches(shard.documents_path, groups):
+        for batch in _batches(shard.documents_path, groups, counted=catalogue.times is not None):
             stop = position + len(batch)
             catalogue.language[position:stop] = _codes(shard.documents_path, batch, "language", codes)
             catalogue.tokens[position:stop] = batch["tokens"].to_numpy()
             catalogue.validation[position:stop] = _codes(shard.documents_path, batch, "split", _SPLITS)
+            if catalogue.times is not None:
+                catalogue.times[position:stop] = _times(shard.documents_path, batch["copies"], rehydrate)
             position = stop
 
     def tasks() -> Iterator[tuple[Shard, list[int], int]]:
@@ -250,10 +278,22 @@ def _row_groups(shard: Shard) -> list[tuple[list[int], int]]:
     return found
 
 
-def _batches(path: Path, groups: Sequence[int]) -> Iterator[pa.RecordBatch]:
+def _times(path: Path, copies: pa.Array, rehydrate: Sequence[Rehydrated]) -> np.ndarray:
+    """How often documents with these numbers of copies are read while others are read once (uint8)."""
+    if copies.null_count:
+        raise UserError(f"{path}: a document has no number of `copies`; {_UNCOUNTED}")
+    entries = sorted(rehydrate, key=lambda entry: entry.copies)
+    times = np.array([1, *(entry.times for entry in entries)], np.uint8)
+    return times[np.searchsorted([entry.copies for entry in entries], copies.to_numpy(), side="right")]
+
+
+def _batches(path: Path, groups: Sequence[int], *, counted: bool) -> Iterator[pa.RecordBatch]:
     try:
         with pq.ParquetFile(path, read_dictionary=["language", "split"]) as file:
             columns = ["language", "tokens", "split"]
+            if counted and "copies" not in file.schema_arrow.names:
+                raise UserError(f"{path}: its documents have no column `copies`; {_UNCOUNTED}")
+            columns += ["copies"] if counted else []
             yield from file.iter_batches(PART_DOCUMENTS, groups, columns, use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run `emma pack verify`") from None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from emma.base.arrays import CHUNK_ROWS, NpyReader
 from emma.base.errors import UserError
@@ -15,6 +16,7 @@ from emma.tools.mix.catalogue import Catalogue
 from emma.tools.mix.index import IndexReader
 from emma.tools.mix.layout import ROW, DatasetInfo, MixInfo
 from emma.tools.mix.order import Units
+from emma.tools.mix.rehydrate import rehydration_faults
 from emma.tools.mix.threads import in_order
 from emma.tools.pack.store import Component
 
@@ -185,10 +187,17 @@ class DatasetCheck:
         piece.documents.append((shard.component, at[begin == 0]))
 
     def _document_counts(self, name: str, times: np.ndarray) -> Iterator[str]:
-        """Documents of a source are read equally often, to within one, and as many as recorded."""
+        """Documents of a source are read equally often, to within one, or as often as their copies say; and as many as
+        recorded."""
         if not self.train:
             return
         catalogue, path = self.catalogues[name], self.folder / "rows.npy"
+        if catalogue.times is not None:
+            plan = pq.read_table(self.mix.folder / "plan.parquet").to_pylist()
+            for fault in rehydration_faults(
+                catalogue, times, plan, self.mix.seed, consumed=self.mix.consumed
+            ):
+                yield f"{path}: {fault}"
         size = len(catalogue.languages)
         # Documents that an earlier phase consumed, or that a partial pass left out, are never read.
         least, most = np.full(size, np.iinfo(np.int32).max), np.zeros(size, np.int32)
@@ -201,7 +210,7 @@ class DatasetCheck:
             np.maximum.at(most, code, here)
             documents += np.bincount(code, here, size).astype(np.int64)
         for number, language in enumerate(catalogue.languages):
-            if int(most[number]) - int(least[number]) > 1:
+            if catalogue.times is None and int(most[number]) - int(least[number]) > 1:
                 yield (
                     f"{path}: documents of {name}/{language} are seen {int(least[number])} to {int(most[number])} times"
                 )

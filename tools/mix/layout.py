@@ -132,7 +132,8 @@ class MixInfo:
 
     `fingerprint` identifies the content: budget, plan, seed, packing and store. `tokens` is samples ×
     sequence length. `groups` has the counts of each validation group, and `bytes_per_token` of its text. `rules` is the
-    version of the rules by which documents were chosen (`RULES`).
+    version of the rules by which documents were chosen (`RULES`). `rehydrate` is the recipe's, by component, and `consumed` then
+    says whether documents of earlier phases were left out; mixes that rehydrate nothing have neither.
     """
 
     folder: Path
@@ -152,6 +153,8 @@ class MixInfo:
     shares: dict[str, float]
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
     rules: int = 1
+    rehydrate: dict[str, list[dict[str, int]]] = field(default_factory=dict)
+    consumed: bool = False
 
     @property
     def train(self) -> Path:
@@ -172,7 +175,8 @@ class MixInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Content of `mix.json`."""
-        return {"format": FORMAT, **{key: value for key, value in vars(self).items() if key != "folder"}}
+        hidden = {"folder"} if self.rehydrate else {"folder", "rehydrate", "consumed"}
+        return {"format": FORMAT, **{key: value for key, value in vars(self).items() if key not in hidden}}
 
 
 def read_mix(folder: Path) -> MixInfo:

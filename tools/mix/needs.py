@@ -12,7 +12,7 @@ from emma.base.processes import memory
 from emma.base.sizes import size_text
 from emma.tools.mix.fit import expected_rows
 from emma.tools.mix.layout import ROW
-from emma.tools.mix.prepare import MixSettings, Prepared
+from emma.tools.mix.prepare import MixSettings, Prepared, rehydrated
 from emma.tools.mix.threads import threads
 
 __all__ = ["Needs", "needs_of"]
@@ -94,9 +94,15 @@ def needs_of(settings: MixSettings, prepared: Prepared) -> Needs:
     documents = sum(shard.rows for component in prepared.components for shard in component.shards)
     rows = expected_rows(prepared.plan)
     samples = settings.samples * _SAMPLE
-    # Language, tokens and split; places where single documents are looked up; those that earlier phases consumed.
+    # Language, tokens and split; places where single documents are looked up; those that earlier phases consumed;
+    # how often repeated ones are read.
     looked_up = bool(prepared.plan.groups or settings.mix.exclude_consumed)
-    a_document = 7 + (8 if looked_up else 0) + (1 if settings.mix.exclude_consumed else 0)
+    a_document = (
+        7
+        + (8 if looked_up else 0)
+        + (1 if settings.mix.exclude_consumed else 0)
+        + (1 if rehydrated(settings.mix) else 0)
+    )
     mix = rows * (ROW.itemsize + _INDEX_ROW) + samples
     # Scratch files hold every row once, and packed ones (with the size of their samples) once more.
     scratch = rows * ROW.itemsize
@@ -109,7 +115,7 @@ def needs_of(settings: MixSettings, prepared: Prepared) -> Needs:
         rows,
         fixed + documents * a_document,
         # The same, and how often each document is read.
-        fixed + documents * (7 + 8 + 4),
+        fixed + documents * (7 + 8 + 4 + (1 if rehydrated(settings.mix) else 0)),
         mix + scratch,
         mix,
         documents * document_seconds + rows * row_seconds,

@@ -6,21 +6,31 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
 
 from emma.base.errors import UserError
 from emma.recipes.schema import Recipe
-from emma.recipes.schema.data import Mix
+from emma.recipes.schema.data import Mix, Rehydrated
 from emma.tools.mix.catalogue import Catalogue, load_catalogues
 from emma.tools.mix.layout import FORMAT, ROW, RULES, read_mix
 from emma.tools.mix.plan import MixPlan, make_plan, plan_validation
+from emma.tools.mix.rehydrate import rehydration_note
 from emma.tools.mix.sources import Source, read_statistics, sources_of_store
 from emma.tools.pack.store import Component, open_store
 from emma.tools.pack.tokenizer_file import TokenizerFile
 
-__all__ = ["MixSettings", "Prepared", "expected_fingerprints", "fingerprint_of", "plan_mix", "prepare"]
+__all__ = [
+    "MixSettings",
+    "Prepared",
+    "expected_fingerprints",
+    "fingerprint_of",
+    "plan_mix",
+    "prepare",
+    "rehydrated",
+]
 
 
 @dataclass(frozen=True)
@@ -106,8 +116,10 @@ def prepare(settings: MixSettings, statistics: Sequence[Path] = ()) -> Prepared:
         words[kind] = {name: values["words"] for name, values in counts.items()}
     sources = sources_of_store(settings.mix, components, words)
     catalogues = None
-    if settings.mix.exclude_consumed:
-        catalogues = load_catalogues(components, settings.mix.exclude_consumed)
+    rehydrate = rehydrated(settings.mix)
+    if settings.mix.exclude_consumed or rehydrate:
+        catalogues = load_catalogues(components, settings.mix.exclude_consumed, rehydrate)
+    if catalogues is not None and settings.mix.exclude_consumed:
         sources = [_without_consumed(source, catalogues[source.component]) for source in sources]
     # Each best-fit sample has its own last label, so it holds one token more than its length.
     tokens = settings.tokens if settings.mix.packing == "concatenate" else settings.tokens + settings.samples
@@ -119,11 +131,20 @@ def prepare(settings: MixSettings, statistics: Sequence[Path] = ()) -> Prepared:
         )
     if len(plan.sources) > np.iinfo(ROW["source"]).max:
         raise UserError(f"{len(plan.sources):,} sources take part; a mix may have at most 65,535")
+    for name in rehydrate:
+        assert catalogues is not None
+        mine = [row for row in plan.sources if row.source.component == name]
+        plan.notes.append(rehydration_note(catalogues[name], mine))
     groups, faults, notes = plan_validation(settings.mix, sources)
     plan.groups.extend(groups)
     plan.faults.extend(faults)
     plan.notes.extend(notes)
     return Prepared(components, catalogues, sources, plan)
+
+
+def rehydrated(mix: Mix) -> dict[str, list[Rehydrated]]:
+    """By component, how often repeated documents are read; only components that say so."""
+    return {name: component.rehydrate for name, component in mix.components.items() if component.rehydrate}
 
 
 def _without_consumed(source: Source, catalogue: Catalogue) -> Source:
@@ -154,7 +175,7 @@ def expected_fingerprints(settings: MixSettings, statistics: Sequence[Path] = ()
 
 def fingerprint_of(settings: MixSettings, prepared: Prepared, rules: int = RULES) -> str:
     """SHA-256 over everything that the mix's content depends on."""
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         **({"rules": rules} if rules > 1 else {}),
         "seed": settings.mix.seed,
@@ -171,4 +192,9 @@ def fingerprint_of(settings: MixSettings, prepared: Prepared, rules: int = RULES
             [read_mix(Path(entry.mix)).fingerprint, entry.samples] for entry in settings.mix.exclude_consumed
         ],
     }
+    if rehydrate := rehydrated(settings.mix):
+        content["rehydrate"] = {
+            name: sorted([entry.copies, entry.times] for entry in entries)
+            for name, entries in rehydrate.items()
+        }
     return hashlib.sha256(orjson.dumps(content)).hexdigest()

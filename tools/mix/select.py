@@ -19,7 +19,7 @@ from emma.tools.mix.plan import PlannedSource
 from emma.tools.mix.rounding import Closing, Pass, Rounded, close, round_source
 from emma.tools.mix.threads import in_order
 
-__all__ = ["Choice", "Chooser", "Selection", "generator", "select_validation"]
+__all__ = ["Choice", "Chooser", "Reads", "Selection", "generator", "salts_of", "select_validation"]
 
 _CELLS = 1 << 20
 """Counters of a component, over all its sources."""
@@ -32,16 +32,18 @@ def generator(seed: int, *purpose: str) -> np.random.Generator:
     return np.random.default_rng([seed, *np.frombuffer(digest, np.uint32).tolist()])
 
 
-def _salts(seed: int, component: str, languages: Sequence[str]) -> np.ndarray:
+def salts_of(seed: int, component: str, languages: Sequence[str]) -> np.ndarray:
     """Where each language's random numbers begin (uint64)."""
     purposes = (("documents", component, language) for language in languages)
     return np.array([generator(seed, *each).integers(2**64, dtype=np.uint64) for each in purposes], np.uint64)
 
 
-def _numbers(start: int, stop: int, salts: np.ndarray) -> np.ndarray:
-    """Random numbers (uint64) of the documents `start` to `stop`: SplitMix64 (Steele, Lea and Flood 2014), which a
-    document's place enters as the counter and its language's salt as the seed."""
-    number = np.arange(start, stop, dtype=np.uint64)
+def _numbers(part: Part, salts: np.ndarray, reading: int = 0) -> np.ndarray:
+    """Random numbers (uint64) of a part's documents: SplitMix64 (Steele, Lea and Flood 2014), which a document's place
+    enters as the counter and its language's salt as the seed. Each further reading of a document has another number: its
+    counter is 2^40 higher."""
+    number = np.arange(part.start, part.stop, dtype=np.uint64)
+    number += np.uint64(reading << 40)
     number *= np.uint64(0x9E3779B97F4A7C15)
     number += salts
     number ^= number >> np.uint64(30)
@@ -53,9 +55,9 @@ def _numbers(start: int, stop: int, salts: np.ndarray) -> np.ndarray:
 
 
 @dataclass
-class _Table:
+class Reads:
     """What to read of a component, by language code: whole passes over a source, and a threshold below which a document of
-    at most `longest` tokens is read once more."""
+    at most `longest` tokens is read once more. A document that is rehydrated is several: it has several random numbers."""
 
     salts: np.ndarray
     whole: np.ndarray
@@ -65,10 +67,11 @@ class _Table:
     def times(self, catalogue: Catalogue, part: Part) -> np.ndarray:
         """How often each document of a part is read (int64)."""
         code = catalogue.language[part.start : part.stop]
-        again = _numbers(part.start, part.stop, self.salts[code]) < self.below[code]
-        again &= catalogue.tokens[part.start : part.stop] <= self.longest[code]
-        times = self.whole[code] + again
-        times[~catalogue.training(part)] = 0
+        fits = catalogue.tokens[part.start : part.stop] <= self.longest[code]
+        times = np.zeros(len(code), np.int64)
+        for reading in range(catalogue.most_times(part)):
+            again = fits & (_numbers(part, self.salts[code], reading) < self.below[code])
+            times += (self.whole[code] + again) * catalogue.training(part, reading)
         return times
 
 
@@ -84,7 +87,7 @@ class Choice:
 
     rounded: dict[tuple[str, str], Rounded]
     closing: Closing | None
-    _tables: dict[str, _Table]
+    reads: dict[str, Reads]
 
     @property
     def tokens(self) -> int:
@@ -93,7 +96,7 @@ class Choice:
 
     def times(self, catalogue: Catalogue, part: Part) -> np.ndarray:
         """How often each document of a part is read (int64), without the closing source's last document."""
-        return self._tables[catalogue.component.name].times(catalogue, part)
+        return self.reads[catalogue.component.name].times(catalogue, part)
 
 
 class Chooser:
@@ -106,7 +109,7 @@ class Chooser:
 
     def __init__(self, catalogues: Mapping[str, Catalogue], seed: int) -> None:
         self.catalogues = catalogues
-        self._salts = {name: _salts(seed, name, each.languages) for name, each in catalogues.items()}
+        self._salts = {name: salts_of(seed, name, each.languages) for name, each in catalogues.items()}
         self._codes = {
             name: {language: code for code, language in enumerate(catalogue.languages)}
             for name, catalogue in catalogues.items()
@@ -136,7 +139,7 @@ class Chooser:
         """
         members = [row for row in planned if row.target_tokens > 0]
         for row in members:
-            if (held := self.held(row.source.key)) != row.source.tokens:
+            if (held := self._distinct(row.source.key)) != row.source.tokens:
                 raise UserError(
                     f"{row.source.component}/{row.source.language}: its documents hold {held:,} tokens for training, "
                     f"but the plan counts {row.source.tokens:,}; run `emma pack verify`"
@@ -150,11 +153,17 @@ class Chooser:
             rounded.update(again)
         return Choice(rounded, closing, self._tables(rounded))
 
-    def held(self, key: tuple[str, str]) -> int:
+    def _distinct(self, key: tuple[str, str]) -> int:
         """Tokens that training may see of a source."""
         component, language = key
         code = self._codes[component].get(language)
         return 0 if code is None else int(self.catalogues[component].counts.tokens[code])
+
+    def held(self, key: tuple[str, str]) -> int:
+        """Tokens of a pass over a source: the same, documents that are rehydrated as often as they are read in it."""
+        component, language = key
+        code = self._codes[component].get(language)
+        return 0 if code is None else int(self._cells[component][1][code].sum())
 
     def _longest(self, key: tuple[str, str]) -> int:
         """Tokens of a source's longest document."""
@@ -172,21 +181,22 @@ class Chooser:
         documents = np.zeros(size << bits, np.int64)
         tokens = np.zeros(size << bits, np.int64)
 
-        def count(part: Part) -> tuple[int, np.ndarray, np.ndarray]:
-            mine = catalogue.training(part)
+        def count(task: tuple[Part, int]) -> tuple[int, np.ndarray, np.ndarray]:
+            part, reading = task
+            mine = catalogue.training(part, reading)
             code, sizes = catalogue.language[part.start : part.stop], catalogue.tokens[part.start : part.stop]
             if longest is not None:
                 mine &= sizes <= longest[code]
             if not mine.any():
                 return 0, documents[:0], tokens[:0]
-            cell = (_numbers(part.start, part.stop, salts[code]) >> np.uint64(64 - bits)).astype(np.int64)
+            cell = (_numbers(part, salts[code], reading) >> np.uint64(64 - bits)).astype(np.int64)
             cell += code.astype(np.int64) << bits
             cell = cell[mine]
             least = int(cell.min())
             cell -= least
             return least, np.bincount(cell), np.bincount(cell, sizes[mine])
 
-        for least, number, sums in in_order(count, catalogue.parts):
+        for least, number, sums in in_order(count, catalogue.readings):
             documents[least : least + len(number)] += number
             tokens[least : least + len(sums)] += sums.astype(np.int64)
         return documents.reshape(size, -1), tokens.reshape(size, -1)
@@ -243,19 +253,20 @@ class Chooser:
             high[code] = _TOP if last == len(ends) - 1 else (last + 1) << (64 - bits)
             before[key] = int(ends[first - 1]) if first else 0
 
-        def gather(part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        def gather(task: tuple[Part, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+            part, reading = task
             code, sizes = catalogue.language[part.start : part.stop], catalogue.tokens[part.start : part.stop]
-            number = _numbers(part.start, part.stop, salts[code])
+            number = _numbers(part, salts[code], reading)
             near = (
                 (number >= low[code])
                 & (number <= high[code])
                 & (sizes <= longest[code])
-                & catalogue.training(part)
+                & catalogue.training(part, reading)
             )
             mine = np.flatnonzero(near)
             return code[mine], number[mine], sizes[mine], mine + part.start
 
-        parts = list(in_order(gather, catalogue.parts))
+        parts = list(in_order(gather, catalogue.readings))
         codes, numbers, sizes, index = (np.concatenate(each) for each in zip(*parts, strict=True))
         order = np.lexsort((numbers, codes))
         codes, numbers, sizes, index = (
@@ -273,7 +284,7 @@ class Chooser:
                 Pass(key, target, cap, self.held(key), whole[key], int(longest[code]), before[key], *around),
             )
 
-    def _tables(self, rounded: Mapping[tuple[str, str], Rounded]) -> dict[str, _Table]:
+    def _tables(self, rounded: Mapping[tuple[str, str], Rounded]) -> dict[str, Reads]:
         """What to read, by component."""
         tables = {}
         for name, catalogue in self.catalogues.items():
@@ -287,7 +298,7 @@ class Chooser:
                 if component == name:
                     code = self._codes[name][language]
                     whole[code], below[code], longest[code] = each.whole, each.below, each.longest
-            tables[name] = _Table(self._salts[name], whole, below, longest)
+            tables[name] = Reads(self._salts[name], whole, below, longest)
         return tables
 
 

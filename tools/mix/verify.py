@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from emma.base.errors import UserError
 from emma.base.manifest import MANIFEST_NAME, Manifest
+from emma.recipes.schema.data import Rehydrated
 from emma.tools.mix.catalogue import Catalogue, load_catalogue
 from emma.tools.mix.dataset_check import DatasetCheck
 from emma.tools.mix.layout import RULES, MixInfo, read_dataset_info, read_mix
@@ -110,7 +111,8 @@ def verify_mix(folder: Path, *, fingerprint: str | None = None, earlier: str | N
                     f"{expected[:12]}: this is another store"
                 )
                 continue
-            catalogues[name] = load_catalogue(component)
+            rehydrate = [Rehydrated(**entry) for entry in mix.rehydrate.get(name, ())]
+            catalogues[name] = load_catalogue(component, rehydrate)
         except UserError as error:
             faults.append(str(error))
     for path in [mix.train, *(folder / "validation" / group for group in mix.groups)]:
@@ -125,6 +127,11 @@ def verify_mix(folder: Path, *, fingerprint: str | None = None, earlier: str | N
                 faults += [f"{path / 'rows.npy'}: {fault}" for fault in result.order.faults]
         except (UserError, OSError, ValueError) as error:
             faults.append(f"{path}: {error}")
+    for name, entries in mix.rehydrate.items():
+        said = ", ".join(f"{entry['times']} × from {entry['copies']} copies" for entry in entries)
+        result.notes.append(
+            f"component {name} is rehydrated: a pass reads documents {said}; every document's count is checked"
+        )
     try:
         plan = _read_plan(mix)
     except (OSError, ValueError, UserError) as error:

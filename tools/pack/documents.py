@@ -16,19 +16,20 @@ from emma.recipes.schema.data import Pack, PackComponent
 from emma.tools.pack.columns import as_array, encode_keys, join
 from emma.tools.pack.inputs import InputFile
 from emma.tools.pack.languages import pair_labels, split_pair
-from emma.tools.pack.records import BATCH_BYTES, Batch
+from emma.tools.pack.records import BATCH_BYTES, COPIES, Batch
 
 __all__ = ["DOCUMENT_COLUMNS", "DocumentMaker", "fill", "required_fields", "spread"]
 
 SPLITS = ("train", "validation")
 DOCUMENT_COLUMNS = ("text", "language", "source", "document_id", "split")
-"""Columns of a table of documents, all large strings; `text` is never null."""
+"""Columns of a table of documents, all large strings; `text` is never null. Where records have `copies`, so do their
+documents, unless these are made of several records."""
 
 _FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "text": (("text",), ("id", "language", "source", "split")),
+    "text": (("text",), ("id", "language", "source", "split", COPIES)),
     "bilingual": (("src_text", "tgt_text"), ("id", "src_lang", "tgt_lang", "source", "split")),
-    "instruction": (("instruction", "response"), ("input", "id", "language", "source", "split")),
-    "code": (("text",), ("id", "language", "path", "source", "split")),
+    "instruction": (("instruction", "response"), ("input", "id", "language", "source", "split", COPIES)),
+    "code": (("text",), ("id", "language", "path", "source", "split", COPIES)),
 }
 
 
@@ -130,6 +131,7 @@ class DocumentMaker:
                 "source": self._filled(batch, "source", lambda file: file.folder),
                 "document_id": self._ids(batch),
                 "split": self._splits(batch),
+                **({COPIES: batch.table[COPIES]} if COPIES in batch.table.column_names else {}),
             }
         )
         empty = pc.fill_null(pc.equal(pc.binary_length(table["text"]), 0), True)

@@ -23,9 +23,9 @@ from emma.tools.pack.bad_lines import BadLines
 from emma.tools.pack.columns import constant
 from emma.tools.pack.inputs import InputFile, Segment
 from emma.tools.pack.lines import LineNumbers, line_blocks
-from emma.tools.pack.tables import read_rows, read_tables
+from emma.tools.pack.tables import COPIES, read_rows, read_tables
 
-__all__ = ["BATCH_BYTES", "Batch", "Piece", "read_segment", "read_segments"]
+__all__ = ["BATCH_BYTES", "COPIES", "Batch", "Piece", "read_segment", "read_segments"]
 
 BATCH_BYTES = 2 << 20
 """Approximate bytes of text in a batch; a process holds a small multiple of it."""
@@ -176,6 +176,11 @@ def _each(
     yield from _read_small(small, required, optional, bad)
 
 
+def _of_text(optional: Sequence[str]) -> list[str]:
+    """Optional columns of files without types: counts are only read from tables."""
+    return [name for name in optional if name != COPIES]
+
+
 def _content(file: InputFile) -> bytes:
     try:
         with open(file.path, "rb") as stream:  # noqa: PTH123 - 20,000 paths would take a second
@@ -201,6 +206,7 @@ def _read_small(
         return
     blocks = [content.removeprefix(BOM) for _, content in files]
     blocks = [block if block.endswith(b"\n") or not block else block + b"\n" for block in blocks]
+    optional = _of_text(optional)
     table = _parse_columns(b"".join(blocks), required, optional)
     # A field that only some files have is missing in the others, which is not the same as empty.
     if table is None or any(table[name].null_count for name in table.column_names):
@@ -227,6 +233,8 @@ def read_segment(
     """Yields the records of one segment; for the arguments and errors see `read_segments`."""
     bad = BadLines() if bad is None else bad
     form = segment.file.kind.partition(".")[0]
+    if form not in ("parquet", "arrow"):
+        optional = _of_text(optional)
     if form == "jsonl":
         yield from _parse_blocks(segment, line_blocks(segment, batch_bytes), required, optional, bad)
     elif form in ("parquet", "arrow"):

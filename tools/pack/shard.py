@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from emma.base.errors import UserError
 from emma.base.files import sha256_file
-from emma.tools.pack.store import DOCUMENT_SCHEMA
+from emma.tools.pack.store import COUNTED_SCHEMA, DOCUMENT_SCHEMA
 
 __all__ = ["ShardWriter"]
 
@@ -29,6 +29,7 @@ class ShardWriter:
         dtype: of a token id.
         begin_of_text_id: opens every document, if there is one.
         end_of_text_id: closes every document.
+        counted: whether the documents have the column `copies`.
     """
 
     def __init__(
@@ -39,20 +40,24 @@ class ShardWriter:
         dtype: np.dtype[Any],
         begin_of_text_id: int | None,
         end_of_text_id: int,
+        *,
+        counted: bool = False,
     ) -> None:
         self.component, self.dtype = component, dtype
         self.begin_of_text_id, self.end_of_text_id = begin_of_text_id, end_of_text_id
         self.bin_path = folder / f"shard-{number:03d}.bin"
         self.documents_path = folder / f"documents-{number:03d}.parquet"
+        self.counted = counted
+        self._schema = COUNTED_SCHEMA if counted else DOCUMENT_SCHEMA
         self.tokens = 0
         self.rows = 0
         self._digest = hashlib.sha256()
         self._file = self.bin_path.open("wb")
         self._parquet = pq.ParquetWriter(
             self.documents_path,
-            DOCUMENT_SCHEMA,
+            self._schema,
             compression="zstd",
-            use_dictionary=["language", "component", "source", "split"],
+            use_dictionary=["language", "component", "source", "split", *(["copies"] if counted else [])],
             column_encoding={
                 "row": "DELTA_BINARY_PACKED",
                 "offset": "DELTA_BINARY_PACKED",
@@ -80,8 +85,9 @@ class ShardWriter:
             pa.array(lengths.astype(np.int32)),
             pa.array(sizes.astype(np.int64)),
             table["split"],
+            *([table["copies"]] if self.counted else []),
         ]
-        rows = pa.table(columns, names=DOCUMENT_SCHEMA.names).cast(DOCUMENT_SCHEMA)
+        rows = pa.table(columns, names=self._schema.names).cast(self._schema)
         self._waiting.append(rows)
         self._waiting_rows += count
         self.rows += count

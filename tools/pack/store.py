@@ -21,6 +21,7 @@ from emma.base.errors import UserError
 from emma.base.manifest import MANIFEST_NAME, Manifest
 
 __all__ = [
+    "COUNTED_SCHEMA",
     "DOCUMENT_SCHEMA",
     "FORMAT",
     "SOURCE_SCHEMA",
@@ -51,6 +52,10 @@ DOCUMENT_SCHEMA = pa.schema(
 )
 """Columns of `documents-NNNNN.parquet`. `row` counts from 0 in every shard, `offset` is in bytes of the
 shard, `tokens` includes begin and end of text, `bytes` is the text's size in UTF-8."""
+
+COUNTED_SCHEMA = DOCUMENT_SCHEMA.append(pa.field("copies", pa.int64()))
+"""Columns of a shard whose documents come from tables with the column `copies`: of how many documents of the raw text each
+is what deduplication left, itself included; null where the table says none."""
 
 SOURCE_SCHEMA = pa.schema(
     [

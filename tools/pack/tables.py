@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emma.base.errors import UserError
@@ -18,7 +19,10 @@ from emma.tools.corpus.source_files import SourceFile
 from emma.tools.pack.bad_lines import BadLines
 from emma.tools.pack.inputs import Segment
 
-__all__ = ["read_rows", "read_tables"]
+__all__ = ["COPIES", "read_rows", "read_tables"]
+
+COPIES = "copies"
+"""Column of whole numbers in tables of the corpus (`deduplication.counts`): of how many documents each is what is left."""
 
 _LARGEST_RECORD = 1 << 30
 
@@ -36,6 +40,7 @@ def read_tables(
     try:
         for piece, first in _pieces(segment, required, optional, batch_bytes):
             table = piece.combine_chunks()
+            _check_copies(table, path, first)
             table = table.cast(pa.schema([(name, pa.large_string()) for name in table.column_names]))
             try:
                 table.validate(full=True)
@@ -51,15 +56,32 @@ def read_tables(
 
 def _columns(path: str, schema: pa.Schema, required: Sequence[str], optional: Sequence[str]) -> list[str]:
     names = set(schema.names)
+    # (Text of that name is something else.)
+    if COPIES in names and not pa.types.is_integer(schema.field(COPIES).type):
+        names.discard(COPIES)
     for name in required:
         if name not in names:
             raise UserError(f"{path}: lacks the column {name!r}; it has {', '.join(sorted(names))}")
     columns = [*required, *(name for name in optional if name in names)]
     for name in columns:
         kind = schema.field(name).type
-        if not _is_text(kind):
+        if name != COPIES and not _is_text(kind):
             raise UserError(f"{path}: column {name!r} is {kind}, expected text; convert it")
     return columns
+
+
+def _check_copies(table: pa.Table, path: str, first: int) -> None:
+    """Raises:
+    UserError: a document is said to be what is left of none.
+    """
+    if COPIES in table.column_names:
+        wrong = pc.less(table[COPIES], 1)
+        if pc.any(wrong).as_py():
+            row = pc.index(wrong, True).as_py()
+            raise UserError(
+                f"{path}: row {first + row} has {COPIES} {table[COPIES][row]}, but a document counts itself; correct or drop "
+                "the column"
+            )
 
 
 def _pieces(

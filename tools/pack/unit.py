@@ -158,6 +158,9 @@ def unit_documents(
     waiting: list[pa.Table] = []
     size = 0
     for table in _unit_tables(unit, maker, bad, inputs):
+        if waiting and table.column_names != waiting[0].column_names:
+            yield pa.concat_tables(waiting)
+            waiting, size = [], 0
         waiting.append(table)
         size += table["text"].nbytes
         if size >= BATCH_BYTES:
@@ -227,7 +230,7 @@ class _UnitWriter:
                 self.removed["long"] += int(long.sum())
                 kept &= ~long
         rows, lengths, starts = rows[kept], lengths[kept], starts[kept]
-        table = documents.select(["language", "source", "document_id", "split"])
+        table = documents.drop_columns(["text"])
         sizes = pc.binary_length(texts).to_numpy(zero_copy_only=False)[rows]
         if limit is not None and (lengths > limit).any():
             table, sizes, rows, starts, lengths = _cut(table.take(rows), sizes, starts, lengths, limit)
@@ -300,8 +303,11 @@ class _UnitWriter:
         self.tokens += int(lengths.sum())
 
     def _write(self, tokens: np.ndarray, ends: np.ndarray, table: pa.Table, sizes: np.ndarray) -> None:
-        """Appends documents; opens the next shard where one would exceed its size."""
+        """Appends documents; opens the next shard where one would exceed its size, or has other columns."""
         limit = self.shard_bytes // self.dtype.itemsize
+        counted = "copies" in table.column_names
+        if self._shard is not None and self._shard.counted != counted:
+            self.close()
         done, position = 0, 0
         while done < len(ends):
             if self._shard is None:
@@ -312,6 +318,7 @@ class _UnitWriter:
                     self.dtype,
                     self.begin_of_text_id,
                     self.end_of_text_id,
+                    counted=counted,
                 )
             room = limit - self._shard.tokens
             stop = int(np.searchsorted(ends, position + room, side="right"))

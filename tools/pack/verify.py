@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emma.base.errors import UserError
@@ -22,6 +23,7 @@ from emma.base.progress import progress
 from emma.tools.pack.bad_lines import QUARANTINE
 from emma.tools.pack.documents import SPLITS
 from emma.tools.pack.store import (
+    COUNTED_SCHEMA,
     DOCUMENT_SCHEMA,
     Component,
     Shard,
@@ -147,9 +149,13 @@ def _verify_shard(component: Component, shard: Shard) -> _ShardReport:
             return report  # already named by the check of the manifest
     try:
         schema = pq.read_schema(shard.documents_path)
-        if schema.remove_metadata() != DOCUMENT_SCHEMA:
+        if schema.remove_metadata() not in (DOCUMENT_SCHEMA, COUNTED_SCHEMA):
             report.faults.append(f"{shard.documents_path}: has other columns than a token store's documents")
             return report
+        if "copies" in schema.names and any(
+            pc.any(pc.less(batch["copies"], 1)).as_py() for batch in shard.documents(["copies"])
+        ):
+            report.faults.append(f"{shard.documents_path}: a document has fewer than one copy, itself")
         _verify_documents(component, shard, report)
     except (UserError, pa.ArrowInvalid, OSError) as error:
         report.faults.append(f"{shard.documents_path}: cannot be read ({error})")
