@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from emma.base.errors import UserError
+from emma.tools.evaluation import measures
 from emma.tools.evaluation.comparison import baseline, main_metric, value_of
 from emma.tools.evaluation.item_response import (
     Ability,
@@ -74,6 +75,10 @@ def item_report(
         raise UserError(f"{name}: its items differ between languages, so they are on no common scale")
     rows = [row for row in read_results(folder) if row.benchmark == name]
     key = metric or main_metric(name, (row.metric for row in rows))
+    if key is not None and measures.metric(key).better != "higher":
+        raise UserError(
+            f"{name}: lower {key} is better, so it is no share of right answers; choose another --metric"
+        )
     models = evaluated_models(folder)
     chosen = [[model for model in models if model.role == role][-1:] for role in ("base", "trained")]
     answers: list[tuple[str, str, dict[str, float]]] = []

@@ -81,3 +81,5 @@ def test_items_that_are_not_the_same_are_refused(tmp_path: Path) -> None:
         invoke(folder, "--benchmark", "xcopa")
     with pytest.raises(UserError, match="differ between languages"):
         invoke(folder, "--benchmark", "xlsum")
+    with pytest.raises(UserError, match="lower bits_per_byte is better"):
+        invoke(folder, "--benchmark", "belebele", "--metric", "bits_per_byte")
