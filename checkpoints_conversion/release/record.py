@@ -199,11 +199,13 @@ def _gains_again(folder: Path, stored: dict[str, Any]) -> tuple[Gains, list[str]
 
 
 def _rows(gains: Gains) -> list[Any]:
-    return [*gains.languages, *gains.groups]
+    return [*gains.languages, *gains.groups, *gains.pooled]
 
 
 def _name(row: Any) -> str:
-    return f"{row.kind}/{getattr(row, 'language', None) or 'group ' + row.group}"
+    language = getattr(row, "language", None)
+    # Pooled groups also have a dimension: `high` is a category, and may be a group of averages too.
+    return f"{row.kind}/{language or ' '.join(filter(None, ('group', getattr(row, 'dimension', ''), row.group)))}"
 
 
 def _equal(stored: Any, found: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from emma.commands.evaluate_benchmarks import benchmark_options, check, fetch, list_benchmarks, prompts
+from emma.commands.evaluate_items import items
 
 if TYPE_CHECKING:
     from emma.tools.evaluation.benchmarks.command import Request
@@ -23,7 +24,7 @@ def group() -> None:
     """Evaluate a model per language."""
 
 
-for _command in (fetch, check, list_benchmarks, prompts):
+for _command in (fetch, check, list_benchmarks, prompts, items):
     group.add_command(_command)
 
 

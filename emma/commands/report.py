@@ -24,20 +24,31 @@ def run(run_name: str, output: Path | None, as_json: bool) -> None:
     """Write one self-contained page about a run: loss, validation, mix, gains per language, parity,
     environment.
 
+    languages.json, beside the page, holds everything by language: name, script, family, bits per byte, every benchmark
+    with interval and verdict, tokenizer, mix.
+
     The page can be written at any time; what the run does not have yet is shown as missing. It loads nothing
     from the network, reads well on a phone, and its main tables need no script.
     """
     from emma.base.claims import remove_abandoned
-    from emma.base.files import write_text
+    from emma.base.files import write_json, write_text
+    from emma.tools.report.atlas import atlas
     from emma.tools.report.page import run_page
     from emma.tools.report.records import read_run
+    from emma.tools.report.verdicts import judge_page
 
     record = read_run(run_name)
+    judged = judge_page([record])
     output = output or record.folder / "report" / "index.html"
     remove_abandoned(output.parent.glob(f".{output.name}.*.partial"))
-    write_text(output, run_page(record))
+    # Beside other pages, such as those of several runs in one folder, it has the page's name.
+    prefix = "" if output.name == "index.html" else f"{output.stem}."
+    languages = output.with_name(f"{prefix}languages.json")
+    write_text(output, run_page(record, judged))
+    write_json(languages, atlas(judged.runs[0], judged))
     holds = {
         "page": str(output),
+        "atlas": str(languages),
         "steps": len(record.steps),
         "validations": len(record.validations),
         "mix_sources": len(record.mix),

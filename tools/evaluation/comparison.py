@@ -29,6 +29,7 @@ __all__ = [
     "estimate",
     "health",
     "main_metric",
+    "value_of",
 ]
 
 Items = Callable[[str, str, str], Mapping[str, Any] | None]
@@ -125,7 +126,7 @@ def _score(row: Result, name: str, key: str, items: Items | None) -> Score:
     return Score(row.value, row.error, found, clusters=clusters, n=row.n)
 
 
-def _value_of(key: str) -> Callable[[NDArray[np.float64]], float] | None:
+def value_of(key: str) -> Callable[[NDArray[np.float64]], float] | None:
     """The score of a sum of items' statistics: a ratio of two, or sacreBLEU's; None for other metrics, and if sacreBLEU
     is not installed."""
     if key in ("bits_per_byte", "nll_per_token"):
@@ -170,7 +171,7 @@ def compare_scores(base: BenchmarkScores, trained: BenchmarkScores) -> list[Verd
         UserError: the two models were scored on different items of a language.
     """
     of = trained.metric
-    return compare_languages(base.scores, trained.scores, better=of.better, value_of=_value_of(of.key))
+    return compare_languages(base.scores, trained.scores, better=of.better, value_of=value_of(of.key))
 
 
 def change(

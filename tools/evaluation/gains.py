@@ -14,7 +14,9 @@ from emma.base.errors import UserError
 from emma.tools.evaluation.bootstrap import average
 from emma.tools.evaluation.groups import ENGLISH, LANGUAGE_KINDS, LanguageFacts
 from emma.tools.evaluation.journal import LanguageScores
+from emma.tools.evaluation.pooling import PooledGroup, pool_groups
 from emma.tools.evaluation.significance import judge, tally, units_p
+from emma.tools.languages.codes import language
 
 __all__ = ["Gains", "GroupGain", "LanguageGain", "compare", "gains_of"]
 
@@ -24,7 +26,9 @@ class LanguageGain:
     """Bits per byte of one language under both models; a negative difference is a gain.
 
     `error` is the standard error of the difference over documents, None for one document. `p`, `test`, `adjusted` and
-    `verdict` (`win`, `loss` or `tie`) are those of `significance.Verdict`; the documents are the units.
+    `verdict` (`win`, `loss` or `tie`) are those of `significance.Verdict`; the documents are the units. `pooled` is the
+    difference in the light of the other languages, with its 95 % interval (`pooling.pool_groups`); None for English, and
+    where there are too few others.
     """
 
     kind: str
@@ -42,6 +46,9 @@ class LanguageGain:
     test: str
     adjusted: float | None = None
     verdict: str = "tie"
+    pooled: float | None = None
+    pooled_low: float | None = None
+    pooled_high: float | None = None
 
     @property
     def better(self) -> str:
@@ -69,13 +76,14 @@ class GroupGain:
 
 @dataclass(frozen=True)
 class Gains:
-    """Base and trained model, in bits per byte."""
+    """Base and trained model, in bits per byte; `pooled` are groups of languages other than English."""
 
     base: str
     trained: str
     signature: str
     languages: tuple[LanguageGain, ...]
     groups: tuple[GroupGain, ...]
+    pooled: tuple[PooledGroup, ...] = ()
 
     def with_verdicts(self, languages: Sequence[LanguageGain]) -> Gains:
         """The same comparison after its languages were judged, perhaps together with others on a page."""
@@ -105,6 +113,7 @@ def gains_of(value: Mapping[str, Any], path: Path) -> Gains:
             value["signature"],
             tuple(LanguageGain(**row) for row in value["languages"]),
             tuple(GroupGain(**{**row, "members": tuple(row["members"])}) for row in value["groups"]),
+            tuple(PooledGroup(**row) for row in value["pooled"]),
         )
     except (KeyError, TypeError) as error:
         raise UserError(
@@ -137,7 +146,37 @@ def compare(
         raise UserError(f"{base} and {trained} have no language in common; evaluate both on the same text")
     gains = judge([_language_gain(scores_of_base[key], scores_of_trained[key], facts) for key in common])
     signature = scores_of_trained[common[0]].signature
-    return Gains(base, trained, signature, tuple(gains), tuple(_groups(gains, facts)))
+    gains, pooled = _pooled(gains, facts)
+    return Gains(base, trained, signature, tuple(gains), tuple(_groups(gains, facts)), tuple(pooled))
+
+
+def _pooled(gains: list[LanguageGain], facts: LanguageFacts) -> tuple[list[LanguageGain], list[PooledGroup]]:
+    """The languages with their pooled differences, and the groups by category, script and family."""
+    groups: list[PooledGroup] = []
+    languages: dict[tuple[str, str], tuple[float, float, float]] = {}
+    for kind in LANGUAGE_KINDS:
+        rows = [row for row in gains if row.kind == kind and row.language != ENGLISH]
+        members: dict[tuple[str, str], list[str]] = {("all", "all but English"): []}
+        members |= {("category", name): [] for name in facts.categories}
+        for row in rows:
+            # A pair without English is about two languages.
+            codes = [code for code in row.language.split("-") if code != ENGLISH]
+            known = language(codes[0]) if len(codes) == 1 else None
+            keys = [("all", "all but English"), ("category", row.category)]
+            keys += [("script", known.script), ("family", known.family)] if known else []
+            for dimension, name in keys:
+                if name is not None:
+                    members.setdefault((dimension, name), []).append(row.language)
+        order = sorted(members, key=lambda key: ("all", "category", "script", "family").index(key[0]))
+        found, values = pool_groups(kind, rows, {key: members[key] for key in order})
+        groups += found
+        languages |= {(kind, name): value for name, value in values.items()}
+    none = (None, None, None)
+    return [
+        replace(row, pooled=value, pooled_low=low, pooled_high=high)
+        for row in gains
+        for value, low, high in [languages.get((row.kind, row.language), none)]
+    ], groups
 
 
 def _language_gain(base: LanguageScores, trained: LanguageScores, facts: LanguageFacts) -> LanguageGain:

@@ -14,6 +14,7 @@ from emma.tools.charts.inline import Point, scatter
 from emma.tools.charts.scales import duration, number
 from emma.tools.evaluation.gains import Gains, compare
 from emma.tools.evaluation.groups import ENGLISH, order_categories
+from emma.tools.evaluation.pooling import PooledGroup
 from emma.tools.evaluation.stored import stored_scores
 from emma.tools.report.benchmarks import (
     BenchmarkView,
@@ -212,9 +213,13 @@ def paired_gains(first: RunRecord, other: RunRecord) -> Gains | None:
 
 def _against_first(
     runs: Sequence[RunRecord], against: Mapping[str, Gains]
-) -> list[tuple[RunRecord, list[KindGains]]]:
-    """The sections of every other run against the first."""
-    return [(run, gain_sections(against[run.name].to_dict(), runs[0])) for run in runs if run.name in against]
+) -> list[tuple[RunRecord, list[KindGains], tuple[PooledGroup, ...]]]:
+    """The sections of every other run against the first, and its pooled groups."""
+    return [
+        (run, gain_sections(against[run.name].to_dict(), runs[0]), against[run.name].pooled)
+        for run in runs
+        if run.name in against
+    ]
 
 
 def _curves(runs: Sequence[RunRecord]) -> list[Markup]:

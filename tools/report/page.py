@@ -12,6 +12,8 @@ from markupsafe import Markup
 from emma.base.manifest import now
 from emma.tools.charts.figures import markup
 from emma.tools.charts.scales import number
+from emma.tools.languages.codes import language
+from emma.tools.languages.labels import language_name
 from emma.tools.report.benchmarks import benchmark_views, checkpoint_figures
 from emma.tools.report.forgetting import forgetting_rows
 from emma.tools.report.gains import gain_sections, headline, other_rows, progress_chart, score_rows
@@ -25,7 +27,7 @@ from emma.tools.report.provenance import (
 )
 from emma.tools.report.records import RunRecord
 from emma.tools.report.training import training_charts, validation_charts
-from emma.tools.report.verdicts import judge_page
+from emma.tools.report.verdicts import Judged, judge_page
 from emma.tools.runs.goodput import goodput
 from emma.tools.runs.run_folder import RunFolder
 
@@ -53,18 +55,29 @@ def render(template: str, **context: Any) -> str:
     )
     environment.filters["number"] = number
     environment.filters["markup"] = markup
+    environment.filters["name"] = _name
+    environment.filters["category"] = lambda code: language(code).category
+    environment.filters["script"] = lambda code: language(code).script or ""
     return environment.get_template(template).render(
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
-        script=Markup((_HERE / "sort.js").read_text(encoding="utf-8")),
+        script=Markup(
+            "".join((_HERE / name).read_text(encoding="utf-8") for name in ("sort.js", "filter.js"))
+        ),
         written=now()[:16].replace("T", " ") + " UTC",
         version=metadata.version("emma-recipes"),
         **context,
     )
 
 
-def run_page(run: RunRecord) -> str:
-    """A run's page as HTML."""
-    judged = judge_page([run])
+def _name(code: str) -> str:
+    """English name of a language, or of both of a pair; empty if it has none."""
+    names = [language_name(part) for part in code.split("-")]
+    return "" if names == code.split("-") else " – ".join(names)
+
+
+def run_page(run: RunRecord, judged: Judged | None = None) -> str:
+    """A run's page as HTML; `judged` is `judge_page([run])`, if already computed."""
+    judged = judged or judge_page([run])
     run = judged.runs[0]
     views = benchmark_views(judged)
     return render(

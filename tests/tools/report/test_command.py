@@ -101,6 +101,9 @@ def test_page_of_a_finished_run(tmp_path: Path) -> None:
     assert f"{everyone['difference']:+.4f}".replace("-", "−") in page.text
     for row in gains["languages"]:
         assert row["kind"] == "code" or row["language"] in page.text
+    assert {row["dimension"] for row in gains["pooled"]} == {"all", "category", "script", "family"}
+    for row in gains["pooled"]:
+        assert f"{row['low']:+.4f} … {row['high']:+.4f}".replace("-", "−") in page.text
     assert "Other text" in page.text
     for group_name in ("high", "medium", "low", "seen by the base", "unseen by the base", "English"):
         assert group_name in page.text
@@ -223,6 +226,8 @@ def test_comparison_at_equal_budget(tmp_path: Path) -> None:
     assert "data.mix.components.bilingual.share" in page.text
     paired = paired_gains(read_run(mono.run_folder), read_run(bi.run_folder))
     assert paired is not None
+    for pooled in paired.pooled:
+        assert f"{pooled.low:+.4f} … {pooled.high:+.4f}".replace("-", "−") in page.text
     scores = {
         (row.model, row.language): row.value
         for run in (mono, bi)
