@@ -38,7 +38,7 @@ def items(
     subset: Path | None,
     as_json: bool,
 ) -> None:
-    """Fit item response theory to a benchmark's parallel items: ability in every language, and an adaptive subset.
+    """Fit item response theory to a benchmark's parallel items: ability in every language, and a subset of items.
 
     RUN is a run, or its evaluation folder, with finished benchmarks. The base and the latest trained model are put on one
     scale, on which languages' abilities have mean 0 and standard deviation 1. The subset is chosen by information; its

@@ -11,7 +11,7 @@ says both: difference ~ N(true, error²), true ~ N(mean of the group, spread²).
   spread, with the uniform shrinkage prior (DuMouchel 1994; Daniels 1999, Canadian Journal of Statistics 27).
 
 The model takes languages as independent given their group. So it is right for text of their own, and not for items that
-all languages share (`item_response` is for these). docs/verdicts.md has the measured coverage.
+all languages share (`item_response` is for these). `tests/tools/evaluation/test_pooling.py` simulates the coverage.
 """
 
 from __future__ import annotations
