@@ -30,11 +30,14 @@ def release_faults(folder: Path, *, read_weights: bool = True) -> list[str]:
         read_weights: hash all files and tensors; off if they were hashed while being written.
     """
     faults: list[str] = []
-    checks = [_code_faults, _tensor_faults, _token_faults, card_faults, _licence_faults, figure_faults]
+    checks = [_code_faults, _tensor_faults, _token_faults, card_faults, _licence_faults]
     checks.append(_parity_faults if read_weights else _parity_passes)
+    checks.append(figure_faults)
     if read_weights:
         checks.insert(0, checksum_faults)
     for check in checks:
+        if check is figure_faults and faults:
+            break  # what is missing or damaged is named; figures of the rest would only repeat it
         try:
             faults += check(folder)
         except UserError as error:

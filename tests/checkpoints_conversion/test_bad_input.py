@@ -166,7 +166,7 @@ def test_destination_that_exists(broken: Path) -> None:
 def test_no_space(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(UserError, match=r"are to be written, but 0\.0 GB are free"):
+    with pytest.raises(UserError, match=r"are to be written, but 1 kB are free"):
         hf_to_megatron.convert(good / "hf", tmp_path / "result")
 
 
