@@ -66,7 +66,7 @@ def test_the_road_of_an_extended_model(tmp_path: Path, tied: bool) -> None:
     recipe = load_recipe(
         str(path),
         [
-            f"start={{mode: weights, checkpoint: {tmp_path / 'imported'}, reference: {tmp_path / 'extended'}}}",
+            f"start={{mode: weights, checkpoint: {tmp_path / 'imported'}}}",
             f"model.vocab_size={size}",
             f"model.tie_embeddings={str(tied).lower()}",
             "cluster.gpus_per_node=4",
