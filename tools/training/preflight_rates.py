@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Rates", "link_rates", "product_tflops", "slow_parts"]
+__all__ = ["Rates", "link_rates", "product_seconds", "product_tflops", "slow_parts"]
 
 MIN_SHARE_OF_PEAK = 0.4
 """Published runs reach 44 to 56 % of the BF16 peak over a whole step (recipes of `tools/plan/published.yaml`); a bare
@@ -40,11 +40,15 @@ class Rates:
 
 def product_tflops(device: Any, size: int = _SIZE, rounds: int = _ROUNDS) -> float:
     """Speed of a `size` × `size` matrix product in BF16 on a GPU, TFLOP/s."""
+    return 2 * size**3 / product_seconds(device, size, rounds) / 1e12
+
+
+def product_seconds(device: Any, size: int, rounds: int) -> float:
+    """Seconds of one such product, mean of `rounds` after a first."""
     import torch
 
     rows = torch.ones(size, size, dtype=torch.bfloat16, device=device)
-    seconds = _seconds(lambda: torch.mm(rows, rows), lambda: torch.cuda.synchronize(device), rounds)
-    return 2 * size**3 / seconds / 1e12
+    return _seconds(lambda: torch.mm(rows, rows), lambda: torch.cuda.synchronize(device), rounds)
 
 
 def link_rates(rank: int, world_size: int, per_node: int, on_gpu: bool) -> tuple[float | None, float | None]:

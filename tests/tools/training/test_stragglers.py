@@ -19,8 +19,9 @@ def compared(folder: str, slow: list[bool]) -> None:
 
     from emma.recipes.load import load_recipe
     from emma.tools.training.forward import ForwardStep
+    from emma.tools.training.preflight_rates import product_seconds
     from emma.tools.training.session.claim import Claim
-    from emma.tools.training.session.stragglers import Stragglers, product_seconds
+    from emma.tools.training.session.stragglers import Stragglers
 
     rank, run, step = int(os.environ["RANK"]), RunFolder(folder), ForwardStep()
     import torch
@@ -28,7 +29,7 @@ def compared(folder: str, slow: list[bool]) -> None:
     torch.distributed.init_process_group("gloo")
     part = Stragglers(load_recipe(folder), run, step, Claim(run.fence(run.own_launch())))
     assert part._product is None, "ranks on a CPU share its cores"
-    assert product_seconds(64, 1) > 0
+    assert product_seconds("cuda", 64, 1) > 0
     for iteration, late in enumerate(slow, start=1):
         part._product = lambda late=late: 0.3 if rank == 1 and late else 0.2  # type: ignore[misc]
         step.data_wait_seconds = 0.05 if rank == 2 else 0.001

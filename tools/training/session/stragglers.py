@@ -13,6 +13,7 @@ import socket
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,27 +22,16 @@ from emma.recipes.schema import Recipe
 from emma.tools.runs.metrics import append_metrics
 from emma.tools.runs.run_folder import RunFolder
 from emma.tools.training.forward import ForwardStep
+from emma.tools.training.preflight_rates import product_seconds
 from emma.tools.training.session.claim import Claim
 
-__all__ = ["Stragglers", "product_seconds", "slow_ranks"]
+__all__ = ["Stragglers", "slow_ranks"]
 
 # Boards of one kind differ by a few percent; a throttled one loses a fifth and more.
 SLOW_PRODUCT = 1.15
 # Below a twentieth of a step, waiting for samples is not worth a word.
 LONG_WAIT = 0.05
 _SIZE, _ROUNDS = 4096, 8
-
-
-def product_seconds(size: int = _SIZE, rounds: int = _ROUNDS) -> float:
-    """Seconds of one `size` × `size` matrix product in BF16 on the rank's device, mean of `rounds` after a first."""
-    rows = torch.ones(size, size, dtype=torch.bfloat16, device="cuda")
-    torch.mm(rows, rows)
-    torch.cuda.synchronize()
-    begun = time.perf_counter()
-    for _ in range(rounds):
-        torch.mm(rows, rows)
-    torch.cuda.synchronize()
-    return (time.perf_counter() - begun) / rounds
 
 
 def slow_ranks(products: Sequence[float], waits: Sequence[float], step: float) -> dict[int, str]:
@@ -70,7 +60,7 @@ class Stragglers:
     def __init__(self, recipe: Recipe, run: RunFolder, forward_step: ForwardStep, claim: Claim) -> None:
         self.recipe, self.run, self.forward_step, self.claim = recipe, run, forward_step, claim
         self._product: Callable[[], float] | None = (
-            None if recipe.cluster.device == "cpu" else product_seconds
+            None if recipe.cluster.device == "cpu" else partial(product_seconds, "cuda", _SIZE, _ROUNDS)
         )
         self._places: list[str] = []
         self._suspected: set[int] = set()
