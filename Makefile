@@ -3,10 +3,11 @@ PYTHON ?= python3.12
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH211 := .venv-torch211
+VLLM := .venv-vllm
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-torch211 test-slurm test-faults test-mutants gpu demo demo-compare docs dist clean
+.PHONY: help setup check format test test-slow test-torch211 test-vllm test-slurm test-faults test-mutants gpu demo demo-compare docs dist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +51,14 @@ test-torch211: $(TORCH211)/.ready  ## launch, train, stop, resume and convert wi
 		tests/tools/training/test_resume.py tests/tools/training/test_layouts.py \
 		tests/checkpoints_conversion/test_trained_checkpoints.py
 
+$(VLLM)/.ready: $(READY) tests/vllm_environment.py
+	$(BIN)/python -P -m tests.vllm_environment $(VLLM)
+
+test-vllm: $(VLLM)/.ready  ## let vLLM's engine, on the CPU, score and read what is released
+	VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
+		$(VLLM)/bin/python -P -m pytest -m "vllm" --durations=5 \
+		tests/tools/evaluation/benchmarks/test_backends.py tests/checkpoints_conversion/release/test_vllm.py
+
 test-slurm: $(READY)  ## run jobs on a real two-node Slurm on this machine (as root; installs Slurm, munge and MariaDB)
 	@$(BIN)/python -m tests.slurm.two_nodes check || { apt-get update && \
 		DEBIAN_FRONTEND=noninteractive apt-get install --yes slurm-wlm munge && \
@@ -81,4 +90,4 @@ dist: $(READY)  ## build the source distribution and the wheel, and check them
 	$(BIN)/python -m twine check --strict dist/*
 
 clean:  ## remove the virtual environment, caches, the site and built distributions; runs and data stay
-	rm -rf $(VENV) $(TORCH211) .pytest_cache .mypy_cache .ruff_cache build dist site *.egg-info
+	rm -rf $(VENV) $(TORCH211) $(VLLM) .pytest_cache .mypy_cache .ruff_cache build dist site *.egg-info

@@ -93,7 +93,10 @@ def loading(folder: Path, library: str = "transformers") -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001  tokenizers raises plain ones
-        first = printable((str(error).strip() or type(error).__name__).splitlines()[0])
+        # Pydantic, which vLLM checks its settings with, says in its first line only that something is wrong.
+        faults = error.errors() if hasattr(error, "errors") else None
+        said = str(faults[0]["msg"] if faults else error).strip() or type(error).__name__
+        first = printable(said.splitlines()[0])
         raise UserError(f"{folder}: {library} cannot load it: {first}") from None
 
 

@@ -39,7 +39,9 @@ def write_tokenizer(folder: Path, *, begin: bool = True) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, **tokens).save_pretrained(folder)
 
 
-def write_model(folder: Path, *, seed: int = 0, begin: bool = True, positions: int = 64) -> Path:
+def write_model(
+    folder: Path, *, seed: int = 0, begin: bool = True, positions: int = 64, hidden: int = 32
+) -> Path:
     """A Llama of 2 layers with grouped queries and untied embeddings, and its tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -48,7 +50,7 @@ def write_model(folder: Path, *, seed: int = 0, begin: bool = True, positions: i
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=384,
-        hidden_size=32,
+        hidden_size=hidden,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
