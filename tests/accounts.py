@@ -6,7 +6,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,18 +48,36 @@ def python_for_all(folder: Path) -> Path:
 
 @contextmanager
 def accounts(*names: str, group: str) -> Iterator[None]:
-    """Makes accounts that share a group besides their own, and removes them at the end."""
-    made: list[list[str]] = []
+    """Makes accounts that share a group besides their own, and removes them at the end, with what they still run.
+
+    Those that an interrupted test left behind are removed first.
+    """
+    _remove(names, group)
     try:
         _run("groupadd", group)
-        made.append(["groupdel", group])
         for name in names:
             _run("useradd", "--no-create-home", "--user-group", "--groups", group, name)
-            made.append(["userdel", name])
         yield
     finally:
-        for command in reversed(made):
-            _run(*command)
+        _remove(names, group)
+
+
+def _remove(names: Sequence[str], group: str) -> None:
+    for name in names:
+        if not _known("passwd", name):
+            continue
+        # A supervisor may outlive its job by a moment; `userdel` refuses while any process is the account's.
+        for _ in range(100):
+            if subprocess.run(["pkill", "-KILL", "-u", name], check=False).returncode:
+                break
+            time.sleep(0.1)
+        _run("userdel", name)
+    if _known("group", group):
+        _run("groupdel", group)
+
+
+def _known(table: str, name: str) -> bool:
+    return not subprocess.run(["getent", table, name], capture_output=True, check=False).returncode
 
 
 def _run(*command: str) -> None:
