@@ -55,6 +55,7 @@ def test_vllm_is_given_what_the_settings_say(_engine: None, reader: Path) -> Non
     assert (config.model_config.max_model_len, lm.max_length, config.model_config.seed) == (64, 64, 7)
     assert config.parallel_config.tensor_parallel_size == 2
     assert lm.prefix_token_id == 0
+    lm.model.llm_engine.engine_core.shutdown()  # its two workers would spin beside the other tests
 
 
 def test_vllm_scores_texts_as_transformers_does(
