@@ -168,7 +168,8 @@ def end(folder: Path, exit_code: int) -> int:
 
     Raises:
         DisplacedError: another launch has the run.
-        UserError: the run must not continue: the ranks refused it, no progress, or a teammate asked it to stop.
+        UserError: the run must not continue: the ranks refused it, its guard ended it, no progress, or a teammate asked it
+            to stop.
     """
     recipe, run, history = load_recipe(folder), RunFolder(folder), History(folder)
     launch, step = run.own_launch(), run.latest_step()
@@ -199,6 +200,10 @@ def end(folder: Path, exit_code: int) -> int:
         return 0
     if run.stop_request.exists():
         raise UserError(f"{run.stop_request}: stopped. Fix: to continue, remove the file and submit again")
+    if (decision := run.standing_decision(recipe)) is not None:
+        message = decision.refusal(run.path)
+        notify(recipe, "given up", message)
+        raise UserError(message)
     if goes_back:
         # `safety.rewinds` and the number of checkpoints limit how often.
         print(run.why_it_goes_back(launch), file=sys.stderr)

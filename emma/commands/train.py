@@ -96,6 +96,7 @@ def command(
       emma train demo schedule.steps=100 parallelism.tensor=2
       emma train demo --prove 20
     """
+    from emma.base.errors import CheckFailedError
     from emma.base.extras import need
     from emma.base.sharing import shared
     from emma.checkpoints_conversion.checkpoint import check_start
@@ -160,6 +161,8 @@ def command(
             click.echo(f"export {IDENTITY}={launch.identity}")
             return 0
         train_here(recipe, folder, launch)
+    if (decision := folder.standing_decision(recipe)) is not None:
+        raise CheckFailedError(decision.refusal(folder.path))
     reached = folder.latest_step()
     if reached >= recipe.schedule.steps:
         said = f"finished at step {reached}: {folder.checkpoints}"
