@@ -26,7 +26,10 @@ class Replay(Section):
     """Largest part for all such groups together; above it, each gets proportionally less."""
     phases: int = Field(1, gt=0)
     """How many phases may follow each other; in the last one, the guard stops the run instead."""
-    settle: float = Field(0.25, ge=0, lt=1)
+    documents: Literal["unread", "all"] = "unread"
+    """What the phase reads. `unread`: documents that the run has not consumed, and no others. `all`: any, within what is
+    left of their sources' caps, for runs that read their text several times."""
+    settle: float = Field(0.5, ge=0, lt=1)
     """Part of a phase's steps in which its guard only records: what was forgotten takes a while to come back."""
 
     @model_validator(mode="after")

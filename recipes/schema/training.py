@@ -96,6 +96,16 @@ class Schedule(Section):
     """Shape of the decay; `wsd` is warm-up, stable, decay."""
     wsd_decay_steps: int | None = Field(None, gt=0)
     """With `decay: wsd`: length of the final decay, in steps."""
+    offset: int = Field(0, ge=0)
+    """Steps that the learning rate is ahead: step 1 has the rate that step 1 + `offset` of a run of `steps` + `offset`
+    would have. So a phase goes on along the curve of the run before it."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"offset"})
+
+    @property
+    def curve_steps(self) -> int:
+        """Steps of the whole curve of the learning rate, of which the run takes the last `steps`."""
+        return self.offset + self.steps
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -103,13 +113,13 @@ class Schedule(Section):
             raise ValueError(
                 f"min_learning_rate ({self.min_learning_rate}) is above learning_rate ({self.learning_rate})"
             )
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})")
+        if self.warmup_steps >= self.curve_steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below steps ({self.curve_steps})")
         if (self.decay == "wsd") != (self.wsd_decay_steps is not None):
             raise ValueError("wsd_decay_steps goes with decay: wsd, and only with it")
-        if self.wsd_decay_steps is not None and self.wsd_decay_steps + self.warmup_steps > self.steps:
+        if self.wsd_decay_steps is not None and self.wsd_decay_steps + self.warmup_steps > self.curve_steps:
             raise ValueError(
-                f"wsd_decay_steps ({self.wsd_decay_steps}) + warmup_steps ({self.warmup_steps}) exceed steps ({self.steps})"
+                f"wsd_decay_steps ({self.wsd_decay_steps}) + warmup_steps ({self.warmup_steps}) exceed steps ({self.curve_steps})"
             )
         return self
 

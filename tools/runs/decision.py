@@ -24,7 +24,7 @@ class Decision:
         step: of the validation, and of the checkpoint.
         action: what the recipe asked for.
         looks: the groups that were found above their bounds.
-        phase: run folder in which training goes on; None until it is written.
+        phase: run in which training goes on, in a folder beside this run's; None until it is written.
         refused: why there can be no phase.
         replay: the numbers of the phase's mix (`Replayed.to_dict` in `tools/mix/replay.py`).
     """
@@ -67,7 +67,7 @@ class Decision:
         if self.refused is not None:
             said += f"A phase cannot follow: {self.refused}. "
         elif self.phase is not None:
-            return said + f"Training goes on in {self.phase}"
+            return said + f"Training goes on in {folder.parent / self.phase}"
         elif self.action == "replay":
             return said + "Its phase is not written yet. Fix: call `emma train` or submit the run"
         return said + "Fix: to go on all the same, raise the bound (guard.groups) or set guard.action=warn"
@@ -92,6 +92,6 @@ def phases_after(folder: Path) -> Sequence[Path]:
     """Run folders of the phases that a run's guards have written, in order."""
     found: list[Path] = []
     while (decision := read_decision(folder)) is not None and decision.phase is not None:
-        folder = Path(decision.phase)
+        folder = folder.parent / decision.phase
         found.append(folder)
     return found

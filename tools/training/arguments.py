@@ -260,7 +260,7 @@ def _schedule(recipe: Recipe) -> Flags:
         "min-lr": schedule.min_learning_rate,
         "lr-warmup-iters": schedule.warmup_steps,
         "lr-decay-style": "WSD" if schedule.decay == "wsd" else schedule.decay,
-        "lr-decay-iters": schedule.steps,
+        "lr-decay-iters": schedule.curve_steps,
         "optimizer": "adam",
         "adam-beta1": optimizer.beta1,
         "adam-beta2": optimizer.beta2,

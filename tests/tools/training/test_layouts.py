@@ -27,7 +27,7 @@ LAYOUTS = {
     "mlp-twice": (1, "{recompute: selective, recompute_modules: [core_attn, mlp]}"),
 }
 
-GUARDED = ("guard={groups: {component-monolingual: 1.0}}", "validation.samples=40")
+GUARDED = ("guard={groups: {component-monolingual: 1.0}}", "validation.samples=120")
 
 
 def documents(run: RunFolder) -> list[float]:

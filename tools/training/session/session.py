@@ -5,7 +5,7 @@ At each seam the parts are nested, the first of the list outermost. In megatron-
 | seam                           | parts, outermost first                                                          |
 |--------------------------------|---------------------------------------------------------------------------------|
 | `load_checkpoint`              | `Loading` `MainWeights` `Phase`                                                 |
-| `train`                        | `MainWeights` `SavedWeights` `Frozen` `Trial` `Skips` `Reference` `Guard` `Validation` `Metrics` |
+| `train`                        | `MainWeights` `SavedWeights` `Frozen` `Curve` `Trial` `Skips` `Reference` `Guard` `Validation` `Metrics` |
 | `dummy_train_step`             | `Skips`                                                                         |
 | `training_log`                 | `Pulse` `Skips` `Stragglers` `Metrics`                                          |
 | `post_training_step_callbacks` | `Pulse` `Validation`                                                            |
@@ -30,6 +30,7 @@ from emma.tools.training.dataset import MixInfo
 from emma.tools.training.forward import ForwardStep
 from emma.tools.training.session.claim import Claim
 from emma.tools.training.session.clock import Clock
+from emma.tools.training.session.curve import Curve
 from emma.tools.training.session.data import Datasets
 from emma.tools.training.session.frozen import Frozen
 from emma.tools.training.session.guard import Guard
@@ -86,6 +87,7 @@ class Session:
             SavedWeights(),
             Frozen(recipe),
             Phase(launch),
+            Curve(recipe),
             Trial(launch),
             Skips(recipe, run, launch),
             Reference(recipe, run, launch, self.datasets),
