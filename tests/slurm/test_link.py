@@ -384,7 +384,9 @@ def test_no_node_is_named_where_only_the_network_failed(run: RunFolder) -> None:
 
 def guarded(run: RunFolder, action: str, **facts: object) -> RunFolder:
     """The run with a guard that has ended it at step 5."""
-    recipe = load_recipe(run.path, [f"guard={{groups: {{component-code: 0.01}}, action: {action}}}"])
+    recipe = load_recipe(
+        run.path, [f"guard={{groups: {{component-code: 0.01}}, action: {action}, base: base}}"]
+    )
     write_recipe(recipe, run.recipe_file)
     save(run.checkpoints, 5)
     look = Look(5, "component-code", 0.01, 0.04, 0.004, 0.02, 0.001, 60, forgotten=True)

@@ -28,7 +28,7 @@ from emma.tools.mix.plan import weight_of
 from emma.tools.mix.prepare import MixSettings, prepare
 from emma.tools.mix.sources import Source
 
-__all__ = ["ReplayedSource", "Replayed", "members", "parts_of", "replay_shares", "replayed_mix"]
+__all__ = ["ReplayedSource", "Replayed", "members", "parts_of", "replay_shares", "replayed_mix", "row_key"]
 
 # A source that the run planned no token of keeps (nearly) none; a weight must be above 0.
 _NEXT_TO_NOTHING = 1e-15
@@ -118,13 +118,11 @@ def replay_shares(
         UserError: a group has no source in the mix.
     """
     total = sum(row["tokens"] for row in rows)
-    before = {(row["component"], row["language"]): row["tokens"] / total for row in rows}
+    before = {row_key(row): row["tokens"] / total for row in rows}
     after = {key: (1 - sum(parts.values())) * share for key, share in before.items()}
     for name, part in parts.items():
         inside = [
-            (row["component"], row["language"])
-            for row in rows
-            if members(name, row["component"], row["language"], row["category"])
+            row_key(row) for row in rows if members(name, row["component"], row["language"], row["category"])
         ]
         weight = sum(before[key] for key in inside)
         if not weight:
@@ -154,23 +152,25 @@ def replayed_mix(
     rows = pq.read_table(mix / "plan.parquet").to_pylist()
     before, after = replay_shares(rows, parts)
     consumed = _consumed_tokens(mix, samples)
-    base = settings.mix
-    changes: dict[str, Any] = {"allow_short": True}
+    base = settings.mix.model_copy(update={"allow_short": True})
     if again:
-        caps: dict[str, dict[str, float]] = {}
-        for row in rows:
-            key = row["component"], row["language"]
-            left = row["max_epochs"] - consumed.get(key, 0) / max(row["store_tokens"], 1)
-            caps.setdefault(key[0], {})[key[1]] = max(left, _NEXT_TO_NOTHING)
-        components = {
-            name: each.model_copy(update={"max_epochs_of": caps.get(name, {})})
-            for name, each in base.components.items()
-        }
-        changes["components"] = components
+        base = _with_caps(
+            base, {row_key(row): _left(row, consumed) / max(row["store_tokens"], 1) for row in rows}
+        )
     else:
         entry = Consumed(mix=str(mix), samples=samples)
-        changes["exclude_consumed"] = [*base.exclude_consumed, entry]
-    base = base.model_copy(update=changes)
+        base = base.model_copy(update={"exclude_consumed": [*base.exclude_consumed, entry]})
+        # A cap counts passes over what a source holds. Of at least one, it allows as many over what is unread; of less, it
+        # allows what is left of it.
+        held = {source.key: source.tokens for source in prepare(replace(settings, mix=base)).sources}
+        base = _with_caps(
+            base,
+            {
+                row_key(row): _left(row, consumed) / max(held[row_key(row)], 1)
+                for row in rows
+                if row["max_epochs"] < 1
+            },
+        )
     # Weights are of what is unread, so the factors that lead to a share depend on it.
     unread = {source.key: source for source in prepare(replace(settings, mix=base)).sources}
     components = {}
@@ -191,7 +191,7 @@ def replayed_mix(
     plan = prepare(replace(settings, mix=made)).plan
     plan.check()
     planned = {row.source.key: row.target_tokens for row in plan.sources}
-    store = {(row["component"], row["language"]): row["store_tokens"] for row in rows}
+    store = {row_key(row): row["store_tokens"] for row in rows}
     sources = [
         ReplayedSource(
             *key,
@@ -211,6 +211,30 @@ def replayed_mix(
         if source.tokens < source.share * plan.tokens - 1.5
     ]
     return made, Replayed(samples, settings.samples, dict(parts), sources, short, list(plan.notes))
+
+
+def row_key(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Component and language of a row of `plan.parquet`."""
+    return row["component"], row["language"]
+
+
+def _left(row: Mapping[str, Any], consumed: Mapping[tuple[str, str], int]) -> float:
+    """Tokens that a source may still give within its cap."""
+    return float(row["max_epochs"] * row["store_tokens"] - consumed.get(row_key(row), 0))
+
+
+def _with_caps(mix: Mix, caps: Mapping[tuple[str, str], float]) -> Mix:
+    """The mix with other caps for some sources, in passes over what they hold; none is 0 in a recipe."""
+    components = {
+        name: component.model_copy(
+            update={
+                "max_epochs_of": component.max_epochs_of
+                | {key[1]: max(cap, _NEXT_TO_NOTHING) for key, cap in caps.items() if key[0] == name}
+            }
+        )
+        for name, component in mix.components.items()
+    }
+    return mix.model_copy(update={"components": components})
 
 
 def _factor(mix: Mix, source: Source) -> float:

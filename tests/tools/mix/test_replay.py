@@ -145,10 +145,8 @@ def test_verify_finds_a_consumed_document_and_another_earlier_mix(first: MixSett
     settings, _ = phase(first, {"language-swh_Latn": 0.25})
     build_mix(settings)
     plant(settings.folder, first.folder)
-    assert any(
-        "reads 1 documents of" in fault and "consumed" in fault
-        for fault in verify_mix(settings.folder).faults
-    )
+    faults = verify_mix(settings.folder).faults
+    assert any("reads 1 documents of monolingual that were consumed" in fault for fault in faults), faults
     shutil.rmtree(first.folder)
     assert any(
         "what was consumed cannot be compared" in fault for fault in verify_mix(settings.folder).faults
@@ -157,12 +155,17 @@ def test_verify_finds_a_consumed_document_and_another_earlier_mix(first: MixSett
     assert any("another mix has taken its place" in fault for fault in verify_mix(settings.folder).faults)
 
 
-def test_caps_are_kept_and_what_is_short_is_named(first: MixSettings) -> None:
-    """Swahili is asked for half of the phase, which its unread text does not hold: all of it is planned, once."""
-    settings, numbers = phase(first, {"language-swh_Latn": 0.5})
+def test_caps_are_kept_and_what_is_short_is_named(make_settings: MakeSettings, tiny: TinyMix) -> None:
+    """Half of Swahili may be read in all, which is less than is asked for: so much less is planned as was consumed."""
+    components = once(tiny)
+    components["monolingual"]["max_epochs_of"] = {"swh_Latn": 0.5}
+    first = make_settings("first", samples=FIRST, components=components)
+    build_mix(first)
+    settings, numbers = phase(first, {"language-swh_Latn": 0.9})
     assert "monolingual/swh_Latn" in numbers.short
     source = next(s for s in numbers.sources if (s.component, s.language) == ("monolingual", "swh_Latn"))
-    assert source.tokens == source.unread_tokens and source.epochs == pytest.approx(1)
+    assert source.consumed_tokens + source.tokens == pytest.approx(0.5 * source.store_tokens, abs=2)
+    assert source.epochs == pytest.approx(0.5, abs=0.01)
     assert plan_mix(settings).planned_tokens == plan_mix(settings).tokens
     told = {(s["component"], s["language"]) for s in numbers.to_dict()["sources"]}
     assert ("monolingual", "swh_Latn") in told and numbers.notes
