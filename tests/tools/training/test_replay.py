@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from emma.base.errors import UserError
 from emma.recipes.load import load_recipe
 from emma.tools.mix.build import build_mix
 from emma.tools.mix.prepare import MixSettings
@@ -178,7 +179,7 @@ def test_a_phase_is_written_anew_after_a_kill_and_refused_where_text_is_missing(
             )
         }
     )
-    with pytest.raises(Exception, match="A phase cannot follow: .*holds .* tokens at its caps"):
+    with pytest.raises(UserError, match=r"A phase cannot follow: .*holds .* tokens at its caps"):
         continued(capped, run.path)
     refused = read_decision(run.path)
     assert refused is not None and refused.refused and refused.phase is None
