@@ -36,7 +36,7 @@ from emma.slurm.nodes import remember
 from emma.slurm.notify import notify
 from emma.slurm.verdict import verdict
 from emma.tools.runs.claim import Claim
-from emma.tools.runs.decision import phases_after
+from emma.tools.runs.decision import latest_phase
 from emma.tools.runs.fence import InUseError
 from emma.tools.runs.run_folder import GOES_BACK, Launch, RunFolder
 
@@ -57,7 +57,7 @@ class EndingError(InUseError):
 
 def owner(folder: Path) -> str | None:
     """The job that Slurm must be asked about before this one may take the run."""
-    claim = RunFolder(_continued(folder)).claims.writer()
+    claim = RunFolder(latest_phase(folder)).claims.writer()
     return claim.job if claim is not None and claim.job != _job() else None
 
 
@@ -113,11 +113,6 @@ def begin(folder: Path, word: str = "") -> Launch | None:
     notify(recipe, "started", f"launch {launch.number} from step {step} on {_nodes()}")
     compute_reference(recipe, run, launch)
     return launch
-
-
-def _continued(folder: Path) -> Path:
-    """The last of the phases that a run's guards have begun, or the run."""
-    return [folder, *phases_after(folder)][-1]
 
 
 def _how_it_ended(claim: Claim, word: str, folder: Path) -> str | None:

@@ -14,6 +14,7 @@ from emma.slurm import query
 from emma.slurm.history import History
 from emma.slurm.sweep import trial_name
 from emma.slurm.watch import silence
+from emma.tools.runs.decision import latest_phase
 from emma.tools.runs.forgetting import Look
 from emma.tools.runs.goodput import goodput, launch_ends
 from emma.tools.runs.metrics import read_metrics
@@ -104,6 +105,8 @@ def collect(runs: Sequence[Path], queue: Sequence[query.Job] | None = None) -> l
     rows = []
     for job, stage, folder in ours:
         run = _trial(job, folder) if stage == "trials" else folder
+        if stage == "train":
+            run = latest_phase(run)  # its guard may have begun one
         facts = _training_facts(run) if stage == "train" or run != folder else {}
         if facts and job.state == "RUNNING":
             facts |= _silence(run)
@@ -120,7 +123,7 @@ def collect(runs: Sequence[Path], queue: Sequence[query.Job] | None = None) -> l
                 **facts,
             )
         )
-    queued = {row.folder for row in rows}
+    queued = {row.folder for row in rows} | {str(folder) for _, _, folder in ours}
     rows += [_without_job(folder) for folder in runs if str(folder) not in queued]
     return rows
 

@@ -11,7 +11,7 @@ from emma.base.files import read_json, write_json
 from emma.recipes.schema import Recipe
 from emma.tools.runs.forgetting import Look
 
-__all__ = ["DECISION", "Decision", "phases_after", "read_decision"]
+__all__ = ["DECISION", "Decision", "latest_phase", "phases_after", "read_decision"]
 
 DECISION = "guard.json"
 
@@ -95,3 +95,8 @@ def phases_after(folder: Path) -> Sequence[Path]:
         folder = folder.parent / decision.phase
         found.append(folder)
     return found
+
+
+def latest_phase(folder: Path) -> Path:
+    """Run folder in which a run's training goes on: its own, or that of the last phase after it."""
+    return [folder, *phases_after(folder)][-1]

@@ -33,6 +33,8 @@ def continued(recipe: Recipe, folder: Path, *, write: bool = True) -> tuple[Reci
     while (decision := RunFolder(folder).standing_decision(recipe)) is not None:
         if decision.action != "replay" or decision.refused is not None:
             break
+        if RunFolder(folder).stop_request.exists():
+            break  # a teammate asked for it
         if decision.phase is None:
             if not write:
                 break

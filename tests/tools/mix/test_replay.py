@@ -123,16 +123,10 @@ def test_validation_stays_the_same(first: MixSettings) -> None:
 
 
 def plant(folder: Path, first: Path) -> None:
-    """Puts the first document that was consumed in place of the phase's first one of equal length."""
+    """Puts the first document that was consumed in place of the phase's first one."""
     path = folder / "train" / "rows.npy"
-    rows, taken = np.load(path), np.load(first / "train" / "rows.npy")[:10]
-    for old in taken:
-        same = np.flatnonzero((rows["tokens"] == old["tokens"]) & (rows["source"] == old["source"]))
-        if len(same):
-            rows[same[0]] = old
-            break
-    else:
-        raise AssertionError("no document of equal length")
+    rows = np.load(path)
+    rows[0] = np.load(first / "train" / "rows.npy")[0]
     np.save(path, rows)
     manifest = json.loads((folder / "manifest.json").read_text())
     for record in manifest["outputs"]:
@@ -146,7 +140,7 @@ def test_verify_finds_a_consumed_document_and_another_earlier_mix(first: MixSett
     build_mix(settings)
     plant(settings.folder, first.folder)
     faults = verify_mix(settings.folder).faults
-    assert any("reads 1 documents of monolingual that were consumed" in fault for fault in faults), faults
+    assert any("reads 1 documents of " in fault and "were consumed of" in fault for fault in faults), faults
     shutil.rmtree(first.folder)
     assert any(
         "what was consumed cannot be compared" in fault for fault in verify_mix(settings.folder).faults
