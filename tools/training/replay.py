@@ -54,7 +54,8 @@ def write_phase(recipe: Recipe, folder: Path, decision: Decision) -> Decision:
     try:
         phase, numbers = phase_of(recipe, folder, decision)
     except UserError as error:
-        refused = decision.write(folder, refused=str(error))
+        # A plan names its faults in lines of their own.
+        refused = decision.write(folder, refused=" ".join(str(error).split()))
         raise UserError(refused.refusal(folder)) from None
     build_mix(MixSettings.of_recipe(phase))
     write_recipe(phase, folder.parent / phase.name / "recipe.yaml")
