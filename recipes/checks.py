@@ -65,6 +65,7 @@ def check_combination(recipe: Recipe, origin: Callable[[Sequence[str | int]], st
         _optimizer,
         _checkpoint,
         _train,
+        _guard,
         _passed_through,
     ):
         for key, problem, fix in faults(recipe):
@@ -327,6 +328,38 @@ def _train(recipe: Recipe) -> Iterator[Fault]:
             "start.mode",
             "scratch makes new weights, of which train.only would leave most untrained",
             "use weights",
+        )
+
+
+def _guard(recipe: Recipe) -> Iterator[Fault]:
+    guard, validation = recipe.guard, recipe.validation
+    if guard is None:
+        return
+    if guard.base is None and recipe.start.mode in ("scratch", "resume"):
+        yield (
+            "guard",
+            f"start.mode: {recipe.start.mode} has no base at its step 0 whose losses could be kept",
+            "remove guard, start from weights, or name the run that has measured the base (guard.base)",
+        )
+    if guard.base is None and not validation.at_start:
+        yield (
+            "validation.at_start",
+            "false, but the guard compares with the losses at step 0",
+            "set it to true, or name the run that has measured the base (guard.base)",
+        )
+    if validation.groups is not None and (
+        missing := [name for name in guard.groups if name not in validation.groups]
+    ):
+        yield (
+            "validation.groups",
+            f"`{missing[0]}` is guarded (guard.groups) but not evaluated",
+            "add it, or remove it from guard.groups",
+        )
+    if guard.action == "replay" and recipe.train is not None:
+        yield (
+            "guard.action",
+            "replay writes a phase, which takes over the moments of all weights, but train.only trains a part of them",
+            "use stop or warn",
         )
 
 

@@ -36,6 +36,7 @@ from emma.slurm.nodes import remember
 from emma.slurm.notify import notify
 from emma.slurm.verdict import verdict
 from emma.tools.runs.claim import Claim
+from emma.tools.runs.decision import latest_phase
 from emma.tools.runs.fence import InUseError
 from emma.tools.runs.run_folder import GOES_BACK, Launch, RunFolder
 
@@ -56,12 +57,12 @@ class EndingError(InUseError):
 
 def owner(folder: Path) -> str | None:
     """The job that Slurm must be asked about before this one may take the run."""
-    claim = RunFolder(folder).claims.writer()
+    claim = RunFolder(latest_phase(folder)).claims.writer()
     return claim.job if claim is not None and claim.job != _job() else None
 
 
 def begin(folder: Path, word: str = "") -> Launch | None:
-    """Claims a run for this job and decides what the ranks start from.
+    """Claims a run for this job, or the phase in which it goes on, and decides what the ranks start from.
 
     Args:
         folder: run folder with `recipe.yaml`.
@@ -79,14 +80,21 @@ def begin(folder: Path, word: str = "") -> Launch | None:
     from emma.checkpoints_conversion.checkpoint import check_start
     from emma.tools.training.launch import compute_reference
     from emma.tools.training.plan_start import check_mix, describe
+    from emma.tools.training.replay import continued
 
-    recipe, run, history = load_recipe(folder), RunFolder(folder), History(folder)
+    recipe, path = continued(load_recipe(folder), folder)
+    run, history = RunFolder(path), History(path)
+    if run.finished(recipe) and path != folder:
+        raise UserError(
+            f"{folder}: its guard ended it, and training is finished in {path}. Fix: for the later stages, `emma slurm submit "
+            f"{path} --from convert`"
+        )
     if run.finished(recipe) or _pruned(folder):
         return None
     left = run.claims.writer()
 
     def gone(claim: Claim) -> str | None:
-        return _how_it_ended(claim, word, folder)
+        return _how_it_ended(claim, word, path)
 
     # A launch that nobody ended is counted before this one begins: by how it ended.
     if left is not None and (how := gone(left)) is not None:
@@ -168,7 +176,8 @@ def end(folder: Path, exit_code: int) -> int:
 
     Raises:
         DisplacedError: another launch has the run.
-        UserError: the run must not continue: the ranks refused it, no progress, or a teammate asked it to stop.
+        UserError: the run must not continue: the ranks refused it, its guard ended it, no progress, or a teammate asked it
+            to stop.
     """
     recipe, run, history = load_recipe(folder), RunFolder(folder), History(folder)
     launch, step = run.own_launch(), run.latest_step()
@@ -199,6 +208,15 @@ def end(folder: Path, exit_code: int) -> int:
         return 0
     if run.stop_request.exists():
         raise UserError(f"{run.stop_request}: stopped. Fix: to continue, remove the file and submit again")
+    decision = run.standing_decision(recipe)
+    if decision is not None and decision.action == "replay" and decision.refused is None:
+        # `begin` writes the phase, and starts the ranks in it.
+        print(f"{run.path}: ended by its guard at step {decision.step}: {decision.reason}", file=sys.stderr)
+        return AGAIN
+    if decision is not None:
+        message = decision.refusal(run.path)
+        notify(recipe, "given up", message)
+        raise UserError(message)
     if goes_back:
         # `safety.rewinds` and the number of checkpoints limit how often.
         print(run.why_it_goes_back(launch), file=sys.stderr)

@@ -11,6 +11,7 @@ from emma.recipes.load import load_recipe
 from emma.slurm import query
 from emma.slurm.stages import job_name, place
 from emma.slurm.watch import silence
+from emma.tools.runs.decision import latest_phase
 from emma.tools.runs.run_folder import RunFolder
 
 __all__ = ["declare_gone", "patience", "stop"]
@@ -20,6 +21,7 @@ POLL_SECONDS = 2.0
 
 def patience(folder: Path) -> float:
     """Seconds that the ranks may need for a step and a checkpoint: the time after which they would count as stalled."""
+    folder = latest_phase(folder)
     recipe, run = load_recipe(folder), RunFolder(folder)
     if run.claims.writer() is None:
         return 0.0
@@ -43,7 +45,8 @@ def stop(folder: Path, seconds: float, say: Callable[[str], None]) -> int:
     Raises:
         SlurmError: the jobs cannot be listed or cancelled.
     """
-    recipe, run = load_recipe(folder), RunFolder(folder)
+    # The jobs are those of the run; its guard may have begun a phase, in which they train.
+    recipe, run = load_recipe(folder), RunFolder(latest_phase(folder))
     run.stop_request.touch()
     say(
         f"{run.stop_request}: the ranks save after this step and end; remove the file to let the run continue"
@@ -75,7 +78,7 @@ def declare_gone(folder: Path) -> str:
     Raises:
         UserError: nobody writes the run.
     """
-    claims = RunFolder(folder).claims
+    claims = RunFolder(latest_phase(folder)).claims
     writer = claims.writer()
     if writer is None:
         raise UserError(f"{folder}: nobody writes this run; there is nothing to declare")

@@ -189,6 +189,8 @@ def plan_chain(
                 check_partitions(recipe, left)
         with problems:
             RunFolder(recipe.run_folder).check_recipe(recipe)
+        with problems:
+            _refuse_ended(recipe)
     leaving: list[str] = []
     without = dict[str, str]()
     if any(stage.name == "train" for stage in left) and _has_slurm():
@@ -219,6 +221,19 @@ def plan_chain(
         made += new
         before = {"after_ok": (new[-1].key,)}
     return Chain(recipe, tuple(made), settled, plan, tuple(problems.found), tuple(leaving), without)
+
+
+def _refuse_ended(recipe: Recipe) -> None:
+    """Refuses a run that its guard has ended, unless the phase is still to be written, which its first job does."""
+    run = RunFolder(recipe.run_folder)
+    decision = run.standing_decision(recipe)
+    if decision is not None and (decision.action == "stop" or decision.phase or decision.refused):
+        more = (
+            f". Fix: submit that run: `emma slurm submit {run.path.parent / decision.phase}`"
+            if decision.phase
+            else ""
+        )
+        raise UserError(decision.refusal(run.path) + more)
 
 
 def _finished(recipe: Recipe, stages: Sequence[Stage]) -> dict[str, str]:

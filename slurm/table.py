@@ -14,9 +14,11 @@ from emma.slurm import query
 from emma.slurm.history import History
 from emma.slurm.sweep import trial_name
 from emma.slurm.watch import silence
+from emma.tools.runs.decision import latest_phase
+from emma.tools.runs.forgetting import Look
 from emma.tools.runs.goodput import goodput, launch_ends
 from emma.tools.runs.metrics import read_metrics
-from emma.tools.runs.run_folder import RunFolder
+from emma.tools.runs.run_folder import GUARDED, RunFolder
 
 __all__ = ["Row", "collect", "find_runs", "table_text"]
 
@@ -42,6 +44,7 @@ class Row:
         silent: seconds without progress, of a job whose ranks run; `silent_limit`: when they count as stalled.
         doing: what they do: `start-up`, `step`, `save`, `validation`, `end`, or `no ranks`.
         goodput: share of the run's device-hours that went into steps which count.
+        forgotten: groups that the guard found above their bounds at the latest validation, in words.
         ended: how each earlier launch ended, oldest first.
         next: jobs that wait for this one.
     """
@@ -63,6 +66,7 @@ class Row:
     silent_limit: float | None = None
     doing: str | None = None
     goodput: float | None = None
+    forgotten: tuple[str, ...] = ()
     ended: tuple[str, ...] = ()
     next: str | None = None
 
@@ -101,6 +105,8 @@ def collect(runs: Sequence[Path], queue: Sequence[query.Job] | None = None) -> l
     rows = []
     for job, stage, folder in ours:
         run = _trial(job, folder) if stage == "trials" else folder
+        if stage == "train":
+            run = latest_phase(run)  # its guard may have begun one
         facts = _training_facts(run) if stage == "train" or run != folder else {}
         if facts and job.state == "RUNNING":
             facts |= _silence(run)
@@ -117,7 +123,7 @@ def collect(runs: Sequence[Path], queue: Sequence[query.Job] | None = None) -> l
                 **facts,
             )
         )
-    queued = {row.folder for row in rows}
+    queued = {row.folder for row in rows} | {str(folder) for _, _, folder in ours}
     rows += [_without_job(folder) for folder in runs if str(folder) not in queued]
     return rows
 
@@ -165,7 +171,10 @@ def _training_facts(folder: Path) -> dict[str, Any]:
     share = goodput(recipe, run)
     facts |= {"goodput": share.share if share else None}
     facts |= {"ended": tuple(str(end) for end in launch_ends(run) if end.how is not None)}
-    logged = read_metrics(run.metrics_file)[0]
+    logged, validations = read_metrics(run.metrics_file)
+    if validations:
+        looks = (Look(**look) for look in validations[-1].get("guard", ()))
+        facts |= {"forgotten": tuple(str(look) for look in looks if look.forgotten)}
     if not logged:
         return facts
     last = logged[-1]
@@ -205,6 +214,8 @@ def _idle_state(recipe: Recipe, run: RunFolder) -> str:
         return "finished"
     if run.stop_request.exists():
         return "stopped by request"
+    if (decision := run.standing_decision(recipe)) is not None:
+        return f"goes on in {decision.phase}" if decision.phase else f"{GUARDED} at step {decision.step}"
     history = History(run.path)
     if history.attempts_without_progress(run.latest_step()) >= recipe.cluster.slurm.attempts:
         return "given up"
@@ -236,6 +247,9 @@ def table_text(rows: Sequence[Row]) -> str:
             for cell, width, name in zip(line, widths, _COLUMNS, strict=True)
         ]
         lines.append("  ".join(parts).rstrip())
+    forgotten = {row.run: row.forgotten for row in rows if row.forgotten}
+    lines += [""] if forgotten else []
+    lines += [f"{run} forgets: {'; '.join(groups)}" for run, groups in forgotten.items()]
     ended = {row.run: row.ended for row in rows if row.ended}
     lines += [""] if ended else []
     for run, ends in ended.items():

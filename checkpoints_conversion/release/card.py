@@ -67,6 +67,7 @@ def render_card(facts: CardFacts, year: str) -> str:
     """
     from emma.checkpoints_conversion.main_weights import release_sentence
     from emma.tools.charts.scales import duration, number
+    from emma.tools.report.guard import guard_sentences
     from emma.tools.report.provenance import recipe_facts
 
     return render_markdown(
@@ -78,6 +79,7 @@ def render_card(facts: CardFacts, year: str) -> str:
         recipe_facts=recipe_facts(facts.record),
         grown=facts.record.growth,
         environment=facts.record.environment,
+        guard=guard_sentences(facts.record),
         year=year,
         key=re.sub(r"[^a-z0-9]+", "-", facts.title.lower()).strip("-"),
         extremes=_extremes(facts),

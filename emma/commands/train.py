@@ -87,6 +87,9 @@ def command(
     checkpoint whose files are not what was written is set aside, and the one before is used.
     SIGTERM or Ctrl-C saves after the current step and exits with 0. The ranks' output is in RUN/logs/.
 
+    A guard that stops the run ends the command with exit code 1 and the reason. One that replays ends the launch, writes
+    the phase RUN-replay1, and the command goes on in it; so does the same command when it is called again.
+
     --prove N trains N steps of the run's samples with transformers' model and torch's AdamW and compares loss,
     gradient norm and learning rate of each with what Megatron logged; Megatron first trains them, in a folder of
     their own, if the run has not begun. The exit code is 1 if they differ.
@@ -96,6 +99,7 @@ def command(
       emma train demo schedule.steps=100 parallelism.tensor=2
       emma train demo --prove 20
     """
+    from emma.base.errors import CheckFailedError
     from emma.base.extras import need
     from emma.base.sharing import shared
     from emma.checkpoints_conversion.checkpoint import check_start
@@ -110,6 +114,7 @@ def command(
     )
     from emma.tools.training.plan_start import check_mix, describe
     from emma.tools.training.proven import refuse_unproven
+    from emma.tools.training.replay import continued
 
     if prove is not None:
         if print_command or prepare or take_over:
@@ -140,26 +145,36 @@ def command(
     if not dry_run:
         need("train", "emma train", "torch", "megatron", "transformers")
     check_fits(recipe)
-    mix = check_mix(recipe)
-    if folder.finished(recipe):
-        _say(
-            f"{folder.path}: step {recipe.schedule.steps} is reached; nothing to do", recipe, folder, as_json
-        )
-        return 0
-    if not folder.latest_step():
-        check_start(recipe)
-    if dry_run:
-        folder.check_load(recipe)
-        _say(describe(recipe, folder, mix), recipe, folder, as_json)
-        return 0
-    with shared(folder.path):
-        launch = folder.prepare(recipe, take_over=take_over)
-        click.echo(describe(recipe, folder, mix), err=as_json)
-        if prepare:
-            compute_reference(recipe, folder, launch)
-            click.echo(f"export {IDENTITY}={launch.identity}")
+    while True:
+        # A guard may have ended the run and begun a phase, or do so now.
+        recipe, path = continued(recipe, folder.path, write=not dry_run)
+        if path != folder.path:
+            click.echo(f"{folder.path}: ended by its guard; training goes on in {path}", err=True)
+            folder = RunFolder(path)
+        mix = check_mix(recipe)
+        if folder.finished(recipe):
+            said = f"{folder.path}: step {recipe.schedule.steps} is reached; nothing to do"
+            _say(said, recipe, folder, as_json)
             return 0
-        train_here(recipe, folder, launch)
+        if not folder.latest_step():
+            check_start(recipe)
+        if dry_run:
+            folder.check_load(recipe)
+            _say(describe(recipe, folder, mix), recipe, folder, as_json)
+            return 0
+        with shared(folder.path):
+            launch = folder.prepare(recipe, take_over=take_over)
+            click.echo(describe(recipe, folder, mix), err=as_json)
+            if prepare:
+                compute_reference(recipe, folder, launch)
+                click.echo(f"export {IDENTITY}={launch.identity}")
+                return 0
+            train_here(recipe, folder, launch)
+        decision = folder.standing_decision(recipe)
+        if decision is None:
+            break
+        if decision.action == "stop":
+            raise CheckFailedError(decision.refusal(folder.path))
     reached = folder.latest_step()
     if reached >= recipe.schedule.steps:
         said = f"finished at step {reached}: {folder.checkpoints}"

@@ -196,7 +196,7 @@ class Rehydrated(Section):
 class MixComponent(Section):
     """One component's part in the mix, and how it is divided among its sources (languages or pairs)."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"rehydrate"})
+    later: ClassVar[frozenset[str]] = frozenset({"rehydrate", "factor_of"})
 
     share: float = Field(gt=0)
     """Part of the mix's tokens, relative to the other components' shares (percentages are fine)."""
@@ -209,6 +209,8 @@ class MixComponent(Section):
     """Most epochs over a source. What a capped source cannot give, the others of its component do."""
     max_epochs_of: dict[str, float] = Field(default_factory=dict)
     """Caps for single languages or pairs."""
+    factor_of: dict[str, float] = Field(default_factory=dict)
+    """Factors for single languages or pairs, on top of their weights."""
     include: list[str] = Field(default_factory=lambda: ["*"])
     """Patterns (`*`, `?`) of languages or pairs that take part, e.g. `eng_Latn-*`."""
     exclude: list[str] = Field(default_factory=list)
@@ -238,6 +240,16 @@ class MixComponent(Section):
             if cap <= 0:
                 raise ValueError(
                     f"max_epochs_of.{language} is {cap}; give a cap above 0, or exclude the language"
+                )
+        return value
+
+    @field_validator("factor_of")
+    @classmethod
+    def _above_zero(cls, value: dict[str, float]) -> dict[str, float]:
+        for language, factor in value.items():
+            if factor <= 0:
+                raise ValueError(
+                    f"factor_of.{language} is {factor}; give a factor above 0, or exclude the language"
                 )
         return value
 

@@ -10,6 +10,7 @@ import orjson
 from pydantic import Field
 
 from emma.recipes.schema.data import Data
+from emma.recipes.schema.guard import Guard
 from emma.recipes.schema.hardware import Cluster, Precision
 from emma.recipes.schema.model import Model
 from emma.recipes.schema.section import Section
@@ -34,7 +35,7 @@ __all__ = ["Recipe"]
 class Recipe(Section):
     """Everything a run is made of; `emma.recipes.load.load_recipe` reads, composes and checks one."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"train", "tokenizer_extension"})
+    later: ClassVar[frozenset[str]] = frozenset({"train", "tokenizer_extension", "guard"})
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run and of its folder."""
@@ -58,6 +59,8 @@ class Recipe(Section):
     paths: Paths = Paths()
     train: Train | None = None
     """Which part of the model is trained; default: all of it."""
+    guard: Guard | None = None
+    """How much validation groups may be forgotten, and what happens if they are; default: no bound."""
     tokenizer_extension: Extension | None = None
     """How `emma tokenizer extend` makes new tokens; default: its own defaults. Nothing else reads it."""
     environment: dict[str, str] = Field(default_factory=dict)

@@ -12,6 +12,7 @@ from emma.recipes.schema.section import Section
 __all__ = [
     "Batch",
     "Checkpoint",
+    "OWN_CURVES",
     "Logging",
     "Optimizer",
     "Parallelism",
@@ -81,6 +82,10 @@ class Batch(Section):
     whole sample, including other documents."""
 
 
+OWN_CURVES = ("cosine_inf", "range_test")
+"""Values of `schedule.decay` that are no style of Megatron's."""
+
+
 class Schedule(Section):
     """Learning rate over steps."""
 
@@ -89,13 +94,44 @@ class Schedule(Section):
     learning_rate: float = Field(gt=0)
     """Peak learning rate."""
     min_learning_rate: float = Field(0.0, ge=0)
-    """Learning rate at the last step."""
+    """Learning rate at the last step; of a range test, at the first."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps of linear warm-up from 0 to `learning_rate`."""
-    decay: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """Shape of the decay; `wsd` is warm-up, stable, decay."""
+    """Steps of linear warm-up to `learning_rate`."""
+    warmup_from: float = Field(0.0, ge=0)
+    """Learning rate at which warm-up begins; a phase that re-warms begins where the run before it has ended."""
+    decay: Literal["cosine", "linear", "constant", "wsd", "cosine_inf", "range_test"] = "cosine"
+    """Shape of the decay. `wsd`: warm-up, stable, decay. `cosine_inf`: half a cosine down to `constant_learning_rate`, which
+    then stays for as long as training goes on, and `anneal_steps` at the end. `range_test`: no decay, but an exponential
+    rise from `min_learning_rate` to `learning_rate`, to see in the loss which rates a model takes."""
     wsd_decay_steps: int | None = Field(None, gt=0)
     """With `decay: wsd`: length of the final decay, in steps."""
+    wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = "linear"
+    """With `decay: wsd`: shape of the final decay, as Megatron names it."""
+    constant_learning_rate: float | None = Field(None, gt=0)
+    """With `decay: cosine_inf`: the rate after the cosine."""
+    cooldown_steps: int | None = Field(None, gt=0)
+    """With `decay: cosine_inf`: length of the cosine, in steps."""
+    anneal_steps: int = Field(0, ge=0)
+    """With `decay: cosine_inf`: steps at the end in which the rate falls exponentially to `min_learning_rate`; 0: none."""
+    offset: int = Field(0, ge=0)
+    """Steps that the learning rate is ahead: step 1 has the rate that step 1 + `offset` of a run of `steps` + `offset`
+    would have. So a phase goes on along the curve of the run before it."""
+
+    later: ClassVar[frozenset[str]] = frozenset(
+        {
+            "warmup_from",
+            "wsd_decay_style",
+            "constant_learning_rate",
+            "cooldown_steps",
+            "anneal_steps",
+            "offset",
+        }
+    )
+
+    @property
+    def curve_steps(self) -> int:
+        """Steps of the whole curve of the learning rate, of which the run takes the last `steps`."""
+        return self.offset + self.steps
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -103,13 +139,49 @@ class Schedule(Section):
             raise ValueError(
                 f"min_learning_rate ({self.min_learning_rate}) is above learning_rate ({self.learning_rate})"
             )
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})")
+        if self.warmup_steps >= self.curve_steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below steps ({self.curve_steps})")
+        if self.warmup_from > self.learning_rate or (self.warmup_from and not self.warmup_steps):
+            raise ValueError(
+                f"warmup_from ({self.warmup_from}) needs warmup_steps, and a learning_rate ({self.learning_rate}) that is not "
+                "below it"
+            )
         if (self.decay == "wsd") != (self.wsd_decay_steps is not None):
             raise ValueError("wsd_decay_steps goes with decay: wsd, and only with it")
-        if self.wsd_decay_steps is not None and self.wsd_decay_steps + self.warmup_steps > self.steps:
+        if self.wsd_decay_style != "linear" and self.decay != "wsd":
+            raise ValueError("wsd_decay_style goes with decay: wsd, and only with it")
+        if self.wsd_decay_steps is not None and self.wsd_decay_steps + self.warmup_steps > self.curve_steps:
             raise ValueError(
-                f"wsd_decay_steps ({self.wsd_decay_steps}) + warmup_steps ({self.warmup_steps}) exceed steps ({self.steps})"
+                f"wsd_decay_steps ({self.wsd_decay_steps}) + warmup_steps ({self.warmup_steps}) exceed steps ({self.curve_steps})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _own_curves(self) -> Self:
+        steady, cooling, low = self.constant_learning_rate, self.cooldown_steps, self.min_learning_rate
+        infinite = self.decay == "cosine_inf"
+        if {steady is not None, cooling is not None} != {infinite} or (self.anneal_steps and not infinite):
+            raise ValueError(
+                "constant_learning_rate and cooldown_steps go with decay: cosine_inf, and it with both of them; anneal_steps "
+                "goes with nothing else"
+            )
+        if steady is not None and cooling is not None:
+            if not low <= steady <= self.learning_rate:
+                raise ValueError(
+                    f"constant_learning_rate ({steady}) must lie between min_learning_rate ({low}) and learning_rate "
+                    f"({self.learning_rate})"
+                )
+            if self.anneal_steps and not low:
+                raise ValueError(
+                    "anneal_steps need a min_learning_rate above 0: the rate falls exponentially"
+                )
+            if (used := self.warmup_steps + cooling + self.anneal_steps) > self.curve_steps:
+                raise ValueError(
+                    f"warmup_steps + cooldown_steps + anneal_steps ({used}) exceed steps ({self.curve_steps})"
+                )
+        if self.decay == "range_test" and (not low or self.warmup_steps or self.offset):
+            raise ValueError(
+                "decay: range_test rises exponentially from min_learning_rate, which must be above 0, without warm-up or offset"
             )
         return self
 

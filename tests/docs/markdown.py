@@ -34,6 +34,7 @@ PAGES = [
     ),
     *(
         "docs/slurm.md",
+        "docs/guard.md",
         "docs/launch_protocol.md",
         "docs/clusters.md",
         "docs/architecture.md",

@@ -37,7 +37,7 @@ def test_every_key_is_documented() -> None:
 
 def test_a_key_says_type_default_and_meaning() -> None:
     (entry,) = explain("schedule.decay")
-    assert entry.type == "one of cosine, linear, constant, wsd"
+    assert entry.type == "one of cosine, linear, constant, wsd, cosine_inf, range_test"
     assert entry.default == "cosine"
     assert "decay" in entry.description
     (entry,) = explain("data.mix.components.code.share")

@@ -35,7 +35,7 @@ def test_each_name_of_the_table_exists(tmp_path: Path) -> None:
     for pattern in TABLE["megatron_args"]:
         assert any(fnmatchcase(name, pattern) for name in known), pattern
         assert not any(fnmatchcase(name, pattern) for name in REFUSED_MEGATRON_ARGS), pattern
-    keys = small_recipe(tmp_path).to_dict()
+    keys = small_recipe(tmp_path, ["guard={groups: {a: 0.1}, base: b}"]).to_dict()
     for key in TABLE["recipe"]:
         section, _, name = key.partition(".")
         value = keys[section]

@@ -8,16 +8,20 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from emma.base.errors import UserError
 from emma.base.files import write_json
-from emma.recipes.load import write_recipe
+from emma.recipes.load import load_recipe, write_recipe
+from emma.recipes.schema import Recipe
 from emma.slurm.history import History
 from emma.slurm.link import AGAIN, CONTINUES, LATER, EndingError, begin, end, failed_nodes, owner
 from emma.tools.runs.claim import Claim
+from emma.tools.runs.decision import Decision
 from emma.tools.runs.fence import DisplacedError, InUseError
+from emma.tools.runs.forgetting import Look
 from emma.tools.runs.run_folder import IDENTITY, Launch, RunFolder
 from emma.tools.runs.set_aside import LoadFailure, set_aside
 from tests.slurm.conftest import MakeRecipe
@@ -376,3 +380,65 @@ def test_no_node_is_named_where_only_the_network_failed(run: RunFolder) -> None:
         report = {"node": node, "rank": rank, "faults": [], "network": ["all-reduce over 2 ranks: timed out"]}
         write_json(logs / f"preflight-{rank}.json", report)
     assert failed_nodes(run.path, ["n1", "n2"]) == []
+
+
+def guarded(run: RunFolder, action: str, **facts: object) -> RunFolder:
+    """The run with a guard that has ended it at step 5."""
+    recipe = load_recipe(
+        run.path, [f"guard={{groups: {{component-code: 0.01}}, action: {action}, base: base}}"]
+    )
+    write_recipe(recipe, run.recipe_file)
+    save(run.checkpoints, 5)
+    look = Look(5, "component-code", 0.01, 0.04, 0.004, 0.02, 0.001, 60, forgotten=True)
+    decision: Any = Decision(5, action, [look], **facts)  # type: ignore[arg-type]
+    decision.write(run.path)
+    return run
+
+
+def test_a_guard_that_stops_ends_the_chain_with_its_reason(run: RunFolder) -> None:
+    start(run)
+    guarded(run, "stop")
+    for step in (lambda: end(run.path, 0), lambda: start(run)):
+        with pytest.raises(
+            UserError, match=r"ended it at step 5: component-code: .*\+4\.00 %.*warn"
+        ) as raised:
+            step()
+        assert raised.value.exit_code == 2
+
+
+def test_a_guard_that_replays_starts_the_ranks_in_its_phase(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job goes on at once; so do the links after it, whose scripts still name the first run."""
+    start(run)
+    guarded(run, "replay")
+    assert end(run.path, 0) == AGAIN
+
+    def write(recipe: Recipe, folder: Path, decision: Decision) -> Decision:
+        phase = load_recipe(
+            folder, ["name=phase", f"start={{mode: phase, checkpoint: '{folder}', step: 5}}", "guard=null"]
+        )
+        write_recipe(phase, folder.parent / "phase" / "recipe.yaml")
+        return decision.write(folder, phase="phase")
+
+    monkeypatch.setattr("emma.tools.training.replay.write_phase", write)
+    monkeypatch.setattr("emma.checkpoints_conversion.checkpoint.check_start", lambda recipe: None)
+    launch = start(run)
+    phase = RunFolder(run.path.parent / "phase")
+    # What the script takes the run's folder from.
+    assert launch.logs.removesuffix("/logs/launch-0001") == str(phase.path)
+    assert owner(run.path) is None and phase.claims.writer() is not None
+    save(phase.checkpoints, 3)
+    assert end(phase.path, 1) == CONTINUES
+    assert start(run).load.step == 3
+    save(phase.checkpoints, load_recipe(phase.path).schedule.steps)
+    assert end(phase.path, 0) == 0
+    with pytest.raises(UserError, match=r"training is finished in .*phase.*--from convert"):
+        begin(run.path)
+
+
+def test_a_phase_that_cannot_be_written_ends_the_chain(run: RunFolder) -> None:
+    start(run)
+    guarded(run, "replay", refused="the mix holds 3 tokens")
+    with pytest.raises(UserError, match="A phase cannot follow: the mix holds 3 tokens"):
+        end(run.path, 0)

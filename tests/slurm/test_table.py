@@ -17,6 +17,8 @@ from emma.slurm.history import History
 from emma.slurm.query import Job
 from emma.slurm.table import collect, find_runs, table_text
 from emma.tools.runs.claim import Claim
+from emma.tools.runs.decision import Decision
+from emma.tools.runs.forgetting import Look
 from emma.tools.runs.goodput import goodput
 from emma.tools.runs.metrics import append_metrics
 from emma.tools.runs.run_folder import RunFolder
@@ -169,3 +171,24 @@ def test_runs_are_found_in_folders(run: RunFolder, tmp_path: Path) -> None:
     assert find_runs([Path("runs")]) == [run.path] == find_runs([run.path])
     with pytest.raises(UserError, match="nowhere: no such folder"):
         find_runs([tmp_path / "nowhere"])
+
+
+def test_a_guard_says_what_is_forgotten_and_where_training_goes_on(run: RunFolder) -> None:
+    recipe = load_recipe(run.path, ["guard={groups: {component-code: 0.01}, action: stop, base: base}"])
+    write_recipe(recipe, run.recipe_file)
+    look = Look(5, "component-code", 0.01, 0.04, 0.004, 0.02, 0.001, 60, forgotten=True)
+    append_metrics(run.metrics_file, {"step": 5, "validation": {}, "guard": [look.to_dict()]})
+    Decision(5, "stop", [look]).write(run.path)
+    (row,) = collect([run.path], [])
+    assert row.state == "ended by its guard at step 5" and row.forgotten == (str(look),)
+    assert "small forgets: component-code: bits per byte +4.00 %" in table_text([row])
+    # The jobs of a run whose guard has begun a phase train there.
+    Decision(5, "replay", [look], phase="phase").write(run.path)
+    phase = RunFolder(run.path.parent / "phase")
+    write_recipe(load_recipe(run.path, ["name=phase", "guard=null"]), phase.recipe_file)
+    (row,) = collect([run.path], [job(7, "train", run.path, "RUNNING")])
+    assert (row.run, row.step, row.forgotten) == ("phase", 0, ())
+    recipe = load_recipe(run.path, ["guard={groups: {component-code: 0.01}, action: replay, base: base}"])
+    write_recipe(recipe, run.recipe_file)
+    (row,) = collect([run.path], [])
+    assert row.state == "goes on in phase"

@@ -19,6 +19,7 @@ from emma.base.processes import available_cores
 from emma.base.progress import progress
 from emma.base.staging import WrittenMeanwhileError, staged_folder
 from emma.base.writers import sole_writer
+from emma.recipes.schema.data import Consumed
 from emma.tools.mix.catalogue import Catalogue, Part, load_catalogues
 from emma.tools.mix.fit import PACKED_ROWS, TooManyError, choose, expected_rows, pack
 from emma.tools.mix.layout import FORMAT, ROW, RULES, DatasetInfo, MixInfo, read_mix
@@ -158,10 +159,20 @@ def _write(
         },
         rehydrate={name: [entry.model_dump() for entry in entries] for name, entries in rehydrate.items()},
         consumed=bool(rehydrate and settings.mix.exclude_consumed),
+        excludes=[_exclude(settings.folder, entry) for entry in settings.mix.exclude_consumed],
     )
     write_json(folder / "mix.json", info.to_dict())
     _manifest(settings, prepared, plan, train, folder, started).write(folder)
     return info
+
+
+def _exclude(folder: Path, entry: Consumed) -> dict[str, Any]:
+    earlier = read_mix(Path(entry.mix))
+    return {
+        "mix": os.path.relpath(earlier.folder.resolve(), folder.resolve()),
+        "fingerprint": earlier.fingerprint,
+        "samples": earlier.samples if entry.samples is None else entry.samples,
+    }
 
 
 def _write_train(

@@ -133,7 +133,8 @@ class MixInfo:
     `fingerprint` identifies the content: budget, plan, seed, packing and store. `tokens` is samples ×
     sequence length. `groups` has the counts of each validation group, and `bytes_per_token` of its text. `rules` is the
     version of the rules by which documents were chosen (`RULES`). `rehydrate` is the recipe's, by component, and `consumed` then
-    says whether documents of earlier phases were left out; mixes that rehydrate nothing have neither.
+    says whether documents of earlier phases were left out; mixes that rehydrate nothing have neither. `excludes` names the
+    earlier phases: each one's mix (relative to this folder), its fingerprint, and how many samples were consumed.
     """
 
     folder: Path
@@ -155,6 +156,7 @@ class MixInfo:
     rules: int = 1
     rehydrate: dict[str, list[dict[str, int]]] = field(default_factory=dict)
     consumed: bool = False
+    excludes: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def train(self) -> Path:
@@ -176,6 +178,7 @@ class MixInfo:
     def to_dict(self) -> dict[str, Any]:
         """Content of `mix.json`."""
         hidden = {"folder"} if self.rehydrate else {"folder", "rehydrate", "consumed"}
+        hidden |= set() if self.excludes else {"excludes"}
         return {"format": FORMAT, **{key: value for key, value in vars(self).items() if key not in hidden}}
 
 

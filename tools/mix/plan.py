@@ -24,6 +24,7 @@ __all__ = [
     "plan_validation",
     "water_fill",
     "realised",
+    "weight_of",
 ]
 
 
@@ -229,7 +230,7 @@ def make_plan(
     planned, notes, faults = [], [], []
     for name, part in zip(names, parts.tolist(), strict=True):
         members = by_component[name]
-        weights = [_weight(mix, source) for source in members]
+        weights = [weight_of(mix, source) for source in members]
         targets = water_fill(part, weights, caps[name])
         rows = [
             PlannedSource(source, int(target), cap)
@@ -271,11 +272,14 @@ def _cap(mix: Mix, source: Source) -> int:
     return int(source.tokens * epochs)
 
 
-def _weight(mix: Mix, source: Source) -> float:
+def weight_of(mix: Mix, source: Source) -> float:
+    """What a source's part of its component is in proportion to, while no source is at its cap."""
     component = mix.components[source.component]
+    factor = component.factor_of.get(source.language, 1.0)
     if component.temperature is not None:
-        return float(max(source.tokens, 1) ** (1 / component.temperature))
-    factor = component.categories[source.category].factor if source.category is not None else 1.0
+        return float(max(source.tokens, 1) ** (1 / component.temperature)) * factor
+    if source.category is not None:
+        factor *= component.categories[source.category].factor
     return max(source.tokens, 1) * factor
 
 

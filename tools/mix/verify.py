@@ -15,6 +15,7 @@ from emma.base.manifest import MANIFEST_NAME, Manifest
 from emma.recipes.schema.data import Rehydrated
 from emma.tools.mix.catalogue import Catalogue, load_catalogue
 from emma.tools.mix.dataset_check import DatasetCheck
+from emma.tools.mix.disjoint import prove_disjoint
 from emma.tools.mix.layout import RULES, MixInfo, read_dataset_info, read_mix
 from emma.tools.mix.order import FALSE_ALARM, Order
 from emma.tools.pack.store import open_component
@@ -78,7 +79,8 @@ def verify_mix(folder: Path, *, fingerprint: str | None = None, earlier: str | N
     the mix was built from; for every dataset that rows are whole documents of the right source and split,
     within their shards, that documents are repeated evenly, that samples follow each other without gaps and in the
     promised number, and that every `.idx` agrees with the rows; that every source gives what was planned, to the
-    document; that the order of training is a uniform one (`order.py`).
+    document; that the order of training is a uniform one (`order.py`); that no document is read which an earlier phase
+    consumed (`disjoint.py`).
 
     Args:
         folder: `mix/<name>`.
@@ -127,6 +129,10 @@ def verify_mix(folder: Path, *, fingerprint: str | None = None, earlier: str | N
                 faults += [f"{path / 'rows.npy'}: {fault}" for fault in result.order.faults]
         except (UserError, OSError, ValueError) as error:
             faults.append(f"{path}: {error}")
+    if mix.excludes and len(catalogues) == len(mix.components):
+        proof = prove_disjoint(mix, catalogues)
+        faults += proof.faults
+        result.notes += proof.notes
     for name, entries in mix.rehydrate.items():
         said = ", ".join(f"{entry['times']} × from {entry['copies']} copies" for entry in entries)
         result.notes.append(

@@ -17,6 +17,7 @@ from emma.tools.languages.labels import language_name
 from emma.tools.report.benchmarks import benchmark_views, checkpoint_figures
 from emma.tools.report.forgetting import forgetting_rows
 from emma.tools.report.gains import gain_sections, headline, other_rows, progress_chart, score_rows
+from emma.tools.report.guard import guard_view
 from emma.tools.report.mix import mix_view
 from emma.tools.report.provenance import (
     environment_facts,
@@ -97,6 +98,7 @@ def run_page(run: RunRecord, judged: Judged | None = None) -> str:
         scores=score_rows(run),
         training=training_charts(run),
         validation=validation_charts(run),
+        guard=guard_view(run),
         mix=mix_view(run),
         parity=run.parity,
         parity_figures=_parity_figures(run.parity),

@@ -26,17 +26,20 @@ from emma.tools.runs.checkpoints import (
     tracked_step,
 )
 from emma.tools.runs.claim import Claim
+from emma.tools.runs.decision import Decision, read_decision
 from emma.tools.runs.environment import environment
 from emma.tools.runs.fence import Claims, Fence, at
 from emma.tools.runs.integrity import verify
 from emma.tools.runs.safety import steps_to_skip
 from emma.tools.runs.set_aside import LoadFailure, once_complete, set_incomplete_aside, settle
 
-__all__ = ["GOES_BACK", "IDENTITY", "Launch", "RunFolder"]
+__all__ = ["GOES_BACK", "GUARDED", "IDENTITY", "Launch", "RunFolder"]
 
 GOES_BACK = ("rewind", "set aside", "load failed")
 """Outcomes of a launch after which another one follows at once: it skips a step, or begins from another checkpoint."""
 
+GUARDED = "ended by its guard"
+"""Outcome of a launch that a guard ended (`guard.json`)."""
 
 IDENTITY = "EMMA_LAUNCH"
 """Environment variable that tells ranks, and what follows them, which launch they are (`Launch.identity`)."""
@@ -95,6 +98,7 @@ class RunFolder:
         self.claims = Claims(self.path)
         self.reference_file = self.path / "reference.json"
         self.skipped_file = self.path / "skipped.json"
+        self.guard_base_file = self.path / "guard_base.json"
         self.alerts_file = self.path / "alerts.jsonl"
         self.stragglers_file = self.path / "stragglers.jsonl"
         # Anyone with write access can create these files: the run saves once, or saves and stops until the
@@ -113,6 +117,11 @@ class RunFolder:
     def finished(self, recipe: Recipe) -> bool:
         """Whether the schedule's last step has a complete checkpoint."""
         return self.latest_step() >= recipe.schedule.steps
+
+    def standing_decision(self, recipe: Recipe) -> Decision | None:
+        """What its guard decided, if the run must not go on by itself because of it."""
+        decision = read_decision(self.path)
+        return decision if decision is not None and decision.stands(recipe, self.latest_step()) else None
 
     def read_launch(self, identity: str | None = None) -> Launch:
         """A launch by its identity; by default the latest.
@@ -173,13 +182,15 @@ class RunFolder:
 
         Raises:
             UserError: the folder belongs to another recipe, another launch writes it, a teammate asked
-                it to stop, the checkpoint to start from cannot be used, or none of the run's own can.
+                it to stop or its guard ended it, the checkpoint to start from cannot be used, or none of the run's own can.
         """
         if self.stop_request.exists():
             raise UserError(
                 f"{self.stop_request} asks this run to stop. Fix: remove the file to let it continue"
             )
         changed = self.check_recipe(recipe)
+        if (decision := self.standing_decision(recipe)) is not None:
+            raise UserError(decision.refusal(self.path))
         last = self._launches()
 
         def ended(claim: Claim) -> str | None:

@@ -14,6 +14,7 @@ from emma.base.errors import RecipeError
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.architecture import Kind, Network
 from emma.recipes.schema.model import Shape
+from emma.recipes.schema.training import OWN_CURVES
 from emma.tools.runs.checkpoints import LoadPlan
 
 __all__ = ["beyond_arguments", "command_line", "megatron_arguments", "model_flags"]
@@ -252,6 +253,11 @@ def _precision(recipe: Recipe) -> Flags:
     return flags
 
 
+_STYLES = {"wsd": "WSD", **dict.fromkeys(OWN_CURVES, "constant")}
+"""Megatron's names of decay styles, where they differ from the recipe's. In place of the constant rate the session puts the
+project's own curves (`session/curve.py`)."""
+
+
 def _schedule(recipe: Recipe) -> Flags:
     schedule, optimizer = recipe.schedule, recipe.optimizer
     return {
@@ -259,8 +265,9 @@ def _schedule(recipe: Recipe) -> Flags:
         "lr": schedule.learning_rate,
         "min-lr": schedule.min_learning_rate,
         "lr-warmup-iters": schedule.warmup_steps,
-        "lr-decay-style": "WSD" if schedule.decay == "wsd" else schedule.decay,
-        "lr-decay-iters": schedule.steps,
+        "lr-warmup-init": schedule.warmup_from or None,
+        "lr-decay-style": _STYLES.get(schedule.decay, schedule.decay),
+        "lr-decay-iters": schedule.curve_steps,
         "optimizer": "adam",
         "adam-beta1": optimizer.beta1,
         "adam-beta2": optimizer.beta2,
@@ -279,7 +286,7 @@ def _schedule(recipe: Recipe) -> Flags:
         # Megatron's check stays.
         "no-check-for-nan-in-loss-and-grad": optimizer.clip_grad > 0,
         "lr-wsd-decay-iters": schedule.wsd_decay_steps,
-        "lr-wsd-decay-style": None if schedule.wsd_decay_steps is None else "linear",
+        "lr-wsd-decay-style": None if schedule.wsd_decay_steps is None else schedule.wsd_decay_style,
     }
 
 

@@ -192,6 +192,18 @@ class MixDataset(GPTDataset):
             return int(tokens[row:end_row].sum(dtype=np.int64)) - 1
         return int(tokens[row:end_row].sum(dtype=np.int64)) - into + end_into
 
+    def documents_of(self, idx: int) -> torch.Tensor:
+        """Number of the row that each input token of a sample belongs to (int64 [sequence length]); 0 for padding. Only
+        of a stream, as validation groups are."""
+        (row, into), (end_row, end_into) = self.samples[idx].tolist(), self.samples[idx + 1].tolist()
+        lengths = self.dataset.rows["tokens"][row : end_row + 1].astype(np.int64)
+        # The sample ends before this token, which is its last label.
+        lengths[-1] = end_into
+        lengths[0] -= into
+        found = np.zeros(self.info.sequence_length, np.int64)
+        found[: lengths.sum()] = np.repeat(np.arange(row, end_row + 1), lengths)
+        return torch.from_numpy(found)
+
     def composition(self, start: int, stop: int) -> Mapping[tuple[str, str], int]:
         """Input tokens of samples [start, stop) by component and language."""
         (row, into), (end_row, end_into) = self.samples[start].tolist(), self.samples[stop].tolist()

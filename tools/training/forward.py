@@ -14,7 +14,7 @@ from megatron.core.utils import flatten_batch_for_packed_sequences, get_batch_on
 
 from emma.base.errors import UserError
 
-__all__ = ["LOSS", "ForwardStep", "loss_sum", "to_device"]
+__all__ = ["LOSS", "ForwardStep", "loss_by_document", "loss_sum", "to_device"]
 
 Batch = dict[str, Any]
 
@@ -42,15 +42,36 @@ def loss_sum(
     return total, count.to(torch.int), {LOSS: report}
 
 
+def loss_by_document(
+    loss_mask: torch.Tensor, output: torch.Tensor, *, document: torch.Tensor, sums: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Like `loss_sum`; also adds the losses of each document to its sum.
+
+    Args:
+        loss_mask: [batch, sequence] float, 1 where the label counts.
+        output: [batch, sequence] float, cross entropy in nats.
+        document: [batch, sequence] int64, document of the input token.
+        sums: float64 [documents], changed in place.
+    """
+    losses = output.reshape(-1).double() * loss_mask.reshape(-1).double()
+    sums.index_add_(0, document.reshape(-1), losses)
+    return loss_sum(loss_mask, output)
+
+
 class ForwardStep:
     """Callable for Megatron's schedules; remembers how long it waited for data.
 
     Every rank reads its own batches (the dataset provider is distributed), so nothing is broadcast over
     tensor-parallel ranks, and middle pipeline stages know the document boundaries too.
+
+    Args:
+        sums: float64 [documents], to which the losses of each document are added; batches then tell the document of each
+            token (`document`). None: they need not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sums: torch.Tensor | None = None) -> None:
         self.data_wait_seconds = 0.0
+        self.sums = sums
 
     def __call__(
         self, data_iterator: Iterator[Batch], model: torch.nn.Module
@@ -70,7 +91,11 @@ class ForwardStep:
             labels=batch["labels"],
             packed_seq_params=packed,
         )
-        return output, partial(loss_sum, batch["loss_mask"])
+        if self.sums is None:
+            return output, partial(loss_sum, batch["loss_mask"])
+        return output, partial(
+            loss_by_document, batch["loss_mask"], document=batch["document"], sums=self.sums
+        )
 
 
 def _next(data_iterator: Iterator[Batch]) -> Batch:
@@ -97,6 +122,8 @@ def to_device(batch: Batch) -> tuple[Batch, PackedSeqParams | None]:
     if batch.get("cu_seqlens") is None:
         return _copied(batch), None
     flat = flatten_batch_for_packed_sequences(batch)
+    if flat.get("document") is not None:
+        flat["document"] = flat["document"].reshape(1, -1)
     longest = int(flat.pop("max_seqlen").item())
     flat = _copied(flat)
     boundaries = flat.pop("cu_seqlens")[0]

@@ -9,6 +9,7 @@ from emma.base.extras import install_command
 from emma.recipes.schema import Recipe
 from emma.tools.mix.layout import MixInfo, check_shards, read_mix
 from emma.tools.runs.checkpoints import LoadPlan, complete_steps
+from emma.tools.runs.forgetting import FEWEST_DOCUMENTS
 from emma.tools.runs.run_folder import RunFolder
 from emma.tools.runs.safety import steps_to_skip
 from emma.tools.training.arguments import megatron_arguments
@@ -46,16 +47,25 @@ def check_mix(recipe: Recipe) -> MixInfo:
             f"{recipe.model.vocab_size}, but the mix was tokenised with {mix.vocab_size} ids",
             "use the model whose tokenizer packed the text",
         )
+    guarded = recipe.guard.groups if recipe.guard is not None else {}
     for key, groups in (
-        ("groups", recipe.validation.groups or []),
-        ("alert_above", recipe.validation.alert_above),
+        ("validation.groups", recipe.validation.groups or []),
+        ("validation.alert_above", recipe.validation.alert_above),
+        ("guard.groups", guarded),
     ):
         unknown = sorted(set(groups) - set(mix.groups))
         if unknown:
             raise RecipeError(
-                f"validation.{key}",
+                key,
                 f"`{unknown[0]}` is not a group of {folder}",
                 f"choose from {', '.join(sorted(mix.groups))}",
+            )
+    for name in guarded:
+        if (documents := mix.groups[name]["documents"]) < FEWEST_DOCUMENTS:
+            raise RecipeError(
+                "guard.groups",
+                f"{name} has {documents} validation documents, which cannot show forgetting beyond chance",
+                f"guard groups of at least {FEWEST_DOCUMENTS} documents, or set more apart for validation",
             )
     check_shards(mix)
     if recipe.logging.wandb_project is not None and find_spec("wandb") is None:

@@ -126,7 +126,7 @@ def train(folder: Path) -> None:
         record_damage(run, launch, damaged)
         return
     heartbeat.enter("end")
-    record_end(recipe, run, launch)
+    record_end(recipe, run, launch, session.guard.decision)
 
 
 def _rank_from_slurm() -> None:

@@ -208,11 +208,30 @@ def scheduled_rates(flags: list[str], steps: list[int]) -> list[float]:
         ("{decay: linear}", [1e-3, 5.5e-4, 3e-4, 2e-4, 1e-4]),
         ("{decay: cosine}", [1e-3, 5.5e-4, 2.0528e-4, 1.2714e-4, 1e-4]),
         ("{decay: constant}", [1e-3] * 5),
+        (
+            "{decay: wsd, wsd_decay_steps: 40, wsd_decay_style: cosine}",
+            [1e-3, 1e-3, 5.5e-4, 2.31802e-4, 1e-4],
+        ),
+        (
+            "{decay: wsd, wsd_decay_steps: 40, wsd_decay_style: exponential}",
+            [1e-3, 1e-3, 4.72792e-4, 2.70286e-4, 1e-4],
+        ),
+        (
+            "{decay: wsd, wsd_decay_steps: 40, wsd_decay_style: minus_sqrt}",
+            [1e-3, 1e-3, 3.63604e-4, 2.20577e-4, 1e-4],
+        ),
+        # 20 steps further on along a curve of 120, and 100 of a warm-up from half the peak.
+        ("{decay: linear, offset: 20}", [1e-3, 6.3182e-4, 4.2727e-4, 3.4545e-4, 2.6364e-4]),
+        (
+            "{decay: constant, warmup_from: 5e-4, warmup_steps: 99}",
+            [5.50505e-4, 7.77778e-4, 9.0404e-4, 9.54545e-4, 1e-3],
+        ),
     ],
 )
 def test_each_decay_has_its_curve(tmp_path: Path, decay: str, rates: list[float]) -> None:
-    peak = "learning_rate: 1e-3, min_learning_rate: 1e-4, warmup_steps: 10, steps: 100"
-    recipe = small_recipe(tmp_path, [f"schedule={{{peak}, {decay[1:]}"])
+    peak = "learning_rate: 1e-3, min_learning_rate: 1e-4, steps: 100"
+    warm = "" if "warmup_steps" in decay else "warmup_steps: 10, "
+    recipe = small_recipe(tmp_path, [f"schedule={{{peak}, {warm}{decay[1:]}"])
     (found,) = run_ranks(scheduled_rates, 1, arguments(recipe), [10, 55, 80, 90, 100])
     assert found == pytest.approx(rates, rel=1e-4)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pytest
 
@@ -26,13 +27,20 @@ LAYOUTS = {
     "mlp-twice": (1, "{recompute: selective, recompute_modules: [core_attn, mlp]}"),
 }
 
+GUARDED = ("guard={groups: {component-monolingual: 1.0}}", "validation.samples=120")
+
+
+def documents(run: RunFolder) -> list[float]:
+    """Loss of each document of the guarded group at step 0."""
+    return list(read_json(run.guard_base_file)["groups"]["component-monolingual"]["nats"])
+
 
 @pytest.fixture(scope="module")
 def reference(make_small: Callable[[int], Small]) -> RunFolder:
     """One rank, with TensorBoard, and two groups that are watched: one must not get worse, one must gain five
     bits per byte."""
     watched = "validation.alert_above={component-monolingual: 0.1, component-bilingual: -5.0}"
-    return train_run(make_small(10).recipe("tp1-pp1", "logging.tensorboard=true", watched))
+    return train_run(make_small(10).recipe("tp1-pp1", "logging.tensorboard=true", watched, *GUARDED))
 
 
 def test_the_loss_falls(reference: RunFolder) -> None:
@@ -44,9 +52,12 @@ def test_the_loss_falls(reference: RunFolder) -> None:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts_agree(name: str, reference: RunFolder, make_small: Callable[[int], Small]) -> None:
     ranks, parallelism = LAYOUTS[name]
-    recipe = make_small(10).recipe(name, f"cluster.gpus_per_node={ranks}", f"parallelism={parallelism}")
+    recipe = make_small(10).recipe(
+        name, f"cluster.gpus_per_node={ranks}", f"parallelism={parallelism}", *GUARDED
+    )
     run = train_run(recipe)
     assert losses(run) == pytest.approx(losses(reference), abs=1e-4)
+    assert len(documents(run)) >= 20 and documents(run) == pytest.approx(documents(reference), rel=1e-5)
     for step, groups in validation(reference).items():
         assert validation(run)[step] == pytest.approx(groups, abs=1e-4)
 
@@ -141,7 +152,8 @@ def test_warmup_starts_the_learning_rate_at_zero_and_decay_ends_at_the_minimum(r
 def test_validation_equals_a_direct_sum_with_transformers(
     make_small: Callable[[int], Small], base_model: Path
 ) -> None:
-    """Mean over the tokens of each group before the first step, against `transformers` sample by sample."""
+    """Mean over the tokens of each group, and sums by document, before the first step, against `transformers` sample by
+    sample."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -154,16 +166,30 @@ def test_validation_equals_a_direct_sum_with_transformers(
         "batch.document_masking=false",
         "validation.samples=null",
         "schedule={steps: 1, learning_rate: 1e-3, warmup_steps: 0}",
+        GUARDED[0],
     ]
     recipe = small.recipe("unmasked", *layout)
-    ours = validation(train_run(recipe))[0]
+    run = train_run(recipe)
+    ours = validation(run)[0]
     model = LlamaForCausalLM.from_pretrained(base_model, dtype=torch.float32)
     for group, samples in validation_samples(recipe.mix_folder, 32).items():
         total = count = 0.0
-        for sample in samples:
+        lengths = read_rows(recipe.mix_folder / "validation" / group)
+        row_of = np.repeat(np.arange(len(lengths)), lengths)[:-1]  # the stream's last token is a label only
+        by_document = np.zeros(len(lengths))
+        for number, sample in enumerate(samples):
             with torch.no_grad():
                 logits = model(sample["tokens"][None]).logits[0]
             loss = torch.nn.functional.cross_entropy(logits, sample["labels"], reduction="none")
             total += float((loss * sample["loss_mask"]).sum())
             count += float(sample["loss_mask"].sum())
+            here = row_of[number * 32 : (number + 1) * 32]
+            np.add.at(by_document, here, loss.numpy()[: len(here)])
         assert ours[group] == pytest.approx(total / count, abs=1e-5), group
+        if group == "component-monolingual":
+            assert documents(run) == pytest.approx(by_document, rel=1e-4)
+
+
+def read_rows(folder: Path) -> np.ndarray:
+    """Tokens of each document of a validation group, in order."""
+    return np.load(folder / "rows.npy")["tokens"]

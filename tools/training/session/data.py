@@ -34,7 +34,10 @@ class Datasets:
             validation, batch = self.recipe.validation, self.recipe.batch
             names = validation.groups if validation.groups is not None else list(self.mix.groups)
             groups = {name: open_dataset(folder / "validation" / name, config) for name in names}
-            self.evaluator = Evaluator(groups, batch.micro, batch.sequence_length, validation.samples)
+            guarded = self.recipe.guard.groups if self.recipe.guard is not None else ()
+            self.evaluator = Evaluator(
+                groups, batch.micro, batch.sequence_length, validation.samples, guarded
+            )
         return open_dataset(folder / "train", config), None, None
 
 

@@ -12,7 +12,8 @@ import torch
 from emma.base.files import write_json
 from emma.recipes.schema import Recipe
 from emma.tools.runs.checkpoints import complete_steps
-from emma.tools.runs.run_folder import Launch, RunFolder
+from emma.tools.runs.decision import DECISION, Decision
+from emma.tools.runs.run_folder import GUARDED, Launch, RunFolder
 from emma.tools.runs.safety import Rewind, record_skip
 from emma.tools.runs.set_aside import Damaged, set_aside, set_asides
 
@@ -48,12 +49,16 @@ def record_damage(run: RunFolder, launch: Launch, damaged: Damaged) -> None:
     torch.distributed.barrier()
 
 
-def record_end(recipe: Recipe, run: RunFolder, launch: Launch) -> None:
-    """Records whether the run has finished or stopped, and at which step."""
+def record_end(recipe: Recipe, run: RunFolder, launch: Launch, decision: Decision | None = None) -> None:
+    """Records whether the run has finished or stopped, and at which step; `decision` is why its guard ended it."""
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0 and run.holds_claim(launch):
         reached = max(complete_steps(run.checkpoints), default=0)
         state = "finished" if reached >= recipe.schedule.steps else "stopped"
+        if decision is not None and reached == decision.step:
+            # Not before its checkpoint is there: a launch that dies in between looks again.
+            run.fence(launch).write_json(run.path / DECISION, decision.to_dict())
+            state = GUARDED
         aside = [asdict(record) for record in set_asides(run.checkpoints).values()]
         more = {"set_aside": aside} if aside else {}
         write_json(launch.state_file, {"writer": launch.writer, "state": state, "step": reached, **more})

@@ -5,11 +5,11 @@ At each seam the parts are nested, the first of the list outermost. In megatron-
 | seam                           | parts, outermost first                                                          |
 |--------------------------------|---------------------------------------------------------------------------------|
 | `load_checkpoint`              | `Loading` `MainWeights` `Phase`                                                 |
-| `train`                        | `MainWeights` `SavedWeights` `Frozen` `Trial` `Skips` `Reference` `Validation` `Metrics` |
+| `train`                        | `MainWeights` `SavedWeights` `Frozen` `Curve` `Trial` `Skips` `Reference` `Guard` `Validation` `Metrics` |
 | `dummy_train_step`             | `Skips`                                                                         |
 | `training_log`                 | `Pulse` `Skips` `Stragglers` `Metrics`                                          |
 | `post_training_step_callbacks` | `Pulse` `Validation`                                                            |
-| `checkpoint_and_decide_exit`   | `Trial` `SaveAndStop`                                                           |
+| `checkpoint_and_decide_exit`   | `Trial` `Guard` `SaveAndStop`                                                   |
 | `save_checkpoint_and_time`     | `Pulse` `Frozen` `Metrics` `Claim` `Space` `Marks`                              |
 | `maybe_finalize_async_save`    | `Pulse` `Marks`                                                                 |
 """
@@ -30,8 +30,10 @@ from emma.tools.training.dataset import MixInfo
 from emma.tools.training.forward import ForwardStep
 from emma.tools.training.session.claim import Claim
 from emma.tools.training.session.clock import Clock
+from emma.tools.training.session.curve import Curve
 from emma.tools.training.session.data import Datasets
 from emma.tools.training.session.frozen import Frozen
+from emma.tools.training.session.guard import Guard
 from emma.tools.training.session.loading import Loading
 from emma.tools.training.session.main_weights import MainWeights
 from emma.tools.training.session.marks import Marks
@@ -77,6 +79,7 @@ class Session:
         self.datasets, self.forward_step = Datasets(recipe, mix), ForwardStep()
         fence, clock = run.fence(launch), Clock()
         claim = Claim(fence)
+        self.guard = Guard(recipe, run, self.datasets, fence)
         self.parts = (
             Pulse(recipe, heartbeat),
             Loading(run, launch),
@@ -84,10 +87,12 @@ class Session:
             SavedWeights(),
             Frozen(recipe),
             Phase(launch),
+            Curve(recipe),
             Trial(launch),
             Skips(recipe, run, launch),
             Reference(recipe, run, launch, self.datasets),
-            Validation(recipe, run, mix, self.datasets, claim, clock),
+            self.guard,
+            Validation(recipe, run, mix, self.datasets, claim, clock, self.guard),
             Stragglers(recipe, run, self.forward_step, claim),
             Metrics(recipe, run, self.forward_step, claim, clock),
             claim,

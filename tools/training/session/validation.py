@@ -13,6 +13,7 @@ from typing import Any
 from megatron.training import get_args, get_timers, training
 
 from emma.recipes.schema import Recipe
+from emma.tools.runs.forgetting import Look
 from emma.tools.runs.metrics import append_metrics
 from emma.tools.runs.run_folder import RunFolder
 from emma.tools.training.dataset import MixInfo
@@ -20,6 +21,7 @@ from emma.tools.training.session.alerts import alert
 from emma.tools.training.session.claim import Claim
 from emma.tools.training.session.clock import Clock
 from emma.tools.training.session.data import Datasets
+from emma.tools.training.session.guard import Guard
 from emma.tools.training.session.weights_and_biases import log_to_wandb
 
 __all__ = ["Validation"]
@@ -29,10 +31,17 @@ class Validation:
     """Evaluates, and writes to `metrics.jsonl`, TensorBoard, Weights & Biases and standard output."""
 
     def __init__(
-        self, recipe: Recipe, run: RunFolder, mix: MixInfo, datasets: Datasets, claim: Claim, clock: Clock
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        mix: MixInfo,
+        datasets: Datasets,
+        claim: Claim,
+        clock: Clock,
+        guard: Guard,
     ) -> None:
         self.recipe, self.run, self.mix, self.datasets = recipe, run, mix, datasets
-        self.claim, self.clock = claim, clock
+        self.claim, self.clock, self.guard = claim, clock, guard
 
     def train(
         self, original: Callable[..., Any], forward_step: Any, model: Any, *rest: Any, **named: Any
@@ -71,17 +80,28 @@ class Validation:
         with self.clock.paused():
             self.claim.check(iteration)
             losses = evaluator(model)
+            looks = self.guard.look(iteration)
             if training.is_last_rank():
-                self._write(losses, iteration)
+                self._write(losses, looks, iteration)
 
-    def _write(self, losses: dict[str, float], iteration: int) -> None:
+    def _write(self, losses: dict[str, float], looks: list[Look], iteration: int) -> None:
         append = self.claim.fence.append
-        append_metrics(self.run.metrics_file, {"step": iteration, "validation": losses}, append)
+        row: dict[str, Any] = {"step": iteration, "validation": losses}
+        if looks:
+            row["guard"] = [look.to_dict() for look in looks]
+        append_metrics(self.run.metrics_file, row, append)
         alert(self.recipe, self.run, self.mix, iteration, losses, append)
         writer = training.get_tensorboard_writer()
         if writer:
             for name, loss in losses.items():
                 writer.add_scalar(f"validation/{name}", loss, iteration)
-        log_to_wandb({f"validation/{name}": loss for name, loss in losses.items()}, iteration)
+            for look in looks:
+                if look.rise is not None:
+                    writer.add_scalar(f"guard/{look.group}", look.rise, iteration)
+        rises = {f"guard/{look.group}": look.rise for look in looks}
+        log_to_wandb({**{f"validation/{name}": loss for name, loss in losses.items()}, **rises}, iteration)
         mean = sum(losses.values()) / len(losses)
         print(f"validation at step {iteration}: mean over {len(losses)} groups {mean:.4f}", flush=True)
+        for look in looks:
+            if look.forgotten:
+                print(f"GUARD: {look}", flush=True)
