@@ -31,7 +31,9 @@ def part_of(catalogues: Mapping[str, Catalogue], part: float) -> dict[str, Catal
 def _part(catalogue: Catalogue, part: float) -> Catalogue:
     salts = salts_of(_SEED, f"part of {catalogue.component.name}", catalogue.languages)
     size, threshold = len(catalogue.languages), np.uint64(min(int(part * 2**64), 2**64 - 1))
-    consumed = np.zeros(len(catalogue.tokens), bool) if catalogue.consumed is None else catalogue.consumed.copy()
+    consumed = (
+        np.zeros(len(catalogue.tokens), bool) if catalogue.consumed is None else catalogue.consumed.copy()
+    )
     smallest, place = np.full(size, 2**64 - 1, np.uint64), np.full(size, -1)
 
     def look(each: Part) -> tuple[Part, np.ndarray, np.ndarray]:

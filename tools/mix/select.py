@@ -19,7 +19,16 @@ from emma.tools.mix.plan import PlannedSource
 from emma.tools.mix.rounding import Closing, Pass, Rounded, close, round_source
 from emma.tools.mix.threads import in_order
 
-__all__ = ["Choice", "Chooser", "Reads", "Selection", "generator", "numbers_of", "salts_of", "select_validation"]
+__all__ = [
+    "Choice",
+    "Chooser",
+    "Reads",
+    "Selection",
+    "generator",
+    "numbers_of",
+    "salts_of",
+    "select_validation",
+]
 
 _CELLS = 1 << 20
 """Counters of a component, over all its sources."""

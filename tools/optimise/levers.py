@@ -137,4 +137,3 @@ def keys_of(levers: Sequence[Lever], shares: np.ndarray, budget: int) -> dict[st
         for category, level in levels.items():
             keys[f"{name}.categories.{category}.factor"] = level / min(levels.values())
     return keys
-

@@ -11,11 +11,11 @@ from emma.tools.optimise.law import Law
 
 __all__ = ["FRONT", "MARGIN", "Problem", "Solution", "front", "solve"]
 
-MARGIN = 2.0
+MARGIN = 2.5
 """Standard errors of the law that stay between a group's limit and its prediction (docs/optimise.md: how it was chosen)."""
 FRONT = (0.0, 0.25, 0.5, 1.0, 1.5, 2.5)
 """Factors of all limits at which the front is solved."""
-_STARTS = 3
+_STARTS = 4
 _STEP = 1e-6
 """For the slopes of the margins, in logarithms of shares."""
 
@@ -76,12 +76,13 @@ class Solution:
     changes: np.ndarray
 
 
-def solve(problem: Problem) -> Solution:
-    """The mix of the least predicted objective; the recipe's own if none is better."""
+def solve(problem: Problem, starts: int = _STARTS) -> Solution:
+    """The mix of the least predicted objective; the recipe's own if none is better. Searches begin there and at random
+    places, `starts` in all."""
     random = np.random.default_rng(0)
-    starts = [np.zeros(len(problem.base))]
-    starts += [random.uniform(-0.5, 0.5, len(problem.base)) * problem.reach for _ in range(_STARTS)]
-    found = [_kept(problem, _search(problem, start)) for start in starts]
+    begin = [np.zeros(len(problem.base))]
+    begin += [random.uniform(-0.5, 0.5, len(problem.base)) * problem.reach for _ in range(starts - 1)]
+    found = [_kept(problem, _search(problem, start)) for start in begin]
     best = min([problem.base, *found], key=problem.objective)
     return Solution(best, problem.objective(best), problem.changes(best))
 
