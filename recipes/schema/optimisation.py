@@ -104,7 +104,7 @@ class Optimisation(Section):
             )
         if not self.objective.groups:
             raise ValueError("objective.groups is empty; name the groups that are to fall")
-        if isinstance(self.objective.weights, dict):
-            if not self.objective.weights or min(self.objective.weights.values()) <= 0:
-                raise ValueError("objective.weights: give every group a number above 0")
+        weights = self.objective.weights
+        if isinstance(weights, dict) and not (weights and min(weights.values()) > 0):
+            raise ValueError("objective.weights: give every group a number above 0")
         return self

@@ -17,8 +17,8 @@ from ruamel.yaml import YAML
 
 from emma.base.errors import UserError
 from emma.base.files import atomic_write
-from emma.recipes.compose import parse_override
-from emma.recipes.load import load_recipe
+from emma.recipes.compose import ROOT, parse_override
+from emma.recipes.load import load_recipe, run_file
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.optimisation import Optimisation
 from emma.tools.mix.plan import MixPlan
@@ -229,7 +229,8 @@ class Study:
     def _sweep(
         self, kind: str, what: str, overrides: Mapping[str, Any], settings: Mapping[str, Any]
     ) -> dict[str, Any]:
-        run = str(Path(self.run).absolute()) if Path(self.run).exists() else self.run
+        file = run_file(self.run)
+        run = self.run if file.parent == ROOT / "runs" else str(file.absolute())
         content = {
             "run": run,
             "overrides": dict(overrides),

@@ -1,0 +1,186 @@
+"""An optimisation from its first call to its verdict, on a real store, with training replaced by a formula."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from emma.base.errors import UserError
+from emma.recipes.load import load_recipe, load_sweep
+from emma.slurm.submit_sweep import open_sweep
+from emma.tools.mix.build import build_mix
+from emma.tools.mix.prepare import MixSettings, expected_fingerprints
+from emma.tools.mix.verify import verify_mix
+from emma.tools.optimise.levers import levers_of, shares_of
+from emma.tools.optimise.steps import Done, Waiting, advance
+from emma.tools.optimise.study import Study, Target
+from tests.tools.optimise.conftest import MakeStudy, Trainer
+
+
+def files(study: Study) -> dict[str, bytes]:
+    """What an optimisation leaves, beside the trials' own folders."""
+    paths = [
+        *study.folder.glob("*.yaml"),
+        *(p for p in study.results.iterdir() if not p.name.startswith(".")),
+    ]
+    return {str(path.relative_to(study.folder)): path.read_bytes() for path in sorted(paths)}
+
+
+def test_a_whole_optimisation_ends_in_a_confirmed_mix_that_builds_and_verifies(make_study: MakeStudy) -> None:
+    study = make_study()
+    waiting = advance(study)
+    assert isinstance(waiting, Waiting) and len(waiting.trials.missing) == 13
+    assert f"emma sweep {waiting.sweep}" in waiting.text() and not study.results.joinpath("fit.json").exists()
+    load_sweep(str(waiting.sweep))
+
+    trainer = Trainer()
+    trainer(waiting.sweep)
+    second = advance(study)
+    assert isinstance(second, Waiting) and second.sweep.name.startswith("check-")
+    assert "Not checked yet" in (study.results / "proposal.yaml").read_text()
+
+    done = advance(study, trainer)
+    assert isinstance(done, Done) and done.verdict is not None
+    found = done.verdict.proposal
+    assert found.word == "confirmed" and not found.broken and done.broken == []
+    assert found.measured < -0.005 and abs(found.measured - found.predicted) < 0.005
+    text = done.text()
+    assert "confirmed" in text and "pays:" in text
+    assert "Checked with 2 new seeds: confirmed" in (study.results / "proposal.yaml").read_text()
+    fit = json.loads((study.results / "fit.json").read_text())
+    assert fit["groups"]["language-swh_Latn"]["own"] == "monolingual/high"
+    assert fit["objective"]["held_out_rank"] > 0.7
+    page = (study.results / "index.html").read_text()
+    assert "no free lunch" in page and "confirmed" in page and "http" not in page
+    front = pq.read_table(study.results / "front.parquet").to_pylist()
+    assert [row["limits"] for row in front] == [0.0, 0.25, 0.5, 1.0, 1.5, 2.5]
+    gains = [row["objective"] for row in front]
+    assert all(after <= before + 1e-4 for before, after in pairwise(gains))
+
+    # The proposal is a data recipe like any other.
+    recipe = load_recipe(study.run, [f"data={study.results / 'proposal.yaml'}", *study.changes])
+    assert recipe.data.name.startswith("tiny_opt_")
+    settings = MixSettings.of_recipe(recipe)
+    mix = build_mix(settings)
+    assert verify_mix(mix.folder, fingerprint=expected_fingerprints(settings)[0]).faults == []
+    planned = shares_of(Target.of(recipe, 0.0).levers)
+    assert np.abs(planned - done.fit.proposal.shares).max() < 1e-5
+
+
+def test_stopped_anywhere_and_called_again_it_ends_in_the_same_bytes(make_study: MakeStudy) -> None:
+    whole = make_study()
+    assert isinstance(advance(whole, Trainer()), Done)
+    expected = files(whole)
+    shutil.rmtree(whole.folder)
+    trainer = Trainer()
+    for stop in (1, 5, 13, 15):
+        trainer.stop = stop
+        with pytest.raises(KeyboardInterrupt):
+            advance(make_study(), trainer)
+        trainer.trained = trainer.trained[:stop]
+    trainer.stop = 10**9
+    assert isinstance(advance(make_study(), trainer), Done)
+    # No trial is trained twice.
+    assert len(trainer.trained) == len(set(trainer.trained))
+    assert files(whole) == expected
+    # Once more changes nothing, and neither does what a killed call left half done.
+    for name in ("fit.json", "proposal.yaml", "index.html"):
+        (whole.results / name).unlink()
+    trainer.trained = ()
+    assert isinstance(advance(make_study(), trainer), Done)
+    assert files(whole) == expected and trainer.trained == ()
+
+
+def test_another_objective_needs_no_new_proxy(make_study: MakeStudy) -> None:
+    trainer = Trainer()
+    trainer(advance(make_study()).sweep)  # type: ignore[union-attr]
+    trained = len(trainer.trained)
+    other = make_study("other", objective={"groups": ["component-bilingual"]})
+    waiting = advance(other)
+    assert isinstance(waiting, Waiting) and waiting.sweep.name.startswith("check-")
+    assert len(trainer.trained) == trained
+    fit = json.loads((other.results / "fit.json").read_text())
+    assert fit["groups"]["component-bilingual"]["weight"] == 1.0
+    # More proxies begin with the same ones.
+    more = make_study("more", proxies=16)
+    assert np.array_equal(more.design[:10], other.design)
+
+
+def test_the_sweep_trains_what_was_designed(make_study: MakeStudy) -> None:
+    study = make_study()
+    folder = open_sweep(str(advance(study).sweep))  # type: ignore[union-attr]
+    recipes = [folder.recipe(trial.number, trial.parameters or {}) for trial in folder.trials()]
+    for recipe, shares in zip(recipes[3:], study.design, strict=True):
+        plan = Target.of(recipe, 0.0).plan
+        assert np.abs(shares_of(levers_of(recipe.data.mix, plan)) - shares).max() < 1e-4
+        assert recipe.schedule.steps == 5 == recipe.validation.interval
+    first, *others = recipes[:3]
+    for other in others:
+        same = other.model_copy(update={"name": first.name, "data": first.data})
+        assert same.sha256 == first.sha256
+        assert other.data.mix.model_copy(update={"seed": 0}) == first.data.mix.model_copy(update={"seed": 0})
+    assert len({recipe.data.mix.seed for recipe in recipes[:3]}) == 3
+    assert {recipe.data.mix.validation_seed for recipe in recipes} == {1234}
+
+
+def test_diverged_and_missing_proxies_are_said(make_study: MakeStudy) -> None:
+    study = make_study(proxies=12)
+    trainer = Trainer(diverge=("mix-001",), stop=14)
+    with pytest.raises(KeyboardInterrupt):
+        advance(study, trainer)
+    waiting = advance(study)
+    assert isinstance(waiting, Waiting) and waiting.trials.missing == ["mix-011"]
+    found = advance(study, partial=True)
+    assert isinstance(found, Waiting)
+    notes = json.loads((study.results / "fit.json").read_text())["notes"]
+    assert any("mix-011 have no result" in note for note in notes)
+    assert any("mix-001 diverged" in note and "not a random choice" in note for note in notes)
+    assert "mix-001" not in pq.read_table(study.results / "proxies.parquet")["trial"].to_pylist()
+
+
+def test_nothing_to_gain_is_within_noise(make_study: MakeStudy) -> None:
+    study = make_study(limits=[{"group": "*", "worse": 0.02}, {"group": "*", "worse": 0.02}])
+    with pytest.raises(UserError, match="the noise hides what shares do"):
+        advance(study, Trainer(gain=0.0))
+
+
+def test_what_was_changed_by_hand_or_meanwhile_is_refused(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study()
+    waiting = advance(study)
+    assert isinstance(waiting, Waiting)
+    text = waiting.sweep.read_text()
+    waiting.sweep.write_text(text.replace("data.mix.seed: 1235", "data.mix.seed: 99"))
+    with pytest.raises(UserError, match="was changed since it was written"):
+        advance(study)
+    waiting.sweep.write_text(text)
+    Trainer()(waiting.sweep)
+    trial = waiting.sweep.with_suffix("") / "trial-0004" / "trial.json"
+    facts = json.loads(trial.read_text())
+    trial.write_text(json.dumps({**facts, "parameters": {"mix": "mix-007"}}))
+    with pytest.raises(UserError, match=r"is the trial mix-007, but the sweep's is mix-001"):
+        advance(study)
+
+
+def test_settings_that_cannot_work_are_refused(make_study: MakeStudy) -> None:
+    def message(**changes: object) -> str:
+        with pytest.raises(UserError) as error:
+            study = make_study(**changes)
+            advance(study)
+            study.objective_weights(study.fitted_groups())
+        return str(error.value)
+
+    assert "limits is empty" in message(limits=[])
+    assert "data.mix.seed is set by the design" in message(proxy={"overrides": {"data.mix.seed": 3}})
+    assert "'nothing' is none of" in message(fixed=["nothing"])
+    assert "fewer than two shares" in message(fixed=["*"])
+    assert "fits none of category-monolingual-high" in message(objective={"groups": ["x"]})
+    assert "has none" in message(objective={"groups": ["*"], "weights": {"category-*": 1.0}})
+    assert make_study(
+        limits=[{"group": "language-eng_Latn", "worse": 0.01}, {"group": "langu*-x", "worse": 0.0}]
+    )
