@@ -82,7 +82,9 @@ def _trials(sweep: Sweep, found: Sequence[Result]) -> str:
     if not done:
         return "<p>No trial has a result yet.</p>"
     # An axis of many names says nothing.
-    many = [key for key, each in sweep.parameters.items() if each.settings and len(each.settings) > _MOST_SETTINGS]
+    many = [
+        key for key, each in sweep.parameters.items() if each.settings and len(each.settings) > _MOST_SETTINGS
+    ]
     keys = [*(key for key in sweep.parameters if key not in many), "objective"]
     if len(keys) == 1:
         return ""

@@ -157,4 +157,6 @@ def _search(problem: Problem, start: np.ndarray) -> np.ndarray:
 
 def front(problem: Problem, factors: Sequence[float] = FRONT) -> list[Solution]:
     """Solutions with all limits times each factor."""
-    return [solve(replace(problem, limits=problem.limits * factor)) for factor in factors]
+    some = np.isfinite(problem.limits)
+    finite = np.where(some, problem.limits, 0.0)
+    return [solve(replace(problem, limits=np.where(some, finite * factor, np.inf))) for factor in factors]

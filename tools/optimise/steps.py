@@ -115,6 +115,9 @@ def advance(study: Study, run_here: RunSweep | None = None, *, partial: bool = F
     Raises:
         UserError: files on the way are not this study's, or too few trials have a result.
     """
+    study.objective_weights(
+        study.fitted_groups()
+    )  # settings that mean nothing are refused before anything is written
     study.folder.mkdir(parents=True, exist_ok=True)
     with sole_writer(study.results):
         sweep, trials = _trials(study, study.sweep(), run_here)
@@ -129,7 +132,8 @@ def advance(study: Study, run_here: RunSweep | None = None, *, partial: bool = F
         verdict = None
         if mixes:
             check, checked = _trials(study, study.check_sweep({"recipe": study.base, **mixes}), run_here)
-            if checked.missing and not partial:
+            ready = partial and all(len(checked.of(name)) for name in ("recipe", *mixes))
+            if checked.missing and not ready:
                 _finish(study, found, None)
                 outputs = [check, study.results / "proposal.yaml", study.results / "index.html"]
                 return Waiting(check, checked, outputs, _fit_lines(study, found))

@@ -157,7 +157,8 @@ class Study:
         }
         changes = {".".join(key): value for key, value in map(parse_override, self.changes)}
         steps = given.get("schedule.steps", self.target.recipe.schedule.steps)
-        return {**changes, "validation.interval": steps, **given, **own}
+        judged = {"validation.interval": steps, "validation.at_start": False}
+        return {**changes, **judged, **given, **own}
 
     @cached_property
     def design(self) -> np.ndarray:
@@ -233,7 +234,7 @@ class Study:
         run = self.run if file.parent == ROOT / "runs" else str(file.absolute())
         content = {
             "run": run,
-            "overrides": dict(overrides),
+            "overrides": {**overrides, "validation.groups": self.fitted_groups()},
             "parameters": {"mix": {"settings": dict(settings)}},
         }
         digest = hashlib.sha256(orjson.dumps(list(_flat(content)))).hexdigest()[:8]
@@ -243,7 +244,6 @@ class Study:
             **content,
             "search": "grid",
             "concurrent": self.settings.concurrent,
-            "objective": {"metric": "validation", "groups": list(self.settings.objective.groups)},
         }
 
     def fitted_groups(self) -> list[str]:

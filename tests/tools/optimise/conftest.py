@@ -73,7 +73,7 @@ class Trainer:
             losses = self.losses(mix, recipe.data.mix.seed, name)
             append_metrics(run.metrics_file, {"step": recipe.schedule.steps, "validation": losses})
             save(run.checkpoints, recipe.schedule.steps)
-            self.trained = (*self.trained, name)
+            self.trained = (*self.trained, f"{sweep.stem[:5]} {name}")
 
     def losses(self, mix: Any, seed: int, name: str) -> dict[str, float | None]:
         from emma.tools.optimise.levers import Lever
