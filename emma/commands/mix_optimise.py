@@ -79,7 +79,9 @@ def _run_here(sweep: Path) -> None:
     from emma.slurm.submit_sweep import open_sweep
 
     folder = open_sweep(str(sweep))
-    numbers, at_once = plan_local(folder)
-    if numbers:
-        click.echo(f"{folder.path}: {len(numbers)} trials to run here, {at_once} at a time", err=True)
-        run_local(folder, numbers, at_once)
+    # Twice: a trial that failed because a killed call's training was still ending runs the second time.
+    for _ in range(2):
+        numbers, at_once = plan_local(folder, retry_failed=True)
+        if numbers:
+            click.echo(f"{folder.path}: {len(numbers)} trials to run here, {at_once} at a time", err=True)
+            run_local(folder, numbers, at_once)

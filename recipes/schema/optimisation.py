@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from emma.recipes.schema.section import Section
 
+Other = Literal["cross_check", "proportional"]
+_OTHERS: list[Other] = ["cross_check", "proportional"]
+
 __all__ = ["Check", "Limit", "Objective", "Optimisation", "Proxy"]
 
 
@@ -45,9 +48,7 @@ class Check(Section):
     """Runs of each mix that is compared; each has a seed of its own."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Keys that differ from the proxies', e.g. the next larger model."""
-    compare: list[Literal["cross_check", "proportional"]] = Field(
-        default_factory=lambda: ["cross_check", "proportional"]
-    )
+    compare: list[Other] = Field(default_factory=lambda: _OTHERS)
     """Mixes beside the run's own and the proposal: `cross_check`, the proposal of a law of another family (`ridge`; where
     that is the law, `transfer`); `proportional`, one run of every group by its size."""
 

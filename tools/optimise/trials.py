@@ -88,11 +88,15 @@ def read_trials(folder: Path, names: Sequence[str], levers: Sequence[Lever], gro
             )
         reference = reference or mix
         _same(reference, mix)
-        if any(losses[group] is None or not math.isfinite(losses[group]) for group in groups):
+        nats = [value for group in groups if (value := losses[group]) is not None and math.isfinite(value)]
+        if len(nats) < len(groups):
             diverged.append(name)
             continue
         # Nats a token become bits a byte: groups are compared with one another, and tokens are of different lengths.
-        bits = [losses[g] / math.log(2) / mix.groups[g]["bytes_per_token"] for g in groups]
+        bits = [
+            value / math.log(2) / mix.groups[group]["bytes_per_token"]
+            for group, value in zip(groups, nats, strict=True)
+        ]
         found[name] = (mix.seed, _built_shares(mix, levers), np.array(bits))
     rows = list(found.values())
     return Trials(
