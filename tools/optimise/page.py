@@ -54,25 +54,25 @@ def _figures(fit: Fit, verdict: Verdict | None, base: float) -> list[tuple[str, 
     figures = [
         (
             percent(fit.proposal.objective),
-            "objective, predicted",
+            "objective, predicted for the run",
             "good" if fit.proposal.objective < 0 else "",
         ),
-        (percent(float(changes[worst])), f"worst group, predicted: {fit.trials.groups[worst]}", "bad"),
-        (f"{100 * fit.objective_noise / base:.2f} %", "noise of one run’s objective", ""),
+        (
+            percent(float(changes[worst])),
+            f"worst group, predicted for the run: {fit.trials.groups[worst]}",
+            "bad",
+        ),
+        (f"{100 * fit.objective_noise / base:.2f} %", "noise of one proxy’s objective", ""),
         (f"{fit.held_out.rank:.2f}", f"rank correlation on {len(fit.held_out.names)} unseen proxies", ""),
     ]
     if verdict is not None:
         found = verdict.proposal
         tone = {"confirmed": "good", "not confirmed": "bad"}.get(found.word, "")
-        figures.insert(
-            1,
-            (
-                f"{percent(found.measured)} ± {100 * found.error:.1f}",
-                "objective, measured with new seeds",
-                tone,
-            ),
+        measured = f"{percent(found.measured)} ± {100 * found.error:.1f}"
+        label = (
+            f"objective, measured with new seeds in proxies (predicted for them {percent(found.predicted)})"
         )
-        figures.insert(0, (found.word, "verdict of the check", tone))
+        figures[:0] = [(found.word, "verdict of the check", tone), (measured, label, tone)]
     return figures
 
 
