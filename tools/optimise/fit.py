@@ -176,10 +176,11 @@ def fit(study: Study, trials: Trials) -> Fit:
     groups, settings = trials.groups, study.settings
     weights, limits, own = study.objective_weights(groups), study.limits(groups), study.own_levers(groups)
     designs, replicates = trials.of("mix"), trials.of("recipe")
-    if len(replicates) < 3 or len(designs) < max(8, 2 * int(study.free.sum())):
+    least = max(8, int(study.free.sum()) + 3)
+    if len(replicates) < 3 or len(designs) < least:
         raise UserError(
-            f"{len(designs)} mixes and {len(replicates)} replicates have a result; a fit needs at least two mixes a share "
-            f"({2 * int(study.free.sum())}) and three replicates"
+            f"{len(designs)} mixes and {len(replicates)} replicates have a result; a fit of {int(study.free.sum())} shares needs "
+            f"at least {least} and 3. Fix: run those that have none (--local, or emma sweep)"
         )
     noise = group_noise(trials.losses[replicates])
     objective_noise = float(group_noise((trials.losses[replicates] @ weights)[:, None])[0])

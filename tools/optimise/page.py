@@ -162,12 +162,12 @@ def _checked(fit: Fit, found: Comparison) -> Markup:
             )
         )
     points.append(
-        Point(f"objective: {percent(found.measured)}", 100 * found.predicted, 100 * found.measured, "s1")
+        Point(f"objective: {percent(found.measured)}", 100 * found.predicted, 100 * found.measured, "s2")
     )
     title = (
         f"{found.mix.replace('_', '-')}: {found.word}, {percent(found.measured)} ± {100 * found.error:.1f} %"
     )
-    legend = [("s0", "a group", ""), ("s1", "the objective", ""), ("loss", "a broken limit", "")]
+    legend = [("s0", "a group", ""), ("s2", "the objective", ""), ("loss", "a broken limit", "")]
     return scatter(
         title, points, unit="measured change in %", x_label="predicted change in %", legend=legend, height=280
     )
