@@ -41,7 +41,7 @@ def write_proposal(study: Study, fit: Fit, verdict: Verdict | None) -> Path:
     path = study.results / "proposal.yaml"
     keys = keys_of(study.target.levers, fit.proposal.shares, study.target.budget)
     digest = hashlib.sha256(orjson.dumps(keys, option=orjson.OPT_SORT_KEYS)).hexdigest()[:8]
-    write_text(path, _header(study, fit, verdict) + _recipe(study, fit, keys, digest))
+    write_text(path, _header(study, fit, verdict) + _recipe(study, keys, digest))
     recipe = load_recipe(study.run, [f"data={path}", *study.changes])
     planned = shares_of(levers_of(recipe.data.mix, plan_mix(MixSettings.of_recipe(recipe))))
     if (off := float(np.abs(planned - fit.proposal.shares).max())) > _EXACT:
@@ -101,7 +101,7 @@ def _checked(verdict: Verdict | None) -> str:
     return said + "."
 
 
-def _recipe(study: Study, fit: Fit, keys: Mapping[str, float], digest: str) -> str:
+def _recipe(study: Study, keys: Mapping[str, float], digest: str) -> str:
     """The data recipe: the run's by its name with the keys that differ, or all of it where no file says the run's data."""
     data = study.target.recipe.data
     name = f"{data.name}_opt_{digest}"

@@ -228,15 +228,16 @@ class Study:
         return {f"{_COMPONENTS}{key}": float(f"{value:.12g}") for key, value in keys.items()}
 
     def _sweep(
-        self, kind: str, what: str, overrides: Mapping[str, Any], settings: Mapping[str, Any]
+        self, kind: str, what: str, overrides: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, Any]:
         file = run_file(self.run)
         run = self.run if file.parent == ROOT / "runs" else str(file.absolute())
-        content = {
-            "run": run,
-            "overrides": {**overrides, "validation.groups": self.fitted_groups()},
-            "parameters": {"mix": {"settings": dict(settings)}},
-        }
+        common = {**overrides, "validation.groups": self.fitted_groups()}
+        # A key that only some mixes set is set in each of them: a sweep has it in one place.
+        varied = {key for keys in settings.values() for key in keys} & common.keys()
+        shared = {key: common.pop(key) for key in sorted(varied)}
+        mixes = {name: {**shared, **keys} for name, keys in settings.items()}
+        content = {"run": run, "overrides": common, "parameters": {"mix": {"settings": mixes}}}
         digest = hashlib.sha256(orjson.dumps(list(_flat(content)))).hexdigest()[:8]
         return {
             "name": f"{kind}-{digest}",

@@ -6,6 +6,7 @@ import json
 import shutil
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,11 +14,13 @@ import pytest
 
 from emma.base.errors import UserError
 from emma.recipes.load import load_recipe, load_sweep
+from emma.recipes.schema.optimisation import Optimisation
 from emma.slurm.submit_sweep import open_sweep
 from emma.tools.mix.build import build_mix
 from emma.tools.mix.prepare import MixSettings, expected_fingerprints
 from emma.tools.mix.verify import verify_mix
-from emma.tools.optimise.levers import levers_of, shares_of
+from emma.tools.optimise.levers import Lever, keys_of, levers_of, shares_of
+from emma.tools.optimise.proposal import _recipe
 from emma.tools.optimise.steps import Done, Waiting, advance
 from emma.tools.optimise.study import Study, Target
 from tests.tools.optimise.conftest import MakeStudy, Trainer
@@ -184,3 +187,51 @@ def test_settings_that_cannot_work_are_refused(make_study: MakeStudy) -> None:
     assert make_study(
         limits=[{"group": "language-eng_Latn", "worse": 0.01}, {"group": "langu*-x", "worse": 0.0}]
     )
+
+
+def test_keys_of_the_command_line_that_the_design_varies_are_set_in_each_mix(make_study: MakeStudy) -> None:
+    study = make_study(
+        overrides=(
+            "data.mix.components.bilingual.share=10",
+            "data.mix.seed=77",
+            "data.mix.share_tolerance=0.2",
+        )
+    )
+    folder = open_sweep(str(advance(study).sweep))  # type: ignore[union-attr]
+    recipes = [folder.recipe(trial.number, trial.parameters or {}) for trial in folder.trials()]
+    assert [recipe.data.mix.seed for recipe in recipes[:4]] == [77, 78, 79, 77]
+    assert {recipe.data.mix.share_tolerance for recipe in recipes} == {0.2}
+    own, other = (shares_of(Target.of(recipe, 0.0).levers) for recipe in (recipes[0], recipes[3]))
+    assert own[0] == pytest.approx(10 / 70, abs=1e-4)
+    assert np.abs(other - study.design[0]).max() < 1e-4
+
+
+def test_a_proposal_over_a_shipped_data_recipe_says_only_what_differs(tmp_path: Path) -> None:
+    """Without the demo's store: what it would plan is made up, the recipe's text and its reading are real."""
+    recipe = load_recipe("demo")
+    names = {name: list(c.categories) or [None] for name, c in recipe.data.mix.components.items()}
+    one = np.array([1000])
+    levers = [
+        Lever(name, category, one * 10**6, one * 10**7, 10**6, category is not None)
+        for name, categories in names.items()
+        for category in categories
+    ]
+    study = Study("demo", (), Optimisation(name="demo"))
+    study.__dict__["target"] = SimpleNamespace(recipe=recipe, levers=levers, budget=10**6 * len(levers))
+    keys = keys_of(
+        levers, np.arange(1.0, 1 + len(levers)) / np.arange(1.0, 1 + len(levers)).sum(), study.target.budget
+    )
+    path = tmp_path / "proposal.yaml"
+    path.write_text(_recipe(study, keys, "0123abcd"))
+    data = load_recipe("demo", [f"data={path}"]).data
+    assert data.name == "demo_opt_0123abcd" and path.read_text().startswith("base: demo\n")
+    for key, value in keys.items():
+        component, _, rest = key.partition(".")
+        found = data.mix.components[component]
+        assert (found.share if rest == "share" else found.categories[rest.split(".")[1]].factor) == value
+    same = data.mix.model_dump()
+    for name, component in same["components"].items():
+        component["share"] = recipe.data.mix.components[name].share
+        for category, values in component["categories"].items():
+            values["factor"] = recipe.data.mix.components[name].categories[category].factor
+    assert same == recipe.data.mix.model_dump()
