@@ -26,11 +26,11 @@ from tests.tools.runs.test_checkpoints import save
 NOISE = 0.001
 SETTINGS: dict[str, Any] = {
     "proxy": {"overrides": {"schedule.steps": 5, "schedule.warmup_steps": 1}},
-    "proxies": 10,
+    "proxies": 8,
     "replicates": 3,
     "objective": {"groups": ["category-monolingual-low"]},
     "limits": [{"group": "*", "worse": 0.02}],
-    "check": {"seeds": 2},
+    "check": {"seeds": 2, "compare": []},
 }
 FALLS = {
     "category-monolingual-low": 0,
