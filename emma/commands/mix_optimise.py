@@ -14,8 +14,7 @@ __all__ = ["optimise"]
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 @click.option(
     "--settings",
-    default="default",
-    show_default=True,
+    required=True,
     metavar="NAME",
     help="What may move and what is to fall: a name in recipes/optimisations, or a .yaml file "
     "(`emma recipe explain optimisation`).",

@@ -176,11 +176,10 @@ def fit(study: Study, trials: Trials) -> Fit:
     groups, settings = trials.groups, study.settings
     weights, limits, own = study.objective_weights(groups), study.limits(groups), study.own_levers(groups)
     designs, replicates = trials.of("mix"), trials.of("recipe")
-    least = max(8, int(study.free.sum()) + 3)
-    if len(replicates) < 3 or len(designs) < least:
+    if len(replicates) < 3 or len(designs) < study.least:
         raise UserError(
             f"{len(designs)} mixes and {len(replicates)} replicates have a result; a fit of {int(study.free.sum())} shares needs "
-            f"at least {least} and 3. Fix: run those that have none (--local, or emma sweep)"
+            f"at least {study.least} and 3. Fix: run those that have none (--local, or emma sweep)"
         )
     noise = group_noise(trials.losses[replicates])
     objective_noise = float(group_noise((trials.losses[replicates] @ weights)[:, None])[0])

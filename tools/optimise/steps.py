@@ -57,7 +57,7 @@ class Waiting:
                 *self.lines,
                 f"{self.sweep}: {done} of {total} trials have a result. Next:",
                 f"  emma sweep {self.sweep}            (through Slurm; --local runs them here)",
-                "and then the same command again.",
+                "and then the same command again" + (" (--partial: without those)." if done else "."),
             ]
         )
 
@@ -137,7 +137,7 @@ def advance(study: Study, run_here: RunSweep | None = None, *, partial: bool = F
                 _finish(study, found, None)
                 outputs = [check, study.results / "proposal.yaml", study.results / "index.html"]
                 return Waiting(check, checked, outputs, _fit_lines(study, found))
-            verdict = judge(found, checked, mixes)
+            verdict = judge(found, checked, mixes, alike=not study.settings.check.overrides)
         return Done(study, found, verdict, _finish(study, found, verdict))
 
 

@@ -95,6 +95,12 @@ class Study:
     def proxy(self) -> Target:
         """The run's own mix in a proxy."""
         target = Target.of(load_recipe(self.run, _texts(self.overrides)), self.settings.repeats)
+        own, small = self.target.recipe, target.recipe
+        if small.model == own.model and small.total_tokens >= own.total_tokens:
+            raise UserError(
+                "proxy.overrides: a proxy is as long as the run, and of its size. Fix: give fewer steps (schedule.steps), or a "
+                "smaller model of the same tokenizer"
+            )
         names = [[lever.name for lever in each.levers] for each in (self.target, target)]
         if names[0] != names[1]:
             raise UserError(
@@ -128,6 +134,11 @@ class Study:
     def proxies(self) -> int:
         """Number of mixes to train."""
         return self.settings.proxies or max(32, 4 * len(self.target.levers))
+
+    @property
+    def least(self) -> int:
+        """Mixes without which nothing is fitted."""
+        return max(8, int(self.free.sum()) + 3)
 
     @cached_property
     def overrides(self) -> dict[str, Any]:
@@ -166,12 +177,16 @@ class Study:
         of which those are left out that the run's caps forbid. More proxies begin with the same ones.
 
         Raises:
-            UserError: the caps leave too few.
+            UserError: the caps leave too few, or too few are asked for.
         """
         from scipy.special import ndtri
         from scipy.stats import qmc
 
         base, free, spread = self.base, self.free, self.settings.spread
+        if self.proxies < self.least:
+            raise UserError(
+                f"proxies: {self.proxies} mixes say too little of {int(free.sum())} shares. Fix: train at least {self.least}"
+            )
         caps = np.minimum(self.target.caps, self.proxy.caps)
         sequence = qmc.Sobol(int(free.sum()), scramble=True, rng=np.random.default_rng(self.settings.seed))
         rows: list[np.ndarray] = []

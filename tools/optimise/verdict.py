@@ -93,11 +93,11 @@ class Verdict:
         }
 
 
-def judge(fit: Fit, trials: Trials, mixes: dict[str, np.ndarray]) -> Verdict:
+def judge(fit: Fit, trials: Trials, mixes: dict[str, np.ndarray], *, alike: bool = True) -> Verdict:
     """Compares the mixes (shares [levers] by name) of a check with the run's own.
 
-    The noise of one run, relative to its loss, comes from the proxies' replicates and from the check's own runs together;
-    intervals are Student's with their degrees of freedom.
+    The noise of one run, relative to its loss, comes from the check's own runs and, if they are `alike`, from the proxies'
+    replicates; intervals are Student's with their degrees of freedom.
 
     Raises:
         UserError: a mix has no result, or a seed is one of the proxies'.
@@ -111,8 +111,8 @@ def judge(fit: Fit, trials: Trials, mixes: dict[str, np.ndarray]) -> Verdict:
         if not len(trials.of(name)):
             raise UserError(f"the check has no result of {name}, so there is nothing to compare")
     weights, names = fit.weights, [name for name in mixes if name != "recipe"]
-    replicates = fit.trials.losses[fit.trials.of("recipe")]
-    sets = [replicates, *(trials.losses[trials.of(name)] for name in ("recipe", *names))]
+    replicates = [fit.trials.losses[fit.trials.of("recipe")]] if alike else []
+    sets = [*replicates, *(trials.losses[trials.of(name)] for name in ("recipe", *names))]
     noise, freedom = _relative_noise([np.column_stack([each, each @ weights]) for each in sets])
     own = trials.losses[trials.of("recipe")]
     comparisons = []

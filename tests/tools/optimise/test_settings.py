@@ -14,7 +14,7 @@ from emma.recipes.schema.optimisation import Optimisation
 from emma.tools.optimise.study import _texts
 from emma.tools.plan.plan import make_plan
 
-RUNS = {"default": "demo", "demo": "demo", "llama3_1b": "emma_llama3_8b_bi"}
+RUNS = {"demo": "demo", "llama3_1b": "emma_llama3_8b_bi"}
 
 
 def test_shipped_settings_load_and_their_proxies_are_runs() -> None:
@@ -60,5 +60,5 @@ def test_mistakes_name_file_line_and_key(tmp_path: Path) -> None:
     assert "is not a choice" in message("law: lightgbm\n")
     assert "give every group a number above 0" in message("objective: {weights: {a: 0.0}}\n")
     assert "worse" in message('limits: [{group: "*"}]\n')
-    with pytest.raises(UserError, match="choose one of `default`, `demo`, `llama3_1b`"):
+    with pytest.raises(UserError, match="choose one of `demo`, `llama3_1b`"):
         load_optimisation("zzz")

@@ -179,6 +179,7 @@ def test_settings_that_cannot_work_are_refused(make_study: MakeStudy) -> None:
         return str(error.value)
 
     assert "limits is empty" in message(limits=[])
+    assert "is as long as the run" in message(proxy={})
     assert "data.mix.seed is set by the design" in message(proxy={"overrides": {"data.mix.seed": 3}})
     assert "'nothing' is none of" in message(fixed=["nothing"])
     assert "fewer than two shares" in message(fixed=["*"])
