@@ -19,6 +19,7 @@ from emma.slurm.submit_sweep import open_sweep
 from emma.tools.mix.build import build_mix
 from emma.tools.mix.prepare import MixSettings, expected_fingerprints
 from emma.tools.mix.verify import verify_mix
+from emma.tools.optimise import steps
 from emma.tools.optimise.levers import Lever, keys_of, levers_of, shares_of
 from emma.tools.optimise.proposal import _recipe
 from emma.tools.optimise.steps import Done, Waiting, advance
@@ -153,7 +154,9 @@ def test_nothing_to_gain_is_within_noise(make_study: MakeStudy) -> None:
     assert any("less than 3" in note for note in done.fit.notes())
 
 
-def test_what_was_changed_by_hand_or_meanwhile_is_refused(make_study: MakeStudy, tmp_path: Path) -> None:
+def test_what_was_changed_by_hand_or_meanwhile_is_refused(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = make_study()
     waiting = advance(study)
     assert isinstance(waiting, Waiting)
@@ -163,6 +166,11 @@ def test_what_was_changed_by_hand_or_meanwhile_is_refused(make_study: MakeStudy,
         advance(study)
     waiting.sweep.write_text(text)
     Trainer()(waiting.sweep)
+    other = [SimpleNamespace(name=name, fingerprint="other") for name in ("bilingual", "monolingual")]
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "open_store", lambda *_: other)
+        with pytest.raises(UserError, match="has changed since the proxies were trained"):
+            advance(study)
     trial = waiting.sweep.with_suffix("") / "trial-0004" / "trial.json"
     facts = json.loads(trial.read_text())
     trial.write_text(json.dumps({**facts, "parameters": {"mix": "mix-007"}}))
