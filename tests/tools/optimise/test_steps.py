@@ -147,6 +147,7 @@ def test_diverged_and_missing_proxies_are_said(make_study: MakeStudy) -> None:
     assert "mix-001" not in pq.read_table(study.results / "proxies.parquet")["trial"].to_pylist()
 
 
+@pytest.mark.slow
 def test_nothing_to_gain_is_within_noise(make_study: MakeStudy) -> None:
     done = advance(make_study(), Trainer(gain=0.0))
     assert isinstance(done, Done) and done.broken == []
