@@ -56,7 +56,7 @@ def outline(study: Study) -> dict[str, Any]:
         "idle_limits": study.idle_limits(groups),
         "objective_at_caps": float(sum(weights[n] for n in range(len(groups)) if tight[own[n]])),
         "proxies": {
-            "mixes": study.proxies,
+            "mixes": len(study.design),  # refused here already where the caps leave too few
             "replicates": settings.replicates,
             "checks": checks,
             "tokens_each": study.proxy.budget,

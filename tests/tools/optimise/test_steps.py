@@ -21,6 +21,7 @@ from emma.tools.mix.prepare import MixSettings, expected_fingerprints
 from emma.tools.mix.verify import verify_mix
 from emma.tools.optimise import steps
 from emma.tools.optimise.levers import Lever, keys_of, levers_of, shares_of
+from emma.tools.optimise.outline import outline, outline_text
 from emma.tools.optimise.proposal import _recipe
 from emma.tools.optimise.steps import Done, Waiting, advance
 from emma.tools.optimise.study import Study, Target
@@ -245,3 +246,27 @@ def test_a_proposal_over_a_shipped_data_recipe_says_only_what_differs(tmp_path: 
         for category, values in component["categories"].items():
             values["factor"] = recipe.data.mix.components[name].categories[category].factor
     assert same == recipe.data.mix.model_dump()
+
+
+def test_the_outline_says_what_the_caps_leave_and_writes_nothing(make_study: MakeStudy) -> None:
+    study = make_study(objective={"groups": ["component-bilingual", "category-monolingual-low"]})
+    lever = outline(study)["levers"][0]
+    assert lever["name"] == "bilingual" and lever["may_grow"] == pytest.approx(1 / 0.4, rel=1e-3)
+    tight = make_study(
+        objective={"groups": ["component-bilingual", "category-monolingual-low"]},
+        overrides=(f"data.mix.components.bilingual.max_epochs={1.1 * lever['epochs']}",),
+    )
+    found = outline(tight)
+    assert found["levers"][0]["may_grow"] == pytest.approx(1.1, rel=1e-3)
+    weights = {group["name"]: group["weight"] for group in found["groups"]}
+    assert (
+        found["objective_at_caps"] == pytest.approx(weights["component-bilingual"])
+        and 0 < found["objective_at_caps"] < 1
+    )
+    assert (
+        found["proxies"] | {"mixes": 8, "replicates": 3, "checks": 4, "tokens_each": 10_240}
+        == found["proxies"]
+    )
+    text = outline_text(found)
+    assert "× 1.10" in text and f"{100 * found['objective_at_caps']:.0f} %" in text
+    assert not study.folder.exists()
