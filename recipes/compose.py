@@ -73,7 +73,7 @@ def _named_file(key: str, folder: str, name: str, origin: str | None) -> Path:
 
 
 def compose_section(section: str, value: Any, origin: str | None, seen: tuple[Path, ...] = ()) -> Composed:
-    """A section given by name or path, laid over its `base`; its `name` is the file's.
+    """A section given by name or path, laid over its `base`; its `name` is the file's, unless the file says one.
 
     Raises:
         RecipeError: `value` is not a name, there is no such file, or files are each other's base.
@@ -85,14 +85,16 @@ def compose_section(section: str, value: Any, origin: str | None, seen: tuple[Pa
     if path.resolve() in seen:
         raise _loop("base", (*seen, path.resolve()), origin)
     composed = read_yaml(path)
+    named = composed.values.get("name")
     base = composed.values.pop("base", None)
     if base is not None:
         base = str(path.parent / base) if _is_path(base) else base
         below = compose_section(section, base, composed.origin(("base",)), (*seen, path.resolve()))
         below.merge(composed)
         composed = below
-    composed.values["name"] = path.stem
-    composed.origins[("name",)] = str(path)
+    if named is None:
+        composed.values["name"] = path.stem
+        composed.origins[("name",)] = str(path)
     return composed
 
 

@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 from emma.base.errors import UserError
 from emma.recipes.compose import nearest
 from emma.recipes.schema import Recipe
+from emma.recipes.schema.optimisation import Optimisation
 
 __all__ = ["KeyDocumentation", "explain"]
 
@@ -36,7 +37,8 @@ def explain(key: str = "") -> list[KeyDocumentation]:
     """A key and, if it is a section, the keys in it.
 
     Args:
-        key: dotted, e.g. `parallelism` or `data.mix.components.code.share`; empty for the sections of a recipe.
+        key: dotted, e.g. `parallelism` or `data.mix.components.code.share`; empty for the sections of a recipe. Keys of
+            recipes/optimisations begin with `optimisation`.
 
     Raises:
         UserError: there is no such key; the message names the nearest one.
@@ -44,7 +46,10 @@ def explain(key: str = "") -> list[KeyDocumentation]:
     section: Any = Recipe
     field: FieldInfo | None = None
     walked: list[str] = []
-    for part in key.split(".") if key else []:
+    parts = key.split(".") if key else []
+    if parts[:1] == ["optimisation"]:
+        section, walked, parts = Optimisation, parts[:1], parts[1:]
+    for part in parts:
         fields = _fields(section)
         if fields is None:
             inner = _values(section)

@@ -20,11 +20,13 @@ from emma.recipes.limits import check_limits
 from emma.recipes.reading import Composed, read_yaml
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.merge import Merge
+from emma.recipes.schema.optimisation import Optimisation
 from emma.recipes.schema.sweep import Sweep
 
 __all__ = [
     "dump_yaml",
     "load_merge",
+    "load_optimisation",
     "load_recipe",
     "load_section",
     "load_sweep",
@@ -120,6 +122,22 @@ def load_merge(path: Path) -> Merge:
     composed = read_yaml(path)
     composed.values.setdefault("name", path.stem)
     loaded: Merge = _validate(Merge, composed, ("merge",))
+    return loaded
+
+
+def load_optimisation(name: str) -> Optimisation:
+    """Reads the settings of an optimisation: a name in recipes/optimisations, or a path ending in .yaml.
+
+    Raises:
+        UserError: there are no such settings, or they are invalid.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else ROOT / "optimisations" / f"{name}.yaml"
+    if not path.is_file():
+        hint = nearest(name, list_names("optimisations"))
+        raise UserError(f"no optimisation `{name}` in recipes/optimisations; {hint}")
+    composed = read_yaml(path)
+    composed.values.setdefault("name", path.stem)
+    loaded: Optimisation = _validate(Optimisation, composed, ("optimisation",))
     return loaded
 
 

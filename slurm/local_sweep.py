@@ -12,6 +12,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from emma.base.errors import UserError
+from emma.base.processes import follow_parent
 from emma.base.writers import sole_writer
 from emma.slurm.checks import check_base, check_inputs, check_paths
 from emma.slurm.history import History
@@ -165,6 +166,7 @@ def _emma(words: list[str], output: object, environment: dict[str, str]) -> int:
         command,
         stdout=output,
         stderr=subprocess.STDOUT,
+        preexec_fn=follow_parent(),  # a killed sweep leaves no training behind
         env={**os.environ, **environment},
         check=False,  # type: ignore[call-overload]
     ).returncode

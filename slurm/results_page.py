@@ -14,6 +14,7 @@ from emma.tools.charts.svg import Line, ParallelAxis, parallel_coordinates, shar
 
 __all__ = ["write_results"]
 
+_MOST_SETTINGS = 12
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 960px; padding: 0 1rem; color: #222; }
 svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: #444; }
@@ -80,7 +81,13 @@ def _trials(sweep: Sweep, found: Sequence[Result]) -> str:
     done = [r for r in found if r.objective is not None and r.trial.parameters and r.trial.done]
     if not done:
         return "<p>No trial has a result yet.</p>"
-    keys = [*sweep.parameters, "objective"]
+    # An axis of many names says nothing.
+    many = [
+        key for key, each in sweep.parameters.items() if each.settings and len(each.settings) > _MOST_SETTINGS
+    ]
+    keys = [*(key for key in sweep.parameters if key not in many), "objective"]
+    if len(keys) == 1:
+        return ""
     places = {key: _places(sweep, key, done) for key in keys}
     better = sorted(done, key=lambda r: (r.objective or 0.0) * (1 if sweep.direction == "minimize" else -1))
     return parallel_coordinates(

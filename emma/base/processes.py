@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -16,7 +18,17 @@ from typing import Any
 from emma.base.errors import UserError
 from emma.base.sharing import umask
 
-__all__ = ["available_cores", "end_with_parent", "memory", "process_pool", "result_of", "start_forkserver"]
+__all__ = [
+    "available_cores",
+    "end_with_parent",
+    "follow_parent",
+    "memory",
+    "process_pool",
+    "result_of",
+    "start_forkserver",
+]
+
+_PR_SET_PDEATHSIG = 1
 
 
 def available_cores() -> int:
@@ -55,6 +67,13 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def follow_parent() -> Callable[[], None]:
+    """What a command calls before it begins (`preexec_fn`), so that it gets SIGTERM once the thread that started it is gone,
+    for whatever reason."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _begin(mask: int) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from emma.base.errors import CheckFailedError, UserError
+from emma.commands.mix_optimise import optimise
 
 if TYPE_CHECKING:
     from emma.recipes.schema import Recipe
@@ -369,3 +370,6 @@ def peek(
             bold=True,
         )
         click.echo(row.text)
+
+
+group.add_command(optimise)

@@ -277,6 +277,8 @@ class MixComponent(Section):
 class MixValidation(Section):
     """Validation groups, drawn from the documents whose `split` is `validation`."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"seed"})
+
     by_component: bool = True
     """One group per component: `component-<component>`."""
     by_category: bool = True
@@ -289,6 +291,9 @@ class MixValidation(Section):
     """Planning fails if a group would have fewer tokens: its loss would mean nothing."""
     omit_small: bool = False
     """Leave out groups below `min_tokens`, with a message, instead of failing."""
+    seed: int | None = Field(None, ge=0)
+    """Seed for choosing the groups' documents; default: `mix.seed`. With one of its own, mixes of different seeds are judged
+    by the same documents."""
 
 
 class Consumed(Section):
@@ -302,6 +307,8 @@ class Consumed(Section):
 
 class Mix(Section):
     """Which tokens training sees, how often and in which order."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"part_of_store"})
 
     components: dict[str, MixComponent]
     """Components of the mix, by their names in the store."""
@@ -323,6 +330,10 @@ class Mix(Section):
     """Validation groups."""
     exclude_consumed: list[Consumed] = Field(default_factory=list)
     """Documents to leave out because an earlier phase trained on them."""
+    part_of_store: float = Field(1.0, gt=0, le=1)
+    """Training may see only this part of every source's documents, drawn at random and the same for every seed: those of a
+    smaller part are among those of a larger one, and no source is left without any. Epochs count over what remains, so a
+    short run with the part `its budget / a long run's budget` repeats text as often as the long run does."""
     fertility: dict[str, float] = Field(default_factory=dict)
     """Tokens per word (separated by whitespace) by ISO 15924 script, for planning from published statistics; replaces
     entries of the shipped table, which was measured with Llama 3's tokenizer."""
@@ -345,6 +356,11 @@ class Mix(Section):
             if tokens <= 0:
                 raise ValueError(f"fertility.{script} is {tokens}; a word has more than 0 tokens")
         return value
+
+    @property
+    def validation_seed(self) -> int:
+        """Seed of the validation groups."""
+        return self.seed if self.validation.seed is None else self.validation.seed
 
     @property
     def shares(self) -> dict[str, float]:

@@ -22,6 +22,7 @@ PAGES = [
             "corpus",
             "pack",
             "mix",
+            "optimise",
             "train",
             "convert",
             "add_a_base_model",

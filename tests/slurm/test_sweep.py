@@ -283,3 +283,18 @@ def test_a_score_that_no_evaluation_has_is_named(make_recipe: MakeRecipe, tmp_pa
         UserError, match=r"no accuracy of heldout/\*.*name one of heldout/monolingual bits_per_byte"
     ):
         results(folder)
+
+
+def test_an_axis_of_many_names_is_left_out_of_the_plot(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    make_recipe()
+
+    def page(name: str, count: int) -> str:
+        settings = {f"mix-{number}": {"data.mix.seed": number} for number in range(count)}
+        folder = open_sweep(write(tmp_path, name=name, parameters={"mix": {"settings": settings}}))
+        folder.write()
+        finish(folder, 0, 3.0, 1.0)
+        write_results(folder)
+        return (folder.path / "results.html").read_text()
+
+    assert "parallel coordinates" in page("few", 12)
+    assert "parallel coordinates" not in page("many", 13)

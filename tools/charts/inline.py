@@ -14,7 +14,17 @@ from markupsafe import Markup, escape
 
 from emma.tools.charts.scales import Axis, axis, number, thin
 
-__all__ = ["Point", "Segment", "Series", "difference_bars", "line_chart", "scatter", "share_bar"]
+__all__ = [
+    "Move",
+    "Point",
+    "Segment",
+    "Series",
+    "difference_bars",
+    "line_chart",
+    "moves",
+    "scatter",
+    "share_bar",
+]
 
 _SIZE = 1000
 """Width and height of the drawing in its own coordinates."""
@@ -47,6 +57,27 @@ class Segment:
     name: str
     value: float
     color: str
+
+
+@dataclass(frozen=True)
+class Move:
+    """A value that changes, in a row of `moves`.
+
+    Attributes:
+        name: of the row.
+        before, after: its values, at least 0.
+        low, high: an interval of the value after; equal if there is none.
+        limit: the most it may be; None without a limit.
+        note: shown after the values.
+    """
+
+    name: str
+    before: float
+    after: float
+    low: float
+    high: float
+    limit: float | None
+    note: str
 
 
 def _place(share: float) -> str:
@@ -223,6 +254,7 @@ def scatter(
     x_label: str,
     legend: Sequence[tuple[str, str, str]] = (),
     height: int = 320,
+    noise: float = 0.0,
 ) -> Markup:
     """Dots over two equal axes, with the diagonal on which both values are equal.
 
@@ -233,6 +265,7 @@ def scatter(
         x_label: shown under the x axis.
         legend: (colour, name, note) rows.
         height: of the drawing in CSS pixels.
+        noise: standard deviation of the y values, drawn as a bar of two of them, up and down, at each dot.
     """
     both = axis([value for point in points for value in (point.x, point.y)], ticks=5)
     diagonal = Markup('<path class="diagonal" d="M0 {size}L{size} 0"/>').format(size=_SIZE)
@@ -242,8 +275,15 @@ def scatter(
         )
         for point in points
     )
+    bars = Markup("").join(
+        Markup('<path class="error" d="M{}L{}"/>').format(
+            *(_xy(both, both, point.x, point.y + side * 2 * noise) for side in (-1, 1))
+        )
+        for point in points
+        if noise
+    )
     keys = _legend(legend) if legend else Markup("")
-    return _figure(title, unit, diagonal + dots, both, both, height, x_label, keys)
+    return _figure(title, unit, diagonal + bars + dots, both, both, height, x_label, keys)
 
 
 def share_bar(segments: Sequence[Segment], label: str, *, counts: bool = False) -> Markup:
@@ -268,4 +308,48 @@ def share_bar(segments: Sequence[Segment], label: str, *, counts: bool = False) 
     keys = _legend([(s.color, s.name, note(s)) for s in segments])
     return Markup('<div class="share" role="img" aria-label="{}">{}</div>{}').format(
         escape(label), parts, keys
+    )
+
+
+def moves(
+    title: str, rows: Sequence[Move], *, unit: str = "", legend: Sequence[tuple[str, str, str]] = ()
+) -> Markup:
+    """Horizontal bars of values after a change, each with a mark at the value before, a line over its interval, and, where
+    it reaches its limit, stripes.
+
+    Args:
+        title: caption.
+        rows: from the top down.
+        unit: of the values, shown after the title.
+        legend: (colour, name, note) rows.
+    """
+    largest = max((max(row.before, row.after, row.high) for row in rows), default=1.0) or 1.0
+    parts = Markup("").join(
+        Markup(
+            '<div class="move"><span>{name}</span><i class="track"><b class="{tone}{full}" style="width:{width}"></b>'
+            '{interval}<u style="left:{mark}"></u></i><span class="note">{before} → {after} {note}</span></div>'
+        ).format(
+            name=row.name,
+            tone="s0" if row.after >= row.before else "s1",
+            full=" full" if row.limit is not None and row.after >= 0.995 * row.limit else "",
+            width=_place(row.after / largest),
+            interval=Markup('<em style="left:{};width:{}"></em>').format(
+                _place(row.low / largest), _place((row.high - row.low) / largest)
+            )
+            if row.high > row.low
+            else "",
+            mark=_place(row.before / largest),
+            before=number(row.before),
+            after=number(row.after),
+            note=row.note,
+        )
+        for row in rows
+    )
+    return Markup(
+        '<figure class="chart"><figcaption>{}{}</figcaption><div class="moves">{}</div>{}</figure>'
+    ).format(
+        title,
+        Markup(' <span class="unit">{}</span>').format(unit) if unit else "",
+        parts,
+        _legend(legend) if legend else "",
     )

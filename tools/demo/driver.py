@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import shlex
@@ -19,12 +18,11 @@ import click
 
 from emma.base.errors import CheckFailedError, UserError
 from emma.base.files import read_json, write_json
+from emma.base.processes import follow_parent
 from emma.tools.demo.steps import Step, Stop
 from emma.tools.runs.metrics import read_metrics
 
 __all__ = ["Record", "exclusive", "run_steps"]
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Record:
@@ -109,11 +107,6 @@ def _start(step: Step, lock: IO[Any]) -> subprocess.Popen[bytes]:
     """Starts a step's command with this interpreter; the command gets SIGTERM if this process dies."""
     program, *arguments = step.command
     module = ["-P", "-m", "emma.cli"] if program == "emma" else []
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def follow_parent() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
     # Waiting threads give up their core; otherwise a busy machine crawls.
     environment = {"PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     sys.stdout.flush()
@@ -121,7 +114,7 @@ def _start(step: Step, lock: IO[Any]) -> subprocess.Popen[bytes]:
         [sys.executable, *module, *arguments],
         env=environment,
         pass_fds=(lock.fileno(),),
-        preexec_fn=follow_parent,
+        preexec_fn=follow_parent(),
     )
 
 

@@ -25,7 +25,7 @@ from emma.tools.mix.fit import PACKED_ROWS, TooManyError, choose, expected_rows,
 from emma.tools.mix.layout import FORMAT, ROW, RULES, DatasetInfo, MixInfo, read_mix
 from emma.tools.mix.needs import needs_of
 from emma.tools.mix.plan import MixPlan, ValidationGroup, realised
-from emma.tools.mix.prepare import MixSettings, Prepared, fingerprint_of, prepare, rehydrated
+from emma.tools.mix.prepare import MixSettings, Prepared, fingerprint_of, leaves_out, prepare, rehydrated
 from emma.tools.mix.rehydrate import with_reads
 from emma.tools.mix.select import Choice, generator, select_validation
 from emma.tools.mix.shuffle import BUCKET_ROWS, Shuffle, buckets_of
@@ -158,7 +158,7 @@ def _write(
             for name, (group, bytes_per_token) in groups.items()
         },
         rehydrate={name: [entry.model_dump() for entry in entries] for name, entries in rehydrate.items()},
-        consumed=bool(rehydrate and settings.mix.exclude_consumed),
+        consumed=bool(rehydrate and leaves_out(settings.mix)),
         excludes=[_exclude(settings.folder, entry) for entry in settings.mix.exclude_consumed],
     )
     write_json(folder / "mix.json", info.to_dict())
@@ -303,11 +303,11 @@ def _write_group(
                 selection.documents, shards.base(selection.component), number
             )
             for number, selection in enumerate(
-                select_validation(catalogues, group.targets, settings.mix.seed)
+                select_validation(catalogues, group.targets, settings.mix.validation_seed)
             )
         ]
     )
-    rows = rows[generator(settings.mix.seed, "order", group.name).permutation(len(rows))]
+    rows = rows[generator(settings.mix.validation_seed, "order", group.name).permutation(len(rows))]
     sources = [(*key, categories[key]) for key in group.targets]
     writer = DatasetWriter(target, "concatenate", settings.sequence_length, shards, sources, fingerprint)
     return writer.write(Stream(rows, len(shards)))

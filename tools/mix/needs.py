@@ -12,7 +12,7 @@ from emma.base.processes import memory
 from emma.base.sizes import size_text
 from emma.tools.mix.fit import expected_rows
 from emma.tools.mix.layout import ROW
-from emma.tools.mix.prepare import MixSettings, Prepared, rehydrated
+from emma.tools.mix.prepare import MixSettings, Prepared, leaves_out, rehydrated
 from emma.tools.mix.threads import threads
 
 __all__ = ["Needs", "needs_of"]
@@ -100,7 +100,7 @@ def needs_of(settings: MixSettings, prepared: Prepared) -> Needs:
     a_document = (
         7
         + (8 if looked_up else 0)
-        + (1 if settings.mix.exclude_consumed else 0)
+        + (1 if leaves_out(settings.mix) else 0)
         + (1 if rehydrated(settings.mix) else 0)
     )
     mix = rows * (ROW.itemsize + _INDEX_ROW) + samples

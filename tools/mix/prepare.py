@@ -16,6 +16,7 @@ from emma.recipes.schema import Recipe
 from emma.recipes.schema.data import Mix, Rehydrated
 from emma.tools.mix.catalogue import Catalogue, load_catalogues
 from emma.tools.mix.layout import FORMAT, ROW, RULES, read_mix
+from emma.tools.mix.part import part_of
 from emma.tools.mix.plan import MixPlan, make_plan, plan_validation
 from emma.tools.mix.rehydrate import rehydration_note
 from emma.tools.mix.sources import Source, read_statistics, sources_of_store
@@ -27,6 +28,7 @@ __all__ = [
     "Prepared",
     "expected_fingerprints",
     "fingerprint_of",
+    "leaves_out",
     "plan_mix",
     "prepare",
     "rehydrated",
@@ -117,9 +119,10 @@ def prepare(settings: MixSettings, statistics: Sequence[Path] = ()) -> Prepared:
     sources = sources_of_store(settings.mix, components, words)
     catalogues = None
     rehydrate = rehydrated(settings.mix)
-    if settings.mix.exclude_consumed or rehydrate:
+    if leaves_out(settings.mix) or rehydrate:
         catalogues = load_catalogues(components, settings.mix.exclude_consumed, rehydrate)
-    if catalogues is not None and settings.mix.exclude_consumed:
+    if catalogues is not None and leaves_out(settings.mix):
+        catalogues = part_of(catalogues, settings.mix.part_of_store)
         sources = [_without_consumed(source, catalogues[source.component]) for source in sources]
     # Each best-fit sample has its own last label, so it holds one token more than its length.
     tokens = settings.tokens if settings.mix.packing == "concatenate" else settings.tokens + settings.samples
@@ -145,6 +148,11 @@ def prepare(settings: MixSettings, statistics: Sequence[Path] = ()) -> Prepared:
 def rehydrated(mix: Mix) -> dict[str, list[Rehydrated]]:
     """By component, how often repeated documents are read; only components that say so."""
     return {name: component.rehydrate for name, component in mix.components.items() if component.rehydrate}
+
+
+def leaves_out(mix: Mix) -> bool:
+    """Whether training may not see all documents of the store that are for training."""
+    return bool(mix.exclude_consumed) or mix.part_of_store < 1
 
 
 def _without_consumed(source: Source, catalogue: Catalogue) -> Source:
@@ -197,4 +205,8 @@ def fingerprint_of(settings: MixSettings, prepared: Prepared, rules: int = RULES
             name: sorted([entry.copies, entry.times] for entry in entries)
             for name, entries in rehydrate.items()
         }
+    if settings.mix.part_of_store < 1:
+        content["part_of_store"] = settings.mix.part_of_store
+    if settings.mix.validation_seed != settings.mix.seed:
+        content["validation_seed"] = settings.mix.validation_seed
     return hashlib.sha256(orjson.dumps(content)).hexdigest()

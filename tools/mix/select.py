@@ -19,7 +19,16 @@ from emma.tools.mix.plan import PlannedSource
 from emma.tools.mix.rounding import Closing, Pass, Rounded, close, round_source
 from emma.tools.mix.threads import in_order
 
-__all__ = ["Choice", "Chooser", "Reads", "Selection", "generator", "salts_of", "select_validation"]
+__all__ = [
+    "Choice",
+    "Chooser",
+    "Reads",
+    "Selection",
+    "generator",
+    "numbers_of",
+    "salts_of",
+    "select_validation",
+]
 
 _CELLS = 1 << 20
 """Counters of a component, over all its sources."""
@@ -38,7 +47,7 @@ def salts_of(seed: int, component: str, languages: Sequence[str]) -> np.ndarray:
     return np.array([generator(seed, *each).integers(2**64, dtype=np.uint64) for each in purposes], np.uint64)
 
 
-def _numbers(part: Part, salts: np.ndarray, reading: int = 0) -> np.ndarray:
+def numbers_of(part: Part, salts: np.ndarray, reading: int = 0) -> np.ndarray:
     """Random numbers (uint64) of a part's documents: SplitMix64 (Steele, Lea and Flood 2014), which a document's place
     enters as the counter and its language's salt as the seed. Each further reading of a document has another number: its
     counter is 2^40 higher."""
@@ -70,7 +79,7 @@ class Reads:
         fits = catalogue.tokens[part.start : part.stop] <= self.longest[code]
         times = np.zeros(len(code), np.int64)
         for reading in range(catalogue.most_times(part)):
-            again = fits & (_numbers(part, self.salts[code], reading) < self.below[code])
+            again = fits & (numbers_of(part, self.salts[code], reading) < self.below[code])
             times += (self.whole[code] + again) * catalogue.training(part, reading)
         return times
 
@@ -189,7 +198,7 @@ class Chooser:
                 mine &= sizes <= longest[code]
             if not mine.any():
                 return 0, documents[:0], tokens[:0]
-            cell = (_numbers(part, salts[code], reading) >> np.uint64(64 - bits)).astype(np.int64)
+            cell = (numbers_of(part, salts[code], reading) >> np.uint64(64 - bits)).astype(np.int64)
             cell += code.astype(np.int64) << bits
             cell = cell[mine]
             least = int(cell.min())
@@ -256,7 +265,7 @@ class Chooser:
         def gather(task: tuple[Part, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
             part, reading = task
             code, sizes = catalogue.language[part.start : part.stop], catalogue.tokens[part.start : part.stop]
-            number = _numbers(part, salts[code], reading)
+            number = numbers_of(part, salts[code], reading)
             near = (
                 (number >= low[code])
                 & (number <= high[code])

@@ -40,15 +40,16 @@ Figure = tuple[str, str, str]
 """A figure for the top of a page: value, label, and tone (`good`, `bad`, or empty)."""
 
 
-def render(template: str, **context: Any) -> str:
-    """Renders a template from this folder with `context`, the style sheet, and the script.
+def render(template: str, *, folder: Path = _HERE, **context: Any) -> str:
+    """Renders a template with `context`, the style sheet, and the script.
 
     Args:
         template: name of the template.
+        folder: where it is; what it includes may be in this folder, too.
         context: its variables; a missing one is an error.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
+        loader=jinja2.FileSystemLoader([folder, _HERE]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

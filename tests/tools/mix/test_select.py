@@ -9,7 +9,7 @@ from emma.base.errors import UserError
 from emma.tools.mix import catalogue as catalogue_module
 from emma.tools.mix import select
 from emma.tools.mix.catalogue import Catalogue, Part
-from emma.tools.mix.select import Chooser, _numbers
+from emma.tools.mix.select import Chooser, numbers_of
 from tests.tools.mix.catalogues import make_catalogue, planned, times, tokens_read
 
 UNCAPPED = 10**12
@@ -209,7 +209,7 @@ def test_any_document_is_as_likely_as_any_other() -> None:
 
 
 def test_random_numbers_are_uniform() -> None:
-    numbers = _numbers(Part(0, 1 << 16, 0, 0), np.full(1 << 16, 12345, np.uint64))
+    numbers = numbers_of(Part(0, 1 << 16, 0, 0), np.full(1 << 16, 12345, np.uint64))
     for shift in (0, 20, 54):
         counts = np.bincount(
             ((numbers >> np.uint64(shift)) & np.uint64(1023)).astype(np.int64), minlength=1024
