@@ -81,8 +81,8 @@ class Pair(click.ParamType):
 )
 @click.option(
     "--data",
-    type=click.Path(exists=True, dir_okay=False),
-    help="Data recipe whose corpus.sources are taken, instead of --text or before it.",
+    metavar="NAME",
+    help="Data recipe (a name in recipes/data, or a file) whose corpus.sources are taken, instead of --text or before it.",
 )
 @click.option(
     "--license", "license_", metavar="SPDX", help="Licence of the text of --text that names none itself."

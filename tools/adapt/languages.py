@@ -48,7 +48,8 @@ def _names() -> dict[str, frozenset[str]]:
         for name in filter(None, names):
             for short in (name, re.sub(r" *\(.*\)", "", name)):
                 found.setdefault(short.lower(), set()).add(language.part3)
-    return {name: frozenset(codes) for name, codes in found.items()}
+    # Sorted, since the table of languages is a set.
+    return {name: frozenset(codes) for name, codes in sorted(found.items(), key=lambda x: (len(x[0]), x[0]))}
 
 
 def read_languages(given: Iterable[str], option: str = "--languages") -> list[Wanted]:
@@ -86,7 +87,7 @@ def _read(label: str) -> Wanted:
         said = str(error).split("; correct it in the source")[0]
         near = difflib.get_close_matches(given.lower(), list(_names()), n=3, cutoff=0.75)
         word = re.compile(rf"\b{re.escape(given.lower())}\b")
-        if len(given) > 3 and (near := [*near, *(name for name in _names() if word.search(name))][:6]):
+        if len(given) > 3 and (near := [*[name for name in _names() if word.search(name)][:6], *near][:6]):
             shown = ", ".join(f"{name.title()} ({'/'.join(sorted(_names()[name]))})" for name in near)
             said = f"`{given}` is no language that is known here; nearest: {shown}"
         raise UserError(f"{said}. Fix: give an ISO 639 code (`emma corpus languages CODE`)") from None
@@ -101,7 +102,8 @@ def _read(label: str) -> Wanted:
 
 def _members(language: str) -> list[str]:
     """Individual languages of a macro-language."""
-    return [one.part3 for one in iso639.ALL_LANGUAGES if one.macrolanguage == language and one.status == "A"]
+    members = (one for one in iso639.ALL_LANGUAGES if one.macrolanguage == language and one.status == "A")
+    return sorted(one.part3 for one in members)
 
 
 def _one_of(name: str, codes: Iterable[str]) -> str:

@@ -107,49 +107,45 @@ def find_sources(given: Sequence[str], languages: Sequence[str], license_: str |
 
 
 def _look(path: Path, language: str | None, wanted: Sequence[str], license_: str, found: Found) -> None:
-    groups: dict[tuple[str, str, tuple[tuple[str, Any], ...]], list[_File]] = {}
-    sides: dict[Path, list[Path]] = {}
-    for file in _files(path):
-        if sides_of := _moses(file, wanted):
-            sides.setdefault(file, [*sides_of])
+    groups: dict[tuple[Path, str, str], list[_File]] = {}
+    described: dict[str, dict[str, Any]] = {}
+    every = list(_files(path))
+    for file in every:
+        if pair := _sides(file, wanted):
+            # A Moses pair is read with its first side.
+            if pair[0] == _side(file):
+                other = str(file.with_name(_partner(file.name, *pair)))
+                values = {
+                    "kind": "parallel",
+                    "target_path": other,
+                    "src_lang": pair[0],
+                    "tgt_lang": pair[1],
+                }
+                _add(found, _ENDING.sub("", file.name), str(file), values, license_)
             continue
         form = format_of_name(file.name)
         if form is None:
-            if not _is_side(file, wanted):
-                found.passed_over.append(f"{file}: its ending tells no format")
-            continue
-        if _PATTERN.search(str(file)):
+            found.passed_over.append(f"{file}: its ending tells no format")
+        elif _PATTERN.search(str(file)):
             found.passed_over.append(f"{file}: a name with * ? {{ }} [ ], which recipes read as patterns")
-            continue
-        one = _File(file, form, _columns(file, form))
-        described = _describe(one, language, wanted)
-        if isinstance(described, str):
-            found.passed_over.append(f"{file}: {described}")
-            continue
-        groups.setdefault((str(file.parent), one.ending, tuple(sorted(described.items()))), []).append(one)
-    everything = [file for file in _files(path)]
-    for (folder, ending, described), files in groups.items():
-        same = [f for f in everything if str(f.parent) == folder and f.name.endswith(ending)]
-        if len(files) > 1 and len(same) == len(files):
-            _add(
-                found,
-                f"{Path(folder).name}-{dict(described).get('language', '')}",
-                f"{folder}/*{ending}",
-                dict(described),
-                license_,
-            )
         else:
-            for file in files:
-                _add(found, file.stem, str(file.path), dict(described), license_)
-    for first, (_, source, target) in sides.items():
-        second = first.with_name(_partner(first.name, source, target))
-        values = {
-            "kind": "parallel",
-            "target_path": str(second),
-            "src_lang": source,
-            "tgt_lang": target,
-        }
-        _add(found, _ENDING.sub("", first.name), str(first), values, license_)
+            one = _File(file, form, _columns(file, form))
+            said = _describe(one, language, wanted)
+            if isinstance(said, str):
+                found.passed_over.append(f"{file}: {said}")
+                continue
+            key = repr(sorted(said.items()))
+            described[key] = said
+            groups.setdefault((file.parent, one.ending, key), []).append(one)
+    for (folder, ending, key), files in groups.items():
+        values = described[key]
+        same = [file for file in every if file.parent == folder and file.name.endswith(ending)]
+        if len(files) > 1 and len(same) == len(files):
+            name = f"{folder.name}-{values['language']}" if "language" in values else folder.name
+            _add(found, name, f"{folder}/*{ending}", values, license_)
+        else:
+            for each in files:
+                _add(found, each.stem, str(each.path), values, license_)
 
 
 def _add(found: Found, name: str, path: str, described: Mapping[str, Any], license_: str) -> None:
@@ -158,8 +154,6 @@ def _add(found: Found, name: str, path: str, described: Mapping[str, Any], licen
     while name in found.sources:
         name, number = f"{base}-{number}", number + 1
     values = {"kind": described["kind"], "path": path, **described, "license": license_}
-    if "text_columns" in values:
-        values["text_columns"] = list(values["text_columns"])
     Source.model_validate(values)
     found.sources[name] = values
 
@@ -205,7 +199,7 @@ def _describe(file: _File, language: str | None, wanted: Sequence[str]) -> dict[
     """Keys of the file's source, or why it cannot be one."""
     if file.form == "tmx":
         return {"kind": "parallel"}
-    extra = {}
+    extra: dict[str, Any] = {}
     if file.columns:
         extra = {f"{what}_column": name for what in ("license", "id") if (name := file.column(what))}
     source, target = file.column("src_text"), file.column("tgt_text")
@@ -225,7 +219,7 @@ def _describe(file: _File, language: str | None, wanted: Sequence[str]) -> dict[
     if file.form == "text":
         values = {"kind": "monolingual"}
     elif text := file.column("text"):
-        values = {"kind": "monolingual", **({} if text == "text" else {"text_columns": (text,)}), **extra}
+        values = {"kind": "monolingual", **({} if text == "text" else {"text_columns": [text]}), **extra}
     else:
         return f"no column `text` (it has {', '.join(file.columns) or 'none'})"
     if language is not None:
@@ -254,26 +248,22 @@ def _pair(name: str, wanted: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
-def _moses(file: Path, wanted: Sequence[str]) -> tuple[str, str, str] | None:
-    """Base, and labels of both sides, if this is the first side of a Moses pair whose other side is there."""
-    plain = _ENDING.sub("", file.name)
-    base, _, side = plain.rpartition(".")
-    pair = _pair(base, wanted)
-    if pair is None or side != pair[0]:
+def _side(file: Path) -> str:
+    """Language that a Moses file's name ends with."""
+    return _ENDING.sub("", file.name).rpartition(".")[2]
+
+
+def _sides(file: Path, wanted: Sequence[str]) -> tuple[str, str] | None:
+    """The languages of the Moses pair that a file is a side of, if its other side is there."""
+    pair = _pair(_ENDING.sub("", file.name).rpartition(".")[0], wanted)
+    if pair is None or _side(file) not in pair:
         return None
-    return (base, *pair) if file.with_name(_partner(file.name, *pair)).is_file() else None
+    own = _side(file)
+    other = pair[1] if own == pair[0] else pair[0]
+    return pair if file.with_name(_partner(file.name, own, other)).is_file() else None
 
 
-def _partner(name: str, source: str, target: str) -> str:
+def _partner(name: str, own: str, other: str) -> str:
+    """Name of the other side: `news.en-sw.en.gz` → `news.en-sw.sw.gz`."""
     plain = _ENDING.sub("", name)
-    return plain.removesuffix(f".{source}") + f".{target}" + name[len(plain) :]
-
-
-def _is_side(file: Path, wanted: Sequence[str]) -> bool:
-    """Whether this is the second side of a Moses pair, read with the first."""
-    plain = _ENDING.sub("", file.name)
-    base, _, side = plain.rpartition(".")
-    pair = _pair(base, wanted)
-    return (
-        pair is not None and side == pair[1] and file.with_name(_partner(file.name, side, pair[0])).is_file()
-    )
+    return plain.removesuffix(f".{own}") + f".{other}" + name[len(plain) :]

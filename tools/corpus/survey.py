@@ -193,7 +193,7 @@ class _Reader:
                     self.found.unknown.update(
                         {label for label, one in zip(labels, found, strict=True) if one is None}
                     )
-                elif not self.wanted.issuperset(found):  # type: ignore[arg-type]
+                elif not self.wanted.issuperset(found):
                     self.found.others["-".join(labels)] += 1
                 elif all(texts := texts_of(row, self.source)):
                     kept.append((texts, labels))
