@@ -118,7 +118,7 @@ class Pair(click.ParamType):
     help="A setting of cluster.slurm, e.g. account=project_1.",
 )
 @click.option(
-    "--epochs", type=Amount(above=0, at_most=100), help="Budget: epochs over the languages' own text."
+    "--epochs", type=Amount(above=0, at_most=9e4), help="Budget: epochs over the languages' own text."
 )
 @click.option("--tokens", type=Tokens(), metavar="TOKENS", help="Budget: tokens, e.g. 2B.")
 @click.option(
@@ -126,7 +126,7 @@ class Pair(click.ParamType):
 )
 @click.option(
     "--max-epochs",
-    type=Amount(above=0, at_most=100),
+    type=Amount(above=0, at_most=9e4),
     default=4.0,
     show_default=True,
     help="Most epochs over a language.",

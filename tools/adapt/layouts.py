@@ -56,12 +56,17 @@ def choose_layout(parent: Recipe, model: Model, cluster: Cluster) -> tuple[Layou
         check_combination(recipe, lambda key: None)
         check_fits(recipe)
     except RecipeError as error:
-        best = next((one for one in alternatives(recipe) if one.reason is None), None)
+        found = alternatives(recipe)
+        best = next((one for one in found if one.reason is None), None)
         if best is None:
+            nearest = min(
+                (one for one in found if one.memory_gib), key=lambda one: one.memory_gib or 0, default=None
+            )
             raise RecipeError(
                 "cluster",
-                f"no layout of {model.name} fits {cluster.world_size} × {cluster.device}: {error.problem}",
-                error.fix,
+                f"no layout of {model.name} fits {cluster.world_size} × {cluster.device}: "
+                + (f"at best a GPU {nearest.reason}" if nearest else error.problem),
+                "take more or larger GPUs, or a smaller base (--cluster, --base)",
             ) from None
         p = p.model_copy(
             update={
@@ -79,7 +84,9 @@ def choose_layout(parent: Recipe, model: Model, cluster: Cluster) -> tuple[Layou
     values = {key: getattr(p, key) for key in keys}
     why += f": {estimate_memory(recipe).total:.1f} of {memory_limit(recipe) or 0:.1f} GiB a GPU."
     speed = throughput.tokens_per_second_per_gpu if throughput else None
-    return Layout(values, micro, why), speed, micro * recipe.data_parallel
+    # The interleaved schedule takes its micro-batches in groups of the pipeline's size.
+    groups = p.pipeline if p.virtual_pipeline > 1 else 1
+    return Layout(values, micro, why), speed, micro * recipe.data_parallel * groups
 
 
 def sequence_length(parent: Recipe, model: Model) -> int:

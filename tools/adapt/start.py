@@ -13,6 +13,7 @@ from typing import Any
 from emma.base.errors import UserError
 from emma.base.files import write_text
 from emma.recipes.compose import list_names
+from emma.recipes.devices import device
 from emma.recipes.load import load_recipe, load_section
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.corpus import Corpus
@@ -350,6 +351,10 @@ def _files(
     finally:
         shutil.rmtree(trial, ignore_errors=True)
     notes = [*text.notes, *_of_plan(choices, text.kept)]
+    if device(recipe.cluster.device).platform == "rocm":
+        notes.append(
+            f"training on {recipe.cluster.device} is refused, since it was never compared (docs/clusters.md): a plan only"
+        )
     seen = text.kept or [max(measured.of("monolingual"), key=lambda one: one.tokens).code]
     base = base_folder(wishes, model, folder)
     sections = road(folder, recipe, base, model=wishes.base, missing=missing, seen=seen, kept=bool(text.kept))
