@@ -32,7 +32,7 @@ def test_languages_are_found_in_columns_names_and_folders(tmp_path: Path) -> Non
         "web/news.yo.txt": YORUBA,
         "web/new.txt": "not in Newari",
         "web/notes.md": "no text",
-        "web/all.csv": f"text,Lang\n{ENGLISH},en\n{SWAHILI} c,sw\n",
+        "web/all.csv": f'text,Lang\n{ENGLISH},en\n"{SWAHILI} c",sw\n',
         "pairs/n.en-sw.en": f"{ENGLISH}\n",
         "pairs/n.en-sw.sw": f"{SWAHILI}\n",
         "pairs/en-yo.tsv": f"src_text\ttgt_text\n{ENGLISH}\t{YORUBA}\n",
@@ -51,6 +51,7 @@ def test_languages_are_found_in_columns_names_and_folders(tmp_path: Path) -> Non
     assert passed_over == ["web/new.txt", "web/notes.md"]
     read = survey(Corpus.model_validate({"sources": found.sources}), WANTED)
     documents = {key: size.documents for key, size in read.sizes.items()}
+    assert not read.unusable
     assert documents == {
         ("monolingual", "swh_Latn"): 3,
         ("monolingual", "yor_Latn"): 1,

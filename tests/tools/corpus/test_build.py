@@ -488,7 +488,7 @@ def test_only_the_languages_to_keep_are_read(tmp_path: Path) -> None:
     source = mono_source(write_jsonl(tmp_path / "a.jsonl", rows))
     languages = Languages(only=["eng_Latn", "srp_Latn"], labels={"C": "und"})
     build = build_at(tmp_path / "corpus", {"a": source}, languages=languages)
-    build_corpus(build, workers=1)
+    build_corpus(build)
     kept = {row["language"] for row in rows_of(build.root, "integrated", "monolingual")}
     assert kept == {"eng_Latn"}
     counts = Manifest.read(build.root / "integrated").counts
