@@ -19,7 +19,7 @@ from emma.tools.pack.tokenizer_file import TokenizerFile
 from emma.tools.tokenizer.measures import measure
 from emma.tools.tokenizer.words import ENGLISH
 
-__all__ = ["Language", "Measured", "measure_survey", "measure_store"]
+__all__ = ["Language", "Measured", "measure_store", "measure_survey", "notes_of"]
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,29 @@ def measure_survey(survey: Survey, codes: Sequence[str], model: Model, length: i
         key=lambda one: (one.component != "monolingual", order.get(one.code, len(order)), one.code)
     )
     return Measured(languages, costs, how)
+
+
+def notes_of(found: Survey, codes: Sequence[str]) -> list[str]:
+    """What to know of the raw text: pairs without text, foreign scripts, labels of no language, unusable rows."""
+    notes = []
+    for code in codes:
+        if ("monolingual", code) not in found.sizes:
+            notes.append(f"{code} has pairs, but no text of its own")
+    for source, (count, first) in found.unusable.items():
+        notes.append(
+            f"source {source}: {count:,} unusable rows, which stop the corpus unless the source has max_bad_lines; the first: {first}"
+        )
+    if found.foreign:
+        shown = ", ".join(f"{code} ({count:,})" for code, count in found.foreign.most_common(8))
+        notes.append(
+            f"in a script that their language isn't written in, so not counted, and removed by the corpus: {shown} documents"
+        )
+    if found.unknown:
+        shown = ", ".join(f"`{label}` ({count:,})" for label, count in found.unknown.most_common(8))
+        notes.append(
+            f"labels that name no language: {shown}; their documents are left out. If they are yours, pass --label LABEL=CODE"
+        )
+    return notes
 
 
 def measure_store(recipe: Recipe, before: Measured) -> Measured:

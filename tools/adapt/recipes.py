@@ -261,7 +261,7 @@ def run_yaml(
     model: Any = wishes.base
     if model.endswith((".yaml", ".yml")):
         model = os.path.relpath(model, folder)
-    base_name = Path(wishes.base).stem
+    base_name = Path(wishes.base).stem if model != wishes.base else model
     budget = (
         f"{wishes.budget}: {schedule.steps} steps of {schedule.batch * length:,} tokens"
         if choices.lowered is None

@@ -23,12 +23,13 @@ from emma.tools.adapt.choices import Choices, solve
 from emma.tools.adapt.clusters import choose_cluster
 from emma.tools.adapt.languages import codes_of, read_languages, with_text
 from emma.tools.adapt.layouts import ALONE, choose_layout, sequence_length
-from emma.tools.adapt.measured import Measured, measure_store, measure_survey
+from emma.tools.adapt.measured import Measured, measure_store, measure_survey, notes_of
 from emma.tools.adapt.raw import find_sources
 from emma.tools.adapt.recipes import Wishes, cluster_yaml, data_yaml, run_yaml, table_lines
 from emma.tools.adapt.road import next_page, road
 from emma.tools.adapt.written import VERSION, read_state, sha256_text
-from emma.tools.corpus.survey import Survey, survey
+from emma.tools.corpus.survey import survey
+from emma.tools.languages.labels import LanguageResolver
 from emma.tools.plan.plan import Plan, make_plan
 
 __all__ = ["Begun", "begin", "settle"]
@@ -129,7 +130,7 @@ def begin(folder: Path, wishes: Wishes, *, workers: int = 1) -> Begun:
                 f"no text in {one.language}, which was to be kept: what the base forgets of it is neither counteracted nor "
                 "measured. Fix: add some with --text"
             )
-    notes += _of_survey(found, codes)
+    notes += notes_of(found, codes)
     text = Text(codes, kept, sources, labels, extra, dict(found.unknown), notes)
     parent = _parent(wishes, model)
     measured = measure_survey(found, [*codes, *kept], model, sequence_length(parent, model))
@@ -242,29 +243,9 @@ def _sources(
             notes.append(f"passed over: {len(found.passed_over) - 20} more files")
     if not sources:
         raise UserError("no text. Fix: name files or folders with --text, or a data recipe with --data")
+    for code in {*wishes.labels.values()} - {"und"}:
+        LanguageResolver().resolve(code)
     return sources, labels | wishes.labels, extra, notes
-
-
-def _of_survey(found: Survey, codes: Sequence[str]) -> list[str]:
-    notes = []
-    for code in codes:
-        if ("monolingual", code) not in found.sizes:
-            notes.append(f"{code} has pairs, but no text of its own")
-    for source, (count, first) in found.unusable.items():
-        notes.append(
-            f"source {source}: {count:,} unusable rows, which stop the corpus unless the source has max_bad_lines; the first: {first}"
-        )
-    if found.foreign:
-        shown = ", ".join(f"{code} ({count:,})" for code, count in found.foreign.most_common(8))
-        notes.append(
-            f"in a script that their language isn't written in, so not counted, and removed by the corpus: {shown} documents"
-        )
-    if found.unknown:
-        shown = ", ".join(f"`{label}` ({count:,})" for label, count in found.unknown.most_common(8))
-        notes.append(
-            f"labels that name no language: {shown}; their documents are left out. If they are yours, pass --label LABEL=CODE"
-        )
-    return notes
 
 
 def _files(
