@@ -31,6 +31,7 @@ PAGES = [
             "verdicts",
             "report",
             "release",
+            "experiment",
         )
     ),
     *(
