@@ -226,8 +226,8 @@ def command(
             gpu_hours=gpu_hours,
             max_epochs=max_epochs,
         )
+        _check_base(wishes)
         begun = begin(folder, wishes, workers=workers or available_cores())
-        _check_base(wishes, begun.recipe.model.tokenizer.path)
     said = (
         [] if dry_run else write_files(begun.files, begun.state, folder, overwrite=overwrite, again=settling)
     )
@@ -278,14 +278,13 @@ def _budget(answer: str) -> tuple[float | None, float | None, float | None]:
     raise UserError(f"budget `{answer}`: no unit. Fix: write 2 epochs, 1.5B tokens or 500 hours")
 
 
-def _check_base(wishes: Wishes, path: str) -> None:
+def _check_base(wishes: Wishes) -> None:
     """Refuses a base folder that holds another model than the recipe's."""
     from emma.checkpoints_conversion.config import check_same_shape, model_from_hf
     from emma.recipes.load import load_section
 
-    folder = Path(wishes.base_path or path)
-    if (folder / "config.json").is_file():
-        shape = load_section("model", wishes.base)
-        check_same_shape(
-            model_from_hf(folder, vocab_padding=shape.vocab_padding), shape, str(folder), wishes.base
-        )
+    model = load_section("model", wishes.base)
+    folder = Path(wishes.base_path or model.tokenizer.path)
+    if wishes.base_path is not None or (folder / "config.json").is_file():
+        found = model_from_hf(folder, vocab_padding=model.vocab_padding)
+        check_same_shape(found, model, str(folder), wishes.base)

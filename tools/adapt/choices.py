@@ -23,8 +23,8 @@ TEMPERATURE = 3.3
 """Sources weigh tokens^(1/T): mT5's exponent 0.3 (Xue et al. 2021, arXiv 2010.11934)."""
 KEPT_EPOCHS = 4
 """Most epochs over text of languages to keep."""
-_STEPS = 1000
-"""Fewer steps than this, and the batch is halved."""
+_STEPS, _LEAST_STEPS = 1000, 100
+"""Fewer steps than the first, and the batch is halved, to no less than `_LEAST_BATCH`; with fewer than the second, to less."""
 _LEAST_BATCH = 128
 _SLACK = 1.02
 """How far above its part the cap of a language to keep lies, so that rounding to documents has room."""
@@ -59,6 +59,7 @@ class Schedule:
     Attributes:
         steps, batch, warmup, save, validate: steps, sequences a step, and steps between saves and validations.
         rate: peak learning rate.
+        scaled: batch that it was scaled to.
         halved: how often the parent's batch was halved.
     """
 
@@ -68,6 +69,7 @@ class Schedule:
     save: int
     validate: int
     rate: float
+    scaled: int
     halved: int
 
 
@@ -168,7 +170,8 @@ def _upwards(value: float) -> float:
 def choose_schedule(budget: float, parent: Recipe, unit: int, length: int) -> Schedule:
     """Batch and schedule for a budget.
 
-    The parent's batch is halved until there are a thousand steps; the learning rate follows by the square root of the batch.
+    The parent's batch is halved until there are a thousand steps, or at 128 sequences a hundred. The learning rate follows by
+    the square root of the batch, down to 128 sequences: further down the rule is not known to hold.
 
     Args:
         budget: tokens.
@@ -180,7 +183,9 @@ def choose_schedule(budget: float, parent: Recipe, unit: int, length: int) -> Sc
         UserError: the budget makes no step.
     """
     batch, halved = parent.batch.global_, 0
-    while batch > _LEAST_BATCH and budget / (batch * length) < _STEPS:
+    while batch >= 2 * unit and (
+        budget / (batch * length) < (_STEPS if batch > _LEAST_BATCH else _LEAST_STEPS)
+    ):
         batch, halved = batch // 2, halved + 1
     batch = max(unit, batch // unit * unit)
     steps = int(budget // (batch * length))
@@ -189,7 +194,8 @@ def choose_schedule(budget: float, parent: Recipe, unit: int, length: int) -> Sc
             f"the budget of {budget:,.0f} tokens is less than a step of {batch} × {length:,} tokens. Fix: add text, raise "
             "--epochs, --tokens or --gpu-hours, or take fewer GPUs"
         )
-    rate = parent.schedule.learning_rate * math.sqrt(batch / parent.batch.global_)
+    scaled = max(batch, min(_LEAST_BATCH, parent.batch.global_))
+    rate = parent.schedule.learning_rate * math.sqrt(scaled / parent.batch.global_)
     return Schedule(
         steps,
         batch,
@@ -197,6 +203,7 @@ def choose_schedule(budget: float, parent: Recipe, unit: int, length: int) -> Sc
         max(1, min(parent.checkpoint.interval, -(-steps // 5))),
         max(1, -(-steps // 10)),
         float(f"{rate:.2g}"),
+        scaled,
         halved,
     )
 

@@ -270,7 +270,7 @@ def run_yaml(
     )
     batch_why = f"{parent.name} has {parent.batch.global_}"
     if schedule.halved:
-        batch_why += f"; halved {schedule.halved} times, towards a thousand steps"
+        batch_why += f"; halved {schedule.halved} time{'s' * (schedule.halved > 1)}, towards more steps"
     values: dict[str, Any] = {
         "extends": Said(
             parent.name, f"The shipped run that this one follows: {parent.description}. What it says holds."
@@ -305,8 +305,8 @@ def run_yaml(
                 schedule.rate,
                 f"{parent.name} has {parent.schedule.learning_rate:g}"
                 + (
-                    f"; times the square root of {schedule.batch}/{parent.batch.global_}, as the batches."
-                    if schedule.batch != parent.batch.global_
+                    f"; times the square root of {schedule.scaled}/{parent.batch.global_}, as the batches (down to 128)."
+                    if schedule.scaled != parent.batch.global_
                     else "."
                 ),
             ),

@@ -6,7 +6,7 @@ import pytest
 
 from emma.base.errors import UserError
 from emma.recipes.load import load_recipe
-from emma.tools.adapt.choices import Choices, budget_of, parts_of, solve
+from emma.tools.adapt.choices import Choices, budget_of, choose_schedule, parts_of, solve
 from emma.tools.mix.sources import Source
 
 
@@ -77,3 +77,14 @@ def test_a_budget_below_a_step_is_refused() -> None:
 def test_pairs_alone_are_refused() -> None:
     with pytest.raises(UserError, match="only pairs"):
         solved(source("eng_Latn-swh_Latn", 5000, "bilingual"), source("eng_Latn", 5000), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "batch", "scaled"),
+    [(671e9, 2048, 2048), (4e9, 256, 256), (150e6, 128, 128), (20e6, 16, 128), (9000, 1, 128)],
+)
+def test_small_budgets_take_small_batches(tokens: float, batch: int, scaled: int) -> None:
+    parent = load_recipe("emma_llama3_8b_bi")
+    found = choose_schedule(tokens, parent, 1, 8192)
+    assert (found.batch, found.steps) == (batch, int(tokens // (batch * 8192)))
+    assert found.rate == pytest.approx(4e-5 * (scaled / 2048) ** 0.5, rel=0.05)

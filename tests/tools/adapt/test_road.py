@@ -51,7 +51,7 @@ def test_the_commands_end_in_a_release(tmp_path: Path) -> None:
     assert commands(folder / "NEXT.md") == pasted
     assert any(command.startswith("emma init") and "swh_Latn" in said for command, said in answers.items())
     recipe = load_recipe(folder / "run.yaml")
-    assert recipe.schedule.steps == 29
+    assert 60_000 - recipe.tokens_per_step < recipe.total_tokens <= 60_000
     run = folder / "runs" / "five-tongues"
     gains = json.loads((run / "evaluation/gains.json").read_text())
     evaluated = {row["language"] for row in gains["languages"] if row["kind"] == "monolingual"}
