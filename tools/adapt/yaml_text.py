@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["Said", "comment", "yaml_text"]
 
-_PLAIN = re.compile(r"[A-Za-z<./][\w./+|><-]*")
+_PLAIN = re.compile(r"(?:[A-Za-z/]|\.{1,2}/)[\w./+-]*")
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
 _WIDTH = 110
 
