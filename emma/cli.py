@@ -15,6 +15,7 @@ __all__ = ["main"]
 
 # noun → (module:attribute, help). The help is here so that `emma --help` need not import any stage.
 COMMANDS = {
+    "init": ("emma.commands.init:command", "Begin a run for one's own languages: recipes and commands."),
     "recipe": ("emma.commands.recipe:group", "List recipes and show their resolved settings."),
     "corpus": ("emma.commands.corpus:group", "Raw text → clean, deduplicated, split text, with statistics."),
     "tokenizer": (

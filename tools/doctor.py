@@ -26,7 +26,7 @@ from emma.base.sizes import size_text
 from emma.megatron_patches import PatchError, PatchStatus, status
 from emma.megatron_patches.registry import patches
 
-__all__ = ["Gpu", "Report", "examine", "format_report"]
+__all__ = ["Gpu", "Report", "examine", "find_gpus", "format_report"]
 
 PACKAGES = (
     "torch",
@@ -108,7 +108,7 @@ def examine(folder: Path | None = None, others: Sequence[Path] = ()) -> Report:
     problems: list[str] = []
     packages = {name: _version(name) for name in PACKAGES}
     torch = _ask_torch(problems) if packages["torch"] else {}
-    gpus = _gpus(problems)
+    gpus = find_gpus(problems)
     patch_statuses, unpatchable = _patches()
     problems += unpatchable
     trains_on = _verdict(packages, torch, gpus, problems)
@@ -185,7 +185,7 @@ def _ask_torch(problems: list[str]) -> dict[str, Any]:
     return answer
 
 
-def _gpus(problems: list[str]) -> list[Gpu]:
+def find_gpus(problems: list[str]) -> list[Gpu]:
     if shutil.which("nvidia-smi") is None:
         return []
     text, why = _run(["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits"])

@@ -175,7 +175,7 @@ def hf_to_megatron(
 
 @group.command("megatron-to-hf")
 @click.argument("source", metavar="SRC", type=PATH)
-@click.argument("destination", metavar="DST", type=PATH)
+@click.argument("destination", metavar="[DST]", type=PATH, required=False)
 @click.option("--step", type=int, help="Checkpoint to export. Default: the latest complete one.")
 @WEIGHTS
 @click.option(
@@ -206,7 +206,7 @@ def hf_to_megatron(
 @JSON
 def megatron_to_hf(
     source: Path,
-    destination: Path,
+    destination: Path | None,
     step: int | None,
     weights: str,
     average: tuple[int, ...],
@@ -224,7 +224,8 @@ def megatron_to_hf(
 ) -> None:
     """Export a Megatron checkpoint of SRC as a Hugging Face model in DST.
 
-    SRC is a run folder, a folder of checkpoints, or a single checkpoint, written with any layout of ranks.
+    SRC is a run folder, a folder of checkpoints, or a single checkpoint, written with any layout of ranks. DST is SRC/hf/step-N
+    by default, if SRC is a run folder: where evaluation, report and release look.
     DST gets safetensors with an index, config.json, generation_config.json, the tokenizer, manifest.json, and
     the proof that it is the same model: parity.json and parity.html. A checkpoint whose files are not what was
     written is refused.
@@ -246,6 +247,14 @@ def megatron_to_hf(
         return conversion.convert(
             source, target, step=number, average=average, overwrite=overwrite, check=check, **options
         )
+
+    if destination is None:
+        if average or watching or not (source / "recipe.yaml").is_file():
+            raise UserError(
+                f"{source}: where to? Fix: name DST, which only the export of a step of a run folder can do without"
+            )
+        exported = conversion.plan(source, step=step, **options)["steps"][-1]
+        destination = source / "hf" / f"step-{exported}"
 
     if watching:
         from emma.checkpoints_conversion.watch import last_step, watch

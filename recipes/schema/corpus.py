@@ -32,14 +32,38 @@ _NEAR_KINDS: tuple[Kind, ...] = ("monolingual", "code", "papers", "books", "inst
 class Languages(Section):
     """How language labels become ISO 639-3 and ISO 15924."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"only"})
+
     spelling: Literal["iso", "mala"] = "iso"
     """Codes of the output: `iso` (individual languages: `cmn_Hans`, `jpn_Jpan`, `npi_Deva`) or `mala` (the papers':
     `zho_Hani`, `jpn_Japn`, `nep_Deva`)."""
     labels: dict[str, str] = Field(default_factory=dict)
-    """Labels in the sources that the tables lack or get wrong, and the `xxx_Ssss` they stand for."""
+    """Labels in the sources that the tables lack or get wrong, and the `xxx_Ssss` they stand for. With `only`, `und` says that
+    a label names none of the languages to keep."""
     measure_script: bool = True
     """Measure each document's script, and use it where the label names no script, or another one that the language
     is also written in."""
+    only: list[str] = Field(default_factory=list)
+    """Codes (`xxx_Ssss`, in the output's spelling) of the languages to keep; default: all. Documents in other languages, and
+    pairs with a side in another one, are removed while reading (rule `other_language`). Code is kept."""
+
+    @field_validator("only")
+    @classmethod
+    def _codes(cls, only: list[str]) -> list[str]:
+        for code in only:
+            if not re.fullmatch(r"[a-z]{3}_[A-Z][a-z]{3}", code):
+                raise ValueError(
+                    f"only: `{code}` is not of the form xxx_Ssss; `emma corpus languages {code}` says what it is"
+                )
+        return only
+
+    @model_validator(mode="after")
+    def _undetermined(self) -> Self:
+        if not self.only and "und" in self.labels.values():
+            raise ValueError(
+                "labels: `und` leaves a label's documents out, which needs `only`; name their language"
+            )
+        return self
 
 
 class Normalisation(Section):

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from emma.recipes.schema.section import Section
 
-__all__ = ["KINDS", "Kind", "Source"]
+__all__ = ["KINDS", "Kind", "Source", "format_of_name"]
 
 Kind = Literal["monolingual", "parallel", "code", "papers", "books", "instruction"]
 
@@ -27,6 +27,14 @@ _FORMATS = {
     ".tmx": "tmx",
 }
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+
+
+def format_of_name(path: str) -> str | None:
+    """Format that a file's ending says; None if it says none."""
+    name = path.lower()
+    for ending in _COMPRESSED:
+        name = name.removesuffix(ending)
+    return next((form for ending, form in _FORMATS.items() if name.endswith(ending)), None)
 
 
 class Source(Section):
@@ -143,12 +151,8 @@ class Source(Section):
             return self.format
         if self.target_path is not None:
             return "moses"
-        name = path.lower()
-        for ending in _COMPRESSED:
-            name = name.removesuffix(ending)
-        for ending, form in _FORMATS.items():
-            if name.endswith(ending):
-                return form
+        if form := format_of_name(path):
+            return form
         raise ValueError(f"the format of `{path}` cannot be told from its ending; set format to one of jsonl, csv, "
                          "tsv, parquet, text, tmx, moses")  # fmt: skip
 

@@ -17,6 +17,7 @@ PAGES = [
         f"docs/{name}.md"
         for name in (
             "command_line",
+            "adapt",
             "recipes",
             "plan",
             "corpus",
@@ -31,6 +32,7 @@ PAGES = [
             "verdicts",
             "report",
             "release",
+            "experiment",
         )
     ),
     *(

@@ -8,7 +8,7 @@ number of processes nor an interruption changes the result.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from emma.tools.corpus.normalise import Normaliser
 from emma.tools.corpus.pii import Masker
 from emma.tools.corpus.quarantine import Quarantine, check_bad_lines, write_quarantine
 from emma.tools.corpus.reading import Fault, Row, read_rows
+from emma.tools.corpus.rendering import texts_of
 from emma.tools.corpus.runner import Task
 from emma.tools.corpus.source_files import SourceFile, source_files
 from emma.tools.corpus.stage import Build, Phase, Results, Stage, settings_of
@@ -35,6 +36,8 @@ __all__ = ["integrate"]
 _BATCH_ROWS = 2048
 _BATCH_BYTES = 8 << 20
 _SPILL_BATCH = 16 << 20
+_UNMEASURED = ("oversized", "invalid_line", "other_language")
+"""Rules whose documents are only counted."""
 
 
 _SETTINGS = {
@@ -117,16 +120,6 @@ def _masked(corpus: Corpus, read: Sequence[Any]) -> dict[str, dict[str, int]]:
     return {"masked": {kind: sum(result["masked"].get(kind, 0) for result in read) for kind in kinds}}
 
 
-def _render(source: Source) -> Callable[[dict[str, Any]], str]:
-    """The function that turns a row's columns into its text."""
-    template, columns = source.template, source.text_columns
-    if template is not None:
-        return lambda values: template.format_map(values)
-    if len(columns) == 1:
-        return lambda values: values[columns[0]]
-    return lambda values: "\n\n".join(values[column] for column in columns if values[column])
-
-
 @dataclass
 class _Spill:
     """Rows by kind and language, flushed in batches to one Arrow file."""
@@ -205,7 +198,6 @@ class _FileReader:
         self.corpus, self.source, self.file = corpus, source, file
         self.normalise = Normaliser(corpus.normalisation, source.kind)
         self.labeller = Labeller(corpus.languages, file, source)
-        self.render = _render(source)
         self.limit = int(corpus.max_document_megabytes * 1e6)
         self.accounts, self.samples = Accounts(), Samples(corpus.samples)
         self.quarantine = Quarantine(source.max_bad_lines)
@@ -253,7 +245,7 @@ class _FileReader:
 
     def _remove(self, rule: str, number: int, detail: str, text: str = "", language: str = "") -> None:
         kind, source = self.source.kind, self.file.source
-        measures = measures_of(text) if rule not in ("oversized", "invalid_line") else (1, 0, 0, 0, 0)
+        measures = measures_of(text) if rule not in _UNMEASURED else (1, 0, 0, 0, 0)
         self.accounts.add(kind, language, source, rule, measures)
         self.samples.add(kind, language, rule, id=self._id(number), detail=detail, text=text)
 
@@ -265,11 +257,10 @@ class _FileReader:
     def _batch(self, rows: Sequence[Row], spill: _Spill) -> None:
         if not rows:
             return
-        pair = self.source.kind == "parallel"
         prepared: list[tuple[Row, list[str], list[str]]] = []
         for row in rows:
             try:
-                texts = self._texts(row, pair)
+                texts = texts_of(row, self.source)
                 labels = self.labeller.labels(row)
             except ValueError as error:
                 self.quarantine.rows -= 1  # counted as usable when read
@@ -277,6 +268,9 @@ class _FileReader:
                 continue
             if any(len(text) > self.limit // 4 and len(text.encode()) > self.limit for text in texts):
                 self._remove("oversized", row.number, f"more than {self.limit:,} bytes")
+                continue
+            if not self.labeller.may_be_wanted(labels):
+                self._remove("other_language", row.number, "-".join(labels))
                 continue
             prepared.append((row, [self.normalise(text) for text in texts], labels))
         languages = self.labeller.decide(
@@ -286,25 +280,12 @@ class _FileReader:
             masked = [self._mask(text, code) for text, code in zip(texts, codes, strict=True)]
             self._keep(row, masked, codes, spill)
 
-    def _texts(self, row: Row, pair: bool) -> list[str]:
-        values, source = row.values, self.source
-        names = [source.src_text_column, source.tgt_text_column] if pair else source.text_columns
-        for name in names:
-            value = values[name]
-            if value is None:
-                values[name] = ""
-            elif not isinstance(value, str):
-                raise ValueError(f"`{name}` is of type {type(value).__name__}, not text")
-        if pair:
-            return [values[name] for name in names]
-        try:
-            return [self.render(values)]
-        except (KeyError, IndexError, AttributeError) as error:
-            raise ValueError(f"the template names {error}, which the row lacks") from None
-
     def _keep(self, row: Row, texts: list[str], codes: list[str], spill: _Spill) -> None:
         source, kind = self.source, self.source.kind
         language = "-".join(codes)
+        if not self.labeller.wanted(codes):
+            self._remove("other_language", row.number, language)
+            return
         if not all(texts):
             self._remove("empty", row.number, "no text after normalisation", language=language)
             return

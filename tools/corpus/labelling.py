@@ -75,6 +75,10 @@ class Labeller:
         else:
             self.where = ((source.language, source.language_column, "language"),)
         self.tmx = source.format_of(file.path) == "tmx"
+        # Programming languages are no choice of `only`.
+        self._only = frozenset(languages.only if source.kind != "code" else ())
+        self._languages = frozenset(code.split("_")[0] for code in self._only)
+        self._left_out = frozenset(label for label, code in languages.labels.items() if code == "und")
 
     def labels(self, row: Row) -> list[str]:
         """Labels of a row, as the source gives them.
@@ -82,6 +86,18 @@ class Labeller:
         Raises:
             ValueError: a label is not text.
             UserError: a label names no language; the message names file and line.
+        """
+        labels = self.given(row)
+        if self.source.kind != "code":
+            for label in labels:
+                self._check(label, row.number)
+        return labels
+
+    def given(self, row: Row) -> list[str]:
+        """The same, whatever they name.
+
+        Raises:
+            ValueError: a label is not text.
         """
         labels = []
         for fixed, column, name in self.where:
@@ -93,12 +109,22 @@ class Labeller:
             elif fixed is None:
                 label = self.file.captured[name]
             labels.append(str(label))
-        if self.source.kind != "code":
-            for label in labels:
-                self._check(label, row.number)
         return labels
 
+    def may_be_wanted(self, labels: Sequence[str]) -> bool:
+        """Whether a row with these labels can be in the languages to keep, whatever its script."""
+        return not self._only or all(
+            label not in self._left_out and self.resolver.resolve(label).language in self._languages
+            for label in labels
+        )
+
+    def wanted(self, codes: Sequence[str]) -> bool:
+        """Whether a row with these codes is in the languages to keep."""
+        return not self._only or self._only.issuperset(codes)
+
     def _check(self, label: str, number: int) -> None:
+        if label in self._left_out:
+            return
         try:
             self.resolver.resolve(label)
         except UserError as error:
@@ -118,9 +144,10 @@ class Labeller:
             [script for script, _ in measure(flat)] if self.languages.measure_script else [None] * len(flat)
         )
         scripts = iter(measured)
-        return [[self._code(label, next(scripts)) for label in row] for row in labels]
+        return [[self.code(label, next(scripts)) for label in row] for row in labels]
 
-    def _code(self, label: str, measured: str | None) -> str:
+    def code(self, label: str, measured: str | None) -> str:
+        """Code of a text with a label and a measured script."""
         seen = self._codes.get((label, measured))
         if seen is None:
             resolved = self.resolver.resolve(label)

@@ -481,3 +481,24 @@ def test_normalisation_of_code_and_prose(tmp_path: Path) -> None:
     build = build_at(tmp_path / "corpus", {"c": source}, normalisation=Normalisation())
     build_corpus(build)
     assert rows_of(build.root, "split")[0]["text"] == rows[0]["text"]
+
+
+def test_only_the_languages_to_keep_are_read(tmp_path: Path) -> None:
+    rows = [*documents(5, ["en", "de", "sr"]), {"lang": "C", "text": ARTICLE["en"]}]
+    source = mono_source(write_jsonl(tmp_path / "a.jsonl", rows))
+    languages = Languages(only=["eng_Latn", "srp_Latn"], labels={"C": "und"})
+    build = build_at(tmp_path / "corpus", {"a": source}, languages=languages)
+    build_corpus(build)
+    kept = {row["language"] for row in rows_of(build.root, "integrated", "monolingual")}
+    assert kept == {"eng_Latn"}
+    counts = Manifest.read(build.root / "integrated").counts
+    # German, Serbian in Cyrillic letters, and the label that names no language.
+    assert (counts["in"], counts["kept"], counts["removed_by"]) == (16, 5, {"other_language": 11})
+    assert verify_corpus(build, contents=True) == []
+
+
+def test_a_label_of_no_language_needs_languages_to_keep() -> None:
+    with pytest.raises(ValueError, match="needs `only`"):
+        Languages(labels={"C": "und"})
+    with pytest.raises(ValueError, match="not of the form xxx_Ssss"):
+        Languages(only=["sw"])
