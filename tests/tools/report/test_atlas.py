@@ -26,8 +26,8 @@ def test_everything_of_a_language_stands_together(tmp_path: Path) -> None:
     write_json(folder / "report.json", report)
     result = CliRunner().invoke(group, ["run", str(recipe.run_folder), "--json"], catch_exceptions=False)
     facts = json.loads(result.stdout)
-    assert Path(facts["atlas"]) == recipe.run_folder / "report" / "languages.json"
-    found = json.loads(Path(facts["atlas"]).read_text())
+    assert Path(facts["languages_file"]) == recipe.run_folder / "report" / "languages.json"
+    found = json.loads(Path(facts["languages_file"]).read_text())
     assert found["run"] == "sample"
     rows = {row["code"]: row for row in found["languages"]}
     assert list(rows) == sorted(rows)
