@@ -1,5 +1,5 @@
 // The atlas. Its data: `views` (what is compared with what), `measures`, `branches` (code → [name, code above]) and
-// `languages`; a language has codes, name, facts, x and y on the map if its place is known, and `cells`, by measure and
+// `languages`; a language has codes, name, other names, facts, x and y on the map if its place is known, and `cells`, by measure and
 // view: a list of results [where, base, value, difference, low, high, p, verdict, n].
 const data = document.getElementById("data") && JSON.parse(document.getElementById("data").textContent);
 if (data && data.languages.length) {
@@ -32,7 +32,6 @@ if (data && data.languages.length) {
     absent: ["absent", "M-.3 0a.3.3 0 1 0 .6 0a.3.3 0 1 0-.6 0", "·", "", "not measured"],
   };
   const verdict = (cell) => !cell ? "absent" : (cell[P] ?? null) !== null ? cell[VERDICT] : "none";
-  const name = (row) => [row.name, ` ${row.codes[0]}`];
 
   let measure = 0, view = 0, branch = null, left = new Set();
   const cell = (row) => row.cells[measure]?.[view]?.[0];
@@ -40,15 +39,27 @@ if (data && data.languages.length) {
     for (let at = row.branch; at; at = data.branches[at][1]) if (at === code) return true;
     return false;
   };
-  const items = data.languages.map((row) => ({row, text: `${row.name} ${row.codes.join(" ")}`, data: {
+  const items = data.languages.map((row) => ({row, text: [row.name, ...row.also, ...row.codes].join(" "), data: {
     category: row.category, script: row.script, family: row.family, base: row.seen, mix: row.mixed,
     get benchmark() { return Object.keys(row.cells).map((key) => data.measures[key].title); },
     get verdict() { return SHAPES[verdict(cell(row))][4]; },
   }}));
   const kept = () => items.filter((item) => left.has(item) && (!branch || below(item.row, branch)));
 
-  // Table
+  // Table. Rows far below the window are left out of the layout, which is what takes long, until it is scrolled to them.
+  const MORE = 150;
+  let most = MORE;
+  const limit = () => {
+    let count = 0;
+    for (const line of body.rows) if (!line.hidden) line.classList.toggle("later", ++count > most);
+  };
   const body = by("languages").tBodies[0];
+  by("languages").addEventListener("sorted", limit);
+  by("list").addEventListener("scroll", () => {
+    if (by("list").scrollTop + by("list").clientHeight < by("list").scrollHeight - 600) return;
+    most += MORE;
+    limit();
+  });
   const fill = () => {
     const of = data.measures[measure];
     body.replaceChildren(...items.map((item) => {
@@ -181,6 +192,8 @@ if (data && data.languages.length) {
   const refresh = () => {
     const shown = new Set(kept());
     for (const item of items) item.line.hidden = !shown.has(item);
+    most = MORE;
+    limit();
     by("filters").querySelector("output").textContent = `${shown.size} of ${items.length}`;
     const away = [...shown].filter(({row}) => !("x" in row));
     by("unplaced").hidden = !away.length;
@@ -213,7 +226,7 @@ if (data && data.languages.length) {
   const open = (row) => {
     const path = [];
     for (let code = row.branch; code; code = data.branches[code][1]) path.unshift(data.branches[code][0]);
-    const facts = [["codes", row.codes.join(", ")], ["family", path.join(" › ")], ["script", row.script], ["category", row.category],
+    const facts = [["codes", row.codes.join(", ")], ["also", row.also.join(", ")], ["family", path.join(" › ")], ["script", row.script], ["category", row.category],
       ["people who use it", row.speakers ? tidy(row.speakers) : "not known"], ["base", row.seen],
       ["place", "x" in row ? (row.of === row.codes[0].split("_")[0] ? "on the map" : `as ${row.of}`) : "not known"]];
     const mix = Object.entries(row.mix ?? {}).flatMap(([place, parts]) => parts.map((part) =>

@@ -75,6 +75,8 @@ def _data(found: Sequence[Mapping[str, Any]], judged: Judged) -> dict[str, Any]:
         row = rows.setdefault(key, _facts(entry, branches))
         if code not in row["codes"]:
             row["codes"].append(code)
+        if entry["name"] not in (row["name"], *row["also"]):
+            row["also"].append(entry["name"])
         for cell in entry.get("heldout", ()):
             row["seen"] = cell.get("seen_by_base", row.get("seen"))
             title = _KINDS.get(cell["kind"], cell["kind"])
@@ -139,6 +141,7 @@ def _facts(entry: Mapping[str, Any], branches: dict[str, list[str]]) -> dict[str
     row = {
         "codes": [],
         "name": entry["name"],
+        "also": [],
         "script": entry.get("script", ""),
         "family": entry.get("family", ""),
         "category": entry.get("category", ""),

@@ -1,5 +1,5 @@
 // Tables marked "sortable" sort by a column when its header is clicked, empty cells last; a table whose rows were
-// replaced keeps its order on the event "refilled". Without scripts they keep the order that they have.
+// replaced keeps its order on the event "refilled", and "sorted" says that it is sorted. Without scripts they keep the order that they have.
 const collator = new Intl.Collator("en");
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
@@ -14,6 +14,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       return down ? -order : order;
     });
     table.tBodies[0].append(...rows.map(([, row]) => row));
+    table.dispatchEvent(new Event("sorted"));
   };
   for (const head of heads) {
     if (!head.textContent.trim()) continue;
