@@ -9,12 +9,11 @@ from typing import Any
 from emma.base.files import read_json
 from emma.recipes.vocabulary import report_folder
 from emma.tools.evaluation.groups import kind_of
-from emma.tools.evaluation.significance import LEAST
 from emma.tools.languages.codes import language, subject
 from emma.tools.languages.labels import language_name
 from emma.tools.languages.places import place
 from emma.tools.report.records import RunRecord
-from emma.tools.report.verdicts import Judged
+from emma.tools.report.verdicts import Judged, interval
 
 __all__ = ["atlas", "facts", "heldout_cells"]
 
@@ -65,7 +64,7 @@ def atlas(run: RunRecord, judged: Judged) -> dict[str, Any]:
             if test := tests.get(where):
                 cell |= {"base": test.base, "difference": test.difference, "difference_error": test.error}
                 cell |= {"test": test.test, "p": test.p, "adjusted": test.adjusted, "verdict": test.verdict}
-                if between := _interval(test.difference, test.error, score.n):
+                if between := interval(test.difference, test.error, test.units):
                     cell["interval"] = between
             kept = {key: value for key, value in cell.items() if value is not None}
             entry(subject(where)).setdefault("benchmarks", []).append(kept)
@@ -104,20 +103,10 @@ def heldout_cells(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, dict
     """Rows of `gains.json` by the language that they are about; what is None is left out."""
     for row in rows:
         held = {key: row[key] for key in _HELDOUT if row[key] is not None}
-        if between := _interval(row["difference"], row["error"], row["n"]):
+        if between := interval(row["difference"], row["error"], row["n"]):
             held["interval"] = between
         for code in _subjects(row["language"]):
             yield code, {"language": row["language"], **held}
-
-
-def _interval(difference: float, error: float | None, n: int) -> list[float] | None:
-    """95 % interval by t; None below the least number of units that a verdict needs too."""
-    from scipy.stats import t
-
-    if error is None or n < LEAST:
-        return None
-    reach = float(t.ppf(0.975, n - 1)) * error
-    return [difference - reach, difference + reach]
 
 
 def _subjects(name: str) -> list[str]:

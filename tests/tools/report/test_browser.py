@@ -14,6 +14,8 @@ from click.testing import CliRunner
 from emma.base.files import write_json
 from emma.commands.report import group
 from emma.recipes.vocabulary import report_folder
+from emma.tools.tokenizer.measures import Cost, Summary
+from emma.tools.tokenizer.report import Report, write_tables
 from tests.browser import DESK, PHONE, barriers, chromium, needs_browser, opened
 from tests.tools.report.published_run import PUBLISHED, write_published_run
 from tests.tools.report.sample_run import sample_recipe, write_benchmarks, write_run, write_start
@@ -91,7 +93,15 @@ def _search(page: Any, text: str) -> list[str]:
 @pytest.mark.parametrize(("size", "scheme"), [(PHONE, "light"), (DESK, "dark")])
 @pytest.mark.parametrize(
     "name",
-    ["index.html", "atlas.html", "compare.html", "compare.atlas.html", "empty.html", "empty.atlas.html"],
+    [
+        "tokenizer.html",
+        "index.html",
+        "atlas.html",
+        "compare.html",
+        "compare.atlas.html",
+        "empty.html",
+        "empty.atlas.html",
+    ],
 )
 def test_nobody_is_kept_out_of_a_page(
     browser: Any, pages: dict[str, Path], name: str, size: tuple[int, int], scheme: str
