@@ -22,6 +22,11 @@ from tests.tools.report.sample_run import sample_recipe, write_benchmarks, write
 
 pytestmark = needs_browser
 
+PAGES = (
+    *("index.html", "atlas.html", "compare.html", "compare.atlas.html", "empty.html", "empty.atlas.html"),
+    "tokenizer.html",
+)
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
@@ -58,15 +63,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ["compare", *names, "--output", str(root / "compare.html")],
     ):
         CliRunner().invoke(group, arguments, catch_exceptions=False)
-    files = (
-        "index.html",
-        "atlas.html",
-        "compare.html",
-        "compare.atlas.html",
-        "empty.html",
-        "empty.atlas.html",
-    )
-    return {"languages": root / "languages.json", **{name: root / name for name in files}}
+    rows = {
+        code: Cost(code, 9, 900, 300, 0, 3.0, 1.5, 0.5, 0.1, 0.0, 120, premium, None, None, 1.1, 0.8, 1.2)
+        for code, premium in (("eng_Latn", 1.0), ("yor_Latn", 2.5), ("kat_Geor", 4.25))
+    }
+    spread = Summary(2, 3.4, 3.4, 4.2, 4.25, 0.1, 300)
+    tokens = Report(["base", "extended"], [], [rows, rows], [], [spread, None], "validation", "x", ["y"])
+    write_tables(tokens, root, "tokenizer.html")
+    return {"languages": root / "languages.json", **{name: root / name for name in PAGES}}
 
 
 def _languages(pages: dict[str, Path]) -> list[dict[str, Any]]:
@@ -91,18 +95,7 @@ def _search(page: Any, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("size", "scheme"), [(PHONE, "light"), (DESK, "dark")])
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tokenizer.html",
-        "index.html",
-        "atlas.html",
-        "compare.html",
-        "compare.atlas.html",
-        "empty.html",
-        "empty.atlas.html",
-    ],
-)
+@pytest.mark.parametrize("name", PAGES)
 def test_nobody_is_kept_out_of_a_page(
     browser: Any, pages: dict[str, Path], name: str, size: tuple[int, int], scheme: str
 ) -> None:
