@@ -15,7 +15,8 @@ from emma.base.files import write_json
 from emma.commands.report import group
 from emma.recipes.vocabulary import report_folder
 from emma.tools.tokenizer.measures import Cost, Summary
-from emma.tools.tokenizer.report import Report, write_tables
+from emma.tools.tokenizer.report import Report
+from emma.tools.tokenizer.report import _page as tokenizer_page
 from tests.browser import DESK, PHONE, barriers, chromium, needs_browser, opened
 from tests.tools.report.published_run import PUBLISHED, write_published_run
 from tests.tools.report.sample_run import sample_recipe, write_benchmarks, write_run, write_start
@@ -69,7 +70,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     spread = Summary(2, 3.4, 3.4, 4.2, 4.25, 0.1, 300)
     tokens = Report(["base", "extended"], [], [rows, rows], [], [spread, None], "validation", "x", ["y"])
-    write_tables(tokens, root, "tokenizer.html")
+    (root / "tokenizer.html").write_text(tokenizer_page(tokens), encoding="utf-8")
     return {"languages": root / "languages.json", **{name: root / name for name in PAGES}}
 
 
@@ -333,5 +334,4 @@ def test_the_largest_atlas_is_small_and_fast(browser: Any, tmp_path: Path) -> No
         # The least: what else this machine does takes from the others.
         assert min(spent) < 1.0, spent
         assert len(_shown(page)) > 1600
-        (found,) = _search(page, "kpelle") or [None]
-        assert found == "xpe_Latn" or found == "gkp_Latn"
+        assert _search(page, "kpelle") == ["gkp_Latn", "xpe_Latn"]
