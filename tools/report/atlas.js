@@ -23,6 +23,7 @@ if (data && data.languages.length) {
     for (const [size, name] of [[1e9, "bn"], [1e6, "M"], [1e3, "k"]]) if (count >= size) return `${+(count / size).toPrecision(2)} ${name}`;
     return String(count);
   };
+  const chance = (p) => (p ?? null) === null ? "" : p < 1e-4 ? "< 0.0001" : p.toPrecision(2);
   const tidy = (count) => count.toLocaleString("en");
   const SHAPES = {
     win: ["gain", "M0-1.15L1.1.8L-1.1.8z", "▲", "gain", "clear gain"],
@@ -62,7 +63,9 @@ if (data && data.languages.length) {
   });
   const fill = () => {
     const of = data.measures[measure];
-    body.replaceChildren(...items.map((item) => {
+    // Until a column is sorted by, what was measured comes first.
+    const order = [...items].sort((a, b) => !cell(a.row) - !cell(b.row));
+    body.replaceChildren(...order.map((item) => {
       const {row} = item, found = cell(row), mark = SHAPES[verdict(found)];
       item.line = make("tr", {},
         make("td", {"data-v": row.name}, make("button", {class: "open", type: "button", click: () => open(row)}, row.name), make("small", {}, ` ${row.codes[0]}`)),
@@ -215,10 +218,11 @@ if (data && data.languages.length) {
   const results = (row) => data.views.flatMap((title, place) => {
     const lines = Object.entries(row.cells).flatMap(([key, views]) => (views[place] ?? []).map((found) => {
       const of = data.measures[key], where = row.codes.length > 1 || found[WHERE] !== row.codes[0] ? ` (${found[WHERE]})` : "";
-      return [`${of.title}${where}`, of.unit, tidy(found[N]), number(of, found[BASE]), number(of, found[VALUE]), number(of, found[CHANGE], true),
-        found[LOW] === null ? "" : `${number(of, found[LOW], true)} … ${number(of, found[HIGH], true)}`, found[P] === null ? "" : found[P].toPrecision(2), sign(SHAPES[verdict(found)])];
+      const what = make("span", {}, `${of.title}${where} `, make("small", {}, of.unit)), [low, high] = [LOW, HIGH].map((end) => number(of, found[end], true));
+      return [what, found[N] ? tidy(found[N]) : "", number(of, found[BASE]), number(of, found[VALUE]), number(of, found[CHANGE], true),
+        low && `${low} … ${high}`, sign(SHAPES[verdict(found)]), chance(found[P])];
     }));
-    return table(title, [["measure", true], ["in", true], ["n"], ["base"], ["value"], ["change"], ["95 % interval"], ["p, corrected"], ["verdict", true]], lines);
+    return table(title, [["measure", true], ["n"], ["base"], ["value"], ["change"], ["95 % interval"], ["verdict", true], ["p, corrected"]], lines);
   });
   const samples = (row) => row.samples ? [make("h3", {}, "What the model answered"), ...row.samples.map((one) => make("div", {class: "sample"},
     make("p", {class: "muted"}, `${one.benchmark}, ${one.language}${data.views.length > 1 ? `, ${data.views[one.view].split(" against ")[0]}` : ""}`),

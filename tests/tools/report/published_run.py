@@ -1,5 +1,6 @@
 """A run folder from the published statistics and results of EMMA-500, as large as reports get: 939 codes of text and the
-benchmarks' languages, 1,507 of them in Taxi-1500. Items were not published, so errors are those of a proportion."""
+benchmarks' languages, 1,507 of them in Taxi-1500. Items were not published, so errors are those of a proportion, and
+numbers of items are 0 where they differ between languages."""
 
 from __future__ import annotations
 
@@ -22,8 +23,10 @@ PUBLISHED = Path(os.environ.get("EMMA_PUBLISHED", Path(__file__).parents[4] / "s
 
 BASE, TRAINED = "Llama 3 8B", "EMMA-500 Llama 3 8B Bi"
 
-_ITEMS = {"sib200": 204, "taxi1500": 111, "belebele": 900, "xcopa": 500, "xstorycloze": 1511, "xnli": 2490}
-_OTHER_ITEMS = 1000
+_ITEMS = {
+    **{"sib200": 204, "taxi1500": 111, "belebele": 900, "xcopa": 500, "xstorycloze": 1511, "xnli": 2490},
+    **{"flores200_eng_x": 1012, "flores200_x_eng": 1012, "mgsm_direct": 250, "mgsm_cot": 250},
+}
 
 
 def write_published_run(root: Path) -> Recipe:
@@ -55,8 +58,8 @@ def write_published_run(root: Path) -> Recipe:
     for scores in read_tables(PUBLISHED / "results"):
         for model, name in (("base", BASE), ("published/step-120", TRAINED)):
             for language, value in scores.values.get(name, {}).items():
-                n = _ITEMS.get(scores.benchmark, _OTHER_ITEMS)
-                error = (value * (1 - value) / n) ** 0.5 if scores.metric == "acc" else None
+                n = _ITEMS.get(scores.benchmark, 0)
+                error = (value * (1 - value) / n) ** 0.5 if n and scores.metric == "acc" else None
                 rows.append(
                     Result(model, scores.benchmark, language, scores.metric, n, value, error, "published")
                 )

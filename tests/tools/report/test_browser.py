@@ -95,8 +95,18 @@ def _search(page: Any, text: str) -> list[str]:
     return _shown(page)
 
 
-@pytest.mark.parametrize(("size", "scheme"), [(PHONE, "light"), (DESK, "dark")])
-@pytest.mark.parametrize("name", PAGES)
+LONG = ("index.html", "compare.html")
+"""Pages on which axe-core takes long; in the normal tier it looks at them once."""
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "scheme"),
+    [
+        pytest.param(name, *how, marks=[pytest.mark.slow] if name in LONG and how[0] is DESK else [])
+        for name in PAGES
+        for how in ((PHONE, "light"), (DESK, "dark"))
+    ],
+)
 def test_nobody_is_kept_out_of_a_page(
     browser: Any, pages: dict[str, Path], name: str, size: tuple[int, int], scheme: str
 ) -> None:
