@@ -42,8 +42,9 @@ def run(run_name: str, output: Path | None, as_json: bool) -> None:
     record = read_run(run_name)
     judged = judge_page([record])
     output = output or record.folder / "report" / "index.html"
-    remove_abandoned(output.parent.glob(f".{output.name}.*.partial"))
     languages, map_ = _beside(output, "languages.json"), _beside(output, "atlas.html")
+    for file in (output, map_, languages):
+        remove_abandoned(output.parent.glob(f".{file.name}.*.partial"))
     write_text(output, run_page(record, judged, map_.name))
     write_text(map_, atlas_page(judged, output.name))
     write_json(languages, atlas(judged.runs[0], judged))
@@ -97,8 +98,9 @@ def compare(runs: tuple[str, ...], output: Path, export_folder: Path | None, as_
 
     records = [read_checkpoint(name) for name in runs]
     compared = comparison(records)
-    remove_abandoned(output.parent.glob(f".{output.name}.*.partial"))
     map_ = _beside(output, "atlas.html")
+    for file in (output, map_):
+        remove_abandoned(output.parent.glob(f".{file.name}.*.partial"))
     write_text(output, compare_page(records, compared, map_.name))
     write_text(map_, atlas_page(compared.judged, output.name))
     facts: dict[str, object] = {

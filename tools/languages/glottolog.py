@@ -135,7 +135,7 @@ def _speakers(wheel: Path) -> list[tuple[str, ...]]:
 def _rings(topology: Mapping[str, Any]) -> list[list[int]]:
     """Outlines of a TopoJSON topology's `land`, in tenths of a degree, longitude and latitude in turn."""
     (sx, sy), (tx, ty) = topology["transform"]["scale"], topology["transform"]["translate"]
-    arcs = []
+    arcs: list[list[tuple[int, int]]] = []
     for arc in topology["arcs"]:
         x = y = 0
         points = []

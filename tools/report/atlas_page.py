@@ -78,7 +78,8 @@ def _data(found: Sequence[Mapping[str, Any]], judged: Judged) -> dict[str, Any]:
         if entry["name"] not in (row["name"], *row["also"]):
             row["also"].append(entry["name"])
         for cell in entry.get("heldout", ()):
-            row["seen"] = cell.get("seen_by_base", row.get("seen"))
+            if cell["kind"] == "monolingual" and "seen_by_base" in cell:
+                row["seen"] = cell["seen_by_base"]
             title = _KINDS.get(cell["kind"], cell["kind"])
             _put(
                 row,
@@ -138,7 +139,7 @@ def _facts(entry: Mapping[str, Any], branches: dict[str, list[str]]) -> dict[str
     for code, name in known.branches:
         branches.setdefault(code, [name, above])
         above = code
-    row = {
+    row: dict[str, Any] = {
         "codes": [],
         "name": entry["name"],
         "also": [],

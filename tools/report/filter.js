@@ -18,7 +18,7 @@ const filterBox = (items, keys, show) => {
     const choice = document.createElement("select");
     choice.name = key;
     choice.setAttribute("aria-label", key);
-    choice.append(new Option(any, "*"), ...values.map((value) => new Option(value || `no ${key}`, value)));
+    choice.append(new Option(any, "*"), ...values.map((value) => new Option(value || `${key} not known`, value)));
     return [[key, choice]];
   });
   const count = document.createElement("output");

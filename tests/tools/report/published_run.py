@@ -24,8 +24,16 @@ PUBLISHED = Path(os.environ.get("EMMA_PUBLISHED", Path(__file__).parents[4] / "s
 BASE, TRAINED = "Llama 3 8B", "EMMA-500 Llama 3 8B Bi"
 
 _ITEMS = {
-    **{"sib200": 204, "taxi1500": 111, "belebele": 900, "xcopa": 500, "xstorycloze": 1511, "xnli": 2490},
-    **{"flores200_eng_x": 1012, "flores200_x_eng": 1012, "mgsm_direct": 250, "mgsm_cot": 250},
+    "sib200": 204,
+    "taxi1500": 111,
+    "belebele": 900,
+    "xcopa": 500,
+    "xstorycloze": 1511,
+    "xnli": 2490,
+    "flores200_eng_x": 1012,
+    "flores200_x_eng": 1012,
+    "mgsm_direct": 250,
+    "mgsm_cot": 250,
 }
 
 
