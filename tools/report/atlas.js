@@ -216,8 +216,8 @@ if (data && data.languages.length) {
     make("table", {}, make("thead", {}, make("tr", {}, ...heads.map(([text, left]) => make("th", left ? {class: "text"} : {}, text)))),
       make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map((value, place) => make("td", heads[place][1] ? {class: "text"} : {}, value)))))))] : [];
   const results = (row) => data.views.flatMap((title, place) => {
-    const lines = Object.entries(row.cells).flatMap(([key, views]) => (views[place] ?? []).map((found) => {
-      const of = data.measures[key], where = row.codes.length > 1 || found[WHERE] !== row.codes[0] ? ` (${found[WHERE]})` : "";
+    const lines = Object.entries(row.cells).flatMap(([key, views]) => (views[place] ?? []).map((found, _, all) => {
+      const of = data.measures[key], where = all.length > 1 || (row.codes.length > 1 && row.codes.includes(found[WHERE])) ? ` (${found[WHERE]})` : "";
       const what = make("span", {}, `${of.title}${where} `, make("small", {}, of.unit)), [low, high] = [LOW, HIGH].map((end) => number(of, found[end], true));
       return [what, found[N] ? tidy(found[N]) : "", number(of, found[BASE]), number(of, found[VALUE]), number(of, found[CHANGE], true),
         low && `${low} … ${high}`, sign(SHAPES[verdict(found)]), chance(found[P])];

@@ -96,7 +96,9 @@ def facts(code: str) -> dict[str, Any]:
         "latitude": where.latitude,
         "longitude": where.longitude,
     }
-    return {"code": code, "name": language_name(code), **{k: v for k, v in rest.items() if v is not None}}
+    # Benchmarks also write codes that are none of ISO 639-3, such as `sw`.
+    name = next((one for one in map(language_name, (code, where.of)) if one not in (code, where.of)), code)
+    return {"code": code, "name": name, **{k: v for k, v in rest.items() if v is not None}}
 
 
 def heldout_cells(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:

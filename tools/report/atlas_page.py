@@ -23,11 +23,6 @@ from emma.tools.report.verdicts import Judged
 __all__ = ["atlas_page"]
 
 _SAME_SCRIPT = {"Hans": "Hani", "Japn": "Jpan", "Kore": "Hang", "Hrkt": "Jpan"}
-_KINDS = {
-    "monolingual": "Held-out text",
-    "parallel": "Held-out translations",
-    "bilingual": "Held-out translations",
-}
 # A cell is a list, since there are thousands: where, base, value, difference, low, high, p, verdict, n.
 _CELL = ("language", "base", "value", "difference", "low", "high", "adjusted", "verdict", "n")
 
@@ -73,14 +68,11 @@ def _data(found: Sequence[Mapping[str, Any]], judged: Judged) -> dict[str, Any]:
         script = code.partition("_")[2] or entry.get("script", "")
         key = known.of, _SAME_SCRIPT.get(script, script)
         row = rows.setdefault(key, _facts(entry, branches))
-        if code not in row["codes"]:
-            row["codes"].append(code)
-        if entry["name"] not in (row["name"], *row["also"]):
-            row["also"].append(entry["name"])
+        row["codes"].setdefault(code, entry["name"])
         for cell in entry.get("heldout", ()):
             if cell["kind"] == "monolingual" and "seen_by_base" in cell:
                 row["seen"] = cell["seen_by_base"]
-            title = _KINDS.get(cell["kind"], cell["kind"])
+            title = "Held-out text" + ("" if cell["kind"] == "monolingual" else f", {cell['kind']}")
             _put(
                 row,
                 used,
@@ -105,10 +97,13 @@ def _data(found: Sequence[Mapping[str, Any]], judged: Judged) -> dict[str, Any]:
                 row.setdefault(name, {})[str(view)] = entry[name]
     order = sorted(used, key=lambda name: (not name.startswith("heldout/monolingual"), measures.place(name)))
     mixed = {entry["code"] for one in found for entry in one["languages"] if "mix" in entry}
+    for row in rows.values():
+        # A language goes by its code in the mix, or else by one that names its script.
+        codes = sorted(row["codes"], key=lambda code: (code not in mixed, "_" not in code, code))
+        names = dict.fromkeys(row["codes"][code] for code in codes)
+        row["codes"], (row["name"], *row["also"]) = codes, names
     shown = sorted(rows.values(), key=lambda row: re.sub(r"\W", "", row["name"]).casefold())
     for row in shown:
-        # A language goes by its code in the mix, or else by one that names its script.
-        row["codes"].sort(key=lambda code: (code not in mixed, "_" not in code, code))
         row["seen"] = {True: "seen by the base", False: "not seen by the base"}.get(row.get("seen"), "")
         row["mixed"] = "in the mix" if "mix" in row else "not in the mix"
         row["cells"] = {str(order.index(name)): cells for name, cells in row["cells"].items()}
@@ -140,9 +135,7 @@ def _facts(entry: Mapping[str, Any], branches: dict[str, list[str]]) -> dict[str
         branches.setdefault(code, [name, above])
         above = code
     row: dict[str, Any] = {
-        "codes": [],
-        "name": entry["name"],
-        "also": [],
+        "codes": {},
         "script": entry.get("script", ""),
         "family": entry.get("family", ""),
         "category": entry.get("category", ""),

@@ -42,7 +42,9 @@ def main(folder: Path) -> None:
 
 def _take(page: Any, file: Path) -> None:
     """A picture of the window, with few colours, as small files need."""
-    Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(96).save(file, optimize=True)
+    Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(200, dither=Image.Dither.NONE).save(
+        file, optimize=True
+    )
     assert file.stat().st_size < LARGEST, file
 
 
