@@ -104,7 +104,8 @@ def _data(found: Sequence[Mapping[str, Any]], judged: Judged) -> dict[str, Any]:
         row["codes"], (row["name"], *row["also"]) = codes, names
     shown = sorted(rows.values(), key=lambda row: re.sub(r"\W", "", row["name"]).casefold())
     for row in shown:
-        row["seen"] = {True: "seen by the base", False: "not seen by the base"}.get(row.get("seen"), "")
+        seen = row.get("seen")
+        row["seen"] = "" if seen is None else "seen by the base" if seen else "not seen by the base"
         row["mixed"] = "in the mix" if "mix" in row else "not in the mix"
         row["cells"] = {str(order.index(name)): cells for name, cells in row["cells"].items()}
     samples_of(judged, shown)
