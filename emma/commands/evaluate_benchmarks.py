@@ -103,7 +103,7 @@ def list_benchmarks(as_json: bool) -> None:
     from emma.tools.evaluation.benchmarks.definitions import benchmark_names, get_benchmark
 
     rows: list[dict[str, Any]] = []
-    for name in benchmark_names():
+    for name in benchmark_names(on_demand=True):
         benchmark = get_benchmark(name)
         rows.append(
             {

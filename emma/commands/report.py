@@ -24,8 +24,9 @@ def run(run_name: str, output: Path | None, as_json: bool) -> None:
     """Write one self-contained page about a run: loss, validation, mix, gains per language, parity,
     environment.
 
-    languages.json, beside the page, holds everything by language: name, script, family, bits per byte, every benchmark
-    with interval and verdict, tokenizer, mix.
+    Beside it, atlas.html has every language in a table, in a tree of families and on a map, to search, filter and open;
+    languages.json holds the same: name, script, family, bits per byte, every benchmark with interval and verdict,
+    tokenizer, mix.
 
     The page can be written at any time; what the run does not have yet is shown as missing. It loads nothing
     from the network, reads well on a phone, and its main tables need no script.
@@ -33,6 +34,7 @@ def run(run_name: str, output: Path | None, as_json: bool) -> None:
     from emma.base.claims import remove_abandoned
     from emma.base.files import write_json, write_text
     from emma.tools.report.atlas import atlas
+    from emma.tools.report.atlas_page import atlas_page
     from emma.tools.report.page import run_page
     from emma.tools.report.records import read_run
     from emma.tools.report.verdicts import judge_page
@@ -40,15 +42,16 @@ def run(run_name: str, output: Path | None, as_json: bool) -> None:
     record = read_run(run_name)
     judged = judge_page([record])
     output = output or record.folder / "report" / "index.html"
-    remove_abandoned(output.parent.glob(f".{output.name}.*.partial"))
-    # Beside other pages, such as those of several runs in one folder, it has the page's name.
-    prefix = "" if output.name == "index.html" else f"{output.stem}."
-    languages = output.with_name(f"{prefix}languages.json")
-    write_text(output, run_page(record, judged))
+    languages, map_ = _beside(output, "languages.json"), _beside(output, "atlas.html")
+    for file in (output, map_, languages):
+        remove_abandoned(output.parent.glob(f".{file.name}.*.partial"))
+    write_text(output, run_page(record, judged, map_.name))
+    write_text(map_, atlas_page(judged, output.name))
     write_json(languages, atlas(judged.runs[0], judged))
     holds = {
         "page": str(output),
-        "atlas": str(languages),
+        "atlas": str(map_),
+        "languages_file": str(languages),
         "steps": len(record.steps),
         "validations": len(record.validations),
         "mix_sources": len(record.mix),
@@ -80,7 +83,7 @@ def compare(runs: tuple[str, ...], output: Path, export_folder: Path | None, as_
 
     Shows what each run gained and forgot on held-out text and benchmarks, by resource category, script, and
     family, with paired tests per language; curves over checkpoints; the published scores of the EMMA-500
-    models and their bases.
+    models and their bases. Beside it, a page named *.atlas.html has every language, as that of a single run.
 
     \b
     emma report compare demo/runs/demo_mono demo/runs/demo_bi --output demo/mono-bi.html
@@ -89,15 +92,20 @@ def compare(runs: tuple[str, ...], output: Path, export_folder: Path | None, as_
     """
     from emma.base.claims import remove_abandoned
     from emma.base.files import write_text
+    from emma.tools.report.atlas_page import atlas_page
     from emma.tools.report.checkpoints import read_checkpoint
     from emma.tools.report.compare import compare_page, comparison
 
     records = [read_checkpoint(name) for name in runs]
     compared = comparison(records)
-    remove_abandoned(output.parent.glob(f".{output.name}.*.partial"))
-    write_text(output, compare_page(records, compared))
+    map_ = _beside(output, "atlas.html")
+    for file in (output, map_):
+        remove_abandoned(output.parent.glob(f".{file.name}.*.partial"))
+    write_text(output, compare_page(records, compared, map_.name))
+    write_text(map_, atlas_page(compared.judged, output.name))
     facts: dict[str, object] = {
         "page": str(output),
+        "atlas": str(map_),
         "runs": [record.name for record in records],
         "benchmarks": [view.key for view in compared.views],
     }
@@ -170,6 +178,11 @@ def reference(folder: Path | None, output: Path | None, published_codes: bool, a
     click.echo(gains_text(rows, "flores200_eng_x", "chrf++"))
     if output is not None:
         click.echo(f"\nwrote {output}")
+
+
+def _beside(page: Path, name: str) -> Path:
+    """A file beside a page; it has the page's name too, since several pages may stand in one folder."""
+    return page.with_name(name if page.name == "index.html" else f"{page.stem}.{name}")
 
 
 def _say(output: Path, facts: dict[str, object], as_json: bool) -> None:

@@ -216,7 +216,7 @@ def marked_bars(rows: Sequence[tuple[str, float, float | None]], label: str) -> 
         top, width = 12 + 22 * place, 450 * value / largest
         parts.append(
             f'<text x="{_LEFT + 160}" y="{top + 12}" text-anchor="end">{escape(name)}</text>'
-            f'<rect x="{_LEFT + 170}" y="{top}" width="{max(1, width):.0f}" height="15" fill="#4a7"/>'
+            f'<rect x="{_LEFT + 170}" y="{top}" width="{max(1, width):.0f}" height="15" fill="#2f7f5f"/>'
             f'<text x="{_LEFT + 176 + width:.0f}" y="{top + 12}">{value:.2f}</text>'
         )
         if mark is not None:

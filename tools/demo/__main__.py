@@ -58,7 +58,10 @@ def command(
         ran = run_steps(steps, Record(folder), lock)
     run = recipe.run_folder
     click.secho("\nThe demo is done" + (f" ({time.monotonic() - started:.0f} s)." if ran else "."), bold=True)
-    click.echo(f"  page     {run / 'report' / 'index.html'}\n  release  {run / 'release'}")
+    report = run / "report"
+    click.echo(
+        f"  page     {report / 'index.html'}\n  atlas    {report / 'atlas.html'}\n  release  {run / 'release'}"
+    )
 
 
 if __name__ == "__main__":

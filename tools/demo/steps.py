@@ -54,7 +54,7 @@ def demo_steps(
     imported = Path(str(recipe.start.checkpoint))
     run, last = recipe.run_folder, recipe.schedule.steps
     export = run / "hf" / f"step-{last}"
-    name = recipe.name
+    name, mirror = recipe.name, base.with_name("mirror")
     return [
         Step(
             "corpus",
@@ -135,16 +135,25 @@ def demo_steps(
             (export / "parity.json",),
         ),
         Step(
+            "mirror",
+            "a small benchmark of held-out translations",
+            ("python", "-P", "-m", "emma.tools.demo.mirror", str(corpus), str(mirror)),
+            (mirror,),
+        ),
+        Step(
             "evaluate",
-            "bits per byte of every language, before and after",
-            ("emma", "evaluate", "run", str(run), "--base", str(base)),
+            "bits per byte of every language, and the benchmark, before and after",
+            (
+                *("emma", "evaluate", "run", str(run), "--base", str(base)),
+                *("--benchmarks", "heldout,demo_translations", "--mirror", str(mirror), "--skip-missing"),
+            ),
             (run / "evaluation",),
         ),
         Step(
             "report",
-            "one page about the run",
+            "one page about the run, and the atlas of its languages",
             ("emma", "report", "run", str(run)),
-            (run / "report" / "index.html",),
+            (run / "report" / "index.html", run / "report" / "atlas.html"),
         ),
         Step(
             "release",

@@ -99,12 +99,15 @@ def comparison(runs: Sequence[RunRecord]) -> Comparison:
     )
 
 
-def compare_page(runs: Sequence[RunRecord], compared: Comparison | None = None) -> str:
+def compare_page(
+    runs: Sequence[RunRecord], compared: Comparison | None = None, atlas: str | None = None
+) -> str:
     """HTML of the comparison.
 
     Args:
         runs: two or more; the others are compared with the first.
         compared: the result of `comparison` for them, if already computed.
+        atlas: relative address of the atlas, if there is one.
 
     Raises:
         UserError: fewer than two runs, or two with the same name.
@@ -113,6 +116,7 @@ def compare_page(runs: Sequence[RunRecord], compared: Comparison | None = None) 
     runs = compared.runs
     return render(
         "compare.html.j2",
+        atlas=atlas,
         runs=runs,
         views=compared.views,
         field=field_views(compared.views),

@@ -1,37 +1,42 @@
-// Above each table marked "filtered": a search by name or code, and a choice for every data-… of its rows that differs.
-for (const table of document.querySelectorAll("table.filtered")) {
-  const rows = [...table.tBodies[0].rows];
-  const plain = (text) => text.normalize("NFD").replace(/\p{M}/gu, "").toLowerCase();
-  const texts = new Map(rows.map((row) => [row, plain(row.cells[0].textContent)]));
+// A search by name or code, and a choice for every key in which the items differ. An item has `text` and `data`, whose
+// values are strings, or lists where it has several. A key is [its name, the words for any of its values, the values in
+// order if that isn't the alphabet's]. `show` is told which items are left. Returns the box and what shows it anew.
+const plain = (text) => text.normalize("NFD").replace(/\p{M}/gu, "").toLowerCase();
+const filterBox = (items, keys, show) => {
   const box = document.createElement("div");
   box.className = "filter";
   const search = document.createElement("input");
   search.type = "search";
   search.placeholder = "Name or code";
   search.setAttribute("aria-label", "Search languages by name or code");
-  box.append(search);
-  const choices = ["category", "script", "verdict"].flatMap((key) => {
-    const values = [...new Set(rows.map((row) => row.dataset[key] ?? ""))].sort();
+  const texts = new Map(items.map((item) => [item, plain(item.text)]));
+  const all = (item, key) => [item.data[key] ?? ""].flat();
+  const choices = keys.flatMap(([key, any, fixed]) => {
+    const found = [...new Set(items.flatMap((item) => all(item, key)))];
+    const values = fixed ? [...fixed, ...found.filter((value) => !fixed.includes(value))] : found.sort();
     if (values.length < 2) return [];
     const choice = document.createElement("select");
+    choice.name = key;
     choice.setAttribute("aria-label", key);
-    choice.append(new Option(`any ${key}`, "*"), ...values.map((value) => new Option(value || `no ${key}`, value)));
-    box.append(choice);
+    choice.append(new Option(any, "*"), ...values.map((value) => new Option(value || `${key} not known`, value)));
     return [[key, choice]];
   });
   const count = document.createElement("output");
-  box.append(count);
-  const show = () => {
+  box.append(search, ...choices.map(([, choice]) => choice), count);
+  const update = () => {
     const wanted = plain(search.value.trim());
-    let shown = 0;
-    for (const row of rows) {
-      row.hidden = !texts.get(row).includes(wanted) ||
-        choices.some(([key, choice]) => choice.value !== "*" && (row.dataset[key] ?? "") !== choice.value);
-      shown += !row.hidden;
-    }
-    count.textContent = `${shown} of ${rows.length}`;
+    const left = items.filter((item) => texts.get(item).includes(wanted) &&
+      choices.every(([key, choice]) => choice.value === "*" || all(item, key).includes(choice.value)));
+    count.textContent = `${left.length} of ${items.length}`;
+    show(new Set(left));
   };
-  box.addEventListener("input", show);
-  show();
+  box.addEventListener("input", update);
+  return {box, update};
+};
+for (const table of document.querySelectorAll("table.filtered")) {
+  const items = [...table.tBodies[0].rows].map((row) => ({text: row.cells[0].textContent, data: row.dataset, row}));
+  const show = (left) => items.forEach((item) => { item.row.hidden = !left.has(item); });
+  const {box, update} = filterBox(items, ["category", "script", "verdict"].map((key) => [key, `any ${key}`]), show);
+  update();
   table.closest(".scroll").before(box);
 }

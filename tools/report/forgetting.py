@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from emma.tools.evaluation.averages import ENGLISH_GROUP
+from emma.tools.evaluation.groups import ENGLISH
 from emma.tools.evaluation.measures import Metric, metric
 from emma.tools.report.benchmarks import BenchmarkView
 from emma.tools.report.records import RunRecord
+from emma.tools.report.verdicts import interval
 
 __all__ = ["ForgettingRow", "forgetting_rows"]
 
@@ -20,6 +23,8 @@ class _Cell:
     value: float
     change: float
     counts: dict[str, int]
+    verdict: str | None = None
+    interval: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class ForgettingRow:
     """One measure on English or on the high-resource languages: every run's value and its change against its
     base.
 
-    `first` marks the first row of a measure.
+    English is one language, so its cells have a verdict (`win`, `tie`, `loss`; None if there was too little to test) and a
+    95 % interval; those of groups count their languages' verdicts. `first` marks the first row of a measure.
     """
 
     title: str
@@ -69,7 +75,12 @@ def _heldout_row(runs: Sequence[RunRecord], group: str) -> ForgettingRow | None:
         base = found["base"] if base is None else base
         ties = found["languages"] - found["wins"] - found["losses"]
         counts = {"win": found["wins"], "tie": ties, "loss": found["losses"]}
-        cells.append(_Cell(found["trained"], found["difference"], counts))
+        single = [
+            r
+            for r in (run.gains or {})["languages"]
+            if (r["kind"], r["language"]) == ("monolingual", ENGLISH)
+        ]
+        cells.append(_Cell(found["trained"], found["difference"], counts, *_single(group, single)))
     return ForgettingRow("Held-out text", group, metric("bits_per_byte"), base, cells, True)
 
 
@@ -78,7 +89,18 @@ def _benchmark_row(view: BenchmarkView, group: str) -> ForgettingRow | None:
     if of is None:
         return None
     cells: list[_Cell | None] = []
-    for cell in of.cells:
+    for cell, run in zip(of.cells, view.cells, strict=True):
         value, change, counts = cell or (0.0, None, {})
-        cells.append(None if change is None else _Cell(value, change, counts))
+        english = run.change.english if run and run.change else None
+        single = [{**asdict(english), "n": english.units}] if english else []
+        cells.append(None if change is None else _Cell(value, change, counts, *_single(group, single)))
     return ForgettingRow(f"{view.title}, {view.metric.name}", group, view.metric, of.base, cells, True)
+
+
+def _single(group: str, rows: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[float] | None]:
+    """Verdict and interval of English's test, if the group is English and there is one test."""
+    if group != ENGLISH_GROUP or len(rows) != 1:
+        return None, None
+    (row,) = rows
+    tested = row["verdict"] if row["p"] is not None else None
+    return tested, interval(row["difference"], row["error"], row["n"])

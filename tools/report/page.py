@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,20 @@ Figure = tuple[str, str, str]
 """A figure for the top of a page: value, label, and tone (`good`, `bad`, or empty)."""
 
 
-def render(template: str, *, folder: Path = _HERE, **context: Any) -> str:
-    """Renders a template with `context`, the style sheet, and the script.
+def render(
+    template: str,
+    *,
+    folder: Path = _HERE,
+    scripts: Sequence[str] = ("sort.js", "filter.js", "scroll.js"),
+    styles: Sequence[str] = ("style.css",),
+    **context: Any,
+) -> str:
+    """Renders a template with `context`, style sheets, and scripts.
 
     Args:
         template: name of the template.
         folder: where it is; what it includes may be in this folder, too.
+        scripts, styles: files beside this module, joined in this order.
         context: its variables; a missing one is an error.
     """
     environment = jinja2.Environment(
@@ -61,10 +70,8 @@ def render(template: str, *, folder: Path = _HERE, **context: Any) -> str:
     environment.filters["category"] = lambda code: language(code).category
     environment.filters["script"] = lambda code: language(code).script or ""
     return environment.get_template(template).render(
-        style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
-        script=Markup(
-            "".join((_HERE / name).read_text(encoding="utf-8") for name in ("sort.js", "filter.js"))
-        ),
+        style=Markup("".join((_HERE / name).read_text(encoding="utf-8") for name in styles)),
+        script=Markup("".join((_HERE / name).read_text(encoding="utf-8") for name in scripts)),
         written=now()[:16].replace("T", " ") + " UTC",
         version=metadata.version("emma-recipes"),
         **context,
@@ -77,14 +84,21 @@ def _name(code: str) -> str:
     return "" if names == code.split("-") else " – ".join(names)
 
 
-def run_page(run: RunRecord, judged: Judged | None = None) -> str:
-    """A run's page as HTML; `judged` is `judge_page([run])`, if already computed."""
+def run_page(run: RunRecord, judged: Judged | None = None, atlas: str | None = None) -> str:
+    """A run's page as HTML.
+
+    Args:
+        run: the run.
+        judged: `judge_page([run])`, if already computed.
+        atlas: relative address of the atlas, if there is one.
+    """
     judged = judged or judge_page([run])
     run = judged.runs[0]
     views = benchmark_views(judged)
     return render(
         "run.html.j2",
         run=run,
+        atlas=atlas,
         runs=[run],
         views=views,
         verdicts=judged.tally,

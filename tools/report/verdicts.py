@@ -8,11 +8,11 @@ from typing import Any
 
 from emma.tools.evaluation.comparison import BenchmarkScores, benchmark_scores, benchmarks_of, compare_scores
 from emma.tools.evaluation.gains import Gains, gains_of
-from emma.tools.evaluation.significance import Tally, Verdict, judge, tally
+from emma.tools.evaluation.significance import LEAST, Tally, Verdict, judge, tally
 from emma.tools.evaluation.stored import EvaluatedModel, item_scores
 from emma.tools.report.records import RunRecord
 
-__all__ = ["Compared", "Judged", "judge_page", "latest"]
+__all__ = ["Compared", "Judged", "interval", "judge_page", "latest"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,22 @@ def latest(run: RunRecord, role: str = "trained") -> EvaluatedModel | None:
     """The run's latest evaluated model of a role (`trained` or `base`)."""
     models = [model for model in run.models if model.role == role]
     return models[-1] if models else None
+
+
+def interval(difference: float, error: float | None, n: int) -> list[float] | None:
+    """95 % interval of a difference, by t over its units; None below the least number that a verdict needs too.
+
+    Args:
+        difference: of the two models.
+        error: its standard error.
+        n: documents or items behind it.
+    """
+    from scipy.stats import t
+
+    if error is None or n < LEAST:
+        return None
+    reach = float(t.ppf(0.975, n - 1)) * error
+    return [difference - reach, difference + reach]
 
 
 def judge_page(runs: Sequence[RunRecord], against: Mapping[str, Gains] | None = None) -> Judged:

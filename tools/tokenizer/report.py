@@ -261,14 +261,15 @@ def _page(report: Report) -> str:
         worst = [cost for cost in ordered if cost.premium is not None][:_SHOWN]
         chart = _bars(worst)
         sections.append(
-            f"<h2>{escape(name)}</h2>{chart}<div class=scroll><table><thead><tr>{header}</tr></thead><tbody>{rows}"
+            f"<h2>{escape(name)}</h2>{chart}<div class=scroll tabindex=0 role=region aria-label='{escape(name)}, every "
+            f"language'><table><thead><tr>{header}</tr></thead><tbody>{rows}"
             "</tbody></table></div>"
         )
     lines = "".join(f"<p>{escape(line)}</p>" for line in summary_lines(report))
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>What a tokenizer costs each language</title><style>{_STYLE}</style></head><body>"
-        f"<h1>What a tokenizer costs each language</h1>{lines}<p>{escape(_NOTES)}</p>{''.join(sections)}</body></html>"
+        f"<title>What a tokenizer costs each language</title><style>{_STYLE}</style></head><body><main>"
+        f"<h1>What a tokenizer costs each language</h1>{lines}<p>{escape(_NOTES)}</p>{''.join(sections)}</main></body></html>"
     )
 
 

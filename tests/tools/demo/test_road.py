@@ -56,6 +56,13 @@ def test_the_demo_ends_in_a_release_that_loads_without_this_project(tmp_path: Pa
     gains = json.loads((run / "evaluation/gains.json").read_text())
     assert len([row for row in gains["languages"] if row["kind"] == "monolingual"]) > 200
     assert (run / "report/index.html").stat().st_size > 10_000
+    languages = {
+        row["code"]: row for row in json.loads((run / "report/languages.json").read_text())["languages"]
+    }
+    marks = languages["kat_Geor"]["benchmarks"]
+    assert [row["benchmark"] for row in marks] == ["demo_translations"] and "verdict" in marks[0]
+    atlas = (run / "report/atlas.html").read_text()
+    assert "Georgian" in atlas and "[English]: " in atlas, "with samples of answers"
     release = run / "release"
     subprocess.run([sys.executable, "-I", "-c", LOAD, str(release)], check=True, cwd=tmp_path, timeout=300)
     again = demo(tmp_path / "demo")

@@ -26,8 +26,8 @@ def test_everything_of_a_language_stands_together(tmp_path: Path) -> None:
     write_json(folder / "report.json", report)
     result = CliRunner().invoke(group, ["run", str(recipe.run_folder), "--json"], catch_exceptions=False)
     facts = json.loads(result.stdout)
-    assert Path(facts["atlas"]) == recipe.run_folder / "report" / "languages.json"
-    found = json.loads(Path(facts["atlas"]).read_text())
+    assert Path(facts["languages_file"]) == recipe.run_folder / "report" / "languages.json"
+    found = json.loads(Path(facts["languages_file"]).read_text())
     assert found["run"] == "sample"
     rows = {row["code"]: row for row in found["languages"]}
     assert list(rows) == sorted(rows)
@@ -35,6 +35,11 @@ def test_everything_of_a_language_stands_together(tmp_path: Path) -> None:
     assert "python" not in rows
     yoruba = rows["yor_Latn"]
     assert (yoruba["name"], yoruba["script"], yoruba["family"]) == ("Yoruba", "Latn", "Atlantic-Congo")
+    # A benchmark's code that is none of ISO 639-3 has its language's name and place.
+    assert (rows["de"]["name"], round(rows["de"]["latitude"])) == (
+        "German",
+        round(rows["deu_Latn"]["latitude"]),
+    )
     gains = json.loads((recipe.run_folder / "evaluation" / "gains.json").read_text())
     held = next(row for row in yoruba["heldout"] if row["kind"] == "monolingual")
     own = next(r for r in gains["languages"] if (r["kind"], r["language"]) == ("monolingual", "yor_Latn"))

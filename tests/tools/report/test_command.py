@@ -79,7 +79,9 @@ def report(*arguments: str | Path) -> Result:
 def read_page(path: Path) -> Page:
     html = path.read_text(encoding="utf-8")
     page = Page(html)
-    assert all(address.startswith("#") for address in page.addresses), page.addresses
+    atlas, *rest = page.addresses
+    assert "atlas.html" in atlas and path.with_name(atlas).is_file()
+    assert all(address.startswith("#") for address in rest), page.addresses
     assert "url(" not in html
     assert "@import" not in html
     return page

@@ -23,3 +23,5 @@ def test_a_page_shows_hostile_text_as_text(tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert "alert(1)" in page and "onerror=alert(2)" in page, "it is shown"
     assert SCRIPT not in page and IMAGE not in page
+    atlas = (tmp_path / "page.atlas.html").read_text()
+    assert "onerror=alert(2)" in atlas and IMAGE not in atlas

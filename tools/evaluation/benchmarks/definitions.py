@@ -148,6 +148,8 @@ class Benchmark(_Strict):
     """Template of what an item belongs to (a passage with several questions); such items are one unit in tests."""
     drop_empty: bool = False
     """Leave outputs that are empty or only dots out of the averages."""
+    on_demand: bool = False
+    """Whether it runs only if it is named."""
     from_english: bool | None = None
     """Direction of a translation; None for other benchmarks."""
     metrics: tuple[str, ...]
@@ -252,9 +254,10 @@ def sources() -> list[Source]:
     return [get_source(name) for name in _file("benchmarks.yaml")["sources"]]
 
 
-def benchmark_names() -> list[str]:
-    """Names of all benchmarks, including variants."""
-    return list(_file("benchmarks.yaml")["benchmarks"])
+def benchmark_names(on_demand: bool = False) -> list[str]:
+    """Names of all benchmarks, including variants, without or with those that run only on demand."""
+    known = _file("benchmarks.yaml")["benchmarks"]
+    return [name for name, values in known.items() if on_demand or not values.get("on_demand")]
 
 
 @functools.cache
@@ -272,7 +275,7 @@ def get_benchmark(name: str) -> Benchmark:
     Raises:
         UserError: there is none, or its entry is wrong.
     """
-    names = benchmark_names()
+    names = benchmark_names(on_demand=True)
     if name not in names:
         raise UserError(f"no benchmark {name}; {nearest(name, names)} (`emma evaluate list` shows all)")
     return _read(Benchmark, f"benchmarks.{name}", {"name": name, **_values(name)})
@@ -285,7 +288,7 @@ def resolve_names(names: Sequence[str]) -> list[str]:
     Raises:
         UserError: a name is unknown.
     """
-    known = benchmark_names()
+    known = benchmark_names(on_demand=True)
     theirs = [name for name in names if name.startswith("lm_eval:")]
     names = [name for name in names if name not in theirs]
     found = [name if name in known or f"{name}_emma" not in known else f"{name}_emma" for name in names]

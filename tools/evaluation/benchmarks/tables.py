@@ -18,12 +18,12 @@ def averages_table(rows: Sequence[Result], models: Sequence[str], languages: int
         models: models to show as columns.
         languages: benchmarks with at most this many languages also list each language (0: all do).
     """
-    known = set(benchmark_names())
+    known = set(benchmark_names(on_demand=True))
     width = max(12, *(len(model) + 2 for model in models))
     lines = [
         f"{'benchmark':<26}{'metric':<20}{'languages':>10}" + "".join(f"{model:>{width}}" for model in models)
     ]
-    order = [name for name in benchmark_names() if any(row.benchmark == name for row in rows)]
+    order = [name for name in benchmark_names(on_demand=True) if any(row.benchmark == name for row in rows)]
     for name in order:
         for metric in (*get_benchmark(name).metrics, "chance", "majority"):
             values = {
