@@ -210,6 +210,8 @@ def _explain_os_error(error: OSError) -> SystemFaultError | None:
         return None
     what, fix = known
     paths = [os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, str | bytes)]
+    if len(paths) == 2 and error.errno == errno.EISDIR:
+        paths = paths[1:]  # a file that was written under a passing name, and was to take the folder's
     place = " → ".join(paths)
     if error.errno in (errno.EACCES, errno.EPERM) and paths:
         what += _owner(Path(paths[0]))
