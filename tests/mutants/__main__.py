@@ -1,6 +1,6 @@
 """Breaks a copy of the project, one mutant at a time, and expects the nearest tests to notice.
 
-    python -m tests.mutants [--only TEXT] [--workers N]
+    python -m tests.mutants [--only TEXT]... [--workers N]
 
 Each worker has a copy of the working tree, so the tree itself never changes, and may change meanwhile; it has imported
 other packages once, and forks a process for each mutant. The tests must pass without a mutant first, so that a fixture
@@ -148,10 +148,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", help="mutants whose file or description holds this text")
+    parser.add_argument(
+        "--only", action="append", help="mutants whose file or description holds this text; may be repeated"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    mutants = [mutant for mutant in all_mutants() if options.only in str(mutant)]
+    mutants = [
+        mutant for mutant in all_mutants() if any(text in str(mutant) for text in options.only or [""])
+    ]
     if stale := [fault for mutant in mutants for fault in mutant.faults()]:
         print("\n".join(stale), file=sys.stderr)
         return 1
