@@ -123,6 +123,11 @@ def _step_folder(source: Path, step: int | None) -> tuple[Path, int]:
         raise UserError(f"step {step} of {root} cannot be used: {reason}")
     if not complete:
         faults = "; ".join(f"step {number}: {why}" for number, why in broken.items())
+        if (root / "config.json").is_file() and not faults:
+            raise UserError(
+                f"{root}: a Hugging Face model already, no Megatron checkpoint. Fix: name a run or a folder with "
+                "iter_NNNNNNN in it; `emma convert hf-to-megatron` goes the other way"
+            )
         raise UserError(f"{root}: no complete checkpoint ({faults or 'no folder iter_NNNNNNN in it'})")
     return checkpoint_folder(root, complete[-1]), complete[-1]
 

@@ -176,9 +176,10 @@ def model_from_hf(folder: Path, *, vocab_padding: int = 128, text_only: bool = F
     """
     path = folder / "config.json"
     if folder.is_dir() and not path.exists():
-        raise UserError(
-            f"{path}: no such file, so {folder} holds no Hugging Face model. Fix: name the model's folder"
-        )
+        fix = "name the model's folder"
+        if any(folder.glob("iter_*")):
+            fix += "; it holds Megatron checkpoints, which `emma convert megatron-to-hf` exports"
+        raise UserError(f"{path}: no such file, so {folder} holds no Hugging Face model. Fix: {fix}")
     design, config = design_of(path, read_settings(path), text_only=text_only)
     _refuse_others(path, config, design)
     huggingface = design.huggingface

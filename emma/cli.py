@@ -122,6 +122,8 @@ def main() -> None:
     except (KeyboardInterrupt, click.exceptions.Abort):
         sys.exit(report(KeyboardInterrupt()))
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption) and "." in error.option_name:
+            error.message += f" A key of the recipe has no dashes: {error.option_name.lstrip('-')}=VALUE."
         error.show()
         sys.exit(error.exit_code)
     except Exception as error:

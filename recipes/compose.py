@@ -139,7 +139,9 @@ def parse_override(text: str) -> tuple[Key, Any]:
     name, separator, value = text.partition("=")
     key = tuple(part.strip() for part in name.split("."))
     if not separator or not all(key):
-        raise UserError(f"override `{text}`: expected section.key=value, e.g. schedule.learning_rate=1e-5")
+        raise UserError(
+            f"override `{text}`: expected section.key=value without spaces, e.g. schedule.learning_rate=1e-5"
+        )
     if len(key) > DEEPEST:
         raise UserError(f"override `{text[:60]}…`: no key of a recipe has more than {DEEPEST} parts")
     return key, read_value(value, f"override `{text if len(text) < 100 else text[:100] + '…'}`")

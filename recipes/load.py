@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import typing
 from collections.abc import Sequence
 from io import StringIO
@@ -36,6 +37,19 @@ __all__ = [
 ]
 
 
+def _instead(path: Path) -> str:
+    """What a path that leads nowhere may mean: its first part that is not there, and what is there in its place."""
+    missing = next(part for part in (*reversed(path.parents), path) if not part.exists())
+    names = sorted(
+        entry.name
+        for entry in (missing.parent.iterdir() if missing.parent.is_dir() else ())
+        if entry.suffix in (".yaml", ".yml") or entry.is_dir()
+    )
+    if close := difflib.get_close_matches(missing.name, names, n=1):
+        return f"did you mean `{missing.with_name(close[0]) / path.relative_to(missing)}`?"
+    return f"there is no {missing}. Fix: correct the path, or name a shipped run (`emma recipe list`)"
+
+
 def run_file(run: str) -> Path:
     """File of a RUN: a name in recipes/runs, the path of a YAML file, or a run folder (its `recipe.yaml`).
 
@@ -47,10 +61,13 @@ def run_file(run: str) -> Path:
         if (path / "recipe.yaml").is_file():
             return path / "recipe.yaml"
         if not (ROOT / "runs" / f"{run}.yaml").is_file():
-            raise UserError(f"{run}: not a run folder, since it has no recipe.yaml")
+            raise UserError(
+                f"{run}: not a run folder, since it has no recipe.yaml. Fix: name a run folder, a .yaml file or a shipped "
+                "run (`emma recipe list`)"
+            )
     if run.endswith((".yaml", ".yml")):
         if not path.is_file():
-            raise UserError(f"{run}: no such recipe file")
+            raise UserError(f"{run}: no such recipe file; {_instead(path)}")
         return path
     shipped = ROOT / "runs" / f"{run}.yaml"
     if shipped.is_file():
@@ -59,6 +76,8 @@ def run_file(run: str) -> Path:
         raise UserError(
             f"{run}: not a recipe, whose file's name ends in .yaml. Fix: name a run, or a .yaml file"
         )
+    if len(path.parts) > 1:
+        raise UserError(f"{run}: no such run folder; {_instead(path)}")
     raise UserError(
         f"no run `{run}` in recipes/runs, no such file or run folder; {nearest(run, list_names('runs'))}"
     )

@@ -43,6 +43,9 @@ _FINAL = frozenset(
 )
 
 
+_NOWHERE = ". Fix: run this on a login node of a Slurm cluster"
+
+
 class SlurmError(UserError):
     """A Slurm command failed; the message is Slurm's own."""
 
@@ -54,13 +57,14 @@ def run_slurm(arguments: Sequence[str]) -> str:
         SlurmError: the command does not exist or failed; the message holds its output.
     """
     if shutil.which(arguments[0]) is None:
-        raise SlurmError(f"{arguments[0]}: not found. Fix: run this on a login node of a Slurm cluster")
+        raise SlurmError(f"{arguments[0]}: not found{_NOWHERE}")
     # 0: squeue writes an array's waiting tasks in full.
     environment = {**os.environ, "SLURM_BITSTR_LEN": "0"}
     done = subprocess.run(list(arguments), capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         said = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
-        raise SlurmError(f"{arguments[0]}: {said}")
+        away = "configuration source" in said or "Unable to contact slurm controller" in said
+        raise SlurmError(f"{arguments[0]}: {said}{_NOWHERE if away else ''}")
     return done.stdout
 
 

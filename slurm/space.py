@@ -122,7 +122,10 @@ def parse_gpfs_quota(text: str) -> list[Room]:
 
 def gpfs_room(folder: Path) -> list[Room]:
     """What the quotas of GPFS leave; empty on other file systems."""
-    device = gpfs_device(folder, Path("/proc/mounts").read_text(encoding="utf-8"))
+    mounts = Path("/proc/mounts")
+    if not mounts.is_file():
+        return []
+    device = gpfs_device(folder, mounts.read_text(encoding="utf-8"))
     program = shutil.which("mmlsquota") or shutil.which("mmlsquota", path=_GPFS_COMMANDS)
     if device is None or program is None:
         return []

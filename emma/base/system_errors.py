@@ -130,16 +130,32 @@ def report(error: BaseException) -> int | None:
             "interrupted. Run the same command again: what was finished is kept", file=sys.stderr, flush=True
         )
         return INTERRUPTED
-    fault = error if isinstance(error, UserError) else explain(error)
+    fault = _out_of_means(error) or (error if isinstance(error, UserError) else explain(error))
     if fault is None or os.environ.get(DEBUG):
         return None
     print(f"error: {fault}", file=sys.stderr, flush=True)
     return fault.exit_code
 
 
+def _out_of_means(error: BaseException) -> SystemFaultError | None:
+    """What the process had run out of when it read a file, behind a message that blames the file; or None."""
+    if not isinstance(error, UserError) or isinstance(error, SystemFaultError):
+        return None
+    behind = error.__cause__ or error.__context__
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.errno in OF_PROCESSES:
+            return explain(behind)
+        behind = behind.__cause__ or behind.__context__
+    # From a worker, or from a library that gives no number, there are words alone.
+    for number in OF_PROCESSES:
+        if os.strerror(number) in str(error):
+            return SystemFaultError(f"{error}. Fix: {_FAULTS[number][1]}", passing=number in _PASSING)
+    return None
+
+
 def explain(error: BaseException) -> SystemFaultError | None:
     """An error in words for the user; None for one that is not the machine's."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return _explain_os_error(error)
     if isinstance(error, MemoryError):
         what, fix = _FAULTS[errno.ENOMEM]
@@ -164,6 +180,7 @@ _LIBRARIES: dict[str, int | None] = {
     r"\(os error (\d+)\)": None,  # Rust: tokenizers, safetensors
     r"can't start new thread": errno.EAGAIN,  # Python
     r"can't allocate memory": errno.ENOMEM,  # torch
+    r"Too many open files": errno.EMFILE,  # safetensors, which gives no number
     _TORCH_ARCHIVE: errno.EIO,
 }
 
@@ -176,11 +193,7 @@ def _explain_library(error: BaseException) -> SystemFaultError | None:
     if hidden is not None:
         return explain(hidden)
     for words, number in _LIBRARIES.items():
-        if (
-            isinstance(error, Exception)
-            and not isinstance(error, OSError)
-            and (found := re.search(words, str(error)))
-        ):
+        if isinstance(error, Exception) and (found := re.search(words, str(error))):
             return _explain_os_error(OSError(number or int(found[1]), str(error)))
     # torch gathers what its writers of checkpoints met.
     for _, failure in (
@@ -197,6 +210,8 @@ def _explain_os_error(error: OSError) -> SystemFaultError | None:
         return None
     what, fix = known
     paths = [os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, str | bytes)]
+    if len(paths) == 2 and error.errno == errno.EISDIR:
+        paths = paths[1:]  # a file that was written under a passing name, and was to take the folder's
     place = " → ".join(paths)
     if error.errno in (errno.EACCES, errno.EPERM) and paths:
         what += _owner(Path(paths[0]))

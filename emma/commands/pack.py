@@ -295,14 +295,17 @@ def peek(
     as_json: bool,
 ) -> None:
     """Show some packed documents of RUN as text, control tokens spelled out."""
+    from emma.recipes.compose import nearest
     from emma.tools.pack.peek import Decoder, peek_documents
     from emma.tools.pack.store import open_component
 
     settings = _settings(run, overrides)
     decode = None
     found = []
+    known: set[str] = set()
     for name in components or tuple(settings.pack.components):
         component = open_component(settings.store / name)
+        known.update(component.sources["language"].to_pylist())
         if (
             language is not None
             and not components
@@ -312,7 +315,9 @@ def peek(
         decode = decode or Decoder(settings.tokenizer.path, component.settings["tokenizer_sha256"])
         found += list(peek_documents(component, decode, language=language, count=count, seed=seed))
     if not found:
-        raise UserError(f"{settings.store}: no document of {language or 'any language'} in it")
+        raise UserError(
+            f"{settings.store}: no document of {language or 'any language'} in it; {nearest(language or '', sorted(known)[:20])}"
+        )
     if as_json:
         _echo_json([vars(document) for document in found])
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from emma.base import files
 from emma.base.claims import machine, remove_abandoned, temporary_name
-from emma.base.files import atomic_write, read_json, write_json, write_text
+from emma.base.files import atomic_write, read_json, sha256_file, write_json, write_text
 from tests.base.fsyncs import record_fsyncs
 
 
@@ -94,3 +96,9 @@ def test_a_file_that_has_just_been_made_is_not_taken_for_abandoned(tmp_path: Pat
     finally:
         done.set()
         sweeper.join()
+
+
+def test_a_hash_covers_the_whole_file(tmp_path: Path) -> None:
+    content = bytes(files._CHUNK) + b"the rest"
+    (tmp_path / "large").write_bytes(content)
+    assert sha256_file(tmp_path / "large") == hashlib.sha256(content).hexdigest()

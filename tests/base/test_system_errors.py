@@ -183,3 +183,29 @@ def test_what_torch_hides_while_it_closes_its_archive_is_found() -> None:
             raise RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 576 vs 470")
     fault = explain(caught.value)
     assert fault is not None and "/data/__0_0.distcp: the disk is full" in str(fault)
+
+
+def test_a_message_that_blames_a_file_for_what_the_process_lacks_holds_the_fix(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(DEBUG, raising=False)
+
+    def said(inner: Exception, words: str) -> str:
+        with pytest.raises(UserError) as caught:
+            try:
+                raise inner
+            except OSError:
+                raise UserError(words) from None
+        assert report(caught.value) == 2
+        return capsys.readouterr().err
+
+    # The error of the system names the file; a library's, or a worker's, is words alone.
+    open_files = OSError(errno.EMFILE, "Too many open files", "/data/a.jsonl")
+    assert said(open_files, "/data/a.jsonl: damaged").startswith("error: /data/a.jsonl: this process has too")
+    words = "/model: transformers cannot load it: Too many open files (24)"
+    assert said(OSError("Too many open files (24)"), words).startswith(
+        f"error: {words}. Fix: raise the limit"
+    )
+    assert said(OSError(errno.ENOENT, "No such file", "/data/b"), "/data/b: no such file") == (
+        "error: /data/b: no such file\n"
+    )

@@ -1,7 +1,7 @@
 """Every stage under every fault: one message, nothing half-written accepted, and the second call ends with the same bytes.
 
-`make test-faults` runs it (as root: it mounts file systems). With `FAULTS_RESULTS=FOLDER` each stage's results are kept
-there, for `python -m tests.faults.table FOLDER PAGE`.
+`make test-faults` runs it (as root: it mounts file systems). With `FAULTS_RESULTS=FOLDER` results are kept there as
+they come, for `python -m tests.faults.table FOLDER PAGE`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.faults import FAULTS, Record, try_fault
+from tests.faults.faults import FAULTS, try_fault
 from tests.faults.lab import Lab
 from tests.faults.shim import compile_shim
 from tests.faults.stages import STAGES, Stage, write_inputs
@@ -48,15 +48,6 @@ def library(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def records() -> Iterator[dict[tuple[str, str], Record]]:
-    """What was found, by stage and fault."""
-    found: dict[tuple[str, str], Record] = {}
-    yield found
-    if path := os.environ.get("FAULTS_RESULTS"):
-        write_records(Path(path), found)
-
-
-@pytest.fixture(scope="module")
 def lab(request: pytest.FixtureRequest, folder: Path, inputs: Path, library: Path) -> Iterator[Lab]:
     stage: Stage = request.param
     made = Lab(stage, inputs, folder / stage.name.replace(" ", "-"), library)
@@ -66,9 +57,9 @@ def lab(request: pytest.FixtureRequest, folder: Path, inputs: Path, library: Pat
 
 @pytest.mark.parametrize("lab", STAGES, indirect=True, ids=lambda stage: stage.name)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_one_message_and_costs_nothing(
-    lab: Lab, fault: str, records: dict[tuple[str, str], Record]
-) -> None:
-    record = records[lab.stage.name, fault] = try_fault(lab, fault)
+def test_a_fault_is_one_message_and_costs_nothing(lab: Lab, fault: str) -> None:
+    record = try_fault(lab, fault)
+    if path := os.environ.get("FAULTS_RESULTS"):
+        write_records(Path(path), {(lab.stage.name, fault): record})
     assert record.trials, "nothing was tried"
     assert not record.faults, "\n\n".join(record.faults)

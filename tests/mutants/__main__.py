@@ -1,10 +1,11 @@
 """Breaks a copy of the project, one mutant at a time, and expects the nearest tests to notice.
 
-    python -m tests.mutants [--only TEXT] [--workers N] [--unchecked]
+    python -m tests.mutants [--only TEXT]... [--workers N]
 
-Each worker has a copy of the working tree, so the tree itself never changes; it has imported other packages once, and
-forks a process for each mutant. The tests must pass without a mutant first. The exit code is 1 if a mutant survives, or
-an entry is stale.
+Each worker has a copy of the working tree, so the tree itself never changes, and may change meanwhile; it has imported
+other packages once, and forks a process for each mutant. The tests must pass without a mutant first, so that a fixture
+that fails on this machine kills nothing. What killed a mutant is named. The exit code is 1 if a mutant survives, or an
+entry is stale.
 """
 
 from __future__ import annotations
@@ -111,41 +112,50 @@ def _be_pytest(folder: Path, tests: Sequence[str], log: Path) -> None:
         os._exit(code)
 
 
-def judge(mutants: Sequence[Mutant], folder: Path, *, checked: bool) -> int:
+def judge(mutants: Sequence[Mutant], folder: Path) -> int:
     """How many mutants survive, or cannot be judged since their tests fail without them."""
     survivors, fine = 0, set()
     for mutant in mutants:
         begun = time.monotonic()
-        if checked and mutant.tests not in fine:
+        if mutant.tests not in fine:
             code, said = run_tests(folder, mutant.tests)
             if code:
                 print(f"FAILS WITHOUT  {mutant}\n{said[-3000:]}", flush=True)
                 survivors += 1
                 continue
             fine.add(mutant.tests)
+        whole = (folder / mutant.file).read_bytes()
         mutant.apply(folder)
         try:
             code, said = run_tests(folder, mutant.tests)
         finally:
-            shutil.copy2(ROOT / mutant.file, folder / mutant.file)
+            (folder / mutant.file).write_bytes(whole)
         # 1: a test failed; 2: a module no longer imports; 4 names no test.
         died = code in (1, 2)
         survivors += not died
         print(f"{'died' if died else 'SURVIVED'}  {mutant}  ({time.monotonic() - begun:.0f} s)", flush=True)
-        if code not in (0, 1, 2):
-            print(said[-2000:], flush=True)
+        print(f"      {killer(said)}" if died else said[-2000:], flush=True)
     return survivors
+
+
+def killer(said: str) -> str:
+    """The line of pytest's summary that names the test, or its fixture ("ERROR"), and what it found."""
+    named = [line for line in said.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    return named[0] if named else f"no test ended within {SECONDS:.0f} s"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", help="mutants whose file or description holds this text")
+    parser.add_argument(
+        "--only", action="append", help="mutants whose file or description holds this text; may be repeated"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--unchecked", action="store_true", help="leave out the tests without a mutant")
     options = parser.parse_args()
-    mutants = [mutant for mutant in all_mutants() if options.only in str(mutant)]
+    mutants = [
+        mutant for mutant in all_mutants() if any(text in str(mutant) for text in options.only or [""])
+    ]
     if stale := [fault for mutant in mutants for fault in mutant.faults()]:
         print("\n".join(stale), file=sys.stderr)
         return 1
@@ -159,7 +169,7 @@ def main() -> int:
             folder = copy_tree(Path(name) / str(number))
             if (pid := os.fork()) == 0:
                 mine = mutants[number :: options.workers]
-                os._exit(min(255, judge(mine, folder, checked=not options.unchecked)))
+                os._exit(min(255, judge(mine, folder)))
             workers.append(pid)
         survivors = sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in workers)
     print(f"{len(mutants)} mutants, {survivors} survived or could not be judged")

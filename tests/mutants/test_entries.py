@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.mutants.entries import all_mutants
+from tests.mutants.entries import ROOT, all_mutants
 
 LEAST = 60
 
@@ -26,3 +26,13 @@ def test_a_stale_entry_is_a_fault(tmp_path: Path) -> None:
     assert all("found" not in fault for fault in mutant.faults(tmp_path))
     mutant.apply(tmp_path)
     assert path.read_text() == mutant.new
+
+
+def test_no_mutant_is_a_slip_of_syntax(tmp_path: Path) -> None:
+    for mutant in all_mutants():
+        if mutant.file.endswith(".py"):
+            path = tmp_path / mutant.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes((ROOT / mutant.file).read_bytes())
+            mutant.apply(tmp_path)
+            compile(path.read_text(encoding="utf-8"), str(path), "exec")

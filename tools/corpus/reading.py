@@ -15,7 +15,7 @@ from emma.base.errors import UserError
 from emma.base.remote import is_remote, open_remote
 from emma.recipes.schema.corpus import Source
 from emma.tools.corpus.source_files import SourceFile
-from emma.tools.corpus.streams import decode, lines, open_bytes
+from emma.tools.corpus.streams import decode, lines, no_json_at_all, open_bytes
 
 __all__ = ["Fault", "Row", "columns_needed", "read_rows"]
 
@@ -120,7 +120,7 @@ def _json_fault(line: bytes, error: orjson.JSONDecodeError) -> str:
         decode(line)
     except ValueError as fault:
         return str(fault)
-    return f"not valid JSON: {error}"
+    return f"not valid JSON: {error}{no_json_at_all(line)}"
 
 
 def _check_header(file: SourceFile, needed: Sequence[str], columns: Sequence[str]) -> None:

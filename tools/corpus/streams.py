@@ -18,7 +18,7 @@ from emma.base.errors import UserError
 from emma.base.remote import is_remote, open_remote
 from emma.base.system_errors import OF_PROCESSES, OF_WRITES
 
-__all__ = ["BOM", "compression_of", "decode", "lines", "open_bytes"]
+__all__ = ["BOM", "compression_of", "decode", "lines", "no_json_at_all", "open_bytes"]
 
 BOM = b"\xef\xbb\xbf"
 _BUFFER = 1 << 20
@@ -131,6 +131,13 @@ def lines(stream: BinaryIO, limit: int) -> Iterator[tuple[int, bytes | int]]:
             yield number, size
         else:
             yield number, b"".join(pieces).rstrip(b"\r\n")
+
+
+def no_json_at_all(line: bytes) -> str:
+    """What else to try where a line that is to be JSON does not even begin like it; empty where it does."""
+    if line.lstrip().startswith((b"{", b"[")):
+        return ""
+    return "; if the file is CSV, TSV or plain text, name it .csv, .tsv or .txt"
 
 
 def decode(line: bytes) -> str:

@@ -58,7 +58,10 @@ def find_heldout(
     for path in sorted(root.glob("*/*/*.parquet")):
         found.setdefault((path.parent.parent.name, path.parent.name), []).append(path)
     if not found:
-        raise UserError(f"{root}: contains no <kind>/<language>/*.parquet, so no held-out text")
+        raise UserError(
+            f"{root}: contains no <kind>/<language>/*.parquet, so no held-out text. Fix: name a folder that "
+            "`emma corpus build` has written"
+        )
     for name, wanted, known in (
         ("kind", kinds, {kind for kind, _ in found}),
         ("language", languages, {language for _, language in found}),

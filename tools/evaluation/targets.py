@@ -85,7 +85,14 @@ def resolve_target(run_or_folder: str, step: int | None = None) -> Target:
     # A folder may have the name of a shipped run, as `demo` has after the demo: then the run is meant.
     known = (folder / "recipe.yaml").is_file() or run_or_folder in list_names("runs")
     if folder.is_dir() and not known:
-        raise UserError(f"{folder}: neither a model folder (config.json) nor a run folder (recipe.yaml)")
+        fix = (
+            f"export its checkpoint with `emma convert megatron-to-hf {folder} OUTPUT`"
+            if any(folder.glob("iter_*"))
+            else "name the folder that holds one of them"
+        )
+        raise UserError(
+            f"{folder}: neither a model folder (config.json) nor a run folder (recipe.yaml). Fix: {fix}"
+        )
     run, recipe = resolve_run(run_or_folder)
     steps = exported_steps(run)
     if not steps:

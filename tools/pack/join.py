@@ -133,9 +133,16 @@ def join_units(settings: PackSettings, plan: ComponentPlan, proof: Mapping[str, 
 
 def _check_limits(settings: PackSettings, name: str, reports: list[dict[str, Any]]) -> None:
     """Raises:
-    UserError: more records are unusable, or more of a language's tokens unknown, than the recipe allows.
+    UserError: no document is left, or more records are unusable, or more of a language's tokens unknown, than the
+        recipe allows.
     """
     counts = [report["counts"] for report in reports]
+    if not any(each["kept"] for each in counts):
+        records = sum(each["in"] for each in counts)
+        raise UserError(
+            f"component {name}: no document is left of {records} records. Fix: correct data.pack.components.{name}.inputs, "
+            f"and remove {settings.store / name}"
+        )
     bad = sum(each["bad_lines"] for each in counts)
     if bad:
         first = next(report["first_bad_line"] for report in reports if report["first_bad_line"])

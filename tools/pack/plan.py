@@ -73,6 +73,8 @@ class PackSettings:
             return find_files(component.inputs)
         folder = self.corpus / "split" / ("parallel" if component.kind == "bilingual" else name)
         if not folder.is_dir():
+            if self.corpus.is_file():
+                raise UserError(f"{self.corpus}: a file. Fix: let paths.corpus name a corpus's folder")
             raise UserError(
                 f"{folder}: no such folder, so component {name!r} has no input; run the corpus stage, or "
                 f"give data.pack.components.{name}.inputs"

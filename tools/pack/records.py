@@ -18,7 +18,7 @@ import pyarrow.json
 from emma.base.errors import UserError
 from emma.base.files import sha256_file
 from emma.base.manifest import FileRecord
-from emma.tools.corpus.streams import BOM
+from emma.tools.corpus.streams import BOM, no_json_at_all
 from emma.tools.pack.bad_lines import BadLines
 from emma.tools.pack.columns import constant
 from emma.tools.pack.inputs import InputFile, Segment
@@ -328,7 +328,7 @@ def _values(line: bytes, required: Sequence[str], optional: Sequence[str]) -> li
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return f"not valid JSON ({error})"
+        return f"not valid JSON ({error}){no_json_at_all(line)}"
     if not isinstance(record, dict):
         return f"expected an object with fields, found a {type(record).__name__}"
     for name in required:

@@ -41,9 +41,10 @@ _CHUNK_TOKENS = 1 << 24
 @dataclass
 class _ShardReport:
     """What one shard holds and what is wrong with it; `sources` are documents, tokens, bytes by language and
-    split."""
+    split. `whole`: all of its documents were read and counted."""
 
     faults: list[str] = field(default_factory=list)
+    whole: bool = False
     sources: dict[tuple[str, str], tuple[int, int, int]] = field(default_factory=dict)
 
 
@@ -55,7 +56,8 @@ def verify_component(
     Checked: manifest, sizes and checksums of every file, files that don't belong; for every shard its
     documents' columns, rows, lengths and offsets (from 0, without gaps, to the end of the `.bin`); every token
     id below the vocabulary; begin and end of text where promised and nowhere else; counts of every language
-    and split against `sources.parquet`.
+    and split against `sources.parquet`. What only follows from another fault (the checksum of a file that was cut, its
+    documents' counts) is not a fault of its own; such counts are numbered in one line, after the causes.
 
     Args:
         folder: `store/<component>`.
@@ -69,6 +71,7 @@ def verify_component(
     workers = workers or available_cores()
     faults = _manifest_faults(component)
     totals: dict[tuple[str, str], np.ndarray] = {}
+    broken = 0
     with process_pool(workers, preload=["emma.tools.pack.run", "emma.tools.pack.verify"]) as pool:
         if checksums:
             faults += _checksum_faults(component, pool)
@@ -76,9 +79,17 @@ def verify_component(
         for task in progress(reports, unit="shard", desc=f"verify {component.name}"):
             report = result_of(task)
             faults += report.faults
+            broken += not report.whole
             for key, counts in report.sources.items():
                 totals[key] = totals.get(key, 0) + np.array(counts, np.int64)
-    faults += _count_faults(component, totals)
+    counts = _count_faults(component, totals)
+    if broken and counts:
+        counts = [
+            f"{folder}: {len(counts)} counts of sources.parquet and {MANIFEST_NAME} cannot hold while {broken} of "
+            f"{len(component.shards)} shards are not whole. Fix: copy their files again from where they are, or remove "
+            f"{folder} and pack it again"
+        ]
+    faults += counts
     seen = {
         "shards": len(component.shards),
         "documents": int(sum(counts[0] for counts in totals.values())),
@@ -130,11 +141,16 @@ def _checksum_faults(component: Component, pool: Executor) -> Iterator[str]:
     tasks = [
         (record, pool.submit(_checksum, component.folder / record.path))
         for record in component.manifest.outputs
-        if (component.folder / record.path).is_file()
+        if _is_as_long_as(component.folder / record.path, record.bytes)
     ]
     for record, task in progress(tasks, unit="file", desc=f"checksums {component.name}"):
         if result_of(task) != record.checksum:
             yield f"{component.folder / record.path}: its SHA-256 differs from the manifest's: the content changed"
+
+
+def _is_as_long_as(path: Path, size: int) -> bool:
+    """Whether the check of the manifest has found the file; anything else it has named."""
+    return path.is_file() and path.stat().st_size == size
 
 
 def _checksum(path: Path) -> str:
@@ -144,9 +160,10 @@ def _checksum(path: Path) -> str:
 def _verify_shard(component: Component, shard: Shard) -> _ShardReport:
     """Runs in a worker: one shard's documents and tokens."""
     report = _ShardReport()
-    for path in (shard.bin_path, shard.documents_path):
-        if not path.is_file():
-            return report  # already named by the check of the manifest
+    sizes = {record.path: record.bytes for record in component.manifest.outputs}
+    # What is missing or cut was named by the check of the manifest.
+    if not _is_as_long_as(shard.bin_path, shard.bytes) or not shard.documents_path.is_file():
+        return report
     try:
         schema = pq.read_schema(shard.documents_path)
         if schema.remove_metadata() not in (DOCUMENT_SCHEMA, COUNTED_SCHEMA):
@@ -158,7 +175,8 @@ def _verify_shard(component: Component, shard: Shard) -> _ShardReport:
             report.faults.append(f"{shard.documents_path}: a document has fewer than one copy, itself")
         _verify_documents(component, shard, report)
     except (UserError, pa.ArrowInvalid, OSError) as error:
-        report.faults.append(f"{shard.documents_path}: cannot be read ({error})")
+        if _is_as_long_as(shard.documents_path, sizes.get(shard.documents_path.name, -1)):
+            report.faults.append(f"{shard.documents_path}: cannot be read ({error})")
     return report
 
 
@@ -207,6 +225,7 @@ def _verify_documents(component: Component, shard: Shard, report: _ShardReport) 
         _verify_tokens(component, shard, tokens, starts, ends, row, report)
         _count(batch, report)
         row, position = row + len(batch), int(ends[-1])
+    report.whole = True
     if row != shard.rows:
         report.faults.append(f"{path}: {row} documents, but the manifest says {shard.rows}")
     if position * width != size:

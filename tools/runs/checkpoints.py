@@ -213,11 +213,9 @@ def resolve_start(checkpoint: str, step: int | None) -> StartPoint:
         reason = broken.get(step, f"it does not exist; complete are {complete or 'none'}")
         raise UserError(f"start.step: {step} of {folder} cannot be used: {reason}")
     if not complete:
-        reasons = (
-            "; ".join(f"iter_{s:07d}: {why}" for s, why in broken.items())
-            or "it holds no iter_NNNNNNN folder"
-        )
+        reasons = "; ".join(f"iter_{s:07d}: {why}" for s, why in broken.items())
+        fix = "write it again" if reasons else "name a run, or the folder that holds its iter_NNNNNNN folders"
         raise UserError(
-            f"start.checkpoint: no complete checkpoint in {folder} ({reasons}). Fix: write it again"
+            f"start.checkpoint: no complete checkpoint in {folder} ({reasons or 'none at all'}). Fix: {fix}"
         )
     return StartPoint(folder, step if step is not None else complete[-1])

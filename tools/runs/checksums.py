@@ -118,7 +118,10 @@ def checksums(
 
 
 def drop_from_cache(path: Path) -> None:
-    """Asks the kernel to forget a file's pages, so that the next read comes from the disk or the server."""
+    """Asks the kernel to forget a file's pages, so that the next read comes from the disk or the server, where it can be
+    asked."""
+    if not hasattr(os, "posix_fadvise"):
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -9,6 +9,7 @@ from scipy.stats import binomtest, permutation_test, ttest_1samp
 
 from benchmarks.verdicts import COUNTS, NULLS, false_verdicts, page, power
 from emma.base.errors import UserError
+from emma.tools.evaluation.measures import metric
 from emma.tools.evaluation.significance import (
     LEAST,
     LEVEL,
@@ -168,6 +169,12 @@ def test_verdicts_follow_the_direction_of_the_metric() -> None:
         rows = judge(compare_languages(base, trained, better=better))
         assert [row.verdict for row in rows] == verdicts
         assert [row.test for row in rows] == ["t", "two errors", "no errors"]
+
+
+def test_metrics_know_their_direction() -> None:
+    assert [metric(key).sign for key in ("bits_per_byte", "off_target_rate", "accuracy", "no_such_metric")] == [
+        -1, -1, 1, 1
+    ]  # fmt: skip
 
 
 def test_other_items_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -236,3 +237,18 @@ def test_archives_changed_at_random_are_read_or_refused(tmp_path: Path) -> None:
 
 def test_the_table_of_hostile_folders_is_long_enough() -> None:
     assert len(FOLDERS) >= 10
+
+
+def test_entries_that_share_bytes_are_refused(tmp_path: Path) -> None:
+    """A hundred entries of a central directory that name one entry's bytes: ten times as many as the file has."""
+    path = tmp_path / "shared.pt"
+    with zipfile.ZipFile(path, "w") as stream:
+        stream.writestr("a/data.pkl", pickle.dumps({}, 2))
+        stream.writestr("a/data/0", bytes(4096))
+        for number in range(1, 100):
+            entry = copy.copy(stream.getinfo("a/data/0"))
+            entry.filename = f"a/data/{number}"
+            stream.filelist.append(entry)
+    assert path.stat().st_size < 20_000
+    with pytest.raises(PickleError, match="promises more bytes than it has"), open_archive(path):
+        pass

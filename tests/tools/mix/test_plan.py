@@ -127,6 +127,13 @@ def test_shares_factors_and_caps() -> None:
     assert sum(row["share"] for row in table) == pytest.approx(1)
 
 
+def test_a_categorys_factor_multiplies_the_weight_of_its_sources() -> None:
+    categories = {"big": {"at_least": 500}, "small": {"at_least": 0, "factor": 4}}
+    recipe = data({"web": {"share": 1, "categories": categories, "max_epochs": 100}})
+    sources = [source("web", "a", 600, "big"), source("web", "b", 150, "small")]
+    assert [row.target_tokens for row in make_plan(recipe.mix, sources, 6_000).sources] == [3_000, 3_000]
+
+
 def test_temperature() -> None:
     sources = [source("web", "a", 10_000), source("web", "b", 100)]
     for temperature, ratio in ((1, 100), (2, 10), (4, 10**0.5)):

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -15,7 +16,7 @@ from emma.base.processes import process_pool
 from emma.recipes.schema.model import Tokenizer
 from emma.tools.pack import certificate, engine
 from emma.tools.pack.certificate import Certificate, certified_engine, certify
-from emma.tools.pack.encoded import Encoded
+from emma.tools.pack.encoded import Encoded, joined
 from emma.tools.pack.engine import (
     ENGINES,
     REFERENCE,
@@ -128,6 +129,18 @@ def test_a_wrong_engine_is_refused(pattern: str, tmp_path: Path, monkeypatch: py
     found, passed_over, _ = certified(styled(tmp_path, "qwen"), "fastokens")
     forget_engine("fastokens")
     assert found == REFERENCE and "fastokens gives" in passed_over["fastokens"]
+
+
+def test_the_message_says_where_ids_begin_to_differ(tmp_path: Path) -> None:
+    tokenizer = styled(tmp_path, "qwen")
+    texts = ["the same", "other"]
+    right = joined([np.array(ids, np.uint32) for ids in ([300, 301], [302, 303, 304, 305])])
+    for ids, said in (
+        ([302, 303, 309, 305], "the ids [309, 305] from place 2 on, transformers [304, 305]"),
+        ([302, 303], "the ids [] from place 2 on, transformers [304, 305]"),
+    ):
+        found = joined([np.array(each, np.uint32) for each in ([300, 301], ids)])
+        assert certificate._difference(texts, right, found, tokenizer) == f"gives 'other' {said}"
 
 
 @pytest.mark.usefixtures("few")

@@ -50,13 +50,13 @@ def test_a_draw_does_not_depend_on_the_batches() -> None:
 class LateFault:
     """A fast engine that is wrong about a text that comes after what the gate looks at."""
 
-    wrong = "zebra crossing"
+    wrong, found = "zebra crossing", "zebra"
 
     def __init__(self, tokenizer: TokenizerFile) -> None:
         self.inner = engine._Reference(tokenizer)
 
     def encode(self, values: pa.Array) -> Encoded:
-        changed = [value.replace(self.wrong, "zebra") for value in values.to_pylist()]
+        changed = [value.replace(self.wrong, self.found) for value in values.to_pylist()]
         return self.inner.encode(pa.array(changed, pa.large_string()))
 
 
@@ -136,6 +136,17 @@ def test_a_share_that_was_too_small_is_made_up_for(
     fine = make_settings([write_documents(tmp_path / "fine", 60, set())], "fine", engine="fastokens")
     twice = pack_store(fine, workers=1)["web"]["encoded_twice"]
     assert (twice["documents"], twice["of"], twice["share"], twice["certainty"]) == (60, 60, 1.0, 1.0)
+
+
+@pytest.mark.usefixtures("late_fault")
+def test_as_many_ids_as_the_reference_gives_are_not_enough(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each word is encoded with the space before it, so the same ids come in another order.
+    monkeypatch.setattr(LateFault, "found", "crossing zebra")
+    settings = make_settings([write_documents(tmp_path / "raw", 60, {40})], engine="fastokens")
+    report = pack_store(settings, workers=1)["web"]
+    assert "document 40 other ids" in report["engines_passed_over"]["fastokens"]
 
 
 def unproven(settings: PackSettings, monkeypatch: pytest.MonkeyPatch) -> None:

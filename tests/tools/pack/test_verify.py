@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,11 @@ def flip_bit(store: Path) -> None:
 def truncate(store: Path) -> None:
     path = store / "shard-00001.bin"
     path.write_bytes(path.read_bytes()[:-2])
+
+
+def damage_documents(store: Path) -> None:
+    path = store / "documents-00001.parquet"
+    path.write_bytes(bytes(path.stat().st_size))
 
 
 def swap(values: list[Any]) -> None:
@@ -193,10 +199,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "its fingerprint isn't that of its outputs",
     ),
     "source counts": (source_counts, r"sources\.parquet: eng_Latn/train has"),
-    "damaged documents": (
+    "cut documents": (
         lambda s: (s / "documents-00001.parquet").write_bytes(b"PAR1"),
-        r"documents-00001\.parquet: cannot be read",
+        r"documents-00001\.parquet: 4 bytes, but the manifest says",
     ),
+    "damaged documents": (damage_documents, r"documents-00001\.parquet: cannot be read"),
 }
 
 
@@ -225,9 +232,17 @@ def test_rules_are_checked_without_checksums_too(store: Path, name: str) -> None
 
 
 def _matches(message: str, fault: str) -> bool:
-    import re
-
     return re.search(message, fault) is not None
+
+
+@pytest.mark.parametrize("name", ["shard-00001.bin", "documents-00001.parquet"])
+def test_a_cut_file_is_the_first_fault_and_what_follows_is_one_line(name: str, store: Path) -> None:
+    (store / name).write_bytes((store / name).read_bytes()[:1000])
+    faults, _ = verify_component(store, workers=1)
+    assert len(faults) == 2
+    assert faults[0].startswith(f"{store / name}: 1000 bytes, but the manifest says ")
+    assert re.search(r": \d+ counts of .* cannot hold while 1 of \d+ shards are not whole\. Fix: ", faults[1])
+    assert faults[1].startswith(str(store))
 
 
 def test_an_unfinished_component_is_refused(tmp_path: Path, make_settings: MakeSettings) -> None:

@@ -160,3 +160,15 @@ def test_another_kind_of_checksum_is_refused_and_no_damage(tmp_path: Path) -> No
     folder = save(tmp_path, 5, complete=False)
     mark_complete(folder, {"__0_0.distcp": ListedFile(100, "blake9:00")}, step=5)
     assert verify(folder).state == "unreadable" and "blake9" in verify(folder).faults[0]
+
+
+def test_every_byte_of_a_file_counts(tmp_path: Path) -> None:
+    path, content = tmp_path / "file", bytearray(random.Random(0).randbytes(checksums._CHUNK + 5000))
+    path.write_bytes(content)
+    whole = checksum_file(path)
+    assert whole == ListedFile(len(content), checksums.checksum_of(bytes(content)))
+    for place in (4097, checksums._CHUNK - 1, len(content) - 1):
+        content[place] ^= 1
+        path.write_bytes(content)
+        assert checksum_file(path).checksum != whole.checksum, place
+        content[place] ^= 1

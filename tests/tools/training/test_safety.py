@@ -120,7 +120,8 @@ def test_a_full_disk_stops_the_save_before_it_begins(
     run = RunFolder(recipe.run_folder)
     env = rank_environment(recipe) | run.prepare(recipe).environment
     with pytest.raises(
-        RanksError, match=r"the checkpoint of step 5 needs .* GiB are free\. Nothing is written"
+        RanksError,
+        match=r"the checkpoint of step 5 needs [\d.]+ [kMG]B, but [\d.]+ k?B are free\. Nothing is written",
     ):
         run_ranks(rank_on_a_full_disk, 1, str(run.path), env=env, timeout=120)
     assert not list(run.checkpoints.glob("iter_*"))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from emma.base.errors import UserError
+from emma.base.sizes import size_text
 from emma.recipes.schema import Recipe
 from emma.tools.arithmetic.cost import checkpoint_bytes
 from emma.tools.runs.run_folder import RunFolder
@@ -41,8 +42,8 @@ class Space:
         torch.distributed.broadcast(short, 0)
         if short[0].item():
             raise UserError(
-                f"{self.run.checkpoints}: the checkpoint of step {iteration} needs {short[0] / 2**30:.1f} GiB, but "
-                f"{short[1] / 2**30:.1f} GiB are free. Nothing is written. Fix: free space, or keep fewer "
+                f"{self.run.checkpoints}: the checkpoint of step {iteration} needs "
+                f"{size_text(int(short[0]))}, but {size_text(int(short[1]))} are free. Nothing is written. Fix: free space, or keep fewer "
                 "checkpoints (checkpoint.keep), then start again from the checkpoint before"
             )
         return original(iteration, *rest, **named)

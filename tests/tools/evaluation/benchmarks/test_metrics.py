@@ -48,11 +48,12 @@ def test_accuracy_and_f1_against_scikit_learn() -> None:
     assert 0.03 < f1.error < 0.12
 
 
-def test_labels_that_nobody_gives_do_not_count() -> None:
-    items, responses = answered([0, 0, 1], [0, 1, 1])
-    assert choices.macro_f1(items, responses).value == pytest.approx(
-        f1_score([0, 0, 1], [0, 1, 1], average="macro")
-    )
+@pytest.mark.parametrize(
+    ("gold", "chosen"), [([0, 0, 1], [0, 1, 1]), ([0, 0, 1, 2], [0, 1, 1, 0]), ([0, 0, 1, 1], [0, 1, 1, 2])]
+)
+def test_labels_count_once_they_are_given(gold: list[int], chosen: list[int]) -> None:
+    items, responses = answered(gold, chosen)
+    assert choices.macro_f1(items, responses).value == pytest.approx(f1_score(gold, chosen, average="macro"))
 
 
 def test_collapse_and_baselines() -> None:
