@@ -123,7 +123,8 @@ def main() -> None:
         sys.exit(report(KeyboardInterrupt()))
     except click.ClickException as error:
         if isinstance(error, click.NoSuchOption) and "." in error.option_name:
-            error.message += f" A key of the recipe has no dashes: {error.option_name.lstrip('-')}=VALUE."
+            hint = f" A key of the recipe has no dashes: {error.option_name.lstrip('-')}=VALUE."
+            error = click.UsageError(error.format_message() + hint, ctx=error.ctx)
         error.show()
         sys.exit(error.exit_code)
     except Exception as error:

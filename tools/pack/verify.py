@@ -82,14 +82,14 @@ def verify_component(
             broken += not report.whole
             for key, counts in report.sources.items():
                 totals[key] = totals.get(key, 0) + np.array(counts, np.int64)
-    counts = _count_faults(component, totals)
-    if broken and counts:
-        counts = [
-            f"{folder}: {len(counts)} counts of sources.parquet and {MANIFEST_NAME} cannot hold while {broken} of "
+    follow = _count_faults(component, totals)
+    if broken and follow:
+        follow = [
+            f"{folder}: {len(follow)} counts of sources.parquet and {MANIFEST_NAME} cannot hold while {broken} of "
             f"{len(component.shards)} shards are not whole. Fix: copy their files again from where they are, or remove "
             f"{folder} and pack it again"
         ]
-    faults += counts
+    faults += follow
     seen = {
         "shards": len(component.shards),
         "documents": int(sum(counts[0] for counts in totals.values())),

@@ -75,8 +75,8 @@ def guard_view(run: RunRecord) -> GuardView | None:
 
 def guard_sentences(run: RunRecord) -> list[str]:
     """What the card of a model says: for each run on the way, what its guard decided; then how it ended."""
-    view, said = guard_view(run), []
-    if view is None:
+    said: list[str] = []
+    if (view := guard_view(run)) is None:
         return said
     if view.after is not None:
         name, step = view.after
