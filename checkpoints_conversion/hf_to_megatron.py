@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -42,7 +42,7 @@ from emma.recipes.schema.model import Model, Shape
 from emma.tools.runs.checkpoints import TRACKER, checkpoint_folder, mark_complete
 from emma.tools.runs.checksums import ListedFile
 
-__all__ = ["convert", "plan"]
+__all__ = ["checkpoint_blocks", "checkpoint_objects", "convert", "plan", "write_companions"]
 
 _VOCABULARY_BLOCK = 256 << 20  # bytes per block of the embedding, by far the largest tensor
 
@@ -65,7 +65,7 @@ def _shape_to_write(base: Shape, model: Shape | None, source: Path) -> Shape:
     return Shape.model_validate(model.model_dump(include=set(Shape.model_fields)))
 
 
-def _dtype(weights: HuggingFaceWeights, chunk: Chunk, cast: torch.dtype | None) -> torch.dtype | None:
+def _dtype(weights: Weights, chunk: Chunk, cast: torch.dtype | None) -> torch.dtype | None:
     found = {weights.dtype(name) for name in chunk.names}
     if cast is not None and chunk.names:
         return cast
@@ -77,10 +77,14 @@ def _dtype(weights: HuggingFaceWeights, chunk: Chunk, cast: torch.dtype | None) 
     return next(iter(found), None)
 
 
-def _blocks(
-    weights: HuggingFaceWeights, shape: Shape, cast: torch.dtype | None, scan: Scan | None = None
+def checkpoint_blocks(
+    weights: Weights, shape: Shape, cast: torch.dtype | None, scan: Scan | None = None
 ) -> list[Block]:
-    """The checkpoint's blocks, in network order."""
+    """The checkpoint's blocks, in network order.
+
+    Raises:
+        UserError: parameters that Megatron stores as one tensor have several types, and `cast` is None.
+    """
     sizes = global_sizes(shape)
     dtypes: dict[str, torch.dtype] = {}
     result = []
@@ -111,7 +115,7 @@ def _pieces(chunk: Chunk, dtype: torch.dtype) -> Iterator[tuple[Chunk, int]]:
 
 @contextmanager
 def _open(
-    weights: HuggingFaceWeights, shape: Shape, chunk: Chunk, first: int, dtype: torch.dtype, scan: Scan | None
+    weights: Weights, shape: Shape, chunk: Chunk, first: int, dtype: torch.dtype, scan: Scan | None
 ) -> Iterator[torch.Tensor]:
     if not chunk.names:
         yield torch.zeros(chunk.sizes, dtype=dtype)
@@ -126,8 +130,8 @@ def _open(
         yield (fuse_qkv(shape, parts) if len(parts) > 1 else parts[0]).view(chunk.sizes)
 
 
-def _objects(shape: Shape) -> dict[str, Any]:
-    """What the loader needs besides tensors, by the unique keys of Megatron's sharded objects."""
+def checkpoint_objects(shape: Shape) -> dict[str, Any]:
+    """What Megatron's loader needs besides tensors, by the unique keys of Megatron's sharded objects."""
     common = {
         "args": architecture(shape),
         "checkpoint_version": 3.0,
@@ -155,7 +159,7 @@ def plan(
     """
     weights = HuggingFaceWeights(source, text_only=text_only)
     shape = _shape_to_write(weights.shape, model, source)
-    parts = _blocks(weights, shape, None if dtype is None else parse_dtype(dtype))
+    parts = checkpoint_blocks(weights, shape, None if dtype is None else parse_dtype(dtype))
     token_ids_from_hf(source, shape.vocab_size)
     check_tokenizer(source, shape.vocab_size)
     return {
@@ -206,7 +210,7 @@ def convert(
     tokens: TokenIds = token_ids_from_hf(source, shape.vocab_size)
     tokenizer = check_tokenizer(source, shape.vocab_size)
     scan = Scan(allow_nonfinite, by_row={name_of(shape, EMBEDDING), name_of(shape, OUTPUT)})
-    parts = _blocks(weights, shape, None if dtype is None else parse_dtype(dtype), scan)
+    parts = checkpoint_blocks(weights, shape, None if dtype is None else parse_dtype(dtype), scan)
     total = sum(part.size for part in parts)
     check_free_space(destination, math.ceil(total * 1.01))
     manifest = Manifest("convert.hf-to-megatron", "")
@@ -218,10 +222,14 @@ def convert(
             _hashing(_read_files(source, weights), source) as inputs,
             progress(total=total, desc="import", unit="B", unit_scale=True) as bar,
         ):
-            records = write_torch_dist(folder, parts, _objects(shape), threads=threads, advance=bar.update)
+            records = write_torch_dist(
+                folder, parts, checkpoint_objects(shape), threads=threads, advance=bar.update
+            )
             scan.check(source)
             manifest.inputs = inputs.result()
-        _write_companions(folder, source, shape, tokens, model, records, manifest.inputs)
+        huggingface = model.huggingface if isinstance(model, Model) else None
+        sidecar = {"huggingface": huggingface, "source": source, "files": manifest.inputs}
+        write_companions(folder, shape, tokens, source, records, sidecar)
         write_text(staging / TRACKER, "0")
         checked = "not run" if check is None else check(weights, staging)
         written = {f"{folder.name}/{record.path}": record for record in records}
@@ -272,24 +280,31 @@ def _hashing(paths: list[Path], root: Path) -> Iterator[Future[list[FileRecord]]
             stopped.set()
 
 
-def _write_companions(
+def write_companions(
     folder: Path,
-    source: Path,
     shape: Shape,
     tokens: TokenIds,
-    model: Shape | None,
+    tokenizer: Path | None,
     records: list[FileRecord],
-    inputs: list[FileRecord],
+    sidecar: Mapping[str, Any],
 ) -> None:
-    """Writes everything in the checkpoint folder except the tensors; the completion mark comes last."""
+    """Writes everything in the checkpoint folder except the tensors; the completion mark comes last.
+
+    Args:
+        folder: the checkpoint, with its tensors' files.
+        shape: the model.
+        tokens: its special tokens.
+        tokenizer: folder with its tokenizer's files, if it has any.
+        records: of the tensors' files.
+        sidecar: the other arguments of `write_sidecar`.
+    """
     config = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     (folder / "metadata.json").write_text(json.dumps(config))
     written = [*records, *(FileRecord.of(folder / name, folder) for name in (".metadata", "metadata.json"))]
     hashes = {record.path: record.checksum.removeprefix("sha256:") for record in written}
     write_json(folder / "integrity.json", {"algorithm": "sha256", "files": dict(sorted(hashes.items()))})
-    if tokenizer_files(source):
+    if tokenizer is not None and tokenizer_files(tokenizer):
         (folder / TOKENIZER_FOLDER).mkdir()
-        copy_tokenizer(source, folder / TOKENIZER_FOLDER)
-    huggingface = model.huggingface if isinstance(model, Model) else None
-    write_sidecar(folder, shape, tokens, huggingface=huggingface, source=source, files=inputs)
+        copy_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
+    write_sidecar(folder, shape, tokens, **sidecar)
     mark_complete(folder, {r.path: ListedFile(r.bytes, r.checksum) for r in written}, step=0)

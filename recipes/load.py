@@ -19,10 +19,12 @@ from emma.recipes.compose import ROOT, compose_file, compose_section, list_names
 from emma.recipes.limits import check_limits
 from emma.recipes.reading import Composed, read_yaml
 from emma.recipes.schema import Recipe
+from emma.recipes.schema.merge import Merge
 from emma.recipes.schema.sweep import Sweep
 
 __all__ = [
     "dump_yaml",
+    "load_merge",
     "load_recipe",
     "load_section",
     "load_sweep",
@@ -106,6 +108,18 @@ def load_sweep(sweep: str) -> Sweep:
     composed = read_yaml(path)
     composed.values.setdefault("name", path.stem)
     loaded: Sweep = _validate(Sweep, composed, ("sweep",))
+    return loaded
+
+
+def load_merge(path: Path) -> Merge:
+    """Reads the recipe of a merge.
+
+    Raises:
+        UserError: there is no such file, or it is invalid.
+    """
+    composed = read_yaml(path)
+    composed.values.setdefault("name", path.stem)
+    loaded: Merge = _validate(Merge, composed, ("merge",))
     return loaded
 
 

@@ -11,6 +11,7 @@ import click
 from emma.base.errors import CheckFailedError, UserError
 from emma.commands.amount import Amount
 from emma.commands.convert_inspect import inspect
+from emma.commands.convert_merge import merge
 from emma.commands.convert_options import (
     DRY_RUN,
     DTYPE,
@@ -49,6 +50,7 @@ def group() -> None:
 group.add_command(inspect)
 group.add_command(verify)
 group.add_command(extend_vocabulary)
+group.add_command(merge)
 
 
 def _print(value: dict[str, Any], as_json: bool) -> None:

@@ -62,12 +62,13 @@ def verify(
 
     Compares every parameter bit for bit, and the logits of transformers and Megatron in FP32, with one layer
     in memory at a time. The files of a Megatron checkpoint are compared with what was written first; with A alone
-    (a run, a folder of checkpoints or a single one), that is all. Exits with code 1 if anything differs.
+    (a run, a folder of checkpoints or a single one), that is all. A folder that `emma convert merge` wrote, alone, is
+    computed once more from its parents. Exits with code 1 if anything differs.
     """
     from emma.commands.checkpoint_files import checkpoints_of
     from emma.commands.checkpoint_files import report as report_files
 
-    if b is None:
+    if b is None and not _is_merge(a):
         ledger = a / "checkpoints.jsonl"
         report_files(checkpoints_of(a), ledger if ledger.is_file() else None, as_json)
         return
@@ -76,6 +77,19 @@ def verify(
 
     if not tensors and not logits:
         raise UserError("--no-tensors and --no-logits leave nothing to compare")
+    if b is None:
+        from emma.checkpoints_conversion.merging.again import prove
+
+        report = prove(
+            a,
+            None if text is None else read_texts(text),
+            tolerance=tolerance,
+            logits=logits,
+            length=length,
+            mixed_length=mixed_length,
+        )
+        _finish(report, a if output is None else output, as_json, f"{a} is not the merge of its parents")
+        return
     for side in (a, b):
         check_written(side, step)
     report = compare(
@@ -92,7 +106,19 @@ def verify(
         length=length,
         mixed_length=mixed_length,
     )
-    folder = b if output is None else output
+    _finish(report, b if output is None else output, as_json, f"{a} and {b} are not the same model")
+
+
+def _is_merge(folder: Path) -> bool:
+    if not (folder / "manifest.json").is_file():
+        return False  # torch is not needed
+    from emma.checkpoints_conversion.merging.again import is_merge
+
+    return is_merge(folder)
+
+
+def _finish(report: Report, folder: Path, as_json: bool, verdict: str) -> None:
+    """Writes and prints a report; fails if it does."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         report.write(folder)
@@ -105,7 +131,7 @@ def verify(
     else:
         _summarise(report, folder)
     if not report.passed:
-        raise CheckFailedError(f"{a} and {b} are not the same model: " + "; ".join(report.faults()))
+        raise CheckFailedError(f"{verdict}: " + "; ".join(report.faults()))
 
 
 def _summarise(report: Report, folder: Path) -> None:

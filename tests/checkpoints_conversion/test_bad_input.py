@@ -242,7 +242,7 @@ from pathlib import Path
 from emma.checkpoints_conversion import hf_to_megatron
 def stop(*args):
     os.kill(os.getpid(), signal.SIGTERM)
-hf_to_megatron._write_companions = stop
+hf_to_megatron.write_companions = stop
 hf_to_megatron.convert(Path({str(good / "hf")!r}), Path({str(tmp_path / "result")!r}))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

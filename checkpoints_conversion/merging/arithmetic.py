@@ -1,0 +1,122 @@
+"""The arithmetic of merges on blocks of weights in FP32.
+
+Operations and their order are those of mergekit 0.1.5, so that FP32 results have the same bits. Each result depends only
+on the values at its own place and on numbers of the whole parameter (`statistics.py`): blocks may be cut anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+__all__ = ["Sparsify", "arc", "at_least", "average", "kept", "task"]
+
+Sparsify = Callable[[torch.Tensor, int], torch.Tensor]
+"""Drops values of a difference; the number is the place of its first value in the parameter."""
+
+_PER_COUNTER = 8  # 32-bit numbers that Philox makes of one value of its counter
+
+
+def average(parts: Sequence[torch.Tensor], weights: torch.Tensor, normalize: bool) -> torch.Tensor:
+    """Weighted sum, divided by the sum of the weights if `normalize`.
+
+    Args:
+        parts: blocks of one size, of any type.
+        weights: [parts], FP32.
+    """
+    total = torch.zeros(parts[0].shape, dtype=torch.float32)
+    one = (1,) * total.dim()
+    for part, weight in zip(parts, weights, strict=True):
+        total.addcmul_(part, weight.reshape(one))
+    return total.div_(weights.reshape(1, -1).sum(dim=1).reshape(one)) if normalize else total
+
+
+def task(
+    base: torch.Tensor,
+    parts: Sequence[torch.Tensor],
+    weights: torch.Tensor,
+    first: int,
+    *,
+    sparsify: Sequence[Sparsify | None],
+    signs: bool,
+    normalize: bool,
+    scale: float,
+) -> torch.Tensor:
+    """Base plus the sum of weighted differences from it.
+
+    Args:
+        base: FP32.
+        parts: the other models' blocks.
+        weights: [parts], FP32.
+        first: place of the blocks' first value in the parameter.
+        sparsify: how each difference loses values; None for all of them.
+        signs: of the weighted differences, only those with the sign of their sum count (TIES, arXiv 2306.01708; where the
+            sum is zero, the positive ones).
+        normalize: divide by the sum of the weights or, with `signs`, of those that count, value by value.
+        scale: factor of the merged difference.
+    """
+    deltas = base.new_empty((len(parts), *base.shape))
+    for delta, part, drop in zip(deltas, parts, sparsify, strict=True):
+        torch.sub(part, base, out=delta)
+        if drop is not None:
+            delta.copy_(drop(delta, first))
+    factors = weights.reshape(-1, *(1,) * base.dim())
+    if not bool((weights == 1).all()):
+        deltas.mul_(factors)
+    if signs:
+        majority = (deltas.sum(dim=0) >= 0).to(torch.float32) * 2 - 1
+        mask = deltas.sign() == majority
+        mixed = deltas.mul_(mask).sum(dim=0)
+        divisor = (factors * mask).sum(dim=0)
+        divisor[divisor == 0] = 1
+    else:
+        mixed = deltas.sum(dim=0)
+        divisor = factors.sum(dim=0)
+        divisor[divisor.abs() < 1e-8] = 1
+    if normalize:
+        mixed /= divisor
+    if scale != 1:
+        mixed *= scale
+    return base + mixed
+
+
+def arc(a: torch.Tensor, b: torch.Tensor, factors: tuple[float, float]) -> torch.Tensor:
+    """A point between two models on the arc through them; the factors come from their angle."""
+    one, other = (torch.tensor(factor, dtype=torch.float32) for factor in factors)
+    return one * a.float() + other * b.float()
+
+
+def at_least(threshold: int) -> Sparsify:
+    """Keeps values whose magnitude, as the bits of an FP32 number, is `threshold` or more: all that tie with the last, as
+    in the authors' code of TIES (mergekit keeps some of these)."""
+
+    def drop(delta: torch.Tensor, first: int) -> torch.Tensor:
+        return delta * (delta.abs().view(torch.int32) >= threshold)
+
+    return drop
+
+
+def kept(seed: int, model: int, name: str, density: float, first: int, count: int) -> torch.Tensor:
+    """Which of a parameter's values DARE keeps, as booleans [count].
+
+    The numbers are Philox's, with a key made of seed, model and parameter, and the value's place as the counter: neither
+    threads nor files nor blocks change them.
+
+    Args:
+        seed: of the merge.
+        model: number of the model in the merge.
+        name: transformers' name of the parameter.
+        density: share of values that are kept.
+        first: place of the first value in the parameter, row by row.
+        count: values.
+    """
+    digest = hashlib.sha256(f"{seed} {model} {name}".encode()).digest()
+    generator = np.random.Philox(key=np.frombuffer(digest[:16], dtype="<u8"))
+    generator.advance(first // _PER_COUNTER)
+    skipped = first % _PER_COUNTER
+    raw = generator.random_raw(-(-(skipped + count) // 2)).astype("<u8", copy=False)
+    numbers = raw.view("<u4")[skipped : skipped + count]
+    return torch.from_numpy(numbers < round(density * 2**32))
