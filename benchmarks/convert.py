@@ -116,7 +116,7 @@ def drop_from_cache(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _anonymous_bytes(process: int) -> int:
+def anonymous_bytes(process: int) -> int:
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except OSError:
@@ -133,7 +133,7 @@ def measure(phase: str, source: Path, destination: Path) -> dict[str, float]:
     process = subprocess.Popen(command, env={**os.environ, "EMMA_PROGRESS": "0"})
     peak = 0
     while process.poll() is None:
-        peak = max(peak, _anonymous_bytes(process.pid))
+        peak = max(peak, anonymous_bytes(process.pid))
         time.sleep(_SAMPLE_SECONDS)
     seconds = time.perf_counter() - start
     if process.returncode:

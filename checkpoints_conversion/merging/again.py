@@ -7,24 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from emma.base.errors import CheckFailedError, UserError
-from emma.base.files import read_json
-from emma.base.manifest import MANIFEST_NAME, Manifest
+from emma.base.manifest import Manifest
 from emma.checkpoints_conversion.checkpoint import check_written
 from emma.checkpoints_conversion.merging.merged import MergedWeights
 from emma.checkpoints_conversion.merging.parents import Family, open_family
-from emma.checkpoints_conversion.merging.write import STAGE
 from emma.checkpoints_conversion.parity import TOLERANCE, Report, compare_weights
 from emma.checkpoints_conversion.weights import open_weights
 from emma.recipes.schema.merge import Merge
 
-__all__ = ["is_merge", "prove"]
-
-
-def is_merge(folder: Path) -> bool:
-    """Whether `emma convert merge` wrote a folder."""
-    path = folder / MANIFEST_NAME
-    found = read_json(path) if path.is_file() else None
-    return isinstance(found, dict) and found.get("stage") == STAGE
+__all__ = ["prove"]
 
 
 def prove(

@@ -6,6 +6,7 @@ on the values at its own place and on numbers of the whole parameter (`statistic
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 
@@ -36,7 +37,7 @@ def average(parts: Sequence[torch.Tensor], weights: torch.Tensor, normalize: boo
 
 def task(
     base: torch.Tensor,
-    parts: Sequence[torch.Tensor],
+    deltas: Sequence[torch.Tensor],
     weights: torch.Tensor,
     first: int,
     *,
@@ -49,8 +50,8 @@ def task(
 
     Args:
         base: FP32.
-        parts: the other models' blocks.
-        weights: [parts], FP32.
+        deltas: the other models' differences from it, FP32.
+        weights: [deltas], FP32.
         first: place of the blocks' first value in the parameter.
         sparsify: how each difference loses values; None for all of them.
         signs: of the weighted differences, only those with the sign of their sum count (TIES, arXiv 2306.01708; where the
@@ -58,29 +59,33 @@ def task(
         normalize: divide by the sum of the weights or, with `signs`, of those that count, value by value.
         scale: factor of the merged difference.
     """
-    deltas = base.new_empty((len(parts), *base.shape))
-    for delta, part, drop in zip(deltas, parts, sparsify, strict=True):
-        torch.sub(part, base, out=delta)
-        if drop is not None:
-            delta.copy_(drop(delta, first))
-    factors = weights.reshape(-1, *(1,) * base.dim())
-    if not bool((weights == 1).all()):
-        deltas.mul_(factors)
+    left = [
+        delta if drop is None else drop(delta, first) for delta, drop in zip(deltas, sparsify, strict=True)
+    ]
+    parts = [
+        part if factor == 1 else part * weight
+        for part, weight, factor in zip(left, weights, weights.tolist(), strict=True)
+    ]
     if signs:
-        majority = (deltas.sum(dim=0) >= 0).to(torch.float32) * 2 - 1
-        mask = deltas.sign() == majority
-        mixed = deltas.mul_(mask).sum(dim=0)
-        divisor = (factors * mask).sum(dim=0)
+        majority = (_total(parts) >= 0).to(torch.float32) * 2 - 1
+        masks = [part.sign() == majority for part in parts]
+        mixed = _total([part * mask for part, mask in zip(parts, masks, strict=True)])
+        divisor = _total([weight * mask for weight, mask in zip(weights, masks, strict=True)])
         divisor[divisor == 0] = 1
     else:
-        mixed = deltas.sum(dim=0)
-        divisor = factors.sum(dim=0)
-        divisor[divisor.abs() < 1e-8] = 1
+        mixed = _total(parts)
+        divisor = weights.sum(dim=0)
+        divisor = torch.where(divisor.abs() < 1e-8, 1.0, divisor)
     if normalize:
-        mixed /= divisor
+        mixed = mixed / divisor
     if scale != 1:
-        mixed *= scale
+        mixed = mixed * scale
     return base + mixed
+
+
+def _total(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Their sum, from the first to the last."""
+    return functools.reduce(torch.add, parts)
 
 
 def arc(a: torch.Tensor, b: torch.Tensor, factors: tuple[float, float]) -> torch.Tensor:

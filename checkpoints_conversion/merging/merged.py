@@ -122,11 +122,14 @@ class MergedWeights:
         with ExitStack() as stack:
             parts = [self._rows(stack, member, name, first, count) for member in self.family.members]
             if new:
-                merged = self._new_rows(parts)
+                result = self._new_rows(parts).to(self.dtype(name))
+                self._account(name, first, count, parts, result, [])
             else:
-                merged = self._combined(name, first, [part for part in parts if part is not None])
-            result = merged.to(self.dtype(name))
-            self._account(name, first, count, parts, result, new)
+                # Converted once: arithmetic on mixed types takes several times as long.
+                values = [part.float() for part in parts if part is not None]
+                deltas = [value - values[0] for value in values[1:]]
+                result = self._combined(name, first, values, deltas).to(self.dtype(name))
+                self._account(name, first, count, parts, result, [values[0], *deltas])
         return result
 
     def _rows(
@@ -157,15 +160,17 @@ class MergedWeights:
             weights = torch.ones_like(weights)
         return average([part for part, _ in found], weights, normalize=True)
 
-    def _combined(self, name: str, first: int, parts: list[torch.Tensor]) -> torch.Tensor:
+    def _combined(
+        self, name: str, first: int, values: list[torch.Tensor], deltas: list[torch.Tensor]
+    ) -> torch.Tensor:
         plan = self._plan(name)
         if self.recipe.method == "linear":
-            return average(parts, self._weights, self.recipe.normalized)
+            return average(values, self._weights, self.recipe.normalized)
         if self.recipe.method == "slerp":
-            return arc(parts[0], parts[1], plan)
+            return arc(values[0], values[1], plan)
         return task(
-            parts[0].float(),
-            parts[1:],
+            values[0],
+            deltas,
             self._weights,
             first * math.prod(self.sizes[name][1:]),
             sparsify=plan,
@@ -225,7 +230,7 @@ class MergedWeights:
             raise ValueError("a difference needs a base")
         width = math.prod(self.sizes[name][1:])
         for first, base, other in self._side_by_side(name, self.family.base, model):
-            yield first * width, torch.sub(other, base.float())
+            yield first * width, other.float() - base.float()
 
     def _side_by_side(self, name: str, *members: Member) -> Iterator[tuple[Any, ...]]:
         sizes = self.sizes[name] or (1,)
@@ -240,9 +245,10 @@ class MergedWeights:
         count: int,
         parts: Sequence[torch.Tensor | None],
         result: torch.Tensor,
-        new: bool,
+        spread: Sequence[torch.Tensor],
     ) -> None:
-        """Takes in rows of all models, if they follow those that were taken in before."""
+        """Takes in rows of all models, if they follow those that were taken in before; `spread` is the first model and
+        the others' differences from it, where all have these rows."""
         ledger = self._ledgers[name]
         with ledger.lock:
             if first != ledger.rows:
@@ -252,26 +258,21 @@ class MergedWeights:
                 if part is not None:
                     digest.update(tensor_bytes(part.contiguous()))
             self._scan.add(name, first, result, result)
-            if not new:
-                self._measure(ledger, name, first, parts)
-            else:
-                for member, part in zip(self.family.members, parts, strict=True):
-                    if part is not None:
-                        self._scans[member.label].add(name, first, part, part)
+            finite = bool(spread) and self._measure(ledger, name, spread)
+            for member, part in zip(self.family.members, () if finite else parts, strict=not finite):
+                if part is not None:
+                    self._scans[member.label].add(name, first, part, part)
 
-    def _measure(self, ledger: _Ledger, name: str, first: int, parts: Sequence[Any]) -> None:
-        """Distances from the first of the models; a value that is not finite makes one infinite or NaN."""
-        reference = parts[0].float()
+    def _measure(self, ledger: _Ledger, name: str, spread: Sequence[torch.Tensor]) -> bool:
+        """Distances from the first of the models; False if they are not finite: then some value is not, or is huge."""
         by_row = name in self.matrices
-        own = _squares(reference, by_row)
-        found = [own, *(_squares(torch.sub(part, reference), by_row) for part in parts[1:])]
-        for member, part, squares in zip(self.family.members, parts, found, strict=True):
-            if not math.isfinite(float(squares.sum())):
-                self._scans[member.label].add(name, first, part, part)
+        squares = [_squares(values, by_row) for values in spread]
         if by_row:
-            ledger.row_squares.append(torch.stack(found))
+            ledger.row_squares.append(torch.stack(squares))
+        totals = [float(each.sum()) for each in squares]
         if len(self.sizes[name]) > 1:
-            ledger.distances.append([float(squares.sum()) for squares in found])
+            ledger.distances.append(totals)
+        return all(map(math.isfinite, totals))
 
     def finish(self) -> None:
         """Takes in what was not read, or not in order.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from emma.base.errors import UserError
 from emma.base.files import write_json, write_text
 from emma.base.manifest import FileRecord, Manifest
 from emma.base.progress import progress
@@ -17,6 +18,7 @@ from emma.checkpoints_conversion.checkpoint import check_written
 from emma.checkpoints_conversion.config import generation_config, hf_config
 from emma.checkpoints_conversion.dtypes import dtype_name
 from emma.checkpoints_conversion.hf_to_megatron import checkpoint_blocks, checkpoint_objects, write_companions
+from emma.checkpoints_conversion.merging import STAGE
 from emma.checkpoints_conversion.merging.merged import MergedWeights
 from emma.checkpoints_conversion.merging.parents import Family, Member, open_family
 from emma.checkpoints_conversion.parameters import parameter_shapes
@@ -26,9 +28,8 @@ from emma.checkpoints_conversion.torch_dist_writer import write_torch_dist
 from emma.recipes.schema.merge import Merge
 from emma.tools.runs.checkpoints import TRACKER, checkpoint_folder
 
-__all__ = ["DEFAULT_SHARD_BYTES", "STAGE", "merge", "plan"]
+__all__ = ["DEFAULT_SHARD_BYTES", "merge", "plan"]
 
-STAGE = "convert.merge"
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
 
@@ -62,6 +63,7 @@ def _facts(family: Family) -> dict[str, Any]:
     """What a plan and a manifest say."""
     vocabulary, members = family.vocabulary, family.members
     new = vocabulary.rows - vocabulary.shared
+    sources = [m.label for m in family.models if m in family.grown] or [m.label for m in family.grown]
     unchecked = f"no tokenizer to compare: {', '.join(vocabulary.unchecked)}"
     return {
         "method": family.recipe.method,
@@ -72,9 +74,7 @@ def _facts(family: Family) -> dict[str, Any]:
             "rows": vocabulary.rows,
             "shared_rows": vocabulary.shared,
             "new_rows": new,
-            "new_rows_from": [m.label for m in family.grown if m is not family.base or not family.models]
-            if new
-            else [],
+            "new_rows_from": sources if new else [],
         },
         "tokenizer": family.companion.label,
         "huggingface": next((member.origin for member in members if member.origin), None),
@@ -119,7 +119,12 @@ def merge(
             disk space; `destination` exists. Leaves nothing behind.
     """
     family = open_family(recipe)
+    target = destination.resolve()
     for member in family.members:
+        if target in (own := member.folder.resolve(), *own.parents):
+            raise UserError(
+                f"{destination}: holds {member.label}, which is merged; name another folder for the result"
+            )
         if member.checkpoint is not None:
             check_written(member.folder)
     tokens = family.companion.tokens

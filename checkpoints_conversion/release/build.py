@@ -165,7 +165,7 @@ def write_release(
             *(record.folder / "evaluation", staging / "evaluation", plan.step),
             gains=plan.facts.gains,
         )
-        copy_licence_files(plan.facts.license, plan.licence_folders, staging)
+        copy_licence_files([plan.facts.license], {plan.facts.license.id: plan.licence_folders}, staging)
         write_record(record, plan.step, staging)
         write_text(staging / "README.md", render_card(plan.facts, now()[:4]))
         manifest.inputs = [FileRecord.of(path, record.folder) for path in _inputs(plan, evaluation)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +16,16 @@ from emma.base.errors import UserError
 from emma.base.files import write_text
 from emma.recipes.schema.section import Section
 
-__all__ = ["License", "copy_licence_files", "fitting_name", "license_of", "licence_faults", "text_sha256"]
+__all__ = [
+    "License",
+    "copy_licence_files",
+    "fitting_name",
+    "hub_identifier",
+    "licence_faults",
+    "licenses_of",
+    "license_of",
+    "text_sha256",
+]
 
 _ENDINGS = ("", ".md", ".txt")
 _END = "end of terms and conditions"
@@ -31,6 +40,7 @@ class License(Section):
     notice: str | None = None
     built_with: str | None = None
     name_prefix: str | None = None
+    permissive: bool = False
     copies: list[str] = Field(default_factory=list)
     rules: list[str] = Field(default_factory=list)
 
@@ -46,44 +56,66 @@ def license_of(identifier: str) -> License:
     return _table().get(identifier, License(id=identifier, name=identifier))
 
 
-def fitting_name(name: str, license_: License) -> str:
-    """The name under which a model may be released: with the licence's prefix if it requires one."""
-    if license_.name_prefix is None or re.match(
-        rf"{re.escape(_plain(license_.name_prefix))}(?![a-z])", _plain(name)
-    ):
-        return name
-    return f"{license_.name_prefix} {name}"
+def licenses_of(identifiers: Sequence[str]) -> list[License]:
+    """Rules of several licences, all of which bind a release; those that ask for most come first."""
+    found = [license_of(one) for one in dict.fromkeys(identifiers)]
+    return sorted(found, key=lambda one: (one.permissive, -len(one.name_prefix or ""), not one.copies))
+
+
+def hub_identifier(licenses: Sequence[License]) -> str:
+    """The card's `license`: the only one, or the only one that is not permissive; else `other`."""
+    binding = [one for one in licenses if not one.permissive] or list(licenses)
+    return binding[0].id if len(binding) == 1 else "other"
+
+
+def fitting_name(name: str, *licenses: License) -> str:
+    """The name under which a model may be released: with the prefixes that its licences require."""
+    for license_ in licenses:
+        if license_.name_prefix is not None and not re.match(
+            rf"{re.escape(_plain(license_.name_prefix))}(?![a-z])", _plain(name)
+        ):
+            name = f"{license_.name_prefix} {name}"
+    return name
 
 
 def _plain(name: str) -> str:
     return name.lower().replace("-", " ").replace("_", " ")
 
 
-def copy_licence_files(license_: License, sources: Sequence[Path], destination: Path) -> list[Path]:
+def _folder(license_: License, licenses: Sequence[License], release: Path) -> Path:
+    """Where a licence's files are: at the top or, of several licences, in a folder each."""
+    return release if len(licenses) == 1 else release / "licenses" / license_.id
+
+
+def copy_licence_files(
+    licenses: Sequence[License], sources: Mapping[str, Sequence[Path]], destination: Path
+) -> list[Path]:
     """Copies the files that must accompany the release and writes NOTICE.
 
     Args:
-        license_: the rules.
-        sources: folders to search, in this order: the export, the base model, ...
+        licenses: the rules.
+        sources: by licence, folders to search, in this order: the export, the base model, ...
         destination: existing folder.
 
     Raises:
         UserError: a file is in none of the folders.
     """
     copied = []
-    for name in license_.copies:
-        found = _find(name, sources)
-        if found is None:
-            places = ", ".join(str(folder) for folder in sources)
-            raise UserError(
-                f"the {license_.name} requires a copy of the base model's {name} file in the release, but it is not in "
-                f"{places}; give the base model's folder with --license-from"
-            )
-        copied.append(Path(shutil.copyfile(found, destination / found.name)))
-    if not license_.copies and (found := _find("LICENSE", sources)):
-        copied.append(Path(shutil.copyfile(found, destination / found.name)))
-    if license_.notice:
-        write_text(destination / "NOTICE", license_.notice + "\n")
+    for license_ in licenses:
+        folder = _folder(license_, licenses, destination)
+        for name in license_.copies or ["LICENSE"]:
+            found = _find(name, sources[license_.id])
+            if found is None and license_.copies:
+                places = ", ".join(str(folder) for folder in sources[license_.id])
+                raise UserError(
+                    f"the {license_.name} requires a copy of the base model's {name} file in the release, but it is not in "
+                    f"{places}; give the base model's folder with --license-from"
+                )
+            if found is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                copied.append(Path(shutil.copyfile(found, folder / found.name)))
+    if notices := [license_.notice for license_ in licenses if license_.notice]:
+        write_text(destination / "NOTICE", "\n".join(notices) + "\n")
         copied.append(destination / "NOTICE")
     return copied
 
@@ -127,30 +159,32 @@ def _text_faults(license_: License, folder: Path) -> list[str]:
     return faults
 
 
-def licence_faults(license_: License, folder: Path, model_name: str, card: str) -> list[str]:
-    """The licence's rules that a release folder does not meet.
+def licence_faults(licenses: Sequence[License], folder: Path, model_name: str, card: str) -> list[str]:
+    """The rules of a release's licences that it does not meet.
 
     Args:
-        license_: the rules.
+        licenses: the rules.
         folder: the release.
         model_name: the name on its card.
         card: text of its card.
     """
-    faults = [
-        f"{folder}: no {name} file, which the {license_.name} requires"
-        for name in license_.copies
-        if _find(name, [folder]) is None
-    ]
-    faults += _text_faults(license_, folder)
+    faults = []
     notice = folder / "NOTICE"
-    if license_.notice and (
-        not notice.is_file() or license_.notice not in notice.read_text(encoding="utf-8")
-    ):
-        faults.append(f"{notice}: lacks the sentence “{license_.notice}”")
-    if license_.built_with and license_.built_with not in card:
-        faults.append(f"README.md: does not display “{license_.built_with}”")
-    if fitting_name(model_name, license_) != model_name:
-        faults.append(
-            f"README.md: the model's name “{model_name}” does not begin with “{license_.name_prefix}”"
-        )
+    noted = notice.read_text(encoding="utf-8") if notice.is_file() else ""
+    for license_ in licenses:
+        own = _folder(license_, licenses, folder)
+        faults += [
+            f"{own}: no {name} file, which the {license_.name} requires"
+            for name in license_.copies
+            if _find(name, [own]) is None
+        ]
+        faults += _text_faults(license_, own)
+        if license_.notice and license_.notice not in noted:
+            faults.append(f"{notice}: lacks the sentence “{license_.notice}”")
+        if license_.built_with and license_.built_with not in card:
+            faults.append(f"README.md: does not display “{license_.built_with}”")
+        if fitting_name(model_name, license_) != model_name:
+            faults.append(
+                f"README.md: the model's name “{model_name}” does not begin with “{license_.name_prefix}”"
+            )
     return faults

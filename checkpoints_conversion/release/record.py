@@ -99,8 +99,13 @@ def figure_faults(folder: Path) -> list[str]:
     """
     from emma.checkpoints_conversion.release.card import render_card
     from emma.checkpoints_conversion.release.facts import card_facts
+    from emma.checkpoints_conversion.release.merged_card import RECORD, merged_card
 
     manifest = Manifest.read(folder).extra
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    if (folder / RECORD).is_file():
+        parts = (read_json(folder / name) for name in (RECORD, "parity.json"))
+        return _card_differences(text, merged_card(folder, str(manifest["model"]), *parts))
     record = _read_record(folder)
     faults = []
     if record.gains is not None:
@@ -109,7 +114,6 @@ def figure_faults(folder: Path) -> list[str]:
         record = replace(record, gains=found.to_dict())
         faults += _table_faults(folder, found)
     step, title = int(manifest["step"]), str(manifest["model"])
-    text = (folder / "README.md").read_text(encoding="utf-8")
     year = re.search(r"^  year = \{(\d{4})\}", text, re.MULTILINE)
     facts = card_facts(record, step, read_json(folder / "parity.json"), title)
     wanted = render_card(facts, year[1] if year else "")

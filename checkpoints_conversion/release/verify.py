@@ -10,7 +10,14 @@ from emma.base.files import read_json
 from emma.checkpoints_conversion.config import model_from_hf, token_ids_from_hf
 from emma.checkpoints_conversion.parameters import parameter_shapes
 from emma.checkpoints_conversion.release.card import card_faults
-from emma.checkpoints_conversion.release.licenses import fitting_name, licence_faults, license_of
+from emma.checkpoints_conversion.release.licenses import (
+    License,
+    fitting_name,
+    licence_faults,
+    license_of,
+    licenses_of,
+)
+from emma.checkpoints_conversion.release.merged_card import RECORD
 from emma.checkpoints_conversion.release.record import figure_faults
 from emma.checkpoints_conversion.release.weights import check_parity, tensor_hashes
 from emma.checkpoints_conversion.safetensors_files import INDEX_NAME, SafetensorsReader
@@ -100,7 +107,14 @@ def _token_faults(folder: Path) -> list[str]:
 def _licence_faults(folder: Path) -> list[str]:
     data, text = read_card(folder)
     heading = next((line[2:].strip() for line in text.splitlines() if line.startswith("# ")), "")
-    return licence_faults(license_of(str(data.get("license"))), folder, heading, text)
+    return licence_faults(_licenses(folder, data), folder, heading, text)
+
+
+def _licenses(folder: Path, data: dict[str, Any]) -> list[License]:
+    """Those of a merge's parents, or the one that the card names."""
+    if (folder / RECORD).is_file():
+        return licenses_of(read_json(folder / RECORD)["licenses"])
+    return [license_of(str(data.get("license")))]
 
 
 def name_fault(folder: Path, repository: str) -> str | None:
@@ -111,16 +125,17 @@ def name_fault(folder: Path, repository: str) -> str | None:
         repository: `owner/name`.
     """
     data, _ = read_card(folder)
-    license_ = license_of(str(data.get("license")))
     name = repository.rpartition("/")[2]
-    if fitting_name(name, license_) == name:
-        return None
     owner = repository.rpartition("/")[0]
-    example = "/".join(filter(None, (owner, fitting_name(name, license_).replace(" ", "-"))))
-    return (
-        f"{repository}: the {license_.name} requires a name that begins with “{license_.name_prefix}”, also on the Hub; "
-        f"name it {example}"
-    )
+    licenses = _licenses(folder, data)
+    example = "/".join(filter(None, (owner, fitting_name(name, *licenses).replace(" ", "-"))))
+    for license_ in licenses:
+        if fitting_name(name, license_) != name:
+            return (
+                f"{repository}: the {license_.name} requires a name that begins with “{license_.name_prefix}”, also on the "
+                f"Hub; name it {example}"
+            )
+    return None
 
 
 def _code_faults(folder: Path) -> list[str]:

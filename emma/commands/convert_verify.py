@@ -65,10 +65,11 @@ def verify(
     (a run, a folder of checkpoints or a single one), that is all. A folder that `emma convert merge` wrote, alone, is
     computed once more from its parents. Exits with code 1 if anything differs.
     """
+    from emma.checkpoints_conversion.merging import is_merge
     from emma.commands.checkpoint_files import checkpoints_of
     from emma.commands.checkpoint_files import report as report_files
 
-    if b is None and not _is_merge(a):
+    if b is None and not is_merge(a):
         ledger = a / "checkpoints.jsonl"
         report_files(checkpoints_of(a), ledger if ledger.is_file() else None, as_json)
         return
@@ -107,14 +108,6 @@ def verify(
         mixed_length=mixed_length,
     )
     _finish(report, b if output is None else output, as_json, f"{a} and {b} are not the same model")
-
-
-def _is_merge(folder: Path) -> bool:
-    if not (folder / "manifest.json").is_file():
-        return False  # torch is not needed
-    from emma.checkpoints_conversion.merging.again import is_merge
-
-    return is_merge(folder)
 
 
 def _finish(report: Report, folder: Path, as_json: bool, verdict: str) -> None:

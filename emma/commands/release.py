@@ -52,14 +52,32 @@ def model(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Write the release folder of a run's export.
+    """Write the release folder of a run's export, or of a merge.
 
     DST gets safetensors with an index, config.json, generation_config.json, the tokenizer, a model card made
     from the run's own records, the licence's files, recipe, evaluation, parity report, and SHA256SUMS.
     Refuses an export without a passing parity report. The folder appears complete or not at all.
-    """
-    from emma.checkpoints_conversion.release.build import plan_release, write_release
 
+    Instead of a RUN, name the folder that `emma convert merge` wrote and `emma convert verify` has proven: name, notices
+    and files follow the licences of all models that were merged, and the card lists these.
+    """
+    from emma.base.errors import UserError
+    from emma.checkpoints_conversion.merging import is_merge
+    from emma.checkpoints_conversion.release.build import plan_release, write_release
+    from emma.checkpoints_conversion.release.merged import plan_merge, write_merge_release
+
+    if is_merge(Path(run)):
+        if step is not None:
+            raise UserError(f"{run} is a merge, which has no step {step}; leave --step out")
+        merged = plan_merge(Path(run), name=name, license_from=license_from)
+        facts = {"destination": str(destination), **merged.as_dict()}
+        if not dry_run:
+            written = write_merge_release(
+                merged, destination, shard_bytes=int(shard_gb * 1e9), overwrite=overwrite
+            )
+            facts |= {"files": len(written.outputs), "bytes": sum(record.bytes for record in written.outputs)}
+        _print(facts, as_json)
+        return
     plan = plan_release(run, step, name=name, license_from=license_from)
     if dry_run:
         _print({"destination": str(destination), **plan.as_dict()}, as_json)

@@ -261,6 +261,13 @@ def test_names(kin: Path, tmp_path: Path) -> None:
         )
 
 
+def test_a_result_does_not_replace_a_parent(kin: Path, tmp_path: Path) -> None:
+    root = _with(kin, tmp_path / "kin")
+    for destination in (root / "one", root):
+        with pytest.raises(UserError, match="holds one, which is merged"):
+            merge(recipe(root, "linear"), destination, overwrite=True)
+
+
 def test_command(kin: Path, tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_text(
         f"method: task_vector\nbase: {{path: {kin}/base}}\n"
