@@ -64,7 +64,8 @@ def plan_merge(folder: Path, *, name: str | None = None, license_from: Path | No
     Args:
         folder: what `emma convert merge` wrote, in Hugging Face format.
         name: name of the model on its card; by default the merge's, with the prefix that the licences require.
-        license_from: folder with the parents' licence files, searched first.
+        license_from: folder with the parents' licence files, searched first; of several licences, in subfolders of their
+            identifiers.
 
     Raises:
         UserError: no proof, no tokenizer, a parent of an unknown licence, or a name that the licences don't allow.
@@ -100,7 +101,8 @@ def plan_merge(folder: Path, *, name: str | None = None, license_from: Path | No
         one.id: tuple(
             path
             for path in (
-                license_from,
+                None if license_from is None else license_from / one.id,
+                license_from if one.copies else None,
                 folder,
                 *(Path(parent["path"]) for parent in extra["parents"] if one.id in parent["licenses"]),
             )

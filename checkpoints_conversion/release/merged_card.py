@@ -56,7 +56,7 @@ def merged_card(folder: Path, title: str, record: Mapping[str, Any], parity: Map
         library_name="transformers",
         license=identifier,
         license_name="-and-".join(one.id for one in licenses) if several else None,
-        license_link="NOTICE" if several else licenses[0].link,
+        license_link="README.md" if several else licenses[0].link,
         model_name=title,
         pipeline_tag="text-generation",
         tags=["merge", "multilingual"],

@@ -119,7 +119,7 @@ def test_what_does_not_extend_is_refused(kin: Path, tmp_path: Path) -> None:
     shutil.copytree(kin, tmp_path / "other")
     _grow(tmp_path / "other/two", "word")
     with pytest.raises(
-        UserError, match="different tokenizers: 'new0' is 500 in the first and no token in the second"
+        UserError, match="different tokenizers: 'word0' is 500 in the first and no token in the second"
     ):
         plan(recipe(tmp_path / "other", "linear"))
     (kin / "two/tokenizer.json").unlink()

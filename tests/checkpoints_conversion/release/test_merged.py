@@ -23,7 +23,7 @@ from tests.command_line import emma
 
 @pytest.fixture(scope="module")
 def kin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_kin(tmp_path_factory.mktemp("kin"))
+    return make_kin(tmp_path_factory.mktemp("kin"), bos_token_id=497, eos_token_id=498)
 
 
 def _merged(kin: Path, out: Path, *licenses: str | None) -> Path:
