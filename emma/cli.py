@@ -115,6 +115,12 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 def main() -> None:
     """Entry point: reports a user's mistake in one message, without a traceback, and sets the exit code."""
+    if sys.version_info < (3, 12):  # noqa: UP036  a checkout's; an older one stops at a line that it cannot parse
+        print(
+            f"error: emma needs Python 3.12 or 3.13, but {sys.executable} is {sys.version.split()[0]}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     noun = next((word for word in sys.argv[1:] if word in COMMANDS), "")
     try:
         with explain_missing(EXTRAS.get(noun)):

@@ -175,6 +175,8 @@ def explain(error: BaseException) -> SystemFaultError | None:
 
 _TORCH_ARCHIVE = r"PytorchStreamWriter failed|inline_container|unexpected pos|file write failed"
 
+_MEGATRON_WRITER = r"Worker failure: .*<class '(OSError|PermissionError|FileNotFoundError)'>"
+
 # What libraries say where the operating system has refused something: words → errno, None where the words hold it.
 _LIBRARIES: dict[str, int | None] = {
     r"\(os error (\d+)\)": None,  # Rust: tokenizers, safetensors
@@ -195,6 +197,12 @@ def _explain_library(error: BaseException) -> SystemFaultError | None:
     for words, number in _LIBRARIES.items():
         if isinstance(error, Exception) and (found := re.search(words, str(error))):
             return _explain_os_error(OSError(number or int(found[1]), str(error)))
+    if isinstance(error, RuntimeError) and re.search(_MEGATRON_WRITER, str(error)):
+        return SystemFaultError(
+            "a file of the checkpoint could not be written; Megatron keeps no reason. Fix: look at the disk (`df -h`) and "
+            f"the kernel's log (`dmesg`), {_AGAIN}",
+            passing=True,
+        )
     # torch gathers what its writers of checkpoints met.
     for _, failure in (
         getattr(error, "failures", {}).items() if isinstance(getattr(error, "failures", None), dict) else ()

@@ -209,3 +209,18 @@ def test_a_message_that_blames_a_file_for_what_the_process_lacks_holds_the_fix(
     assert said(OSError(errno.ENOENT, "No such file", "/data/b"), "/data/b: no such file") == (
         "error: /data/b: no such file\n"
     )
+
+
+def test_a_checkpoint_that_megatron_could_not_write_is_one_message() -> None:
+    """Its writer keeps the type of what it met, and torch gathers that of each rank in an exception of its own."""
+    worker = RuntimeError(
+        "Worker failure: An error is caught while starting worker 0, error: <class 'OSError'>"
+    )
+
+    class Gathered(BaseException):
+        failures = {0: (worker, None)}  # noqa: RUF012
+
+    fault = explain(Gathered())
+    assert fault is not None and fault.exit_code == PASSING and "file of the checkpoint" in str(fault)
+    worker.args = ("Worker failure: An error is caught while starting worker 0, error: <class 'KeyError'>",)
+    assert explain(Gathered()) is None

@@ -145,7 +145,7 @@ def test_slurm_that_does_not_answer_says_where_to_go(tmp_path: Path, monkeypatch
 
 
 def test_an_older_python_is_named() -> None:
-    code = "import sys; sys.version_info = (3, 11, 7); sys.version = '3.11.7 (x)'; import emma"
+    code = "import sys; sys.version_info = (3, 11, 7); sys.version = '3.11.7 (x)'; import emma.cli; emma.cli.main()"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == f"error: emma needs Python 3.12 or 3.13, but {sys.executable} is 3.11.7\n"

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from emma.base.errors import UserError
-from emma.base.files import read_json, write_json
+from emma.base.files import fsync_path, read_json, write_json
 from emma.tools.runs.checksums import ListedFile, checksum_of, checksums
 
 __all__ = [
@@ -129,6 +129,10 @@ def mark_complete(folder: Path, known: Mapping[str, ListedFile] | None = None, *
             read here.
         facts: anything that JSON can hold.
     """
+    # Megatron leaves its small files to the kernel: a mark that outlived them would name an empty metadata.json.
+    for name in checkpoint_files(folder):
+        fsync_path(folder / name)
+    fsync_path(folder)
     files = dict(known or {})
     files |= checksums(folder, [name for name in checkpoint_files(folder) if name not in files])
     value = {**facts, "files": {name: asdict(files[name]) for name in sorted(files)}}

@@ -16,6 +16,7 @@ from emma.tools.runs.checkpoints import (
     prune,
     resolve_start,
 )
+from tests.base.fsyncs import record_fsyncs
 
 
 def save(folder: Path, step: int, *, complete: bool = True) -> Path:
@@ -33,6 +34,18 @@ def test_only_marked_checkpoints_are_complete(tmp_path: Path) -> None:
     save(tmp_path, 10, complete=False)
     assert complete_steps(tmp_path) == [5]
     assert "the save did not finish" in incomplete_steps(tmp_path)[10]
+
+
+def test_files_are_on_the_disk_before_the_mark_that_lists_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Megatron leaves metadata.json to the kernel; after a power cut it was empty below a mark that was whole."""
+    checkpoint = save(tmp_path, 5, complete=False)
+    events = record_fsyncs(monkeypatch)
+    mark_complete(checkpoint, step=5)
+    at = events.index(("rename", str(checkpoint / COMPLETE_MARK)))
+    before = {path for what, path in events[:at] if what == "fsync"}
+    assert before >= {str(checkpoint), str(checkpoint / "__0_0.distcp"), str(checkpoint / "metadata.json")}
 
 
 def test_a_checkpoint_changed_after_it_was_marked_is_not_complete(tmp_path: Path) -> None:
