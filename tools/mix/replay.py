@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from emma.base.errors import UserError
 from emma.recipes.schema.data import Consumed, Mix
+from emma.recipes.schema.guard import Replay
 from emma.tools.mix.layout import read_dataset_info, read_mix
 from emma.tools.mix.plan import weight_of
 from emma.tools.mix.prepare import MixSettings, prepare
@@ -90,7 +91,7 @@ def members(group: str, component: str, language: str, category: str | None) -> 
     return group in (f"component-{component}", f"category-{component}-{category}", f"language-{language}")
 
 
-def parts_of(rises: Mapping[str, tuple[float | None, float]], replay: Any) -> dict[str, float]:
+def parts_of(rises: Mapping[str, tuple[float | None, float]], replay: Replay) -> dict[str, float]:
     """The part of a phase that each forgotten group gets beyond its share.
 
     Args:

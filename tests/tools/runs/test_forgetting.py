@@ -19,8 +19,8 @@ def texts(runs: int, documents: int, spread: float, rng: np.random.Generator) ->
 
 
 def changes(
-    kind: str, before: np.ndarray | None, shape: tuple[int, int], looks: int, rng: np.random.Generator
-):
+    kind: str, before: np.ndarray | None, shape: tuple[int, ...], looks: int, rng: np.random.Generator
+) -> np.ndarray:
     """By which part the loss of each document has changed at a look; 0 on average."""
     if kind == "other each time":  # as independent as looks can be: what the union bound is paid for
         return rng.normal(0, 0.02, shape)
