@@ -24,6 +24,7 @@ PAGES = [
             "mix",
             "train",
             "convert",
+            "merging",
             "add_a_base_model",
             "tokenizer",
             "evaluate",
