@@ -26,6 +26,7 @@ PAGES = [
             "optimise",
             "train",
             "convert",
+            "merging",
             "add_a_base_model",
             "tokenizer",
             "evaluate",
