@@ -128,7 +128,10 @@ def main() -> None:
         sys.exit(report(KeyboardInterrupt()))
     except click.ClickException as error:
         if isinstance(error, click.NoSuchOption) and "." in error.option_name:
-            error.message += f" A key of the recipe has no dashes: {error.option_name.lstrip('-')}=VALUE."
+            key = error.option_name.lstrip("-")
+            error = click.UsageError(
+                f"{error.format_message()} A key of the recipe has no dashes: {key}=VALUE.", error.ctx
+            )
         error.show()
         sys.exit(error.exit_code)
     except Exception as error:
