@@ -134,7 +134,10 @@ def killed(lab: Lab, record: Record) -> None:
 
 
 def interrupted(lab: Lab, record: Record) -> None:
-    each_operation(lab, record, spread(lab, lab.stage.points), "signal", lab.stage.signal, {130})
+    codes = {130}
+    if lab.stage.signal == signal.SIGTERM:
+        codes.add(-signal.SIGTERM)  # before the training loop listens to it
+    each_operation(lab, record, spread(lab, lab.stage.points), "signal", lab.stage.signal, codes)
 
 
 def no_space(lab: Lab, record: Record) -> None:
@@ -280,7 +283,11 @@ def file_size(lab: Lab, record: Record) -> None:
     lab.run()
     largest = lab.largest
     limited(
-        lab, record, "size", tuple(max(4096, size) for size in (largest // 8, largest // 2, largest - 1)), {2}
+        lab,
+        record,
+        "size",
+        tuple(max(4096, size) for size in (largest // 8, largest // 2, largest - 1)),
+        {2} if lab.stage.final_names else {2, 75},  # Megatron keeps no reason
     )
 
 
