@@ -134,7 +134,10 @@ def killed(lab: Lab, record: Record) -> None:
 
 
 def interrupted(lab: Lab, record: Record) -> None:
-    each_operation(lab, record, spread(lab, lab.stage.points), "signal", lab.stage.signal, {130})
+    codes = {130}
+    if lab.stage.signal == signal.SIGTERM:
+        codes.add(-signal.SIGTERM)  # before the training loop listens to it
+    each_operation(lab, record, spread(lab, lab.stage.points), "signal", lab.stage.signal, codes)
 
 
 def no_space(lab: Lab, record: Record) -> None:

@@ -31,7 +31,7 @@ FAULTS_POINTS=30 FAULTS_RESULTS=faults make test-faults                      # a
 .venv/bin/python -m tests.faults.table faults docs/benchmarks/faults.md     # writes this page
 ```
 
-A cell gives the trials and, in brackets, the exit codes that are not 0; – was not tried for this page; −9 is the lab's own SIGKILL, −6 a native library
+A cell gives the trials and, in brackets, the exit codes that are not 0; – was not tried for this page; −9 is the lab's own SIGKILL, −15 its SIGTERM before the training loop listens, −6 a native library
 that gives up where memory ends. This kernel has no quota formats and no device mapper: a quota is the error number that one
 gives, at a counted operation; an input/output error is that, and a real ext4 that is shut down. **!** marks a cell in
 which something did not hold; the list after the table says what.
