@@ -175,12 +175,13 @@ def explain(error: BaseException) -> SystemFaultError | None:
 
 _TORCH_ARCHIVE = r"PytorchStreamWriter failed|inline_container|unexpected pos|file write failed"
 
-_MEGATRON_WRITER = r"Worker failure: .*<class '(OSError|PermissionError|FileNotFoundError)'>"
+_MEGATRON_WRITER = r"Worker failure: .*<class '(OSError|PermissionError|FileNotFoundError|RuntimeError)'>"
 
 # What libraries say where the operating system has refused something: words → errno, None where the words hold it.
 _LIBRARIES: dict[str, int | None] = {
     r"\(os error (\d+)\)": None,  # Rust: tokenizers, safetensors
     r"can't start new thread": errno.EAGAIN,  # Python
+    r"Resource temporarily unavailable": errno.EAGAIN,  # gloo
     r"can't allocate memory": errno.ENOMEM,  # torch
     r"Too many open files": errno.EMFILE,  # safetensors, which gives no number
     _TORCH_ARCHIVE: errno.EIO,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import re
 import signal
 import sys
@@ -96,7 +97,7 @@ class Stage:
 
 
 def train_content(folder: Path) -> dict[str, str]:
-    """Every step's numbers, and each tensor of each checkpoint; logs, times and Megatron's pickles aside."""
+    """Every step's numbers, and SHA-256 of each part of each checkpoint; logs, times and Megatron's arguments aside."""
 
     found: dict[str, str] = {}
     for metrics in folder.glob("runs/*/metrics.jsonl"):
@@ -109,10 +110,15 @@ def train_content(folder: Path) -> dict[str, str]:
         for row in validations:
             found[f"validation {row['step']}"] = repr(sorted(row["validation"].items()))
     for complete in sorted(folder.glob("runs/*/checkpoints/iter_*/complete.json")):
-        name = complete.parent.name
-        for path in sorted(complete.parent.iterdir()):
-            if path.name.startswith("__"):
-                found[f"{name}/{path.name}"] = str(path.stat().st_size)
+        folder = complete.parent
+        # Megatron's own state holds its arguments, which tell a resumed launch from a first one, and the random numbers
+        # torch's default generator, from which each launch draws as it starts.
+        for index, part in pickle.loads((folder / ".metadata").read_bytes()).storage_data.items():
+            if not index.fqn.startswith(("common_state", "rng_state")):
+                with (folder / part.relative_path).open("rb") as handle:
+                    handle.seek(part.offset)
+                    digest = hashlib.sha256(handle.read(part.length)).hexdigest()
+                found[f"{folder.name}/{index.fqn} {index.offset} {index.index}"] = digest
     return found
 
 

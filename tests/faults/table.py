@@ -22,7 +22,7 @@ systems of its own, and counts each process's writes with a library that it prel
   traceback;
 - leaves no file under its final name that is not whole;
 - writes, when it is called again without the fault, byte for byte what a run without a fault writes (manifests without
-  their times; for training: every step's numbers, and the checkpoint's files by size).
+  their times; for training: every step's numbers, and every tensor of each checkpoint).
 
 <!-- tested by: tests/faults/test_lab.py -->
 ```bash
