@@ -21,7 +21,7 @@ import torch
 from megatron.training import async_utils
 
 from emma.base.errors import UserError
-from emma.base.files import write_text
+from emma.base.files import fsync_path, write_text
 from emma.recipes.schema import Recipe
 from emma.tools.runs.checkpoints import (
     TRACKER,
@@ -137,6 +137,10 @@ class Marks:
         samples, checkpoint = step * self.recipe.batch.global_, self.recipe.checkpoint
         checkpoints, saved = self.run.checkpoints, checkpoint_folder(self.fence.saves, step)
         at("saved")
+        # A resumed run does not repeat these steps, so their rows must not be lost with the power either.
+        if self.run.metrics_file.is_file():
+            fsync_path(self.run.metrics_file)
+            fsync_path(self.run.path)
         with self.fence.or_displaced():
             mark_complete(
                 saved,
