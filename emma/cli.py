@@ -15,6 +15,7 @@ __all__ = ["main"]
 
 # noun → (module:attribute, help). The help is here so that `emma --help` need not import any stage.
 COMMANDS = {
+    "init": ("emma.commands.init:command", "Begin a run for one's own languages: recipes and commands."),
     "recipe": ("emma.commands.recipe:group", "List recipes and show their resolved settings."),
     "corpus": ("emma.commands.corpus:group", "Raw text → clean, deduplicated, split text, with statistics."),
     "tokenizer": (
@@ -128,10 +129,8 @@ def main() -> None:
         sys.exit(report(KeyboardInterrupt()))
     except click.ClickException as error:
         if isinstance(error, click.NoSuchOption) and "." in error.option_name:
-            key = error.option_name.lstrip("-")
-            error = click.UsageError(
-                f"{error.format_message()} A key of the recipe has no dashes: {key}=VALUE.", error.ctx
-            )
+            hint = f" A key of the recipe has no dashes: {error.option_name.lstrip('-')}=VALUE."
+            error = click.UsageError(error.format_message() + hint, ctx=error.ctx)
         error.show()
         sys.exit(error.exit_code)
     except Exception as error:
