@@ -94,6 +94,7 @@ class _Actor:
         run = self.run
         self.fence.write_json(run / "environment.json", {"launch": self.fence.number, "begun": begun})
         saved = checkpoint_folder(self.fence.saves, begun + 1)
+        fence.at("about to save")
         with self.fence.or_displaced():
             # As Megatron does, with the folders above it.
             saved.mkdir(parents=True, exist_ok=True)
