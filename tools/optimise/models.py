@@ -17,6 +17,8 @@ __all__ = ["MODELS", "STEEPEST", "Model", "Values", "sigmoid"]
 STEEPEST = 3.0
 """Largest exponent γ of `transfer`."""
 _TYPICAL_TRANSFER = 0.05
+_LEAST_RATIO = 0.1
+"""Least share, of the recipe's, that `ridge` tells from zero; designs of the default spread hardly reach below it."""
 
 
 class Values(NamedTuple):
@@ -88,13 +90,19 @@ def _log_linear(parameters: np.ndarray, reached: np.ndarray, base: np.ndarray) -
 
 
 def _ridge(parameters: np.ndarray, reached: np.ndarray, base: np.ndarray) -> Values:
-    """ℓ · (1 + Σ_j b_j log(r_j / r⁰_j)): ridge regression in log shares, of another family than the others."""
-    level, log = parameters[:, 0], np.log(reached / base)
+    """ℓ · (1 + Σ_j b_j log(r_j / r⁰_j)): ridge regression in log shares, of another family than the others. Where a small
+    mix got nothing of a lever (no document fits its tokens), the logarithm's least ratio stands for zero."""
+    held = np.maximum(reached, _LEAST_RATIO * base)
+    level, log = parameters[:, 0], np.log(held / base)
     shape = 1.0 + log @ parameters[:, 1:].T
     slopes = np.empty((*shape.shape, parameters.shape[1]))
     slopes[..., 0] = shape
     slopes[..., 1:] = level[:, None] * log[:, None, :]
-    return Values(level * shape, slopes, (level[:, None] * parameters[:, 1:]) / reached[:, None, :])
+    return Values(
+        level * shape,
+        slopes,
+        np.where(reached == held, 1.0 / held, 0.0)[:, None, :] * (level[:, None] * parameters[:, 1:]),
+    )
 
 
 MODELS = {

@@ -105,3 +105,17 @@ def test_errors_cover_what_the_law_misses() -> None:
         true, said = (each.predict(unseen) - each.predict(truth.base[None]) for each in (truth.law, law))
         pulls.append((said - true) / law.error(unseen, nothing))
     assert 0.6 < float(np.sqrt(np.mean(np.square(pulls)))) < 1.3
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_mix_that_got_nothing_of_a_lever_is_fitted_too(model: str) -> None:
+    """A small mix may hold no document of a small share."""
+    random = np.random.default_rng(0)
+    base = np.array([0.5, 0.3, 0.15, 0.05])
+    shares = base * np.exp(0.5 * random.standard_normal((24, 4)))
+    shares[3, 3] = 0.0
+    shares /= shares.sum(axis=1, keepdims=True)
+    losses = 4.0 - 0.2 * np.log(shares[:, :1] / base[0]) + 0.01 * random.standard_normal((24, 1))
+    law = fit_law(model, shares, losses, [0], base, np.array([0.01]), Repetition(np.zeros(4), 0.0))
+    assert np.isfinite(law.covariance).all()
+    assert law.predict(shares)[:, 0] == pytest.approx(losses[:, 0], abs=0.08)
