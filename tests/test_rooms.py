@@ -90,7 +90,7 @@ def extra_packages() -> frozenset[str]:
 
 
 ROOTS = frozenset(["emma", "emma.tools"])
-"""Packages above all rooms; they import nothing but the standard library, and importing a room imports them."""
+"""Packages above all rooms; they import nothing, and importing a room imports them."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,6 @@ def facts_of(rooms: Sequence[Room], imports: Sequence[Import], modules: Iterable
     for module, room in home.items():
         at_import[room] |= loads(module)
     for found in imports:
-        if found.module in ROOTS and found.target in sys.stdlib_module_names:
-            continue
         place = f"{found.module}:{found.line} imports {found.target}"
         if found.module not in home or (found.target in modules and found.target not in home.keys() | ROOTS):
             homeless.append(f"{place}: in no room")
