@@ -233,13 +233,7 @@ def convert(
         write_text(staging / TRACKER, "0")
         checked = "not run" if check is None else check(weights, staging)
         written = {f"{folder.name}/{record.path}": record for record in records}
-        manifest.outputs = [
-            FileRecord(name, written[name].bytes, written[name].checksum)
-            if (name := str(path.relative_to(staging))) in written
-            else FileRecord.of(path, staging)
-            for path in sorted(staging.rglob("*"))
-            if path.is_file()
-        ]
+        manifest.outputs = FileRecord.of_folder(staging, written)
         manifest.counts = {"in": len(weights.files), "kept": len(weights.files), "removed_by": {}}
         manifest.extra = {
             "dtype": dtype_name(parts[0].dtype),

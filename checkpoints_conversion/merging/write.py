@@ -154,13 +154,7 @@ def merge(
         else:
             _write_settings(family, staging, facts["dtype"])
         written = {str(Path(folder.name) / r.path) if family.megatron else r.path: r for r in records}
-        manifest.outputs = [
-            FileRecord(name, written[name].bytes, written[name].checksum)
-            if (name := str(path.relative_to(staging))) in written
-            else FileRecord.of(path, staging)
-            for path in sorted(staging.rglob("*"))
-            if path.is_file()
-        ]
+        manifest.outputs = FileRecord.of_folder(staging, written)
         manifest.counts = {"in": len(family.members), "kept": len(family.members), "removed_by": {}}
         digests, distances = merged.digests(), merged.distances()
         for parent in facts["parents"]:

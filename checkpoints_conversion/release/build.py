@@ -20,7 +20,7 @@ from emma.checkpoints_conversion.release.facts import CardFacts, card_facts
 from emma.checkpoints_conversion.release.licenses import copy_licence_files
 from emma.checkpoints_conversion.release.record import write_record
 from emma.checkpoints_conversion.release.verify import release_faults
-from emma.checkpoints_conversion.release.weights import check_parity, copy_weights
+from emma.checkpoints_conversion.release.weights import check_parity, copy_weights, release_files
 from emma.checkpoints_conversion.safetensors_files import SafetensorsReader
 from emma.checkpoints_conversion.tokenizer_files import copy_tokenizer, has_tokenizer, special_tokens
 from emma.recipes.load import write_recipe
@@ -169,15 +169,7 @@ def write_release(
         write_record(record, plan.step, staging)
         write_text(staging / "README.md", render_card(plan.facts, now()[:4]))
         manifest.inputs = [FileRecord.of(path, record.folder) for path in _inputs(plan, evaluation)]
-        manifest.outputs = [
-            FileRecord(name, (staging / name).stat().st_size, f"sha256:{checksum}")
-            for name, checksum in files.items()
-        ]
-        manifest.outputs += [
-            FileRecord.of(path, staging)
-            for path in sorted(staging.rglob("*"))
-            if path.is_file() and path.name not in files
-        ]
+        manifest.outputs = release_files(staging, files)
         manifest.counts = {"in": len(hashes), "kept": len(hashes), "removed_by": {}}
         manifest.extra = {**plan.as_dict(), "export": str(export.relative_to(record.folder))}
         manifest.write(staging)

@@ -11,7 +11,7 @@ from typing import Any
 
 from emma.base.errors import CheckFailedError, UserError
 from emma.base.files import read_json, write_json, write_text
-from emma.base.manifest import FileRecord, Manifest
+from emma.base.manifest import Manifest
 from emma.base.staging import check_free_space, staged_folder
 from emma.checkpoints_conversion.config import generation_config, model_from_hf, token_ids_from_hf
 from emma.checkpoints_conversion.release.licenses import (
@@ -23,7 +23,7 @@ from emma.checkpoints_conversion.release.licenses import (
 )
 from emma.checkpoints_conversion.release.merged_card import OF_A_RECIPE, RECORD, merged_card
 from emma.checkpoints_conversion.release.verify import release_faults
-from emma.checkpoints_conversion.release.weights import check_parity, copy_weights
+from emma.checkpoints_conversion.release.weights import check_parity, copy_weights, release_files
 from emma.checkpoints_conversion.safetensors_files import SafetensorsReader
 from emma.checkpoints_conversion.tokenizer_files import copy_tokenizer, has_tokenizer
 from emma.tools.hub.checksums import write_checksums
@@ -160,11 +160,7 @@ def write_merge_release(
         write_json(staging / RECORD, plan.record)
         copy_licence_files(plan.licenses, plan.licence_folders, staging)
         write_text(staging / "README.md", merged_card(staging, plan.title, plan.record, plan.parity))
-        small = [path for path in sorted(staging.rglob("*")) if path.is_file() and path.name not in files]
-        manifest.outputs = [
-            FileRecord(name, (staging / name).stat().st_size, f"sha256:{checksum}")
-            for name, checksum in files.items()
-        ] + [FileRecord.of(path, staging) for path in small]
+        manifest.outputs = release_files(staging, files)
         manifest.counts = {"in": len(hashes), "kept": len(hashes), "removed_by": {}}
         manifest.extra = {key: value for key, value in plan.as_dict().items() if key != "merge"}
         manifest.write(staging)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from emma.base.errors import CheckFailedError, UserError
 from emma.base.files import write_json
+from emma.base.manifest import FileRecord
 from emma.base.progress import progress
 from emma.checkpoints_conversion.safetensors_files import (
     INDEX_NAME,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from tqdm import tqdm
 
-__all__ = ["check_parity", "copy_weights", "tensor_hashes"]
+__all__ = ["check_parity", "copy_weights", "release_files", "tensor_hashes"]
 
 _BLOCK_BYTES = 32 << 20
 
@@ -72,6 +73,15 @@ def copy_weights(source: Path, destination: Path, shard_bytes: int) -> tuple[dic
         weight_map = {tensor.name: name for tensor in tensors}
         write_json(destination / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
     return hashes, {name: checksum for name, checksum in files.items() if name != INDEX_NAME}
+
+
+def release_files(folder: Path, weights: dict[str, str]) -> list[FileRecord]:
+    """Records of a release's files: the weights, whose SHA-256 by file name `copy_weights` gave, then all others."""
+    others = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in weights)
+    return [
+        FileRecord(name, (folder / name).stat().st_size, f"sha256:{checksum}")
+        for name, checksum in weights.items()
+    ] + [FileRecord.of(path, folder) for path in others]
 
 
 def tensor_hashes(folder: Path) -> dict[str, str]:

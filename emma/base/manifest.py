@@ -59,6 +59,21 @@ class FileRecord:
         name = str(path.relative_to(root)) if root is not None and path.is_relative_to(root) else str(path)
         return cls(name, path.stat().st_size, f"sha256:{sha256_file(path)}")
 
+    @classmethod
+    def of_folder(cls, folder: Path, known: Mapping[str, FileRecord]) -> list[FileRecord]:
+        """Every file below `folder`, in order of their paths.
+
+        Args:
+            folder: what the paths are relative to.
+            known: records of files by their path there; they are not read once more.
+        """
+        paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+        names = ((str(path.relative_to(folder)), path) for path in paths)
+        return [
+            cls(name, known[name].bytes, known[name].checksum) if name in known else cls.of(path, folder)
+            for name, path in names
+        ]
+
 
 @dataclass
 class Manifest:
