@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 import types
 import typing
+from copy import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel
@@ -83,7 +88,33 @@ def _inner(annotation: Any) -> Any:
 def _fields(annotation: Any) -> dict[str, FieldInfo] | None:
     if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return None
-    return {field.alias or name: field for name, field in annotation.model_fields.items()}
+    meanings = _docstrings(annotation)
+    fields = {}
+    for name, field in annotation.model_fields.items():
+        fields[field.alias or name] = documented = copy(field)
+        documented.description = meanings.get(name)
+    return fields
+
+
+def _docstrings(section: type[BaseModel]) -> dict[str, str]:
+    """What stands under each field, read from the source only when somebody asks: pydantic's own
+    `use_attribute_docstrings` parses every class at import, a sixth of the time in which `emma plan` answers."""
+    found = {}
+    for part in reversed(section.__mro__):
+        if not issubclass(part, BaseModel) or part is BaseModel:
+            continue
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(part))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, below in pairwise(definition.body):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+                and isinstance(below.value.value, str)
+            ):
+                found[field.target.id] = below.value.value
+    return found
 
 
 def _values(annotation: Any) -> Any:

@@ -15,9 +15,7 @@ class Section(BaseModel):
     The docstring under a field documents its key (meaning, unit, default); `emma recipe explain` prints it.
     """
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     later: ClassVar[frozenset[str]] = frozenset()
     """Keys that came after recipes were first written: at their default they are left out of what is written and hashed,

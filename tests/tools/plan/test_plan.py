@@ -136,8 +136,9 @@ def _cpu_seconds(*arguments: str) -> float:
 
 
 def test_answers_fast() -> None:
+    """0.1 and 0.8 s on an idle core; the bounds leave room for a slow or busy one and none for importing torch."""
     assert _cpu_seconds("--help") < 0.7
-    assert _cpu_seconds("plan", "emma_llama3_8b_bi", "layout=h100_512_fp8") < 1.0
+    assert _cpu_seconds("plan", "emma_llama3_8b_bi", "layout=h100_512_fp8") < 1.8
 
 
 def test_the_documentation_shows_what_the_layouts_are_expected_to_take() -> None:
