@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from emma.slurm.history import FOLDER, History
 from emma.slurm.leaving import time_to_save, windows
 from emma.slurm.nodes import bad_nodes
 from emma.slurm.render import Script, render_stage, render_train
+from emma.slurm.sbatch import refuse_if_slurm_would, sbatch
 from emma.slurm.space import check_room
 from emma.slurm.stages import STAGES, Stage, job_name, place, stage_job, stages_between
 from emma.slurm.submissions import Note, SubmittedMeanwhileError, forget, note, of_others, sole_submitter
@@ -362,34 +362,3 @@ def _dependency(link: Link, numbers: dict[str, int]) -> str:
     conditions += [f"afterany:{numbers[key]}" for key in link.after_any]
     conditions += [f"afterany:{job}" for job in link.jobs_any]
     return ",".join([*conditions, "singleton"])
-
-
-def sbatch(script: Path, options: Sequence[str]) -> int:
-    """Submits a script and returns the job's id."""
-    answer = query.run_slurm(["sbatch", "--parsable", *options, str(script)])
-    return int(answer.strip().split(";")[0])
-
-
-def refuse_if_slurm_would(script: Path) -> None:
-    """Asks Slurm whether it takes such a job.
-
-    `--test-only` also fails where a job would wait, e.g. for a node that is down. So what it refuses is submitted on
-    hold, and cancelled at once if sbatch takes it.
-
-    Raises:
-        UserError: it does not; the message gives Slurm's reason.
-    """
-    try:
-        query.run_slurm(["sbatch", "--test-only", str(script)])
-        return
-    except query.SlurmError:
-        pass
-    try:
-        number = sbatch(script, ["--hold"])
-    except query.SlurmError as error:
-        reason = str(error).replace("sbatch: ", "").replace("error: ", "").replace("\n", "; ")
-        raise UserError(
-            f"{script}: Slurm would refuse this job: {reason}. Fix: change cluster.slurm.* or cluster.* to match this "
-            f"cluster (sinfo, sacctmgr show assoc user={os.environ.get('USER', '$USER')})"
-        ) from None
-    query.run_slurm(["scancel", str(number)])

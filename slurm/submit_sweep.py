@@ -15,9 +15,10 @@ from emma.slurm import query
 from emma.slurm.checks import Problems, check_account, check_base, check_inputs, check_partitions, check_paths
 from emma.slurm.history import History
 from emma.slurm.render import Script, render_results, render_trials
+from emma.slurm.sbatch import refuse_if_slurm_would, sbatch
 from emma.slurm.space import check_room
 from emma.slurm.stages import job_name, stages_between
-from emma.slurm.submit import Submitted, refuse_if_slurm_would, sbatch, write_script
+from emma.slurm.submit import Submitted, write_script
 from emma.slurm.sweep import SweepFolder, Trial, base_recipe, design, with_overrides
 from emma.tools.plan.plan import make_plan
 from emma.tools.training.launch import rank_environment

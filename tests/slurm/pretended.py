@@ -11,7 +11,8 @@ import pytest
 __all__ = ["Pretended", "pretend"]
 
 # Each call is a line of `calls`: the program, then its arguments, separated by tabs. `sbatch` numbers jobs from 101 and
-# refuses the script whose name `refuse` holds; with `down`, --test-only fails, as with a node that is down.
+# refuses the script whose name `refuse` holds; with `down`, --test-only fails, as with a node that is down, and `down` holds the
+# reason why a job waits.
 _PROGRAM = r"""#!/bin/bash
 here=@HERE@
 { printf '%s' "${0##*/}"; printf '\t%s' "$@"; echo; } >>"$here/calls"
@@ -32,6 +33,7 @@ case ${0##*/} in
     for job in $(cat "$here/others" 2>/dev/null); do
       if [[ " $* " == *" --jobs=$job "* ]]; then echo RUNNING; fi
     done
+    if [[ $* == *--format=%r* ]]; then cat "$here/down"; fi
     if [[ $* == *--format=%E* ]]; then
       for job in $(cat "$here/private" 2>/dev/null); do echo "afterany:$job(unfulfilled)"; done
     fi
@@ -67,9 +69,9 @@ class Pretended:
         """From now on sbatch refuses the script of that name."""
         (self.folder / "refuse").write_text(script)
 
-    def lose_a_node(self) -> None:
-        """From now on --test-only fails, and sbatch takes jobs all the same."""
-        (self.folder / "down").touch()
+    def lose_a_node(self, reason: str = "ReqNodeNotAvail, UnavailableNodes:n2") -> None:
+        """From now on --test-only fails, and sbatch takes jobs all the same, which wait for `reason`."""
+        (self.folder / "down").write_text(reason)
 
     def others(self, jobs: list[int]) -> None:
         """Running jobs of other users, which squeue shows."""

@@ -22,6 +22,7 @@ from emma.slurm.submit import SubmittedMeanwhileError, plan_chain, submit
 from tests.slurm.conftest import MakeRecipe
 from tests.slurm.pretended import Pretended, pretend
 
+FAR = "--begin=now+10days"
 CHAIN = ["pack", "mix", "train", "convert", "evaluate", "release"]
 
 
@@ -32,7 +33,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretended:
 
 def real(slurm: Pretended) -> list[list[str]]:
     """Calls of sbatch that submit."""
-    return [call for call in slurm.calls("sbatch") if "--test-only" not in call and "--hold" not in call]
+    return [call for call in slurm.calls("sbatch") if not {"--test-only", FAR} & set(call)]
 
 
 def test_every_job_waits_its_turn_and_ends_with_what_it_waits_for(
@@ -77,8 +78,17 @@ def test_what_was_submitted_is_cancelled_whatever_goes_wrong(
 def test_a_job_that_would_wait_for_a_node_is_not_refused(make_recipe: MakeRecipe, slurm: Pretended) -> None:
     slurm.lose_a_node()
     done = submit(plan_chain(make_recipe(), "train", "train"))
-    held = [call for call in slurm.calls("sbatch") if "--hold" in call]
-    assert len(held) == 1 and slurm.calls("scancel") == [["101"]] and [job.job for job in done] == [102]
+    asked = [call for call in slurm.calls("sbatch") if FAR in call]
+    assert len(asked) == 1 and slurm.calls("scancel") == [["101"]] and [job.job for job in done] == [102]
+
+
+def test_a_job_that_would_wait_forever_is_refused(make_recipe: MakeRecipe, slurm: Pretended) -> None:
+    slurm.lose_a_node("PartitionConfig")
+    with pytest.raises(
+        UserError, match=r"would refuse this job: Requested .* forever \(PartitionConfig\)\. Fix: "
+    ):
+        submit(plan_chain(make_recipe(), "train", "train"))
+    assert not real(slurm) and slurm.calls("scancel") == [["101"]]
 
 
 def test_what_sbatch_refuses_is_refused_in_its_words(make_recipe: MakeRecipe, slurm: Pretended) -> None:
