@@ -15,7 +15,7 @@ from emma.base.extras import install_command
 from emma.base.files import write_json
 from emma.tools.tokenizer.bpe import byte_characters
 
-__all__ = ["tekken_tokenizer", "write_tekken"]
+__all__ = ["rank_tokenizer", "tekken_tokenizer", "write_tekken"]
 
 
 def _merges(tokens: list[bytes]) -> list[tuple[bytes, bytes]]:
@@ -56,12 +56,29 @@ def tekken_tokenizer() -> dict[str, Any]:
         base64.b64decode(entry["token_bytes"])
         for entry in tekken["vocab"][: config["default_vocab_size"] - special]
     ]
+    names = {0: "<unk>", 1: "<s>", 2: "</s>"}
+    control = [names.get(id_, f"<SPECIAL_{id_}>") for id_ in range(special)]
+    return rank_tokenizer(tokens, config["pattern"], control, control_first=True)
+
+
+def rank_tokenizer(
+    tokens: list[bytes], pattern: str, control: list[str], *, control_first: bool
+) -> dict[str, Any]:
+    """Content of a tokenizer.json of a vocabulary by rank.
+
+    Args:
+        tokens: by rank; all 256 bytes are among them.
+        pattern: splits text, in the syntax of Rust's `regex`.
+        control: control tokens.
+        control_first: whether they have the first ids and stand in the vocabulary (Mistral's way), or follow it (Llama's).
+    """
     table = byte_characters()
 
     def text(token: bytes) -> str:
         return "".join(table[byte] for byte in token)
 
-    names = {0: "<unk>", 1: "<s>", 2: "</s>"}
+    first_control, first = (0, len(control)) if control_first else (len(tokens), 0)
+    ids = {name: first_control + place for place, name in enumerate(control)}
     return {
         "version": "1.0",
         "truncation": None,
@@ -69,25 +86,20 @@ def tekken_tokenizer() -> dict[str, Any]:
         "added_tokens": [
             {
                 "id": id_,
-                "content": names.get(id_, f"<SPECIAL_{id_}>"),
+                "content": name,
                 "single_word": False,
                 "lstrip": False,
                 "rstrip": False,
                 "normalized": False,
                 "special": True,
             }
-            for id_ in range(special)
+            for name, id_ in ids.items()
         ],
         "normalizer": None,
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": config["pattern"]},
-                    "behavior": "Isolated",
-                    "invert": False,
-                },
+                {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
                 {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
             ],
         },
@@ -102,8 +114,8 @@ def tekken_tokenizer() -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": True,
-            "vocab": {names.get(id_, f"<SPECIAL_{id_}>"): id_ for id_ in range(special)}
-            | {text(token): special + rank for rank, token in enumerate(tokens)},
+            "vocab": (ids if control_first else {})
+            | {text(token): first + rank for rank, token in enumerate(tokens)},
             "merges": [[text(left), text(right)] for left, right in _merges(tokens)],
         },
     }

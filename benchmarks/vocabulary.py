@@ -33,6 +33,7 @@ from emma.base.manifest import Manifest
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
 from emma.tools.arithmetic.flops import flops_per_token
+from emma.tools.demo.commands import run_command
 from emma.tools.demo.driver import Record, exclusive, run_steps
 from emma.tools.demo.steps import Step
 from emma.tools.evaluation.groups import SEEN_FILE, read_seen
@@ -391,4 +392,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,15 +187,18 @@ def _write_shard(path: Path, tensors: Sequence[OutgoingTensor], advance: Advance
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # readers expect the first tensor at a multiple of eight bytes
     digest = hashlib.sha256()
-    with path.open("wb") as handle:
+    with path.open("wb") as handle, ThreadPoolExecutor(1) as beside:
         for part in (LENGTH.pack(len(text)), text):
             digest.update(part)
             handle.write(part)
         for tensor in tensors:
             for block in tensor.blocks():
                 content = tensor_bytes(block)
-                digest.update(content)
-                handle.write(content)
+                hashed = beside.submit(digest.update, content)
+                try:
+                    handle.write(content)
+                finally:
+                    hashed.result()  # the next block takes this one's memory back
                 advance(len(content))
             if handle.tell() != LENGTH.size + len(text) + header[tensor.name]["data_offsets"][1]:
                 raise RuntimeError(f"{tensor.name}: its blocks do not make up {tensor.shape}")

@@ -26,6 +26,7 @@ from emma.tools.tokenizer.words import Words, count_words
 
 __all__ = [
     "EXTENSION",
+    "KEPT",
     "STAGE",
     "Learnt",
     "extend",
@@ -40,7 +41,7 @@ EXTENSION = "extension.parquet"
 
 # Files that hold for the extended tokenizer as they are. Others (tokenizer.model, vocab.json, merges.txt, …) describe the
 # base's vocabulary, and some programs would read them instead of tokenizer.json.
-_KEPT = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
+KEPT = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
 _STALE = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 
 _SCHEMA = pa.schema(
@@ -178,7 +179,7 @@ def extend(
                 orjson.dumps(_written(learnt), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
             )
         folder = file.path.parent
-        for name in _KEPT:
+        for name in KEPT:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, staging / name)
         with atomic_write(staging / EXTENSION) as handle:

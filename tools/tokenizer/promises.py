@@ -16,12 +16,13 @@ import pyarrow as pa
 
 from emma.base.errors import UserError
 from emma.base.files import read_json
+from emma.recipes.vocabulary import GROWTH_NAME, Growth, growth_of
 from emma.tools.inspection.models import tokenizer_options
 from emma.tools.pack.encoded import Encoded
 from emma.tools.pack.engine import ENGINES, REFERENCE, UnreadableTokenizerError, encode_or_none, load_engine
 from emma.tools.pack.tokenizer_file import TokenizerFile
 from emma.tools.tokenizer.bpe import Bpe, open_tokenizer, with_marks
-from emma.tools.tokenizer.extend import Extended, learn_from, read_extension, table_of
+from emma.tools.tokenizer.extend import EXTENSION, KEPT, Extended, learn_from, read_extension, table_of
 from emma.tools.tokenizer.words import by_language, documents
 
 __all__ = ["Findings", "held_out", "verify"]
@@ -95,6 +96,7 @@ def verify(
         old = Bpe(file, with_marks(old.value, file.path))
     found = Findings()
     found.faults += [
+        *_companions(base, extended),
         *_vocabulary(old, own, extended),
         *_pieces(old, own, extended),
         *_libraries(base, old, own, out),
@@ -117,6 +119,27 @@ def verify(
     else:
         found.faults += _repeated(file, extended, corpus, workers)
     return found
+
+
+def _companions(base: Path, extended: Extended) -> Iterator[str]:
+    """Faults of the files beside tokenizer.json, which tell a library how to use it and a reader what grew."""
+    for name in KEPT:
+        one, other = (folder / name for folder in (base, extended.folder))
+        if other.is_file() != one.is_file() or (one.is_file() and other.read_bytes() != one.read_bytes()):
+            yield f"{name} is not the base's"
+    extra, settings = extended.manifest.extra, extended.settings
+    made_of = Growth(
+        extra["base"]["sha256"],
+        extended.first,
+        len(extended.rows),
+        settings.pattern,
+        settings.selection,
+        list(extra["languages"]),
+    )
+    if growth_of(extended.folder) != made_of:
+        yield f"{GROWTH_NAME} does not say what the manifest and {EXTENSION} say of the extension"
+    if extra["vocab_size"] != extended.first + len(extended.rows):
+        yield f"the manifest says vocab_size {extra['vocab_size']}, but with {len(extended.rows)} new tokens it is another"
 
 
 def _vocabulary(old: Bpe, own: Bpe, extended: Extended) -> Iterator[str]:
