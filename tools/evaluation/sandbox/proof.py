@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from emma.base.errors import UserError
 from emma.tools.evaluation.sandbox.sandbox import Limits, Outcome, Sandbox, Step
@@ -87,6 +88,8 @@ for path in ["{secret}", "/etc/passwd", "/new", "/proc/sys/kernel/core_pattern",
         got.append(path)
     except OSError:
         pass
+mounts = [line.split() for line in open("/proc/mounts")]
+got += [f[1] for f in mounts if "ro" not in f[3].split(",") and f[1] not in ("/proc", "/tmp") and f[1][:5] != "/dev/"]
 print(got)
 sys.exit(0 if got else 42)
 """,
@@ -260,17 +263,18 @@ def prove(show: Mapping[str, str], environment: Mapping[str, str], cell: Path | 
         def attempt(attack: Attack) -> Outcome:
             program = attack.program.format(**facts) if "{" in attack.program else attack.program
             step = Step(["python3", "-I", "program.py"], attack.seconds)
-            return sandbox.run({"program.py": program}, [step])
+            try:
+                return sandbox.run({"program.py": program}, [step])
+            except RuntimeError as error:
+                return _refuse(attack.name, str(error))
 
         for attack, outcome in zip(ATTACKS, pool.map(attempt, ATTACKS), strict=True):
             end = outcome.stopped or outcome.code
             if end not in attack.ends:
                 _refuse(attack.name, outcome.describe())
-            if outcome.seconds > attack.seconds + 20:
-                _refuse(attack.name, f"it was gone only after {outcome.seconds:.0f} s")
 
 
-def _refuse(what: str, how: str) -> None:
+def _refuse(what: str, how: str) -> NoReturn:
     raise UserError(
         f"the sandbox does not hold on this machine: `{what}` ended with {how}. No generated program was run; evaluate "
         "code on another machine or outside of this container, and leave its benchmarks out here"
@@ -294,6 +298,7 @@ def _targets() -> Iterator[dict[str, object]]:
     ):
         abstract.bind(f"\0{name}")
         abstract.listen()
+        os.fchmod(secret.fileno(), 0o644)  # only the sandbox keeps it, not its permissions
         secret.write(b"secret")
         secret.flush()
         for server in (port, abstract):  # they can be reached, only not from inside

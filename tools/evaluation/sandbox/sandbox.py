@@ -22,7 +22,7 @@ __all__ = ["Limits", "Outcome", "Sandbox", "Step"]
 
 _CELL = Path(__file__).with_name("cell.py")
 _KEPT = 1 << 16
-"""Bytes of each output that are kept; the rest is read and forgotten."""
+"""Bytes of each output that are kept, its last ones; the rest is read and forgotten."""
 
 _GRACE = 30.0
 """Seconds beyond a job's own after which the sandbox itself must be broken."""
@@ -63,7 +63,7 @@ class Outcome:
         step: index of the last step that ran.
         code: its exit code; None if it was stopped.
         stopped: `time`, `memory` or the name of the signal that ended it; None if it exited.
-        stdout, stderr: the beginnings of what was written; to `stderr` by the last of all steps only.
+        stdout, stderr: the last of what was written; to `stderr` by the last of all steps only.
         seconds: wall-clock time of the job.
     """
 
@@ -100,7 +100,11 @@ class Sandbox:
     """
 
     def __init__(
-        self, show: Mapping[str, str], environment: Mapping[str, str], limits: Limits, cell: Path | None = None
+        self,
+        show: Mapping[str, str],
+        environment: Mapping[str, str],
+        limits: Limits,
+        cell: Path | None = None,
     ) -> None:
         self.show, self.environment, self.limits = dict(show), dict(environment), limits
         self._cell = cell or _CELL
@@ -145,7 +149,7 @@ class Sandbox:
                 )
             finally:
                 os.close(write)
-        with process, open(answer, "rb") as said:
+        with process, os.fdopen(answer, "rb") as said:
             streams = [process.stdout, process.stderr, said]
             patience = sum(step.seconds for step in steps) + _GRACE
             found = _collect(streams, started + patience)
@@ -155,9 +159,7 @@ class Sandbox:
         return _outcome(*found, time.monotonic() - started, self.show)
 
 
-def _outcome(
-    stdout: bytes, stderr: bytes, answer: bytes, seconds: float, show: Mapping[str, str]
-) -> Outcome:
+def _outcome(stdout: bytes, stderr: bytes, answer: bytes, seconds: float, show: Mapping[str, str]) -> Outcome:
     out, err = (text.decode("utf-8", errors="replace") for text in (stdout, stderr))
     if not answer:
         raise RuntimeError(f"{_CELL}: ended without an answer: {err[-2000:]}")
@@ -184,7 +186,8 @@ def _collect(streams: Sequence[Any], deadline: float) -> list[bytes] | None:
                     selector.unregister(key.fileobj)
                     continue
                 store = kept[key.fd]
-                store += data[: max(0, _KEPT - len(store))]
+                store += data
+                del store[:-_KEPT]
     return [bytes(store) for store in kept.values()]
 
 

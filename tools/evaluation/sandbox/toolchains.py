@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import secrets
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from emma.recipes.reading import read_yaml
 from emma.tools.evaluation.sandbox.proof import prove
 from emma.tools.evaluation.sandbox.sandbox import Limits, Outcome, Sandbox, Step
 
-__all__ = ["Executor", "Toolchain", "get_toolchain"]
+__all__ = ["Executor", "Run", "Toolchain", "get_toolchain"]
 
 _FILE = ROOT / "evaluation" / "programs.yaml"
 _EXTRA = "/programs"
@@ -53,12 +54,15 @@ class Toolchain(_Strict):
     steps: tuple[Command, ...]
     silent: bool = False
     forbidden: str | None = None
+    ends: str | None = None
     passes: str
     fails: str
 
-    def passed(self, outcome: Outcome) -> bool:
-        """Whether an outcome is that of a program that passes its tests."""
+    def passed(self, outcome: Outcome, mark: str) -> bool:
+        """Whether an outcome is that of a program that passes its tests, and writes `mark` at its end if it can."""
         if not outcome.succeeded or (self.silent and outcome.stderr):
+            return False
+        if self.ends is not None and mark not in outcome.stdout:
             return False
         return self.forbidden is None or self.forbidden not in outcome.stdout + outcome.stderr
 
@@ -86,16 +90,37 @@ def get_toolchain(name: str) -> Toolchain:
 
 
 @dataclass(frozen=True)
+class Run:
+    """A program that was run: whether it passed, and how it ended."""
+
+    passed: bool
+    outcome: Outcome
+
+    def describe(self) -> str:
+        """In words: `passed`, or how it ended."""
+        if self.passed:
+            return "passed"
+        if self.outcome.succeeded:
+            return f"ended before its tests did, or against them: {self.outcome.describe()}"
+        return self.outcome.describe()
+
+
+@dataclass(frozen=True)
 class _Ready:
     """A toolchain that was tried: its sandbox, and the first line of its version."""
 
     toolchain: Toolchain
     sandbox: Sandbox
     version: str
+    mark: str
 
-    def run(self, program: str) -> Outcome:
+    def run(self, program: str) -> Run:
+        """Runs a program and judges how it ended."""
         steps = [Step(step.command, step.seconds) for step in self.toolchain.steps]
-        return self.sandbox.run({self.toolchain.file: program}, steps)
+        if self.toolchain.ends is not None:
+            program += self.toolchain.ends.replace("MARK", self.mark) + "\n"
+        outcome = self.sandbox.run({self.toolchain.file: program}, steps)
+        return Run(self.toolchain.passed(outcome, self.mark), outcome)
 
 
 class Executor:
@@ -129,14 +154,18 @@ class Executor:
         except UserError as error:
             return str(error)
         for program, wanted in ((toolchain.passes, True), (toolchain.fails, False)):
-            outcome = ready.run(program)
-            if toolchain.passed(outcome) is not wanted:
+            run = ready.run(program)
+            if run.passed is not wanted:
                 what = "fails" if wanted else "passes"
                 absent = [file for file in toolchain.files if self._extra(f"programs/{file}") is None]
-                hint = f"; it may need {', '.join(absent)} in the folder `programs` of the mirror" if absent else ""
-                return f"it {what} its own trial ({outcome.describe()}){hint}"
-            if not wanted and outcome.stopped == "time":
-                return f"it takes longer than its limits for its own trial ({outcome.seconds:.0f} s)"
+                hint = (
+                    f"; it may need {', '.join(absent)} in the folder `programs` of the mirror"
+                    if absent
+                    else ""
+                )
+                return f"it {what} its own trial ({run.outcome.describe()}){hint}"
+            if run.outcome.stopped == "time":
+                return f"it takes longer than its limits for its own trial ({run.outcome.seconds:.0f} s)"
         self._ready[name] = ready
         return None
 
@@ -161,7 +190,7 @@ class Executor:
         lines = (told.stdout.strip() or told.stderr.strip()).splitlines()
         if not told.succeeded or not lines:
             raise UserError(f"`{' '.join(toolchain.version)}` tells no version ({told.describe()})")
-        return _Ready(toolchain, sandbox, lines[0].strip())
+        return _Ready(toolchain, sandbox, lines[0].strip(), secrets.token_hex(8))
 
     def facts(self, name: str) -> dict[str, Any]:
         """What determines a program's result: the toolchain, its version, the limits.
@@ -173,11 +202,8 @@ class Executor:
         how = ready.toolchain.model_dump(mode="json", exclude={"passes", "fails"})
         return {"version": ready.version, "toolchain": how, "limits": dict(_tables()["limits"])}
 
-    def run(self, name: str, programs: Sequence[str]) -> list[tuple[bool, Outcome]]:
+    def run(self, name: str, programs: Sequence[str]) -> list[Run]:
         """Runs programs, equal ones once, as many at a time as cores and memory allow.
-
-        Returns:
-            Of each program whether it passed, and how it ended.
 
         Raises:
             UserError: the toolchain cannot be used.
@@ -187,8 +213,8 @@ class Executor:
         workers = max(1, min(available_cores(), (memory()[1] or memory()[0]) // each))
         distinct = list(dict.fromkeys(programs))
         with ThreadPoolExecutor(workers) as pool:
-            outcomes = dict(zip(distinct, pool.map(ready.run, distinct), strict=True))
-        return [(ready.toolchain.passed(outcomes[text]), outcomes[text]) for text in programs]
+            runs = dict(zip(distinct, pool.map(ready.run, distinct), strict=True))
+        return [runs[text] for text in programs]
 
     def _get(self, name: str) -> _Ready:
         if problem := self.lack(name):
