@@ -19,9 +19,7 @@ it ends if any process outside that waits for it does.
 
 from __future__ import annotations
 
-# Without pathlib, it starts in half the time.
-# ruff: noqa: PTH
-
+# ruff: noqa: PTH103, PTH114, PTH115, PTH116, PTH120, PTH123, PTH208, PTH211 - without pathlib it starts sooner
 import ctypes
 import errno
 import json
