@@ -156,7 +156,8 @@ class Sandbox:
             if found is None:
                 process.kill()
                 raise RuntimeError(f"{_CELL}: no answer {_GRACE:.0f} s after the limits of its steps")
-        return _outcome(*found, time.monotonic() - started, self.show)
+        stdout, stderr, told = found
+        return _outcome(stdout, stderr, told, time.monotonic() - started, self.show)
 
 
 def _outcome(stdout: bytes, stderr: bytes, answer: bytes, seconds: float, show: Mapping[str, str]) -> Outcome:

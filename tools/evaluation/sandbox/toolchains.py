@@ -118,7 +118,9 @@ class _Ready:
         """Runs a program and judges how it ended."""
         steps = [Step(step.command, step.seconds) for step in self.toolchain.steps]
         if self.toolchain.ends is not None:
-            program += self.toolchain.ends.replace("MARK", self.mark) + "\n"
+            half = len(self.mark) // 2
+            ends = self.toolchain.ends.replace("HEAD", self.mark[:half]).replace("TAIL", self.mark[half:])
+            program += f"\n{ends}\n"
         outcome = self.sandbox.run({self.toolchain.file: program}, steps)
         return Run(self.toolchain.passed(outcome, self.mark), outcome)
 
@@ -241,12 +243,12 @@ def _view(toolchain: Toolchain) -> tuple[dict[str, str], str]:
         show[str(root)] = str(root)
         folders.append(root / "bin")
     for need in toolchain.needs:
-        path = _find(need)
-        if path is not None and not (toolchain.root and need == toolchain.root[0]):
-            place = str(_prefix(path))
+        found = _find(need)
+        if found is not None and not (toolchain.root and need == toolchain.root[0]):
+            place = str(_prefix(found))
             if not any(place == shown or place.startswith(shown + "/") for shown in show):
                 show[place] = place
-            folders.append(path.parent)
+            folders.append(found.parent)
     path = ":".join(dict.fromkeys([*map(str, folders), "/usr/local/bin", "/usr/bin", "/bin"]))
     return show, path
 

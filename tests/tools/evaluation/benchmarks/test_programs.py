@@ -82,6 +82,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def no_racket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without Racket."""
+    find = toolchains._find
+    monkeypatch.setattr(toolchains, "_find", lambda need: None if need == "racket" else find(need))
+
+
 @pytest.fixture(scope="module")
 def executor() -> Executor:
     needs_isolation()

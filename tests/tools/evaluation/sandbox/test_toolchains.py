@@ -25,8 +25,15 @@ BROKEN = {
         "import os\nos.kill(os.getpid(), 11)",
         "import os\nos._exit(0)",
     ],
-    "bash": ["if [", "exit 3", "kill -SEGV $$", "exit 0"],
+    "bash": ["if [", "exit 3", "kill -SEGV $$", "exit 0", "cat <<X"],
     "cpp": ["int main() { return x; }", "int main() { throw 1; }", "int main() { *(volatile int*)0 = 1; }"],
+    "php": ["<?php\nfunction(", "<?php\nexit(0);", "<?php\n?>"],
+    "perl": ["sub {", "exit 0;", "__END__"],
+    "r": ["f <- function(", "quit('no', 0)", "stop(1)"],
+    "ruby": ["def f(", "raise 1"],
+    "lua": ["x = = 1", "error(1)"],
+    "csharp": ["class {", "class P { public static void Main() { throw new System.Exception(); } }"],
+    "typescript": ["let x: number = 'a';", "throw 1;"],
     "javascript": ["let = ;;(", "throw new Error('no')", "process.abort()", "process.exit(0)"],
     "java": [
         "class Problem {",
@@ -57,7 +64,7 @@ def with_files(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return Executor(extra)
 
 
-_SLOW = ("cpp", "java", "rust")
+_SLOW = ("cpp", "csharp", "go", "java", "rust", "scala", "swift", "typescript")
 
 
 @pytest.mark.parametrize(
