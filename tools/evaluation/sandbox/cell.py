@@ -20,6 +20,7 @@ it ends if any process outside that waits for it does.
 from __future__ import annotations
 
 # ruff: noqa: PTH103, PTH114, PTH115, PTH116, PTH120, PTH123, PTH208, PTH211 - without pathlib it starts sooner
+import contextlib
 import ctypes
 import errno
 import json
@@ -248,17 +249,26 @@ def _used() -> int:
     """Bytes that all programs and their files hold in memory."""
     disk = os.statvfs(HOME)
     total = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+    nameless: dict = {}
     for name in os.listdir("/proc"):
-        if name.isdigit() and name != "1":
-            try:
-                with open(f"/proc/{name}/status", "rb") as handle:
-                    fields = dict(line.split(b":", 1) for line in handle.read().splitlines() if b":" in line)
-            except OSError:
-                continue  # it has ended
-            total += sum(
-                1024 * int(fields[key].split()[0]) for key in (b"RssAnon", b"RssShmem") if key in fields
-            )
-    return total
+        if not name.isdigit() or name == "1":
+            continue
+        # A process may end, and a file be closed, while it is looked at.
+        with contextlib.suppress(OSError), open(f"/proc/{name}/status", "rb") as handle:
+            for line in handle:
+                if line.startswith((b"RssAnon:", b"RssShmem:")):
+                    total += 1024 * int(line.split()[1])
+        with contextlib.suppress(OSError):
+            for number in os.listdir(f"/proc/{name}/fd"):
+                with contextlib.suppress(OSError):
+                    _count_nameless(os.stat(f"/proc/{name}/fd/{number}"), nameless)
+    return total + sum(nameless.values())
+
+
+def _count_nameless(file: os.stat_result, sizes: dict) -> None:
+    """Counts a file that is in memory and in no folder (memfd)."""
+    if stat.S_ISREG(file.st_mode) and file.st_nlink == 0 and file.st_dev != os.stat(HOME).st_dev:
+        sizes[file.st_dev, file.st_ino] = 512 * file.st_blocks
 
 
 def _inside(job: dict, change: bool) -> list | dict:

@@ -29,8 +29,9 @@ _LIMITS = Limits(memory=192 << 20, processes=24, disk=24 << 20, file=8 << 20, op
 class Attack:
     """A Python program and how it must end: an exit code, or what stops it.
 
-    `{port}`, `{name}`, `{secret}`, `{home}`, `{shown}` and `{pid}` in it are a listening port, a listening abstract
-    socket, a file of this user's, the home folder, the folders shown and the process outside.
+    `{port}`, `{name}`, `{secret}`, `{home}`, `{shown}`, `{variables}` and `{pid}` in it are a listening port, a
+    listening abstract socket, a file of this user's, the home folder, the folders shown, the names of environment
+    variables and the process outside.
     """
 
     name: str
@@ -111,7 +112,7 @@ try:
     got += [n for n in os.listdir("{home}") if not any((f + "/").startswith("{home}/" + n + "/") for f in shown)]
 except OSError:
     pass
-got += [name for name in os.environ if name not in ("HOME", "TMPDIR", "PATH", "LANG", "LC_ALL", "LC_CTYPE")]
+got += [name for name in os.environ if name not in {variables!r}]
 print(got)
 sys.exit(0 if got else 42)
 """,
@@ -219,6 +220,16 @@ for place in range(0, 400 << 20, 4096):
         ends=("memory", "SIGKILL", "SIGBUS"),
     ),
     Attack(
+        "take more memory than allowed, in files without names",
+        """
+import os, time
+for number in range(50):
+    os.write(os.memfd_create(str(number)), bytes(7 << 20))
+time.sleep(10)
+""",
+        ends=("memory", "SIGKILL"),
+    ),
+    Attack(
         "fill the disk",
         """
 import sys
@@ -258,7 +269,8 @@ def prove(show: Mapping[str, str], environment: Mapping[str, str], cell: Path | 
     """
     sandbox = Sandbox(show, environment, _LIMITS, cell)
     with _targets() as targets, ThreadPoolExecutor(4) as pool:
-        facts = {**targets, "shown": sorted(set(show.values())), "pid": os.getpid()}
+        variables = ["HOME", "TMPDIR", "LC_CTYPE", *environment]
+        facts = {**targets, "shown": sorted(set(show.values())), "variables": variables, "pid": os.getpid()}
 
         def attempt(attack: Attack) -> Outcome:
             program = attack.program.format(**facts) if "{" in attack.program else attack.program

@@ -24,6 +24,9 @@ _CELL = Path(__file__).with_name("cell.py")
 _KEPT = 1 << 16
 """Bytes of each output that are kept, its last ones; the rest is read and forgotten."""
 
+_KEPT_VARIABLES = ("LD_LIBRARY_PATH",)
+"""What an interpreter may need to start."""
+
 _GRACE = 30.0
 """Seconds beyond a job's own after which the sandbox itself must be broken."""
 
@@ -121,7 +124,9 @@ class Sandbox:
             steps: commands, with their limits of time.
 
         Raises:
-            UserError: this machine does not allow the isolation, and nothing was run; or a command cannot be started.
+            UserError: this machine does not allow the isolation, and nothing was run; a command cannot be started; or the
+                sandbox was killed.
+            RuntimeError: it does not end.
         """
         job = {
             "root": self._root,
@@ -137,7 +142,7 @@ class Sandbox:
             handle.seek(0)
             (answer, write) = os.pipe()
             try:
-                # Without the caller's environment: tokens and keys are in it.
+                # Without the rest of the caller's environment: tokens and keys are in it.
                 process = subprocess.Popen(
                     [sys.executable, "-I", "-S", str(self._cell), str(write)],
                     stdin=handle,
@@ -145,7 +150,7 @@ class Sandbox:
                     stderr=subprocess.PIPE,
                     pass_fds=(write,),
                     cwd="/",
-                    env={},
+                    env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
                 )
             finally:
                 os.close(write)
@@ -163,7 +168,10 @@ class Sandbox:
 def _outcome(stdout: bytes, stderr: bytes, answer: bytes, seconds: float, show: Mapping[str, str]) -> Outcome:
     out, err = (text.decode("utf-8", errors="replace") for text in (stdout, stderr))
     if not answer:
-        raise RuntimeError(f"{_CELL}: ended without an answer: {err[-2000:]}")
+        raise UserError(
+            f"the sandbox ended without an answer ({err.strip()[-500:] or 'killed'}); if memory ran out, run fewer things "
+            "beside it"
+        )
     steps = json.loads(answer)
     if isinstance(steps, dict):
         if steps.get("isolated"):

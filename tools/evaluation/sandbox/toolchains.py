@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import os
 import secrets
 import shutil
 import subprocess
@@ -138,8 +139,8 @@ class Executor:
     def __init__(self, extra: Callable[[str], Path | None]) -> None:
         self._extra = extra
         self._ready: dict[str, _Ready] = {}
-        show, path = _view(get_toolchain("python"))
-        prove(show, {**_tables()["environment"], "PATH": path})
+        show, variables = _view(get_toolchain("python"))
+        prove(show, {**_tables()["environment"], **variables})
 
     def lack(self, name: str) -> str | None:
         """Why a toolchain cannot be used on this machine, in words; None if it can.
@@ -172,14 +173,14 @@ class Executor:
         return None
 
     def _prepare(self, toolchain: Toolchain) -> _Ready:
-        show, path = _view(toolchain)
+        show, variables = _view(toolchain)
         for file in toolchain.files:
             if (found := self._extra(f"programs/{file}")) is not None:
                 show[f"{_EXTRA}/{file}"] = str(found.resolve())
         limits = _tables()["limits"]
         sandbox = Sandbox(
             show,
-            {**_tables()["environment"], **toolchain.environment, "PATH": path},
+            {**_tables()["environment"], **toolchain.environment, **variables},
             Limits(
                 memory=limits["memory_mib"] * _MIB,
                 processes=limits["processes"],
@@ -231,8 +232,8 @@ def _find(command: str) -> Path | None:
     return Path(found).resolve() if found else None
 
 
-def _view(toolchain: Toolchain) -> tuple[dict[str, str], str]:
-    """What a toolchain's sandbox shows, and its search path."""
+def _view(toolchain: Toolchain) -> tuple[dict[str, str], dict[str, str]]:
+    """What a toolchain's sandbox shows, and its search paths, of commands and (as in environment modules) of libraries."""
     show = {path: path for pattern in _tables()["show"] for path in sorted(glob.glob(pattern))}  # noqa: PTH207
     folders: list[Path] = []
     if toolchain.root:
@@ -246,18 +247,34 @@ def _view(toolchain: Toolchain) -> tuple[dict[str, str], str]:
         found = _find(need)
         if found is not None and not (toolchain.root and need == toolchain.root[0]):
             place = str(_prefix(found))
-            if not any(place == shown or place.startswith(shown + "/") for shown in show):
-                show[place] = place
+            _add(show, place)
             folders.append(found.parent)
     path = ":".join(dict.fromkeys([*map(str, folders), "/usr/local/bin", "/usr/bin", "/bin"]))
-    return show, path
+    variables = {"PATH": path}
+    libraries = [
+        Path(name) for name in os.environ.get("LD_LIBRARY_PATH", "").split(":") if Path(name).is_absolute()
+    ]
+    if kept := [folder for folder in libraries if folder.is_dir() and not _is_private(folder)]:
+        for folder in kept:
+            _add(show, str(folder))
+        variables["LD_LIBRARY_PATH"] = ":".join(map(str, kept))
+    return show, variables
+
+
+def _add(show: dict[str, str], place: str) -> None:
+    if not any(place == shown or place.startswith(shown + "/") for shown in show):
+        show[place] = place
 
 
 def _prefix(path: Path) -> Path:
     """The folder that a command was installed into; the command alone if that holds a home folder or is a hidden folder
     in one, where secrets are."""
     folder = path.parent.parent if path.parent.name in ("bin", "sbin") else path.parent
+    return path if _is_private(folder) else folder
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether a folder holds the home folder, or is a hidden folder in it."""
     home = Path.home()
     holds_home = folder == home or folder in home.parents
-    hidden = folder.parent == home and folder.name.startswith(".")
-    return path if holds_home or hidden else folder
+    return holds_home or (folder.parent == home and folder.name.startswith("."))

@@ -15,8 +15,7 @@ __all__ = ["needs_isolation", "python_view", "run_python"]
 
 def python_view() -> tuple[dict[str, str], dict[str, str]]:
     """What is shown, and the environment."""
-    show, path = _view(get_toolchain("python"))
-    return show, {"PATH": path}
+    return _view(get_toolchain("python"))
 
 
 @functools.cache
