@@ -40,7 +40,7 @@ def _parse_batch(ctx: click.Context, parameter: click.Parameter, value: str) -> 
 
 _OPTIONS = (
     click.option("--tier", type=click.Choice(["smoke", "core", "full"]), help="How much of the benchmarks to run."),
-    click.option("--benchmarks", help="Comma-separated benchmarks (see `emma evaluate list`), lm_eval:NAME for a task or group of lm-eval, modern, retention; default all of the tier."),
+    click.option("--benchmarks", help="Comma-separated benchmarks (see `emma evaluate list`), lm_eval:NAME for a task or group of lm-eval, or the lists modern, retention, multipl_e; default all of the tier. humaneval and multipl_e run the programs that the model writes, in a sandbox."),
     _MIRROR,
     click.option("--backend", type=click.Choice(["hf", "vllm"]), default="hf", show_default=True, help="What runs the model."),
     click.option("--batch-size", callback=_parse_batch, default="auto", show_default=True, help="Requests per batch (hf), or auto: as many as fit a budget of tokens, by length."),
@@ -48,7 +48,7 @@ _OPTIONS = (
     click.option("--max-length", type=click.IntRange(min=16), help="Tokens of context; default what the model takes, at most 8192."),
     click.option("--shots", multiple=True, metavar="NAME=N", help="Number of worked examples for a benchmark; may be repeated."),
     click.option("--seed", type=int, default=42, show_default=True, help="Seed of sampled answers."),
-    click.option("--skip-missing", is_flag=True, help="Skip languages without data instead of refusing to start."),
+    click.option("--skip-missing", is_flag=True, help="Leave out languages without data, and programs that this machine cannot run or isolate, instead of refusing to start."),
     click.option("--shard", callback=_parse_shard, metavar="I/N", help="For array tasks: run only the I-th of N shares of about equal cost (counting from 0); a run without --shard joins the results."),
     click.option("--spbleu-model", type=click.Path(path_type=Path), help="The FLORES-200 sentencepiece model; default the mirror's."),
     click.option("--spbleu-other", is_flag=True, help="Accept another sentencepiece model; its scores are named by its hash."),
@@ -195,9 +195,10 @@ def fetch(folder: Path, benchmarks: str | None, languages: str | None, dry_run: 
     emma evaluate fetch benchmarks --benchmarks belebele,flores200_eng_x --languages swh_Latn,yor_Latn
     """
     from emma.tools.evaluation.benchmarks.definitions import benchmark_names, resolve_names
+    from emma.tools.evaluation.benchmarks.harness import expand
     from emma.tools.evaluation.benchmarks.mirror import fetch_sources
 
-    names = resolve_names(_split(benchmarks)) if benchmarks else benchmark_names()
+    names = resolve_names(expand(_split(benchmarks))) if benchmarks else benchmark_names()
     report = fetch_sources(folder, names, set(_split(languages)) or None, dry_run=dry_run)
     click.echo(_json(report.to_dict()) if as_json else report.text())
     if report.failed:
@@ -218,9 +219,10 @@ def check(
     Builds each language's items as a run would. The exit code is 1 if anything is wrong.
     """
     from emma.tools.evaluation.benchmarks.definitions import benchmark_names, resolve_names
+    from emma.tools.evaluation.benchmarks.harness import expand
     from emma.tools.evaluation.benchmarks.mirror import check_mirror
 
-    names = resolve_names(_split(benchmarks)) if benchmarks else benchmark_names()
+    names = resolve_names(expand(_split(benchmarks))) if benchmarks else benchmark_names()
     report = check_mirror(folder, names, set(_split(languages)) or None, checksums=checksums)
     click.echo(_json(report.to_dict()) if as_json else report.text())
     if report.faults:

@@ -1,4 +1,4 @@
-"""What training cost: English and the high-resource languages, on held-out text and every benchmark."""
+"""What training cost: English, the high-resource languages and code, on held-out text and every benchmark."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from emma.tools.report.verdicts import interval
 __all__ = ["ForgettingRow", "forgetting_rows"]
 
 _GROUPS = (ENGLISH_GROUP, "high")
+_HELDOUT = (("monolingual", ENGLISH_GROUP), ("monolingual", "high"), ("code", "all"))
+"""Kinds of held-out text and their groups; code has one, which counts programming languages."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class _Cell:
 
 @dataclass(frozen=True)
 class ForgettingRow:
-    """One measure on English or on the high-resource languages: every run's value and its change against its
-    base.
+    """One measure on English, on the high-resource languages or on code: every run's value and its change against
+    its base.
 
     English is one language, so its cells have a verdict (`win`, `tie`, `loss`; None if there was too little to test) and a
     95 % interval; those of groups count their languages' verdicts. `first` marks the first row of a measure.
@@ -46,7 +48,7 @@ class ForgettingRow:
 
 def forgetting_rows(runs: Sequence[RunRecord], views: Sequence[BenchmarkView]) -> list[ForgettingRow]:
     """Rows of the panel, held-out text first; empty if nothing was compared with a base."""
-    rows = [_heldout_row(runs, group) for group in _GROUPS]
+    rows = [_heldout_row(runs, kind, group) for kind, group in _HELDOUT]
     rows += [_benchmark_row(view, group) for view in views for group in _GROUPS]
     found = [row for row in rows if row and any(row.cells)]
     return [
@@ -57,7 +59,7 @@ def forgetting_rows(runs: Sequence[RunRecord], views: Sequence[BenchmarkView]) -
     ]
 
 
-def _heldout_row(runs: Sequence[RunRecord], group: str) -> ForgettingRow | None:
+def _heldout_row(runs: Sequence[RunRecord], kind: str, group: str) -> ForgettingRow | None:
     cells: list[_Cell | None] = []
     base = None
     for run in runs:
@@ -65,7 +67,7 @@ def _heldout_row(runs: Sequence[RunRecord], group: str) -> ForgettingRow | None:
             (
                 row
                 for row in (run.gains["groups"] if run.gains else ())
-                if row["kind"] == "monolingual" and row["group"] == group
+                if row["kind"] == kind and row["group"] == group
             ),
             None,
         )
@@ -81,7 +83,8 @@ def _heldout_row(runs: Sequence[RunRecord], group: str) -> ForgettingRow | None:
             if (r["kind"], r["language"]) == ("monolingual", ENGLISH)
         ]
         cells.append(_Cell(found["trained"], found["difference"], counts, *_single(group, single)))
-    return ForgettingRow("Held-out text", group, metric("bits_per_byte"), base, cells, True)
+    shown = group if kind == "monolingual" else kind
+    return ForgettingRow("Held-out text", shown, metric("bits_per_byte"), base, cells, True)
 
 
 def _benchmark_row(view: BenchmarkView, group: str) -> ForgettingRow | None:

@@ -40,6 +40,11 @@ def test_english_has_a_verdict_with_its_interval_and_groups_count_theirs(tmp_pat
     assert lost is not None and lost.verdict == "loss" and lost.interval is not None and lost.interval[1] < 0
     assert same is not None and same.verdict == "tie" and same.interval is not None
     assert same.interval[0] < same.change < same.interval[1]
+    code = found["Held-out text", "code"]
+    assert code is not None and run.gains is not None
+    (gained,) = [row for row in run.gains["groups"] if row["kind"] == "code"]
+    assert (code.value, code.change) == (gained["trained"], gained["difference"])
+    assert sum(code.counts.values()) == gained["languages"] == 2 and code.verdict is None
     group = found["SIB-200, accuracy", "high"]
     assert group is not None and group.verdict is None and sum(group.counts.values()) > 1
     page = run_page(run, judged)

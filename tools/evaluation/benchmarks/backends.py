@@ -20,10 +20,12 @@ from emma.tools.inspection.models import loading, model_options
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-__all__ = ["LAST_TOKEN", "ROLLING", "ModelSettings", "load_backend"]
+__all__ = ["LAST_TOKEN", "ROLLING", "SAMPLE", "ModelSettings", "load_backend"]
 
 LAST_TOKEN = "last_token"
 ROLLING = "exact_rolling"
+SAMPLE = "sample"
+"""Option of a generation: its number among the samples for a prompt."""
 
 _LONGEST = 4096
 """Maximum window for likelihoods, in tokens, so that models with longer contexts stay comparable."""
@@ -182,6 +184,10 @@ def _hf_class() -> Any:
                 rows.append(Row(number, tuple(ids), max(1, len(ids) - len(continuation))))
             return self.reader.score(rows)
 
+        def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
+            kwargs.pop(SAMPLE, None)  # torch's generator goes on from one sample to the next
+            return super()._model_generate(*args, **kwargs)
+
         def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
             if self.automatic and requests:
                 longest = max(len(self.tok_encode(request.args[0])) for request in requests)
@@ -229,8 +235,10 @@ def _vllm_class(sampling_seed: int) -> Any:
         @staticmethod
         def modify_gen_kwargs(*args: Any, **kwargs: Any) -> Any:
             values, until, longest = VLLM.modify_gen_kwargs(*args, **kwargs)
+            number = int(values.pop(SAMPLE, 0))
             if values.get("temperature"):
-                values["seed"] = sampling_seed
+                # Each sample its own, or all answers to a prompt were the same.
+                values["seed"] = sampling_seed + number
             return values, until, longest
 
     return Vllm

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emma.base.errors import UserError
 from emma.tools.evaluation.benchmarks.backends import ModelSettings
@@ -18,6 +19,7 @@ from emma.tools.evaluation.benchmarks.definitions import (
 )
 from emma.tools.evaluation.benchmarks.harness import expand
 from emma.tools.evaluation.benchmarks.metrics import NEEDS_SPBLEU, Resources, bertscore_folder
+from emma.tools.evaluation.benchmarks.programs import open_executor
 from emma.tools.evaluation.benchmarks.records import Finished
 from emma.tools.evaluation.benchmarks.run import Runner, RunSettings
 from emma.tools.evaluation.benchmarks.stores import Store, open_store
@@ -25,6 +27,9 @@ from emma.tools.evaluation.benchmarks.units import Plan, plan_units
 from emma.tools.evaluation.publish import publish_rows
 from emma.tools.evaluation.results import Result
 from emma.tools.evaluation.targets import Target
+
+if TYPE_CHECKING:
+    from emma.tools.evaluation.sandbox.toolchains import Executor
 
 __all__ = ["HELDOUT", "Outcome", "Prepared", "Request", "notes", "parse_shots", "prepare", "run_models"]
 
@@ -84,12 +89,13 @@ def prepare(request: Request) -> Prepared:
     tier = get_tier(request.tier) if request.tier else Tier(name="given")
     store = open_store(request.mirror)
     plan = plan_units(names, store, tier, request.languages, skip_missing=request.skip_missing)
+    executor, plan = open_executor(plan, store, skip=request.skip_missing or tier.missing == "skip")
     settings = RunSettings(
         limit=request.limit or tier.limit,
         max_new_tokens=tier.max_new_tokens,
         shots=parse_shots(request.shots),
     )
-    return Prepared(request, store, plan, settings, _resources(request, store, plan))
+    return Prepared(request, store, plan, settings, _resources(request, store, plan, executor))
 
 
 def parse_shots(values: Sequence[str]) -> dict[str, int]:
@@ -110,7 +116,7 @@ def parse_shots(values: Sequence[str]) -> dict[str, int]:
     return shots
 
 
-def _resources(request: Request, store: Store, plan: Plan) -> Resources:
+def _resources(request: Request, store: Store, plan: Plan, executor: Executor | None) -> Resources:
     metrics = {metric for unit in plan.units for metric in unit.benchmark.metrics}
     tokenizer = None
     if NEEDS_SPBLEU in metrics:
@@ -125,14 +131,14 @@ def _resources(request: Request, store: Store, plan: Plan) -> Resources:
         from emma.tools.evaluation.benchmarks.similarity import BertScore
 
         encoder = BertScore(folder, device=request.model.device)
-    return Resources(tokenizer, encoder)
+    return Resources(tokenizer, encoder, executor)
 
 
 def notes(prepared: Prepared) -> list[str]:
     """What a user should know before a run starts."""
     plan, resources = prepared.plan, prepared.resources
     metrics = {metric for unit in plan.units for metric in unit.benchmark.metrics}
-    found = [f"no data for {line}" for line in plan.missing]
+    found = [f"left out: {line}" for line in plan.missing]
     if resources.spbleu and not resources.spbleu.is_flores200:
         found.append(
             f"spbleu uses another sentencepiece model ({resources.spbleu.signature()}), so it is not spBLEU"

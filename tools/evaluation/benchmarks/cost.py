@@ -75,6 +75,7 @@ def estimate(runner: Runner, units: Sequence[Unit]) -> list[Cost]:
             items += len(found)
             # One position serves all labels if only their last tokens matter.
             each = [1 if unit.benchmark.scoring == "last_token" else max(1, len(i.choices)) for i in sample]
+            scale_up *= unit.benchmark.samples
             requests += round(sum(each) * scale_up)
             read += _read(runner, unit, tokenizer, sample) * scale_up
             new += _new(runner, unit, tokenizer, sample) * scale_up

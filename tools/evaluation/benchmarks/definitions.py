@@ -16,6 +16,7 @@ from emma.recipes.reading import read_yaml
 __all__ = [
     "ENGLISH",
     "Benchmark",
+    "Program",
     "Sampling",
     "Source",
     "SpBleu",
@@ -104,6 +105,15 @@ class Sampling(_Strict):
     top_p: float = Field(gt=0, le=1)
 
 
+class Program(_Strict):
+    """How an answer becomes a program that is run, and passes or not."""
+
+    toolchain: str
+    """What runs it, in programs.yaml."""
+    text: str
+    """Template over the item's fields and `answer`."""
+
+
 class Benchmark(_Strict):
     """A benchmark: its prompts, answers and metrics."""
 
@@ -136,8 +146,14 @@ class Benchmark(_Strict):
     reference: str | None = None
     """Template of the text that an answer is compared with."""
     stop: tuple[str, ...] = ()
+    stop_field: str | None = None
+    """Field with a list of further texts that end an answer to this item."""
     max_new_tokens: int = Field(256, ge=1)
     sampling: Sampling | None = None
+    samples: int = Field(1, ge=1)
+    """Answers to each item; several are sampled independently."""
+    program: Program | None = None
+    """What is run to score an answer; None: answers are texts."""
     output: Literal["raw", "stripped", "first_line"] = "stripped"
     """Which part of the generated text is scored."""
     shorten: str | None = None
@@ -162,7 +178,20 @@ class Benchmark(_Strict):
             raise ValueError("a choice needs choices and either answer or answer_index")
         if self.shots and not self.shot:
             raise ValueError("shots need a template `shot`")
+        if self.samples > 1 and (self.sampling is None or self.program is None):
+            raise ValueError("several samples need sampling and a program")
+        most = [int(name.removeprefix("pass@")) for name in self.metrics if name.startswith("pass@")]
+        if any(k > self.samples for k in most):
+            raise ValueError(f"pass@{max(most)} needs as many samples, and there are {self.samples}")
         return self
+
+    def decisive(self) -> dict[str, Any]:
+        """What of it determines scores, as plain values."""
+        # What belongs together changes tests, not scores, and comes with the samples.
+        left_out = {"cluster"} if self.cluster is None else set()
+        if self.program is None:
+            left_out |= {"stop_field", "samples", "program"}
+        return self.model_dump(mode="json", exclude=left_out)
 
     @property
     def data(self) -> Source:
@@ -257,7 +286,7 @@ def sources() -> list[Source]:
 def benchmark_names(on_demand: bool = False) -> list[str]:
     """Names of all benchmarks, including variants, without or with those that run only on demand."""
     known = _file("benchmarks.yaml")["benchmarks"]
-    return [name for name, values in known.items() if on_demand or not values.get("on_demand")]
+    return [name for name in known if on_demand or not _values(name).get("on_demand")]
 
 
 @functools.cache

@@ -227,7 +227,8 @@ def build_tasks(unit: HarnessUnit, store: Store, shots: int | None = None) -> di
             for task in loaded.values():
                 if getattr(task, "UNSAFE_CODE", False) or getattr(task.config, "unsafe_code", False):
                     raise UserError(
-                        f"{PREFIX}{name}: executes what the model writes, for which there is no sandbox here; leave it out"
+                        f"{PREFIX}{name}: lm-eval would run what the model writes without a sandbox; leave it out "
+                        "(humaneval and multipl_e are run here in one)"
                     )
                 if shots is not None:
                     task.set_config("num_fewshot", shots)

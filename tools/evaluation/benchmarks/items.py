@@ -18,7 +18,7 @@ from emma.tools.evaluation.benchmarks.definitions import Benchmark, language_nam
 from emma.tools.evaluation.benchmarks.rows import Row, read_rows
 from emma.tools.evaluation.benchmarks.stores import Store
 
-__all__ = ["Item", "build_items", "draws", "final_pattern", "render", "stops"]
+__all__ = ["Item", "build_items", "draws", "final_pattern", "program_of", "render", "stops"]
 
 _SEED = 42
 """Seed with which the authors drew examples."""
@@ -164,9 +164,40 @@ def _gold(benchmark: Benchmark, code: str, index: int, text: Any, choices: Seque
     return int(number)
 
 
-def stops(benchmark: Benchmark, code: str) -> tuple[str, ...]:
-    """Texts that end a generated answer."""
-    return tuple(_template(stop).render(words=language_words(benchmark, code)) for stop in benchmark.stop)
+def stops(benchmark: Benchmark, code: str, item: Item | None = None) -> tuple[str, ...]:
+    """Texts that end a generated answer, with the item's own.
+
+    Raises:
+        UserError: the item's field of them is no list of texts.
+    """
+    found = [_template(stop).render(words=language_words(benchmark, code)) for stop in benchmark.stop]
+    if item is not None and benchmark.stop_field is not None:
+        more = (item.row or {}).get(benchmark.stop_field)
+        if (
+            not isinstance(more, Sequence)
+            or isinstance(more, str)
+            or not all(isinstance(m, str) for m in more)
+        ):
+            raise UserError(
+                f"{benchmark.name}/{code}, item {item.index}: {benchmark.stop_field} is {more!r}, not a list of texts"
+            )
+        found += more
+    return tuple(dict.fromkeys(stop for stop in found if stop))
+
+
+def program_of(benchmark: Benchmark, code: str, item: Item, answer: str) -> str:
+    """The program that an answer makes, without what follows the first text that ends it.
+
+    Raises:
+        UserError: the item lacks a field that the program needs.
+    """
+    assert benchmark.program is not None
+    places = [place for stop in stops(benchmark, code, item) if (place := answer.find(stop)) >= 0]
+    fields = {**(item.row or {}), "answer": answer[: min(places, default=len(answer))]}
+    try:
+        return _template(benchmark.program.text).render(fields)
+    except (jinja2.UndefinedError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{benchmark.name}/{code}, item {item.index}: {error}") from None
 
 
 def final_pattern(benchmark: Benchmark, code: str) -> str | None:

@@ -16,6 +16,7 @@ from emma.tools.evaluation.benchmarks.scores import Response, Score
 if TYPE_CHECKING:
     from emma.tools.evaluation.benchmarks.similarity import BertScore
     from emma.tools.evaluation.benchmarks.translation import SentencePiece
+    from emma.tools.evaluation.sandbox.toolchains import Executor
 
 __all__ = ["NEEDS_SPBLEU", "Resources", "bertscore_folder", "measure"]
 
@@ -25,10 +26,11 @@ NEEDS_SPBLEU = "spbleu"
 
 @dataclass(frozen=True)
 class Resources:
-    """Models that metrics need: spBLEU's tokenizer, BERTScore's encoder (None: the metric is left out)."""
+    """What metrics need: spBLEU's tokenizer, BERTScore's encoder (None: the metric is left out), what runs programs."""
 
     spbleu: SentencePiece | None = None
     bertscore: BertScore | None = None
+    executor: Executor | None = None
 
 
 def measure(

@@ -26,6 +26,7 @@ from emma.tools.evaluation.benchmarks.harness import (
 )
 from emma.tools.evaluation.benchmarks.items import Item, build_items, render
 from emma.tools.evaluation.benchmarks.metrics import Resources
+from emma.tools.evaluation.benchmarks.programs import facts_of_programs
 from emma.tools.evaluation.benchmarks.records import Finished, read_unit, unit_file, write_unit
 from emma.tools.evaluation.benchmarks.scores import Response, Score
 from emma.tools.evaluation.benchmarks.stores import Store
@@ -252,10 +253,8 @@ class Runner:
         settings = self.model_settings
         return {
             "model_sha256": self.model_sha256,
-            # What belongs together changes tests, not scores, and comes with the samples.
-            "benchmark": benchmark.model_dump(
-                mode="json", exclude=None if benchmark.cluster else {"cluster"}
-            ),
+            "benchmark": benchmark.decisive(),
+            **facts_of_programs(benchmark, self.resources.executor),
             "language": unit.language,
             "prompts_sha256": prompts.hexdigest(),
             "shots": self.settings.shots_of(benchmark),
@@ -292,6 +291,8 @@ class Runner:
             sampling = benchmark.sampling
             how = f"t{sampling.temperature},p{sampling.top_p},seed{decided['seed']}" if sampling else "greedy"
             parts += [f"decoding:{how}", f"max_new:{decided['max_new_tokens']}"]
+        if benchmark.program is not None:
+            parts += [f"samples:{benchmark.samples}", f"toolchain:{decided['program']['version']}"]
         versions = package_versions(("lm-eval",))
         parts += [
             f"window:{decided['window']}",

@@ -20,12 +20,15 @@ __all__ = ["Response", "Score", "mean_score", "resample", "statistics_score"]
 class Response:
     """A model's response to one item.
 
-    `likelihoods` holds the log-likelihood of each choice, in nats; `text` a generated answer, unprocessed;
-    `nll`, `tokens` and `bytes` the negative log-likelihood (in nats) and the size of the prompt itself.
+    `likelihoods` holds the log-likelihood of each choice, in nats; `text` a generated answer, unprocessed, or `texts`
+    several that are programs, and `outcomes` how these ended; `nll`, `tokens` and `bytes` the negative log-likelihood
+    (in nats) and the size of the prompt itself.
     """
 
     likelihoods: tuple[float, ...] = ()
     text: str | None = None
+    texts: tuple[str, ...] = ()
+    outcomes: tuple[str, ...] = ()
     nll: float | None = None
     tokens: int = 0
     bytes: int = 0

@@ -10,10 +10,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task, TaskConfig
 from lm_eval.filters import build_filter_ensemble
 
-from emma.tools.evaluation.benchmarks.backends import LAST_TOKEN, ROLLING
+from emma.tools.evaluation.benchmarks.backends import LAST_TOKEN, ROLLING, SAMPLE
 from emma.tools.evaluation.benchmarks.definitions import Benchmark
 from emma.tools.evaluation.benchmarks.items import Item, stops
 from emma.tools.evaluation.benchmarks.metrics import Resources, measure
+from emma.tools.evaluation.benchmarks.programs import run_programs
 from emma.tools.evaluation.benchmarks.scores import Response, Score
 
 __all__ = ["BenchmarkTask"]
@@ -105,15 +106,18 @@ class BenchmarkTask(Task):
         if benchmark.kind == "likelihood":
             return ROLLING, [(prompt,)]
         if benchmark.kind == "generation":
-            return "generate_until", [(prompt, self._options())]
+            options = self._options(item)
+            if benchmark.samples == 1:
+                return "generate_until", [(prompt, options)]
+            return "generate_until", [(prompt, {**options, SAMPLE: n}) for n in range(benchmark.samples)]
         labels = [benchmark.delimiter + choice for choice in item.choices]
         if benchmark.scoring == "last_token":
             return LAST_TOKEN, [(prompt, label, benchmark.prompt_tokens) for label in labels]
         return "loglikelihood", [(prompt, label) for label in labels]
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self, item: Item | None = None) -> dict[str, Any]:
         options: dict[str, Any] = {
-            "until": list(stops(self.benchmark, self.benchmark.code(self.language))),
+            "until": list(stops(self.benchmark, self.benchmark.code(self.language), item)),
             "max_gen_toks": self.max_new_tokens,
             "do_sample": self.benchmark.sampling is not None,
         }
@@ -126,6 +130,8 @@ class BenchmarkTask(Task):
         return {_RESPONSES: (doc["index"], self._response(doc["prompt"], results))}
 
     def _response(self, prompt: str, results: Sequence[Any]) -> Response:
+        if self.benchmark.program is not None:
+            return Response(texts=tuple(map(str, results)))
         if self.benchmark.kind == "generation":
             return Response(text=str(results[0]))
         if self.benchmark.kind == "likelihood":
@@ -145,5 +151,11 @@ class BenchmarkTask(Task):
 
     def _score(self, numbered: Sequence[tuple[int, Response]]) -> float:
         self.responses = [response for _, response in sorted(numbered, key=lambda pair: pair[0])]
-        self.scores = measure(self.benchmark, self.language, self.items, self.responses, self.resources)
+        if self.benchmark.program is not None:
+            run = run_programs(
+                self.benchmark, self.language, self.items, self.responses, self.resources.executor
+            )
+            self.responses, self.scores = run
+        else:
+            self.scores = measure(self.benchmark, self.language, self.items, self.responses, self.resources)
         return next(iter(self.scores.values())).value
