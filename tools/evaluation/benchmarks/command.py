@@ -16,7 +16,7 @@ from emma.tools.evaluation.benchmarks.definitions import (
     resolve_names,
     spbleu_model,
 )
-from emma.tools.evaluation.benchmarks.harness import expand
+from emma.tools.evaluation.benchmarks.harness import PREFIX, expand, harness_units
 from emma.tools.evaluation.benchmarks.metrics import NEEDS_SPBLEU, Resources, bertscore_folder
 from emma.tools.evaluation.benchmarks.records import Finished
 from emma.tools.evaluation.benchmarks.run import Runner, RunSettings
@@ -84,10 +84,11 @@ def prepare(request: Request) -> Prepared:
     tier = get_tier(request.tier) if request.tier else Tier(name="given")
     store = open_store(request.mirror)
     plan = plan_units(names, store, tier, request.languages, skip_missing=request.skip_missing)
+    shots = parse_shots(request.shots)
+    if idle := shots.keys() - names - {unit.benchmark_name for unit in plan.harness}:
+        raise UserError(f"--shots {', '.join(sorted(idle))}: not among the benchmarks of this run")
     settings = RunSettings(
-        limit=request.limit or tier.limit,
-        max_new_tokens=tier.max_new_tokens,
-        shots=parse_shots(request.shots),
+        limit=request.limit or tier.limit, max_new_tokens=tier.max_new_tokens, shots=shots
     )
     return Prepared(request, store, plan, settings, _resources(request, store, plan))
 
@@ -103,6 +104,9 @@ def parse_shots(values: Sequence[str]) -> dict[str, int]:
         name, _, number = value.partition("=")
         if not number.isdigit():
             raise UserError(f"--shots {value}: must be BENCHMARK=N, e.g. mgsm_direct_emma=0")
+        if name.startswith(PREFIX):
+            shots |= {unit.benchmark_name: int(number) for unit in harness_units([name])}
+            continue
         for resolved in resolve_names([name]):
             if int(number) and not get_benchmark(resolved).shot:
                 raise UserError(f"--shots {value}: {resolved} has no template for examples")
