@@ -41,7 +41,9 @@ class Agreement:
     differences: list[str] = field(default_factory=list)
 
 
-def run_theirs(model: Path, mirror: Path, tasks: Sequence[str], output: Path, window: int, limit: int | None = None) -> None:
+def run_theirs(
+    model: Path, mirror: Path, tasks: Sequence[str], output: Path, window: int, limit: int | None = None
+) -> None:
     """Runs lm-eval's command; raises CalledProcessError if it fails."""
     arguments = [
         *("run", "--model", "hf", "--tasks", ",".join(tasks), "--device", "cpu", "--batch_size", "4"),
@@ -51,17 +53,26 @@ def run_theirs(model: Path, mirror: Path, tasks: Sequence[str], output: Path, wi
     ]
     with tempfile.TemporaryDirectory() as cache:
         offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": cache}
-        subprocess.run([sys.executable, "-P", "-m", "lm_eval", *arguments], cwd=mirror, env=os.environ | offline, check=True)
+        subprocess.run(
+            [sys.executable, "-P", "-m", "lm_eval", *arguments],
+            cwd=mirror,
+            env=os.environ | offline,
+            check=True,
+        )
 
 
-def run_ours(model: Path, mirror: Path, tasks: Sequence[str], output: Path, window: int, limit: int | None = None) -> None:
+def run_ours(
+    model: Path, mirror: Path, tasks: Sequence[str], output: Path, window: int, limit: int | None = None
+) -> None:
     """Runs this project's command; raises CalledProcessError if it fails."""
     arguments = [
         *("evaluate", "run", str(model), "--mirror", str(mirror), "--output", str(output), "--device", "cpu"),
         *("--benchmarks", ",".join(f"lm_eval:{task}" for task in tasks), "--max-length", str(window)),
         *(("--limit", str(limit)) if limit else ()),
     ]
-    subprocess.run([sys.executable, "-P", "-m", "emma.cli", *arguments], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-P", "-m", "emma.cli", *arguments], check=True, stdout=subprocess.DEVNULL
+    )
 
 
 def compare(tasks: Sequence[str], theirs: Path, ours: Path, model: str) -> list[Agreement]:
@@ -102,7 +113,9 @@ def compare(tasks: Sequence[str], theirs: Path, ours: Path, model: str) -> list[
     return found
 
 
-def _compare_item(agreement: Agreement, index: str, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+def _compare_item(
+    agreement: Agreement, index: str, theirs: Mapping[str, Any], mine: Mapping[str, Any]
+) -> None:
     def same(what: str, wanted: Any, given: Any) -> None:
         agreement.values += 1
         if wanted != given:
@@ -124,7 +137,9 @@ def _compare_item(agreement: Agreement, index: str, theirs: Mapping[str, Any], m
         if apart > CLOSE:
             agreement.differences.append(f"{index}: log-likelihoods {wanted} by lm-eval, {given} by ours")
         for lengths in ([1] * len(given), [len(text) for text in mine["continuations"]]):
-            best = sorted((value / max(1, size) for value, size in zip(given, lengths, strict=True)), reverse=True)
+            best = sorted(
+                (value / max(1, size) for value, size in zip(given, lengths, strict=True)), reverse=True
+            )
             close |= best[0] - best[1] < CLOSE
         agreement.ties += close
     else:
@@ -139,10 +154,14 @@ def _compare_item(agreement: Agreement, index: str, theirs: Mapping[str, Any], m
 
 def main() -> None:
     """Prints a table and every difference; the exit code is 1 if there is any."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", nargs="?", type=Path, help="folder with a Hugging Face model")
     parser.add_argument("mirror", nargs="?", type=Path, help="folder with the hub's repositories as they are")
-    parser.add_argument("--tasks", help="comma-separated tasks of lm-eval; default those of the tests' mirror")
+    parser.add_argument(
+        "--tasks", help="comma-separated tasks of lm-eval; default those of the tests' mirror"
+    )
     parser.add_argument("--limit", type=int, help="items of a task")
     parser.add_argument("--window", type=int, default=4096, help="tokens of context")
     options = parser.parse_args()
@@ -165,7 +184,9 @@ def main() -> None:
     print("| task | items | values compared | largest difference, nats | ties | differences |")
     print("|---|---:|---:|---:|---:|---:|")
     for row in found:
-        print(f"| {row.task} | {row.items} | {row.values} | {row.apart:.1e} | {row.ties} | {len(row.differences)} |")
+        print(
+            f"| {row.task} | {row.items} | {row.values} | {row.apart:.1e} | {row.ties} | {len(row.differences)} |"
+        )
     lines = [f"{row.task} {line}" for row in found for line in row.differences]
     if lines:
         raise SystemExit("\n".join(lines))

@@ -87,9 +87,7 @@ def prepare(request: Request) -> Prepared:
     shots = parse_shots(request.shots)
     if idle := shots.keys() - names - {unit.benchmark_name for unit in plan.harness}:
         raise UserError(f"--shots {', '.join(sorted(idle))}: not among the benchmarks of this run")
-    settings = RunSettings(
-        limit=request.limit or tier.limit, max_new_tokens=tier.max_new_tokens, shots=shots
-    )
+    settings = RunSettings(limit=request.limit or tier.limit, max_new_tokens=tier.max_new_tokens, shots=shots)
     return Prepared(request, store, plan, settings, _resources(request, store, plan))
 
 

@@ -126,20 +126,21 @@ def _place(task: str) -> tuple[str, str]:
 
 
 @functools.cache
-def _declared() -> dict[str, tuple[str, bool]]:
-    """Every name of a task, group or tag in lm-eval's YAML files → the top folder that declares it, and whether it is a
-    task.
+def _declared() -> dict[str, tuple[set[str], bool]]:
+    """Every name of a task, group or tag in lm-eval's YAML files → the top folders that declare it, and whether it is a
+    task. A tag can have tasks in several folders.
 
     lm-eval's own index resolves 14,000 files, which takes a minute; only the folders that are needed are given to it.
     """
     import lm_eval.tasks
 
     root = Path(lm_eval.tasks.__file__).parent
-    pattern = re.compile(rb"^(task|group|tag):[ \t]*([^\n#\[]+)", re.MULTILINE)
-    listed = re.compile(rb"^tag:\s*\n((?:[ \t]*-[ \t]*\S+\s*\n)+)", re.MULTILINE)
-    found: dict[str, tuple[str, bool]] = {}
+    pattern = re.compile(rb"^[\"']?(task|group|tag)[\"']?:[ \t]*([^\n#\[]+)", re.MULTILINE)
+    listed = re.compile(rb"^[\"']?tag[\"']?:\s*\n((?:[ \t]*-[ \t]*\S+\s*\n)+)", re.MULTILINE)
+    found: dict[str, tuple[set[str], bool]] = {}
     for path in root.rglob("*"):
-        if not path.is_file() or not (path.suffix == ".yaml" or path.name.endswith("_yaml")):
+        # Templates that others include declare tags, too, and often have no extension.
+        if not path.is_file() or not (path.suffix in ("", ".yaml", ".yml") or "yaml" in path.name):
             continue
         content = path.read_bytes()
         names = pattern.findall(content)
@@ -148,7 +149,8 @@ def _declared() -> dict[str, tuple[str, bool]]:
         ]
         for kind, name in names:
             text = name.decode().strip().strip("'\"")
-            found.setdefault(text, (path.relative_to(root).parts[0], kind == b"task"))
+            folders, _ = found.setdefault(text, (set(), kind == b"task"))
+            folders.add(path.relative_to(root).parts[0])
     return found
 
 
@@ -167,7 +169,7 @@ def _managed(name: str) -> Any:
     declared = _declared()
     if name not in declared:
         raise UserError(f"{PREFIX}{name}: lm-eval has no such task or group; {nearest(name, list(declared))}")
-    folders = {declared[name][0]}
+    folders = set(declared[name][0])
     while True:
         manager = _manager(frozenset(folders))
         if name not in manager.task_index:
@@ -177,7 +179,7 @@ def _managed(name: str) -> Any:
         missing = {
             child for child in _children(manager, name, deep=True) if child not in manager.task_index
         } & declared.keys()
-        more = {declared[child][0] for child in missing} - folders
+        more = {folder for child in missing for folder in declared[child][0]} - folders
         if not more:
             return manager
         folders |= more
@@ -232,7 +234,9 @@ def build_tasks(unit: HarnessUnit, store: Store, shots: int | None = None) -> di
                     )
                 fixed = task.get_config("num_fewshot")
                 if shots and fixed == 0:
-                    raise UserError(f"{PREFIX}{name}: lm-eval fixes it at 0 examples, so it cannot have {shots}")
+                    raise UserError(
+                        f"{PREFIX}{name}: lm-eval fixes it at 0 examples, so it cannot have {shots}"
+                    )
                 task.set_config("num_fewshot", (fixed or 0) if shots is None else shots)
                 task.set_fewshot_seed(seed=_SEED)
             tasks |= loaded

@@ -66,19 +66,17 @@ class _Loader:
         # The mirror holds one revision, and `datasets` runs no code of a repository.
         given = {key: value for key, value in options.items() if key not in ("revision", "trust_remote_code")}
         reader, config = str(place), name
-        if name is not None and not {"data_files", "data_dir"} & given.keys():
-            if name not in configurations(self.mirror.readme(source)):
-                # As from the hub's parquet branch, whose folders are the configurations.
-                reader, files = self._by_layout(source, name)
-                if not files:
-                    raise lacking
-                config, given = None, {**given, "data_files": files}
-                if any(file.endswith(".tsv") for found in files.values() for file in found):
-                    given["sep"] = "\t"
+        placed = {"data_files", "data_dir"} & given.keys()
+        if name is not None and not placed and name not in configurations(self.mirror.readme(source)):
+            # As from the hub's parquet branch, whose folders are the configurations.
+            reader, files = self._by_layout(source, name)
+            if not files:
+                raise lacking
+            config, given = None, {**given, "data_files": files}
+            if any(file.endswith(".tsv") for listed in files.values() for file in listed):
+                given["sep"] = "\t"
         try:
-            return self.original(
-                reader, config, cache_dir=str(self.scratch), keep_in_memory=True, **given
-            )
+            return self.original(reader, config, cache_dir=str(self.scratch), keep_in_memory=True, **given)
         except (ValueError, OSError, DatasetsError) as error:
             raise UserError(f"{what}: `datasets` cannot read {place} ({error.__cause__ or error})") from None
 

@@ -152,8 +152,9 @@ class Runner:
 
     def run_harness_unit(self, unit: HarnessUnit) -> Finished:
         """The same for lm-eval's own tasks."""
-        tasks = build_tasks(unit, self.store, (self.settings.shots or {}).get(unit.benchmark_name))
-        prompts, items = request_sha256(tasks, self.settings.limit)
+        with _quiet():
+            tasks = build_tasks(unit, self.store, (self.settings.shots or {}).get(unit.benchmark_name))
+            prompts, items = request_sha256(tasks, self.settings.limit)
         settings = self.model_settings
         versions = package_versions(("lm-eval",))
         decided = {

@@ -37,7 +37,11 @@ def write_harness_mirror(root: Path) -> Path:
     subjects = ("anatomy", "virology")
     global_mmlu = [row for subject in subjects for row in _global_mmlu(subject)]
     _parquet(root / "CohereForAI" / "Global-MMLU", "sw", {"test": global_mmlu, "dev": global_mmlu[::-1]})
-    _parquet(root / "CohereForAI" / "include-base-44", "Albanian", {"test": _include(), "validation": _include()[:1]})
+    _parquet(
+        root / "CohereForAI" / "include-base-44",
+        "Albanian",
+        {"test": _include(), "validation": _include()[:1]},
+    )
     _parquet(root / "li-lab" / "MMLU-ProX", "sw", {"test": _prox(ITEMS), "validation": _prox(6)})
     _tables(root / "mrlbenchmarks" / "global-piqa-nonparallel", "swh_latn", "test", _piqa())
     _tables(root / "jumelet" / "multiblimp", "abk", "train", _pairs())
@@ -45,9 +49,17 @@ def write_harness_mirror(root: Path) -> Path:
     write_jsonl(root / "facebook" / "belebele" / "data" / "swh_Latn.jsonl", _belebele())
     _readme(root / "facebook" / "belebele", {"swh_Latn": {"test": "data/swh_Latn.jsonl"}})
     for subject in subjects:
-        _parquet(root / "cais" / "mmlu", subject, {"test": _mmlu(subject), "validation": _mmlu(subject), "dev": _mmlu(subject)})
+        _parquet(
+            root / "cais" / "mmlu",
+            subject,
+            {"test": _mmlu(subject), "validation": _mmlu(subject), "dev": _mmlu(subject)},
+        )
     for level in ("ARC-Easy", "ARC-Challenge"):
-        _parquet(root / "allenai" / "ai2_arc", level, {"train": _arc(level), "validation": _arc(level), "test": _arc(level)})
+        _parquet(
+            root / "allenai" / "ai2_arc",
+            level,
+            {"train": _arc(level), "validation": _arc(level), "test": _arc(level)},
+        )
     _parquet(root / "openai" / "gsm8k", "main", {"train": _gsm8k(8), "test": _gsm8k(ITEMS)})
     # One configuration, which lm-eval does not name.
     folder = root / "Rowan" / "hellaswag"
@@ -141,9 +153,9 @@ def _piqa() -> list[dict[str, Any]]:
     return [
         {
             "prompt": f"Ukitaka kupika wali {n},",
-            # What readers of tables take for numbers, quotation marks and missing values.
+            # What readers of tables take for numbers and quotation marks.
             "solution0": ('weka "maji" kwanza.', "12", "weka chumvi.", "weka maji, kisha wali.")[n],
-            "solution1": ("weka mafuta kwanza.", "07", "NA", "weka moto.")[n],
+            "solution1": ("weka mafuta kwanza.", "07", "na", "weka moto.")[n],
             "label": n % 2,
             "language": "swh_latn",
             "supplement": "",
