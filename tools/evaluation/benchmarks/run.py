@@ -35,7 +35,7 @@ from emma.tools.evaluation.targets import Target, fingerprint
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["RunSettings", "Runner"]
+__all__ = ["RunSettings", "Runner", "quiet"]
 
 _PACKAGES = (
     "emma-recipes",
@@ -152,7 +152,7 @@ class Runner:
 
     def run_harness_unit(self, unit: HarnessUnit) -> Finished:
         """The same for lm-eval's own tasks."""
-        with _quiet():
+        with quiet():
             tasks = build_tasks(unit, self.store, (self.settings.shots or {}).get(unit.benchmark_name))
             prompts, items = request_sha256(tasks, self.settings.limit)
         settings = self.model_settings
@@ -176,7 +176,7 @@ class Runner:
         started, clock = now(), time.monotonic()
         self._seed(unit.name)
         model = self.model
-        with _quiet():
+        with quiet():
             scores, samples = evaluate_tasks(model, tasks, self.settings.limit)
         signature = "|".join(
             [
@@ -354,12 +354,12 @@ class Runner:
         task = BenchmarkTask(unit.benchmark, unit.language, items, max_new_tokens, self.resources)
         self._seed(unit.name)
         model = self.model
-        with _quiet():
+        with quiet():
             evaluate(lm=model, task_dict={unit.name: task}, log_samples=False, bootstrap_iters=0)
         return task.responses, task.scores
 
 
-def _quiet() -> Any:
+def quiet() -> Any:
     """Silences lm-eval's progress bars and notes, which would hide the run's own."""
     import contextlib
     import os
