@@ -83,6 +83,13 @@ for _command in (fetch, check, list_benchmarks, prompts, items):
     help="Maximum languages in the table; 0: all.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be evaluated, and stop.")
+@click.option(
+    "--pilot",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Before the estimate, let the model answer N items of each benchmark that generates text.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def run(
     run_or_folder: str,
@@ -102,6 +109,7 @@ def run(
     output: Path | None,
     rows: int,
     dry_run: bool,
+    pilot: int,
     as_json: bool,
     **benchmark: Any,
 ) -> None:
@@ -129,7 +137,7 @@ def run(
         output = target.run / "evaluation" if target.run else Path("evaluation") / target.model
     request = make_request(_names(languages), limit, device, dtype, **benchmark)
     if request is not None:
-        _run_benchmarks(request, target, base_target, output, rows, dry_run, as_json)
+        _run_benchmarks(request, target, base_target, output, rows, dry_run, pilot, as_json)
         # Held-out text is not sharded: the run that joins the shards scores it.
         if "heldout" not in request.benchmarks or request.shard is not None:
             return
@@ -161,6 +169,7 @@ def _run_benchmarks(
     output: Path,
     rows: int,
     dry_run: bool,
+    pilot: int,
     as_json: bool,
 ) -> None:
     from dataclasses import asdict
@@ -173,19 +182,19 @@ def _run_benchmarks(
     for note in notes(prepared):
         click.echo(f"note: {note}", err=True)
     targets = [(target, "trained"), *([(base, "base")] if base else [])]
-    costs = cost.estimate(prepared.runner(target, output), prepared.plan.units)
+    costs = cost.estimate(
+        prepared.runner(target, output), [*prepared.plan.units, *prepared.plan.harness], pilot
+    )
     if dry_run:
         click.echo(
             _json([asdict(row) for row in costs]) if as_json else cost.table(costs, request.model.backend)
         )
         return
     hours = sum(row.hours for row in costs) * len(targets)
-    theirs = len(prepared.plan.harness)
     click.echo(
         f"{sum(row.languages for row in costs):,} languages of {len(costs)} benchmarks, "
         f"{sum(row.requests for row in costs):,} requests per model; about {hours:.2f} hours on one H100 if nothing "
-        f"is finished yet (--dry-run shows details)"
-        + (f"; {theirs} languages of lm-eval's tasks, not estimated" if theirs else ""),
+        f"is finished yet (--dry-run shows details)",
         err=True,
     )
     shares = {row.benchmark: row.assumed_hours / row.languages for row in costs}

@@ -78,6 +78,11 @@ def _texts(sample: Mapping[str, Any]) -> dict[str, str] | None:
         answer, reference = choices[likelihoods.index(max(likelihoods))], choices[sample["gold"]]
     elif "output" in sample or "reference" in sample:
         answer, reference = sample.get("output", ""), sample.get("reference", "")
+    elif len(sample.get("continuations", ())) == len(sample.get("responses", ())) > 1:
+        choices, values = sample["continuations"], [part[0][0] for part in sample["responses"]]
+        answer, reference = choices[values.index(max(values))], sample["target"]
+        if reference.isdigit() and int(reference) < len(choices):
+            reference = choices[int(reference)]
     elif "responses" in sample:
         answer, reference = sample["responses"], sample["target"]
         while isinstance(answer, list) and answer:

@@ -32,7 +32,6 @@ _LONGEST = 4096
 
 
 _GPU_TOKENS, _CPU_TOKENS = 32768, 4096
-"""Tokens of an automatic batch, padding included."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,18 @@ class ModelSettings:
     tensor_parallel: int = 1
     max_length: int | None = None
     seed: int = 42
+
+    @property
+    def place(self) -> str:
+        """The torch device that is meant."""
+        import torch
+
+        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def budget(self) -> int:
+        """Tokens of an automatic batch, padding included."""
+        return _GPU_TOKENS if self.place.startswith("cuda") else _CPU_TOKENS
 
 
 class Exact:
@@ -137,20 +148,18 @@ def load_backend(folder: Path, settings: ModelSettings, longest: int) -> Any:
 
 
 def _hf(folder: Path, settings: ModelSettings, window: int) -> Any:
-    import torch
-
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = settings.dtype or ("float32" if device == "cpu" else "auto")
+    dtype = settings.dtype or ("float32" if settings.place == "cpu" else "auto")
     return _hf_class()(
         pretrained=str(folder.resolve()),
         **model_options(folder),
-        device=device,
+        device=settings.place,
         dtype=dtype,
         # Log-likelihoods in FP32, whatever the format of the weights.
         softmax_dtype="float32",
         batch_size=settings.batch_size or 1,
         max_length=window,
         automatic=settings.batch_size is None,
+        budget=settings.budget,
     )
 
 
@@ -164,12 +173,11 @@ def _hf_class() -> Any:
         With `automatic`, batches are filled up to a budget of tokens, by length.
         """
 
-        def __init__(self, *, automatic: bool, **options: Any) -> None:
+        def __init__(self, *, automatic: bool, budget: int, **options: Any) -> None:
             super().__init__(**options)
             from emma.tools.evaluation.benchmarks.prefixes import Reader
 
-            self.automatic = automatic
-            self.budget = _GPU_TOKENS if str(self.device).startswith("cuda") else _CPU_TOKENS
+            self.automatic, self.budget = automatic, budget
             self.reader = Reader(self.model, self.budget, None if automatic else options["batch_size"])
 
         def _loglikelihood_tokens(
@@ -184,21 +192,20 @@ def _hf_class() -> Any:
                 rows.append(Row(number, tuple(ids), max(1, len(ids) - len(continuation))))
             return self.reader.score(rows)
 
-        def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
-            kwargs.pop(SAMPLE, None)  # torch's generator goes on from one sample to the next
-            return super()._model_generate(*args, **kwargs)
-
         def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
             if self.automatic and requests:
                 longest = max(len(self.tok_encode(request.args[0])) for request in requests)
                 new = max(int(request.args[1].get("max_gen_toks", 256)) for request in requests)
                 self.batch_size_per_gpu = max(1, self.budget // min(self.max_length, longest + new))
-            answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
-            self.reader.forwarded += sum(
-                len(self.tok_encode(request.args[0])) + len(self.plain_ids(answer))
-                for request, answer in zip(requests, answers, strict=True)
-            )
-            return answers
+            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+
+        def _model_generate(self, context: Any, *args: Any, **kwargs: Any) -> Any:
+            kwargs.pop(SAMPLE, None)  # torch's generator goes on from one sample to the next
+            found = super()._model_generate(context, *args, **kwargs)
+            # Every row of a batch goes on until its last answer ends; the last token is never read.
+            rows, new = context.shape[0], found.shape[1] - context.shape[1]
+            self.reader.forwarded += int(kwargs["attention_mask"].sum()) + rows * (new - 1)
+            return found
 
     return HuggingFace
 

@@ -17,7 +17,7 @@ from emma.tools.evaluation.benchmarks.definitions import (
     resolve_names,
     spbleu_model,
 )
-from emma.tools.evaluation.benchmarks.harness import expand
+from emma.tools.evaluation.benchmarks.harness import PREFIX, expand, harness_units
 from emma.tools.evaluation.benchmarks.metrics import NEEDS_SPBLEU, Resources, bertscore_folder
 from emma.tools.evaluation.benchmarks.programs import open_executor
 from emma.tools.evaluation.benchmarks.records import Finished
@@ -90,11 +90,10 @@ def prepare(request: Request) -> Prepared:
     store = open_store(request.mirror)
     plan = plan_units(names, store, tier, request.languages, skip_missing=request.skip_missing)
     executor, plan = open_executor(plan, store, skip=request.skip_missing or tier.missing == "skip")
-    settings = RunSettings(
-        limit=request.limit or tier.limit,
-        max_new_tokens=tier.max_new_tokens,
-        shots=parse_shots(request.shots),
-    )
+    shots = parse_shots(request.shots)
+    if idle := shots.keys() - names - {unit.benchmark_name for unit in plan.harness}:
+        raise UserError(f"--shots {', '.join(sorted(idle))}: not among the benchmarks of this run")
+    settings = RunSettings(limit=request.limit or tier.limit, max_new_tokens=tier.max_new_tokens, shots=shots)
     return Prepared(request, store, plan, settings, _resources(request, store, plan, executor))
 
 
@@ -104,11 +103,14 @@ def parse_shots(values: Sequence[str]) -> dict[str, int]:
     Raises:
         UserError: a value has another form, or names a benchmark that is unknown or has no examples.
     """
-    shots = {}
+    shots: dict[str, int] = {}
     for value in values:
         name, _, number = value.partition("=")
         if not number.isdigit():
             raise UserError(f"--shots {value}: must be BENCHMARK=N, e.g. mgsm_direct_emma=0")
+        if name.startswith(PREFIX):
+            shots |= {unit.benchmark_name: int(number) for unit in harness_units([name])}
+            continue
         for resolved in resolve_names([name]):
             if int(number) and not get_benchmark(resolved).shot:
                 raise UserError(f"--shots {value}: {resolved} has no template for examples")

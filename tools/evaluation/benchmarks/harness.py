@@ -7,26 +7,25 @@ hub, or from the hub through `datasets`.
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import functools
 import hashlib
+import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 from emma.base.errors import UserError
 from emma.recipes.compose import ROOT, nearest
 from emma.recipes.reading import read_yaml
-from emma.tools.evaluation.benchmarks.definitions import Source
-from emma.tools.evaluation.benchmarks.layout import configured_files, find_files
-from emma.tools.evaluation.benchmarks.rows import read_file
+from emma.tools.evaluation.benchmarks.harness_data import mirrored
 from emma.tools.evaluation.benchmarks.scores import Score, mean_score
-from emma.tools.evaluation.benchmarks.stores import HubStore, Store
+from emma.tools.evaluation.benchmarks.stores import Store
 
 __all__ = [
     "PREFIX",
@@ -41,7 +40,6 @@ __all__ = [
 
 PREFIX = "lm_eval:"
 _FILE = ROOT / "evaluation" / "harness.yaml"
-_SPLITS = ("train", "validation", "dev", "test", "eval")
 _SEED = 1234
 """lm-eval's default seed of worked examples."""
 
@@ -128,20 +126,21 @@ def _place(task: str) -> tuple[str, str]:
 
 
 @functools.cache
-def _declared() -> dict[str, tuple[str, bool]]:
-    """Every name of a task, group or tag in lm-eval's YAML files → the top folder that declares it, and whether it is a
-    task.
+def _declared() -> dict[str, tuple[set[str], bool]]:
+    """Every name of a task, group or tag in lm-eval's YAML files → the top folders that declare it, and whether it is a
+    task. A tag can have tasks in several folders.
 
     lm-eval's own index resolves 14,000 files, which takes a minute; only the folders that are needed are given to it.
     """
     import lm_eval.tasks
 
     root = Path(lm_eval.tasks.__file__).parent
-    pattern = re.compile(rb"^(task|group|tag):[ \t]*([^\n#\[]+)", re.MULTILINE)
-    listed = re.compile(rb"^tag:\s*\n((?:[ \t]*-[ \t]*\S+\s*\n)+)", re.MULTILINE)
-    found: dict[str, tuple[str, bool]] = {}
+    pattern = re.compile(rb"^[\"']?(task|group|tag)[\"']?:[ \t]*([^\n#\[]+)", re.MULTILINE)
+    listed = re.compile(rb"^[\"']?tag[\"']?:\s*\n((?:[ \t]*-[ \t]*\S+\s*\n)+)", re.MULTILINE)
+    found: dict[str, tuple[set[str], bool]] = {}
     for path in root.rglob("*"):
-        if not path.is_file() or not (path.suffix == ".yaml" or path.name.endswith("_yaml")):
+        # Templates that others include declare tags, too, and often have no extension.
+        if not path.is_file() or not (path.suffix in ("", ".yaml", ".yml") or "yaml" in path.name):
             continue
         content = path.read_bytes()
         names = pattern.findall(content)
@@ -150,7 +149,8 @@ def _declared() -> dict[str, tuple[str, bool]]:
         ]
         for kind, name in names:
             text = name.decode().strip().strip("'\"")
-            found.setdefault(text, (path.relative_to(root).parts[0], kind == b"task"))
+            folders, _ = found.setdefault(text, (set(), kind == b"task"))
+            folders.add(path.relative_to(root).parts[0])
     return found
 
 
@@ -169,7 +169,7 @@ def _managed(name: str) -> Any:
     declared = _declared()
     if name not in declared:
         raise UserError(f"{PREFIX}{name}: lm-eval has no such task or group; {nearest(name, list(declared))}")
-    folders = {declared[name][0]}
+    folders = set(declared[name][0])
     while True:
         manager = _manager(frozenset(folders))
         if name not in manager.task_index:
@@ -179,7 +179,7 @@ def _managed(name: str) -> Any:
         missing = {
             child for child in _children(manager, name, deep=True) if child not in manager.task_index
         } & declared.keys()
-        more = {declared[child][0] for child in missing} - folders
+        more = {folder for child in missing for folder in declared[child][0]} - folders
         if not more:
             return manager
         folders |= more
@@ -220,8 +220,11 @@ def build_tasks(unit: HarnessUnit, store: Store, shots: int | None = None) -> di
     Raises:
         UserError: the mirror lacks the data, or a task would execute code that the model writes.
     """
-    with _mirrored(store):
+    with mirrored(store):
         tasks: dict[str, Any] = {}
+        # Some tasks shuffle choices with the global generators, which lm-eval's command seeds like this.
+        random.seed(0)
+        np.random.seed(_SEED)
         for name in unit.tasks:
             loaded = _managed(name).load([name])["tasks"]
             for task in loaded.values():
@@ -230,56 +233,15 @@ def build_tasks(unit: HarnessUnit, store: Store, shots: int | None = None) -> di
                         f"{PREFIX}{name}: lm-eval would run what the model writes without a sandbox; leave it out "
                         "(humaneval and multipl_e are run here in one)"
                     )
-                if shots is not None:
-                    task.set_config("num_fewshot", shots)
+                fixed = task.get_config("num_fewshot")
+                if shots and fixed == 0:
+                    raise UserError(
+                        f"{PREFIX}{name}: lm-eval fixes it at 0 examples, so it cannot have {shots}"
+                    )
+                task.set_config("num_fewshot", (fixed or 0) if shots is None else shots)
                 task.set_fewshot_seed(seed=_SEED)
             tasks |= loaded
     return tasks
-
-
-@contextlib.contextmanager
-def _mirrored(store: Store) -> Iterator[None]:
-    """Gives lm-eval's tasks the mirror's files instead of the hub's: it offers no seam but `datasets.load_dataset`."""
-    import datasets
-
-    if isinstance(store, HubStore):
-        yield
-        return
-    original = datasets.load_dataset
-    datasets.load_dataset = functools.partial(_load, store)
-    try:
-        yield
-    finally:
-        datasets.load_dataset = original
-
-
-def _load(store: Store, path: str, name: str | None = None, **options: Any) -> Any:
-    import datasets
-
-    source = Source(name=path, repository=path, splits={}, columns=())
-    names = store.names(source)
-    folder = str(options.get("data_dir") or "")
-    given = options.get("data_files")
-    found: dict[str, Any] = {}
-    wanted = given.items() if isinstance(given, Mapping) else ((split, None) for split in _SPLITS)
-    for split, files in wanted:
-        if files is not None:
-            listed = [files] if isinstance(files, str) else list(files)
-        elif folder:
-            listed = [file for file in find_files(names, folder, split)]
-        else:
-            listed = configured_files(store.readme(source), names, name, split) or find_files(
-                names, name, split
-            )
-        rows = [row for file in listed for row in read_file(store.path(source, file))]
-        if rows:
-            found[split] = datasets.Dataset.from_list(rows)
-    if not found:
-        raise UserError(
-            f"{path}{f', {name}' if name else ''}: no file of it in {store.describe(source)}; put the repository there as "
-            "it is on the hub"
-        )
-    return datasets.DatasetDict(found)
 
 
 def request_sha256(tasks: Mapping[str, Any], limit: int | None) -> tuple[str, int]:
@@ -322,6 +284,7 @@ def evaluate_tasks(
                 value = sample[metric]
                 if isinstance(value, bool | int | float):
                     row["scores"][_key(metric, sample["filter"], filters)] = float(value)
+            row["filtered"][sample["filter"]] = _plain(sample["filtered_resps"])
         samples += rows.values()
         for label, value in found["results"][name].items():
             metric, _, place = label.partition(",")
@@ -345,13 +308,24 @@ def _key(metric: str, place: str, filters: Sequence[str]) -> str:
 
 
 def _sample(sample: Mapping[str, Any], index: str) -> dict[str, Any]:
+    """An item as it is kept: its requests' prompts (one, if all have the same), what each continues with, what the model
+    returned, what filters made of it, and scores."""
     arguments = sample["arguments"]
-    first = arguments.get("gen_args_0", {}) if isinstance(arguments, Mapping) else {}
+    prompts = [str(part[0]) for part in arguments]
+    given: dict[str, Any] = {"prompts": prompts} if len(set(prompts)) > 1 else {}
+    if all(len(part) > 1 and isinstance(part[1], str) for part in arguments):
+        given["continuations"] = [part[1] for part in arguments]
     return {
         "index": index,
-        "prompt": str(first.get("arg_0", "")),
+        "prompt": prompts[0],
         "prompt_sha256": sample["prompt_hash"],
+        **given,
+        "filtered": {},
         "target": str(sample["target"]),
-        "responses": orjson.loads(orjson.dumps(sample["resps"], default=str)),
+        "responses": _plain(sample["resps"]),
         "scores": {},
     }
+
+
+def _plain(values: Any) -> Any:
+    return orjson.loads(orjson.dumps(values, default=str))

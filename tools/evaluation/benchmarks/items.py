@@ -18,7 +18,7 @@ from emma.tools.evaluation.benchmarks.definitions import Benchmark, language_nam
 from emma.tools.evaluation.benchmarks.rows import Row, read_rows
 from emma.tools.evaluation.benchmarks.stores import Store
 
-__all__ = ["Item", "build_items", "draws", "final_pattern", "program_of", "render", "stops"]
+__all__ = ["Item", "build_items", "drawn_rows", "draws", "final_pattern", "program_of", "render", "stops"]
 
 _SEED = 42
 """Seed with which the authors drew examples."""
@@ -68,6 +68,19 @@ def build_items(
         UserError: data is missing or has another schema, or there are fewer examples than shots.
     """
     code = benchmark.code(language)
+    return [
+        render(benchmark, code, row, examples, index)
+        for index, (row, examples) in enumerate(
+            drawn_rows(benchmark, language, store, limit=limit, shots=shots)
+        )
+    ]
+
+
+def drawn_rows(
+    benchmark: Benchmark, language: str, store: Store, *, limit: int | None = None, shots: int | None = None
+) -> list[tuple[Row, list[Row]]]:
+    """What `build_items` renders: the row of each item and the rows of its worked examples. Arguments are the same."""
+    code = benchmark.code(language)
     count = benchmark.shots if shots is None else shots
     rows = read_rows(store, benchmark.data, code, "test")[:limit]
     examples: list[Row] = []
@@ -84,8 +97,7 @@ def build_items(
             )
         chosen = draws(benchmark.draw, len(examples), count, len(rows))
     return [
-        render(benchmark, code, row, [examples[number] for number in numbers], index)
-        for index, (row, numbers) in enumerate(zip(rows, chosen, strict=True))
+        (row, [examples[number] for number in numbers]) for row, numbers in zip(rows, chosen, strict=True)
     ]
 
 

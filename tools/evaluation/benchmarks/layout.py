@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from io import StringIO
 from typing import Any
 
-__all__ = ["ENDINGS", "Listing", "configured_files", "find_files"]
+__all__ = ["ENDINGS", "Listing", "configurations", "configured_files", "find_files"]
 
 ENDINGS = (".parquet", ".jsonl", ".json", ".tsv", ".csv")
 """Extensions of files that rows can be read from."""
@@ -118,6 +118,11 @@ def configured_files(readme: str, names: Listing, config: str | None, split: str
             if found:
                 return found
     return None
+
+
+def configurations(readme: str) -> list[str]:
+    """Names of the configurations that a dataset's README declares in its front matter."""
+    return [str(entry.get("config_name", "default")) for entry in _front_matter(readme).get("configs") or []]
 
 
 @functools.lru_cache(maxsize=32)

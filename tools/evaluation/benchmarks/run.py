@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +39,7 @@ from emma.tools.evaluation.targets import Target, fingerprint
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["RunSettings", "Runner"]
+__all__ = ["RunSettings", "Runner", "quiet"]
 
 _PACKAGES = (
     "emma-recipes",
@@ -153,8 +156,9 @@ class Runner:
 
     def run_harness_unit(self, unit: HarnessUnit) -> Finished:
         """The same for lm-eval's own tasks."""
-        tasks = build_tasks(unit, self.store, (self.settings.shots or {}).get(unit.benchmark_name))
-        prompts, items = request_sha256(tasks, self.settings.limit)
+        with quiet():
+            tasks = build_tasks(unit, self.store, (self.settings.shots or {}).get(unit.benchmark_name))
+            prompts, items = request_sha256(tasks, self.settings.limit)
         settings = self.model_settings
         versions = package_versions(("lm-eval",))
         decided = {
@@ -176,7 +180,7 @@ class Runner:
         started, clock = now(), time.monotonic()
         self._seed(unit.name)
         model = self.model
-        with _quiet():
+        with quiet():
             scores, samples = evaluate_tasks(model, tasks, self.settings.limit)
         signature = "|".join(
             [
@@ -354,27 +358,19 @@ class Runner:
         task = BenchmarkTask(unit.benchmark, unit.language, items, max_new_tokens, self.resources)
         self._seed(unit.name)
         model = self.model
-        with _quiet():
+        with quiet():
             evaluate(lm=model, task_dict={unit.name: task}, log_samples=False, bootstrap_iters=0)
         return task.responses, task.scores
 
 
-def _quiet() -> Any:
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
     """Silences lm-eval's progress bars and notes, which would hide the run's own."""
-    import contextlib
-    import os
-    import sys
-
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-
-    @contextlib.contextmanager
-    def silenced() -> Iterator[None]:
-        # Its bars always go to standard error; errors are still raised.
-        with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
-            yield
-        sys.stderr.flush()
-
-    return silenced()
+    # Its bars always go to standard error; errors are still raised.
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
+    sys.stderr.flush()
 
 
 def _samples(
