@@ -175,7 +175,9 @@ def model_from_hf(folder: Path, *, vocab_padding: int = 128, text_only: bool = F
         UserError: no `config.json`, a model of no known architecture, or values that contradict each other.
     """
     path = folder / "config.json"
-    if folder.is_dir() and not path.exists():
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder. Fix: name the folder of a Hugging Face model")
+    if not path.exists():
         fix = "name the model's folder"
         if any(folder.glob("iter_*")):
             fix += "; it holds Megatron checkpoints, which `emma convert megatron-to-hf` exports"
