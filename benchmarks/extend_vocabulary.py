@@ -46,7 +46,7 @@ def make_tokenizer(folder: Path, size: int) -> None:
 def row_hashes(folder: Path, sizes: dict[str, int]) -> dict[str, str]:
     """SHA-256 of the first rows of each tensor; `sizes` says how many."""
     from emma.checkpoints_conversion.safetensors_files import SafetensorsReader, tensor_bytes
-    from emma.checkpoints_conversion.weights import row_blocks
+    from emma.checkpoints_conversion.slicing import row_blocks
 
     reader = SafetensorsReader(folder)
     found = {}

@@ -129,7 +129,7 @@ def measure(command: list[str], inputs: Path) -> dict[str, float]:
 def unlike(one: Path, other: Path) -> tuple[int, int]:
     """How many values of two models differ, of how many."""
     from emma.checkpoints_conversion.safetensors_files import SafetensorsReader
-    from emma.checkpoints_conversion.weights import row_blocks
+    from emma.checkpoints_conversion.slicing import row_blocks
 
     a, b = SafetensorsReader(one), SafetensorsReader(other)
     if a.records.keys() != b.records.keys():

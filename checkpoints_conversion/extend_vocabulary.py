@@ -23,8 +23,8 @@ from emma.checkpoints_conversion.dtypes import dtype_name
 from emma.checkpoints_conversion.huggingface_weights import HuggingFaceWeights
 from emma.checkpoints_conversion.parameters import EMBEDDING, OUTPUT, name_of, parameter_shapes
 from emma.checkpoints_conversion.safetensors_files import OutgoingTensor, write_shards
+from emma.checkpoints_conversion.slicing import row_blocks
 from emma.checkpoints_conversion.tokenizer_files import check_tokenizer, copy_tokenizer
-from emma.checkpoints_conversion.weights import row_blocks
 from emma.recipes.vocabulary import Growth, growth_of
 from emma.tools.tokenizer.bpe import Bpe, open_tokenizer
 from emma.tools.tokenizer.extend import Extended, read_extension

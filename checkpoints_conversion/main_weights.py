@@ -18,7 +18,8 @@ import torch
 
 from emma.base.errors import CheckFailedError
 from emma.checkpoints_conversion.parameters import matrices, parameter_shapes
-from emma.checkpoints_conversion.weights import MegatronWeights, Rows, row_blocks
+from emma.checkpoints_conversion.slicing import row_blocks
+from emma.checkpoints_conversion.weights import MegatronWeights, Rows
 
 __all__ = ["Distance", "release_record", "release_sentence"]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Overlap", "covered", "overlaps"]
+__all__ = ["Overlap", "covered", "overlaps", "row_blocks"]
+
+_BLOCK_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -44,3 +46,13 @@ def overlaps(
 def covered(parts: Iterable[Overlap]) -> int:
     """Number of elements that the overlaps cover together; they must not overlap each other."""
     return sum(math.prod(part.stop - part.start for part in overlap.wanted) for overlap in parts)
+
+
+def row_blocks(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Cuts a parameter into rows of at most 32 MiB in FP32: first row and number of rows."""
+    if not sizes:
+        yield 0, 1
+        return
+    step = max(1, _BLOCK_BYTES // (math.prod(sizes[1:]) * 4))
+    for first in range(0, sizes[0], step):
+        yield first, min(step, sizes[0] - first)

@@ -4,7 +4,6 @@ demand."""
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from emma.checkpoints_conversion.parameters import (
     parameter_shapes,
     split_qkv,
 )
+from emma.checkpoints_conversion.slicing import row_blocks
 from emma.checkpoints_conversion.torch_dist_reader import TorchDistReader
 from emma.checkpoints_conversion.torch_ranks_reader import TorchRanksReader, holds_ranks
 from emma.recipes.schema.model import Shape
@@ -38,7 +38,6 @@ __all__ = [
     "blocks",
     "open_weights",
     "rounded_alike",
-    "row_blocks",
 ]
 
 # `auto`: the optimizer's where the run kept its model's weights in FP8, else the model's.
@@ -46,7 +45,6 @@ WeightsKind = Literal["auto", "model", "optimizer"]
 # Prefixes of main weights: the distributed optimizer's fully reshardable layout, and the plain mixed-precision
 # optimizer's.
 _MAIN_PARAMETERS = ("optimizer.state.param.", "optimizer.state.fp32_param.")
-_BLOCK_BYTES = 32 << 20
 
 
 class Weights(Protocol):
@@ -220,16 +218,6 @@ def open_weights(
     raise UserError(
         f"{folder}: neither a Hugging Face model (config.json) nor a Megatron checkpoint (iter_NNNNNNN) nor a run"
     )
-
-
-def row_blocks(sizes: Sequence[int]) -> Iterator[Rows]:
-    """Cuts a parameter into rows of at most 32 MiB in FP32."""
-    if not sizes:
-        yield 0, 1
-        return
-    step = max(1, _BLOCK_BYTES // (math.prod(sizes[1:]) * 4))
-    for first in range(0, sizes[0], step):
-        yield first, min(step, sizes[0] - first)
 
 
 def blocks(

@@ -4,47 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import batched
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import orjson
-import pyarrow as pa
 
 from emma.base.errors import UserError
-from emma.base.files import read_json
 from emma.recipes.vocabulary import GROWTH_NAME, Growth, growth_of
-from emma.tools.inspection.models import tokenizer_options
-from emma.tools.pack.encoded import Encoded
-from emma.tools.pack.engine import ENGINES, REFERENCE, UnreadableTokenizerError, encode_or_none, load_engine
 from emma.tools.pack.tokenizer_file import TokenizerFile
+from emma.tools.tokenizer.agreement import Findings, compare_texts, loaded
 from emma.tools.tokenizer.bpe import Bpe, open_tokenizer, with_marks
 from emma.tools.tokenizer.extend import EXTENSION, KEPT, Extended, learn_from, read_extension, table_of
 from emma.tools.tokenizer.words import by_language, documents
 
 __all__ = ["Findings", "held_out", "verify"]
-
-_BATCH = 512
-
-
-@dataclass
-class Findings:
-    """What `verify` found.
-
-    Attributes:
-        faults: broken promises, in words; the first of each kind.
-        counts: languages, documents and tokens that were compared.
-        engines: engines that were compared with the reference; of others, why they cannot read the tokenizer.
-        unread: what was not checked, and why.
-    """
-
-    faults: list[str] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-    engines: dict[str, str] = field(default_factory=dict)
-    unread: list[str] = field(default_factory=list)
 
 
 def held_out(corpus: Path, most: int, size: int) -> dict[str, list[str]]:
@@ -107,7 +79,7 @@ def verify(
     every["(new tokens)"] = ["".join(few) for few in batched(new, 24)] + [
         " ".join(few) for few in batched(new, 24)
     ]
-    _texts(old if not marks else None, old, own, extended, every, out, found)
+    compare_texts(old if not marks else None, old, own, extended, every, out, found)
     if missing := sorted(language for language, own_texts in texts.items() if not own_texts):
         found.unread.append(f"no held-out text in {len(missing)} languages: {', '.join(missing[:8])}")
     if marks:
@@ -196,8 +168,12 @@ def _pieces(old: Bpe, own: Bpe, extended: Extended) -> Iterator[str]:
     tokens = [row["token"] for row in extended.rows]
     expected = old.encode_words(tokens)
     for row, pieces in zip(extended.rows, expected, strict=True):
-        if row["pieces"] != pieces or row["bytes"] != own.bytes_of(row["token"]):
-            yield f"extension.parquet: token {row['id']} ({row['token']!r}) has the pieces {row['pieces']}, the base spells it {pieces}"
+        if row["pieces"] != pieces:
+            yield f"{EXTENSION}: token {row['id']} ({row['token']!r}) has the pieces {row['pieces']}, the base spells it {pieces}"
+            break
+    for row in extended.rows:
+        if row["bytes"] != own.bytes_of(row["token"]):
+            yield f"{EXTENSION}: token {row['id']} ({row['token']!r}) has the bytes {row['bytes']!r}, which are not its own"
             break
     unreached = [
         row for row, ids in zip(extended.rows, own.encode_words(tokens), strict=True) if ids != [row["id"]]
@@ -214,10 +190,10 @@ def _libraries(base: Path, old: Bpe, own: Bpe, out: Path) -> Iterator[str]:
         yield from _ids(who, tokenizer.get_vocab(with_added_tokens=True), own)
     if importlib.util.find_spec("transformers") is None:
         return
-    before, after = _loaded(base), _loaded(out)
+    before, after = loaded(base), loaded(out)
     with tempfile.TemporaryDirectory() as folder:
         after.save_pretrained(folder)
-        again = _loaded(Path(folder))
+        again = loaded(Path(folder))
     for who, tokenizer in (("transformers", after), ("transformers, saved and loaded,", again)):
         yield from _ids(who, tokenizer.get_vocab(), own)
         for name in ("bos", "eos", "pad", "unk"):
@@ -233,16 +209,6 @@ def _ids(who: str, found: Mapping[str, int], own: Bpe) -> Iterator[str]:
             return
 
 
-def _loaded(folder: Path) -> Any:
-    """The tokenizer as `transformers` loads a folder."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    settings = folder / "tokenizer_config.json"
-    if settings.is_file() and read_json(settings).get("tokenizer_class"):
-        return AutoTokenizer.from_pretrained(folder, **tokenizer_options(folder))
-    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-
-
 def _control(own: Bpe) -> Iterator[str]:
     """Control tokens that text can spell, although they are told to stay text."""
     from tokenizers import Tokenizer
@@ -255,118 +221,6 @@ def _control(own: Bpe) -> Iterator[str]:
         if token.get("special") and control & set(ids):
             yield f"the text {token['content']!r} becomes the control token"
             return
-
-
-def _texts(
-    plain: Bpe | None,
-    old: Bpe,
-    own: Bpe,
-    extended: Extended,
-    texts: Mapping[str, Sequence[str]],
-    out: Path,
-    found: Findings,
-) -> None:
-    """Compares held-out text: with the base's ids, between engines, with `transformers`, and decoded.
-
-    Args:
-        plain: the base, if new tokens must spell its ids.
-    """
-    from tokenizers import Tokenizer
-
-    expand = _expansion(extended)
-    engines = {}
-    for name in ENGINES:
-        if name == REFERENCE or importlib.util.find_spec(name) is None:
-            continue
-        try:
-            engines[name] = load_engine(name, own.file)
-            found.engines[name] = "equal"
-        except UnreadableTokenizerError as error:
-            found.engines[name] = str(error)
-    before, after = (_reference(each) for each in (old, own))
-    others: dict[str, Callable[[Sequence[str]], list[list[int]]]] = {}
-    if importlib.util.find_spec("transformers") is not None:
-        loaded = _loaded(out)
-        others["transformers"] = lambda few: loaded(
-            list(few), add_special_tokens=False, split_special_tokens=True, verbose=False
-        )["input_ids"]
-    decode = Tokenizer.from_file(str(own.file.path)).decode_batch
-    decode_old = Tokenizer.from_file(str(old.file.path)).decode_batch
-    used: set[int] = set()
-    counts = dict.fromkeys(("languages", "documents", "tokens", "new_tokens_used"), 0)
-    for language, own_texts in texts.items():
-        counts["languages"] += bool(own_texts) and language[0] != "("
-        faults: dict[str, str] = {}
-        for few in batched(own_texts, _BATCH):
-            array = pa.array(few, pa.large_string())
-            ids = after(array)
-            counts["documents"] += len(few)
-            counts["tokens"] += len(ids.ids)
-            used.update(np.unique(ids.ids[ids.ids >= extended.first]).tolist())
-            rows = [ids.ids[ids.offsets[n] : ids.offsets[n + 1]] for n in range(len(few))]
-            base_ids = before(array)
-            base_rows = [base_ids.ids[base_ids.offsets[n] : base_ids.offsets[n + 1]] for n in range(len(few))]
-            if plain is not None:
-                for text, row, right in zip(few, rows, base_rows, strict=True):
-                    if not np.array_equal(expand(row), right):
-                        faults["its new tokens' pieces are not the base's ids"] = text
-                        break
-            for text, one, other in zip(
-                few,
-                decode([row.tolist() for row in rows], skip_special_tokens=False),
-                decode_old([row.tolist() for row in base_rows], skip_special_tokens=False),
-                strict=True,
-            ):
-                if one != other:
-                    faults["decoded, it is another text than the base's ids are"] = text
-                    break
-            for name, engine in list(engines.items()):
-                fast = encode_or_none(engine, array)
-                if fast is None or not (
-                    np.array_equal(fast.ids, ids.ids) and np.array_equal(fast.offsets, ids.offsets)
-                ):
-                    faults[f"{name} gives other ids than the reference"] = few[0]
-            for library, encode in others.items():
-                for text, own_ids, row in zip(few, encode(few), rows, strict=True):
-                    if own_ids != row.tolist():
-                        faults[f"{library} gives other ids than the reference"] = text
-                        break
-        found.faults += [f"{language}: {words} (text {text[:60]!r})" for words, text in faults.items()]
-    counts["new_tokens"] = len(extended.rows)
-    counts["new_tokens_used"] = len(used)
-    found.counts = counts
-
-
-def _expansion(extended: Extended) -> Callable[[np.ndarray], np.ndarray]:
-    """Replaces each new id by its pieces."""
-    first = extended.first
-    pieces = [np.array(row["pieces"], np.int64) for row in extended.rows]
-
-    def expand(ids: np.ndarray) -> np.ndarray:
-        if not (ids >= first).any():
-            return ids
-        return np.concatenate(
-            [pieces[id_ - first] if id_ >= first else np.array([id_]) for id_ in ids.astype(np.int64)]
-        )
-
-    return expand
-
-
-def _reference(bpe: Bpe) -> Callable[[pa.Array], Encoded]:
-    """The reference's encoding under a pattern that may not be the file's."""
-    from tokenizers import Tokenizer
-
-    from emma.tools.pack.encoded import joined
-
-    value = orjson.loads(bpe.file.plain)
-    value["pre_tokenizer"] = bpe.value.get("pre_tokenizer")
-    own = Tokenizer.from_str(orjson.dumps(value).decode())
-    return lambda texts: joined(
-        [
-            np.array(each.ids, np.uint32)
-            for each in own.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
-        ]
-    )
 
 
 def _repeated(file: TokenizerFile, extended: Extended, corpus: Path, workers: int) -> Iterator[str]:

@@ -17,7 +17,7 @@ from emma.base.errors import UserError
 from emma.base.files import write_json
 from emma.base.manifest import FileRecord, Manifest
 from emma.recipes.schema.tokenizer import Extension
-from emma.tools.tokenizer import words
+from emma.tools.tokenizer import agreement, words
 from emma.tools.tokenizer.bpe import Bpe, open_tokenizer
 from emma.tools.tokenizer.extend import EXTENSION, extend, read_extension
 from emma.tools.tokenizer.promises import held_out, verify
@@ -138,6 +138,55 @@ def test_a_shifted_table_of_pieces_is_found(llama3: tuple[Path, Path], corpus: P
     pq.write_table(table.set_column(place, table.schema.field("pieces"), shifted), path)
     _seal(llama3[1])
     assert any("has the pieces" in fault for fault in _faults(*llama3, corpus))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "fault"),
+    [
+        ("tokenizer_config.json", "chat_template", "{{ x }}", "tokenizer_config.json is not the base's"),
+        ("vocabulary_extension.json", "tokens", 7, "vocabulary_extension.json does not say what"),
+    ],
+)
+def test_changed_companions_are_found(
+    llama3: tuple[Path, Path], name: str, key: str, value: object, fault: str
+) -> None:
+    path = llama3[1] / name
+    write_json(path, {**json.loads(path.read_text()), key: value})
+    _seal(llama3[1])
+    assert [each for each in verify(*llama3, {}).faults if each.startswith(fault)]
+
+
+def test_tokens_without_a_row_are_found(llama3: tuple[Path, Path], corpus: Path) -> None:
+    path = llama3[1] / EXTENSION
+    table = pq.read_table(path)
+    pq.write_table(table.slice(0, len(table) - 1), path)
+    _seal(llama3[1])
+    faults = _faults(*llama3, corpus)
+    assert any("300 new tokens, which are not the 299" in fault for fault in faults)
+    assert any("pieces are not the base's ids" in fault for fault in faults)
+
+
+def test_what_an_engine_does_with_the_base_too_is_no_fault(corpus: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fastokens")
+    base = _base(tmp_path / "base", "llama2")
+    extend(open_tokenizer(base), corpus, tmp_path / "out", _SETTINGS)
+    # fastokens 0.3 reads the spelling of a byte token as that token.
+    found = verify(base, tmp_path / "out", {"eng_Latn": ["plain text", "hexadecimal <0x41>"]})
+    assert found.faults == []
+    assert "as it does with the base" in found.engines["fastokens"]
+    path = tmp_path / "out" / "tokenizer.json"
+    real = agreement.load_engine
+
+    def other(name: str, file: Any) -> Any:
+        engine = real(name, file)
+        if name == "fastokens" and file.path == path:
+            return real(name, open_tokenizer(base))
+        return engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agreement, "load_engine", other)
+        faults = verify(base, tmp_path / "out", {"eng_Latn": DECLARATION["tha_Thai"][:2]}).faults
+    assert any("fastokens gives other ids than the reference" in fault for fault in faults)
 
 
 def test_validation_text_that_was_read_is_found(
