@@ -19,8 +19,12 @@ def test_english_has_a_verdict_with_its_interval_and_groups_count_theirs(tmp_pat
     folder = recipe.run_folder / "evaluation"
     last = f"{recipe.name}/step-{recipe.schedule.steps}"
     rows = read_results(folder)
-    for name, values in (("lm_eval.hellaswag", (0.79, 0.74)), ("lm_eval.gsm8k", (0.50, 0.49))):
-        key = "exact_match" if "gsm" in name else "acc_norm"
+    for name, values in (
+        ("lm_eval.hellaswag", (0.79, 0.74)),
+        ("lm_eval.gsm8k", (0.50, 0.49)),
+        ("humaneval", (0.35, 0.21)),
+    ):
+        key = {"lm_eval.gsm8k": "exact_match", "humaneval": "pass@1"}.get(name, "acc_norm")
         for model, value in zip(("base", last), values, strict=True):
             rows.append(
                 Result(model, name, "eng_Latn", key, 1319, value, (value * (1 - value) / 1319) ** 0.5, "x")
@@ -40,6 +44,8 @@ def test_english_has_a_verdict_with_its_interval_and_groups_count_theirs(tmp_pat
     assert lost is not None and lost.verdict == "loss" and lost.interval is not None and lost.interval[1] < 0
     assert same is not None and same.verdict == "tie" and same.interval is not None
     assert same.interval[0] < same.change < same.interval[1]
+    programs = found["HumanEval, pass@1", "English"]
+    assert programs is not None and programs.verdict == "loss"
     code = found["Held-out text", "code"]
     assert code is not None and run.gains is not None
     (gained,) = [row for row in run.gains["groups"] if row["kind"] == "code"]

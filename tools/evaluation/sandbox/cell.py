@@ -74,7 +74,8 @@ def _restrict(target: str, flags: int, recursive: bool = True) -> None:
 
 
 def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as handle:
+    # Half a surrogate pair makes a program that no compiler takes, and no error here.
+    with open(path, "w", encoding="utf-8", errors="surrogatepass", newline="") as handle:
         handle.write(text)
 
 

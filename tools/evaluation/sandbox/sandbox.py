@@ -113,7 +113,6 @@ class Sandbox:
         self._cell = cell or _CELL
         # Something to mount on: in the job's own view only, so that it stays empty.
         self._root = tempfile.mkdtemp(prefix="emma-sandbox-")
-        os.chmod(self._root, 0o755)  # noqa: PTH101
         weakref.finalize(self, _remove, self._root)
 
     def run(self, files: Mapping[str, str], steps: Sequence[Step]) -> Outcome:

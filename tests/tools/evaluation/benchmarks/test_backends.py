@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from emma.base.errors import UserError
-from emma.tools.evaluation.benchmarks.backends import ModelSettings, load_backend
+from emma.tools.evaluation.benchmarks.backends import SAMPLE, ModelSettings, load_backend
 from tests.tools.evaluation.tiny_model import TEXTS, write_model
 
 LENGTH = 24
@@ -107,6 +107,15 @@ def test_a_sampled_answer_depends_on_the_seed_and_not_on_its_batch(
     assert answers(vllm, prompts[2]) == together[2:]
     assert answers(vllm, *reversed(prompts)) == together[::-1]
     assert answers(_vllm(reader, seed=7), *prompts) != together
+
+
+def test_samples_for_a_prompt_differ_and_are_the_same_again(vllm: Any) -> None:
+    options = {"until": ["\n"], "do_sample": True, "temperature": 1.0, "top_p": 0.95, "max_gen_toks": 8}
+    requests = _requests(*(("All human", {**options, SAMPLE: number}) for number in range(4)))
+    first = vllm.generate_until(requests, disable_tqdm=True)
+    assert len(set(first)) > 1
+    alone = _requests(("All human", {**options, SAMPLE: 2}))
+    assert vllm.generate_until(alone, disable_tqdm=True) == first[2:3]
 
 
 def test_a_model_that_cannot_be_loaded_is_named(_engine: None, tmp_path: Path, reader: Path) -> None:

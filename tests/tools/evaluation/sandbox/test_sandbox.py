@@ -37,6 +37,10 @@ def test_what_a_program_says_and_how_it_ends() -> None:
     aborted = run_python("import os\nos.abort()")
     assert (aborted.code, aborted.stopped) == (None, "SIGABRT") and not aborted.succeeded
     assert run_python("").succeeded
+    # Texts that are no valid UTF-8, or have no end of line, reach the program's file as they are.
+    assert run_python("print('\ud800')").code == 1
+    assert run_python("\r\nimport sys\rsys.exit(4)").code == 4
+    assert run_python("x = '\0'").code == 1
 
 
 def test_steps_run_in_order_up_to_the_first_that_fails() -> None:
@@ -160,7 +164,7 @@ print([line.split()[1] for line in open("/proc/mounts")
         place.split("/")[1] for place in python_view()[0]
     }
     assert lines[1] == "False 65534 True"
-    assert set(eval(lines[2])) <= {"HOME", "PATH", "TMPDIR", "LC_CTYPE"}
+    assert set(eval(lines[2])) <= {"HOME", "TMPDIR", "LC_CTYPE", *python_view()[1]}
     assert lines[3] == "[]", "a mount is writable"
 
 
