@@ -54,6 +54,8 @@ class Source(_Strict):
     """Branch, tag or commit of the repository."""
     gated: bool = False
     """Whether the hub requires accepting terms (and a token) first."""
+    open: bool = False
+    """Whether languages come and go: a run takes those that have data, and only what is asked for can be missing."""
     folder: str | None = None
     archive: str | None = None
     """URL of a tar archive that contains `folder`."""
@@ -72,7 +74,8 @@ class Source(_Strict):
     key: str | None = None
     """Template of a row's language code."""
     pair: bool = False
-    """Whether row n is line n of the English file (`source`) and of the language's file (`target`)."""
+    """Whether row n is line n (or row n, in a table with `text`) of the English file, as `source`, and of the language's
+    file, as `target`."""
     splits: Mapping[str, str]
     """The repository's splits for `test` and `examples`."""
     columns: tuple[str, ...]
@@ -257,7 +260,7 @@ def sources() -> list[Source]:
 def benchmark_names(on_demand: bool = False) -> list[str]:
     """Names of all benchmarks, including variants, without or with those that run only on demand."""
     known = _file("benchmarks.yaml")["benchmarks"]
-    return [name for name, values in known.items() if on_demand or not values.get("on_demand")]
+    return [name for name in known if on_demand or not _values(name).get("on_demand")]
 
 
 @functools.cache

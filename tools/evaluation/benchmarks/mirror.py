@@ -14,7 +14,13 @@ from emma.base.errors import UserError
 from emma.base.files import atomic_write
 from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
 from emma.base.progress import progress
-from emma.tools.evaluation.benchmarks.definitions import Benchmark, Source, get_benchmark, spbleu_model
+from emma.tools.evaluation.benchmarks.definitions import (
+    ENGLISH,
+    Benchmark,
+    Source,
+    get_benchmark,
+    spbleu_model,
+)
 from emma.tools.evaluation.benchmarks.items import build_items
 from emma.tools.evaluation.benchmarks.metrics import NEEDS_SPBLEU
 from emma.tools.evaluation.benchmarks.rows import available, files_of
@@ -142,6 +148,8 @@ def _fetch_repository(
     )
     if not codes:
         return
+    if source.pair:
+        codes.append(ENGLISH)
     wanted = {
         name for code in codes for split in source.splits for name in files_of(hub, source, code, split)
     }
@@ -287,6 +295,8 @@ def check_mirror(
             label for label in benchmark.languages if languages is None or _asked(benchmark, label, languages)
         ]
         present = available(mirror, benchmark.data)
+        if benchmark.data.open and present and languages is None:
+            wanted = [label for label in wanted if benchmark.code(label) in present]
         found = [label for label in wanted if benchmark.code(label) in present]
         report.languages[name] = len(found)
         if absent := [label for label in wanted if label not in set(found)]:
