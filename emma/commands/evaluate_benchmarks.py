@@ -40,7 +40,7 @@ def _parse_batch(ctx: click.Context, parameter: click.Parameter, value: str) -> 
 
 _OPTIONS = (
     click.option("--tier", type=click.Choice(["smoke", "core", "full"]), help="How much of the benchmarks to run."),
-    click.option("--benchmarks", help="Comma-separated benchmarks (see `emma evaluate list`), lm_eval:NAME for a task or group of lm-eval, modern, retention; default all of the tier."),
+    click.option("--benchmarks", help="Comma-separated benchmarks (see `emma evaluate list`), lm_eval:NAME for a task or group of lm-eval, or the lists authors (the papers' variants), robust, modern, retention; default the tier's."),
     _MIRROR,
     click.option("--backend", type=click.Choice(["hf", "vllm"]), default="hf", show_default=True, help="What runs the model."),
     click.option("--batch-size", callback=_parse_batch, default="auto", show_default=True, help="Requests per batch (hf), or auto: as many as fit a budget of tokens, by length."),
@@ -195,9 +195,10 @@ def fetch(folder: Path, benchmarks: str | None, languages: str | None, dry_run: 
     emma evaluate fetch benchmarks --benchmarks belebele,flores200_eng_x --languages swh_Latn,yor_Latn
     """
     from emma.tools.evaluation.benchmarks.definitions import benchmark_names, resolve_names
+    from emma.tools.evaluation.benchmarks.harness import expand
     from emma.tools.evaluation.benchmarks.mirror import fetch_sources
 
-    names = resolve_names(_split(benchmarks)) if benchmarks else benchmark_names()
+    names = resolve_names(expand(_split(benchmarks))) if benchmarks else benchmark_names()
     report = fetch_sources(folder, names, set(_split(languages)) or None, dry_run=dry_run)
     click.echo(_json(report.to_dict()) if as_json else report.text())
     if report.failed:
@@ -218,9 +219,10 @@ def check(
     Builds each language's items as a run would. The exit code is 1 if anything is wrong.
     """
     from emma.tools.evaluation.benchmarks.definitions import benchmark_names, resolve_names
+    from emma.tools.evaluation.benchmarks.harness import expand
     from emma.tools.evaluation.benchmarks.mirror import check_mirror
 
-    names = resolve_names(_split(benchmarks)) if benchmarks else benchmark_names()
+    names = resolve_names(expand(_split(benchmarks))) if benchmarks else benchmark_names()
     report = check_mirror(folder, names, set(_split(languages)) or None, checksums=checksums)
     click.echo(_json(report.to_dict()) if as_json else report.text())
     if report.faults:

@@ -31,6 +31,7 @@ __all__ = [
     "sources",
     "spbleu_model",
     "speeds",
+    "variants",
 ]
 
 ENGLISH = "eng_Latn"
@@ -209,6 +210,7 @@ class Tier(_Strict):
     """How much to run; see recipes/evaluation/tiers.yaml."""
 
     name: str
+    benchmarks: tuple[str, ...] = ("robust",)
     languages: int | None = None
     only: bool = False
     limit: int | None = None
@@ -282,6 +284,18 @@ def get_benchmark(name: str) -> Benchmark:
     if name not in names:
         raise UserError(f"no benchmark {name}; {nearest(name, names)} (`emma evaluate list` shows all)")
     return _read(Benchmark, f"benchmarks.{name}", {"name": name, **_values(name)})
+
+
+def variants() -> dict[str, list[str]]:
+    """`authors`: the protocols that measured the EMMA-500 models; `robust`: this project's, where theirs are fragile. What
+    exists in one variant is in both."""
+    names = benchmark_names()
+    return {
+        "authors": [name for name in names if f"{name}_emma" not in names],
+        "robust": [
+            name for name in names if not name.endswith("_emma") or name.removesuffix("_emma") not in names
+        ],
+    }
 
 
 def resolve_names(names: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ from emma.tools.evaluation.benchmarks.definitions import (
     get_benchmark,
     spbleu_model,
 )
+from emma.tools.evaluation.benchmarks.harness import PREFIX, build_tasks, harness_units
 from emma.tools.evaluation.benchmarks.items import build_items
 from emma.tools.evaluation.benchmarks.metrics import NEEDS_SPBLEU
 from emma.tools.evaluation.benchmarks.rows import available, files_of
@@ -108,6 +109,13 @@ def fetch_sources(
         dry_run: download nothing.
     """
     report = Fetched(folder)
+    report.by_hand += [
+        f"{name}: put the repositories that lm-eval reads into the mirror as they are on the hub "
+        "(hf download NAME --repo-type dataset --local-dir MIRROR/NAME)"
+        for name in names
+        if name.startswith(PREFIX)
+    ]
+    names = [name for name in names if not name.startswith(PREFIX)]
     hub = HubStore()
     known = _recorded(folder)
     for source in _sources(names):
@@ -289,6 +297,8 @@ def check_mirror(
     """
     mirror = Mirror(folder)
     report = Checked(folder)
+    _check_harness([name for name in names if name.startswith(PREFIX)], languages, mirror, report)
+    names = [name for name in names if not name.startswith(PREFIX)]
     for name in progress(list(names), desc="check", unit="benchmark"):
         benchmark = get_benchmark(name)
         wanted = [
@@ -309,6 +319,23 @@ def check_mirror(
         report.faults += Manifest.read(folder).check_outputs(folder, contents=True)
     report.faults = list(dict.fromkeys(report.faults))
     return report
+
+
+def _check_harness(
+    names: Sequence[str], languages: Collection[str] | None, mirror: Mirror, report: Checked
+) -> None:
+    """Builds lm-eval's tasks with all their requests."""
+    units = [unit for unit in harness_units(names) if languages is None or unit.language in languages]
+    for unit in progress(units, desc="check", unit="language"):
+        name = f"{PREFIX}{unit.family}"
+        report.languages.setdefault(name, 0)
+        try:
+            for task in build_tasks(unit, mirror).values():
+                task.build_all_requests(rank=0, world_size=1)
+            report.languages[name] += 1
+        except UserError as error:
+            report.missing.setdefault(name, []).append(unit.language)
+            report.faults.append(str(error))
 
 
 def _asked(benchmark: Benchmark, label: str, languages: Collection[str]) -> bool:
