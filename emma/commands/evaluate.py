@@ -136,7 +136,7 @@ def run(
     if output is None:
         output = target.run / "evaluation" if target.run else Path("evaluation") / target.model
     request = make_request(_names(languages), limit, device, dtype, **benchmark)
-    if request is not None:
+    if request is not None and (request.tier or set(request.benchmarks) != {"heldout"}):
         _run_benchmarks(request, target, base_target, output, rows, dry_run, pilot, as_json)
         # Held-out text is not sharded: the run that joins the shards scores it.
         if "heldout" not in request.benchmarks or request.shard is not None:

@@ -40,7 +40,7 @@ def _parse_batch(ctx: click.Context, parameter: click.Parameter, value: str) -> 
 
 _OPTIONS = (
     click.option("--tier", type=click.Choice(["smoke", "core", "full"]), help="How much of the benchmarks to run."),
-    click.option("--benchmarks", help="Comma-separated benchmarks (see `emma evaluate list`), lm_eval:NAME for a task or group of lm-eval, or the lists modern, retention, multipl_e; default all of the tier. humaneval and multipl_e run the programs that the model writes, in a sandbox."),
+    click.option("--benchmarks", help="Comma-separated benchmarks (see `emma evaluate list`), lm_eval:NAME for a task or group of lm-eval, or the lists authors (the papers' variants), robust, modern, retention, multipl_e; default the tier's. humaneval and multipl_e run the programs that the model writes, in a sandbox."),
     _MIRROR,
     click.option("--backend", type=click.Choice(["hf", "vllm"]), default="hf", show_default=True, help="What runs the model."),
     click.option("--batch-size", callback=_parse_batch, default="auto", show_default=True, help="Requests per batch (hf), or auto: as many as fit a budget of tokens, by length."),

@@ -22,7 +22,8 @@ CATEGORIES = ("high", "medium-high", "medium", "medium-low", "low", UNSEEN)
 
 _ENGLISH = "eng"
 _CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
-_DIRECTION = re.compile(r"([a-z]{3}_[A-Z][a-z]{3})-([a-z]{3}_[A-Z][a-z]{3})")
+_VARIANT = r"[a-z]{3}_[A-Z][a-z]{3}(?:_[a-z0-9]+)?"
+_DIRECTION = re.compile(rf"({_VARIANT})-({_VARIANT})")
 
 
 @dataclass(frozen=True)

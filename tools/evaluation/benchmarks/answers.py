@@ -43,7 +43,7 @@ def off_target_rate(texts: Sequence[str], language: str) -> Score | None:
     """
     from emma.tools.languages.scripts import compatible, measure
 
-    _, _, script = language.partition("_")
+    script = next(iter(language.split("_")[1:]), "")
     if not script or not texts:
         return None
     items = [

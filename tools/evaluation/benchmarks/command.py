@@ -11,7 +11,6 @@ from emma.base.errors import UserError
 from emma.tools.evaluation.benchmarks.backends import ModelSettings
 from emma.tools.evaluation.benchmarks.definitions import (
     Tier,
-    benchmark_names,
     get_benchmark,
     get_tier,
     resolve_names,
@@ -84,9 +83,9 @@ def prepare(request: Request) -> Prepared:
     Raises:
         UserError: a name, an option or the data is wrong, or spBLEU's model is missing.
     """
-    asked = expand([name for name in request.benchmarks if name != HELDOUT])
-    names = resolve_names(asked) or benchmark_names()
     tier = get_tier(request.tier) if request.tier else Tier(name="given")
+    asked = [name for name in request.benchmarks if name != HELDOUT]
+    names = resolve_names(expand(asked or tier.benchmarks))
     store = open_store(request.mirror)
     plan = plan_units(names, store, tier, request.languages, skip_missing=request.skip_missing)
     executor, plan = open_executor(plan, store, skip=request.skip_missing or tier.missing == "skip")

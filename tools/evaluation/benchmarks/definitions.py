@@ -32,6 +32,7 @@ __all__ = [
     "sources",
     "spbleu_model",
     "speeds",
+    "variants",
 ]
 
 ENGLISH = "eng_Latn"
@@ -55,6 +56,8 @@ class Source(_Strict):
     """Branch, tag or commit of the repository."""
     gated: bool = False
     """Whether the hub requires accepting terms (and a token) first."""
+    open: bool = False
+    """Whether languages come and go: a run takes those that have data, and only what is asked for can be missing."""
     folder: str | None = None
     archive: str | None = None
     """URL of a tar archive that contains `folder`."""
@@ -73,7 +76,8 @@ class Source(_Strict):
     key: str | None = None
     """Template of a row's language code."""
     pair: bool = False
-    """Whether row n is line n of the English file (`source`) and of the language's file (`target`)."""
+    """Whether row n is line n (or row n, in a table with `text`) of the English file, as `source`, and of the language's
+    file, as `target`."""
     splits: Mapping[str, str]
     """The repository's splits for `test` and `examples`."""
     columns: tuple[str, ...]
@@ -235,6 +239,7 @@ class Tier(_Strict):
     """How much to run; see recipes/evaluation/tiers.yaml."""
 
     name: str
+    benchmarks: tuple[str, ...] = ("robust",)
     languages: int | None = None
     only: bool = False
     limit: int | None = None
@@ -308,6 +313,18 @@ def get_benchmark(name: str) -> Benchmark:
     if name not in names:
         raise UserError(f"no benchmark {name}; {nearest(name, names)} (`emma evaluate list` shows all)")
     return _read(Benchmark, f"benchmarks.{name}", {"name": name, **_values(name)})
+
+
+def variants() -> dict[str, list[str]]:
+    """`authors`: the protocols that measured the EMMA-500 models; `robust`: this project's, where theirs are fragile. What
+    exists in one variant is in both."""
+    names = benchmark_names()
+    return {
+        "authors": [name for name in names if f"{name}_emma" not in names],
+        "robust": [
+            name for name in names if not name.endswith("_emma") or name.removesuffix("_emma") not in names
+        ],
+    }
 
 
 def resolve_names(names: Sequence[str]) -> list[str]:

@@ -23,6 +23,7 @@ import orjson
 from emma.base.errors import UserError
 from emma.recipes.compose import ROOT, nearest
 from emma.recipes.reading import read_yaml
+from emma.tools.evaluation.benchmarks.definitions import variants
 from emma.tools.evaluation.benchmarks.harness_data import mirrored
 from emma.tools.evaluation.benchmarks.scores import Score, mean_score
 from emma.tools.evaluation.benchmarks.stores import Store
@@ -64,9 +65,8 @@ class HarnessUnit:
 
 
 def groups() -> Mapping[str, Sequence[str]]:
-    """Shipped lists of benchmarks by name."""
-    found: Mapping[str, Sequence[str]] = read_yaml(_FILE).values["groups"]
-    return found
+    """Shipped lists of benchmarks by name, those of variants included."""
+    return {**read_yaml(_FILE).values["groups"], **variants()}
 
 
 def expand(names: Sequence[str]) -> list[str]:

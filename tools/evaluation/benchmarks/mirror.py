@@ -14,7 +14,14 @@ from emma.base.errors import UserError
 from emma.base.files import atomic_write
 from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
 from emma.base.progress import progress
-from emma.tools.evaluation.benchmarks.definitions import Benchmark, Source, get_benchmark, spbleu_model
+from emma.tools.evaluation.benchmarks.definitions import (
+    ENGLISH,
+    Benchmark,
+    Source,
+    get_benchmark,
+    spbleu_model,
+)
+from emma.tools.evaluation.benchmarks.harness import PREFIX, build_tasks, harness_units
 from emma.tools.evaluation.benchmarks.items import build_items
 from emma.tools.evaluation.benchmarks.metrics import NEEDS_SPBLEU
 from emma.tools.evaluation.benchmarks.rows import available, files_of
@@ -102,6 +109,13 @@ def fetch_sources(
         dry_run: download nothing.
     """
     report = Fetched(folder)
+    report.by_hand += [
+        f"{name}: put the repositories that lm-eval reads into the mirror as they are on the hub "
+        "(hf download NAME --repo-type dataset --local-dir MIRROR/NAME)"
+        for name in names
+        if name.startswith(PREFIX)
+    ]
+    names = [name for name in names if not name.startswith(PREFIX)]
     hub = HubStore()
     known = _recorded(folder)
     for source in _sources(names):
@@ -142,6 +156,8 @@ def _fetch_repository(
     )
     if not codes:
         return
+    if source.pair:
+        codes.append(ENGLISH)
     wanted = {
         name for code in codes for split in source.splits for name in files_of(hub, source, code, split)
     }
@@ -281,12 +297,16 @@ def check_mirror(
     """
     mirror = Mirror(folder)
     report = Checked(folder)
+    _check_harness([name for name in names if name.startswith(PREFIX)], languages, mirror, report)
+    names = [name for name in names if not name.startswith(PREFIX)]
     for name in progress(list(names), desc="check", unit="benchmark"):
         benchmark = get_benchmark(name)
         wanted = [
             label for label in benchmark.languages if languages is None or _asked(benchmark, label, languages)
         ]
         present = available(mirror, benchmark.data)
+        if benchmark.data.open and present and languages is None:
+            wanted = [label for label in wanted if benchmark.code(label) in present]
         found = [label for label in wanted if benchmark.code(label) in present]
         report.languages[name] = len(found)
         if absent := [label for label in wanted if label not in set(found)]:
@@ -299,6 +319,23 @@ def check_mirror(
         report.faults += Manifest.read(folder).check_outputs(folder, contents=True)
     report.faults = list(dict.fromkeys(report.faults))
     return report
+
+
+def _check_harness(
+    names: Sequence[str], languages: Collection[str] | None, mirror: Mirror, report: Checked
+) -> None:
+    """Builds lm-eval's tasks with all their requests."""
+    units = [unit for unit in harness_units(names) if languages is None or unit.language in languages]
+    for unit in progress(units, desc="check", unit="language"):
+        name = f"{PREFIX}{unit.family}"
+        report.languages.setdefault(name, 0)
+        try:
+            for task in build_tasks(unit, mirror).values():
+                task.build_all_requests(rank=0, world_size=1)
+            report.languages[name] += 1
+        except UserError as error:
+            report.missing.setdefault(name, []).append(unit.language)
+            report.faults.append(str(error))
 
 
 def _asked(benchmark: Benchmark, label: str, languages: Collection[str]) -> bool:

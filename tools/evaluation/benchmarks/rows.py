@@ -14,7 +14,7 @@ import orjson
 
 from emma.base.errors import UserError
 from emma.tools.evaluation.benchmarks.definitions import ENGLISH, Source, get_source
-from emma.tools.evaluation.benchmarks.layout import configured_files, find_files
+from emma.tools.evaluation.benchmarks.layout import ENDINGS, configured_files, find_files
 from emma.tools.evaluation.benchmarks.stores import Store
 
 __all__ = ["Row", "available", "files_of", "read_file", "read_rows"]
@@ -117,15 +117,27 @@ def _parallel(store: Store, source: Source, code: str, split: str) -> list[Row]:
                 f"{store.describe(source)}; fetch it with `emma evaluate fetch`"
             )
         path = store.path(source, names[0])
-        sides.append((path, [line.strip() for line in _text(path).rstrip("\n").split("\n")]))
+        if path.suffix in ENDINGS:
+            sides.append(
+                (path, [{**row, "text": str(row["text"]).strip()} for row in _checked(path, source)])
+            )
+        else:
+            lines = _text(path).rstrip("\n").split("\n")
+            sides.append((path, [{"text": line.strip()} for line in lines]))
     (english_path, english), (path, other) = sides
     if len(english) != len(other):
         raise UserError(
             f"{path}: {len(other)} lines, but {english_path} has {len(english)}; parallel files must have the "
             "same number of lines: fetch both again"
         )
+    for place, (left, right) in enumerate(zip(english, other, strict=True)):
+        if left.get("id") != right.get("id"):
+            raise UserError(
+                f"{path}: row {place} has id {right.get('id')}, but {left.get('id')} in {english_path}; rows of parallel "
+                "files must be the same sentences: fetch both again"
+            )
     return [
-        {**fact, "source": left, "target": right}
+        {**fact, **left, "source": left["text"], "target": right["text"]}
         for fact, left, right in zip(_facts(store, source, split, len(other)), english, other, strict=True)
     ]
 

@@ -104,7 +104,9 @@ def plan_units(
     missing: list[str] = []
     for benchmark in benchmarks:
         present = _present(benchmark, store)
-        wanted = _wanted(benchmark, tier, languages, present if skip else None)
+        wanted = _wanted(benchmark, tier, languages, present if skip or benchmark.data.open else None)
+        if benchmark.data.open and languages is None:
+            wanted = [language for language in wanted if language in present]
         units += [Unit(benchmark, language) for language in wanted if language in present]
         absent = [language for language in wanted if language not in present]
         if not present and not wanted and languages is None:
@@ -123,7 +125,7 @@ def plan_units(
 
 
 def _present(benchmark: Benchmark, store: Store) -> Collection[str]:
-    if isinstance(store, HubStore) and benchmark.data.repository:
+    if isinstance(store, HubStore) and benchmark.data.repository and not benchmark.data.open:
         # The hub has all of them; checking each would take an hour.
         return benchmark.languages
     return {benchmark.label(code): None for code in available(store, benchmark.data)}

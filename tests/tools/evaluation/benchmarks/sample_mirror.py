@@ -184,6 +184,33 @@ def _flores(root: Path, items: int) -> None:
     for code, (split, count) in itertools.product(LONG, (("dev", 9), ("devtest", items))):
         lines = "".join(f"{text(code, n)} {split}\n" for n in range(count))
         _write(root / "flores200_dataset" / split / f"{code}.{split}", lines)
+    # FLORES+ has other codes, variants, and languages without devtest.
+    plus = {
+        "eng_Latn": "eng_Latn",
+        "swh_Latn": "swh_Latn",
+        "cmn_Hans": "zho_Hans",
+        "twi_Latn_akua1239": "swh_Latn",
+    }
+    for code, (split, count) in itertools.product([*plus, "arg_Latn"], (("dev", 9), ("devtest", items))):
+        if (code, split) == ("arg_Latn", "devtest"):
+            continue
+        rows = [
+            {
+                "id": n,
+                "iso_639_3": code[:3],
+                "iso_15924": code[4:8],
+                "glottocode": "stan1293",
+                "text": f"{text(plus.get(code, 'eng_Latn'), n)} {split}",
+                "url": f"https://en.wikinews.org/{n // 3}",
+                "domain": "wikinews",
+                "topic": "health",
+                "has_image": "no",
+                "has_hyperlink": "no",
+                "last_updated": "1.0",
+            }
+            for n in range(count)
+        ]
+        write_parquet(root / "openlanguagedata" / "flores_plus" / split / f"{code}.parquet", rows)
 
 
 def _summaries(root: Path, items: int) -> None:
