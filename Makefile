@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH211 := .venv-torch211
 VLLM := .venv-vllm
+COMET := .venv-comet
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-torch211 test-vllm test-slurm test-faults test-mutants gpu demo demo-compare docs dist clean
+.PHONY: help setup check format test test-slow test-torch211 test-vllm test-comet test-slurm test-faults test-mutants gpu demo demo-compare docs dist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +59,12 @@ test-vllm: $(VLLM)/.ready  ## let vLLM's engine, on the CPU, score and read what
 	VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
 		$(VLLM)/bin/python -P -m pytest -m "vllm" --durations=5 \
 		tests/tools/evaluation/benchmarks/test_backends.py tests/checkpoints_conversion/release/test_vllm.py
+
+$(COMET)/.ready: $(READY) tests/comet_environment.py
+	$(BIN)/python -P -m tests.comet_environment $(COMET)
+
+test-comet: $(COMET)/.ready  ## score translations with COMET's own package, on tiny checkpoints
+	EMMA_COMET_PYTHON=$(COMET)/bin/python $(BIN)/pytest -m comet tests/tools/evaluation/quality
 
 test-slurm: $(READY)  ## run jobs on a real two-node Slurm on this machine (as root; installs Slurm, munge and MariaDB)
 	@$(BIN)/python -m tests.slurm.two_nodes check || { apt-get update && \

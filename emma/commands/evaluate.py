@@ -9,6 +9,7 @@ import click
 
 from emma.commands.evaluate_benchmarks import benchmark_options, check, fetch, list_benchmarks, prompts
 from emma.commands.evaluate_items import items
+from emma.commands.evaluate_quality import quality
 
 if TYPE_CHECKING:
     from emma.tools.evaluation.benchmarks.command import Request
@@ -24,7 +25,7 @@ def group() -> None:
     """Evaluate a model per language."""
 
 
-for _command in (fetch, check, list_benchmarks, prompts, items):
+for _command in (fetch, check, list_benchmarks, prompts, items, quality):
     group.add_command(_command)
 
 

@@ -28,26 +28,34 @@ class Backend(Protocol):
 
 
 class FastText:
-    """A model in fastText's format, whose labels are language codes with the prefix `__label__`."""
+    """A model in fastText's format, whose labels are language codes with the prefix `__label__`.
 
-    def __init__(self, path: str) -> None:
-        need("corpus", "identification.backend: fasttext", "fasttext")
+    Args:
+        path: its file.
+        option: what names the file, for messages.
+
+    Raises:
+        UserError: the package or the file is missing, or it is no such model.
+    """
+
+    def __init__(self, path: str, option: str = "data.corpus.identification.model") -> None:
+        need("corpus", f"{option}: a fastText model", "fasttext")
         import fasttext
 
         if not Path(path).is_file():
-            raise UserError(
-                f"data.corpus.identification.model: {path} does not exist; fetch the model or fix the path"
-            )
+            raise UserError(f"{option}: {path} does not exist; fetch the model or fix the path")
         try:
             self.model = fasttext.load_model(path)
         except ValueError as error:
             raise UserError(f"{path}: not a fastText model ({error})") from None
-        self.labels = [label.removeprefix("__label__") for label in self.model.get_labels()]
+        # fasttext-predict has no list of labels, but predicts all of them.
+        self.labels = [label.removeprefix("__label__") for label in self.model.predict(".", k=-1)[0]]
 
     def predict(self, text: str) -> tuple[str, float]:
-        """Most likely label and its probability."""
-        found = self.model.predict(text.replace("\n", " "), k=1)
-        labels, probabilities = found
+        """Most likely label and its probability; no label for a text of which the model knows nothing."""
+        labels, probabilities = self.model.predict(text.replace("\n", " "), k=1)
+        if not labels:
+            return "", 0.0
         return labels[0].removeprefix("__label__"), min(1.0, float(probabilities[0]))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,8 @@ from emma.tools.evaluation.item_response import (
 )
 from emma.tools.evaluation.measures import benchmark
 from emma.tools.evaluation.results import read_results
-from emma.tools.evaluation.stored import evaluated_models, item_scores
+from emma.tools.evaluation.stored import evaluated_models, evaluation_folder, item_scores
 from emma.tools.evaluation.tables import text_table
-from emma.tools.evaluation.targets import resolve_run
 from emma.tools.languages.labels import language_name
 
 __all__ = ["ItemReport", "item_report", "items_table"]
@@ -68,9 +66,7 @@ def item_report(
         UserError: the benchmark has no parallel items or none were kept, languages were asked different items, or they
             are too few.
     """
-    folder = Path(run)
-    if not (folder / "models.json").is_file():
-        folder = resolve_run(run)[0] / "evaluation"
+    folder = evaluation_folder(run)
     if not benchmark(name).parallel:
         raise UserError(f"{name}: its items differ between languages, so they are on no common scale")
     rows = [row for row in read_results(folder) if row.benchmark == name]

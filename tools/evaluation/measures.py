@@ -22,7 +22,8 @@ class Metric:
         better: `higher` or `lower`.
         factor: multiplies the stored value to give the displayed one.
         digits: decimal places to display.
-        kind: `score`, `baseline` (chance, majority) or `health` (a sign of broken outputs).
+        kind: `score`, `baseline` (chance, majority), `health` (a sign of broken outputs), `language` (of outputs), or
+            `unseen` (a learned metric where its encoder does not know the languages: not valid, in no average).
     """
 
     key: str

@@ -13,7 +13,14 @@ from emma.base.files import read_json
 from emma.tools.evaluation.journal import Journal, LanguageScores
 from emma.tools.evaluation.results import BENCHMARK, Result, read_results
 
-__all__ = ["EvaluatedModel", "evaluated_models", "item_scores", "journal_of", "stored_scores"]
+__all__ = [
+    "EvaluatedModel",
+    "evaluated_models",
+    "evaluation_folder",
+    "item_scores",
+    "journal_of",
+    "stored_scores",
+]
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,18 @@ class EvaluatedModel:
 def journal_of(folder: Path, model: str) -> Journal:
     """Journal of a model in an evaluation folder."""
     return Journal(folder / "heldout" / f"{model.replace('/', '_')}.jsonl")
+
+
+def evaluation_folder(run: str) -> Path:
+    """The evaluation folder of a run, or the one that is named itself.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    from emma.tools.evaluation.targets import resolve_run
+
+    folder = Path(run)
+    return folder if (folder / "models.json").is_file() else resolve_run(run)[0] / "evaluation"
 
 
 def evaluated_models(folder: Path) -> list[EvaluatedModel]:

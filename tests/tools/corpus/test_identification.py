@@ -92,6 +92,16 @@ def test_a_file_that_is_not_a_fasttext_model(tmp_path: Path) -> None:
         identifier(Identification(backend="fasttext", model=str(tmp_path / "bad.bin")))
 
 
+def test_the_installed_package_reads_a_fasttext_model() -> None:
+    pytest.importorskip("fasttext")
+    model = Path(__file__).parents[1] / "evaluation" / "quality" / "identifier.ftz"
+    found = identifier(Identification(backend="fasttext", model=str(model)))
+    assert found is not None and {"eng", "spa", "rus"} <= found.known
+    text = "Toda persona tiene derecho a la libertad de pensamiento, de conciencia y de religión. " * 2
+    assert found.mismatch(text, "spa_Latn") is None
+    assert (found.mismatch(text, "eng_Latn") or "").startswith("spa_Latn (")
+
+
 def test_a_model_belongs_to_fasttext() -> None:
     with pytest.raises(ValueError, match="go together"):
         Identification(backend="fasttext")

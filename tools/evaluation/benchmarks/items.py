@@ -40,6 +40,7 @@ class Item:
         row: the fields that it was rendered from.
         examples: the rows of its worked examples.
         cluster: what it belongs to, as a hash; empty if it stands by itself.
+        source: the sentence to translate; None if it is no translation.
     """
 
     index: int
@@ -50,6 +51,7 @@ class Item:
     row: Mapping[str, Any] | None = None
     examples: tuple[dict[str, Any], ...] = ()
     cluster: str = ""
+    source: str | None = None
 
 
 def build_items(
@@ -160,7 +162,8 @@ def render(benchmark: Benchmark, code: str, row: Row, examples: Sequence[Row] = 
         gold = _gold(benchmark, code, index, text, choices)
     cluster = _template(benchmark.cluster).render(fields) if benchmark.cluster else ""
     cluster = hashlib.sha256(cluster.encode()).hexdigest()[:16] if cluster else ""
-    return Item(index, prompt, choices, gold, reference, fields, tuple(examples), cluster)
+    source = str(fields["source"]) if benchmark.from_english is not None else None
+    return Item(index, prompt, choices, gold, reference, fields, tuple(examples), cluster, source)
 
 
 def _gold(benchmark: Benchmark, code: str, index: int, text: Any, choices: Sequence[str]) -> int:

@@ -105,8 +105,8 @@ def write_unit(path: Path, unit: Finished, samples: Iterable[Mapping[str, Any]])
 def read_samples(path: Path) -> Iterator[dict[str, Any]]:
     """Samples of a unit.
 
-    Each has `index prompt prompt_sha256`, `choices gold likelihoods` or `reference output`, and `scores`
-    (metric → the item's value or sufficient statistics).
+    Each has `index prompt prompt_sha256`, `choices gold likelihoods` or `source reference output` (a source only in
+    translations), and `scores` (metric → the item's value or sufficient statistics).
 
     Args:
         path: path of the unit's scores.

@@ -387,8 +387,8 @@ def _samples(
             sample["cluster"] = item.cluster
         if item.choices:
             sample |= {"choices": item.choices, "gold": item.gold}
-        if item.reference is not None:
-            sample["reference"] = item.reference
+        known = {"source": item.source, "reference": item.reference}
+        sample |= {key: value for key, value in known.items() if value is not None}
         sample |= {"output" if key == "text" else key: value for key, value in given.items()}
         sample["scores"] = {
             name: score.items[number] for name, score in scores.items() if len(score.items) == len(items)

@@ -70,6 +70,9 @@ def test_runs_every_kind_and_repeats_nothing(arguments: list[str | Path], tmp_pa
     assert [sample["reference"] for sample in samples] == [
         f"{SENTENCES['hin_Deva']} ({n}) devtest" for n in range(3)
     ]
+    assert [sample["source"] for sample in samples] == [
+        f"{SENTENCES['eng_Latn']} ({n}) devtest" for n in range(3)
+    ]
     assert all(isinstance(sample["output"], str) for sample in samples)
     assert all(len(sample["scores"]["chrf++"]) == 24 for sample in samples)
     details = json.loads(unit.read_text())["details"]
