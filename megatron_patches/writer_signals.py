@@ -59,9 +59,10 @@ def shielded(get_queue: Callable[..., Any]) -> Callable[..., Any]:
 
 def _writes_itself() -> bool:
     """Whether no other process writes checkpoints; without a run's arguments nobody says so."""
-    from megatron.training.global_vars import _GLOBAL_ARGS as args
+    from megatron.training import global_vars
 
-    return args is not None and not args.async_save
+    arguments = global_vars._GLOBAL_ARGS
+    return arguments is not None and not arguments.async_save
 
 
 @contextlib.contextmanager
