@@ -85,7 +85,7 @@ test-mutants: $(READY)  ## break the code where it must never be wrong, and see 
 demo: $(READY)  ## run every stage on this machine, on real text in 100+ languages
 	$(BIN)/python -P -m emma.tools.demo
 
-demo-compare: $(READY)  ## run the demo, then compare training with and without translations at equal budget
+demo-compare: $(READY)  ## run the demo, then compare mixes at equal budget: without and with translations, optimised
 	$(BIN)/python -P -m emma.tools.demo --compare
 
 docs: $(READY)  ## build the guides and the API reference as a searchable site in site/

@@ -1,5 +1,5 @@
 """A helper process of the checkpoint writer dies of the signal that asks its rank to save and stop, and
-outlives a rank that is killed."""
+outlives a rank that is killed; where the rank itself writes, it needs none."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.managers import SyncManager
+from queue import SimpleQueue
 from typing import Any
 
 from emma.base.processes import end_with_parent
@@ -34,13 +35,16 @@ def condition(machine: Machine) -> Decision:
 def shielded(get_queue: Callable[..., Any]) -> Callable[..., Any]:
     """`get_write_results_queue` whose server process starts with the stop signals blocked.
 
-    The first save starts a server that holds the writers' queue as long as the rank lives. Blocked signals
+    A rank that saves by itself has its results in a queue of its own instead: a server would import torch again.
+    Otherwise the first save starts a server that holds the writers' queue as long as the rank lives. Blocked signals
     are inherited, so the server never sees them; the rank gets those that arrived meanwhile once the server
     has started. The server still ends with the rank, even by SIGKILL, after which it would otherwise wait
     forever.
     """
 
     def get_write_results_queue(mp_mode: str = "spawn") -> Any:
+        if _writes_itself():
+            return SimpleQueue()
         # Python's resource tracker unblocks SIGTERM when it starts, so it must be running before.
         resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
@@ -51,6 +55,14 @@ def shielded(get_queue: Callable[..., Any]) -> Callable[..., Any]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     return get_write_results_queue
+
+
+def _writes_itself() -> bool:
+    """Whether no other process writes checkpoints; without a run's arguments nobody says so."""
+    from megatron.training import global_vars
+
+    arguments = global_vars._GLOBAL_ARGS
+    return arguments is not None and not arguments.async_save
 
 
 @contextlib.contextmanager

@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -25,6 +26,8 @@ from emma.slurm.sweep import SweepFolder
 from emma.slurm.trial import begin, evaluate, watch
 from emma.tools.plan.alternatives import check_fits
 from emma.tools.runs.run_folder import RunFolder
+from emma.tools.training.forked import forking, is_alone
+from emma.tools.training.launch import rank_environment
 from emma.tools.training.proven import refuse_unproven
 
 __all__ = ["plan_local", "run_local"]
@@ -91,9 +94,9 @@ def run_local(folder: SweepFolder, numbers: Sequence[int], at_once: int) -> list
                 History(folder.folder(number)).add(
                     "submitted", stage="train", link="trial", job=None, after=""
                 )
-        with ThreadPoolExecutor(at_once) as pool:
+        with _ranks(folder, len(numbers)) as variables, ThreadPoolExecutor(at_once) as pool:
             try:
-                for _ in pool.map(lambda number: _run(folder, number, slots), numbers):
+                for _ in pool.map(lambda number: _run(folder, number, slots, variables), numbers):
                     pass
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -101,11 +104,18 @@ def run_local(folder: SweepFolder, numbers: Sequence[int], at_once: int) -> list
         return write_results(folder)
 
 
+def _ranks(folder: SweepFolder, trials: int) -> AbstractContextManager[dict[str, str]]:
+    """What the environment of trainings needs, for as long as they run: on a CPU, several trials are forked from one process
+    that has imported torch and Megatron."""
+    recipe = recipes_of(folder)[0]
+    return forking(rank_environment(recipe)) if trials > 1 and is_alone(recipe) else nullcontext({})
+
+
 # Optuna's samplers are asked one at a time: a trial's values may depend on the results so far.
 _asking = threading.Lock()
 
 
-def _run(folder: SweepFolder, number: int, slots: SimpleQueue[int]) -> None:
+def _run(folder: SweepFolder, number: int, slots: SimpleQueue[int], variables: Mapping[str, str]) -> None:
     slot = slots.get()
     try:
         with _asking:
@@ -125,8 +135,7 @@ def _run(folder: SweepFolder, number: int, slots: SimpleQueue[int]) -> None:
             if folder.sweep.pruning:
                 watcher = threading.Thread(target=watch, args=(folder.path, number), daemon=True)
                 watcher.start()
-            devices = _devices(folder, number, slot)
-            code = _emma(["train", str(run)], output, devices)
+            code = _emma(["train", str(run)], output, {**variables, **_devices(folder, number, slot)})
             history.add(
                 "ended", job=None, restart=0, launch=0, step=RunFolder(run).latest_step(), exit_code=code
             )

@@ -123,6 +123,39 @@ def compare(runs: tuple[str, ...], output: Path, export_folder: Path | None, as_
 
 
 @group.command()
+@click.argument("merge", metavar="MERGE")
+@click.argument("parents", metavar="PARENT...", nargs=-1, required=True)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("merge.html"),
+    show_default=True,
+    help="File to write.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the page's path and counts as JSON.")
+def merge(merge: str, parents: tuple[str, ...], output: Path, as_json: bool) -> None:
+    """Write one self-contained page about a MERGE and its PARENTs: what was restored, what was lost.
+
+    Each is the folder that `emma evaluate run MODEL --base BASE` has written, or a RUN, all with the same base. Of every
+    test (a language of held-out text or of a benchmark) in which a parent differs from the base beyond chance, the page
+    says whether the merge takes that back.
+
+    \b
+    emma report merge evaluation/restored runs/emma_llama3.1_8b_bi evaluation/Llama-3.1-8B-Instruct
+    """
+    from emma.base.files import write_text
+    from emma.tools.report.merge import merge_page, merge_view, read_evaluated
+
+    view = merge_view(read_evaluated(merge), [read_evaluated(parent) for parent in parents])
+    write_text(output, merge_page(view))
+    counts = {
+        parent.name: {fate: parent.count(fate) for fate in ("restored", "still lost", "kept", "lost")}
+        for parent in view.parents
+    }
+    _say(output, {"page": str(output), "merge": view.child, "base": view.base, "parents": counts}, as_json)
+
+
+@group.command()
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--output",

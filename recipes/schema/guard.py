@@ -26,6 +26,9 @@ class Replay(Section):
     """Largest part for all such groups together; above it, each gets proportionally less."""
     phases: int = Field(1, gt=0)
     """How many phases may follow each other; in the last one, the guard stops the run instead."""
+    law: str | None = None
+    """A `fit.json` of `emma mix optimise`, whose law says how large the parts must be, in place of `weak` and `strong`.
+    Default: that of the run's only optimisation; `weak` and `strong` where there is none, or several."""
     documents: Literal["unread", "all"] = "unread"
     """What the phase reads. `unread`: documents that the run has not consumed, and no others. `all`: any, within what is
     left of their sources' caps, for runs that read their text several times."""

@@ -69,3 +69,23 @@ def test_without_the_patch_the_queue_is_gone() -> None:
 def test_the_queue_survives_and_the_rank_gets_the_signal() -> None:
     assert run_ranks(stop_and_put, 1, "after") == [(7, [signal.SIGTERM])]
     assert run_ranks(stop_and_put, 1, "meanwhile") == [(7, [signal.SIGTERM])]
+
+
+def own_queue(asynchronous: bool) -> tuple[int, int]:
+    """Puts and gets a value as a run's rank; returns it, and how many processes that took."""
+    from types import SimpleNamespace
+
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.training import global_vars
+
+    filesystem_async._results_queue = None
+    global_vars._GLOBAL_ARGS = SimpleNamespace(async_save=asynchronous)
+    before = len(multiprocessing.active_children())
+    queue = filesystem_async.get_write_results_queue()
+    queue.put(7)
+    return queue.get_nowait(), len(multiprocessing.active_children()) - before
+
+
+def test_a_rank_that_writes_by_itself_starts_no_server() -> None:
+    assert run_ranks(own_queue, 1, False) == [(7, 0)]
+    assert run_ranks(own_queue, 1, True) == [(7, 1)]

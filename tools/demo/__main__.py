@@ -24,7 +24,11 @@ def overrides_for(folder: Path) -> list[str]:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
-@click.option("--compare", is_flag=True, help="Then also train with and without translations, and compare.")
+@click.option(
+    "--compare",
+    is_flag=True,
+    help="Then also train without and with translations and with optimised shares, and compare.",
+)
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),

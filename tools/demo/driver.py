@@ -92,7 +92,9 @@ def run_steps(steps: Sequence[Step], record: Record, lock: IO[Any]) -> bool:
         started = time.monotonic()
         if step.stop is not None and _latest(step.stop.run) >= step.stop.step:
             click.echo(f"step {step.stop.step} was already reached")
-        elif code := _wait(_start(step, lock), step.stop):
+        elif (code := _wait(_start(step, lock), step.stop)) and not (
+            code in step.accepts and all(path.exists() for path in step.outputs)
+        ):
             raise CheckFailedError(
                 f"`{shlex.join(step.command)}` ended with exit code {code}. Finished steps are kept. "
                 "Fix: run the same command again to continue"

@@ -66,6 +66,7 @@ class Replayed:
         sources: all of the mix.
         short: sources that give less than asked for, because of their caps or because too little is unread.
         notes: of the plan.
+        rule: how the parts were found, in words.
     """
 
     consumed_samples: int
@@ -74,6 +75,7 @@ class Replayed:
     sources: list[ReplayedSource]
     short: list[str]
     notes: list[str]
+    rule: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """For `guard.json`: all numbers, the sources only where replayed or short; every source is in the mix's plan."""

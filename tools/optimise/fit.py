@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from emma.base.errors import UserError
-from emma.tools.optimise.law import Law, fit_law
+from emma.tools.laws.law import Law, fit_law
+from emma.tools.laws.stored import StoredLaw
 from emma.tools.optimise.propose import FRONT, Problem, Solution, front, solve
 from emma.tools.optimise.study import Study
 from emma.tools.optimise.trials import Trials
@@ -131,7 +132,6 @@ class Fit:
                     "ceiling": float(self.ceilings[n]),
                     "held_out_error": float(self.held_out.errors[n]),
                     "recipe": float(self.law.parameters[n, 0]),
-                    "parameters": self.law.parameters[n].tolist(),
                 }
                 for n, name in enumerate(self.trials.groups)
             },
@@ -147,6 +147,7 @@ class Fit:
             "intervals": {name: self.intervals[:, n].tolist() for n, name in enumerate(levers)},
             "notes": self.notes(),
             "store": self.trials.store,
+            "fitted": StoredLaw(self.target_law, levers, self.trials.groups).to_dict(),
         }
 
 

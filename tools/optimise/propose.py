@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from emma.tools.optimise.law import Law
+from emma.tools.laws.law import Law
 
 __all__ = ["FRONT", "MARGIN", "Problem", "Solution", "front", "solve"]
 

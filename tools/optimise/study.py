@@ -21,9 +21,9 @@ from emma.recipes.compose import ROOT, parse_override
 from emma.recipes.load import load_recipe, run_file
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.optimisation import Optimisation
+from emma.tools.laws.law import Repetition
 from emma.tools.mix.plan import MixPlan
 from emma.tools.mix.prepare import MixSettings, plan_mix
-from emma.tools.optimise.law import Repetition
 from emma.tools.optimise.levers import Lever, free_levers, keys_of, levers_of, proportional, shares_of
 
 __all__ = ["Study", "Target", "write_sweep"]

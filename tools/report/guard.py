@@ -86,7 +86,8 @@ def guard_sentences(run: RunRecord) -> list[str]:
             more = ", ".join(f"{100 * part:g} % more text of {group}" for group, part in parts.items())
             said.append(
                 f"At step {step} of {name}, forgetting was above its bound ({before.reason}). The rest of the budget was "
-                f"trained as a phase with {more}, on documents that had not been read."
+                f"trained as a phase with {more} ({before.replay.get('rule') or 'fixed parts'}), on documents that had not "
+                "been read."
             )
     said += [f"{look}." for look in view.looks]
     if view.decision is not None:

@@ -19,6 +19,7 @@ from emma.base.progress import progress
 from emma.recipes.networks import network
 from emma.recipes.schema import Recipe
 from emma.tools.runs.run_folder import GOES_BACK, Launch, RunFolder
+from emma.tools.training.forked import can_fork, is_alone
 
 __all__ = [
     "compute_reference",
@@ -30,7 +31,10 @@ __all__ = [
 
 
 def launch_command(recipe: Recipe, run: RunFolder, logs: str) -> list[str]:
-    """The command line that starts the ranks: torchrun on one machine, srun under Slurm."""
+    """The command line that starts the ranks: torchrun on one machine, srun under Slurm; in a sweep on this machine, one
+    rank on a CPU is forked from a process that has imported what it needs."""
+    if is_alone(recipe) and can_fork(rank_environment(recipe)):
+        return [sys.executable, "-P", "-m", "emma.tools.training.forked", "rank", str(run.path), logs]
     if recipe.cluster.launcher == "srun":
         # Without torchrun, which would swallow Slurm's signals and kill ranks that are saving.
         output = f"--output={logs}/rank-%t.log"

@@ -7,12 +7,15 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from emma.base.errors import UserError
 from emma.recipes.load import load_recipe, write_recipe
 from emma.recipes.schema import Recipe
 from emma.tools.mix.build import build_mix
 from emma.tools.mix.prepare import MixSettings
-from emma.tools.mix.replay import Replayed, parts_of, replayed_mix
+from emma.tools.mix.replay import Replayed, replayed_mix
+from emma.tools.mix.replay_law import parts_by_rule
 from emma.tools.runs.decision import Decision
 from emma.tools.runs.run_folder import RunFolder
 
@@ -78,7 +81,13 @@ def phase_of(recipe: Recipe, folder: Path, decision: Decision) -> tuple[Recipe, 
     rest = schedule.steps - decision.step
     name = _next_name(recipe.name)
     samples = decision.step * recipe.batch.global_
-    parts = parts_of({look.group: (look.rise, look.bound) for look in decision.looks}, guard.replay)
+    asked = parts_by_rule(
+        {look.group: (look.rise, look.bound) for look in decision.looks},
+        guard.replay,
+        pq.read_table(recipe.mix_folder / "plan.parquet").to_pylist(),
+        rest / schedule.steps,
+        sorted((folder.parent / f"{recipe.name}-mix").glob("*/fit.json")),
+    )
     settings = replace(
         MixSettings.of_recipe(recipe),
         name=name,
@@ -86,7 +95,8 @@ def phase_of(recipe: Recipe, folder: Path, decision: Decision) -> tuple[Recipe, 
         samples=rest * recipe.batch.global_,
     )
     again = guard.replay.documents == "all"
-    mix, numbers = replayed_mix(settings, recipe.mix_folder, samples, parts, again=again)
+    mix, numbers = replayed_mix(settings, recipe.mix_folder, samples, asked.parts, again=again)
+    law = None if asked.law is None else str(asked.law)
     values = recipe.to_dict()
     phases = guard.replay.phases - 1
     values |= {
@@ -101,11 +111,11 @@ def phase_of(recipe: Recipe, folder: Path, decision: Decision) -> tuple[Recipe, 
             "false_alarms": guard.false_alarms * rest / schedule.steps,
             "from_step": math.ceil(guard.replay.settle * rest),
             "base": guard.base or str(folder),
-            "replay": values["guard"]["replay"] | {"phases": max(1, phases)},
+            "replay": values["guard"]["replay"] | {"phases": max(1, phases), "law": guard.replay.law or law},
         },
     }
     values["safety"] = values["safety"] | {"skip_steps": []}
-    return Recipe.model_validate(values), numbers
+    return Recipe.model_validate(values), replace(numbers, rule=asked.rule)
 
 
 def _next_name(name: str) -> str:

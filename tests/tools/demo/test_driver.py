@@ -19,12 +19,17 @@ ROOT = Path(__file__).parents[3]
 
 
 def script(
-    name: str, folder: Path, code: str, outputs: tuple[Path, ...] = (), stop: Stop | None = None
+    name: str,
+    folder: Path,
+    code: str,
+    outputs: tuple[Path, ...] = (),
+    stop: Stop | None = None,
+    accepts: tuple[int, ...] = (0,),
 ) -> Step:
     """A step that notes its name in `log` and runs `code` in its own Python process."""
     text = f"import pathlib, signal, sys, time\nfolder = pathlib.Path({str(folder)!r})\n"
     text += f"(folder / 'log').open('a').write({name + ' '!r})\n" + code
-    return Step(name, name, ("python", "-c", text), outputs, stop)
+    return Step(name, name, ("python", "-c", text), outputs, stop, accepts)
 
 
 def run(folder: Path, *steps: Step) -> bool:
@@ -61,6 +66,19 @@ def test_a_failure_keeps_what_was_done(tmp_path: Path) -> None:
     (tmp_path / "mended").touch()
     run(tmp_path, *steps)
     assert log(tmp_path) == ["a", "b", "b", "c"]
+
+
+def test_an_exit_code_that_is_a_result_counts_only_with_its_outputs(tmp_path: Path) -> None:
+    made = tmp_path / "verdict"
+    step = script("a", tmp_path, "sys.exit(1)", accepts=(0, 1), outputs=(made,))
+    with pytest.raises(CheckFailedError, match="exit code 1"):
+        run(tmp_path, step)
+    made.touch()
+    run(tmp_path, step)
+    run(tmp_path, step)
+    assert log(tmp_path) == ["a", "a"], "done, and not run again"
+    with pytest.raises(CheckFailedError, match="exit code 1"):
+        run(tmp_path, script("b", tmp_path, "sys.exit(1)", outputs=(made,)))
 
 
 TRAINER = """
@@ -150,6 +168,19 @@ def test_the_demo_has_every_stage_once_and_its_names_are_unique() -> None:
         None,
     ]
     load_recipe("demo", train[-1].command[3:])  # the other layout is valid
+
+
+def test_the_optimised_run_has_the_proposals_data_and_the_others_budget(tmp_path: Path) -> None:
+    mono, bilingual = load_recipe("demo_mono"), load_recipe("demo_bi")
+    steps = {step.name: step for step in compare_steps(mono, bilingual, Path("demo/base"))}
+    assert steps["compare"].command[3:6] == tuple(f"demo/runs/demo_{name}" for name in ("mono", "bi", "opt"))
+    _, _, name, *overrides = steps["demo_opt-train"].command
+    proposal = tmp_path / "proposal.yaml"
+    proposal.write_text("base: demo\nname: demo_opt_1\nmix: {components: {code: {share: 20.0}}}\n")
+    assert overrides[-1] == "data=demo/runs/demo-mix/demo/proposal.yaml"
+    recipe = load_recipe(name, [*overrides[:-1], f"data={proposal}"])
+    assert recipe.name == "demo_opt" and recipe.data.mix.components["code"].share == 20.0
+    assert recipe.total_tokens == bilingual.total_tokens and recipe.start == bilingual.start
 
 
 def test_both_mixes_have_one_store_and_one_budget() -> None:

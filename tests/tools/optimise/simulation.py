@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from emma.tools.laws.law import Law, Repetition, fit_law
 from emma.tools.optimise.fit import group_noise
-from emma.tools.optimise.law import Law, Repetition, fit_law
 from emma.tools.optimise.propose import MARGIN, Problem, solve
 
 __all__ = ["Draw", "Truth", "design", "draw", "make_truth", "simulate"]

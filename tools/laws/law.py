@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from emma.tools.optimise.models import MODELS, Model
+from emma.tools.laws.models import MODELS, Model
 
 __all__ = ["Law", "Repetition", "fit_law"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emma.tools.optimise.law import Law, Repetition, fit_law
-from emma.tools.optimise.models import MODELS, sigmoid
+from emma.tools.laws.law import Law, Repetition, fit_law
+from emma.tools.laws.models import MODELS, sigmoid
 from tests.tools.optimise.simulation import LEVERS, design, fitted, make_truth
 
 

@@ -1,0 +1,1 @@
+"""Laws of validation losses in the shares of a mix."""
