@@ -1,0 +1,167 @@
+"""Context parallelism with masked documents: on any number of ranks each token has the loss that it has on one, and weights
+get the same gradients.
+
+What runs is the product up to the call of the kernel. The kernel is the local one with a dense mask, as on a cluster
+without GPUs, or takes packed documents as Transformer Engine's does (`documents_by_hand.PlainAttention`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ranks import run_ranks
+from tests.small_recipe import small_recipe
+
+torch = pytest.importorskip("torch")
+
+LENGTH, ROWS = 32, 2
+# Lengths of the documents of a micro-batch's samples: single tokens, one document over all, none that any number of
+# ranks divides, ends next to the cuts.
+DOCUMENTS = [
+    [[1] * LENGTH, [LENGTH]],
+    [[LENGTH], [7, 1, 1, 5, 18]],
+    [[15, 2, 15], [16, 16]],
+    [[1, 30, 1], [3, 29]],
+]
+
+
+def micro_batches(dense: bool) -> list[dict[str, Any]]:
+    from torch.utils.data import default_collate
+
+    from tests.tools.training.documents_by_hand import random_lengths, sample_of
+
+    generator = torch.Generator().manual_seed(1)
+    cases = [
+        *DOCUMENTS,
+        *([random_lengths(LENGTH, most, most), random_lengths(LENGTH, 9, most)] for most in (4, 20)),
+    ]
+    return [
+        default_collate(
+            [
+                sample_of(row, torch.randint(512, (LENGTH + 1,), generator=generator), dense=dense)
+                for row in case
+            ]
+        )
+        for case in cases
+    ]
+
+
+def computed(
+    flags: list[str], shape: Any, dense: bool, divided: bool
+) -> list[tuple[Any, int, dict[str, Any]]]:
+    """In a rank, for each micro-batch: losses of its tokens ([rows, tokens]), number of those that count, and, without
+    tensor parallelism, gradients of all weights as the ranks sum them."""
+    import sys
+
+    from megatron.core import mpu
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.training.argument_utils import gpt_config_from_args
+    from megatron.training.arguments import parse_and_validate_args
+    from megatron.training.initialize import initialize_megatron
+
+    from emma.tools.training.context import divide_heads
+    from emma.tools.training.forward import ForwardStep
+    from emma.tools.training.network import configure_model
+    from tests.tools.training.documents_by_hand import PlainAttention
+
+    sys.argv = ["train", *flags]
+    args = parse_and_validate_args()
+    initialize_megatron(allow_no_cuda=True)
+    config = gpt_config_from_args(args)
+    configure_model(config, shape)
+    if not dense:
+        spec = config.transformer_layer_spec
+
+        def packed(config: Any, vp_stage: int | None = None) -> Any:
+            layer = spec(config, vp_stage)
+            layer.submodules.self_attention.submodules.core_attention = PlainAttention
+            return layer
+
+        config.transformer_layer_spec = packed
+    if divided:
+        divide_heads(config, LENGTH)
+    (model,) = config.get_builder_cls()(config).build_distributed_models(
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(), wrap_with_ddp=False
+    )
+    found = []
+    for batch in micro_batches(dense):
+        model.zero_grad()
+        output, loss = ForwardStep()(iter([batch]), model)
+        total, count, _ = loss(output)
+        total.backward()
+        gradients: dict[str, Any] = {}
+        if args.tensor_model_parallel_size == 1:
+            for name, weight in model.named_parameters():
+                torch.distributed.all_reduce(weight.grad, group=mpu.get_context_parallel_group())
+                gradients[name] = weight.grad.clone()
+        found.append((output.detach(), int(count), gradients))
+    torch.distributed.destroy_process_group()
+    return found
+
+
+def flags_of(recipe: Any) -> list[str]:
+    from emma.tools.runs.checkpoints import LoadPlan
+    from emma.tools.training.arguments import megatron_arguments
+
+    return megatron_arguments(recipe, LoadPlan("scratch"), 1, Path("unused"), None)
+
+
+@pytest.mark.parametrize(
+    ("context", "tensor", "dense", "model"),
+    [
+        (2, 1, False, "model.query_groups=2"),
+        (2, 1, True, "model.query_groups=4"),
+        (4, 1, False, "model.query_groups=2"),
+        (2, 2, False, "model.query_groups=4"),
+        pytest.param(2, 2, True, "model.query_groups=2", marks=pytest.mark.slow),
+        # Three groups: neither divides the other. Six heads and their channels stay whole.
+        pytest.param(
+            2,
+            1,
+            False,
+            "model.attention_heads=6 model.query_groups=3 model.head_dim=16",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(8, 1, False, "model.attention_heads=8 model.head_dim=8", marks=pytest.mark.slow),
+        pytest.param(4, 1, True, "model.sliding_window=5", marks=pytest.mark.slow),
+    ],
+)
+def test_every_token_has_the_loss_of_one_rank(
+    context: int, tensor: int, dense: bool, model: str, tmp_path: Path
+) -> None:
+    plain = small_recipe(tmp_path / "one", model.split())
+    layout = f"parallelism={{context: {context}, tensor: {tensor}, sequence: {str(tensor > 1).lower()}}}"
+    cut = small_recipe(
+        tmp_path / "cut", [*model.split(), f"cluster.gpus_per_node={context * tensor}", layout]
+    )
+    (expected,) = run_ranks(computed, 1, flags_of(plain), plain.model, dense, False)
+    ranks = run_ranks(computed, context * tensor, flags_of(cut), cut.model, dense, True)
+    for case, (losses, count, gradients) in enumerate(expected):
+        parts = [rank[case] for rank in ranks[::tensor]]
+        assert sum(part[1] for part in parts) == count
+        torch.testing.assert_close(torch.cat([part[0] for part in parts], 1), losses, rtol=1e-5, atol=1e-5)
+        for name, gradient in parts[0][2].items():
+            scale = float(gradients[name].abs().max())
+            assert scale > 0 or name.endswith("bias")
+            torch.testing.assert_close(gradient, gradients[name], rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_a_sample_is_cut_without_loss() -> None:
+    """Each token is on exactly one rank, with its own label, mask and position."""
+    from emma.tools.training.context import share
+
+    for batch in micro_batches(False) + micro_batches(True):
+        for ranks in (1, 2, 4, 8, 32):
+            parts = [share(batch, rank, ranks) for rank in range(ranks)]
+            for key in ("tokens", "labels", "loss_mask", "position_ids"):
+                assert torch.equal(torch.cat([part[key] for part in parts], 1), batch[key])
+            for key in {"cu_seqlens", "max_seqlen", "attention_mask"} & batch.keys():
+                assert all(torch.equal(part[key], batch[key]) for part in parts)
+            positions = torch.cat([part["positions"] for part in parts])
+            packed = "cu_seqlens" in batch
+            assert torch.equal(positions, batch["position_ids"][0] if packed else torch.arange(LENGTH))
+    with pytest.raises(ValueError, match="32 tokens cannot be divided over 5"):
+        share(batch, 0, 5)
