@@ -209,18 +209,18 @@ def _batch(recipe: Recipe) -> Iterator[Fault]:
             f"{batch.sequence_length} is longer than the model's {recipe.model.max_position_embeddings} positions",
             "shorten it, or raise model.max_position_embeddings if the model is meant to learn longer contexts",
         )
+    if p.context > 1 and batch.sequence_length % (2 * p.context):
+        yield (
+            "batch.sequence_length",
+            f"{batch.sequence_length} is not a multiple of 2 × context = {2 * p.context}",
+            f"use a multiple of {2 * p.context}",
+        )
     cuts = p.context * p.tensor if p.sequence else 1
     if batch.sequence_length % cuts:
         yield (
             "batch.sequence_length",
             f"{batch.sequence_length} is not a multiple of the {cuts} ranks that sequence and context parallelism divide it over",
             f"use a multiple of {cuts}",
-        )
-    if p.context > 1 and batch.sequence_length % (2 * p.context):
-        yield (
-            "batch.sequence_length",
-            f"{batch.sequence_length} is not a multiple of 2 × context = {2 * p.context}",
-            f"use a multiple of {2 * p.context}",
         )
 
 

@@ -61,7 +61,12 @@ IMPOSSIBLE: dict[str, tuple[list[str], str, list[str]]] = {
         ["needs Transformer Engine"],
     ),
     "unmasked context parallelism and windows": (
-        ["parallelism.context=2", "batch.document_masking=false", "model.sliding_window=1024"],
+        [
+            "parallelism.context=2",
+            "batch.document_masking=false",
+            "model.architecture=mistral",
+            "model.sliding_window=1024",
+        ],
         "parallelism.context",
         ["windows", "document_masking to true"],
     ),
@@ -238,7 +243,7 @@ def test_impossible_combination_is_refused(name: str) -> None:
     [
         ["parallelism.pipeline=2", "parallelism.virtual_pipeline=2"],
         ["parallelism.context=2", "batch.document_masking=false"],
-        ["parallelism.context=2", "model.sliding_window=1024"],
+        ["parallelism.context=2", "model.architecture=mistral", "model.sliding_window=1024"],
         ["layout=local_cpu", "cluster=local_cpu_4", "parallelism.context=4"],
         ["parallelism.recompute=full", "parallelism.recompute_layers=32"],
         ["cluster=b200_8", "precision=fp8_mxfp8"],

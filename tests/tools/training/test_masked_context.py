@@ -49,21 +49,16 @@ def micro_batches(dense: bool) -> list[dict[str, Any]]:
     ]
 
 
-def computed(
-    flags: list[str], shape: Any, dense: bool, divided: bool
-) -> list[tuple[Any, int, dict[str, Any]]]:
-    """In a rank, for each micro-batch: losses of its tokens ([rows, tokens]), number of those that count, and, without
-    tensor parallelism, gradients of all weights as the ranks sum them."""
+def build(flags: list[str], shape: Any, dense: bool, divided: bool) -> Any:
+    """In a rank: the recipe's model as the worker builds it, but for the kernel of packed documents."""
     import sys
 
-    from megatron.core import mpu
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.training.argument_utils import gpt_config_from_args
     from megatron.training.arguments import parse_and_validate_args
     from megatron.training.initialize import initialize_megatron
 
     from emma.tools.training.context import divide_heads
-    from emma.tools.training.forward import ForwardStep
     from emma.tools.training.network import configure_model
     from tests.tools.training.documents_by_hand import PlainAttention
 
@@ -86,6 +81,19 @@ def computed(
     (model,) = config.get_builder_cls()(config).build_distributed_models(
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(), wrap_with_ddp=False
     )
+    return model
+
+
+def computed(
+    flags: list[str], shape: Any, dense: bool, divided: bool
+) -> list[tuple[Any, int, dict[str, Any]]]:
+    """In a rank, for each micro-batch: losses of its tokens ([rows, tokens]), number of those that count, and, without
+    tensor parallelism, gradients of all weights as the ranks sum them."""
+    from megatron.core import mpu
+
+    from emma.tools.training.forward import ForwardStep
+
+    model = build(flags, shape, dense, divided)
     found = []
     for batch in micro_batches(dense):
         model.zero_grad()
@@ -93,7 +101,7 @@ def computed(
         total, count, _ = loss(output)
         total.backward()
         gradients: dict[str, Any] = {}
-        if args.tensor_model_parallel_size == 1:
+        if mpu.get_tensor_model_parallel_world_size() == 1:
             for name, weight in model.named_parameters():
                 torch.distributed.all_reduce(weight.grad, group=mpu.get_context_parallel_group())
                 gradients[name] = weight.grad.clone()
@@ -165,3 +173,92 @@ def test_a_sample_is_cut_without_loss() -> None:
             assert torch.equal(positions, batch["position_ids"][0] if packed else torch.arange(LENGTH))
     with pytest.raises(ValueError, match="32 tokens cannot be divided over 5"):
         share(batch, 0, 5)
+
+
+def _as_pieces(batch: Any, packed: Any) -> None:
+    """Positions begin anew with each rank's piece."""
+    packed.positions = torch.arange(len(packed.positions))
+
+
+def _one_token_more(batch: Any, packed: Any) -> None:
+    """Documents begin a token early."""
+    if packed.documents is None:
+        batch["attention_mask"][:, :, 6, 5] = False
+    else:
+        begins = packed.documents.cu_seqlens_q.clone()
+        begins[2:-1] -= 1
+        packed.documents.cu_seqlens_q = packed.documents.cu_seqlens_kv = begins.unique()
+
+
+def _one_document(batch: Any, packed: Any) -> None:
+    """Two documents are taken for one."""
+    if packed.documents is None:
+        batch["attention_mask"][:, :, 3:6, 1:3] = False
+    else:
+        begins = packed.documents.cu_seqlens_q
+        packed.documents.cu_seqlens_q = packed.documents.cu_seqlens_kv = torch.cat([begins[:2], begins[3:]])
+
+
+def proven(
+    flags: list[str], recipe: Any, dense: bool
+) -> tuple[float, dict[str, float], list[str], list[str]]:
+    """In a rank: the difference that the proof sees, the ones with faults, and what it says of right and wrong."""
+    from emma.base.errors import UserError
+    from emma.tools.training import context
+    from emma.tools.training.session import context as proof
+
+    model = build(flags, recipe.model, dense, True)
+    batch = proof.awkward_documents(recipe.batch.micro, LENGTH, dense=dense)
+    layer = model.decoder.layers[-1].self_attention
+    exchange, real = context.all_to_all, proof.to_device
+
+    def difference() -> float:
+        return float(proof.largest_difference(layer, model.rotary_pos_emb, batch))
+
+    def with_fault(fault: Any) -> Any:
+        def to_device(batch: Any, *place: int) -> Any:
+            found, packed = real({key: value.clone() for key, value in batch.items()}, *place)
+            if place:
+                fault(found, packed)
+            return found, packed
+
+        return to_device
+
+    right, wrong = difference(), {}
+    for fault in (_as_pieces, _one_token_more, _one_document):
+        proof.to_device = with_fault(fault)
+        wrong[fault.__name__] = difference()
+    proof.to_device = real
+    for name, other in {
+        "heads of another rank": lambda group, given: exchange(group, given.roll(1, 0)),
+        "half the gradient": lambda group, given: exchange(group, given.detach() / 2 + given / 2),
+    }.items():
+        context.all_to_all = other
+        wrong[name] = difference()
+    said, trained = [], []
+    for context.all_to_all in (exchange, lambda group, given: exchange(group, given.flip(0))):
+        try:
+            proof.DividedAttention(recipe).train(lambda *_: trained.append("trained"), None, [model])
+        except UserError as error:
+            said.append(str(error))
+    torch.distributed.destroy_process_group()
+    return right, wrong, said, trained
+
+
+@pytest.mark.parametrize("dense", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_launch_is_refused_where_divided_attention_is_another(dense: bool, tmp_path: Path) -> None:
+    # With one sample, the cut goes through a document.
+    recipe = small_recipe(tmp_path, ["cluster.gpus_per_node=2", "parallelism={context: 2}", "batch.micro=1"])
+    flags = flags_of(recipe)
+    if not dense:
+        # The proof asks for the form of the documents by the device.
+        recipe = recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"device": "h100"})})
+    ranks = run_ranks(proven, 2, flags, recipe, dense)
+    for right, _, said, trained in ranks:
+        assert right < 1e-5
+        (message,) = said
+        assert "parallelism.context" in message and "Nothing was trained" in message
+        assert trained == ["trained"]
+    for name in ranks[0][1]:
+        # A fault may show on one of the ranks only; all of them stop.
+        assert max(rank[1][name] for rank in ranks) > 0.1, name

@@ -121,7 +121,7 @@ def largest_difference(attention: Any, rotary: Any, batch: Batch) -> torch.Tenso
     own, share = to_device(dict(batch), rank, ranks)
     whole, documents = to_device(dict(batch))
     rows, length = whole["tokens"].shape
-    config, device = attention.config, torch.cuda.current_device()
+    config, device = attention.config, share.positions.device
     heads = (config.num_attention_heads + 2 * config.num_query_groups) // config.tensor_model_parallel_size
     mixed = torch.randn(
         (length, rows, heads * config.kv_channels),
