@@ -152,6 +152,13 @@ def _context(recipe: Recipe) -> Iterator[Fault]:
                 "heads, which masked documents divide over these ranks",
                 "choose sizes whose product divides attention_heads, or set batch.document_masking to false",
             )
+        if p.pipeline > 1 and recipe.batch.micro > 1 and recipe.cluster.device != "cpu":
+            yield (
+                "batch.micro",
+                f"{recipe.batch.micro} samples whose documents are packed become one sequence, which stages of a pipeline do "
+                "not hand on to context-parallel ranks",
+                "set it to 1",
+            )
         return
     if recipe.cluster.device == "cpu":
         yield (

@@ -55,6 +55,11 @@ IMPOSSIBLE: dict[str, tuple[list[str], str, list[str]]] = {
         "parallelism.context",
         ["tensor × context = 2 × 32", "32 attention heads"],
     ),
+    "context parallelism with masked documents, pipeline and micro-batch": (
+        ["parallelism.context=2", "parallelism.pipeline=2"],
+        "batch.micro",
+        ["2 samples", "set it to 1"],
+    ),
     "unmasked context parallelism without a GPU": (
         ["layout=local_cpu", "cluster=local_cpu_2", "parallelism.context=2", "batch.document_masking=false"],
         "parallelism.context",

@@ -49,8 +49,8 @@ def micro_batches(dense: bool) -> list[dict[str, Any]]:
     ]
 
 
-def build(flags: list[str], shape: Any, dense: bool, divided: bool) -> Any:
-    """In a rank: the recipe's model as the worker builds it, but for the kernel of packed documents."""
+def build(flags: list[str], shape: Any, plain: bool, divided: bool) -> Any:
+    """In a rank: the recipe's model as the worker builds it; with `PlainAttention` for a kernel, if asked for."""
     import sys
 
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -67,7 +67,7 @@ def build(flags: list[str], shape: Any, dense: bool, divided: bool) -> Any:
     initialize_megatron(allow_no_cuda=True)
     config = gpt_config_from_args(args)
     configure_model(config, shape)
-    if not dense:
+    if plain:
         spec = config.transformer_layer_spec
 
         def packed(config: Any, vp_stage: int | None = None) -> Any:
@@ -93,7 +93,7 @@ def computed(
 
     from emma.tools.training.forward import ForwardStep
 
-    model = build(flags, shape, dense, divided)
+    model = build(flags, shape, not dense, divided)
     found = []
     for batch in micro_batches(dense):
         model.zero_grad()
@@ -207,7 +207,7 @@ def proven(
     from emma.tools.training import context
     from emma.tools.training.session import context as proof
 
-    model = build(flags, recipe.model, dense, True)
+    model = build(flags, recipe.model, not dense, True)
     batch = proof.awkward_documents(recipe.batch.micro, LENGTH, dense=dense)
     layer = model.decoder.layers[-1].self_attention
     exchange, real = context.all_to_all, proof.to_device
@@ -262,3 +262,103 @@ def test_a_launch_is_refused_where_divided_attention_is_another(dense: bool, tmp
     for name in ranks[0][1]:
         # A fault may show on one of the ranks only; all of them stop.
         assert max(rank[1][name] for rank in ranks) > 0.1, name
+
+
+def in_threads(
+    flags: list[str], shape: Any, ranks: int, length: int, dense: bool, plain: bool
+) -> dict[str, float]:
+    """In one process, whose threads stand for context-parallel ranks: how far outputs and gradients of attention are from
+    the undivided one's, as a share of the largest value.
+
+    The exchange between threads is part of one graph, so gradients go back through it without any thread.
+    """
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+    from types import SimpleNamespace
+
+    from emma.tools.training import context
+    from emma.tools.training.forward import to_device
+    from emma.tools.training.session import context as proof
+
+    model = build(flags, shape, plain, False)
+    attention = model.decoder.layers[0].self_attention
+    batch = proof.awkward_documents(1, length, dense=dense)
+    barrier, given = threading.Barrier(ranks, timeout=120), [torch.empty(0)] * ranks
+
+    def exchange(group: Any, mine: Any) -> Any:
+        given[group.rank()] = mine
+        barrier.wait()
+        received = torch.stack([one[group.rank()] for one in given])
+        barrier.wait()
+        return received
+
+    context.all_to_all = exchange
+
+    def rank(number: int, mixed: Any) -> Any:
+        group = SimpleNamespace(size=lambda: ranks, rank=lambda: number)
+        kernel = context.over_heads(type(attention.core_attention))(
+            config=attention.config,
+            layer_number=attention.layer_number,
+            attn_mask_type=attention.attn_mask_type,
+            attention_type=attention.attention_type,
+            cp_comm_type=None,
+            softmax_scale=attention.config.softmax_scale,
+            pg_collection=SimpleNamespace(cp=group, tp=attention.pg_collection.tp),
+        )
+        own, share = to_device(dict(batch), number, ranks)
+        angles = context.RopeAtPositions(model.rotary_pos_emb, length)(share.positions)
+        output, _ = proof._bare(attention, core_attention=kernel)(
+            mixed.chunk(ranks)[number],
+            own.get("attention_mask"),
+            rotary_pos_emb=angles,
+            packed_seq_params=share,
+        )
+        return output
+
+    whole, documents = to_device(dict(batch))
+    config, device = attention.config, whole["tokens"].device
+    width = (config.num_attention_heads + 2 * config.num_query_groups) * config.kv_channels
+    torch.manual_seed(0)
+    mixed = torch.randn(length, 1, width).to(device, config.params_dtype)
+    longest = length if documents is None else documents.max_seqlen_q
+    angles = model.rotary_pos_emb(longest, packed_seq=True)
+    expected = proof._run(proof._bare(attention), mixed, angles, whole, documents)
+    mixed = mixed.detach().requires_grad_()
+    with ThreadPoolExecutor(ranks) as threads:
+        output = torch.cat(list(threads.map(rank, range(ranks), [mixed] * ranks)))
+    (gradient,) = torch.autograd.grad(output.float().square().sum(), mixed)
+    torch.distributed.destroy_process_group()
+    return {
+        name: float((found.float() - one.float()).abs().max() / one.float().abs().max())
+        for name, found, one in zip(("output", "gradient"), (output, gradient), expected, strict=True)
+    }
+
+
+def test_threads_can_stand_for_ranks(tmp_path: Path) -> None:
+    """Without a GPU too, so that the test below is known to work."""
+    recipe = small_recipe(tmp_path)
+    (found,) = run_ranks(in_threads, 1, flags_of(recipe), recipe.model, 4, LENGTH, False, True)
+    assert max(found.values()) < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_transformer_engine_divides_heads_on_one_gpu(ranks: int, tmp_path: Path) -> None:
+    """The kernel, the fused rotary embedding and their gradients, with threads of one process for ranks; what this leaves
+    to two GPUs is NCCL's exchange (test_gpu_training.py)."""
+    from emma.tools.training.session.context import BOUNDS
+    from tests.gpu import require_gpus, run_on_gpus
+
+    device = require_gpus()
+    recipe = small_recipe(
+        tmp_path / "run",
+        [
+            f"cluster={{name: test, gpus_per_node: 1, device: {device}}}",
+            "precision={name: bf16, compute: bf16}",
+            "batch={micro: 1, global: 8, sequence_length: 256}",
+            "model.max_position_embeddings=256",
+        ],
+    )
+    (found,) = run_on_gpus(in_threads, 1, tmp_path, flags_of(recipe), recipe.model, ranks, 256, False, False)
+    print(f"{ranks} ranks: {found}")
+    assert max(found.values()) < BOUNDS["bf16"]
