@@ -136,24 +136,43 @@ def _layout(recipe: Recipe) -> Iterator[Fault]:
             "sequence parallelism divides work over tensor-parallel ranks, of which there is 1",
             "set sequence to false or tensor to 2 or more",
         )
-    if p.context > 1 and recipe.cluster.device == "cpu":
+    yield from _context(recipe)
+
+
+def _context(recipe: Recipe) -> Iterator[Fault]:
+    """With masked documents, the heads of attention are divided over the ranks; without, keys travel in a ring."""
+    model, p = recipe.model, recipe.parallelism
+    if p.context == 1:
+        return
+    if recipe.batch.document_masking:
+        if model.attention_heads % (p.tensor * p.context):
+            yield (
+                "parallelism.context",
+                f"tensor × context = {p.tensor} × {p.context} does not divide the model's {model.attention_heads} attention "
+                "heads, which masked documents divide over these ranks",
+                "choose sizes whose product divides attention_heads, or set batch.document_masking to false",
+            )
+        if p.pipeline > 1 and recipe.batch.micro > 1 and recipe.cluster.device != "cpu":
+            yield (
+                "batch.micro",
+                f"{recipe.batch.micro} samples whose documents are packed become one sequence, which stages of a pipeline do "
+                "not hand on to context-parallel ranks",
+                "set it to 1",
+            )
+        return
+    if recipe.cluster.device == "cpu":
         yield (
             "parallelism.context",
-            f"context parallelism ({p.context}) needs Transformer Engine's attention, so a GPU; the cluster is `cpu`",
-            "set context to 1",
+            f"context parallelism ({p.context}) without document masking needs Transformer Engine's attention, so a GPU; the "
+            "cluster is `cpu`",
+            "set context to 1 or batch.document_masking to true",
         )
-    if p.context > 1 and model.sliding_window is not None:
+    if model.sliding_window is not None:
         yield (
             "parallelism.context",
-            f"context parallelism ({p.context}) passes keys around in a ring, which does not know the model's windows",
-            "set context to 1 (tensor 2 with sequence: true saves as much memory)",
-        )
-    if p.context > 1 and recipe.batch.document_masking:
-        yield (
-            "parallelism.context",
-            f"context parallelism ({p.context}) cuts every document into {2 * p.context} equal parts, so it cannot mask "
-            "documents of arbitrary length",
-            "set context to 1 (tensor 2 with sequence: true saves as much memory), or batch.document_masking to false",
+            f"context parallelism ({p.context}) without document masking passes keys around in a ring, which does not know the "
+            "model's windows",
+            "set batch.document_masking to true, or context to 1 (tensor 2 with sequence: true saves as much memory)",
         )
 
 
@@ -197,18 +216,18 @@ def _batch(recipe: Recipe) -> Iterator[Fault]:
             f"{batch.sequence_length} is longer than the model's {recipe.model.max_position_embeddings} positions",
             "shorten it, or raise model.max_position_embeddings if the model is meant to learn longer contexts",
         )
-    cuts = p.tensor if p.sequence else 1
-    if batch.sequence_length % cuts:
-        yield (
-            "batch.sequence_length",
-            f"{batch.sequence_length} is not a multiple of the {cuts} ranks that sequence parallelism divides it over",
-            f"use a multiple of {cuts}",
-        )
     if p.context > 1 and batch.sequence_length % (2 * p.context):
         yield (
             "batch.sequence_length",
             f"{batch.sequence_length} is not a multiple of 2 × context = {2 * p.context}",
             f"use a multiple of {2 * p.context}",
+        )
+    cuts = p.context * p.tensor if p.sequence else 1
+    if batch.sequence_length % cuts:
+        yield (
+            "batch.sequence_length",
+            f"{batch.sequence_length} is not a multiple of the {cuts} ranks that sequence and context parallelism divide it over",
+            f"use a multiple of {cuts}",
         )
 
 

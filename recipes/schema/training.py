@@ -33,7 +33,8 @@ class Parallelism(Section):
     pipeline: int = Field(1, gt=0)
     """Pipeline-parallel size."""
     context: int = Field(1, gt=0)
-    """Context-parallel size (GPU only: it needs Transformer Engine)."""
+    """Context-parallel size. With `batch.document_masking`, attention divides its heads over these ranks: tensor × context
+    must divide them. Without, keys travel in Transformer Engine's ring (GPU only)."""
     virtual_pipeline: int = Field(1, gt=0)
     """Model chunks per pipeline rank (interleaved schedule); 1 is the plain 1F1B schedule."""
     sequence: bool = False

@@ -50,15 +50,30 @@ IMPOSSIBLE: dict[str, tuple[list[str], str, list[str]]] = {
         ["129 micro-batches", "4 pipeline stages"],
     ),
     "sequence parallelism alone": (["parallelism.tensor=1"], "parallelism.sequence", ["of which there is 1"]),
-    "context parallelism and document masking": (
-        ["parallelism.context=2"],
+    "context parallelism with masked documents, and attention heads": (
+        ["parallelism.context=32"],
         "parallelism.context",
-        ["cannot mask documents", "batch.document_masking"],
+        ["tensor × context = 2 × 32", "32 attention heads"],
     ),
-    "context parallelism without a GPU": (
+    "context parallelism with masked documents, pipeline and micro-batch": (
+        ["parallelism.context=2", "parallelism.pipeline=2"],
+        "batch.micro",
+        ["2 samples", "set it to 1"],
+    ),
+    "unmasked context parallelism without a GPU": (
         ["layout=local_cpu", "cluster=local_cpu_2", "parallelism.context=2", "batch.document_masking=false"],
         "parallelism.context",
         ["needs Transformer Engine"],
+    ),
+    "unmasked context parallelism and windows": (
+        [
+            "parallelism.context=2",
+            "batch.document_masking=false",
+            "model.architecture=mistral",
+            "model.sliding_window=1024",
+        ],
+        "parallelism.context",
+        ["windows", "document_masking to true"],
     ),
     "recomputed layers without recomputation": (
         ["parallelism.recompute_layers=4"],
@@ -128,6 +143,11 @@ IMPOSSIBLE: dict[str, tuple[list[str], str, list[str]]] = {
         ["parallelism.context=2", "batch.document_masking=false", "batch.sequence_length=8190"],
         "batch.sequence_length",
         ["2 × context = 4"],
+    ),
+    "sequence that sequence and context parallelism cannot cut": (
+        ["parallelism.context=2", "parallelism.tensor=8", "batch.sequence_length=8184"],
+        "batch.sequence_length",
+        ["not a multiple of the 16 ranks"],
     ),
     "FP8 without FP8 cores": (
         ["cluster.device=a100", "precision=fp8_tensorwise"],
@@ -228,6 +248,8 @@ def test_impossible_combination_is_refused(name: str) -> None:
     [
         ["parallelism.pipeline=2", "parallelism.virtual_pipeline=2"],
         ["parallelism.context=2", "batch.document_masking=false"],
+        ["parallelism.context=2", "model.architecture=mistral", "model.sliding_window=1024"],
+        ["layout=local_cpu", "cluster=local_cpu_4", "parallelism.context=4"],
         ["parallelism.recompute=full", "parallelism.recompute_layers=32"],
         ["cluster=b200_8", "precision=fp8_mxfp8"],
         ["layout=local_cpu", "cluster=local_cpu_4", "parallelism.pipeline=2"],

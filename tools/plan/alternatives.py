@@ -60,14 +60,21 @@ def _yaml(value: object) -> str:
 def alternatives(recipe: Recipe) -> list[Alternative]:
     """Combinations of a few tensor, pipeline, context and micro-batch sizes, fastest first.
 
-    A layout that does not fit recomputes as few layers as it needs to. Impossible and too large ones come
-    last, with the reason.
+    A layout that does not fit recomputes as few layers as it needs to. Context parallelism with masked documents, which
+    has not run on GPUs yet, comes behind what needs none. Impossible and too large ones come last, with the reason.
     """
     found = [
         _alternative(recipe, *sizes) for sizes in itertools.product(_TENSOR, _PIPELINE, _CONTEXT, _MICRO)
     ]
+    masked = recipe.batch.document_masking
     return sorted(
-        found, key=lambda a: (a.reason is not None, -(a.tokens_per_second_per_gpu or 0), a.memory_gib or 0)
+        found,
+        key=lambda a: (
+            a.reason is not None,
+            masked and a.context > 1,
+            -(a.tokens_per_second_per_gpu or 0),
+            a.memory_gib or 0,
+        ),
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 
 from emma.recipes.devices import device
 from emma.recipes.schema import Recipe
+from emma.tools.arithmetic.exchange import divides_heads, key_copies
 from emma.tools.arithmetic.parameters import rank_parameters
 from emma.tools.arithmetic.traffic import checkpoint_traffic
 
@@ -206,6 +207,10 @@ def _layer_bytes(recipe: Recipe) -> tuple[float, float]:
         # Unfused: the activation's output, and the other half with its offset. Not measured.
         mlp += 2 * f * unit
     modules = recomputed_modules(recipe)
+    if divides_heads(recipe) and "core_attn" not in modules:
+        # Attention keeps its output for my heads, the projection the one for my tokens; and keys and values go to several
+        # ranks where there are fewer groups than ranks.
+        width_wise += (0 if fp8 else queries * unit) + 2 * keys * unit * (key_copies(recipe) - 1)
     if "mlp" in modules:
         # Only the input of the norm before it stays, which the residual stream keeps.
         sequence_wise -= h * product / cut

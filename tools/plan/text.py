@@ -214,6 +214,8 @@ def _alternatives(plan: Plan, everything: bool) -> list[str]:
     usable = [a for a in plan.alternatives if a.reason is None]
     shown = usable if everything else usable[:_SHOWN]
     lines = ["other layouts of this cluster and precision that fit, fastest first"]
+    if any(a.context > 1 for a in usable) and plan.recipe.batch.document_masking:
+        lines[0] += "; with context > 1 last: masked, it has not run on GPUs yet"
     lines.append("   tensor  pipeline  context  micro-batch  recomputed layers    GiB  tokens/s per GPU")
     for a in shown:
         speed = "-" if a.tokens_per_second_per_gpu is None else f"{a.tokens_per_second_per_gpu:,.0f}"

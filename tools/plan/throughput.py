@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from emma.recipes.devices import device, matmul_format
 from emma.recipes.schema import Recipe
+from emma.tools.arithmetic.exchange import divides_heads, exchanged_bytes
 from emma.tools.arithmetic.flops import attention_flops_per_token, flops_per_token
 from emma.tools.arithmetic.parameters import layer_parameters, matmul_parameters
 from emma.tools.plan.memory import recomputed_modules
@@ -41,8 +42,12 @@ _SMALL_MICROBATCH = 0.925
 # Sends between pipeline stages, beyond the bubble (Swallow: PP2 against PP1).
 _PIPELINE = 0.945
 
-# Each doubling of context parallelism beyond 2.
+# Each doubling of context parallelism beyond 2, unmasked.
 _CONTEXT_DOUBLING = 0.96
+
+# Heads exchanged by context-parallel ranks with masked documents, GB/s that a rank sends, beside no computation. Two thirds
+# of an H100's NVLink (450, NVIDIA H100 data sheet), and of 400 Gbit/s per GPU between nodes; not measured.
+_EXCHANGE_ON_NODE, _EXCHANGE_BETWEEN_NODES = 300, 33
 
 # Each doubling of the number of GPUs beyond 8 (Swallow: −2.1 % at 64, −3.9 % at 128; swiss-ai: −3 % at 256).
 _LOSS_A_DOUBLING = 0.01
@@ -113,9 +118,10 @@ def expected_throughput(recipe: Recipe, measured: float | None = None) -> Throug
         share = _SHARE_OF_PEAK.get(matmul_format(recipe.precision))
         if share is None or peak is None:
             return None
-        costs = tuple(_costs(recipe))
+        fastest = share * peak * 1e12 / causal
+        costs = tuple(_costs(recipe, fastest))
         factor = math.prod(cost.factor for cost in costs)
-        measured = share * peak * 1e12 / causal * factor * (1 - bubble)
+        measured = fastest * factor * (1 - bubble)
     tflops = measured * causal / 1e12
     return Throughput(
         tokens_per_second_per_gpu=measured,
@@ -135,7 +141,8 @@ def _bubble(recipe: Recipe) -> float:
     return idle / (microbatches + idle)
 
 
-def _costs(recipe: Recipe) -> Iterator[Cost]:
+def _costs(recipe: Recipe, fastest: float) -> Iterator[Cost]:
+    """What the choices take from the fastest layout's tokens per second and GPU."""
     p, cluster, precision = recipe.parallelism, recipe.cluster, recipe.precision
     fp8 = precision.fp8 is not None
     if precision.grad_reduce_fp32 or recipe.batch.document_masking:
@@ -157,7 +164,17 @@ def _costs(recipe: Recipe) -> Iterator[Cost]:
         yield Cost(f"micro-batches of {rows:,} tokens a rank", _SMALL_MICROBATCH, "Swallow")
     if p.pipeline > 1:
         yield Cost(f"sends between {p.pipeline} pipeline stages", _PIPELINE, "Swallow")
-    if p.context > 2:
+    if divides_heads(recipe):
+        on_node = p.tensor * p.context <= cluster.gpus_per_node
+        rate = _EXCHANGE_ON_NODE if on_node else _EXCHANGE_BETWEEN_NODES
+        # A token's ranks together: their tokens a second are `fastest` each, and each sends its part.
+        seconds = fastest * (2 + (p.recompute == "full")) * exchanged_bytes(recipe) / (rate * 1e9)
+        where = "on a node" if on_node else "between nodes"
+        text = f"context-parallel ranks exchange heads at {rate} GB/s {where}, while they compute nothing; not measured"
+        yield Cost(
+            f"context parallelism {p.context} with masked documents", 1 / (1 + seconds), text, assumed=True
+        )
+    elif p.context > 2:
         factor = _CONTEXT_DOUBLING ** math.log2(p.context / 2)
         text = f"context parallelism {p.context} costs {1 - _CONTEXT_DOUBLING:.0%} per doubling beyond 2"
         yield Cost(f"context parallelism {p.context}", factor, text, assumed=True)

@@ -13,6 +13,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.utils import flatten_batch_for_packed_sequences, get_batch_on_this_cp_rank
 
 from emma.base.errors import UserError
+from emma.tools.training.context import Share, is_masked, share
 
 __all__ = ["LOSS", "ForwardStep", "loss_by_document", "loss_sum", "to_device"]
 
@@ -79,11 +80,17 @@ class ForwardStep:
         begun = time.perf_counter()
         batch = _next(data_iterator)
         self.data_wait_seconds += time.perf_counter() - begun
-        batch, packed = to_device(batch)
-        if mpu.get_context_parallel_world_size() > 1:
-            batch = get_batch_on_this_cp_rank(
-                {"cu_seqlens": None, **batch}, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group()
-            )
+        ranks = mpu.get_context_parallel_world_size()
+        if ranks > 1 and is_masked(batch):
+            batch, packed = to_device(batch, mpu.get_context_parallel_rank(), ranks)
+        else:
+            batch, packed = to_device(batch)
+            if ranks > 1:
+                batch = get_batch_on_this_cp_rank(
+                    {"cu_seqlens": None, **batch},
+                    is_hybrid_cp=False,
+                    cp_group=mpu.get_context_parallel_group(),
+                )
         output = model(
             batch["tokens"],
             batch["position_ids"],
@@ -106,7 +113,7 @@ def _next(data_iterator: Iterator[Batch]) -> Batch:
         raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from None
 
 
-def to_device(batch: Batch) -> tuple[Batch, PackedSeqParams | None]:
+def to_device(batch: Batch, rank: int = 0, ranks: int = 1) -> tuple[Batch, PackedSeqParams | None]:
     """The micro-batch on the device; as one packed sequence of documents, if the dataset gave their boundaries.
 
     Documents are flattened and counted before the copy: afterwards, each number that Python asks for would wait for
@@ -115,25 +122,34 @@ def to_device(batch: Batch) -> tuple[Batch, PackedSeqParams | None]:
     Args:
         batch: tensors in host memory, as the data loader gives them. [batch, sequence] each; cu_seqlens
             [batch, most documents + 1] int32, max_seqlen [batch] int32.
+        rank: which share of a batch whose documents are masked to take (`context.py`).
+        ranks: number of shares.
 
     Returns:
-        The tensors without cu_seqlens and max_seqlen, [1, batch × sequence] each, and the boundaries.
+        The tensors without cu_seqlens and max_seqlen, [1, batch × sequence / ranks] each (without boundaries,
+        [batch, sequence / ranks]), and the boundaries.
     """
-    if batch.get("cu_seqlens") is None:
-        return _copied(batch), None
-    flat = flatten_batch_for_packed_sequences(batch)
-    if flat.get("document") is not None:
-        flat["document"] = flat["document"].reshape(1, -1)
-    longest = int(flat.pop("max_seqlen").item())
-    flat = _copied(flat)
-    boundaries = flat.pop("cu_seqlens")[0]
-    return flat, PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=boundaries,
-        cu_seqlens_kv=boundaries,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
-    )
+    boundaries, longest = batch.get("cu_seqlens") is not None, 0
+    if boundaries:
+        batch = flatten_batch_for_packed_sequences(batch)
+        if batch.get("document") is not None:
+            batch["document"] = batch["document"].reshape(1, -1)
+        longest = int(batch.pop("max_seqlen").item())
+    if ranks > 1:
+        batch = share(batch, rank, ranks)
+    batch, packed = _copied(batch), None
+    if boundaries:
+        begins = batch.pop("cu_seqlens")[0]
+        packed = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=begins,
+            cu_seqlens_kv=begins,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+        )
+    if ranks > 1:
+        packed = Share(positions=batch.pop("positions"), documents=packed)
+    return batch, packed
 
 
 def _copied(batch: Batch) -> Batch:

@@ -72,6 +72,7 @@ def train(folder: Path) -> None:
     from emma.tools.runs.safety import Rewind
     from emma.tools.runs.set_aside import Damaged
     from emma.tools.training.arguments import megatron_arguments
+    from emma.tools.training.context import divide_heads
     from emma.tools.training.dataset import read_mix
     from emma.tools.training.frozen import freeze_all_but
     from emma.tools.training.network import configure_model
@@ -104,6 +105,8 @@ def train(folder: Path) -> None:
         *model_config.pre_wrap_hooks,
         partial(mask_padding, vocab_size=recipe.model.vocab_size),
     ]
+    if recipe.parallelism.context > 1 and recipe.batch.document_masking:
+        divide_heads(model_config, recipe.batch.sequence_length)
     if recipe.train is not None:
         freeze_all_but(recipe.train.only)
     session = Session(recipe, run, launch, mix, heartbeat)

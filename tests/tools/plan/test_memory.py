@@ -162,3 +162,27 @@ def test_a_cpus_memory_is_not_known() -> None:
 def test_the_documentation_shows_the_current_comparison() -> None:
     text = (Path(__file__).parents[3] / "docs" / "plan.md").read_text(encoding="utf-8")
     assert comparison() in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "queries", "keys"),
+    [
+        (["parallelism.tensor=2"], 1, 0),
+        # Of four groups a tensor-parallel rank, each goes to two of eight ranks.
+        (["parallelism.tensor=2", "parallelism.context=8"], 1, 2),
+        (["parallelism.tensor=2", "precision=fp8_tensorwise"], 0, 0),
+        (["parallelism.tensor=2", "parallelism.recompute=selective"], 0, 0),
+    ],
+)
+def test_divided_heads_are_kept_before_and_after_the_exchange(
+    changes: list[str], queries: int, keys: int
+) -> None:
+    layout = ["layout=h100_64_bf16", "parallelism.context=2", *changes]
+    masked, unmasked = (
+        load_recipe("emma_llama3_8b_bi", [*layout, f"batch.document_masking={value}"])
+        for value in ("true", "false")
+    )
+    tokens = masked.batch.micro * 8192 // masked.parallelism.context
+    more = 32 * tokens * 128 * 2 * (queries * 32 + keys * 8) / 2
+    found = estimate_memory(masked).activations - estimate_memory(unmasked).activations
+    assert found * GIB == pytest.approx(more)

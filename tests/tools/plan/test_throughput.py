@@ -86,3 +86,19 @@ def test_what_a_run_pays_for_adds_up_to_its_speed() -> None:
         "a production run: FP32 gradient sums, masked documents, real data",
         "tensor parallelism 2",
     ]
+
+
+@pytest.mark.parametrize(
+    ("layout", "gb_per_s"), [("tensor: 1, context: 2", 300), ("tensor: 8, context: 2", 33)]
+)
+def test_masked_context_parallelism_pays_for_its_exchange(layout: str, gb_per_s: float) -> None:
+    """32 layers send 32 queries, 8 keys and values, and 32 outputs of 128 channels, twice a step; half stays. Between nodes,
+    eight groups of keys over 8 × 2 ranks go to two ranks each."""
+    overrides = [f"parallelism={{{layout}, sequence: {str('8' in layout).lower()}}}", "batch.micro=1"]
+    throughput = expected_throughput(load_recipe("emma_llama3_8b_bi", overrides))
+    assert throughput is not None
+    (cost,) = [cost for cost in throughput.costs if "context" in cost.what]
+    heads = 2 * 32 + 2 * 8 * (2 if gb_per_s < 300 else 1)
+    sent = 2 * 32 * heads * 128 * 2 / 2
+    assert cost.factor == pytest.approx(1 / (1 + 10_688 * sent / (gb_per_s * 1e9)), rel=1e-3)
+    assert cost.assumed and "not measured" in cost.source

@@ -60,20 +60,26 @@ def test_documents_are_packed_over_the_samples_of_a_micro_batch(monkeypatch: pyt
     }
 
 
-@pytest.mark.parametrize("documents", [True, False])
-def test_a_micro_batch_never_waits_for_the_device(documents: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("documents", "ranks"), [(True, 1), (False, 1), (True, 2)])
+def test_a_micro_batch_never_waits_for_the_device(
+    documents: bool, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from megatron.core import mpu
 
     from emma.tools.training.forward import ForwardStep
 
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor, **_: tensor.as_subclass(OnDevice))
-    monkeypatch.setattr(mpu, "get_context_parallel_world_size", lambda: 1)
+    monkeypatch.setattr(mpu, "get_context_parallel_world_size", lambda: ranks)
+    monkeypatch.setattr(mpu, "get_context_parallel_rank", lambda: 1)
     given = batch()
     if not documents:
         del given["cu_seqlens"], given["max_seqlen"]
 
     def model(tokens: Any, positions: Any, mask: None, labels: Any, packed_seq_params: Any) -> Any:
         assert isinstance(tokens, OnDevice) and isinstance(labels, OnDevice)
+        if ranks > 1:
+            assert isinstance(packed_seq_params.positions, OnDevice)
+            packed_seq_params = packed_seq_params.documents
         if documents:
             assert isinstance(packed_seq_params.cu_seqlens_q, OnDevice)
             assert type(packed_seq_params.max_seqlen_q) is int
@@ -81,8 +87,9 @@ def test_a_micro_batch_never_waits_for_the_device(documents: bool, monkeypatch: 
 
     output, loss = ForwardStep()(iter([given]), model)  # type: ignore[arg-type]
     total, count, _ = loss(output)
-    assert float(total.as_subclass(torch.Tensor)) == sum(range(1, 17))
-    assert int(count.as_subclass(torch.Tensor)) == 16
+    labels = list(range(1, 17))[8 * (ranks - 1) :]
+    assert float(total.as_subclass(torch.Tensor)) == sum(labels)
+    assert int(count.as_subclass(torch.Tensor)) == len(labels)
 
 
 @pytest.mark.gpu

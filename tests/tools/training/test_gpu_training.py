@@ -82,6 +82,28 @@ def test_context_parallelism_computes_the_same_loss(make_small: Callable[[int], 
     assert losses(cut) == pytest.approx(losses(whole), abs=TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "parallelism"),
+    [
+        (2, "{context: 2}"),
+        (4, "{context: 4}"),
+        (4, "{context: 2, tensor: 2, sequence: true}"),
+        (4, "{context: 2, pipeline: 2}"),
+    ],
+)
+def test_masked_documents_have_the_loss_of_one_rank(
+    ranks: int, parallelism: str, one_gpu: RunFolder, make_small: Callable[[int], Small]
+) -> None:
+    """The launch itself compares attention and its gradients before the first step (`session/context.py`)."""
+    require_gpus(ranks)
+    name = "gpu-masked-" + "".join(letter if letter.isalnum() else "-" for letter in parallelism)
+    run = train(on_gpus(make_small(10), name, ranks, "batch.micro=1", f"parallelism={parallelism}"))
+    worst = max(abs(losses(run)[step] - loss) for step, loss in losses(one_gpu).items())
+    print(f"{parallelism}: largest difference of loss from one GPU's {worst:.4f}")
+    assert losses(run) == pytest.approx(losses(one_gpu), abs=TOLERANCE)
+    assert validation(run)[10] == pytest.approx(validation(one_gpu)[10], abs=TOLERANCE)
+
+
 def test_resuming_repeats_the_losses(one_gpu: RunFolder, make_small: Callable[[int], Small]) -> None:
     """From the checkpoint of step 5, to the last digit: flash attention is run in its deterministic form."""
     environment = "environment={NVTE_ALLOW_NONDETERMINISTIC_ALGO: '0'}"

@@ -24,6 +24,7 @@ LAYOUTS = {
     "tp2-pp2": (4, "{tensor: 2, pipeline: 2, sequence: true}"),
     "pp2-vpp2": (2, "{pipeline: 2, virtual_pipeline: 2}"),
     "dp2": (2, "{}"),
+    "cp2": (2, "{context: 2}"),
     "mlp-twice": (1, "{recompute: selective, recompute_modules: [core_attn, mlp]}"),
 }
 
@@ -49,9 +50,20 @@ def test_the_loss_falls(reference: RunFolder) -> None:
     assert course[10] < course[1] - 0.1
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+SLOW_LAYOUTS = {
+    "tp2-cp2": (4, "{tensor: 2, sequence: true, context: 2}"),
+    "pp2-cp2": (4, "{pipeline: 2, context: 2}"),
+    "pp2-vpp2-cp2": (4, "{pipeline: 2, virtual_pipeline: 2, context: 2}"),
+    "cp2-attention-twice": (2, "{context: 2, recompute: selective}"),
+    "cp4-layers-twice": (4, "{context: 4, recompute: full}"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [*LAYOUTS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_LAYOUTS)]
+)
 def test_layouts_agree(name: str, reference: RunFolder, make_small: Callable[[int], Small]) -> None:
-    ranks, parallelism = LAYOUTS[name]
+    ranks, parallelism = (LAYOUTS | SLOW_LAYOUTS)[name]
     recipe = make_small(10).recipe(
         name, f"cluster.gpus_per_node={ranks}", f"parallelism={parallelism}", *GUARDED
     )

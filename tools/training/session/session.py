@@ -5,7 +5,7 @@ At each seam the parts are nested, the first of the list outermost. In megatron-
 | seam                           | parts, outermost first                                                          |
 |--------------------------------|---------------------------------------------------------------------------------|
 | `load_checkpoint`              | `Loading` `MainWeights` `Phase`                                                 |
-| `train`                        | `MainWeights` `SavedWeights` `Frozen` `Curve` `Trial` `Skips` `Reference` `Guard` `Validation` `Metrics` |
+| `train`                        | `MainWeights` `SavedWeights` `Frozen` `Curve` `Trial` `Skips` `DividedAttention` `Reference` `Guard` `Validation` `Metrics` |
 | `dummy_train_step`             | `Skips`                                                                         |
 | `training_log`                 | `Pulse` `Skips` `Stragglers` `Metrics`                                          |
 | `post_training_step_callbacks` | `Pulse` `Validation`                                                            |
@@ -30,6 +30,7 @@ from emma.tools.training.dataset import MixInfo
 from emma.tools.training.forward import ForwardStep
 from emma.tools.training.session.claim import Claim
 from emma.tools.training.session.clock import Clock
+from emma.tools.training.session.context import DividedAttention
 from emma.tools.training.session.curve import Curve
 from emma.tools.training.session.data import Datasets
 from emma.tools.training.session.frozen import Frozen
@@ -90,6 +91,7 @@ class Session:
             Curve(recipe),
             Trial(launch),
             Skips(recipe, run, launch),
+            DividedAttention(recipe),
             Reference(recipe, run, launch, self.datasets),
             self.guard,
             Validation(recipe, run, mix, self.datasets, claim, clock, self.guard),
