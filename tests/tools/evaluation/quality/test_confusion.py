@@ -26,7 +26,7 @@ def held_out() -> dict[str, list[str]]:
     """Sentences that the model was not trained on, of five words or ten characters at least."""
     found: dict[str, list[str]] = {}
     for label, sentence in sentences(held_out=True):
-        if len(sentence.split()) >= 5 or label == "cmn_Hani" and len(sentence) >= 15:
+        if len(sentence.split()) >= 5 or (label == "cmn_Hani" and len(sentence) >= 15):
             found.setdefault(label, []).append(sentence)
     return found
 
