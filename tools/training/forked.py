@@ -19,7 +19,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -71,17 +71,20 @@ def forking(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
     Returns:
         What `emma train` needs in its environment to have its rank forked.
     """
-    with TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listening:
+    # A socket's path has at most 107 bytes, which $TMPDIR may exceed; only this user may enter the folder.
+    with TemporaryDirectory(dir="/tmp") as folder:
         path = str(Path(folder) / "ranks")
-        listening.bind(path)
-        listening.listen()  # from now on clients wait for the server, which imports for a while
         variables = {**environment, VARIABLE: path}
-        server = subprocess.Popen(
-            [sys.executable, "-P", "-m", "emma.tools.training.forked", "serve"],
-            env={**os.environ, **variables},
-            stdin=listening,
-            preexec_fn=follow_parent(),  # a server that outlived this process would wait forever
-        )
+        # Clients wait for the server, which imports for a while, and learn of its end: nobody else has the socket open.
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(path)
+            listening.listen()
+            server = subprocess.Popen(
+                [sys.executable, "-P", "-m", "emma.tools.training.forked", "serve"],
+                env={**os.environ, **variables},
+                stdin=listening,
+                preexec_fn=follow_parent(),  # a server that outlived this process would wait forever
+            )
         try:
             yield variables
         finally:
@@ -119,8 +122,8 @@ def _serve() -> socket.socket:
 
 def _become_rank(connection: socket.socket) -> int:
     """Takes over what the client says of itself, and is its rank."""
-    asked, outputs, _, _ = socket.recv_fds(connection, 1 << 20, 2)
-    request = json.loads(asked)
+    _, outputs, _, _ = socket.recv_fds(connection, 1, 2)
+    request = json.loads(connection.makefile().readline())
     for source, target in zip(outputs, (1, 2), strict=True):
         os.dup2(source, target)
         os.close(source)
@@ -165,21 +168,27 @@ def _ask(run: str, logs: Path) -> int:
         nonlocal stopped
         stopped = True
         if rank is not None:
-            os.kill(rank, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, pass_on)
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(os.environ[VARIABLE])
-        socket.send_fds(connection, [json.dumps(request).encode()], outputs)
-        answers = connection.makefile()
-        rank = int(answers.readline() or 0) or None
-        if rank is not None and stopped:
-            os.kill(rank, signal.SIGTERM)
-        code = answers.readline()
-        # The end of the file is the end of the process, after all that it does at its exit.
-        answers.read()
+    code = ""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(os.environ[VARIABLE])
+            socket.send_fds(connection, [b"\0"], outputs)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            answers = connection.makefile()
+            rank = int(answers.readline() or 0) or None
+            if stopped:
+                pass_on(signal.SIGTERM, None)
+            code = answers.readline()
+            # The end of the file is the end of the process, after all that it does at its exit.
+            answers.read()
+    except OSError as error:
+        print(f"error: the process that forks ranks is gone: {error}", file=sys.stderr, flush=True)
     if not code:
-        print("error: the rank was killed before it ended", file=sys.stderr, flush=True)
+        print("error: the rank ended before it was done", file=sys.stderr, flush=True)
     return int(code or 1)
 
 

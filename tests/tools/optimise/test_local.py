@@ -53,6 +53,7 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_killed_at_several_moments_it_ends_in_the_same_bytes(tmp_path: Path) -> None:
     folder = tmp_path / "one"
     words = command(folder)
