@@ -17,7 +17,10 @@ from tests.small_recipe import small_recipe
 
 torch = pytest.importorskip("torch")
 
-LENGTH, ROWS = 32, 2
+LENGTH = 32
+WINDOW = "model.sliding_window=5"
+KINDS = "model.layer_kinds=[sliding,full,sliding,full]"
+THETA = "model.rope_theta_sliding=10000"
 # Lengths of the documents of a micro-batch's samples: single tokens, one document over all, none that any number of
 # ranks divides, ends next to the cuts.
 DOCUMENTS = [
@@ -134,7 +137,12 @@ def flags_of(recipe: Any) -> list[str]:
             marks=pytest.mark.slow,
         ),
         pytest.param(8, 1, False, "model.attention_heads=8 model.head_dim=8", marks=pytest.mark.slow),
-        pytest.param(4, 1, True, "model.sliding_window=5", marks=pytest.mark.slow),
+        pytest.param(4, 1, True, f"model.architecture=mistral {WINDOW}", marks=pytest.mark.slow),
+        # Layers of two kinds, each with its own rotary embedding; a norm over all heads.
+        pytest.param(
+            2, 1, True, f"model.architecture=gemma3 {WINDOW} {KINDS} {THETA}", marks=pytest.mark.slow
+        ),
+        pytest.param(2, 2, True, f"model.architecture=olmo3 {WINDOW} {KINDS}", marks=pytest.mark.slow),
     ],
 )
 def test_every_token_has_the_loss_of_one_rank(

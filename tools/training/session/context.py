@@ -20,6 +20,7 @@ from megatron.core.utils import unwrap_model
 
 from emma.base.errors import UserError
 from emma.recipes.schema import Recipe
+from emma.tools.training.context import Share
 from emma.tools.training.forward import Batch, to_device
 
 __all__ = ["DividedAttention", "awkward_documents", "largest_difference"]
@@ -119,6 +120,7 @@ def largest_difference(attention: Any, rotary: Any, batch: Batch) -> torch.Tenso
     """
     rank, ranks = mpu.get_context_parallel_rank(), mpu.get_context_parallel_world_size()
     own, share = to_device(dict(batch), rank, ranks)
+    assert isinstance(share, Share) and share.positions is not None
     whole, documents = to_device(dict(batch))
     rows, length = whole["tokens"].shape
     config, device = attention.config, share.positions.device
