@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import batched
+from itertools import batched, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +136,10 @@ def compare_texts(
                         f"gives other ids than the reference for the text {both[0][:60]!r}, as it does with the base; "
                         "emma pack compares it with the reference before it may encode"
                     )
-            for name, encode in others.items():
+            for library, encode in others.items():
                 for text, own_ids, row in zip(few, encode(few), rows, strict=True):
                     if own_ids != row.tolist():
-                        faults[f"{name} gives other ids than the reference"] = text
+                        faults[f"{library} gives other ids than the reference"] = text
                         break
         found.faults += [f"{language}: {words} (text {text[:60]!r})" for words, text in faults.items()]
     counts["new_tokens"] = len(extended.rows)
@@ -173,13 +173,8 @@ def _differing(engine: Engine, texts: Sequence[str], expected: Encoded) -> list[
         return []
     if found is None:  # one text is enough for that
         return list(texts)
-    return [
-        text
-        for n, text in enumerate(texts)
-        if not np.array_equal(
-            *(each.ids[each.offsets[n] : each.offsets[n + 1]] for each in (found, expected))
-        )
-    ]
+    ours, theirs = ([each.ids[a:b] for a, b in pairwise(each.offsets)] for each in (found, expected))
+    return [text for text, one, other in zip(texts, ours, theirs, strict=True) if not np.array_equal(one, other)]
 
 
 def _reference(bpe: Bpe) -> Callable[[Sequence[str]], Encoded]:

@@ -57,7 +57,7 @@ def load(checkpoint: Path, encoder: str | None) -> tuple[Any, dict[str, str]]:
     COMET asks the Hub for the encoder's config and tokenizer by name. A folder of that name in the working directory comes
     before the Hub for transformers, so this is where the given one appears.
     """
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     path = checkpoint.parents[1] / "hparams.yaml"
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
