@@ -76,6 +76,10 @@ def _texts(sample: Mapping[str, Any]) -> dict[str, str] | None:
     if likelihoods := sample.get("likelihoods"):
         choices = sample["choices"]
         answer, reference = choices[likelihoods.index(max(likelihoods))], choices[sample["gold"]]
+    elif sample.get("texts"):
+        # Of several programs the first, and how it ended.
+        answer = f"{_cut(sample['texts'][0])}\n({sample['outcomes'][0]})"
+        reference = sample.get("reference", "")
     elif "output" in sample or "reference" in sample:
         answer, reference = sample.get("output", ""), sample.get("reference", "")
     elif len(sample.get("continuations", ())) == len(sample.get("responses", ())) > 1:

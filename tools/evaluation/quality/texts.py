@@ -91,7 +91,12 @@ def generated_units(
         model: name in the results.
         benchmarks, languages: only these; None: all.
     """
-    known = {name for name in benchmark_names(on_demand=True) if get_benchmark(name).kind == "generation"}
+    # Programs are in no language that a person speaks.
+    known = {
+        name
+        for name in benchmark_names(on_demand=True)
+        if get_benchmark(name).kind == "generation" and get_benchmark(name).program is None
+    }
     root = folder / "benchmarks" / model.replace("/", "_")
     for path in sorted(root.glob("*/*.json")):
         name = path.parent.name

@@ -23,9 +23,11 @@ from emma.tools.evaluation.benchmarks.programs import pass_at_k, run_programs
 from emma.tools.evaluation.benchmarks.records import read_samples, read_unit, unit_file
 from emma.tools.evaluation.benchmarks.scores import Response
 from emma.tools.evaluation.benchmarks.stores import Mirror
+from emma.tools.evaluation.quality.texts import generated_units
 from emma.tools.evaluation.results import read_results
 from emma.tools.evaluation.sandbox import toolchains
 from emma.tools.evaluation.sandbox.toolchains import Executor
+from emma.tools.report.samples import _texts
 from tests.tools.evaluation.benchmarks.sample_mirror import write_parquet
 from tests.tools.evaluation.sandbox.isolation import needs_isolation
 
@@ -212,6 +214,10 @@ def test_a_run_of_every_kind(reader: Path, data: Path, tmp_path: Path) -> None:
     assert len({tuple(sample["texts"]) for sample in samples}) == 2
     assert len(set(samples[0]["texts"])) > 1, "every sample is the same"
     assert [sample["scores"]["pass@1"] for sample in samples] == [1.0, 0.0]
+    shown = [_texts(sample) for sample in samples]
+    assert [text["answer"].rpartition("\n")[2] for text in shown if text] == ["(passed)", "(exit code 1)"]
+    # Programs are in no natural language, so nothing identifies one.
+    assert list(generated_units(output, "reader")) == []
     done = read_unit(unit)
     assert done is not None and done.details["settings"]["program"]["limits"]["memory_mib"] == 2048
     # Nothing is run twice, and another version of the toolchain is another result.

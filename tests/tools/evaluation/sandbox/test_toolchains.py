@@ -43,13 +43,8 @@ BROKEN = {
 }
 
 
-@pytest.fixture(scope="module")
-def with_files(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """An executor that finds Java's further classes: a jar with the package's name, made here."""
-    from tests.tools.evaluation.sandbox.isolation import needs_isolation
-
-    needs_isolation()
-    folder = tmp_path_factory.mktemp("mirror")
+def stand_in_for_javatuples(folder: Path) -> None:
+    """A jar with the package's name in the mirror's folder of programs, where there is a compiler."""
     (folder / "programs").mkdir()
     if shutil.which("javac") and shutil.which("jar"):
         source = folder / "Pair.java"
@@ -57,6 +52,16 @@ def with_files(tmp_path_factory: pytest.TempPathFactory) -> Any:
         subprocess.run(["javac", "-d", folder / "classes", source], check=True)
         jar = folder / "programs" / "javatuples-1.2.jar"
         subprocess.run(["jar", "cf", jar, "-C", folder / "classes", "."], check=True)
+
+
+@pytest.fixture(scope="module")
+def with_files(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An executor that finds Java's further classes: a jar with the package's name, made here."""
+    from tests.tools.evaluation.sandbox.isolation import needs_isolation
+
+    needs_isolation()
+    folder = tmp_path_factory.mktemp("mirror")
+    stand_in_for_javatuples(folder)
 
     def extra(name: str) -> Path | None:
         return folder / name if (folder / name).is_file() else None
