@@ -188,6 +188,11 @@ def extend(
     )
     if extra["tokens"] < settings.tokens:
         click.echo(f"{out}: the text gives no more than that; {settings.tokens:,} were asked for")
+    if few := extra["without_pairs"]:
+        click.echo(
+            f"{out}: parity chose no token for {len(few)} of {len(extra['languages'])} languages, English and those without "
+            f"training pairs with it: {', '.join(few[:8])}{', …' if len(few) > 8 else ''}"
+        )
     for line in extra["verified"]["costs"]:
         click.echo(line)
     for name, state in extra["verified"]["engines"].items():

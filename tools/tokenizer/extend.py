@@ -185,13 +185,14 @@ def extend(
         with atomic_write(staging / EXTENSION) as handle:
             pq.write_table(table_of(learnt), handle, compression="zstd")
         words, size = learnt.words, learnt.bpe.size
+        unserved = words.without_pairs if settings.selection == "parity" else []
         grown = Growth(
             file.sha256,
             size,
             len(learnt.tokens),
             settings.pattern,
             settings.selection,
-            learnt.words.languages,
+            [language for language in words.languages if language not in unserved],
         )
         grown.write(staging)
         manifest.inputs = [FileRecord.of(file.path), FileRecord.of(split)]
@@ -210,6 +211,7 @@ def extend(
             "bytes": int(words.bytes.sum()),
             "words": len(words.words),
             "languages": dict(zip(words.languages, words.bytes.tolist(), strict=True)),
+            "without_pairs": unserved,
             "left_out": [name for name in _STALE if (folder / name).is_file()],
         }
         manifest.outputs = [FileRecord.of(path, staging) for path in sorted(staging.iterdir())]

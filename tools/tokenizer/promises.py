@@ -106,7 +106,7 @@ def _companions(base: Path, extended: Extended) -> Iterator[str]:
         len(extended.rows),
         settings.pattern,
         settings.selection,
-        list(extra["languages"]),
+        [language for language in extra["languages"] if language not in extra.get("without_pairs", ())],
     )
     if growth_of(extended.folder) != made_of:
         yield f"{GROWTH_NAME} does not say what the manifest and {EXTENSION} say of the extension"

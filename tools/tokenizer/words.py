@@ -120,6 +120,13 @@ class Words:
     count: np.ndarray
     aligned: np.ndarray
 
+    @property
+    def without_pairs(self) -> list[str]:
+        """Languages that parity cannot serve: they have no sentence pair with English."""
+        return [
+            name for name, tokens in zip(self.languages, self.english.tolist(), strict=True) if not tokens
+        ]
+
 
 def count_words(bpe: Bpe, root: Path, limit: int, *, workers: int = 1, pairs: bool = False) -> Words:
     """Counts the words of the training documents, at most `limit` bytes of each language (and the document that passes

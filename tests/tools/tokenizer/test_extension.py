@@ -17,6 +17,7 @@ from emma.base.errors import UserError
 from emma.base.files import write_json
 from emma.base.manifest import FileRecord, Manifest
 from emma.recipes.schema.tokenizer import Extension
+from emma.recipes.vocabulary import growth_of
 from emma.tools.tokenizer import agreement, words
 from emma.tools.tokenizer.bpe import Bpe, open_tokenizer
 from emma.tools.tokenizer.extend import EXTENSION, extend, read_extension
@@ -249,6 +250,12 @@ def test_parity_serves_the_most_expensive_language(corpus: Path, tmp_path: Path)
             len(ids) for ids in own.encode_words(list(own.words(dict.fromkeys(SENTENCES["hin_Deva"], 1))))
         )
     assert served["parity"] < served["temperature"]
+    unserved = read_extension(tmp_path / "parity").manifest.extra["without_pairs"]
+    assert "tha_Thai" in unserved and "hin_Deva" not in unserved
+    growth = growth_of(tmp_path / "parity")
+    assert growth is not None and "hin_Deva" in growth.languages and "tha_Thai" not in growth.languages
+    assert read_extension(tmp_path / "temperature").manifest.extra["without_pairs"] == []
+    assert verify(base, tmp_path / "parity", {}).faults == []
 
 
 def test_marks_belong_to_words(corpus: Path, tmp_path: Path) -> None:
