@@ -174,7 +174,9 @@ def _differing(engine: Engine, texts: Sequence[str], expected: Encoded) -> list[
     if found is None:  # one text is enough for that
         return list(texts)
     ours, theirs = ([each.ids[a:b] for a, b in pairwise(each.offsets)] for each in (found, expected))
-    return [text for text, one, other in zip(texts, ours, theirs, strict=True) if not np.array_equal(one, other)]
+    return [
+        text for text, one, other in zip(texts, ours, theirs, strict=True) if not np.array_equal(one, other)
+    ]
 
 
 def _reference(bpe: Bpe) -> Callable[[Sequence[str]], Encoded]:
