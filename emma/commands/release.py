@@ -12,6 +12,13 @@ from emma.commands.amount import Amount
 __all__ = ["group"]
 
 _PATH = click.Path(path_type=Path)
+_SIGN = click.option(
+    "--sign",
+    "key",
+    type=_PATH,
+    metavar="KEY",
+    help="Sign all files with this elliptic-curve private key (PEM; its password in $EMMA_SIGNING_PASSWORD), as model.sig.",
+)
 
 
 @click.group()
@@ -38,6 +45,7 @@ def group() -> None:
     show_default=True,
     help="Maximum size of a safetensors file in GB.",
 )
+@_SIGN
 @click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
 @click.option("--dry-run", is_flag=True, help="Run all checks that don't read weights; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -48,6 +56,7 @@ def model(
     name: str | None,
     license_from: Path | None,
     shard_gb: float,
+    key: Path | None,
     overwrite: bool,
     dry_run: bool,
     as_json: bool,
@@ -61,6 +70,7 @@ def model(
     Instead of a RUN, name the folder that `emma convert merge` wrote and `emma convert verify` has proven: name, notices
     and files follow the licences of all models that were merged, and the card lists these.
     """
+    signer = _signer(key)
     from emma.base.errors import UserError
     from emma.checkpoints_conversion.merging import is_merge
     from emma.checkpoints_conversion.release.build import plan_release, write_release
@@ -76,6 +86,7 @@ def model(
                 merged, destination, shard_bytes=int(shard_gb * 1e9), overwrite=overwrite
             )
             facts |= {"files": len(written.outputs), "bytes": sum(record.bytes for record in written.outputs)}
+            facts |= _sign(destination, signer)
         _print(facts, as_json)
         return
     plan = plan_release(run, step, name=name, license_from=license_from)
@@ -85,6 +96,7 @@ def model(
     manifest = write_release(plan, destination, shard_bytes=int(shard_gb * 1e9), overwrite=overwrite)
     size = sum(record.bytes for record in manifest.outputs)
     facts = {"destination": str(destination), **plan.as_dict(), "files": len(manifest.outputs), "bytes": size}
+    facts |= _sign(destination, signer)
     if as_json:
         _print(facts, True)
     else:
@@ -109,6 +121,7 @@ def model(
     type=click.IntRange(min=1),
     help="Number of processes; does not affect the result. Default: one per core.",
 )
+@_SIGN
 @click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
 @click.option(
     "--dry-run", is_flag=True, help="Check the corpus and show what would be written; write nothing."
@@ -121,6 +134,7 @@ def corpus(
     name: str | None,
     shard_gb: float,
     workers: int | None,
+    key: Path | None,
     overwrite: bool,
     dry_run: bool,
     as_json: bool,
@@ -137,6 +151,7 @@ def corpus(
       emma release corpus demo release/demo-corpus
       emma release corpus /data/emma/corpus release/corpus --name "EMMA corpus" --workers 16
     """
+    signer = _signer(key)
     from emma.base.processes import available_cores
     from emma.tools.corpus.release.build import plan_corpus, write_corpus_release
     from emma.tools.corpus.release.source import open_corpus
@@ -156,8 +171,9 @@ def corpus(
         overwrite=overwrite,
     )
     size = sum(record.bytes for record in manifest.outputs)
+    signed = _sign(destination, signer)
     if as_json:
-        _print({**plan, "files": len(manifest.outputs), "bytes": size}, True)
+        _print({**plan, "files": len(manifest.outputs), "bytes": size, **signed}, True)
     else:
         click.echo(
             f"{destination}: {plan['documents']:,} documents, {len(manifest.outputs)} files, {size / 1e9:.3f} GB"
@@ -167,15 +183,20 @@ def corpus(
 @group.command()
 @click.argument("folder", metavar="FOLDER", type=_PATH)
 @click.option("--generate", is_flag=True, help="Also load it with transformers and generate a few tokens.")
+@click.option(
+    "--public-key",
+    type=_PATH,
+    help="Also check model.sig with this public key (PEM): who signed these very files.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def verify(folder: Path, generate: bool, as_json: bool) -> None:
+def verify(folder: Path, generate: bool, public_key: Path | None, as_json: bool) -> None:
     """Verify the release folder of a model or a corpus.
 
     For a model, checks all files' checksums, the index and shards against config.json, the begin and end
     tokens, the card's metadata, the licence's requirements and texts, that the parity report passes and covers
     these weights, and every figure of the card, which is computed again from the released records and outputs. For a corpus, checks all files' checksums, columns, rows, languages, and licences, the
     card's metadata and configurations, and that no document is in both training and validation. Exits with
-    code 1 on any fault.
+    code 1 on any fault. Whoever changes files can write new checksums; only --public-key tells who wrote them.
     """
     from emma.base.errors import CheckFailedError, UserError
     from emma.tools.hub.kinds import release_kind
@@ -183,6 +204,10 @@ def verify(folder: Path, generate: bool, as_json: bool) -> None:
     if generate and release_kind(folder) == "dataset":
         raise UserError(f"{folder}: holds a corpus; --generate works only for models")
     faults = _faults(folder)
+    if public_key is not None:
+        from emma.tools.hub.signature import signature_faults
+
+        faults += signature_faults(folder, public_key)
     if generate and not faults:
         from emma.checkpoints_conversion.release.verify import generate_faults
 
@@ -194,7 +219,10 @@ def verify(folder: Path, generate: bool, as_json: bool) -> None:
             f"{folder} is not a valid release:\n" + "\n".join(f"- {fault}" for fault in faults)
         )
     if not as_json:
-        click.echo(f"{folder}: valid")
+        unchecked = public_key is None and (folder / "model.sig").is_file()
+        click.echo(
+            f"{folder}: valid" + ("; its signature was not checked (--public-key)" if unchecked else "")
+        )
 
 
 @group.command()
@@ -264,6 +292,25 @@ def upload(
         click.echo(
             f"{repository}@{plan.branch} holds {len(plan.files)} files, {plan.bytes / 1e9:.3f} GB, equal to {folder}"
         )
+
+
+def _signer(key: Path | None) -> Any:
+    """What signs, checked before anything is written; None without a key."""
+    if key is None:
+        return None
+    import os
+
+    from emma.tools.hub.signature import check_key
+
+    return check_key(key, os.environ.get("EMMA_SIGNING_PASSWORD"))
+
+
+def _sign(folder: Path, signer: Any) -> dict[str, str]:
+    if signer is None:
+        return {}
+    from emma.tools.hub.signature import sign
+
+    return {"signature": str(sign(folder, signer))}
 
 
 def _faults(folder: Path) -> list[str]:

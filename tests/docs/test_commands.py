@@ -24,6 +24,7 @@ NEEDS = {
     "base-model": "weights of Llama, or a run that trained from them",
     "corpus": "the text of a real run",
     "benchmarks": "a mirror of the benchmarks",
+    "models": "models of learned metrics and of language identification, which others distribute",
     "published-statistics": "the statistics that the MaLA corpus publishes",
     "demo-compare": "`make demo-compare`",
     "two-evaluated-checkpoints": "a run evaluated at two steps",

@@ -38,7 +38,7 @@ def journal_of(folder: Path, model: str) -> Journal:
     return Journal(folder / "heldout" / f"{model.replace('/', '_')}.jsonl")
 
 
-def evaluation_folder(run: str) -> Path:
+def evaluation_folder(run: str | Path) -> Path:
     """The evaluation folder of a run, or the one that is named itself.
 
     Raises:
@@ -47,7 +47,7 @@ def evaluation_folder(run: str) -> Path:
     from emma.tools.evaluation.targets import resolve_run
 
     folder = Path(run)
-    return folder if (folder / "models.json").is_file() else resolve_run(run)[0] / "evaluation"
+    return folder if (folder / "models.json").is_file() else resolve_run(str(run))[0] / "evaluation"
 
 
 def evaluated_models(folder: Path) -> list[EvaluatedModel]:

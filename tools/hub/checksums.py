@@ -1,4 +1,4 @@
-"""`SHA256SUMS`: the SHA-256 of every file in a folder, in the format of `sha256sum --check`."""
+"""`SHA256SUMS`: the SHA-256 of every file in a folder but its signature, in the format of `sha256sum --check`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from pathlib import Path
 from emma.base.errors import UserError
 from emma.base.files import sha256_file, write_text
 
-__all__ = ["CHECKSUMS_NAME", "checksum_faults", "listed_files", "write_checksums"]
+__all__ = ["CHECKSUMS_NAME", "SIGNATURE_NAME", "checksum_faults", "listed_files", "write_checksums"]
 
 CHECKSUMS_NAME = "SHA256SUMS"
+SIGNATURE_NAME = "model.sig"
+"""A release's signature, which is about the list too (`signature.py`)."""
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
 
 def listed_files(folder: Path) -> list[str]:
-    """Names of a folder's files relative to it, except the list itself and git's and the Hub client's
-    files."""
+    """Names of a folder's files relative to it, except the list itself, its signature, and git's and the Hub
+    client's files."""
     return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
         if path.is_file()
         and path.name != CHECKSUMS_NAME
+        and path != folder / SIGNATURE_NAME
         and not path.relative_to(folder).parts[0].startswith(".")
     )
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from emma.base.errors import CheckFailedError, UserError
-from emma.tools.hub.checksums import CHECKSUMS_NAME, listed_files
+from emma.tools.hub.checksums import CHECKSUMS_NAME, SIGNATURE_NAME, listed_files
 from emma.tools.hub.kinds import Kind, release_kind
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def plan_upload(
         raise UserError(f"{repository}: include the owner, as in my-team/{repository}")
     if faults := verify(folder):
         raise CheckFailedError(f"{folder} is not a valid release: " + "; ".join(faults))
-    files = (*listed_files(folder), CHECKSUMS_NAME)
+    signature = [SIGNATURE_NAME] if (folder / SIGNATURE_NAME).is_file() else []
+    files = (*listed_files(folder), CHECKSUMS_NAME, *signature)
     size = sum((folder / name).stat().st_size for name in files)
     return Upload(folder, release_kind(folder), repository, branch or _MAIN, private, files, size)
 

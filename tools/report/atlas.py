@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from emma.base.files import read_json
-from emma.recipes.vocabulary import report_folder
 from emma.tools.evaluation.groups import kind_of
 from emma.tools.languages.codes import language, subject
 from emma.tools.languages.labels import language_name
 from emma.tools.languages.places import place
 from emma.tools.report.records import RunRecord
+from emma.tools.report.tokens import tokenizer_costs
 from emma.tools.report.verdicts import Judged, interval
 
 __all__ = ["atlas", "facts", "heldout_cells"]
@@ -76,7 +75,7 @@ def atlas(run: RunRecord, judged: Judged) -> dict[str, Any]:
             row |= {"share": part.tokens / total if total else 0.0, "epochs": part.epochs}
             for code in _subjects(part.language):
                 entry(code).setdefault("mix", []).append(row)
-    for code, cost in _tokenizer(run).items():
+    for code, cost in tokenizer_costs(run).items():
         entry(code)["tokenizer"] = cost
     return {
         "run": run.name,
@@ -117,15 +116,3 @@ def _subjects(name: str) -> list[str]:
         return []
     codes = name.split("-")
     return codes if len(codes) == 1 else [code for code in codes if not language(code).is_english]
-
-
-def _tokenizer(run: RunRecord) -> dict[str, dict[str, Any]]:
-    """What the mix's tokenizer costs each language, if `emma tokenizer report` has measured it."""
-    path = (
-        report_folder(run.recipe.paths.corpus, run.mix_facts.get("tokenizer_sha256") or "-") / "report.json"
-    )
-    if not path.is_file():
-        return {}
-    keys = ("premium", "low", "high", "bytes_per_token", "fertility")
-    rows = read_json(path)["tokenizers"][0]["languages"]
-    return {row["language"]: {key: row[key] for key in keys if row.get(key) is not None} for row in rows}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from markupsafe import Markup
 
@@ -25,7 +26,9 @@ from emma.tools.evaluation.measures import Metric, benchmark, metric
 from emma.tools.evaluation.significance import Verdict
 from emma.tools.evaluation.wins import field_wins
 from emma.tools.languages.codes import CATEGORIES, language
+from emma.tools.report.outputs import LEARNED, Outputs, outputs_of
 from emma.tools.report.records import RunRecord
+from emma.tools.report.tokens import cost_of, tokenizer_costs
 from emma.tools.report.training import category_colors
 from emma.tools.report.verdicts import Judged, latest
 
@@ -74,7 +77,8 @@ class GroupCells:
 
 @dataclass(frozen=True)
 class BenchmarkView:
-    """A benchmark: `cells` has one entry per run; `others` holds the means of its other metrics."""
+    """A benchmark: `cells` has one entry per run; `others` holds the means of its other metrics, `costs` what the first
+    run's tokenizer costs each language."""
 
     key: str
     title: str
@@ -86,6 +90,8 @@ class BenchmarkView:
     groups: list[GroupCells]
     rows: list[tuple[str, str, float | None, list[Verdict | None], list[float | None]]]
     others: list[tuple[Metric, float | None, list[float | None]]]
+    outputs: Outputs
+    costs: dict[str, dict[str, Any]]
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -216,8 +222,16 @@ def _view(name: str, runs: Sequence[RunRecord], cells: list[RunCell | None]) -> 
         _groups(cells),
         _rows(cells),
         _others(name, runs, first.scores.metric),
+        outputs_of(name, runs),
+        _costs(runs, cells),
         _notes(cells),
     )
+
+
+def _costs(runs: Sequence[RunRecord], cells: Sequence[RunCell | None]) -> dict[str, dict[str, Any]]:
+    known = tokenizer_costs(runs[0])
+    codes = {code for cell in cells if cell for code in cell.scores.scores}
+    return {code: cost for code in codes if (cost := cost_of(known, code))}
 
 
 def _notes(cells: Sequence[RunCell | None]) -> list[str]:
@@ -300,7 +314,7 @@ def _others(
 
     rows = []
     for key in keys:
-        if metric(key).kind != "baseline":
+        if metric(key).kind in ("score", "health") and key not in LEARNED:
             base = next((value for run in runs if (value := mean(run, key, "base")) is not None), None)
             rows.append((metric(key), base, [mean(run, key, "trained") for run in runs]))
     return rows

@@ -10,17 +10,14 @@ from typing import Any, Protocol
 
 from emma.base.errors import UserError
 from emma.base.progress import progress
+from emma.tools.evaluation.benchmarks.answers import is_empty
 from emma.tools.evaluation.benchmarks.scores import Score, mean_score
 from emma.tools.evaluation.quality.confusion import KEYS, Confusion
-from emma.tools.evaluation.quality.seen import Encoder, listed_encoder, quality_table
+from emma.tools.evaluation.quality.seen import UNSEEN, Encoder, listed_encoder, quality_table
 from emma.tools.evaluation.quality.texts import Generated, Translation, add_scores, generated_units
 from emma.tools.evaluation.results import merge_results, read_results, write_results
 
-__all__ = ["UNSEEN", "Plan", "Request", "plan", "run"]
-
-UNSEEN = "_unseen"
-"""Ending of a metric's name where its encoder has not seen the languages: another metric, so that no average of the first
-holds it."""
+__all__ = ["Plan", "Request", "plan", "run"]
 
 
 class Learned(Protocol):
@@ -207,7 +204,7 @@ def _score(metric: Learned, unit: Generated) -> Generated:
     samples = unit.samples()
     rows = unit.translations(samples)
     # Learned metrics give silence a score as they please.
-    spoken = [place for place, row in enumerate(rows) if row.output.strip()]
+    spoken = [place for place, row in enumerate(rows) if not is_empty(row.output)]
     values: list[float | None] = [metric.worst] * len(rows)
     for place, value in zip(
         spoken, metric.score([rows[place] for place in spoken]) if spoken else [], strict=True

@@ -18,6 +18,7 @@ from emma.base.errors import UserError
 from emma.base.files import sha256_file
 from emma.tools.corpus.identification import FastText
 from emma.tools.evaluation.benchmarks.scores import Score, mean_score
+from emma.tools.evaluation.quality.seen import place_of
 from emma.tools.languages.labels import LanguageResolver, UnknownLanguageError
 from emma.tools.languages.scripts import SPACELESS, compatible, family
 
@@ -90,7 +91,7 @@ class Confusion:
             "line_pass_rate": [None if not passed else float(all(passed)) for _, passed in lines],
             "reference_in_language": [self._whole(text, right) for text in references],
         }
-        script = asked.rpartition("_")[2]
+        _, script = place_of(asked) or ("", "Latn")
         if self.words and script != "Latn":
             found["word_pass_rate"] = [
                 float(not self._has_english(kept, script)) if passed and all(passed) else None

@@ -20,6 +20,7 @@ from emma.tools.evaluation.quality.texts import Translation
 __all__ = ["MetricX"]
 
 _ENCODER = "mt5-xl"
+_TOKENIZERS = ("spiece.model", "tokenizer.json")
 _CLIP = (0.0, 25.0)
 
 
@@ -65,7 +66,7 @@ class MetricX:
             )
         check_model(folder)
         self.tokenizer = tokenizer or folder
-        if not any((self.tokenizer / name).is_file() for name in ("spiece.model", "tokenizer.json")):
+        if not any((self.tokenizer / name).is_file() for name in _TOKENIZERS):
             raise UserError(
                 f"{self.tokenizer}: holds no tokenizer (spiece.model or tokenizer.json); give the folder of google/mt5-xl "
                 f"with --encoder {key}=FOLDER"
@@ -80,7 +81,8 @@ class MetricX:
 
         if not hasattr(self, "_hash"):
             digest = hashlib.sha256()
-            for path in (self.folder / "config.json", *self._weights()):
+            tokenizer = [self.tokenizer / name for name in _TOKENIZERS if (self.tokenizer / name).is_file()]
+            for path in (self.folder / "config.json", *self._weights(), *tokenizer):
                 digest.update(f"{path.name} {sha256_file(path)}\n".encode())
             self._hash = digest.hexdigest()[:12]
         return "|".join(

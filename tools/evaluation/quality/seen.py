@@ -15,9 +15,13 @@ from typing import Any
 from emma.base.errors import UserError
 from emma.tools.languages.labels import LanguageResolver, UnknownLanguageError
 
-__all__ = ["Encoder", "encoder_of", "listed_encoder", "quality_table"]
+__all__ = ["UNSEEN", "Encoder", "encoder_of", "listed_encoder", "place_of", "quality_table"]
 
 _FILE = Path(__file__).parents[3] / "recipes" / "evaluation" / "quality.yaml"
+
+UNSEEN = "_unseen"
+"""Ending of a metric's name where its encoder has not seen the languages: another metric, so that no average of the first
+holds it."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Encoder:
         Args:
             code: `xxx_Ssss`, in any spelling that a benchmark may use.
         """
-        found = _place(code)
+        found = place_of(code)
         return found is not None and found in self.seen
 
 
@@ -78,14 +82,16 @@ def _seen(name: str) -> frozenset[tuple[str, str]]:
 
 
 def _known(code: str, where: str) -> tuple[str, str]:
-    found = _place(code)
+    found = place_of(code)
     if found is None:
         raise UserError(f"{where}: `{code}` names no language and script; write it as xxx_Ssss")
     return found
 
 
 @functools.cache
-def _place(code: str) -> tuple[str, str] | None:
+def place_of(code: str) -> tuple[str, str] | None:
+    """ISO 639-3 and ISO 15924 of a code in any spelling, with the language's most common script where it names none; None
+    if it is no language, or no script is known for it."""
     resolver = LanguageResolver()
     try:
         resolved = resolver.resolve(code)

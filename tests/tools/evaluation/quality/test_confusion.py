@@ -92,6 +92,9 @@ def test_pass_rates_are_those_of_the_authors(words: Path) -> None:
     # Too short to tell, or in Latin script: no verdict rather than a wrong one.
     assert found["in_language"].items[6:8] == [None, None]
     assert "word_pass_rate" not in Confusion(IDENTIFIER, words).scores("eng_Latn", english, [])
+    # A code that names no script has its language's.
+    assert "word_pass_rate" not in Confusion(IDENTIFIER, words).scores("en", english, [])
+    assert "word_pass_rate" in Confusion(IDENTIFIER, words).scores("ru", russian, [])
 
 
 def test_scripts_without_spaces_are_counted_by_characters(words: Path) -> None:

@@ -4,9 +4,7 @@ import pytest
 
 from emma.base.errors import UserError
 from emma.tools.evaluation.measures import metric
-from emma.tools.evaluation.quality import seen
-from emma.tools.evaluation.quality.command import UNSEEN
-from emma.tools.evaluation.quality.seen import encoder_of, listed_encoder, quality_table
+from emma.tools.evaluation.quality.seen import UNSEEN, encoder_of, listed_encoder, place_of, quality_table
 
 
 @pytest.mark.parametrize(
@@ -46,7 +44,7 @@ def test_what_an_encoder_has_seen(model: str, code: str, expected: bool) -> None
 
 def test_every_listed_code_is_a_language_and_the_lists_have_the_sizes_of_their_sources() -> None:
     own = {
-        name: len({seen._place(code) for code in entry["languages"].split()})
+        name: len({place_of(code) for code in entry["languages"].split()})
         for name, entry in quality_table()["encoders"].items()
     }
     # 93 on the card of XLM-R, the romanised five, the second script of Chinese, and fil beside tl; 100
