@@ -6,6 +6,7 @@ project. Nothing here asks the network.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,14 @@ from emma.base.extras import need
 from emma.tools.hub.checksums import SIGNATURE_NAME
 
 __all__ = ["check_key", "sign", "signature_faults"]
+
+
+# The package's words for what differs, within which digests stand as Python writes bytes.
+_DIFFERENCES = (
+    ("changed since it was signed", r"Hash mismatch for [\\']+([^\\']+)"),
+    ("not there, but signed", r"Missing files in model [^:]+: ([^\]\"']+)"),
+    ("there, but not signed", r"Extra files found in model [^:]+: ([^\]\"']+)"),
+)
 
 
 def check_key(key: Path, password: str | None = None) -> Any:
@@ -76,10 +85,16 @@ def signature_faults(folder: Path, public_key: Path) -> list[str]:
         ) from None
     try:
         verifier.set_hashing_config(_hashing(folder)).verify(folder, path)
-    except InvalidSignature:
-        return [f"{path}: not signed by the private key of {public_key}"]
     except Exception as error:  # noqa: BLE001 - whatever the package raises for a file that was tampered with
-        return [f"{path}: {str(error) or type(error).__name__}"]
+        if isinstance(error, InvalidSignature) or "Key mismatch" in str(error):
+            return [f"{path}: not signed by the private key of {public_key}"]
+        found = [
+            f"{what}: {', '.join(names)}"
+            for what, by in _DIFFERENCES
+            if (names := re.findall(by, str(error)))
+        ]
+        told = "; ".join(found) or f"no signature that can be read ({type(error).__name__}: {error})"
+        return [f"{path}: {told}"]
     return []
 
 
