@@ -91,11 +91,10 @@ def generated_units(
         model: name in the results.
         benchmarks, languages: only these; None: all.
     """
-    # Programs are in no language that a person speaks.
+    definitions = {name: get_benchmark(name) for name in benchmark_names(on_demand=True)}
+    # Programs are texts in no natural language.
     known = {
-        name
-        for name in benchmark_names(on_demand=True)
-        if get_benchmark(name).kind == "generation" and get_benchmark(name).program is None
+        name for name, found in definitions.items() if found.kind == "generation" and found.program is None
     }
     root = folder / "benchmarks" / model.replace("/", "_")
     for path in sorted(root.glob("*/*.json")):

@@ -133,6 +133,7 @@ def test_every_saved_text_is_identified_from_the_command_line(tmp_path: Path, wo
             ],
             ("flores200_x_eng", "ukr_Cyrl-eng_Latn"): [(ukrainian[0], english[0], english[1])],
             ("polywrite", "rus_Cyrl"): [("", russian[0], "")],
+            ("humaneval", "eng_Latn"): [("", "def the(x): return x and x or x", "")],
             ("xlsum", "fon"): [("", "Gbɛtɔ lɛ bǐ wɛ nɔ jɔ", "Gbɛtɔ")],
         },
     )
