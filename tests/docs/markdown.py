@@ -30,6 +30,7 @@ PAGES = [
             "add_a_base_model",
             "tokenizer",
             "evaluate",
+            "outputs",
             "verdicts",
             "report",
             "release",
