@@ -216,6 +216,7 @@ import mmap, time
 held = mmap.mmap(-1, 400 << 20)
 for place in range(0, 400 << 20, 4096):
     held[place] = 1
+time.sleep(10)
 """,
         ends=("memory", "SIGKILL", "SIGBUS"),
     ),
