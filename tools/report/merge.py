@@ -249,7 +249,7 @@ def _rows(tests: Sequence[_Tests]) -> list[Row]:
             groups.setdefault(kind, []).append(language)
             if isinstance(row, LanguageGain) and row.category and language != "eng_Latn":
                 groups.setdefault(row.category, []).append(language)
-        names = [name for name in ("all but English", "English") if name in groups]
+        names: list[str] = [name for name in ("all but English", "English") if name in groups]
         names += order_categories(name for name in groups if name not in names)
         for name in names:
             members = groups[name]

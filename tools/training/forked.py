@@ -82,7 +82,7 @@ def forking(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
             server = subprocess.Popen(
                 [sys.executable, "-P", "-m", "emma.tools.training.forked", "serve"],
                 env={**os.environ, **variables},
-                stdin=listening,
+                stdin=listening.fileno(),
                 preexec_fn=follow_parent(),  # a server that outlived this process would wait forever
             )
         try:
