@@ -67,7 +67,7 @@ def item_report(
         UserError: the benchmark has no parallel items or none were kept, languages were asked different items, or they
             are too few.
     """
-    folder = evaluation_folder(run)
+    folder = evaluation_folder(str(run))
     if not benchmark(name).parallel:
         raise UserError(f"{name}: its items differ between languages, so they are on no common scale")
     rows = [row for row in read_results(folder) if row.benchmark == name]

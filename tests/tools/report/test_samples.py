@@ -65,3 +65,15 @@ def test_samples_of_every_kind_are_shown_and_none_is_made_up(
         value for row in rows for one in row["samples"] for value in one.values() if isinstance(value, str)
     ]
     assert sum(len(value.encode()) for value in shown) <= 950
+
+
+def test_choices_of_lm_eval_s_tasks_are_shown_as_texts() -> None:
+    sample = {
+        "prompt": "She",
+        "target": "1",
+        "continuations": [" sing", " sings", " sang"],
+        "responses": [[[-3.5, False]], [[-2.0, False]], [[-1.0, True]]],
+    }
+    assert samples._texts(sample) == {"prompt": "She", "answer": " sang", "reference": " sings"}
+    # A target that is itself the text.
+    assert samples._texts({**sample, "target": " sings"}) == samples._texts(sample)

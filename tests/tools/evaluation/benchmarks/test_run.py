@@ -264,6 +264,10 @@ def test_dry_run_counts(arguments: list[str | Path], tmp_path: Path) -> None:
             ["--benchmarks", "sib200", "--tier", "smoke", "--shots", "sib200=13"],
             "13 shots need 13 examples, but there are 12",
         ),
+        (
+            ["--benchmarks", "nll_pbc", "--tier", "smoke", "--shots", "lm_eval:gsm8k=2"],
+            "--shots lm_eval.gsm8k: not among the benchmarks of this run",
+        ),
         (["--benchmarks", "nll_pbc", "--tier", "smoke", "--max-length", "4096"], "takes at most 1024 tokens"),
         (["--benchmarks", "nll_pbc", "--tier", "smoke", "--backend", "vllm"], "vllm is not installed"),
     ],
