@@ -67,8 +67,9 @@ def test_every_package_that_is_imported_is_a_dependency() -> None:
         and not extras_with(module)
         and module not in FOR_ONE_TABLE
     }
-    # vLLM pins its own torch, so no extra can bring it.
-    assert set(unknown) <= {"vllm"}
+    # vLLM and COMET pin packages of their own, so no extra can bring them; COMET's environment has PyYAML.
+    assert unknown.keys() <= {"vllm", "yaml"}
+    assert unknown.get("yaml", []) in ([], ["tools/evaluation/quality/comet_worker.py"])
 
 
 def test_the_installed_metadata_is_that_of_this_checkout() -> None:
