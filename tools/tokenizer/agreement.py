@@ -88,8 +88,8 @@ def compare_texts(
     before, after = (_reference(each) for each in (old, own))
     others: dict[str, Callable[[Sequence[str]], list[list[int]]]] = {}
     if importlib.util.find_spec("transformers") is not None:
-        library = loaded(out)
-        others["transformers"] = lambda few: library(
+        known = loaded(out)
+        others["transformers"] = lambda few: known(
             list(few), add_special_tokens=False, split_special_tokens=True, verbose=False
         )["input_ids"]
     decode = Tokenizer.from_file(str(own.file.path)).decode_batch
