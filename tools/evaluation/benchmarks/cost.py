@@ -175,7 +175,10 @@ def _languages(
             room = min(runner.window, max(len(item.rows[0]) for item in asked) + cap)
             new = rows * (_longest_of(lengths, min(rows, _rows_at_once(runner, room))) - 1)
         requests = sum(item.requests for item in asked) * up
-        found[unit.name] = _Language(total, requests, apart(asked) * up * shared, new)
+        # What items share is known exactly where all were looked at.
+        whole = len(asked) == total and not asked[0].answer
+        read = grouped(asked) if whole else apart(asked) * up * shared
+        found[unit.name] = _Language(total, requests, read, new)
     return found
 
 
