@@ -77,11 +77,16 @@ def test_transformers_is_never_called_without_these_options() -> None:
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
             name = node.func.attr
-            if name in ("load", "loads") and ast.unparse(node.func.value) in (
-                "pickle",
-                "torch",
-                "dill",
-                "joblib",
+            if (
+                name in ("load", "loads")
+                and ast.unparse(node.func.value)
+                in (
+                    "pickle",
+                    "torch",
+                    "dill",
+                    "joblib",
+                )
+                and not any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
             ):
                 wrong.append(f"{path}:{node.lineno}")
             if name == "from_pretrained":

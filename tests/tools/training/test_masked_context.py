@@ -289,7 +289,7 @@ def in_threads(
     from emma.tools.training.session import context as proof
 
     model = build(flags, shape, plain, False)
-    attention = model.decoder.layers[0].self_attention
+    attention = getattr(model, "module", model).decoder.layers[0].self_attention  # BF16 wraps the model
     batch = proof.awkward_documents(1, length, dense=dense)
     barrier, given = threading.Barrier(ranks, timeout=120), [torch.empty(0)] * ranks
 

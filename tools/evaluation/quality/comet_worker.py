@@ -87,7 +87,7 @@ def _check_complete(model: Any, checkpoint: Path) -> None:
     """The package's loader leaves what a checkpoint lacks at random values, without a word."""
     import torch
 
-    stored = torch.load(checkpoint, map_location="cpu", mmap=True)["state_dict"]
+    stored = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
     lacking = sorted(set(model.state_dict()) - set(stored))
     if lacking:
         raise RefusedError(

@@ -16,6 +16,7 @@ from emma.base.errors import UserError
 from emma.base.files import read_json, sha256_file
 from emma.tools.evaluation.quality.seen import Encoder, encoder_of, quality_table
 from emma.tools.evaluation.quality.texts import Translation
+from emma.tools.inspection.models import tokenizer_options
 
 __all__ = ["MetricX"]
 
@@ -137,10 +138,10 @@ class MetricX:
             from transformers import AutoTokenizer, MT5Config, MT5Model
 
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer, **tokenizer_options(self.tokenizer))
             tensors = {name: tensor for path in self._weights() for name, tensor in _tensors(path).items()}
             with torch.device("meta"):
-                model = MT5Model(MT5Config.from_pretrained(self.folder, local_files_only=True))
+                model = MT5Model(MT5Config.from_pretrained(self.folder, **tokenizer_options(self.folder)))
             for stack in ("encoder", "decoder"):
                 if "shared.weight" in tensors:
                     tensors.setdefault(f"{stack}.embed_tokens.weight", tensors["shared.weight"])
