@@ -126,7 +126,7 @@ def test_the_lock_gives_what_every_extra_asks_for() -> None:
         line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line
     )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    extras = {"torch", "convert", "train", "eval", "corpus", "sweep", "dev", "docs"}
+    extras = {"torch", "convert", "train", "eval", "corpus", "sweep", "sign", "dev", "docs"}
     lines = [line for extra in extras for line in project["optional-dependencies"][extra]]
     for requirement in map(Requirement, [*project["dependencies"], *lines]):
         if requirement.name != "emma-recipes":
