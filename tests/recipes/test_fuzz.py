@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import math
 import os
@@ -117,6 +118,15 @@ def draw_overrides(data: st.DataObject) -> tuple[str, list[str]]:
 
 @settings(configured, max_examples=200)
 @given(data=st.data())
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """Garbage collections look at what these tests make, and not at all that other tests have left in this process."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def test_mutated_recipes(data: st.DataObject) -> None:
     judge(*draw_overrides(data))
 
