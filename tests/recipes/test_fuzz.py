@@ -28,6 +28,16 @@ SLOWEST = 2.0
 
 RUNS = ["demo", "emma_llama3_8b_bi"]
 
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """Garbage collections look at what these tests make, and not at all that other tests have left in this process."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 scalars = st.one_of(
     st.none(),
     st.booleans(),
@@ -118,15 +128,6 @@ def draw_overrides(data: st.DataObject) -> tuple[str, list[str]]:
 
 @settings(configured, max_examples=200)
 @given(data=st.data())
-@pytest.fixture(autouse=True)
-def alone() -> Iterator[None]:
-    """Garbage collections look at what these tests make, and not at all that other tests have left in this process."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 def test_mutated_recipes(data: st.DataObject) -> None:
     judge(*draw_overrides(data))
 
