@@ -31,7 +31,7 @@ format: $(READY)  ## format, and fix what the linter can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(READY)  ## run the tests of every commit (under 15 minutes on two cores)
+test: $(READY)  ## run the tests of every commit, in two processes (under 25 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --durations=15
 
 test-slow: $(READY)  ## run the tests that take minutes each
