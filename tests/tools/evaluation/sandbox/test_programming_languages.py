@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from emma.tools.evaluation.benchmarks.definitions import get_benchmark
 from emma.tools.evaluation.benchmarks.items import Item, program_of, render
 from emma.tools.evaluation.sandbox.toolchains import Executor
-from tests.tools.evaluation.sandbox.isolation import needs_isolation
 
 SLOW = ("cpp", "csharp", "go", "java", "rust", "typescript")
 
@@ -136,25 +133,11 @@ ITEMS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def executor(tmp_path_factory: pytest.TempPathFactory) -> Executor:
-    from tests.tools.evaluation.sandbox.test_toolchains import stand_in_for_javatuples
-
-    needs_isolation()
-    folder = tmp_path_factory.mktemp("mirror")
-    stand_in_for_javatuples(folder)
-
-    def extra(name: str) -> Path | None:
-        return folder / name if (folder / name).is_file() else None
-
-    return Executor(extra)
-
-
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in ITEMS]
 )
-def test_right_and_wrong_answers(name: str, executor: Executor) -> None:
-    if (why := executor.lack(name)) is not None:
+def test_right_and_wrong_answers(name: str, with_files: Executor) -> None:
+    if (why := with_files.lack(name)) is not None:
         pytest.skip(f"{name}: {why}")
     benchmark = get_benchmark(f"multipl_e_{name}")
     prompt, right, wrong, tests, ends = ITEMS[name]
@@ -164,5 +147,5 @@ def test_right_and_wrong_answers(name: str, executor: Executor) -> None:
     # A model goes on after its answer; what it goes on with is cut.
     answers = [right, f"{right}{ends[0]} more ((", wrong]
     programs = [program_of(benchmark, "eng_Latn", item, answer) for answer in answers]
-    runs = executor.run(name, programs)
+    runs = with_files.run(name, programs)
     assert [run.passed for run in runs] == [True, True, False], [run.describe() for run in runs]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -41,32 +39,6 @@ BROKEN = {
     ],
     "rust": ["fn main() { x }", "fn main() { panic!() }", "fn main() { std::process::abort() }"],
 }
-
-
-def stand_in_for_javatuples(folder: Path) -> None:
-    """A jar with the package's name in the mirror's folder of programs, where there is a compiler."""
-    (folder / "programs").mkdir()
-    if shutil.which("javac") and shutil.which("jar"):
-        source = folder / "Pair.java"
-        source.write_text("package org.javatuples;\npublic class Pair {}\n")
-        subprocess.run(["javac", "-d", folder / "classes", source], check=True)
-        jar = folder / "programs" / "javatuples-1.2.jar"
-        subprocess.run(["jar", "cf", jar, "-C", folder / "classes", "."], check=True)
-
-
-@pytest.fixture(scope="module")
-def with_files(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """An executor that finds Java's further classes: a jar with the package's name, made here."""
-    from tests.tools.evaluation.sandbox.isolation import needs_isolation
-
-    needs_isolation()
-    folder = tmp_path_factory.mktemp("mirror")
-    stand_in_for_javatuples(folder)
-
-    def extra(name: str) -> Path | None:
-        return folder / name if (folder / name).is_file() else None
-
-    return Executor(extra)
 
 
 _SLOW = ("cpp", "csharp", "go", "java", "rust", "scala", "swift", "typescript")
