@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.ports import free_port
 
 __all__ = ["require_gpus", "run_on_gpus"]
 
@@ -46,9 +47,7 @@ def require_gpus(count: int = 1, *, hopper: bool = False) -> str:
 
 def run_on_gpus(function: Callable[..., Any], ranks: int, folder: Path, *args: Any) -> list[Any]:
     """Runs `function(*args)` in one process per GPU, with torch's rank variables; returns the results rank by rank."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     call = folder / "call.pickle"
     call.write_bytes(pickle.dumps((function.__module__, function.__qualname__, args)))
     processes = []

@@ -10,7 +10,6 @@ import importlib
 import os
 import pickle
 import signal
-import socket
 import sys
 import traceback
 from collections.abc import Mapping
@@ -20,6 +19,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 PR_SET_PDEATHSIG = 1
 
@@ -87,7 +88,7 @@ class Server:
         if fault:
             self._connection.send(("error", fault))
             return
-        port = _free_port()
+        port = free_port()
         pids = []
         for rank in range(world_size):
             place = {
@@ -134,12 +135,6 @@ def _unsafe_to_fork() -> str | None:
     if torch.cuda.is_initialized():
         return "CUDA is initialised in the server, which cannot fork safely"
     return None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _be_rank(

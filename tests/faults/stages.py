@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.ports import free_port
+
 __all__ = ["STAGES", "Stage", "write_inputs"]
 
 POINTS = int(os.environ.get("FAULTS_POINTS", "10"))
@@ -140,21 +142,13 @@ def train_here() -> None:
         WORLD_SIZE="1",
         LOCAL_WORLD_SIZE="1",
         MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=_port(),
+        MASTER_PORT=str(free_port()),
     )
     from emma.tools.runs.run_folder import IDENTITY, RunFolder
     from emma.tools.training.worker import main as worker
 
     os.environ[IDENTITY] = RunFolder(folder).read_launch().identity
     raise SystemExit(worker([str(folder)]))
-
-
-def _port() -> str:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 _TORCH = ("torch", "transformers", "safetensors.torch")

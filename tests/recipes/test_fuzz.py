@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +76,29 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def judge(run: str, overrides: list[str]) -> None:
     """Loads and plans a recipe: it works, or there is one message."""
-    begun = time.process_time()
-    try:
-        recipe = load_recipe(run, overrides)
-        within_bounds(recipe)
-        make_plan(recipe)
-    except UserError as error:
-        assert str(error) and "Traceback" not in str(error)
-    assert time.process_time() - begun < SLOWEST
+
+    def answer() -> None:
+        try:
+            recipe = load_recipe(run, overrides)
+            within_bounds(recipe)
+            make_plan(recipe)
+        except UserError as error:
+            assert str(error) and "Traceback" not in str(error)
+
+    answers_at_once(answer)
+
+
+def answers_at_once(answer: Callable[[], None]) -> None:
+    """Fails if `answer` takes more than SLOWEST processor-seconds each of three times: a core whose other half, or
+    whose machine, works for somebody else may stretch one of them by any factor."""
+    took = []
+    while len(took) < 3:
+        begun = time.process_time()
+        answer()
+        took.append(time.process_time() - begun)
+        if took[-1] < SLOWEST:
+            return
+    raise AssertionError(f"three answers took {took} processor-seconds, allowed are {SLOWEST}")
 
 
 def within_bounds(recipe: Recipe) -> None:
@@ -156,16 +171,18 @@ ALPHABET = st.sampled_from(
 
 def read(path: Path, text: str) -> None:
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    begun = time.process_time()
-    try:
-        read_yaml(path)
-    except UserError as error:
-        assert str(error)
-    try:
-        parse_override(f"a={text}")
-    except UserError as error:
-        assert str(error)
-    assert time.process_time() - begun < SLOWEST
+
+    def answer() -> None:
+        try:
+            read_yaml(path)
+        except UserError as error:
+            assert str(error)
+        try:
+            parse_override(f"a={text}")
+        except UserError as error:
+            assert str(error)
+
+    answers_at_once(answer)
 
 
 @settings(configured, max_examples=300)
@@ -237,10 +254,14 @@ def test_much_text_that_looks_like_yaml(tmp_path: Path) -> None:
     ids=lambda text: text[:20].encode("unicode_escape").decode(),
 )
 def test_hostile_text_gets_a_message_at_once(text: str, tmp_path: Path) -> None:
-    begun = time.process_time()
-    with pytest.raises(UserError):
+    def read_as_file() -> None:
         (tmp_path / "hostile.yaml").write_text(text, encoding="utf-8")
-        load_recipe(tmp_path / "hostile.yaml")
-    with pytest.raises(UserError):
-        load_recipe("demo", [f"validation.groups={text.removeprefix('a: ')}"])
-    assert time.process_time() - begun < SLOWEST
+        with pytest.raises(UserError):
+            load_recipe(tmp_path / "hostile.yaml")
+
+    def read_as_override() -> None:
+        with pytest.raises(UserError):
+            load_recipe("demo", [f"validation.groups={text.removeprefix('a: ')}"])
+
+    answers_at_once(read_as_file)
+    answers_at_once(read_as_override)

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.ports import free_port
 from tests.slurm.accounting import ACCOUNT, PROGRAMS, configuration, start_accounting
 
 __all__ = ["CPUS", "NODES", "TwoNodes", "running_nodes"]
@@ -98,7 +99,7 @@ class TwoNodes:
         self.folder.mkdir(parents=True, exist_ok=True)
         # munged refuses a socket that other users cannot reach, and keys that they can read.
         self.folder.chmod(0o755)
-        controller, database, daemon, *nodes = _free_ports(3 + len(NODES))
+        controller, database, daemon, *nodes = (free_port() for _ in range(3 + len(NODES)))
         host = socket.gethostname().split(".")[0]
         text = _CONFIGURATION.format(
             folder=self.folder,
@@ -263,17 +264,6 @@ def _run(command: list[str], environment: Mapping[str, str] | None = None) -> No
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def _descendants(pid: int) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +14,7 @@ from emma.base.files import read_json
 from emma.recipes.devices import device
 from emma.tools.training.preflight import check_device, check_disk, occupied
 from emma.tools.training.preflight_rates import Rates, link_rates, product_tflops, slow_parts
+from tests.ports import free_port
 from tests.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -31,12 +31,6 @@ def start(folder: Path, rank: int, ranks: int, per_node: int, kind: str, port: i
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("gpus", [0, 8])
