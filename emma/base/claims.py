@@ -13,12 +13,24 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import secrets
 import socket
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["claim", "is_at", "machine", "of_this_machine", "remove_abandoned", "temporary_name", "try_lock"]
+__all__ = [
+    "claim",
+    "is_at",
+    "machine",
+    "of_this_machine",
+    "remove_abandoned",
+    "sweep",
+    "temporary_name",
+    "try_lock",
+]
+
+_PARTIAL = re.compile(r"\..+\.[^.]+-\d+-[0-9a-f]{8}\.partial")
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -35,7 +47,10 @@ def machine() -> str:
 
 
 def temporary_name(name: str, suffix: str = "partial") -> str:
-    """`.<name>.<machine>-<process id>-<random>.<suffix>`: a hidden name that no other process uses."""
+    """`.<name>.<machine>-<process id>-<random>.<suffix>`: a hidden name that no other process uses.
+
+    A file with the suffix `partial` must be opened with `claim`: without its lock it counts as abandoned.
+    """
     return f".{name}.{machine()}-{os.getpid()}-{secrets.token_hex(4)}.{suffix}"
 
 
@@ -91,11 +106,22 @@ def remove_abandoned(paths: Iterable[Path]) -> None:
     """Removes those temporary files whose writers, opened with `claim` on this machine, are provably dead."""
     for path in filter(of_this_machine, paths):
         try:
-            descriptor = os.open(path, os.O_RDWR)
-        except (FileNotFoundError, PermissionError):
-            continue  # gone, or another user's
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            continue  # gone, another user's, or a staged folder, which has another lock
         try:
             if try_lock(descriptor):
                 path.unlink(missing_ok=True)
+        except PermissionError:
+            continue  # in a folder where each may remove only what is his
         finally:
             os.close(descriptor)
+
+
+@functools.cache
+def sweep(folder: Path) -> None:
+    """`remove_abandoned` in a folder, the first time that this process writes there."""
+    try:
+        remove_abandoned([path for path in folder.iterdir() if _PARTIAL.fullmatch(path.name)])
+    except PermissionError:
+        return  # who may not list a folder may still write into it

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import orjson
 
-from emma.base.claims import claim, temporary_name
+from emma.base.claims import claim, sweep, temporary_name
 from emma.base.sharing import shared
 from emma.base.system_errors import OF_PROCESSES, named
 
@@ -44,7 +44,8 @@ def atomic_write(path: Path | str, mode: str = "wb", **open_options: Any) -> Ite
     """Opens a temporary file beside `path`; on success fsyncs and renames it to `path`, on error removes it.
 
     Any number of processes on any machines may write the same file at once: each writes a temporary file of
-    its own, locked while it is open, and the last one to finish wins.
+    its own, locked while it is open, and the last one to finish wins. The first to write into a folder removes what
+    killed processes were writing there.
 
     Args:
         path: final name; its folder is created.
@@ -58,6 +59,7 @@ def atomic_write(path: Path | str, mode: str = "wb", **open_options: Any) -> Ite
     with shared(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         with named(path):
+            sweep(path.parent)
             opened = open(temporary, mode, opener=claim, **open_options)  # noqa: SIM115 (entered below)
     try:
         with named(path), opened as handle:

@@ -247,7 +247,6 @@ def _run_heldout(
         }
         click.echo(_json(plan) if as_json else "\n".join(f"{key:<10}{value}" for key, value in plan.items()))
         return
-    from emma.base.claims import remove_abandoned
     from emma.base.writers import sole_writer
     from emma.tools.evaluation.intrinsic import Settings, evaluate_model, publish
 
@@ -259,7 +258,6 @@ def _run_heldout(
     )
     # Two that append to one journal would score each language twice.
     with sole_writer(output):
-        remove_abandoned(output.glob(".*.partial"))
         models = [(target, "trained", evaluate_model(target, heldout, output, scoring))]
         if base_target is None:
             table = publish(output, models)

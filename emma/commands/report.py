@@ -31,7 +31,6 @@ def run(run_name: str, output: Path | None, as_json: bool) -> None:
     The page can be written at any time; what the run does not have yet is shown as missing. It loads nothing
     from the network, reads well on a phone, and its main tables need no script.
     """
-    from emma.base.claims import remove_abandoned
     from emma.base.files import write_json, write_text
     from emma.tools.report.atlas import atlas
     from emma.tools.report.atlas_page import atlas_page
@@ -43,8 +42,6 @@ def run(run_name: str, output: Path | None, as_json: bool) -> None:
     judged = judge_page([record])
     output = output or record.folder / "report" / "index.html"
     languages, map_ = _beside(output, "languages.json"), _beside(output, "atlas.html")
-    for file in (output, map_, languages):
-        remove_abandoned(output.parent.glob(f".{file.name}.*.partial"))
     write_text(output, run_page(record, judged, map_.name))
     write_text(map_, atlas_page(judged, output.name))
     write_json(languages, atlas(judged.runs[0], judged))
@@ -90,7 +87,6 @@ def compare(runs: tuple[str, ...], output: Path, export_folder: Path | None, as_
     emma report compare runs/mono runs/bi --output mono-bi.html --export mono-bi-figures
     emma report compare demo@150 demo@300
     """
-    from emma.base.claims import remove_abandoned
     from emma.base.files import write_text
     from emma.tools.report.atlas_page import atlas_page
     from emma.tools.report.checkpoints import read_checkpoint
@@ -99,8 +95,6 @@ def compare(runs: tuple[str, ...], output: Path, export_folder: Path | None, as_
     records = [read_checkpoint(name) for name in runs]
     compared = comparison(records)
     map_ = _beside(output, "atlas.html")
-    for file in (output, map_):
-        remove_abandoned(output.parent.glob(f".{file.name}.*.partial"))
     write_text(output, compare_page(records, compared, map_.name))
     write_text(map_, atlas_page(compared.judged, output.name))
     facts: dict[str, object] = {

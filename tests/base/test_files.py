@@ -79,6 +79,19 @@ def test_only_what_dead_writers_of_this_machine_left_is_abandoned(tmp_path: Path
     assert (tmp_path / "living").read_bytes() == b"whole"
 
 
+def test_the_first_to_write_into_a_folder_removes_what_killed_writers_left(tmp_path: Path) -> None:
+    """Whatever its name, but no staged folder, which has a lock of its own, and nothing that a user calls so."""
+    subprocess.run([sys.executable, "-P", "-c", KILLED, str(tmp_path)], check=False)
+    (dead,) = tmp_path.iterdir()
+    (tmp_path / temporary_name("folder")).mkdir()
+    (tmp_path / ".mine.partial").touch()
+    kept = set(tmp_path.iterdir()) - {dead}
+    with atomic_write(tmp_path / "living") as handle:
+        write_text(tmp_path / "other", "x")
+        handle.write(b"whole")
+    assert set(tmp_path.iterdir()) == kept | {tmp_path / "living", tmp_path / "other"}
+
+
 def test_a_file_that_has_just_been_made_is_not_taken_for_abandoned(tmp_path: Path) -> None:
     """Between creating and locking a file, anyone may look at it; writers check that it is still theirs."""
     done = threading.Event()

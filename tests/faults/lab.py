@@ -204,11 +204,23 @@ class Lab:
             (self.out / "lost+found").rmdir()
 
     def unmount(self) -> None:
+        """Returns when the file system is gone: one that is only hidden would be mounted again as it is, without its
+        disk being read."""
         for _ in range(50):
             if subprocess.run(["umount", str(self.out)], capture_output=True, check=False).returncode == 0:
-                return
+                break
             time.sleep(0.1)
-        subprocess.run(["umount", "-l", str(self.out)], check=True)
+        else:
+            subprocess.run(["umount", "-l", str(self.out)], check=True)
+        deadline = time.monotonic() + LONGEST
+        while any(self._holds_image(device) for device in Path("/sys/block").glob("loop*")):
+            assert time.monotonic() < deadline, f"somebody else still has {self.out} mounted"
+            time.sleep(0.05)
+
+    def _holds_image(self, device: Path) -> bool:
+        with suppress(OSError):  # the device is free, or becomes so while it is looked at
+            return (device / "loop" / "backing_file").read_text().strip() == str(self.folder / "image")
+        return False
 
     @contextmanager
     def tmpfs(self, size: int) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,10 @@ def folder() -> Iterator[Path]:
     """What every user may enter, unlike pytest's own folders."""
     if os.geteuid():
         pytest.fail("needs root: it mounts file systems")
+    # Mounts of this process's own: a namespace that anybody else makes meanwhile would copy them, and a file system
+    # that is mounted there still outlives its power cut.
+    os.unshare(os.CLONE_NEWNS)
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
     place = Path(tempfile.mkdtemp(prefix="faults-"))
     place.chmod(0o755)
     yield place

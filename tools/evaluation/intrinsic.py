@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from emma.base.errors import UserError
 from emma.base.progress import progress
-from emma.tools.evaluation.heldout import Document, HeldOut, read_documents
-from emma.tools.evaluation.journal import Journal, LanguageScores, text_sha256
+from emma.tools.evaluation.heldout import HeldOut, read_documents
+from emma.tools.evaluation.journal import LanguageScores, text_sha256
 from emma.tools.evaluation.publish import publish_rows
 from emma.tools.evaluation.results import Result, heldout_results
 from emma.tools.evaluation.stored import journal_of
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from emma.tools.evaluation.likelihood import Scorer
 
 __all__ = ["Settings", "evaluate_model", "load_model", "publish"]
-
-# Score languages together up to this many bytes, so that small ones fill a batch.
-_BYTES_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -96,53 +93,25 @@ def evaluate_model(
     journal = journal_of(output, target.model)
     finished = journal.read(scorer.signature, sha256)
     scores: dict[tuple[str, str], LanguageScores] = {}
-    waiting: list[tuple[HeldOut, list[Document], str]] = []
-    size = 0
     bar: tqdm[Any] = progress(total=len(heldout), desc=f"evaluate {target.model}", unit="language")
     with bar:
         for language in heldout:
             documents = read_documents(language, settings.limit, settings.pack)
-            if not documents:
-                bar.update()
-                continue
-            key, text = (language.kind, language.language), text_sha256(documents)
-            if key in finished and finished[key].text_sha256 == text:
+            if documents:
+                key, text = (language.kind, language.language), text_sha256(documents)
+                if key not in finished or finished[key].text_sha256 != text:
+                    # Each language by itself: in which batch a document stands shows in its last digits, so batches
+                    # must not depend on what else is asked for or finished.
+                    scored = scorer.score([(document.id, document.text) for document in documents])
+                    finished[key] = LanguageScores(*key, scorer.signature, sha256, text, tuple(scored))
+                    journal.append(finished[key])
                 scores[key] = finished[key]
-                bar.update()
-                continue
-            waiting.append((language, documents, text))
-            size += sum(len(document.text.encode()) for document in documents)
-            if size >= _BYTES_AT_ONCE:
-                scores |= _score_languages(scorer, waiting, sha256, journal)
-                bar.update(len(waiting))
-                waiting, size = [], 0
-        scores |= _score_languages(scorer, waiting, sha256, journal)
-        bar.update(len(waiting))
+            bar.update()
     if not scores:
         raise UserError(
             "no language has a validation document (see the column `split`); nothing was evaluated"
         )
     return scores
-
-
-def _score_languages(
-    scorer: Scorer, waiting: Sequence[tuple[HeldOut, list[Document], str]], sha256: str, journal: Journal
-) -> dict[tuple[str, str], LanguageScores]:
-    """Scores several languages together and records each in the journal."""
-    scored = iter(scorer.score([(d.id, d.text) for _, documents, _ in waiting for d in documents]))
-    result = {}
-    for language, documents, text in waiting:
-        scores = LanguageScores(
-            language.kind,
-            language.language,
-            scorer.signature,
-            sha256,
-            text,
-            tuple(next(scored) for _ in documents),
-        )
-        journal.append(scores)
-        result[language.kind, language.language] = scores
-    return result
 
 
 def publish(

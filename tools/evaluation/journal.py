@@ -49,7 +49,7 @@ def text_sha256(documents: Sequence[Document]) -> str:
 
 
 class Journal:
-    """An append-only file of `LanguageScores`; a line that a crash cut short is ignored and written again."""
+    """An append-only file of `LanguageScores` with one writer; a line that a crash cut short is written again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,7 +64,7 @@ class Journal:
             "text_sha256": scores.text_sha256,
             "documents": [[d.id, d.bytes, d.tokens, d.nll] for d in scores.documents],
         }
-        self._end_last_line()
+        self._cut_last_line()
         append_line(self.path, orjson.dumps(record))
 
     def read(self, signature: str, model_sha256: str) -> dict[tuple[str, str], LanguageScores]:
@@ -72,11 +72,13 @@ class Journal:
         found: dict[tuple[str, str], LanguageScores] = {}
         if not self.path.is_file():
             return found
-        for line in self.path.read_bytes().splitlines():
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                continue  # cut short by a crash: its language counts as unfinished
             try:
                 record = orjson.loads(line)
             except orjson.JSONDecodeError:
-                continue  # cut short by a crash: its language counts as unfinished
+                continue  # so were lines that earlier versions ended afterwards
             if record["signature"] != signature or record["model_sha256"] != model_sha256:
                 continue
             found[record["kind"], record["language"]] = LanguageScores(
@@ -89,11 +91,12 @@ class Journal:
             )
         return found
 
-    def _end_last_line(self) -> None:
-        """Ends a line that a crash cut short, so that the next record starts on its own line."""
+    def _cut_last_line(self) -> None:
+        """Removes a line that a crash cut short."""
         if not self.path.is_file() or self.path.stat().st_size == 0:
             return
         with self.path.open("rb+") as handle:
             handle.seek(-1, 2)
             if handle.read(1) != b"\n":
-                handle.write(b"\n")
+                handle.seek(0)
+                handle.truncate(handle.read().rfind(b"\n") + 1)

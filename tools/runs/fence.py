@@ -234,7 +234,7 @@ class Fence:
     def writing(self, target: Path) -> Iterator[Path]:
         """Lends a file on the desk that takes the name `target` at the end."""
         with self.or_displaced():
-            source = self.desk / temporary_name(target.name)
+            source = self.desk / temporary_name(target.name, "new")
             source.touch(exist_ok=False)
         yield source
         at("written")
@@ -379,7 +379,7 @@ class Fence:
 def _create(path: Path, value: Any) -> bool:
     """Writes a file that must not exist yet, whole; returns whether it is this call's."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(temporary_name(path.name))
+    temporary = path.with_name(temporary_name(path.name, "new"))
     write_json(temporary, value)
     try:
         at("link")

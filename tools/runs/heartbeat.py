@@ -92,7 +92,7 @@ class Heartbeat:
             "time": time.time(),
             "seconds": usual,
         }
-        temporary = self.file.with_name(temporary_name(self.file.name))
+        temporary = self.file.with_name(temporary_name(self.file.name, "new"))
         temporary.write_bytes(orjson.dumps(beat))
         os.replace(temporary, self.file)  # noqa: PTH105  one call
 

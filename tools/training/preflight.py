@@ -113,7 +113,7 @@ def check_disk(folder: Path, rank: int) -> list[str]:
     """Faults of writing to the run's folder and to the node's temporary folder."""
     faults = []
     for place in (folder, Path(os.environ.get("TMPDIR", "/tmp"))):
-        probe = place / temporary_name(f"preflight-{rank}")
+        probe = place / temporary_name(f"preflight-{rank}", "probe")
         try:
             with probe.open("wb") as handle:
                 handle.write(b"\0" * (1 << 20))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from emma.base.errors import UserError
@@ -70,10 +71,11 @@ def test_line_cut_by_a_crash_is_scored_again(model: Path, tmp_path: Path) -> Non
     evaluate(model, "--text", corpus, "--output", output)
     journal = output / "heldout" / "trained.jsonl"
     whole, results = journal.read_bytes(), (output / "results.csv").read_bytes()
-    journal.write_bytes(whole[:-40])
-    evaluate(model, "--text", corpus, "--output", output)
-    assert len(journal.read_bytes().splitlines()) == 3
-    assert (output / "results.csv").read_bytes() == results
+    for lost in (1, 40, len(whole) - 9):
+        journal.write_bytes(whole[:-lost])
+        evaluate(model, "--text", corpus, "--output", output)
+        assert journal.read_bytes() == whole
+        assert (output / "results.csv").read_bytes() == results
 
 
 def test_killed_run_continues(
@@ -101,6 +103,30 @@ def test_killed_run_continues(
     assert journal.read_bytes().startswith(first)
     languages = [json.loads(line)["language"] for line in journal.read_bytes().splitlines()]
     assert sorted(languages) == sorted(TEXTS)
+
+
+def test_scores_do_not_depend_on_where_a_run_was_interrupted(
+    model: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """To the last digit: whichever languages are finished or asked for, and whatever memory was handed out before."""
+    whole = tmp_path / "whole"
+    evaluate(model, "--text", corpus, "--output", whole)
+    lines = (whole / "heldout" / "trained.jsonl").read_bytes().splitlines(keepends=True)
+    held = []
+    for finished in range(len(lines)):
+        output = tmp_path / f"after-{finished}"
+        journal = output / "heldout" / "trained.jsonl"
+        journal.parent.mkdir(parents=True)
+        journal.write_bytes(b"".join(lines[:finished]))
+        held += [torch.empty(1 + 97 * finished), bytearray(1 + 61 * finished)]
+        evaluate(model, "--text", corpus, "--output", output)
+        assert journal.read_bytes() == b"".join(lines)
+        for name in ("results.csv", "results.parquet"):
+            assert (output / name).read_bytes() == (whole / name).read_bytes()
+    for line in lines:
+        language = json.loads(line)["language"]
+        evaluate(model, "--text", corpus, "--output", tmp_path / language, "--languages", language)
+        assert (tmp_path / language / "heldout" / "trained.jsonl").read_bytes() == line
 
 
 def test_base_against_trained(model: Path, base: Path, corpus: Path, tmp_path: Path) -> None:
