@@ -71,7 +71,8 @@ test-slurm: $(READY)  ## run jobs on a real two-node Slurm on this machine (as r
 		DEBIAN_FRONTEND=noninteractive apt-get install --yes slurm-wlm munge && \
 		DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
 		slurmdbd mariadb-server-core mariadb-client-core; }
-	$(BIN)/pytest -m "slurm and not slow" --durations=0
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slurm and not slow" --durations=0 \
+		$$(grep --recursive --files-with-matches --include='test_*.py' 'mark\.slurm' tests)
 
 gpu: $(READY)  ## measure all that is worth it on one GPU, in 8 minutes (SECONDS=...; REHEARSE=1 on a machine without one)
 	$(BIN)/python -P -m benchmarks.sitting --seconds $(or $(SECONDS),480) $(if $(REHEARSE),--rehearse)

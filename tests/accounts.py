@@ -25,9 +25,8 @@ def python_for_all(folder: Path) -> Path:
         base.parent.mkdir(parents=True)
         shutil.copy2(Path(sys.executable).resolve(), base)
         library = Path("lib") / f"python{sys.version_info.major}.{sys.version_info.minor}"
-        without = shutil.ignore_patterns(
-            "site-packages", "test", "idlelib", "tkinter", "__pycache__", "config-*"
-        )
+        # With what was compiled: others cannot write it, so that each start would compile everything anew.
+        without = shutil.ignore_patterns("site-packages", "test", "idlelib", "tkinter", "config-*")
         shutil.copytree(own / library, folder / "python" / library, ignore=without)
         for shared in own.glob("lib/libpython*"):
             shutil.copy2(shared, folder / "python" / "lib", follow_symlinks=False)

@@ -121,7 +121,7 @@ def test_a_sweep_is_killed_resumed_and_names_the_best(slurm: TwoNodes, tmp_path:
             "batch.global": GLOBAL_BATCH,
         },
         "parameters": {
-            "schedule.learning_rate": {"values": [1.0e-4, 3.0e-3, 1.0e-2]},
+            "schedule.learning_rate": {"values": [1.0e-4, 1.0e-2]},
             "data.mix.components.bilingual.share": {"values": [20.0, 60.0]},
         },
         "concurrent": 2,
@@ -132,9 +132,9 @@ def test_a_sweep_is_killed_resumed_and_names_the_best(slurm: TwoNodes, tmp_path:
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         yaml.dump(sweep, handle)
     said = emma(slurm, tmp_path, "sweep", "search.yaml")
-    assert "6 to submit, 2 at a time" in said
+    assert "4 to submit, 2 at a time" in said
     folder = tmp_path / "runs" / "search"
-    trials = [RealRun(slurm, tmp_path, f"search/trial-{number:04d}") for number in range(6)]
+    trials = [RealRun(slurm, tmp_path, f"search/trial-{number:04d}") for number in range(4)]
     most = 0
 
     def running() -> int:
@@ -164,13 +164,13 @@ def test_a_sweep_is_killed_resumed_and_names_the_best(slurm: TwoNodes, tmp_path:
     assert "in the queue" in said
     slurm.wait(lambda: not slurm.command("squeue", "--noheader").strip(), "all trials are done", 1500)
     answer = orjson.loads(emma(slurm, tmp_path, "sweep", str(folder), "--results", "--json"))
-    assert [trial["state"] for trial in answer["trials"]] == ["finished"] * 6
+    assert [trial["state"] for trial in answer["trials"]] == ["finished"] * 4
     objectives = [trial["objective"] for trial in answer["trials"]]
-    assert answer["best"]["objective"] == min(objectives) and len(set(objectives)) == 6
-    assert pq.read_table(folder / "results.parquet").num_rows == 6
-    assert (folder / "results.html").read_text().count("<polyline") == 6
+    assert answer["best"]["objective"] == min(objectives) and len(set(objectives)) == 4
+    assert pq.read_table(folder / "results.parquet").num_rows == 4
+    assert (folder / "results.html").read_text().count("<polyline") == 4
     submitted = [e for e in History(folder).events() if e["event"] == "submitted" and e["stage"] == "trials"]
-    assert len(submitted) == 2 and sorted([*done, *submitted[-1]["trials"]]) == list(range(6))
+    assert len(submitted) == 2 and sorted([*done, *submitted[-1]["trials"]]) == list(range(4))
     assert done == {n: (trials[n].folder / "metrics.jsonl").stat().st_mtime_ns for n in done}, (
         "none is repeated"
     )

@@ -13,18 +13,22 @@ from pathlib import Path
 import pytest
 
 from emma.base.files import read_json, sha256_file
+from emma.recipes.load import load_recipe
+from emma.slurm.watch import silence
 from emma.tools.runs.checkpoints import checkpoint_folder, complete_steps
 from emma.tools.runs.integrity import verify
 from emma.tools.runs.metrics import read_lines
+from emma.tools.runs.run_folder import RunFolder
 from tests.slurm.real_run import RealRun, emma, make_run
 from tests.slurm.two_nodes import NODES, TwoNodes
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2400)]
 
-RANKS = 4
-TWO_NODES = "cluster={nodes: 2, gpus_per_node: 2, device: cpu, launcher: srun}"
-ONE_NODE = "cluster={nodes: 1, gpus_per_node: 4, device: cpu}"
-# Four ranks either way, so that one uninterrupted run gives the result that all others must reach.
+RANKS = 2
+TWO_NODES = "cluster={nodes: 2, gpus_per_node: 1, device: cpu, launcher: srun}"
+ONE_NODE = "cluster={nodes: 1, gpus_per_node: 2, device: cpu}"
+# Two ranks either way, so that one uninterrupted run gives the result that all others must reach, and no more: each
+# start imports torch and Megatron once a rank, which is most of what these tests cost.
 LAYOUT = ("batch.micro=2", "checkpoint.interval=30", "validation.interval=100000")
 STEPS = 80
 NO_PREFLIGHT = "cluster.slurm.preflight=false"
@@ -62,7 +66,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, slurm: TwoNodes) -> Iterator[
 @pytest.fixture(scope="module")
 def whole(make: MakeRun) -> RealRun:
     """An uninterrupted run on two nodes."""
-    run = make("whole", TWO_NODES)
+    run = make("whole", TWO_NODES, NO_PREFLIGHT)
     run.wait_until_finished(900)
     assert run.restarts() == [0] and sorted(run.losses()) == list(range(1, STEPS + 1))
     return run
@@ -88,11 +92,11 @@ def test_a_run_survives_the_signal_a_killed_rank_and_a_lost_node(
     assert len(ranks) == RANKS and saved["exit_code"] == 0, "they saved and left by themselves"
     assert 10 <= saved["step"] == run.step() < STEPS, "no step was lost"
 
-    # One of four ranks is killed: the others end at once, and the run continues from its checkpoint.
+    # One of the ranks is killed: the other ends at once, and the run continues from its checkpoint.
     run.wait_for_step(saved["step"] + 10, 600)
     assert len(run.events("began")) == 2 and run.events("began")[1]["step"] == saved["step"]
     os.kill(run.ranks("n2")[0], signal.SIGKILL)
-    slurm.wait(lambda: len(run.events("ended")) == 2, "the others ended", 60)
+    slurm.wait(lambda: len(run.events("ended")) == 2, "the other ended", 60)
     assert run.events("ended")[1]["exit_code"] != 0
 
     # A node is lost together with its ranks.
@@ -103,8 +107,9 @@ def test_a_run_survives_the_signal_a_killed_rank_and_a_lost_node(
     slurm.lose_node("n2", ranks=True)
     slurm.wait(lambda: run.state() == "PENDING", "Slurm noticed that the node is gone", 90)
     # Credentials expire sooner here than elsewhere, so a signal for the lost node's ranks that Slurm still tries to
-    # deliver would reach those of the next start.
-    slurm.wait(lambda: not slurm.undelivered(), "Slurm has given up what it had to say to the node", 330)
+    # deliver, for five minutes, would reach those of the next start. A controller that starts anew has forgotten it.
+    slurm.restart_controller()
+    assert not slurm.undelivered()
     slurm.start_node("n2")
 
     run.wait_until_finished(900)
@@ -179,7 +184,7 @@ def content(folder: Path, without: str) -> dict[str, str]:
 
 
 def test_a_stopped_rank_is_seen_and_the_run_goes_on(make: MakeRun, whole: RealRun, slurm: TwoNodes) -> None:
-    limits = "cluster.slurm.stall_seconds=60", "cluster.slurm.startup_seconds=1200"
+    limits = "cluster.slurm.stall_seconds=20", "cluster.slurm.startup_seconds=1200"
     told = "cluster.slurm.notify=[{command: 'echo $EMMA_EVENT >>$EMMA_FOLDER/told', events: [stalled, finished]}]"
     run = make("hung", ONE_NODE, NO_PREFLIGHT, *limits, told)
     run.wait_for_step(35, 900)
@@ -188,8 +193,10 @@ def test_a_stopped_rank_is_seen_and_the_run_goes_on(make: MakeRun, whole: RealRu
     begun = time.monotonic()
     slurm.wait(lambda: bool(run.events("stalled")), "it is seen", 300)
     seen, (stalled,) = time.monotonic() - begun, run.events("stalled")
-    assert stalled["phase"] in ("step", "save") and stalled["seconds"] >= 60
-    assert seen < 2 * 60, "within twice the deadline"
+    # A busy machine saves slowly, and what it has taken so far moves the deadline.
+    limit = silence(load_recipe(run.folder), RunFolder(run.folder).read_launch()).limit
+    assert stalled["phase"] in ("step", "save") and stalled["seconds"] >= limit >= 20
+    assert seen < 2 * limit, "within twice the deadline"
     slurm.wait(lambda: len(run.launches()) == 2, "the ranks start again", 120)
     assert run.restarts() == [0, 0], "in the same job"
     assert "Current thread 0x" in run.rank_log(1) and "training.py" in run.rank_log(1), "stacks"

@@ -36,12 +36,20 @@ def cluster() -> Iterator[TwoNodes]:
             yield nodes
 
 
+@pytest.fixture(scope="module")
+def tools() -> Iterator[Path]:
+    """A Python that both users may run."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        python_for_all(Path(name))
+        yield Path(name)
+
+
 @pytest.fixture
 def team(cluster: TwoNodes) -> Iterator[Path]:
     """A folder of both users, with a run whose store and mix are still to be made."""
     with tempfile.TemporaryDirectory() as name, accounts(*USERS, group=TEAM):
         Path(name).chmod(0o755)
-        python_for_all(Path(name) / "tools")
         folder = Path(name) / "team"
         folder.mkdir()
         make_run(folder, "shared", STEPS, cluster)
@@ -53,9 +61,8 @@ def team(cluster: TwoNodes) -> Iterator[Path]:
         yield folder
 
 
-def start(cluster: TwoNodes, team: Path, user: str, *arguments: str) -> subprocess.Popen[str]:
+def start(cluster: TwoNodes, tools: Path, team: Path, user: str, *arguments: str) -> subprocess.Popen[str]:
     """`emma slurm submit small.yaml ... --to train` by a user."""
-    tools = team.parent / "tools"
     environment = {
         "SLURM_CONF": str(cluster.configuration),
         "PATH": f"{tools}/venv/bin:{os.environ['PATH']}",
@@ -81,9 +88,11 @@ def start(cluster: TwoNodes, team: Path, user: str, *arguments: str) -> subproce
     )  # fmt: skip
 
 
-def submit_at_once(cluster: TwoNodes, team: Path, names: tuple[str, str]) -> list[str]:
+def submit_at_once(cluster: TwoNodes, tools: Path, team: Path, names: tuple[str, str]) -> list[str]:
     """What both were told; waits until their jobs have ended."""
-    running = [start(cluster, team, user, f"name={name}") for user, name in zip(USERS, names, strict=True)]
+    running = [
+        start(cluster, tools, team, user, f"name={name}") for user, name in zip(USERS, names, strict=True)
+    ]
     said = [process.communicate(timeout=180)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], "\n".join(said)
     cluster.wait(lambda: not cluster.command("squeue", "--noheader").strip(), "the jobs end", 600)
@@ -102,9 +111,9 @@ def unusable(folder: Path, user: str) -> list[str]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make accounts")
 @pytest.mark.parametrize("names", [("shared", "shared"), ("one", "two")], ids=["one run", "one store"])
 def test_every_stage_runs_once_and_both_see_who_works(
-    names: tuple[str, str], cluster: TwoNodes, team: Path
+    names: tuple[str, str], cluster: TwoNodes, tools: Path, team: Path
 ) -> None:
-    said = submit_at_once(cluster, team, names)
+    said = submit_at_once(cluster, tools, team, names)
     logs = "\n".join(f"== {p}\n{p.read_text()}" for p in sorted(team.glob("runs/*/logs/slurm/*.log")))
     assert (team / "mix" / "tiny" / "manifest.json").is_file(), "\n".join([*said, logs])
     events = [event for name in set(names) for event in History(team / "runs" / name).events()]
@@ -120,5 +129,5 @@ def test_every_stage_runs_once_and_both_see_who_works(
     assert f"of {USERS[first]}, submitted on" in said[second], "the second is told who works"
     for user in USERS:
         assert not unusable(team, user)
-    again = start(cluster, team, USERS[second], f"name={names[second]}").communicate(timeout=120)[0]
+    again = start(cluster, tools, team, USERS[second], f"name={names[second]}").communicate(timeout=120)[0]
     assert "pack      done" in again and "train     done" in again and "nothing to submit" in again

@@ -126,10 +126,24 @@ class TwoNodes:
             # refused.
             for name in ("cluster test", f"account {ACCOUNT} cluster=test", f"user root account={ACCOUNT}"):
                 self.command("sacctmgr", "--immediate", "add", *name.split())
-        _run(["slurmctld", "-c", "-f", str(self.configuration)], self.environment)
+        self._start_controller("-c")
         for node in NODES:
             self.start_node(node)
         self.wait(lambda: self.node_states() == dict.fromkeys(NODES, "idle"), "both nodes are idle", 60)
+
+    def restart_controller(self) -> None:
+        """Ends the controller and starts it anew: it knows its jobs and nodes, and no message that it was to deliver."""
+        for pid in self._pids("slurmctld"):
+            os.kill(pid, signal.SIGTERM)
+        end = time.monotonic() + 60
+        while self._pids("slurmctld"):
+            if time.monotonic() > end:
+                raise TimeoutError("slurmctld does not end")
+            time.sleep(0.2)
+        self._start_controller()
+
+    def _start_controller(self, *options: str) -> None:
+        _run(["slurmctld", *options, "-f", str(self.configuration)], self.environment)
 
     def start_node(self, node: str) -> None:
         """Starts one `slurmd`; a lost node comes back."""

@@ -36,7 +36,6 @@ def test_two_nodes_write_what_one_machine_writes(
     monkeypatch.setenv("SLURM_CONF", str(slurm.configuration))
     here = mixed_build(tmp_path, tmp_path / "here")
     here = dataclasses.replace(here, corpus=here.corpus.model_copy(update={"memory_gib": 0.5}))
-    build_corpus(here)
     there = dataclasses.replace(here, root=tmp_path / "there")
     settings = SlurmBuild(tasks=3, concurrent=None, time="00:30:00", cluster=Slurm(partition="main"))
     jobs = submit(there, settings)
@@ -62,6 +61,7 @@ def test_two_nodes_write_what_one_machine_writes(
         ("split", "write"),
         ("split", "close"),
     ]
+    build_corpus(here)
     wait_for(jobs[-1]["job"], 900)
     logs = "\n".join(path.read_text() for path in sorted((there.root / "logs").rglob("*.out")))
     assert verify_corpus(there, contents=True) == [], logs[-4000:]
