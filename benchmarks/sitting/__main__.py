@@ -58,6 +58,8 @@ class Plan:
     tests: tuple[str, ...]
     prices: dict[str, tuple[str, ...]]
     """Each choice, and the overrides that take it back."""
+    patience: float = 1.0
+    """How many times as long as on a GPU machine a stage may take."""
     options: tuple[str, ...] = ()
     overrides: tuple[str, ...] = field(default=())
 
@@ -87,6 +89,7 @@ REHEARSAL = Plan(
     masking=("tests/tools/training/test_forward.py", "-m", "not gpu"),
     tests=("-m", "gpu", *gpu_tests(), "--collect-only"),
     prices={"masked documents": ("batch.document_masking=false",)},
+    patience=4.0,
     options=("--model", "tiny", "--sequence-length", "256"),
     overrides=("precision=fp32", "model.vocab_size=16384"),
 )
@@ -113,8 +116,8 @@ def main(arguments: Sequence[str]) -> int:
         return error.exit_code
     work = Path(tempfile.mkdtemp(prefix="sitting-"))
     try:
-        ledger = Ledger(options.out, options.seconds, options.without)
-        return _sit(ledger, gpus, work, REHEARSAL if options.rehearse else GPU)
+        plan = REHEARSAL if options.rehearse else GPU
+        return _sit(Ledger(options.out, options.seconds, options.without, plan.patience), gpus, work, plan)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

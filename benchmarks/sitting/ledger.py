@@ -55,10 +55,13 @@ class Ledger:
         folder: where both go.
         seconds: the whole sitting.
         without: stages to leave out; a name also stands for all that begin with it.
+        patience: how many times as long as on a GPU machine a stage may take here.
     """
 
-    def __init__(self, folder: Path, seconds: float, without: Sequence[str] = ()) -> None:
-        self.without = tuple(without)
+    def __init__(
+        self, folder: Path, seconds: float, without: Sequence[str] = (), patience: float = 1.0
+    ) -> None:
+        self.without, self.patience = tuple(without), patience
         folder.mkdir(parents=True, exist_ok=True)
         self.file, self.log = folder / "results.json", folder / "log.txt"
         self._begun, self._seconds = time.monotonic(), seconds
@@ -83,7 +86,7 @@ class Ledger:
         Args:
             name: of the stage.
             needs: seconds without which it is not begun.
-            limit: seconds that it may take at most.
+            limit: seconds that it may take at most on a GPU machine.
             action: gets its limit, returns its result as JSON.
 
         Returns:
@@ -96,7 +99,7 @@ class Ledger:
             status = f"left out: {self.left:.0f} of the {needs:.0f} s that it needs were left"
         else:
             try:
-                result, status = action(min(limit, self.left)), "done"
+                result, status = action(min(limit * self.patience, self.left)), "done"
             except PartlyFailedError as error:
                 result, status = error.result, f"failed: {error}"
             except (UserError, OutOfTimeError, subprocess.CalledProcessError) as error:
