@@ -253,16 +253,25 @@ def _demo_texts() -> Iterator[str]:
 
 
 def prepare_data(bench: Bench, layers: int, precision: str = BASELINE) -> None:
-    """Makes tokenizer, token store and a mix of exactly the run's samples with the project's own commands."""
+    """Makes tokenizer, token store and a mix of exactly the run's samples with the project's own commands.
+
+    Raises:
+        CheckFailedError: one failed; the message holds the end of its output.
+    """
     from emma.tools.demo.tokenizer import train_tokenizer, write_tokenizer
 
     recipe = bench.recipe(precision, layers)
     write_tokenizer(train_tokenizer(_demo_texts(), 16_384), Path(recipe.model.tokenizer.path))
     overrides = [*bench.overrides, f"model.layers={layers}"]
     for command in (("pack", "run"), ("mix", "build")):
-        subprocess.run(
-            [sys.executable, "-P", "-m", "emma.cli", *command, str(bench.run), *overrides], check=True
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "emma.cli", *command, str(bench.run), *overrides],
+            capture_output=True,
+            text=True,
+            check=False,
         )
+        if done.returncode:
+            raise CheckFailedError(f"emma {' '.join(command)} failed:\n{(done.stdout + done.stderr)[-3000:]}")
 
 
 # --- command line ----------------------------------------------------------------------------------------------------

@@ -152,13 +152,6 @@ def _context(recipe: Recipe) -> Iterator[Fault]:
                 "heads, which masked documents divide over these ranks",
                 "choose sizes whose product divides attention_heads, or set batch.document_masking to false",
             )
-        if p.pipeline > 1 and recipe.batch.micro > 1 and recipe.cluster.device != "cpu":
-            yield (
-                "batch.micro",
-                f"{recipe.batch.micro} samples whose documents are packed become one sequence, which stages of a pipeline do "
-                "not hand on to context-parallel ranks",
-                "set it to 1",
-            )
         return
     if recipe.cluster.device == "cpu":
         yield (
@@ -209,6 +202,14 @@ def _batch(recipe: Recipe) -> Iterator[Fault]:
             f"{micro_batches} micro-batches per step are not a multiple of the {p.pipeline} pipeline stages, as the "
             "interleaved schedule requires",
             f"use a multiple of {step * p.pipeline}",
+        )
+    if p.pipeline > 1 and batch.micro > 1 and batch.document_masking and recipe.cluster.device != "cpu":
+        # A stage awaits [sequence, micro, hidden] (Megatron's `get_tensor_shapes`) and is sent [micro × sequence, 1, hidden].
+        yield (
+            "batch.micro",
+            f"{batch.micro} samples whose documents are packed become one sequence, of another shape than the one in which "
+            "pipeline stages hand micro-batches on",
+            "set it to 1, or batch.document_masking to false",
         )
     if batch.sequence_length > recipe.model.max_position_embeddings:
         yield (

@@ -269,6 +269,11 @@ def _verdict(
             "Transformer Engine is missing: training falls back to the slower local implementation. "
             f"Fix: {install_command('transformer-engine')}"
         )
+    if torch.get("gpus") and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        problems.append(
+            "no C compiler: Triton needs one for the functions that torch compiles, and training ends without it. "
+            "Fix: install gcc, name one in CC, or set TORCH_COMPILE_DISABLE=1"
+        )
     if missing or not torch:
         return None
     if torch["cuda_available"]:

@@ -13,22 +13,23 @@ time costs its own result only. Nothing is downloaded, and no checkpoint is writ
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from benchmarks import train_gpu
 from benchmarks.gpus import Gpus, find_gpus
-from benchmarks.sitting.ledger import Ledger, run_command
+from benchmarks.sitting.kernels import CHECKS
+from benchmarks.sitting.ledger import FAULTS, Ledger, PartlyFailedError, run_command
+from benchmarks.sitting.outcomes import gpu_tests, run_tests
 from benchmarks.sitting.speed import OutOfMemoryError, Timing, per_layer, price, train
 from benchmarks.sitting.trace import kinds_of_time
 from emma.base.errors import CheckFailedError, UserError
@@ -39,6 +40,8 @@ __all__ = ["main"]
 
 STEPS = 2000
 """Of the schedule, more than any run gets to."""
+MASKING = "tests/tools/training/test_gpu_masking.py"
+"""Whether documents see only themselves: a sitting's most important test."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Plan:
     tests: tuple[str, ...]
     prices: dict[str, tuple[str, ...]]
     """Each choice, and the overrides that take it back."""
+    patience: float = 1.0
+    """How many times as long as on a GPU machine a stage may take."""
     options: tuple[str, ...] = ()
     overrides: tuple[str, ...] = field(default=())
 
@@ -65,8 +70,8 @@ GPU = Plan(
     few=4,
     batch=4,
     timing=Timing(warm=8, steps=16),
-    masking=("-m", "gpu", "tests/tools/training/test_gpu_masking.py"),
-    tests=("-m", "gpu", "tests", "--ignore=tests/tools/training/test_gpu_masking.py"),
+    masking=("-m", "gpu", MASKING),
+    tests=("-m", "gpu", *(path for path in gpu_tests() if path != MASKING)),
     prices={
         "masked documents": ("batch.document_masking=false",),
         "FP32 gradient sums": ("precision.grad_reduce_fp32=false",),
@@ -82,8 +87,9 @@ REHEARSAL = Plan(
     batch=2,
     timing=Timing(warm=3, steps=5),
     masking=("tests/tools/training/test_forward.py", "-m", "not gpu"),
-    tests=("-m", "gpu", "tests", "--collect-only"),
+    tests=("-m", "gpu", *gpu_tests(), "--collect-only"),
     prices={"masked documents": ("batch.document_masking=false",)},
+    patience=4.0,
     options=("--model", "tiny", "--sequence-length", "256"),
     overrides=("precision=fp32", "model.vocab_size=16384"),
 )
@@ -98,6 +104,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--seconds", type=float, default=480.0, help="for the whole sitting (default 480)")
     parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="for results.json and log.txt")
+    parser.add_argument("--without", nargs="+", default=[], metavar="STAGE",
+                        help="stages to leave out, by their names or how these begin, e.g. after a first sitting: "
+                        "--without kernels masking tests")  # fmt: skip
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with a tiny model")
     options = parser.parse_args(arguments)
     try:
@@ -107,9 +116,14 @@ def main(arguments: Sequence[str]) -> int:
         return error.exit_code
     work = Path(tempfile.mkdtemp(prefix="sitting-"))
     try:
-        return _sit(Ledger(options.out, options.seconds), gpus, work, REHEARSAL if options.rehearse else GPU)
+        plan = REHEARSAL if options.rehearse else GPU
+        return _sit(Ledger(options.out, options.seconds, options.without, plan.patience), gpus, work, plan)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     finally:
-        shutil.rmtree(work)
+        # A command that was killed may leave processes behind which still write.
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _sit(ledger: Ledger, gpus: Gpus, work: Path, plan: Plan) -> int:
@@ -123,8 +137,8 @@ def _sit(ledger: Ledger, gpus: Gpus, work: Path, plan: Plan) -> int:
         ledger.leave_out("kernels", "Transformer Engine's kernels need a GPU")
     else:
         ledger.stage("kernels", 20, 90, lambda limit: _kernels(ledger, work, limit))
-    ledger.stage("masking", 40, 120, lambda limit: _tests(ledger, work, plan.masking, limit))
-    ledger.stage("tests", 60, 170, lambda limit: _tests(ledger, work, plan.tests, limit))
+    ledger.stage("masking", 40, 120, lambda limit: run_tests(ledger, work, plan.masking, limit))
+    ledger.stage("tests", 60, 170, lambda limit: run_tests(ledger, work, plan.tests, limit))
     ledger.stage("data", 10, 120, lambda limit: _wait(data, faults, limit))
     if ledger.results["data"]["status"] == "done":
         _speeds(ledger, bench, work, plan)
@@ -141,20 +155,27 @@ def _sit(ledger: Ledger, gpus: Gpus, work: Path, plan: Plan) -> int:
 
 
 def _environment(ledger: Ledger, work: Path, limit: float) -> dict[str, Any]:
+    fields = "name,memory.total,driver_version,clocks.max.sm,power.limit"
+    card = _said("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
+    found: dict[str, Any] = {
+        "card": card and dict(zip(fields.split(","), card.splitlines()[0].split(", "), strict=False)),
+        # A copy of the working tree need not have the repository.
+        "commit": _said("git", "rev-parse", "HEAD"),
+        # Triton compiles with the one, Transformer Engine's kernels are published compiled.
+        "compilers": {name: shutil.which(name) for name in ("cc", "gcc", "clang", "nvcc")},
+    }
     code, said = run_command(ledger, ["-m", "emma.cli", "doctor", "--json"], limit)
-    found: dict[str, Any] = {"exit_code": code, "doctor": _json(said)}
-    if shutil.which("nvidia-smi"):
-        fields = "name,memory.total,driver_version,clocks.max.sm,power.limit"
-        asked = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        found["card"] = dict(zip(fields.split(","), asked.stdout.strip().split(", "), strict=False))
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    found["commit"] = commit.stdout.strip() or None
+    found |= {"exit_code": code, "doctor": _json(said)}
+    if code:
+        raise PartlyFailedError(f"emma doctor: {'; '.join(found['doctor']['problems'])}", found)
     return found
+
+
+def _said(*command: str) -> str | None:
+    """What a command prints; None where there is no such command, or it failed."""
+    if shutil.which(command[0]) is None:
+        return None
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def _json(text: str) -> Any:
@@ -169,51 +190,23 @@ def _json(text: str) -> Any:
 
 def _kernels(ledger: Ledger, work: Path, limit: float) -> dict[str, Any]:
     out = work / "kernels.json"
-    run_command(ledger, ["-m", "benchmarks.sitting.kernels", str(out)], limit)
-    found: dict[str, Any] = read_json(out)
-    return found
-
-
-def _tests(ledger: Ledger, work: Path, selection: tuple[str, ...], limit: float) -> dict[str, Any]:
-    """Outcome of each test with what it printed."""
-    report = work / "tests.xml"
-    report.unlink(missing_ok=True)
-    spread = (
-        ["-n", "6", "--dist", "worksteal"] if importlib.util.find_spec("xdist") and "gpu" in selection else []
+    end = time.monotonic() + limit
+    code, said = run_command(
+        ledger, ["-m", "benchmarks.sitting.kernels", str(out)], limit + 5, lambda: time.monotonic() > end
     )
-    options = [
-        "-q",
-        "-rA",
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "junit_logging=system-out",
-        f"--junitxml={report}",
-    ]
-    code, said = run_command(ledger, ["-m", "pytest", *options, *spread, *selection], limit)
-    if "--collect-only" in selection:
-        return {"exit_code": code, "collected": [line for line in said.splitlines() if "::" in line]}
-    if not report.is_file():
+    if not out.is_file():
         raise CheckFailedError(f"exit code {code}: {said[-2000:]}")
-    tests = [_outcome(case) for case in ElementTree.parse(report).iter("testcase")]
-    return {"counts": dict(Counter(test["outcome"] for test in tests)), "tests": tests}
-
-
-def _outcome(case: ElementTree.Element) -> dict[str, Any]:
-    outcome, why = "passed", ""
-    for child in case:
-        if child.tag in ("failure", "error", "skipped"):
-            outcome, why = child.tag, f"{child.get('message') or ''}\n{(child.text or '')[-2000:]}".strip()
-    printed = "".join(child.text or "" for child in case if child.tag == "system-out").strip()
-    name = f"{case.get('classname')}::{case.get('name')}"
-    return {"test": name, "outcome": outcome, "seconds": float(case.get("time") or 0), "why": why,
-            "printed": printed[-1000:]}  # fmt: skip
+    found: dict[str, Any] = read_json(out)
+    if code != 0:
+        lost = [name for name in CHECKS if "fault" in found.get(name, {"fault": "not reached"})]
+        raise PartlyFailedError(f"exit code {code}; wrong, broken or not reached: {', '.join(lost)}", found)
+    return found
 
 
 def _prepare(bench: train_gpu.Bench, plan: Plan, faults: list[BaseException]) -> None:
     try:
         train_gpu.prepare_data(bench, plan.layers, plan.precisions[0])
-    except (subprocess.CalledProcessError, UserError, OSError) as error:
+    except (UserError, *FAULTS) as error:
         faults.append(error)
 
 
@@ -240,19 +233,18 @@ def _speeds(ledger: Ledger, bench: train_gpu.Bench, work: Path, plan: Plan) -> N
         return result
 
     deep: dict[str, dict[str, Any] | None] = {}
-    while True:
+    while layers > plan.few:
         deep[first] = run(f"{first}, {layers} layers", first, layers)
-        status = ledger.results[f"{first}, {layers} layers"]["status"]
-        if not (OutOfMemoryError.SAYS in status and layers > plan.few + 1):
+        if OutOfMemoryError.SAYS not in ledger.results[f"{first}, {layers} layers"]["status"]:
             break
         layers -= 2
-    for precision in plan.precisions[1:]:
+    for precision in plan.precisions[1:] if layers > plan.few else ():
         deep[precision] = run(f"{precision}, {layers} layers", precision, layers)
     base = run(f"{first}, {plan.few} layers", first, plan.few)
     whole = load_recipe(str(bench.run), bench.overrides).model.layers
-    if base is not None and deep[first] is not None:
-        many = deep[first]
-        ledger.stage("per layer", 0, 5, lambda _: per_layer(many or {}, base, whole))
+    many = deep.get(first)
+    if base is not None and many is not None:
+        ledger.stage("per layer", 0, 5, lambda _: per_layer(many, base, whole))
     ledger.stage("profile", 45, 120, lambda limit: _profile(ledger, bench, plan, limit))
     for choice, overrides in plan.prices.items():
         other = run(f"without {choice}", first, plan.few, *overrides)
@@ -260,9 +252,9 @@ def _speeds(ledger: Ledger, bench: train_gpu.Bench, work: Path, plan: Plan) -> N
             ledger.stage(f"price of {choice}", 0, 5, lambda _, other=other: price(base, other))
     if len(plan.precisions) > 1:
         second = plan.precisions[1]
-        shallow, many = run(f"{second}, {plan.few} layers", second, plan.few), deep.get(second)
-        if shallow is not None and many is not None:
-            ledger.stage(f"per layer, {second}", 0, 5, lambda _: per_layer(many, shallow, whole))
+        shallow, more = run(f"{second}, {plan.few} layers", second, plan.few), deep.get(second)
+        if shallow is not None and more is not None:
+            ledger.stage(f"per layer, {second}", 0, 5, lambda _: per_layer(more, shallow, whole))
 
 
 def _profile(ledger: Ledger, bench: train_gpu.Bench, plan: Plan, limit: float) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from benchmarks.measure import family
 from emma.base.errors import UserError
 from emma.base.files import write_json
 
-__all__ = ["FAULTS", "Ledger", "OutOfTimeError", "run_command"]
+__all__ = ["FAULTS", "Ledger", "OutOfTimeError", "PartlyFailedError", "run_command"]
 
 _TAIL = 4000
 FAULTS = (
@@ -32,8 +32,20 @@ FAULTS = (
 """What a broken library or a bug in one stage raises: it must not take the others' time on the card with it."""
 
 
+_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+"""What a command has said is wanted when it is killed too; and where there is no network, nobody waits for one."""
+
+
 class OutOfTimeError(Exception):
     """A command was still running when its time was over; the message holds the end of its output."""
+
+
+class PartlyFailedError(Exception):
+    """A stage has failed, but what it found counts: `result`, as JSON."""
+
+    def __init__(self, message: str, result: Any) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class Ledger:
@@ -42,9 +54,14 @@ class Ledger:
     Args:
         folder: where both go.
         seconds: the whole sitting.
+        without: stages to leave out; a name also stands for all that begin with it.
+        patience: how many times as long as on a GPU machine a stage may take here.
     """
 
-    def __init__(self, folder: Path, seconds: float) -> None:
+    def __init__(
+        self, folder: Path, seconds: float, without: Sequence[str] = (), patience: float = 1.0
+    ) -> None:
+        self.without, self.patience = tuple(without), patience
         folder.mkdir(parents=True, exist_ok=True)
         self.file, self.log = folder / "results.json", folder / "log.txt"
         self._begun, self._seconds = time.monotonic(), seconds
@@ -69,18 +86,22 @@ class Ledger:
         Args:
             name: of the stage.
             needs: seconds without which it is not begun.
-            limit: seconds that it may take at most.
+            limit: seconds that it may take at most on a GPU machine.
             action: gets its limit, returns its result as JSON.
 
         Returns:
-            The result; None if the stage failed or was left out.
+            The result; None if the stage was left out, or failed without one.
         """
         begun, result = time.monotonic(), None
-        if self.left < needs:
+        if self.without and name.startswith(self.without):
+            status = "left out: as asked"
+        elif self.left < needs:
             status = f"left out: {self.left:.0f} of the {needs:.0f} s that it needs were left"
         else:
             try:
-                result, status = action(min(limit, self.left)), "done"
+                result, status = action(min(limit * self.patience, self.left)), "done"
+            except PartlyFailedError as error:
+                result, status = error.result, f"failed: {error}"
             except (UserError, OutOfTimeError, subprocess.CalledProcessError) as error:
                 status = f"failed: {error}"
             except FAULTS as error:
@@ -123,7 +144,10 @@ def run_command(
     with (
         said.open("wb") as output,
         subprocess.Popen(
-            [sys.executable, "-P", *arguments], stdout=output, stderr=subprocess.STDOUT
+            [sys.executable, "-P", *arguments],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **_ENVIRONMENT},
         ) as process,
     ):
         deadline, over, code = time.monotonic() + limit, False, None

@@ -67,7 +67,7 @@ def command(
     Examples:
       emma plan emma_llama3_8b_bi
       emma plan emma_llama3_8b_bi layout=h100_512_fp8 --json
-      emma plan emma_llama3_8b_bi layout=h100_512_bf16 parallelism.pipeline=2 --simulate
+      emma plan emma_llama3_8b_bi layout=h100_512_bf16 parallelism.pipeline=2 batch.micro=1 --simulate
     """
     from emma.recipes.load import load_with_origins
     from emma.tools.arithmetic.cost import Assumptions

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.sitting.__main__ import GPU, main
-from benchmarks.sitting.ledger import Ledger, OutOfTimeError, run_command
+from benchmarks.sitting.__main__ import GPU, MASKING, main
+from benchmarks.sitting.ledger import Ledger, OutOfTimeError, PartlyFailedError, run_command
+from benchmarks.sitting.outcomes import gpu_tests, run_tests
 from benchmarks.sitting.speed import per_layer, price
 from benchmarks.sitting.trace import kinds_of_time
 from emma.base.errors import CheckFailedError
@@ -115,6 +116,66 @@ def test_without_a_gpu_it_says_what_is_missing(capsys: pytest.CaptureFixture[str
     assert "no GPU" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_what_a_failed_stage_has_found_is_kept_and_stages_can_be_left_out(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, 100, ["price", "tests"])
+
+    def partly(limit: float) -> None:
+        raise PartlyFailedError("one of two", {"found": 1})
+
+    assert ledger.stage("kernels", 1, 50, partly) == {"found": 1}
+    assert ledger.stage("tests", 1, 50, lambda limit: 1) is None
+    assert ledger.stage("price of masks", 1, 50, lambda limit: 1) is None
+    assert {name: stage["status"] for name, stage in read_json(tmp_path / "results.json").items()} == {
+        "kernels": "failed: one of two", "tests": "left out: as asked", "price of masks": "left out: as asked",
+    }  # fmt: skip
+
+
+TESTS = """
+import pytest, time
+
+@pytest.mark.parametrize("value", [0, 1, "two words"])
+def test_values(value, request):
+    request.config.cache.mkdir("emma")
+    print("seen", value)
+    assert value != 1
+
+def test_left_out():
+    pytest.skip("no card")
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "limit"), [("", 120.0), ("\ndef test_forever():\n    time.sleep(600)\n", 20.0)]
+)
+def test_outcomes_are_kept_whether_pytest_ends_or_not(more: str, limit: float, tmp_path: Path) -> None:
+    """The tests of the sitting have pytest's cache, and a package that another test lacks does not keep them from running."""
+    folder = tmp_path / "tests"
+    folder.mkdir()
+    (folder / "test_some.py").write_text(TESTS + more)
+    (folder / "test_others.py").write_text("import no_such_package\n")
+    selection = (f"--rootdir={tmp_path}", "-c", "/dev/null", "--import-mode=importlib", str(folder))
+    with pytest.raises(PartlyFailedError) as caught:
+        run_tests(Ledger(tmp_path / "out", 200), tmp_path, selection, limit)
+    counts, tests = caught.value.result["counts"], caught.value.result["tests"]
+    assert {"passed": 2, "failure": 1, "skipped": 1}.items() <= counts.items(), counts
+    assert ("not done" in str(caught.value)) == bool(more)
+    if not more:
+        printed = {test["printed"].splitlines()[-1] for test in tests if test["printed"]}
+        assert counts["error"] == 1 and printed >= {"seen 0", "seen two words"}
+
+
+def test_no_test_that_ran_is_no_success(tmp_path: Path) -> None:
+    with pytest.raises(CheckFailedError, match="no test has run"):
+        run_tests(Ledger(tmp_path / "out", 100), tmp_path, (str(tmp_path / "nowhere"),), 60)
+
+
+def test_only_files_with_tests_for_a_gpu_are_read() -> None:
+    found = gpu_tests()
+    assert MASKING in found and MASKING in GPU.masking and MASKING not in GPU.tests
+    assert "tests/tools/training/test_gpu_training.py" in GPU.tests
+    assert len(found) < 20 and all("mark.gpu" in (ROOT / path).read_text() for path in found)
+
+
 @pytest.mark.slow
 def test_the_rehearsal_has_every_stage(tmp_path: Path) -> None:
     command = [
@@ -149,3 +210,5 @@ def test_the_rehearsal_has_every_stage(tmp_path: Path) -> None:
     assert len(found["fp32, 4 layers"]["result"]["losses"]) == 8
     assert found["profile"]["result"]["kinds_ms"]["matrix products"] > 0
     assert len(found["tests"]["result"]["collected"]) > 20
+    assert set(found["masking"]["result"]["counts"]) == {"passed"}
+    assert found["environment"]["result"]["doctor"]["trains_on"] == "cpu"

@@ -45,7 +45,7 @@ IMPOSSIBLE: dict[str, tuple[list[str], str, list[str]]] = {
         ["at least 2 stages"],
     ),
     "interleaving and micro-batches": (
-        ["parallelism.pipeline=4", "parallelism.virtual_pipeline=2", "batch.global=2064", "batch.micro=2"],
+        ["parallelism.pipeline=4", "parallelism.virtual_pipeline=2", "batch.global=1032", "batch.micro=1"],
         "batch.global",
         ["129 micro-batches", "4 pipeline stages"],
     ),
@@ -55,8 +55,8 @@ IMPOSSIBLE: dict[str, tuple[list[str], str, list[str]]] = {
         "parallelism.context",
         ["tensor × context = 2 × 32", "32 attention heads"],
     ),
-    "context parallelism with masked documents, pipeline and micro-batch": (
-        ["parallelism.context=2", "parallelism.pipeline=2"],
+    "packed documents, pipeline and micro-batch": (
+        ["parallelism.pipeline=2"],
         "batch.micro",
         ["2 samples", "set it to 1"],
     ),
@@ -177,7 +177,12 @@ IMPOSSIBLE: dict[str, tuple[list[str], str, list[str]]] = {
         ["none of 32 layers"],
     ),
     "more BF16 layers than a stage has": (
-        ["precision=fp8_tensorwise", "parallelism.pipeline=4", "precision.first_last_layers_bf16=9"],
+        [
+            "precision=fp8_tensorwise",
+            "parallelism.pipeline=4",
+            "batch.micro=1",
+            "precision.first_last_layers_bf16=9",
+        ],
         "precision.first_last_layers_bf16",
         ["9 exceeds the 8 layers"],
     ),
@@ -246,7 +251,8 @@ def test_impossible_combination_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["parallelism.pipeline=2", "parallelism.virtual_pipeline=2"],
+        ["parallelism.pipeline=2", "parallelism.virtual_pipeline=2", "batch.micro=1"],
+        ["parallelism.pipeline=2", "batch.document_masking=false"],
         ["parallelism.context=2", "batch.document_masking=false"],
         ["parallelism.context=2", "model.architecture=mistral", "model.sliding_window=1024"],
         ["layout=local_cpu", "cluster=local_cpu_4", "parallelism.context=4"],

@@ -105,6 +105,9 @@ def test_gpus_are_what_the_driver_lists(monkeypatch: pytest.MonkeyPatch, bin_fol
     assert report.gpus == [doctor.Gpu("NVIDIA H100 80GB HBM3", 79.6, "580.65.06", "9.0")]
     assert report.trains_on == "gpu"
     assert any("Transformer Engine is missing" in problem for problem in report.problems)
+    assert any("no C compiler" in problem for problem in report.problems)
+    script(bin_folder, "gcc", "exit 0")
+    assert not any("no C compiler" in problem for problem in doctor.examine().problems)
     assert "compute capability 9.0, driver 580.65.06" in doctor.format_report(report)
 
 

@@ -124,7 +124,8 @@ def slow_parts(rates: Sequence[Rates], per_node: int, peak: float | None) -> dic
     def below(values: Sequence[float | None], share: float) -> tuple[list[int], float]:
         """Ranks below a share of the median of all, and the median."""
         known = [value for value in values if value is not None]
-        usual = statistics.median(known) if known else 0.0
+        # Of an even number the higher of both in the middle: where one of two nodes is slow, so is half of all ranks.
+        usual = statistics.median_high(known) if known else 0.0
         return [
             rank for rank, value in enumerate(values) if value is not None and value < share * usual
         ], usual

@@ -69,7 +69,12 @@ TOO_LARGE = [
     ["precision=fp32"],
     ["model=llama3.1_8b", "batch.sequence_length=32768", "batch.global=512"],
     ["layout=h100_8_fp8", "precision.fp8_params=false", "parallelism.tensor=1", "parallelism.sequence=false"],
-    ["parallelism.pipeline=2", "parallelism.virtual_pipeline=4", "batch.micro=4"],
+    [
+        "parallelism.pipeline=2",
+        "parallelism.virtual_pipeline=4",
+        "batch.micro=4",
+        "batch.document_masking=false",
+    ],
 ]
 
 

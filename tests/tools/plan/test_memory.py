@@ -131,7 +131,7 @@ def test_fp8_halves_weights_only_where_they_stay_in_fp8() -> None:
 
 
 def test_later_pipeline_stages_hold_fewer_micro_batches() -> None:
-    recipe = load_recipe("emma_llama3_8b_bi", ["parallelism.pipeline=4"])
+    recipe = load_recipe("emma_llama3_8b_bi", ["parallelism.pipeline=4", "batch.micro=1"])
     stages = [stage_memory(recipe, stage) for stage in range(4)]
     first = stages[0].activations
     assert [stage.activations / first for stage in stages] == pytest.approx([1, 0.75, 0.5, 0.25])
@@ -139,16 +139,16 @@ def test_later_pipeline_stages_hold_fewer_micro_batches() -> None:
     assert estimate_memory(recipe).stage == 0
     # Interleaving starts more chunks before the first backward pass.
     interleaved = load_recipe(
-        "emma_llama3_8b_bi", ["parallelism.pipeline=4", "parallelism.virtual_pipeline=2"]
+        "emma_llama3_8b_bi", ["parallelism.pipeline=4", "parallelism.virtual_pipeline=2", "batch.micro=1"]
     )
     assert stage_memory(interleaved, 0).activations / first == pytest.approx((2 * 3 + 4 + 1) / 8)
 
 
 def test_few_micro_batches_do_not_fill_the_pipeline() -> None:
     recipe = load_recipe(
-        "emma_llama3_8b_bi", ["parallelism.pipeline=4", "batch.global=32", "cluster.nodes=8", "batch.micro=2"]
+        "emma_llama3_8b_bi", ["parallelism.pipeline=4", "batch.global=16", "cluster.nodes=8", "batch.micro=1"]
     )
-    full = load_recipe("emma_llama3_8b_bi", ["parallelism.pipeline=4"])
+    full = load_recipe("emma_llama3_8b_bi", ["parallelism.pipeline=4", "batch.micro=1"])
     assert stage_memory(recipe, 0).activations == pytest.approx(stage_memory(full, 0).activations / 2)
 
 

@@ -63,7 +63,7 @@ def test_text_names_conventions_assumptions_and_reasons() -> None:
             "of a rank at a save",
             "a node needs",
             "FP8 the same share as BF16",
-            "do not hand on to context-parallel ranks",
+            "pipeline stages hand micro-batches on",
             " *      2 ",
         ),
     ):

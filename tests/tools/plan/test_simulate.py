@@ -140,6 +140,7 @@ def test_8b_at_512_ranks(chunks: int) -> None:
         "emma_llama3_8b_bi",
         "layout=h100_512_bf16",
         "parallelism.pipeline=2",
+        "batch.micro=1",
         f"parallelism.virtual_pipeline={chunks}",
         "--simulate",
         "--json",

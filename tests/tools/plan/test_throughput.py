@@ -56,8 +56,9 @@ def test_what_costs_speed() -> None:
     assert mlp == pytest.approx(base / (1 + 33.8 / 3 / 51.5), rel=1e-3)
     assert speed("parallelism.offload_layers=4") == base
     assert speed("batch.micro=1") < base
-    assert speed("parallelism.pipeline=2") < base
-    assert speed("parallelism.pipeline=4", "parallelism.virtual_pipeline=4") > speed("parallelism.pipeline=4")
+    assert speed("parallelism.pipeline=2", "batch.document_masking=false") < base
+    stages = ("parallelism.pipeline=4", "batch.micro=1")
+    assert speed(*stages, "parallelism.virtual_pipeline=4") > speed(*stages)
     assert speed("layout=h100_512_bf16") < base
     assert speed("layout=h100_64_fp8") > 1.3 * base
     like_for_like = speed("precision.grad_reduce_fp32=false", "batch.document_masking=false")
@@ -66,10 +67,12 @@ def test_what_costs_speed() -> None:
 
 
 def test_bubble_is_the_textbooks() -> None:
-    throughput = expected_throughput(load_recipe("emma_llama3_8b_bi", ["parallelism.pipeline=4"]))
+    throughput = expected_throughput(
+        load_recipe("emma_llama3_8b_bi", ["parallelism.pipeline=4", "batch.micro=1"])
+    )
     assert throughput is not None
-    # 2,048 sequences over 8 data-parallel ranks in micro-batches of 2: 128 of them.
-    assert throughput.bubble == pytest.approx(3 / (128 + 3))
+    # 2,048 sequences over 8 data-parallel ranks: 256 micro-batches.
+    assert throughput.bubble == pytest.approx(3 / (256 + 3))
 
 
 def test_what_a_run_pays_for_adds_up_to_its_speed() -> None:

@@ -173,6 +173,7 @@ def test_a_fault_is_found(fault: str, small: Small, padded: Small) -> None:
     "given",
     [
         ["cluster.gpus_per_node=4", "parallelism={tensor: 2, pipeline: 2, sequence: true}"],
+        ["cluster.gpus_per_node=4", "parallelism={context: 2}"],
         ["batch.document_masking=false"],
         ["safety.skip_steps=[3,7]"],
         ["logging.interval=5"],
@@ -189,7 +190,7 @@ def test_a_fault_is_found(fault: str, small: Small, padded: Small) -> None:
             "model.vocab_padding=80",
         ],
     ],
-    ids=["tp2-pp2", "no masking", "skipped steps", "interval", "linear", "wsd", "constant"],
+    ids=["tp2-pp2", "dp2-cp2", "no masking", "skipped steps", "interval", "linear", "wsd", "constant"],
 )
 def test_right_runs_of_other_kinds_are_proven(
     given: list[str], small: Small, request: pytest.FixtureRequest
@@ -242,12 +243,14 @@ def test_bf16_is_within_its_tolerance(small: Small) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("begin", ["weights", "layers", "scratch", "reference"])
+@pytest.mark.parametrize("begin", ["weights", "context", "layers", "scratch", "reference"])
 def test_a_run_that_has_not_begun_is_trained_for_its_proof(begin: str, small: Small) -> None:
     """Through torchrun, as the command does; nothing is left but what was there."""
     given = ["cluster.gpus_per_node=2", "parallelism={tensor: 2, sequence: true}"]
     options = ["--prove", "3"]
     match begin:
+        case "context":
+            given[1] = "parallelism={context: 2}"
         case "layers":
             options += ["--layers", "2"]
         case "scratch":

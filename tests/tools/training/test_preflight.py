@@ -119,16 +119,21 @@ def test_a_throttled_device_is_named() -> None:
     }
 
 
+def test_a_slow_node_of_two_is_named() -> None:
+    rates = [replace(rate, tflops=500.0) if rank >= 4 else rate for rank, rate in enumerate(healthy(8))]
+    assert set(slow_parts(rates, 4, 989.4)) == {4, 5, 6, 7}
+
+
 def test_the_node_between_two_slow_links_is_at_fault() -> None:
     rates = healthy(16)
     for rank in (6, 10):  # into the second node from the first, and into the third from the second
         rates[rank] = replace(rates[rank], from_before=15.0)
     assert slow_parts(rates, 4, 989.4) == {
-        6: ["15.0 GB/s from the node before and to the next, the median is 40.5"]
+        6: ["15.0 GB/s from the node before and to the next, the median is 41.0"]
     }
     rates[10] = healthy(16)[10]
     assert slow_parts(rates, 4, 989.4) == {}, "one slow link has two ends"
     rates[3] = replace(rates[3], inside=100.0)
     assert slow_parts(rates, 4, 989.4) == {
-        3: ["all-reduce within the node at 100.0 GB/s, the median is 351.5"]
+        3: ["all-reduce within the node at 100.0 GB/s, the median is 352.0"]
     }

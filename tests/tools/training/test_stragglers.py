@@ -37,6 +37,14 @@ def compared(folder: str, slow: list[bool]) -> None:
         assert part.training_log(lambda *_: "logged", {}, {}, 1.0, iteration) == "logged"
 
 
+def test_a_slow_node_of_two_is_named_whole() -> None:
+    from emma.tools.training.session.stragglers import slow_ranks
+
+    assert set(slow_ranks([0.2, 0.201, 0.25, 0.251], [0.0] * 4, 1.0)) == {2, 3}
+    assert set(slow_ranks([0.2] * 4, [0.001, 0.002, 0.06, 0.07], 1.0)) == {2, 3}
+    assert slow_ranks([0.2, 0.22], [0.01, 0.05], 1.0) == {}, "boards differ by a few percent"
+
+
 def test_a_slow_device_and_a_slow_disk_are_named_once_each(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, ["logging.interval=1"])
     run = RunFolder(recipe.run_folder)

@@ -42,7 +42,8 @@ def slow_ranks(products: Sequence[float], waits: Sequence[float], step: float) -
         waits: seconds a step that each rank waited for samples.
         step: seconds of a step.
     """
-    usual_product, usual_wait = statistics.median(products), statistics.median(waits)
+    # Of an even number of ranks the lower of both in the middle: where one of two nodes is slow, so is half of all ranks.
+    usual_product, usual_wait = statistics.median_low(products), statistics.median_low(waits)
     found = {}
     for rank, (product, wait) in enumerate(zip(products, waits, strict=True)):
         if product > SLOW_PRODUCT * usual_product:
