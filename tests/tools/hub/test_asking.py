@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from emma.base.errors import UserError
+from emma.base.remote import remote_identity
 from emma.tools.evaluation.benchmarks import stores
 from emma.tools.evaluation.benchmarks.definitions import Source
+from emma.tools.evaluation.benchmarks.harness_data import mirrored
 from emma.tools.hub import asking
 from emma.tools.hub.asking import UnreachableError, answered
 from emma.tools.hub.download import download, list_dataset
@@ -122,3 +124,12 @@ def test_what_is_not_the_hubs_is_left_as_it_is() -> None:
     assert len(asked) == 1
     with pytest.raises(ZeroDivisionError):
         answered("team/mono", lambda: 1 // 0)
+
+
+def test_stores_and_lm_evals_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They ask the Hub by other libraries."""
+    point(monkeypatch, "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"hf://datasets/team/mono/a: the store cannot be read \(.*refused"):
+        remote_identity("hf://datasets/team/mono/a")
+    with pytest.raises(UserError, match="the hub gives no data"), mirrored(stores.HubStore()):
+        raise ConnectionError("Couldn't reach 'team/mono' on the Hub")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from emma.base.errors import UserError
 from emma.tools.evaluation.benchmarks.definitions import Source
@@ -110,7 +110,7 @@ class HubStore:
         from huggingface_hub import hf_hub_download
 
         repository = source.repository or ""
-        where = {"repo_type": "dataset", "revision": source.revision}
+        where: dict[str, Any] = {"repo_type": "dataset", "revision": source.revision}
         return Path(answered(repository, lambda: hf_hub_download(repository, name, **where)))
 
     def extra(self, name: str) -> Path | None:
