@@ -12,12 +12,14 @@ from pathlib import Path
 from pydantic import Field
 from ruamel.yaml import YAML
 
+from emma import recipes
 from emma.base.errors import UserError
 from emma.base.files import write_text
 from emma.recipes.schema.section import Section
 
 __all__ = [
     "License",
+    "base_license_fault",
     "copy_licence_files",
     "fitting_name",
     "hub_identifier",
@@ -29,6 +31,9 @@ __all__ = [
 
 _ENDINGS = ("", ".md", ".txt")
 _END = "end of terms and conditions"
+# What may follow it: an appendix that is known, with a copyright line for the user to fill in.
+_APPENDIX = re.compile(r"(?:(appendix .+ archives) )?copyright \w+(?: \w+){0,15}? (licensed under .+)")
+_APPENDIX_KEY = "appendix"
 
 
 class License(Section):
@@ -72,7 +77,9 @@ def fitting_name(name: str, *licenses: License) -> str:
     """The name under which a model may be released: with the prefixes that its licences require."""
     for license_ in licenses:
         if license_.name_prefix is not None and not re.match(
-            rf"{re.escape(_plain(license_.name_prefix))}(?![a-z])", _plain(name)
+            # “Llama 30” is no “Llama 3”; “Llama3” is a “Llama”.
+            rf"{re.escape(_plain(license_.name_prefix))}(?![^\W\d_]|(?<=\d)\d)",
+            _plain(name),
         ):
             name = f"{license_.name_prefix} {name}"
     return name
@@ -134,29 +141,73 @@ def _texts() -> dict[str, dict[str, list[str]]]:
 
 def text_sha256(text: str) -> str:
     """SHA-256 over a licence's words; see license_texts.yaml."""
-    words = " ".join(re.findall(r"\w+", text.lower()))
-    before, end, _ = words.partition(_END)
+    before, end, _ = _words(text).partition(_END)
     return hashlib.sha256((before + end).encode()).hexdigest()
 
 
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _is_known(text: str, known: Sequence[str], appendices: Sequence[str]) -> bool:
+    """Whether a text is a licence's, to its last word."""
+    if text_sha256(text) not in known:
+        return False
+    rest = _words(text).partition(_END)[2].strip()
+    found = _APPENDIX.fullmatch(rest)
+    parts = [part for part in found.groups() if part] if found else []
+    return not rest or (
+        bool(parts) and all(hashlib.sha256(part.encode()).hexdigest() in appendices for part in parts)
+    )
+
+
 def _text_faults(license_: License, folder: Path) -> list[str]:
-    """Licence files whose text is not the licence's."""
+    """Licence files whose text is not the licence's, under whatever ending and in whatever case."""
     faults = []
-    for name, known in _texts().get(license_.id, {}).items():
-        path = _find(name, [folder])
-        if path is None:
-            continue
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            text = ""
-        if text_sha256(text) not in known:
-            words = len(text.split())
-            faults.append(
-                f"{path}: its text ({words:,} word{'s' if words != 1 else ''}) is not the {license_.name}'s; copy the file "
-                "from the base model's folder"
-            )
+    texts = _texts().get(license_.id, {})
+    appendices = texts.get(_APPENDIX_KEY, [])
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()] if folder.is_dir() else []
+    for name, known in texts.items():
+        for path in files:
+            if name == _APPENDIX_KEY or not re.fullmatch(rf"{name}(\W.*)?", path.name, re.IGNORECASE):
+                continue
+            try:
+                text = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                text = ""
+            if not _is_known(text, known, appendices):
+                words = len(text.split())
+                faults.append(
+                    f"{path}: its text ({words:,} word{'s' if words != 1 else ''}) is not the {license_.name}'s; copy the "
+                    "file from the base model's folder"
+                )
     return faults
+
+
+def base_license_fault(bases: Sequence[str], licenses: Sequence[License]) -> str | None:
+    """A base model whose licence, as its recipe here has it, is not among those of a release.
+
+    Args:
+        bases: names of models on the Hub.
+        licenses: those of the release.
+    """
+    known = _base_licenses()
+    for base in bases:
+        licence = known.get(base.lower())
+        if licence is not None and licence not in {one.id for one in licenses}:
+            return f"README.md: {base} is under the {license_of(licence).name}, which the card does not name"
+    return None
+
+
+@cache
+def _base_licenses() -> dict[str, str]:
+    """Licences of the base models that have recipes, by the models' names on the Hub in lower case."""
+    found = {}
+    for path in sorted(Path(recipes.__file__).parent.glob("models/*.yaml")):
+        row = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        if row.get("huggingface") and row.get("license"):
+            found[row["huggingface"].lower()] = row["license"]
+    return found
 
 
 def licence_faults(licenses: Sequence[License], folder: Path, model_name: str, card: str) -> list[str]:

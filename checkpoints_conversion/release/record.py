@@ -21,7 +21,9 @@ from emma.base.manifest import Manifest
 if TYPE_CHECKING:
     from emma.recipes.vocabulary import Growth
     from emma.tools.evaluation.gains import Gains
+    from emma.tools.evaluation.groups import LanguageFacts
     from emma.tools.evaluation.journal import LanguageScores
+    from emma.tools.evaluation.results import Result
     from emma.tools.report.records import RunRecord
 
 __all__ = ["figure_faults", "write_record"]
@@ -101,15 +103,18 @@ def figure_faults(folder: Path) -> list[str]:
     from emma.checkpoints_conversion.release.facts import card_facts
     from emma.checkpoints_conversion.release.merged_card import RECORD, merged_card
 
-    manifest = Manifest.read(folder).extra
+    written = Manifest.read(folder)
+    manifest = written.extra
     text = (folder / "README.md").read_text(encoding="utf-8")
     if (folder / RECORD).is_file():
         parts = (read_json(folder / name) for name in (RECORD, "parity.json"))
         return _card_differences(text, merged_card(folder, str(manifest["model"]), *parts))
     record = _read_record(folder)
     faults = []
+    if record.recipe.sha256 != written.recipe_sha256:
+        faults.append(f"{folder / 'recipe.yaml'}: is not the recipe that the release was made with")
     if record.gains is not None:
-        found, differing = _gains_again(folder, record.gains)
+        found, differing = _gains_again(folder, record)
         faults += differing
         record = replace(record, gains=found.to_dict())
         faults += _table_faults(folder, found)
@@ -155,51 +160,59 @@ def _scores(folder: Path, model: str, signature: str) -> dict[tuple[str, str], L
     return found
 
 
-def _gains_again(folder: Path, stored: dict[str, Any]) -> tuple[Gains, list[str]]:
-    """The gains from the released scores of documents, and where the stored ones differ."""
+def _gains_again(folder: Path, record: RunRecord) -> tuple[Gains, list[str]]:
+    """The gains from all released scores of documents, and where the stored ones differ."""
     from emma.tools.evaluation.gains import compare, gains_of
-    from emma.tools.evaluation.groups import LanguageFacts
 
     path = folder / "evaluation" / "gains.json"
-    known = gains_of(stored, path)
-    rows = known.languages
-    seen = frozenset(code for row in rows if row.seen_by_base for code in row.language.split("-"))
-    facts = LanguageFacts(
-        {(row.kind, row.language): row.category for row in rows if row.category},
-        tuple(
-            dict.fromkeys(
-                group.group for group in known.groups if any(r.category == group.group for r in rows)
-            )
-        ),
-        None
-        if all(row.trained_on is None for row in rows)
-        else frozenset((row.kind, row.language) for row in rows if row.trained_on),
-        None if all(row.seen_by_base is None for row in rows) else seen,
-    )
-    listed = {(row.kind, row.language) for row in rows}
-    scores = [
-        {key: value for key, value in _scores(folder, model, known.signature).items() if key in listed}
-        for model in (known.base, known.trained)
-    ]
+    known = gains_of(record.gains or {}, path)
+    scores = [_scores(folder, model, known.signature) for model in (known.base, known.trained)]
+    listed = {(row.kind, row.language) for row in known.languages}
     if missing := sorted(listed - scores[0].keys() | listed - scores[1].keys()):
         kind, language = missing[0]
         raise UserError(
             f"{path}: holds {kind}/{language}, but no released score of a document in it ({len(missing)} such)"
         )
-    again = compare(known.base, known.trained, scores[0], scores[1], facts)
+    again = compare(known.base, known.trained, scores[0], scores[1], _facts(folder, record, known))
     stored_rows, found_rows = ({_name(row): asdict(row) for row in _rows(gains)} for gains in (known, again))
     faults = [
         f"{path}: holds {name}, which the released scores do not give"
         for name in stored_rows.keys() - found_rows
     ]
     for name, row in found_rows.items():
-        before = stored_rows.get(name, {})
+        if name not in stored_rows:
+            faults.append(f"{path}: leaves out {name}, which the released scores give")
+            continue
+        before = stored_rows[name]
         for key, value in row.items():
             if not _equal(before.get(key), value):
                 faults.append(
                     f"{path}: {name}: {key} is {before.get(key)}, but the released scores give {value}"
                 )
     return again, faults
+
+
+def _facts(folder: Path, record: RunRecord, known: Gains) -> LanguageFacts:
+    """Categories, and what was trained on, from the released plan; of kinds of text without categories there, and what
+    the base has seen, as the gains have it."""
+    from emma.tools.evaluation.groups import LanguageFacts, kind_of, language_facts, order_categories
+
+    rows, settings = known.languages, record.recipe.data.mix
+    planned = language_facts(folder / FOLDER, None, None, settings)
+    kinds = {kind for kind, _ in planned.category}
+    category = {
+        (kind_of(row.kind), row.language): row.category
+        for row in rows
+        if row.category and kind_of(row.kind) not in kinds
+    }
+    trained = planned.trained
+    if trained is None and any(row.trained_on is not None for row in rows):
+        trained = frozenset((kind_of(row.kind), row.language) for row in rows if row.trained_on)
+    seen = None
+    if any(row.seen_by_base is not None for row in rows):
+        seen = frozenset(code for row in rows if row.seen_by_base for code in row.language.split("-"))
+    category |= planned.category
+    return LanguageFacts(category, order_categories(category.values(), settings), trained, seen)
 
 
 def _rows(gains: Gains) -> list[Any]:
@@ -222,34 +235,63 @@ def _table_faults(folder: Path, gains: Gains) -> list[str]:
     """Rows of results.csv that differ from the released documents' scores, or from the benchmarks' samples."""
     import csv
 
-    from emma.tools.evaluation.benchmarks.records import read_samples, read_unit, samples_file, unit_file
-    from emma.tools.evaluation.results import heldout_results
+    from emma.tools.evaluation.results import BENCHMARK, heldout_results
 
     path = folder / "evaluation" / "results.csv"
     if not path.is_file():
         return []
-    wanted: dict[tuple[str, ...], float] = {}
-    for model in (gains.base, gains.trained):
-        for row in heldout_results(model, _scores(folder, model, gains.signature).values()):
-            wanted[model, row.benchmark, row.language, row.metric] = row.value
-    faults = []
+    wanted = {
+        (row.model, row.benchmark, row.language, row.metric): row
+        for model in (gains.base, gains.trained)
+        for row in heldout_results(model, _scores(folder, model, gains.signature).values())
+    }
+    faults, met = [], set()
     with path.open(encoding="utf-8", newline="") as handle:
         for number, cells in enumerate(csv.DictReader(handle), start=2):
             key = (cells["model"], cells["benchmark"], cells["language"], cells["metric"])
-            if cells["model"] not in (gains.base, gains.trained):
-                continue
+            place = f"{path}:{number}: {'/'.join(key)}"
+            if key in met:
+                faults.append(f"{place} is there twice")
+            met.add(key)
             found = wanted.get(key)
-            unit_path = unit_file(folder / "evaluation", *key[:3])
-            if found is None and samples_file(unit_path).is_file():
-                items = [sample["scores"].get(key[3]) for sample in read_samples(unit_path)]
-                known = [item for item in items if isinstance(item, int | float)]
-                unit = read_unit(unit_path)
-                stored = unit.scores.get(key[3]) if unit else None
-                found = sum(known) / len(known) if known else stored["value"] if stored else None
-            if found is not None and not math.isclose(
-                found, float(cells["value"]), rel_tol=1e-6, abs_tol=1e-9
-            ):
-                faults.append(
-                    f"{path}:{number}: {'/'.join(key)} is {cells['value']}, but the released outputs give {found:.6g}"
-                )
+            heldout = key[1].startswith(f"{BENCHMARK}/")
+            if found is None and not heldout and cells["model"] != gains.base:
+                found = _benchmark_again(folder / "evaluation", *key)
+            if found is None:
+                # (Of the base's benchmarks only the table is released.)
+                if heldout or cells["model"] != gains.base:
+                    faults.append(f"{place} is not among the released outputs")
+                continue
+            for name in ("value", "n", "error"):
+                value = getattr(found, name)
+                if not _close(cells[name], value):
+                    shown = f"{value:.6g}" if value is not None else "none"
+                    faults.append(f"{place}: {name} is {cells[name]}, but the released outputs give {shown}")
+    faults += [
+        f"{path}: lacks {'/'.join(key)}, which the released outputs give"
+        for key in sorted(wanted.keys() - met)
+    ]
     return faults
+
+
+def _benchmark_again(
+    evaluation: Path, model: str, benchmark: str, language: str, metric: str
+) -> Result | None:
+    """A score of a benchmark, from its items' scores where it is their mean; None if it was not released."""
+    from emma.tools.evaluation.benchmarks.records import read_samples, read_unit, unit_file
+
+    path = unit_file(evaluation, model, benchmark, language)
+    unit = read_unit(path)
+    stored = next((row for row in unit.results(model) if row.metric == metric), None) if unit else None
+    if stored is None:
+        return None
+    items = [item for sample in read_samples(path) if (item := sample["scores"].get(metric)) is not None]
+    if items and all(isinstance(item, int | float) for item in items):
+        return replace(stored, value=sum(items) / len(items))
+    return stored
+
+
+def _close(cell: str, value: float | None) -> bool:
+    if value is None or not cell:
+        return value is None and not cell
+    return math.isclose(float(cell), value, rel_tol=1e-6, abs_tol=1e-9)

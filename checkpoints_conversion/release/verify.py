@@ -12,6 +12,7 @@ from emma.checkpoints_conversion.parameters import parameter_shapes
 from emma.checkpoints_conversion.release.card import card_faults
 from emma.checkpoints_conversion.release.licenses import (
     License,
+    base_license_fault,
     fitting_name,
     licence_faults,
     license_of,
@@ -107,7 +108,12 @@ def _token_faults(folder: Path) -> list[str]:
 def _licence_faults(folder: Path) -> list[str]:
     data, text = read_card(folder)
     heading = next((line[2:].strip() for line in text.splitlines() if line.startswith("# ")), "")
-    return licence_faults(_licenses(folder, data), folder, heading, text)
+    licenses = _licenses(folder, data)
+    faults = licence_faults(licenses, folder, heading, text)
+    bases = data.get("base_model") or []
+    if fault := base_license_fault([bases] if isinstance(bases, str) else list(map(str, bases)), licenses):
+        faults.append(fault)
+    return faults
 
 
 def _licenses(folder: Path, data: dict[str, Any]) -> list[License]:

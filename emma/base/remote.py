@@ -24,6 +24,21 @@ _IDENTITIES = (
 """What stores say of a file's version, the best first."""
 
 
+_CLIENTS = {
+    "aiohttp",
+    "azure",
+    "botocore",
+    "gcsfs",
+    "google",
+    "httpx",
+    "httpx2",
+    "huggingface_hub",
+    "requests",
+    "urllib3",
+}
+"""Libraries that stores are spoken to through; not all their errors are OSErrors."""
+
+
 def is_remote(path: str) -> bool:
     """Whether a path is an address of an object store."""
     return "://" in path
@@ -44,7 +59,12 @@ def _store(path: str) -> Iterator[tuple[Any, str]]:
         raise UserError(f"{path}: {error}; install that package beside this one") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        if (
+            not isinstance(error, OSError | ValueError)
+            and type(error).__module__.split(".")[0] not in _CLIENTS
+        ):
+            raise
         raise UserError(f"{path}: the store cannot be read ({str(error) or type(error).__name__})") from None
 
 

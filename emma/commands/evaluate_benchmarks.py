@@ -187,8 +187,9 @@ def prompts(
 def fetch(folder: Path, benchmarks: str | None, languages: str | None, dry_run: bool, as_json: bool) -> None:
     """Fill FOLDER with the benchmarks' data, on a machine with network access.
 
-    Files that already match the manifest's size and checksum are kept. Data that is not on a hub is listed,
-    with where to put it. Writes manifest.json with repositories, commits and checksums.
+    Files that are there as the hub has them are kept; each that arrives is held to the hub's checksum. Data that is not on
+    a hub is listed, with where to put it. Writes manifest.json with repositories, commits and checksums. The exit code is 1
+    if something could not be fetched; the same command continues from there.
 
     \b
     emma evaluate fetch benchmarks

@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import shutil
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -24,13 +23,12 @@ import orjson
 from emma.base.errors import CheckFailedError, UserError
 from emma.base.files import append_line
 from emma.base.manifest import FileRecord, Manifest, now, package_versions
+from emma.tools.hub.asking import answered
 
-__all__ = ["HubFile", "Listing", "check_space", "download", "list_dataset", "missing"]
+__all__ = ["HubFile", "Listing", "check_space", "download", "download_files", "list_dataset", "missing"]
 
 _PARTIAL = "partial"
 _JOURNAL = "files.jsonl"
-_ATTEMPTS = 5
-_WAIT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,8 @@ def list_dataset(repository: str, revision: str | None) -> Listing:
     """Lists a data set's files.
 
     Raises:
-        UserError: there is no such data set or revision, the token cannot see it, or the network fails.
+        UserError: there is no such data set or revision, the token cannot see it, or the network fails (UnreachableError
+            where nothing answers at all).
     """
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
@@ -84,48 +83,7 @@ def list_dataset(repository: str, revision: str | None) -> Listing:
         ]
         return Listing(repository, str(info.sha), bool(getattr(info, "gated", False)), files)
 
-    return _answered(repository, ask)
-
-
-def _answered[T](repository: str, ask: Callable[[], T]) -> T:
-    """What the Hub answers; asks again where the network fails.
-
-    Raises:
-        UserError: it refuses, or the network keeps failing.
-    """
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import get_session
-
-    library = importlib.import_module(type(get_session()).__module__.partition(".")[0])
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return ask()
-        except HfHubHTTPError as error:
-            code = error.response.status_code
-            if code < 500 and code not in (408, 429):
-                raise _refusal(repository, code, error) from None
-            fault: Exception = error
-        except (library.TransportError, OSError, RuntimeError) as error:
-            fault = error
-        if attempt < _ATTEMPTS:
-            time.sleep(_WAIT_SECONDS * 2 ** (attempt - 1))
-    raise UserError(
-        f"{repository}: interrupted {_ATTEMPTS} times, most recently by: {fault}. What has arrived is kept; the same command "
-        "continues from there"
-    )
-
-
-def _refusal(repository: str, code: int, error: Any) -> UserError:
-    address = f"https://huggingface.co/datasets/{repository}"
-    reasons = {
-        401: f"it does not show this data set without a token that may read it; accept its terms at {address} if it has any, "
-        "and set HF_TOKEN or log in with `hf auth login`",
-        403: f"your token may not read it; accept its terms at {address}",
-        404: "there is no such data set or revision, or your token may not see it; correct the source's url",
-    }
-    return UserError(
-        f"{repository}: the Hub answered {code}: {reasons.get(code, error.server_message or error)}"
-    )
+    return answered(repository, ask)
 
 
 class _Journal:
@@ -204,10 +162,33 @@ def download(
         UserError: the Hub refuses, or the network keeps failing.
         CheckFailedError: a file's content is not what the Hub states; it is removed.
     """
+    started = now()
+    download_files(folder, marks, listing, files, workers, advance)
+    manifest = Manifest(
+        stage="corpus/fetched",
+        recipe_sha256="",
+        inputs=[FileRecord(file.path, file.bytes, file.checksum) for _, file in files],
+        outputs=[FileRecord(name, file.bytes, file.checksum) for name, file in files],
+        counts={"files": len(files), "bytes": sum(file.bytes for _, file in files)},
+        versions=package_versions(("emma-recipes", "huggingface_hub", "hf_xet")),
+        started=started,
+        extra={"repository": listing.repository, "commit": listing.commit},
+    )
+    manifest.write(marks)
+
+
+def download_files(
+    folder: Path,
+    marks: Path,
+    listing: Listing,
+    files: Sequence[tuple[str, HubFile]],
+    workers: int,
+    advance: Callable[[int], object],
+) -> None:
+    """`download` for a caller that keeps a manifest of its own."""
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()  # one for all files is the caller's
-    started = now()
     journal = _Journal(marks)
     open_files = missing(folder, marks, files)
 
@@ -228,17 +209,6 @@ def download(
     finally:
         pool.shutdown(cancel_futures=True)
     shutil.rmtree(marks / _PARTIAL, ignore_errors=True)
-    manifest = Manifest(
-        stage="corpus/fetched",
-        recipe_sha256="",
-        inputs=[FileRecord(file.path, file.bytes, file.checksum) for _, file in files],
-        outputs=[FileRecord(name, file.bytes, file.checksum) for name, file in files],
-        counts={"files": len(files), "bytes": sum(file.bytes for _, file in files)},
-        versions=package_versions(("emma-recipes", "huggingface_hub", "hf_xet")),
-        started=started,
-        extra={"repository": listing.repository, "commit": listing.commit},
-    )
-    manifest.write(marks)
 
 
 def _fetch(marks: Path, listing: Listing, file: HubFile, path: Path) -> None:
@@ -246,7 +216,7 @@ def _fetch(marks: Path, listing: Listing, file: HubFile, path: Path) -> None:
     name = hashlib.sha256(f"{file.path}\0{file.checksum}".encode()).hexdigest()
     partial = marks / _PARTIAL / name
     partial.parent.mkdir(parents=True, exist_ok=True)
-    fetched = _answered(listing.repository, lambda: _transfer(listing, file, partial))
+    fetched = answered(listing.repository, lambda: _transfer(listing, file, partial))
     found = _checksum(fetched, file)
     if fetched.stat().st_size != file.bytes or found != file.checksum:
         fetched.unlink()

@@ -8,28 +8,26 @@ token, from `HF_TOKEN` or `hf auth login`; this module never reads, prints, or s
 from __future__ import annotations
 
 import hashlib
-import importlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from emma.base.errors import CheckFailedError, UserError
+from emma.tools.hub.asking import answered
 from emma.tools.hub.checksums import CHECKSUMS_NAME, SIGNATURE_NAME, listed_files
 from emma.tools.hub.kinds import Kind, release_kind
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 __all__ = ["Upload", "plan_upload", "server_faults", "upload_release"]
 
 _MAIN = "main"
-# Network faults. Faults of the request itself (wrong token, wrong name) don't improve by waiting.
-_WAIT_SECONDS = 2.0
-_LONGEST_WAIT_SECONDS = 60.0
+_WRITING = {
+    401: "it does not recognise you; set HF_TOKEN or log in with `hf auth login`",
+    403: "your token lacks write access; create one that has it, or name another owner",
+    404: "the owner or repository does not exist, or your token cannot access it",
+}
 
 
 @dataclass(frozen=True)
@@ -111,38 +109,23 @@ def upload_release(plan: Upload, *, attempts: int = 10, delete_others: bool = Fa
         UserError: the Hub refuses (no token, no permission, no such owner), or the network keeps failing.
         CheckFailedError: the server holds different content afterwards.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    lost_connection = _lost_connection()
-    api = HfApi()
-    for attempt in range(1, attempts + 1):
-        try:
-            _transfer(api, plan, delete_others)
-            break
-        except HfHubHTTPError as error:
-            if error.response.status_code < 500 and error.response.status_code not in (408, 429):
-                raise _refusal(plan, error) from None
-            _wait(plan, attempt, attempts, error)
-        except ValueError as error:  # how the client reports a card that the Hub refuses
-            raise UserError(f"{plan.repository}: {error}") from None
-        # The client wraps whatever interrupted a transfer in a RuntimeError.
-        except (lost_connection, OSError, RuntimeError) as error:
-            _wait(plan, attempt, attempts, error)
+    answered(
+        plan.repository,
+        lambda: _transfer(plan, delete_others),
+        _WRITING,
+        attempts=attempts,
+        again=lambda attempt, error: click.echo(
+            f"interrupted ({type(error).__name__}), continuing ({attempt} of {attempts})", err=True
+        ),
+    )
     if faults := server_faults(plan, delete_others=delete_others):
         raise CheckFailedError(f"{plan.repository} does not hold the release: " + "; ".join(faults))
 
 
-def _lost_connection() -> type[Exception]:
-    """What the client's HTTP library raises when a connection breaks (the library has two names)."""
-    from huggingface_hub.utils import get_session
+def _transfer(plan: Upload, delete_others: bool) -> None:
+    from huggingface_hub import HfApi
 
-    library = importlib.import_module(type(get_session()).__module__.partition(".")[0])
-    error: type[Exception] = library.TransportError
-    return error
-
-
-def _transfer(api: HfApi, plan: Upload, delete_others: bool) -> None:
+    api = HfApi()
     api.create_repo(plan.repository, repo_type=plan.kind, private=plan.private, exist_ok=True)
     if plan.branch != _MAIN:
         api.create_branch(plan.repository, repo_type=plan.kind, branch=plan.branch, exist_ok=True)
@@ -159,38 +142,24 @@ def _transfer(api: HfApi, plan: Upload, delete_others: bool) -> None:
     )
 
 
-def _refusal(plan: Upload, error: Any) -> UserError:
-    code = error.response.status_code
-    reasons = {
-        401: "it does not recognise you; set HF_TOKEN or log in with `hf auth login`",
-        403: "your token lacks write access; create one that has it, or name another owner",
-        404: "the owner or repository does not exist, or your token cannot access it",
-    }
-    return UserError(
-        f"{plan.repository}: the Hub answered {code}: {reasons.get(code, error.server_message or error)}"
-    )
-
-
-def _wait(plan: Upload, attempt: int, attempts: int, error: Exception) -> None:
-    if attempt == attempts:
-        raise UserError(
-            f"{plan.repository}: interrupted {attempts} times, most recently by: {error}. What has arrived is kept; the "
-            "same command continues from there"
-        ) from None
-    click.echo(f"interrupted ({type(error).__name__}), continuing ({attempt} of {attempts})", err=True)
-    time.sleep(min(_LONGEST_WAIT_SECONDS, _WAIT_SECONDS * 2 ** (attempt - 1)))
-
-
 def server_faults(plan: Upload, *, delete_others: bool = False) -> list[str]:
     """Differences between the folder and what the server reports, by hash.
 
     Files that the release does not have are faults if they could be taken for its weights or text.
+
+    Raises:
+        UserError: the Hub refuses, or the network keeps failing.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    tree = HfApi().list_repo_tree(plan.repository, repo_type=plan.kind, recursive=True, revision=plan.branch)
-    held = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    def ask() -> dict[str, RepoFile]:
+        tree = HfApi().list_repo_tree(
+            plan.repository, repo_type=plan.kind, recursive=True, revision=plan.branch
+        )
+        return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+
+    held = answered(plan.repository, ask, _WRITING)
     faults = []
     for name in plan.files:
         if name not in held:

@@ -11,6 +11,7 @@ from emma.checkpoints_conversion.parity import compare
 from emma.checkpoints_conversion.parity.report import LanguageResult, LogitsResult
 from emma.recipes.load import load_recipe
 from emma.recipes.schema import Recipe
+from emma.tools.evaluation.groups import language_facts
 from tests.tools.evaluation.tiny_model import write_model
 from tests.tools.report.sample_run import (
     codes,
@@ -58,5 +59,6 @@ def write_released_run(root: Path, *overrides: str) -> Recipe:
     write_metrics(recipe)
     write_plan(recipe, codes(12))
     write_export(recipe, root)
-    write_evaluation(recipe, codes(12))
+    facts = language_facts(recipe.mix_folder, None, frozenset(codes(6)), recipe.data.mix)
+    write_evaluation(recipe, codes(12), facts=facts)
     return recipe

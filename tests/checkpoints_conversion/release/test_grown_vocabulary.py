@@ -14,6 +14,7 @@ from emma.checkpoints_conversion.release.build import plan_release, write_releas
 from emma.checkpoints_conversion.release.verify import generate_faults, release_faults
 from emma.recipes.schema.tokenizer import Extension
 from emma.recipes.vocabulary import GROWTH_NAME
+from emma.tools.evaluation.groups import language_facts
 from emma.tools.hub.checksums import write_checksums
 from emma.tools.tokenizer.bpe import open_tokenizer
 from emma.tools.tokenizer.extend import extend
@@ -53,7 +54,8 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(mix, {**read_json(mix), "tokenizer_sha256": open_tokenizer(root / "base").sha256})
     write_report(make_report(recipe), recipe)
     write_export(recipe, root)
-    write_evaluation(recipe, codes(12))
+    facts = language_facts(recipe.mix_folder, None, frozenset(codes(6)), recipe.data.mix)
+    write_evaluation(recipe, codes(12), facts=facts)
     folder = tmp_path_factory.mktemp("elsewhere") / "release"
     write_release(plan_release(str(recipe.run_folder)), folder, shard_bytes=60_000)
     shutil.rmtree(root)

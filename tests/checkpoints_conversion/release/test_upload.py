@@ -59,7 +59,7 @@ def test_lasting_interruption_ends_with_what_to_do(
     def broken(*arguments: object, **options: object) -> None:
         raise RuntimeError("Error while uploading")
 
-    monkeypatch.setattr("emma.tools.hub.upload._WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("emma.tools.hub.asking._WAIT_SECONDS", 0.01)
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", broken)
     code, text = upload(released, "--attempts", "3")
     assert code == 2

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,18 @@ from click.testing import CliRunner
 
 from emma.base.errors import CheckFailedError, UserError
 from emma.base.files import read_json, write_json
+from emma.checkpoints_conversion.release.card import render_card
+from emma.checkpoints_conversion.release.facts import card_facts
+from emma.checkpoints_conversion.release.record import _facts, _read_record, _scores
 from emma.checkpoints_conversion.release.verify import generate_faults, release_faults
 from emma.commands.release import group
+from emma.tools.evaluation.gains import compare, gains_of
+from emma.tools.evaluation.groups import LanguageFacts
+from emma.tools.evaluation.journal import LanguageScores
 from emma.tools.hub.checksums import write_checksums
 from emma.tools.hub.kinds import release_kind
+
+Scores = Mapping[tuple[str, str], LanguageScores]
 
 
 def test_sound_release(released: Path) -> None:
@@ -122,7 +131,7 @@ def _edit_score(folder: Path) -> None:
     ("spoil", "message"),
     [
         (_edit_gains, "gains.json: monolingual/group all but English: trained is"),
-        (_edit_score, "bits_per_byte is .*, but the released outputs give"),
+        (_edit_score, "bits_per_byte: value is .*, but the released outputs give"),
         (lambda f: _replace(f / "README.md", "of device time", "of GPU time"), "is not what the released records give"),
         (lambda f: _replace(f / "README.md", "| **monolingual** | 12 |", "| **monolingual** | 500 |"), "500"),
         (lambda f: _replace(f / "README.md", "parameters were trained", "8 B parameters were trained"), "8 B"),
@@ -138,6 +147,84 @@ def test_figures_are_computed_again(release: Path, spoil: Callable[[Path], None]
     write_checksums(release)
     faults = release_faults(release)
     assert any(re.search(message, fault) for fault in faults), faults
+
+
+def _worst_left_out(scores: Scores, facts: LanguageFacts) -> tuple[Scores, LanguageFacts]:
+    return {key: value for key, value in scores.items() if key[1] != "deu_Latn"}, facts
+
+
+def _moved(scores: Scores, facts: LanguageFacts) -> tuple[Scores, LanguageFacts]:
+    moved = {**facts.category, ("monolingual", "deu_Latn"): facts.categories[-1]}
+    assert moved != facts.category
+    return scores, replace(facts, category=moved)
+
+
+def _never_trained_on(scores: Scores, facts: LanguageFacts) -> tuple[Scores, LanguageFacts]:
+    return scores, replace(facts, trained=(facts.trained or frozenset()) - {("monolingual", "deu_Latn")})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_worst_left_out, "leaves out monolingual/deu_Latn"),
+        (_moved, "monolingual/deu_Latn: category is"),
+        (_never_trained_on, "monolingual/deu_Latn: trained_on is False"),
+    ],
+)
+def test_figures_that_agree_with_each_other_are_computed_again(
+    release: Path, change: Callable[[Scores, LanguageFacts], tuple[Scores, LanguageFacts]], message: str
+) -> None:
+    """Whoever forges uses this project: gains, tables and card are what it makes of the changed facts."""
+    record = _read_record(release)
+    known = gains_of(record.gains or {}, release)
+    facts = _facts(release, record, known)
+    changed = [
+        change(_scores(release, model, known.signature), facts) for model in (known.base, known.trained)
+    ]
+    gains = compare(known.base, known.trained, changed[0][0], changed[1][0], changed[0][1])
+    write_json(release / "evaluation" / "gains.json", gains.to_dict())
+    path = release / "evaluation" / "results.csv"
+    listed = {row.language for row in gains.languages}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [lines[0], *(line for line in lines[1:] if line.split(",")[2] in listed)]
+    path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    manifest = read_json(release / "manifest.json")["extra"]
+    card = card_facts(
+        _read_record(release), manifest["step"], read_json(release / "parity.json"), manifest["model"]
+    )
+    year = re.search(r"year = \{(\d{4})\}", (release / "README.md").read_text(encoding="utf-8"))
+    assert year is not None
+    (release / "README.md").write_text(render_card(card, year[1]), encoding="utf-8")
+    write_checksums(release)
+    faults = release_faults(release)
+    assert any(re.search(message, fault) for fault in faults), faults
+
+
+@pytest.mark.parametrize(
+    ("cell", "value", "message"),
+    [(4, "900", "n is 900"), (6, "0.00001", "error is 0.00001"), (2, "fra_Xxxx", "is not among the released outputs"),
+     (1, "gsm8k", "is not among the released outputs")],
+)  # fmt: skip
+def test_every_cell_of_the_table_is_computed_again(
+    release: Path, cell: int, value: str, message: str
+) -> None:
+    path = release / "evaluation" / "results.csv"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    row = next(n for n, line in enumerate(lines) if "step-" in line)
+    cells = lines[row].split(",")
+    cells[cell] = value
+    lines[row] = ",".join(cells)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_checksums(release)
+    assert any(message in fault for fault in release_faults(release)), release_faults(release)
+
+
+def test_another_recipe_is_refused(release: Path) -> None:
+    _replace(release / "recipe.yaml", "global: 8", "global: 16")
+    write_checksums(release)
+    assert any(
+        "is not the recipe that the release was made with" in fault for fault in release_faults(release)
+    )
 
 
 def test_a_metadata_figure_is_computed_again(release: Path) -> None:

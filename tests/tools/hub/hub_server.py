@@ -48,7 +48,8 @@ class Repository:
 @dataclass
 class Hub:
     """The server's state. It drops the first `drops` transfers of large files halfway, and answers `refusals`
-    requests with 503. It sends files at `rate` bytes a second (0: at once), and those in `corrupt` with a wrong byte."""
+    requests with 503. It sends files at `rate` bytes a second (0: at once), and those in `corrupt` with a wrong byte.
+    `trouble` is what every request meets: a status, "page" (a login page in place of an answer), "silence" or "hang up"."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -57,6 +58,8 @@ class Hub:
     received: int = 0
     sent: int = 0
     rate: int = 0
+    trouble: int | str = 0
+    awake: threading.Event = field(default_factory=threading.Event)
     corrupt: set[str] = field(default_factory=set)
     requests: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -156,6 +159,9 @@ class Handler(BaseHTTPRequestHandler):
     def _handle(self, method: str) -> None:
         path = urlsplit(self.path).path
         self.hub.requests.append(f"{method} {path}")
+        if self.hub.trouble:
+            self._trouble(self.hub.trouble)
+            return
         open_to_all = path.startswith("/lfs/") or path == "/api/validate-yaml"
         if not open_to_all and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._body()
@@ -168,6 +174,22 @@ class Handler(BaseHTTPRequestHandler):
                 return
         self._body()
         self._answer({"error": f"no such route: {method} {path}"}, 404)
+
+    def _trouble(self, kind: int | str) -> None:
+        if kind == "silence":
+            self.hub.awake.wait(30)
+        self.close_connection = True
+        if isinstance(kind, int):
+            self._answer({"error": "so it is"}, kind)
+        elif kind == "page":
+            body = b"<html>Log in to the network of this hotel</html>"
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        else:
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def do_GET(self) -> None:
         self._handle("GET")

@@ -20,11 +20,18 @@ def hub() -> Hub:
     return Hub()
 
 
+def point(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Lets this process's client talk to a server, as HF_ENDPOINT does for a new process."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
 @pytest.fixture
 def address(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A running server that this process's client talks to."""
     server, url = serve(hub)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    point(monkeypatch, url)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # the server speaks git LFS
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("EMMA_PROGRESS", "0")

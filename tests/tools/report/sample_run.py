@@ -192,8 +192,15 @@ def _scores(languages: list[str], level: float, seed: int) -> dict[tuple[str, st
     return scores
 
 
-def write_evaluation(recipe: Recipe, languages: list[str], level: float = 0.5, seed: int = 2) -> None:
-    """evaluation/ of the last step against the base, from made-up document scores."""
+def write_evaluation(
+    recipe: Recipe,
+    languages: list[str],
+    level: float = 0.5,
+    seed: int = 2,
+    facts: LanguageFacts | None = None,
+) -> None:
+    """evaluation/ of the last step against the base, from made-up document scores; unless facts are given, pairs are not
+    in the mix."""
     folder, name = recipe.run_folder / "evaluation", f"{recipe.name}/step-{recipe.schedule.steps}"
     base, trained = _scores(languages, 0.0, 1), _scores(languages, level, seed)
     for model, scores in (("base", base), (name, trained)):
@@ -218,7 +225,7 @@ def write_evaluation(recipe: Recipe, languages: list[str], level: float = 0.5, s
         for row in pq.read_table(recipe.mix_folder / "plan.parquet").to_pylist()
         if row["component"] == "monolingual"
     }
-    facts = LanguageFacts(
+    facts = facts or LanguageFacts(
         {("monolingual", language): row["category"] for language, row in plan.items()},
         tuple(CATEGORIES),
         frozenset(("monolingual", language) for language in plan),

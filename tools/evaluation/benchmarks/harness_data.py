@@ -21,11 +21,21 @@ _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "c
 
 @contextlib.contextmanager
 def mirrored(store: Store) -> Iterator[None]:
-    """Lets lm-eval's tasks read a mirror; it offers no seam but `datasets.load_dataset`. The hub is left as it is."""
+    """Lets lm-eval's tasks read a mirror; it offers no seam but `datasets.load_dataset`. The hub is left as it is.
+
+    Raises:
+        UserError: the hub does not answer, or refuses.
+    """
     import datasets
+    import datasets.exceptions
 
     if not isinstance(store, Mirror):
-        yield
+        try:
+            yield
+        except (ConnectionError, datasets.exceptions.DatasetsError) as error:
+            raise UserError(
+                f"the hub gives no data ({error}); check the network and the token, or give a mirror with --mirror"
+            ) from None
         return
     original = datasets.load_dataset
     # Tables stay in memory: what `datasets` keeps on disk would be another copy of the mirror, in the user's home.

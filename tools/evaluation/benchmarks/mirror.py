@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,7 @@ from emma.base.errors import UserError
 from emma.base.files import atomic_write
 from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package_versions
 from emma.base.progress import progress
+from emma.base.staging import staged_folder
 from emma.tools.evaluation.benchmarks.definitions import (
     ENGLISH,
     Benchmark,
@@ -26,11 +29,15 @@ from emma.tools.evaluation.benchmarks.items import build_items
 from emma.tools.evaluation.benchmarks.metrics import NEEDS_SPBLEU
 from emma.tools.evaluation.benchmarks.rows import available, files_of
 from emma.tools.evaluation.benchmarks.stores import HubStore, Mirror
+from emma.tools.hub.asking import UnreachableError
+from emma.tools.hub.download import download_files, missing
 
 __all__ = ["Checked", "Fetched", "check_mirror", "fetch_sources"]
 
 _README = "README.md"
 _STAGE = "evaluate-fetch"
+_MARKS = ".fetched"
+_WORKERS = 4
 _CHUNK = 1 << 20
 _TIMEOUT = 60
 _FEW = 8
@@ -117,21 +124,24 @@ def fetch_sources(
     ]
     names = [name for name in names if not name.startswith(PREFIX)]
     hub = HubStore()
-    known = _recorded(folder)
     for source in _sources(names):
         try:
             if source.repository:
-                _fetch_repository(source, hub, folder, languages, known, report, dry_run)
+                _fetch_repository(source, hub, folder, languages, report, dry_run)
             elif source.archive:
                 _fetch_archive(source, folder, report, dry_run)
             else:
                 report.by_hand.append(f"{source.name}: {source.obtain}")
+        except UnreachableError as error:
+            report.failed.append(f"{error}. What else was asked for has not been tried")
+            break
         except UserError as error:
             hint = "; first accept its terms on the hub and log in (hf auth login)"
             report.failed.append(f"{source.name}: {error}{hint if source.gated else ''}")
-    if any(NEEDS_SPBLEU in get_benchmark(name).metrics for name in names):
-        _fetch_spbleu(folder, report, dry_run)
-    if not dry_run:
+    else:
+        if any(NEEDS_SPBLEU in get_benchmark(name).metrics for name in names):
+            _fetch_spbleu(folder, report, dry_run)
+    if not dry_run and folder.is_dir():
         _write_manifest(folder, report)
     return report
 
@@ -141,13 +151,9 @@ def _fetch_repository(
     hub: HubStore,
     folder: Path,
     languages: Collection[str] | None,
-    known: dict[str, FileRecord],
     report: Fetched,
     dry_run: bool,
 ) -> None:
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
     names = hub.names(source)
     codes = (
         [code for code in source.codes if languages is None or code in languages]
@@ -168,27 +174,20 @@ def _fetch_repository(
         )
     if _README in names:
         wanted.add(_README)
-    try:
-        commit = (
-            HfApi().dataset_info(source.repository or "", revision=source.revision).sha or source.revision
+    listing = hub.listed(source)
+    place, marks = folder / source.root, folder / _MARKS / source.root
+    files = [(file.path, file) for file in listing.files if file.path in wanted]
+    lacking = missing(place, marks, files)
+    absent = {name for name, _ in lacking}
+    report.kept += [f"{source.root}/{name}" for name, _ in files if name not in absent]
+    report.files += [f"{source.root}/{name}" for name, _ in lacking]
+    if not dry_run:
+        bar: Any = progress(
+            total=sum(file.bytes for _, file in lacking), desc=source.root, unit="B", unit_scale=True
         )
-        report.revisions[source.root] = commit
-        for name in progress(sorted(wanted), desc=source.root, unit="file"):
-            place = f"{source.root}/{name}"
-            if place in known and _unchanged(folder, known[place]):
-                report.kept.append(place)
-                continue
-            report.files.append(place)
-            if not dry_run:
-                hf_hub_download(
-                    source.repository or "",
-                    name,
-                    repo_type="dataset",
-                    revision=commit,
-                    local_dir=folder / source.root,
-                )
-    except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"{source.repository}: {error}") from None
+        with bar:
+            download_files(place, marks, listing, lacking, _WORKERS, bar.update)
+        report.revisions[source.root] = listing.commit
 
 
 def _fetch_archive(source: Source, folder: Path, report: Fetched, dry_run: bool) -> None:
@@ -198,15 +197,20 @@ def _fetch_archive(source: Source, folder: Path, report: Fetched, dry_run: bool)
     report.files.append(source.root)
     if dry_run:
         return
-    archive = folder / f".{source.name}.tar.gz"
+    archive, inside = folder / f".{source.name}.tar.gz", f"{source.root}/"
     try:
         _download(source.archive or "", archive)
-        with tarfile.open(archive) as tar:
-            members = [m for m in tar.getmembers() if m.name.removeprefix("./").startswith(f"{source.root}/")]
+        # All of it or nothing: `available` would take a part for the whole.
+        with tarfile.open(archive) as tar, staged_folder(folder / source.root) as partial:
+            members = [
+                member.replace(name=name.removeprefix(inside), deep=False)
+                for member in tar.getmembers()
+                if (name := member.name.removeprefix("./")).startswith(inside)
+            ]
             if not members:
                 raise UserError(f"{source.archive}: contains no folder {source.root}")
-            tar.extractall(folder, members=members, filter="data")
-    except (tarfile.TarError, OSError) as error:
+            tar.extractall(partial, members=members, filter="data")
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise UserError(f"{source.archive}: {error}") from None
     finally:
         archive.unlink(missing_ok=True)
@@ -239,25 +243,19 @@ def _download(address: str, path: Path) -> None:
     """Streams a URL to a file, atomically.
 
     Raises:
-        OSError: the URL cannot be reached or read.
+        OSError: the URL cannot be reached or read, or the connection breaks.
     """
     try:
         with urllib.request.urlopen(address, timeout=_TIMEOUT) as stream, atomic_write(path) as handle:
             while chunk := stream.read(_CHUNK):
                 handle.write(chunk)
+            # (urllib takes the end of a connection for the end of the file.)
+            if (whole := stream.headers.get("Content-Length")) and handle.tell() != int(whole):
+                raise OSError(f"the connection broke after {handle.tell():,} of {int(whole):,} bytes")
     except urllib.error.URLError as error:
         raise OSError(f"cannot be downloaded ({error.reason})") from None
-
-
-def _recorded(folder: Path) -> dict[str, FileRecord]:
-    if not (folder / MANIFEST_NAME).is_file():
-        return {}
-    return {record.path: record for record in Manifest.read(folder).outputs}
-
-
-def _unchanged(folder: Path, record: FileRecord) -> bool:
-    path = folder / record.path
-    return path.is_file() and FileRecord.of(path, folder) == record
+    except http.client.HTTPException as error:
+        raise OSError(f"cannot be downloaded ({type(error).__name__} {error})") from None
 
 
 def _write_manifest(folder: Path, report: Fetched) -> None:

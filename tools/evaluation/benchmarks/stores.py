@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from emma.base.errors import UserError
 from emma.tools.evaluation.benchmarks.definitions import Source
 from emma.tools.evaluation.benchmarks.layout import Listing
+from emma.tools.hub.asking import answered
+from emma.tools.hub.download import Listing as DataSet
+from emma.tools.hub.download import list_dataset
 
 _README = "README.md"
 
@@ -86,7 +89,17 @@ class HubStore:
     """The Hugging Face hub, through huggingface_hub's own cache; it lacks sources without a repository."""
 
     def names(self, source: Source) -> Listing:
-        return _listing(source.repository, source.revision) if source.repository else Listing(())
+        if not source.repository:
+            return Listing(())
+        return Listing(file.path for file in self.listed(source).files)
+
+    def listed(self, source: Source) -> DataSet:
+        """A source's repository at its revision, asked once.
+
+        Raises:
+            UserError: the hub refuses, or does not answer.
+        """
+        return _listed(source.repository or "", source.revision)
 
     def readme(self, source: Source) -> str:
         if _README not in self.names(source):
@@ -95,14 +108,10 @@ class HubStore:
 
     def path(self, source: Source, name: str) -> Path:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError
 
-        try:
-            return Path(
-                hf_hub_download(source.repository or "", name, repo_type="dataset", revision=source.revision)
-            )
-        except (HfHubHTTPError, OSError) as error:
-            raise UserError(f"{source.repository}/{name}: cannot be downloaded ({error})") from None
+        repository = source.repository or ""
+        where: dict[str, Any] = {"repo_type": "dataset", "revision": source.revision}
+        return Path(answered(repository, lambda: hf_hub_download(repository, name, **where)))
 
     def extra(self, name: str) -> Path | None:
         return None
@@ -116,16 +125,8 @@ class HubStore:
 
 
 @functools.cache
-def _listing(repository: str, revision: str) -> Listing:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        return Listing(HfApi().list_repo_files(repository, repo_type="dataset", revision=revision))
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise UserError(
-            f"{repository}: cannot be listed on the hub ({error}); give a mirror folder with --mirror"
-        ) from None
+def _listed(repository: str, revision: str) -> DataSet:
+    return list_dataset(repository, revision)
 
 
 def open_store(mirror: Path | None) -> Store:

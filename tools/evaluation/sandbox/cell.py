@@ -45,6 +45,8 @@ _AT_FDCWD, _AT_RECURSIVE, _MNT_DETACH = -100, 0x8000, 2
 _PDEATHSIG, _DUMPABLE, _NO_NEW_PRIVS, _JOIN_SESSION_KEYRING = 1, 4, 38, 1
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _POLL = 0.02
+PATIENCE = 10
+"""Times a step's seconds after which it is stopped however starved its machine is."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -216,7 +218,8 @@ def _run(step: dict, job: dict, change: bool) -> dict:
     with open(failed, encoding="utf-8") as handle:
         if problem := handle.read():
             raise OSError(0, problem)
-    deadline, stopped, code = time.monotonic() + step["seconds"], None, None
+    started, before = time.monotonic(), _used_by_children()
+    stopped, code = None, None
     while code is None and stopped is None:
         signal.sigtimedwait({signal.SIGCHLD}, _POLL)
         while True:
@@ -228,7 +231,7 @@ def _run(step: dict, job: dict, change: bool) -> dict:
                 break
             if ended == child:
                 code = os.waitstatus_to_exitcode(status)
-        if code is None and time.monotonic() > deadline:
+        if code is None and _had_its_time(time.monotonic() - started, step["seconds"], before):
             stopped = "time"
         elif code is None and _used() > job["limits"]["memory"]:
             stopped = "memory"
@@ -244,6 +247,33 @@ def _run(step: dict, job: dict, change: bool) -> dict:
     if code is not None and code < 0:
         stopped, code = signal.Signals(-code).name, None
     return {"code": code, "stopped": stopped}
+
+
+def _had_its_time(passed: float, seconds: float, before: float) -> bool:
+    """Whether a step has had its seconds. Those in which the machine let its programs wait for a processor don't count,
+    unless they have used as many all the same (programs that wait for each other do not gain by it)."""
+    if not seconds < passed <= PATIENCE * seconds:
+        return passed > seconds
+    used, waited = _used_by_children() - before, 0.0
+    for name in os.listdir("/proc"):
+        if name.isdigit() and name != "1":
+            with contextlib.suppress(OSError):
+                for thread in os.listdir(f"/proc/{name}/task"):
+                    # Nanoseconds on a processor, and in the queue for one. (Kernels without the file grant nothing.)
+                    with (
+                        contextlib.suppress(OSError),
+                        open(f"/proc/{name}/task/{thread}/schedstat") as handle,
+                    ):
+                        ran, queued = handle.read().split()[:2]
+                        used += int(ran) / 1e9
+                        waited += int(queued) / 1e9
+    return used > seconds or passed - waited > seconds
+
+
+def _used_by_children() -> float:
+    """Processor seconds of all that has ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _used() -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from emma.base.errors import UserError
-from emma.tools.evaluation.sandbox.cell import HOME
+from emma.tools.evaluation.sandbox.cell import HOME, PATIENCE
 
 __all__ = ["Limits", "Outcome", "Sandbox", "Step"]
 
@@ -52,7 +52,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Step:
-    """A command, run in the folder of the job's files, and the seconds that it may take."""
+    """A command, run in the folder of the job's files, and the seconds that it may take, not counting those in which the
+    machine gives it no processor (up to nine times as many)."""
 
     command: Sequence[str]
     seconds: float
@@ -155,7 +156,7 @@ class Sandbox:
                 os.close(write)
         with process, os.fdopen(answer, "rb") as said:
             streams = [process.stdout, process.stderr, said]
-            patience = sum(step.seconds for step in steps) + _GRACE
+            patience = PATIENCE * sum(step.seconds for step in steps) + _GRACE
             found = _collect(streams, started + patience)
             if found is None:
                 process.kill()

@@ -14,7 +14,7 @@ from tests.tools.hub.uploading import held, local, upload
 def test_every_byte_arrives_through_interruptions(
     released_corpus: Path, hub: Hub, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emma.tools.hub.upload._WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("emma.tools.hub.asking._WAIT_SECONDS", 0.01)
     hub.drops = 5
     code, text = upload(released_corpus)
     assert (code, hub.drops) == (0, 0), text

@@ -7,6 +7,9 @@ import pytest
 from emma.tools.evaluation.benchmarks.stores import Mirror
 from tests.tools.evaluation.benchmarks.sample_mirror import write_mirror, write_sentencepiece
 from tests.tools.evaluation.tiny_model import write_model
+from tests.tools.hub.uploading import address
+
+__all__ = ["address"]
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import http.server
 import io
 import json
+import re
 import shutil
 import tarfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import huggingface_hub
 import pytest
 from click.testing import CliRunner, Result
 
@@ -22,6 +22,8 @@ from emma.commands.evaluate import group
 from emma.tools.evaluation.benchmarks import mirror as module
 from emma.tools.evaluation.benchmarks import stores
 from emma.tools.evaluation.benchmarks.definitions import SpBleu, get_source
+from tests.tools.hub.hub_server import Hub, Repository
+from tests.tools.hub.uploading import point
 
 
 def emma(*arguments: str | Path) -> Result:
@@ -29,36 +31,33 @@ def emma(*arguments: str | Path) -> Result:
 
 
 @pytest.fixture
-def hub(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The hub's client, answered from the sample mirror; returns what was downloaded."""
-    downloaded: list[str] = []
+def hub(mirror: Path) -> Hub:
+    """Holds the sample mirror's repositories."""
+    hub = Hub()
+    for path in filter(Path.is_file, mirror.rglob("*")):
+        owner, *rest = path.relative_to(mirror).parts
+        if len(rest) > 1:
+            repository = hub.repositories.setdefault(
+                f"{owner}/{rest[0]}", Repository(private=False, kind="dataset", commits=7)
+            )
+            repository.branches["main"]["/".join(rest[1:])] = path.read_bytes()
+            repository.branches["refs/convert/parquet"] = repository.branches["main"]
+    return hub
 
-    def files(self: Any, repository: str, **options: Any) -> list[str]:
-        folder = mirror / repository
-        return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
 
-    def download(
-        repository: str, name: str, *, revision: str, local_dir: Path | None = None, **options: Any
-    ) -> str:
-        if local_dir is None:
-            return str(mirror / repository / name)
-        assert revision == f"commit-of-{repository}"
-        downloaded.append(f"{repository}/{name}")
-        target = Path(local_dir) / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(mirror / repository / name, target)
-        return str(target)
+@pytest.fixture
+def address(address: str) -> Iterator[str]:
+    """As uploads' server; what it lists is asked anew."""
+    stores._listed.cache_clear()
+    yield address
+    stores._listed.cache_clear()
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", files)
-    monkeypatch.setattr(
-        huggingface_hub.HfApi,
-        "dataset_info",
-        lambda self, name, **options: SimpleNamespace(sha=f"commit-of-{name}"),
-    )
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    stores._listing.cache_clear()
-    yield downloaded
-    stores._listing.cache_clear()
+
+def downloads(hub: Hub) -> list[str]:
+    """Files that were asked for since the last call."""
+    found = [name for name in hub.requests if name.startswith("GET /datasets/")]
+    hub.requests.clear()
+    return sorted(re.sub("^GET /datasets/([^/]+/[^/]+)/resolve/[^/]+/", r"\1/", name) for name in found)
 
 
 @pytest.fixture
@@ -79,6 +78,11 @@ def release(mirror: Path, spm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         def log_message(self, *args: Any) -> None:
             pass
 
+        def copyfile(self, source: Any, outputfile: Any) -> None:
+            if (site / "half").is_file() and self.path.endswith(".gz"):
+                source = io.BytesIO(source.read()[:-1000])
+            super().copyfile(source, outputfile)
+
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
@@ -91,7 +95,7 @@ def release(mirror: Path, spm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     server.server_close()
 
 
-def test_fetch_keeps_what_is_there(hub: list[str], tmp_path: Path) -> None:
+def test_fetch_keeps_what_is_there(hub: Hub, address: str, tmp_path: Path) -> None:
     folder = tmp_path / "mirror"
     arguments = [
         "fetch",
@@ -104,49 +108,59 @@ def test_fetch_keeps_what_is_there(hub: list[str], tmp_path: Path) -> None:
     result = emma(*arguments, "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    assert sorted(hub) == [
+    fetched = [
         "facebook/belebele/README.md",
         "facebook/belebele/data/eng_Latn.jsonl",
         "facebook/belebele/data/swh_Latn.jsonl",
         "facebook/xnli/sw/validation-00000-of-00001.parquet",
     ]
+    assert sorted(report["files"]) == fetched
     assert any("put one verse per line at pbc/<code>.txt" in line for line in report["by_hand"])
     manifest = Manifest.read(folder)
-    assert manifest.extra["revisions"]["facebook/xnli"] == "commit-of-facebook/xnli"
-    assert {record.path for record in manifest.outputs} == set(hub)
+    assert manifest.extra["revisions"]["facebook/xnli"] == hub.repositories["facebook/xnli"].commit("main")
+    assert [record.path for record in manifest.outputs] == fetched
+    assert Manifest.read(folder).check_outputs(folder, contents=True) == []
 
-    hub.clear()
+    # One that was changed here, and one that was changed there.
     (folder / "facebook" / "belebele" / "data" / "swh_Latn.jsonl").write_text("{}\n")
+    stores._listed.cache_clear()
+    hub.repositories["facebook/belebele"].branches["main"]["data/eng_Latn.jsonl"] += b"\n"
+    downloads(hub)
     assert emma(*arguments).exit_code == 0
-    assert hub == ["facebook/belebele/data/swh_Latn.jsonl"]
+    assert downloads(hub) == fetched[1:3]
+    for name in fetched[1:3]:
+        held = hub.repositories["facebook/belebele"].branches["main"][name.removeprefix("facebook/belebele/")]
+        assert (folder / name).read_bytes() == held
 
 
-def test_fetch_reports_what_failed_and_continues(
-    hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = huggingface_hub.HfApi.list_repo_files
-
-    def files(self: Any, repository: str, **options: Any) -> list[str]:
-        if "MassiveSumm" in repository:
-            raise OSError("401 gated repository")
-        if repository == "facebook/xnli":
-            return ["xnli.py"]
-        return original(self, repository, **options)
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", files)
+def test_fetch_reports_what_failed_and_continues(hub: Hub, address: str, tmp_path: Path) -> None:
+    hub.repositories["MaLA-LM/MassiveSumm_long"].gated = True
+    hub.repositories["facebook/xnli"].branches["main"] = {"xnli.py": b""}
+    hub.drops = 1
     result = emma("fetch", tmp_path / "m", "--benchmarks", "massivesumm_long,xnli,xcopa", "--languages", "sw")
     assert result.exit_code == 1
-    assert (
-        "massivesumm_long: MaLA-LM/MassiveSumm_long: cannot be listed on the hub (401 gated" in result.output
-    )
+    assert "massivesumm_long: MaLA-LM/MassiveSumm_long: the Hub answered 403" in result.output
     assert "hf auth login" in result.output
     assert "facebook/xnli@main: none of its 1 files matches a known layout (xnli.py" in result.output
     assert (tmp_path / "m" / "cambridgeltl" / "xcopa" / "sw" / "test-00000-of-00001.parquet").is_file()
 
 
-def test_dry_run_fetches_nothing(hub: list[str], tmp_path: Path) -> None:
+def test_dry_run_fetches_nothing(hub: Hub, address: str, tmp_path: Path) -> None:
     assert emma("fetch", tmp_path / "m", "--benchmarks", "xcopa", "--dry-run").exit_code == 0
-    assert not hub
+    assert not downloads(hub)
+    assert not (tmp_path / "m").exists()
+
+
+def test_without_a_network_one_message_and_nothing_written(
+    hub: Hub, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emma.tools.hub.asking._WAIT_SECONDS", 0.0)
+    point(monkeypatch, "http://127.0.0.1:9")
+    result = emma("fetch", tmp_path / "m", "--benchmarks", "xcopa,xnli,belebele,flores200_eng_x")
+    assert result.exit_code == 1
+    assert result.output.count("the Hub cannot be reached") == 1
+    assert "has not been tried" in result.output
+    assert len(result.output.splitlines()) == 2
     assert not (tmp_path / "m").exists()
 
 
@@ -160,6 +174,27 @@ def test_archive_and_model_are_fetched_once(release: str, tmp_path: Path) -> Non
     assert not (tmp_path / "outside").exists()
     again = json.loads(emma("fetch", folder, "--benchmarks", "flores200_eng_x", "--json").stdout)
     assert (again["files"], again["kept"]) == ([], ["flores200_dataset", "spm.model"])
+
+
+@pytest.mark.parametrize("broken", ["half sent", "half archive"])
+def test_a_part_of_an_archive_leaves_nothing(release: str, tmp_path: Path, broken: str) -> None:
+    archive = tmp_path / "site" / "flores.tar.gz"
+    whole = archive.read_bytes()
+    if broken == "half sent":
+        (tmp_path / "site" / "half").touch()  # the server then stops in the middle
+    else:
+        archive.write_bytes(whole[: len(whole) // 2])
+    folder = tmp_path / "m"
+    folder.mkdir()
+    result = emma("fetch", folder, "--benchmarks", "flores200_eng_x")
+    assert result.exit_code == 1
+    assert "the connection broke after" in result.output or broken == "half archive"
+    assert f"flores200: {release}/flores.tar.gz" in result.output
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "spm.model"]
+    archive.write_bytes(whole)
+    (tmp_path / "site" / "half").unlink(missing_ok=True)
+    assert emma("fetch", folder, "--benchmarks", "flores200_eng_x").exit_code == 0
+    assert (folder / "flores200_dataset" / "devtest" / "swh_Latn.devtest").is_file()
 
 
 def test_another_model_of_spbleu_is_not_kept(

@@ -202,3 +202,36 @@ def test_a_refusal_says_why_and_what_helps(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(os, "uname", lambda: type("U", (), {"release": "4.18.0-372.el8"}))
     with pytest.raises(UserError, match=r"needs Linux 5\.14 or later, and this is 4\.18\.0-372\.el8"):
         box.run({}, [Step(["true"], 5)])
+
+
+SPIN = "import time\nwhile time.process_time() < {}: pass\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "stopped"),
+    [
+        (SPIN.format(0.6), None),
+        ("import os\nos.fork()\nos.fork()\nwhile True: pass", "time"),
+        ("import time\ntime.sleep(60)", "time"),
+    ],
+)
+def test_a_starved_machine_takes_no_time_away(program: str, stopped: str | None) -> None:
+    """Beside four others on one processor, 0.6 seconds take three; neither idlers gain by it, nor those that wait for each
+    other."""
+    needs_isolation()
+    before = os.sched_getaffinity(0)
+    spin = [sys.executable, "-I", "-S", "-c", "while True: pass"]
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        others = [subprocess.Popen(spin) for _ in range(4)]
+        try:
+            outcome = run_python(program, seconds=1)
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
+    finally:
+        os.sched_setaffinity(0, before)
+    assert outcome.stopped == stopped, outcome
+    assert outcome.seconds > 1
+    assert stopped is None or outcome.seconds < 8
