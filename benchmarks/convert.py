@@ -16,6 +16,7 @@ import functools
 import json
 import math
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -78,6 +79,13 @@ def copy_and_hash(source: Path, destination: Path) -> None:
         sha256_file(destination / path.name)
 
 
+def copy_alone(source: Path, destination: Path) -> None:
+    """What `cp` does: nothing is hashed, and nothing is known to be on disk."""
+    destination.mkdir()
+    for path in source.glob("*.safetensors"):
+        shutil.copyfile(path, destination / path.name)
+
+
 def transformers_load_and_save(source: Path, destination: Path) -> None:
     """What a user of transformers would do."""
     import torch
@@ -90,6 +98,8 @@ def run_phase(phase: str, source: Path, destination: Path) -> None:
     """Does the work of one phase, in its own process."""
     if phase == "copy":
         copy_and_hash(source, destination)
+    elif phase == "cp":
+        copy_alone(source, destination)
     elif phase == "transformers":
         transformers_load_and_save(source, destination)
     elif phase == "extend":
@@ -126,8 +136,9 @@ def anonymous_bytes(process: int) -> int:
 
 
 def measure(phase: str, source: Path, destination: Path) -> dict[str, float]:
-    """Runs a phase; returns `seconds` (including Python's start) and `peak_anonymous_gib`."""
+    """Runs a phase; returns `seconds` (including Python's start), `processor_seconds` and `peak_anonymous_gib`."""
     drop_from_cache(source)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "benchmarks.convert", "--phase", phase, str(source), str(destination)]
     start = time.perf_counter()
     process = subprocess.Popen(command, env={**os.environ, "EMMA_PROGRESS": "0"})
@@ -138,8 +149,17 @@ def measure(phase: str, source: Path, destination: Path) -> dict[str, float]:
     seconds = time.perf_counter() - start
     if process.returncode:
         raise SystemExit(f"{phase} failed with exit code {process.returncode}")
-    print(f"{phase}: {seconds:.1f} s, peak anonymous memory {peak / 2**30:.2f} GiB", flush=True)
-    return {"seconds": round(seconds, 2), "peak_anonymous_gib": round(peak / 2**30, 3)}
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(
+        f"{phase}: {seconds:.1f} s, {processor:.1f} s of processors, peak anonymous memory {peak / 2**30:.2f} GiB",
+        flush=True,
+    )
+    return {
+        "seconds": round(seconds, 2),
+        "processor_seconds": round(processor, 2),
+        "peak_anonymous_gib": round(peak / 2**30, 3),
+    }
 
 
 def compare_hashes(before: dict[str, str], after: dict[str, str]) -> bool:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from emma.base.errors import UserError
@@ -37,6 +36,8 @@ INITIALISERS: tuple[Initialiser, ...] = ("subword", "mean", "auxiliary", "random
 
 STAGE = "convert.extend-vocabulary"
 _ROWS = 1024
+_GATHERED = 2048
+"""Old rows in memory at once, in FP32."""
 _NOISE = 1e-3
 """Deviation of what is added to the mean, so that rows differ."""
 
@@ -86,6 +87,20 @@ def _opened(base: Path, tokenizer: Path, initialise: Initialiser, seed: int) -> 
         raise UserError(
             f"{base}: its embedding has {rows} rows, but its tokenizer has {extended.first} ids; weights and tokenizer are "
             "from different models"
+        )
+    ids = extended.file.ids
+    for place, row in enumerate(extended.rows, start=extended.first):
+        # Rows are written in the table's order.
+        if row["id"] != place or ids.get(row["token"]) != place:
+            raise UserError(
+                f"{tokenizer}: row {place - extended.first} of extension.parquet is the token {row['id']} "
+                f"({row['token']!r}), but must be {place}, and tokenizer.json has it at {ids.get(row['token'])}; make the "
+                "extension again"
+            )
+    if (size := max(ids.values()) + 1) != extended.first + len(extended.rows):
+        raise UserError(
+            f"{tokenizer}: tokenizer.json has {size} ids, but with the {len(extended.rows)} rows of extension.parquet it "
+            f"would have {extended.first + len(extended.rows)}; make the extension again"
         )
     old = Bpe.read(open_tokenizer(base))
     pieces = old.encode_words([row["token"] for row in extended.rows])
@@ -264,17 +279,27 @@ def _combined(
     surgery: _Surgery, name: str, start: int, size: int, combinations: list[Combination]
 ) -> torch.Tensor:
     """Weighted means of old rows: a token's pieces, or the old tokens that it was found to resemble."""
-    block = torch.empty(size, surgery.weights.shape.hidden_size)
-    with surgery.weights.open(name) as matrix:
-        for place in range(size):
-            found = combinations[start + place] if combinations else None
-            if found is None:
-                block[place] = matrix[surgery.extended.rows[start + place]["pieces"]].float().mean(0)
-            else:
-                ids, weights = found
-                own = torch.from_numpy(np.asarray(weights, np.float32))
-                block[place] = own @ matrix[np.asarray(ids).tolist()].float()
-    return block
+    ids: list[int] = []
+    weights: list[float] = []
+    counts: list[int] = []
+    divisors: list[int] = []
+    for place in range(start, start + size):
+        found = combinations[place] if combinations else None
+        pieces = surgery.extended.rows[place]["pieces"]
+        # Weights of similar tokens add up to 1; a mean is a sum and one division, as torch's is.
+        own, shares = found or (pieces, [1.0] * len(pieces))
+        ids += own
+        weights += shares
+        counts.append(len(own))
+        divisors.append(1 if found else len(own))
+    owners = torch.arange(size).repeat_interleave(torch.tensor(counts))
+    block = torch.zeros(size, surgery.weights.shape.hidden_size)
+    for first in range(0, len(ids), _GATHERED):
+        few = slice(first, first + _GATHERED)
+        with surgery.weights.open(name) as matrix:
+            rows = matrix[ids[few]].float()
+        block.index_add_(0, owners[few], rows.mul_(torch.tensor(weights[few])[:, None]))
+    return block / torch.tensor(divisors)[:, None]
 
 
 def _moments(surgery: _Surgery, name: str) -> tuple[torch.Tensor, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -159,6 +160,37 @@ def test_what_does_not_belong_together_is_refused(tokenizers: tuple[Path, Path],
     with pytest.raises(UserError, match="no such file"):
         extend_vocabulary(other, tmp_path / "none", tokenizers[1])
     assert not (tmp_path / "none").exists()
+
+
+def _retable(source: Path, out: Path, change: Callable[[pa.Table], pa.Table]) -> Path:
+    """A copy of an extension with another table, checksums included."""
+    shutil.copytree(source, out)
+    pq.write_table(change(pq.read_table(out / EXTENSION)), out / EXTENSION)
+    manifest = Manifest.read(out)
+    manifest.outputs = [FileRecord.of(out / record.path, out) for record in manifest.outputs]
+    manifest.write(out)
+    return out
+
+
+def test_a_table_that_is_not_the_tokenizers_is_refused(tokenizers: tuple[Path, Path], tmp_path: Path) -> None:
+    """Each row by itself is right: only its place is not, and one that lacks would take padding's place."""
+    size = max(open_tokenizer(tokenizers[0]).ids.values()) + 1
+    base = _model(tmp_path / "base", tokenizers[0], vocab_size=size + _TOKENS + 8)
+
+    def rotated(table: pa.Table) -> pa.Table:
+        return pa.concat_tables([table.slice(1), table.slice(0, 1)])
+
+    with pytest.raises(UserError, match="row 0 of extension"):
+        plan(base, _retable(tokenizers[1], tmp_path / "rotated", rotated))
+
+    def renumbered(table: pa.Table) -> pa.Table:
+        turned = rotated(table)
+        return turned.set_column(0, table.schema.field("id"), table["id"])
+
+    with pytest.raises(UserError, match="row 0 of extension"):
+        plan(base, _retable(tokenizers[1], tmp_path / "renumbered", renumbered))
+    with pytest.raises(UserError, match="it would have"):
+        plan(base, _retable(tokenizers[1], tmp_path / "short", lambda table: table.slice(0, len(table) - 1)))
 
 
 def test_what_grew_travels_with_the_model(tokenizers: tuple[Path, Path], tmp_path: Path) -> None:

@@ -275,8 +275,10 @@ def read_extension(folder: Path) -> Extended:
     if faults := manifest.check_outputs(folder, contents=True):
         raise UserError(f"{faults[0]}; make the extension again")
     try:
-        rows = pq.read_table(folder / EXTENSION, schema=_SCHEMA).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+        # Not `read_table`, which imports pyarrow's data sets and with them pandas.
+        with pq.ParquetFile(folder / EXTENSION) as parquet:
+            rows = parquet.read().cast(_SCHEMA).to_pylist()
+    except (pa.ArrowException, ValueError, OSError) as error:
         raise UserError(
             f"{folder / EXTENSION}: cannot be read ({str(error).splitlines()[0]}); make it again"
         ) from None
