@@ -162,7 +162,7 @@ def fork_forkserver(load: Callable[[], None]) -> None:
         load: called in that process, once.
     """
     # What `multiprocessing.forkserver.ensure_running` does, but for starting a new interpreter.
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     if server._forkserver_pid is not None:
         return
     resource_tracker.ensure_running()
@@ -195,7 +195,7 @@ def _serve_forks(load: Callable[[], None], listener: int, alive: int, held: int)
                 limit(number, int(_MEMORY[name]))
         os.environ.update({**_MEMORY, **os.environ, **_THREADS})
         load()
-        forkserver.main(listener, alive, None)
+        forkserver.main(listener, alive, [])
     except (SystemExit, KeyboardInterrupt):
         code = 0
     except BaseException:  # noqa: BLE001 - nothing may return from here into the parent's code
