@@ -5,15 +5,17 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import forkserver, get_context, parent_process
-from multiprocessing.connection import wait
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
+from multiprocessing.connection import arbitrary_address, wait  # type: ignore[attr-defined]
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from emma.base.errors import UserError
 from emma.base.sharing import umask
@@ -22,6 +24,7 @@ __all__ = [
     "available_cores",
     "end_with_parent",
     "follow_parent",
+    "fork_forkserver",
     "memory",
     "process_pool",
     "result_of",
@@ -132,6 +135,8 @@ _MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(8 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(16 << 20),
 }
+# Numbers of these limits in mallopt(3).
+_MALLOC = {-3: "MALLOC_MMAP_THRESHOLD_", -1: "MALLOC_TRIM_THRESHOLD_"}
 
 
 def start_forkserver(preload: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
@@ -145,6 +150,58 @@ def start_forkserver(preload: Sequence[str], environment: Mapping[str, str] | No
     get_context("forkserver").set_forkserver_preload(list(preload))
     with _variables({**_MEMORY, **os.environ, **_THREADS, **_PATH, **(environment or {})}):
         forkserver.ensure_running()
+
+
+def fork_forkserver(load: Callable[[], None]) -> None:
+    """Starts the process that workers are forked from, unless it runs already, as a fork of this one: what this one has
+    imported and read is not imported and read again. Without waiting, as `start_forkserver`.
+
+    Only for a process that has done no work yet: threads do not survive a fork.
+
+    Args:
+        load: called in that process, once.
+    """
+    # What `multiprocessing.forkserver.ensure_running` does, but for starting a new interpreter.
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        return
+    resource_tracker.ensure_running()
+    with socket.socket(socket.AF_UNIX) as listener:
+        address = arbitrary_address("AF_UNIX")
+        listener.bind(address)
+        if isinstance(address, str) and not address.startswith("\0"):
+            Path(address).chmod(0o600)
+        listener.listen()
+        alive, held = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        process = os.fork()
+        if process == 0:
+            _serve_forks(load, listener.detach(), alive, held)
+        os.close(alive)
+        server._forkserver_address, server._forkserver_alive_fd = address, held
+        server._forkserver_pid = process
+
+
+def _serve_forks(load: Callable[[], None], listener: int, alive: int, held: int) -> NoReturn:
+    """Runs in the process that `fork_forkserver` starts, until all others have closed `held`."""
+    code = 1
+    try:
+        os.close(held)
+        # The C library has read its variables already.
+        limit = getattr(ctypes.CDLL(None), "mallopt", None)
+        for number, name in _MALLOC.items():
+            if limit is not None and name not in os.environ:
+                limit(number, int(_MEMORY[name]))
+        os.environ.update({**_MEMORY, **os.environ, **_THREADS})
+        load()
+        forkserver.main(listener, alive, [])
+    except (SystemExit, KeyboardInterrupt):
+        code = 0
+    except BaseException:  # noqa: BLE001 - nothing may return from here into the parent's code
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
 
 
 @contextmanager
@@ -164,7 +221,7 @@ def process_pool(
         tasks: a process is replaced after this many, and no more tasks may be submitted than there are
             processes; None: processes stay.
         environment: variables of the process that they are forked from. All pools of a process share it; the
-            first pool, or `start_forkserver` before it, starts it.
+            first pool, or `start_forkserver` or `fork_forkserver` before it, starts it.
     """
     if workers == 1:
         yield _ThisProcess()

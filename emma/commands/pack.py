@@ -111,16 +111,16 @@ def run(
     from emma.base.processes import available_cores
 
     workers = workers or available_cores()
-    if workers > 1 and not dry_run and not finish:
-        from emma.tools.pack.workers import start_workers
-
-        start_workers(run, overrides)
     settings = _settings(run, overrides)
     if dry_run:
         _show_plan(settings, list(components), as_json)
         return
     from emma.tools.pack.run import pack_store
 
+    if workers > 1 and not finish:
+        from emma.tools.pack.workers import start_workers
+
+        start_workers(settings)
     report = pack_store(settings, list(components) or None, shard=shard, finish_only=finish, workers=workers)
     if as_json:
         _echo_json(report)

@@ -29,9 +29,31 @@ def alive(process: int) -> bool:
     return status.exists() and "State:\tZ" not in status.read_text()
 
 
-def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+FORKED = """
+import os, time
+from multiprocessing import forkserver
+from emma.base.processes import fork_forkserver, process_pool
+
+loaded = []
+
+def state():
+    assert os.environ["RAYON_NUM_THREADS"] == "1" and loaded == [os.getppid()]
+    return os.getpid()
+
+if __name__ == "__main__":
+    fork_forkserver(lambda: loaded.append(os.getpid()))
+    with process_pool(2, preload=[]) as pool:
+        workers = {pool.submit(state).result() for _ in range(8)}
+        print(forkserver._forkserver._forkserver_pid, *workers, flush=True)
+        assert not loaded
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("source", [PARENT, FORKED])
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path, source: str) -> None:
     script = tmp_path / "parent.py"
-    script.write_text(PARENT)
+    script.write_text(source)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=environment)
     assert parent.stdout is not None

@@ -8,5 +8,5 @@ tasks.
 __all__ = ["PRELOAD_VARIABLE"]
 
 PRELOAD_VARIABLE = "EMMA_PACK_PRELOAD"
-"""JSON that tells `pack.preload` what to load: `{engine, tokenizer, vocab_size}` or `{run, overrides}`. Defined here
+"""JSON that tells `pack.preload` what to load: `{engine, tokenizer, vocab_size}`. Defined here
 because the process that starts the others must not import what they load."""

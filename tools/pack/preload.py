@@ -9,43 +9,33 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from typing import Any
 
 import orjson
 
 from emma.base.arrow import keep_pandas_out
-from emma.recipes.load import load_recipe
 from emma.recipes.schema.model import Tokenizer
 from emma.tools.pack import PRELOAD_VARIABLE
 from emma.tools.pack.engine import REFERENCE, load_engine, usable_engine
 from emma.tools.pack.pieces import pieces_of
-from emma.tools.pack.tokenizer_file import tokenizer_of_process
+from emma.tools.pack.tokenizer_file import TokenizerFile, tokenizer_of_process
 
-__all__: list[str] = []
+__all__ = ["load_engines"]
 
 
-def _load(value: dict[str, Any]) -> None:
-    """Loads the engine that `value` names (see `PRELOAD_VARIABLE`)."""
-    if "run" in value:
-        recipe = load_recipe(value["run"], value["overrides"])
-        engine, tokenizer, vocab_size = (
-            recipe.data.pack.engine,
-            recipe.model.tokenizer,
-            recipe.model.vocab_size,
-        )
-    else:
-        tokenizer = Tokenizer.model_validate(value["tokenizer"])
-        engine, vocab_size = value["engine"], value["vocab_size"]
-    file = tokenizer_of_process(tokenizer, vocab_size)
-    usable_engine(engine, file)
-    load_engine(REFERENCE, file)
-    pieces_of(file)
+def load_engines(engine: str, file: TokenizerFile) -> None:
+    """Loads a recipe's engine and the reference, and freezes what is loaded: the garbage collector would touch, and so
+    copy, all of it in every worker. What fails to load is left to whoever needs it, and reports it."""
+    with contextlib.suppress(Exception):
+        usable_engine(engine, file)
+        load_engine(REFERENCE, file)
+        pieces_of(file)
+    gc.freeze()
 
 
 keep_pandas_out()
 if PRELOAD_VARIABLE in os.environ:
-    # A worker, or the command itself, meets the same error and reports it.
-    with contextlib.suppress(Exception):
-        _load(orjson.loads(os.environ[PRELOAD_VARIABLE]))
-# Frozen: the garbage collector would touch, and so copy, all of it in every worker.
-gc.freeze()
+    _value = orjson.loads(os.environ[PRELOAD_VARIABLE])
+    load_engines(
+        _value["engine"],
+        tokenizer_of_process(Tokenizer.model_validate(_value["tokenizer"]), _value["vocab_size"]),
+    )

@@ -212,6 +212,12 @@ class TokenizerFile:
         """The tokenizer.json with its control tokens renamed, without post-processor, truncation and padding."""
         return self._content.plain
 
+    def keep(self) -> TokenizerFile:
+        """This process's tokenizer (`tokenizer_of_process`), which is not read again: it has what this one has read."""
+        kept = tokenizer_of_process(self.settings, self.vocab_size)
+        vars(kept).update(vars(self))
+        return kept
+
     def check(self) -> None:
         """Checks that the document boundaries exist and all ids fit the model.
 

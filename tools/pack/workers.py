@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import threading
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from emma.base.processes import process_pool, start_forkserver
+from emma.base.processes import fork_forkserver, process_pool
 from emma.tools.pack import PRELOAD_VARIABLE
 
 if TYPE_CHECKING:
     from emma.recipes.schema.model import Tokenizer
+    from emma.tools.pack.plan import PackSettings
 
 __all__ = ["start_workers", "worker_pool"]
 
@@ -27,15 +30,27 @@ def _environment(value: dict[str, Any]) -> dict[str, str]:
     return {PRELOAD_VARIABLE: orjson.dumps(value).decode()}
 
 
-def start_workers(run: str, overrides: Sequence[str]) -> None:
-    """Starts loading a run's engine while the caller still imports what it needs; a later `worker_pool` uses
-    it.
+def start_workers(settings: PackSettings) -> None:
+    """Forks a process off this one that loads the engines, while this one goes on; a later `worker_pool` uses it.
 
     Args:
-        run: as the user named it.
-        overrides: `section.key=value`.
+        settings: what will be packed; the tokenizer's file is read here, once for all processes.
     """
-    start_forkserver(_PRELOAD, _environment({"run": run, "overrides": list(overrides)}))
+    settings.tokenizer.check()
+    # Within a program that has threads, the first pool starts that process anew.
+    if threading.active_count() == 1:
+        fork_forkserver(partial(_load, settings))
+
+
+def _load(settings: PackSettings) -> None:
+    import pyarrow as pa
+
+    from emma.tools.pack.preload import load_engines
+
+    # pyarrow has read its variable already.
+    if os.environ["ARROW_DEFAULT_MEMORY_POOL"] == "system":
+        pa.set_memory_pool(pa.system_memory_pool())
+    load_engines(settings.pack.engine, settings.tokenizer.keep())
 
 
 def worker_pool(

@@ -25,11 +25,17 @@ def state(file):
 if __name__ == "__main__":
     from emma.tools.pack.workers import start_workers, worker_pool
     run = sys.argv[1]
-    if sys.argv[2] == "early":
-        start_workers(run, ["data.pack.engine=fastokens"])
+    from emma.base.arrow import keep_pandas_out
     from emma.recipes.load import load_recipe
+    from emma.tools.pack.plan import PackSettings
     from emma.tools.pack.tokenizer_file import TokenizerFile
-    model = load_recipe(run).model
+    keep_pandas_out()
+    recipe = load_recipe(run, ["data.pack.engine=fastokens"])
+    model = recipe.model
+    if sys.argv[2] == "early":
+        start_workers(PackSettings.of_recipe(recipe))
+        # Whoever reads the file again, reads another one.
+        open(model.tokenizer.path + "/tokenizer.json", "w").close()
     with worker_pool(2, "fastokens", model.tokenizer, model.vocab_size) as pool:
         for _ in range(6):
             print(*pool.submit(state, TokenizerFile(model.tokenizer, model.vocab_size)).result())
