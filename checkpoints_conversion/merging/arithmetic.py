@@ -46,7 +46,7 @@ def task(
     normalize: bool,
     scale: float,
 ) -> torch.Tensor:
-    """Base plus the sum of weighted differences from it.
+    """Base plus the sum of weighted differences from it, in the memory of the differences, which it overwrites.
 
     Args:
         base: FP32.
@@ -63,11 +63,11 @@ def task(
         delta if drop is None else drop(delta, first) for delta, drop in zip(deltas, sparsify, strict=True)
     ]
     parts = [
-        part if factor == 1 else part * weight
+        part if factor == 1 else part.mul_(weight)
         for part, weight, factor in zip(left, weights, weights.tolist(), strict=True)
     ]
     if signs:
-        majority = (_total(parts) >= 0).to(torch.float32) * 2 - 1
+        majority = (_total([parts[0].clone(), *parts[1:]]) >= 0).to(torch.float32) * 2 - 1
         masks = [part.sign() == majority for part in parts]
         mixed = _total([part * mask for part, mask in zip(parts, masks, strict=True)])
         divisor = _total([weight * mask for weight, mask in zip(weights, masks, strict=True)])
@@ -77,15 +77,15 @@ def task(
         divisor = weights.sum(dim=0)
         divisor = torch.where(divisor.abs() < 1e-8, 1.0, divisor)
     if normalize:
-        mixed = mixed / divisor
+        mixed.div_(divisor)
     if scale != 1:
-        mixed = mixed * scale
-    return base + mixed
+        mixed.mul_(scale)
+    return mixed.add_(base)
 
 
 def _total(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Their sum, from the first to the last."""
-    return functools.reduce(torch.add, parts)
+    """Their sum, from the first to the last, in the memory of the first."""
+    return functools.reduce(torch.Tensor.add_, parts)
 
 
 def arc(a: torch.Tensor, b: torch.Tensor, factors: tuple[float, float]) -> torch.Tensor:

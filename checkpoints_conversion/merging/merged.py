@@ -8,6 +8,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -72,6 +73,7 @@ class MergedWeights:
         self._plan_locks = {name: threading.Lock() for name in self.sizes}
         self._ledgers = {name: _Ledger([hashlib.sha256() for _ in family.members]) for name in self.sizes}
         self._scan, self._scans = Scan(), {member.label: Scan() for member in family.members}
+        self._beside = ThreadPoolExecutor(2, "hashes")
 
     def dtype(self, name: str) -> torch.dtype:
         return self.family.dtype(name)
@@ -121,16 +123,52 @@ class MergedWeights:
         new = name in self.matrices and first >= self.family.vocabulary.shared
         with ExitStack() as stack:
             parts = [self._rows(stack, member, name, first, count) for member in self.family.members]
+            ledger = stack.enter_context(self._next_rows(name, first, count, parts))
             if new:
+                if ledger is not None:
+                    self._look(name, first, parts)
                 result = self._new_rows(parts).to(self.dtype(name))
-                self._account(name, first, count, parts, result, [])
             else:
                 # Converted once: arithmetic on mixed types takes several times as long.
                 values = [part.float() for part in parts if part is not None]
                 deltas = [value - values[0] for value in values[1:]]
+                # Before the differences are made the result of.
+                if ledger is not None and not self._measure(ledger, name, [values[0], *deltas]):
+                    self._look(name, first, parts)
                 result = self._combined(name, first, values, deltas).to(self.dtype(name))
-                self._account(name, first, count, parts, result, [values[0], *deltas])
+            if ledger is not None:
+                self._scan.add(name, first, result, result)
         return result
+
+    @contextmanager
+    def _next_rows(
+        self, name: str, first: int, count: int, parts: Sequence[torch.Tensor | None]
+    ) -> Iterator[_Ledger | None]:
+        """The parameter's ledger, if these rows follow those that it knows; their bytes are hashed meanwhile."""
+        ledger = self._ledgers[name]
+        held = ledger.lock.acquire(blocking=False)
+        try:
+            if not held or first != ledger.rows:
+                yield None
+                return
+            hashed = [
+                self._beside.submit(digest.update, tensor_bytes(part.contiguous()))
+                for digest, part in zip(ledger.hashes, parts, strict=True)
+                if part is not None
+            ]
+            yield ledger
+            for each in hashed:
+                each.result()
+            ledger.rows += count
+        finally:
+            if held:
+                ledger.lock.release()
+
+    def _look(self, name: str, first: int, parts: Sequence[torch.Tensor | None]) -> None:
+        """Looks at the values of each model by itself."""
+        for member, part in zip(self.family.members, parts, strict=True):
+            if part is not None:
+                self._scans[member.label].add(name, first, part, part)
 
     def _rows(
         self, stack: ExitStack, member: Member, name: str, first: int, count: int
@@ -238,31 +276,6 @@ class MergedWeights:
             with ExitStack() as stack:
                 yield first, *(self._rows(stack, member, name, first, count) for member in members)
 
-    def _account(
-        self,
-        name: str,
-        first: int,
-        count: int,
-        parts: Sequence[torch.Tensor | None],
-        result: torch.Tensor,
-        spread: Sequence[torch.Tensor],
-    ) -> None:
-        """Takes in rows of all models, if they follow those that were taken in before; `spread` is the first model and
-        the others' differences from it, where all have these rows."""
-        ledger = self._ledgers[name]
-        with ledger.lock:
-            if first != ledger.rows:
-                return
-            ledger.rows += count
-            for digest, part in zip(ledger.hashes, parts, strict=True):
-                if part is not None:
-                    digest.update(tensor_bytes(part.contiguous()))
-            self._scan.add(name, first, result, result)
-            finite = bool(spread) and self._measure(ledger, name, spread)
-            for member, part in zip(self.family.members, () if finite else parts, strict=not finite):
-                if part is not None:
-                    self._scans[member.label].add(name, first, part, part)
-
     def _measure(self, ledger: _Ledger, name: str, spread: Sequence[torch.Tensor]) -> bool:
         """Distances from the first of the models; False if they are not finite: then some value is not, or is huge."""
         by_row = name in self.matrices
@@ -353,6 +366,6 @@ class MergedWeights:
 def _squares(values: torch.Tensor, by_row: bool) -> torch.Tensor:
     """Sum of squares, [1], or of each row, [rows]."""
     if by_row:
-        return torch.linalg.vecdot(values, values)
+        return torch.linalg.vector_norm(values, dim=1) ** 2  # a quarter of the time of `vecdot`
     flat = values.reshape(-1)
     return torch.dot(flat, flat).reshape(1)

@@ -44,7 +44,7 @@ def optimise(
     Nothing is free: what a language gains is taken from others. --dry-run says before anything runs how much of the
     objective is at its caps, where no share helps.
 
-    Exits with 1 if the check breaks a limit.
+    Exits with 1 if the check breaks a limit, and with --local if a trial failed.
 
     \b
     Examples:
@@ -69,7 +69,8 @@ def optimise(
         print_json(result.to_dict())
     else:
         click.echo(result.text())
-    return 1 if not isinstance(result, Waiting) and result.broken else 0
+    # Nothing is left to wait for where the trials run in this call.
+    return int(local if isinstance(result, Waiting) else bool(result.broken))
 
 
 def _run_here(sweep: Path) -> None:

@@ -182,8 +182,11 @@ def _mixes(study: Study, found: Fit) -> dict[str, np.ndarray]:
 
 
 def _finish(study: Study, found: Fit, verdict: Verdict | None) -> Path:
-    if verdict is not None:
-        write_json(study.results / "check.json", verdict.to_dict())
+    check = study.results / "check.json"
+    if verdict is None:
+        check.unlink(missing_ok=True)  # of another proposal, e.g. one without the proxies that were missing
+    else:
+        write_json(check, verdict.to_dict())
     path = write_proposal(study, found, verdict)
     write_page(study, found, verdict)
     return path

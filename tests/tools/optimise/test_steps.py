@@ -146,6 +146,12 @@ def test_diverged_and_missing_proxies_are_said(make_study: MakeStudy) -> None:
     assert any("mix-009 have no result" in note for note in notes)
     assert any("mix-001 diverged" in note and "not a random choice" in note for note in notes)
     assert "mix-001" not in pq.read_table(study.results / "proxies.parquet")["trial"].to_pylist()
+    # What was checked of that is no check of what the last proxy makes of it.
+    trainer.stop = 10**9
+    trainer(found.sweep)
+    assert isinstance(advance(study, partial=True), Done) and study.results.joinpath("check.json").exists()
+    trainer(waiting.sweep)
+    assert isinstance(advance(study), Waiting) and not study.results.joinpath("check.json").exists()
 
 
 @pytest.mark.slow
