@@ -191,6 +191,12 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.connection.shutdown(socket.SHUT_RDWR)
 
+    def end_headers(self) -> None:
+        # Said, or the client sends its next request down a connection that ends meanwhile.
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        super().end_headers()
+
     def do_GET(self) -> None:
         self._handle("GET")
 
