@@ -46,7 +46,8 @@ class _Ledger:
     rows: int = 0
     distances: list[list[float]] = field(default_factory=list)
     """Per model: squares of its difference from the reference, and of the reference."""
-    row_squares: list[torch.Tensor] = field(default_factory=list)
+    row_squares: torch.Tensor | None = None
+    """The same of each row that all models share, [models, rows], of an embedding."""
     lock: Any = field(default_factory=threading.Lock)
 
 
@@ -133,7 +134,7 @@ class MergedWeights:
                 values = [part.float() for part in parts if part is not None]
                 deltas = [value - values[0] for value in values[1:]]
                 # Before the differences are made the result of.
-                if ledger is not None and not self._measure(ledger, name, [values[0], *deltas]):
+                if ledger is not None and not self._measure(ledger, name, first, [values[0], *deltas]):
                     self._look(name, first, parts)
                 result = self._combined(name, first, values, deltas).to(self.dtype(name))
             if ledger is not None:
@@ -276,12 +277,15 @@ class MergedWeights:
             with ExitStack() as stack:
                 yield first, *(self._rows(stack, member, name, first, count) for member in members)
 
-    def _measure(self, ledger: _Ledger, name: str, spread: Sequence[torch.Tensor]) -> bool:
+    def _measure(self, ledger: _Ledger, name: str, first: int, spread: Sequence[torch.Tensor]) -> bool:
         """Distances from the first of the models; False if they are not finite: then some value is not, or is huge."""
         by_row = name in self.matrices
         squares = [_squares(values, by_row) for values in spread]
         if by_row:
-            ledger.row_squares.append(torch.stack(squares))
+            # In one piece: small tensors that stay, between large ones that go, would leave the large ones' memory in pieces.
+            if ledger.row_squares is None:
+                ledger.row_squares = torch.empty(len(squares), self._shared(name))
+            ledger.row_squares[:, first : first + len(squares[0])] = torch.stack(squares)
         totals = [float(each.sum()) for each in squares]
         if len(self.sizes[name]) > 1:
             ledger.distances.append(totals)
@@ -350,7 +354,8 @@ class MergedWeights:
                     f"from them. {hint}"
                 )
         for name in sorted(self.matrices):
-            squares = torch.cat(self._ledgers[name].row_squares, dim=1)
+            squares = self._ledgers[name].row_squares
+            assert squares is not None
             own = squares[0]
             real = own > _NO_ROW * own.mean()
             for member, found in zip(self.family.members[1:], squares[1:], strict=True):
