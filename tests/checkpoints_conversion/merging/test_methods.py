@@ -17,6 +17,7 @@ from emma.checkpoints_conversion import hf_to_megatron, megatron_to_hf
 from emma.checkpoints_conversion.merging import arithmetic, merged
 from emma.checkpoints_conversion.merging.again import prove
 from emma.checkpoints_conversion.merging.coefficients import coefficients
+from emma.checkpoints_conversion.merging.parents import open_family
 from emma.checkpoints_conversion.merging.statistics import trim_threshold
 from emma.checkpoints_conversion.merging.write import merge
 from tests.checkpoints_conversion import families
@@ -119,6 +120,17 @@ def test_neither_threads_nor_files_nor_blocks_change_a_bit(
             merge(recipe(kin, method, **values), out, shard_bytes=shard, threads=threads, overwrite=True)
             outs.append(read_tensors(out))
         assert same_bits(outs[0], outs[1]) and same_bits(outs[0], outs[2]), (method, values)
+
+
+def test_rows_that_are_read_out_of_order_are_hashed_in_order(kin: Path) -> None:
+    one, other = (merged.MergedWeights(open_family(recipe(kin, "task_vector"))) for _ in range(2))
+    for rows in ((100, 50), (0, 30), (10, 40), (30, 20)):
+        with one.open("model.embed_tokens.weight", rows):
+            pass
+    one.finish()
+    other.finish()
+    assert one.digests() == other.digests()
+    assert one.distances() == pytest.approx(other.distances())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from emma.tools.optimise.fit import group_noise
 from emma.tools.optimise.propose import Problem, front, solve
 from tests.tools.optimise.simulation import LEVERS, REACH, draw, make_truth
 
@@ -16,6 +17,15 @@ def problem(seed: int = 0, limit: float = 0.02, **changes: object) -> Problem:
     truth = make_truth(seed, 0.002)
     bounds = (np.full(LEVERS, limit), REACH, np.ones(LEVERS), np.ones(LEVERS, bool))
     return replace(Problem(truth.law, truth.weights, *bounds, 0.0), **changes)  # type: ignore[arg-type]
+
+
+def test_the_noise_of_a_run_is_that_of_replicates_drawn_towards_each_other() -> None:
+    random = np.random.default_rng(0)
+    level = random.uniform(1, 5, 400)
+    losses = level * (1 + 0.01 * random.normal(size=(5, 400)))
+    found, own = group_noise(losses) / losses.mean(axis=0), losses.std(axis=0, ddof=1) / losses.mean(axis=0)
+    assert np.sqrt(np.mean(found**2)) == pytest.approx(0.01, rel=0.06)
+    assert found.std() < 0.6 * own.std() and np.corrcoef(found, own)[0, 1] > 0.95
 
 
 def test_with_no_group_allowed_to_get_worse_the_recipe_stays() -> None:
@@ -45,7 +55,8 @@ def test_caps_reach_and_fixed_shares_hold() -> None:
     assert np.all(found.shares <= caps * (1 + 1e-8))
     assert np.all(np.abs(np.log(found.shares / asked.base)) <= 0.4 + 1e-6)
     assert np.array_equal(found.shares[~free], asked.base[~free])
-    assert found.objective < -0.001
+    # Several caps bind at once: the search goes along them, and does not stop at the first.
+    assert found.objective < -0.0075 and np.sum(found.shares > 0.999 * caps) >= 6
     # What has no limit goes to its bound.
     unlimited = solve(problem(2, np.inf))
     assert np.sum(np.abs(np.log(unlimited.shares / asked.base)) > REACH - 0.05) >= 4

@@ -61,6 +61,11 @@ def test_a_whole_optimisation_ends_in_a_confirmed_mix_that_builds_and_verifies(m
     fit = json.loads((study.results / "fit.json").read_text())
     assert fit["groups"]["language-swh_Latn"]["own"] == "monolingual/high"
     assert fit["objective"]["held_out_rank"] > 0.7
+    # Bits a byte, by the formula that stands for training.
+    for row in pq.read_table(study.results / "proxies.parquet").to_pylist():
+        share = row["share monolingual/low"]
+        expected = 1 + (share + 0.05 * (1 - share)) ** -trainer.gain
+        assert row["bits category-monolingual-low"] == pytest.approx(expected, rel=0.01)
     page = (study.results / "index.html").read_text()
     assert "no free lunch" in page and "confirmed" in page and "http" not in page
     front = pq.read_table(study.results / "front.parquet").to_pylist()
@@ -152,6 +157,10 @@ def test_diverged_and_missing_proxies_are_said(make_study: MakeStudy) -> None:
     assert isinstance(advance(study, partial=True), Done) and study.results.joinpath("check.json").exists()
     trainer(waiting.sweep)
     assert isinstance(advance(study), Waiting) and not study.results.joinpath("check.json").exists()
+    # A trial that has validated and not saved its last step is not done.
+    shutil.rmtree(waiting.sweep.with_suffix("") / "trial-0005" / "checkpoints")
+    again = advance(study)
+    assert isinstance(again, Waiting) and again.trials.missing == ["mix-002"]
 
 
 @pytest.mark.slow
@@ -179,6 +188,14 @@ def test_what_was_changed_by_hand_or_meanwhile_is_refused(
         patch.setattr(steps, "open_store", lambda *_: other)
         with pytest.raises(UserError, match="has changed since the proxies were trained"):
             advance(study)
+    mix = load_recipe(waiting.sweep.with_suffix("") / "trial-0002").mix_folder / "mix.json"
+    judged = mix.read_text()
+    facts = json.loads(judged)
+    facts["groups"]["component-bilingual"]["documents"] += 1
+    mix.write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="hold other documents than those of"):
+        advance(study)
+    mix.write_text(judged)
     trial = waiting.sweep.with_suffix("") / "trial-0004" / "trial.json"
     facts = json.loads(trial.read_text())
     trial.write_text(json.dumps({**facts, "parameters": {"mix": "mix-007"}}))
@@ -262,6 +279,8 @@ def test_the_outline_says_what_the_caps_leave_and_writes_nothing(make_study: Mak
         objective={"groups": ["component-bilingual", "category-monolingual-low"]},
         overrides=(f"data.mix.components.bilingual.max_epochs={1.1 * lever['epochs']}",),
     )
+    caps = np.minimum(tight.target.caps, tight.proxy.caps)
+    assert np.any(study.design > caps) and np.all(tight.design <= caps)
     found = outline(tight)
     assert found["levers"][0]["may_grow"] == pytest.approx(1.1, rel=1e-3)
     weights = {group["name"]: group["weight"] for group in found["groups"]}

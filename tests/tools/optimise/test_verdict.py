@@ -15,20 +15,29 @@ from emma.tools.optimise.verdict import Verdict, judge
 from tests.tools.optimise.simulation import LEVERS, make_truth
 
 
-def checked(seed: int, change: np.ndarray, *, noise: float = 0.003, limit: float = 0.02) -> Verdict:
-    """A simulated check of a proposal that changes each group's loss by a part [groups]."""
+def checked(
+    seed: int,
+    change: np.ndarray,
+    *,
+    noise: float = 0.003,
+    limit: float = 0.02,
+    calm: float = 1.0,
+    alike: bool = True,
+) -> Verdict:
+    """A simulated check of a proposal that changes each group's loss by a part [groups]; the proxies' noise is `calm` times
+    the check's."""
     truth = make_truth(0, noise)
     random = np.random.default_rng([3, seed])
     level = truth.law.predict(truth.base[None])[0]
 
-    def runs(count: int, level: np.ndarray) -> np.ndarray:
-        return level + random.normal(size=(count, LEVERS)) * truth.noise
+    def runs(count: int, level: np.ndarray, factor: float = 1.0) -> np.ndarray:
+        return level + factor * random.normal(size=(count, LEVERS)) * truth.noise
 
     def trials(losses: np.ndarray, names: list[str], seeds: list[int]) -> Trials:
         groups = [f"group-{n}" for n in range(LEVERS)]
         return Trials(names, seeds, np.tile(truth.base, (len(names), 1)), losses, groups)
 
-    proxies = trials(runs(5, level), [f"recipe-{n}" for n in range(5)], list(range(5)))
+    proxies = trials(runs(5, level, calm), [f"recipe-{n}" for n in range(5)], list(range(5)))
     nothing = np.zeros(LEVERS)
     solution = Solution(truth.base, 0.0, nothing)
     fit = Fit(
@@ -52,13 +61,22 @@ def checked(seed: int, change: np.ndarray, *, noise: float = 0.003, limit: float
         [np.concatenate([runs(1, level), runs(1, level * (1 + change))]) for _ in range(3)]
     )
     check = trials(losses, names, [1000 + n // 2 for n in range(6)])
-    return judge(fit, check, {"recipe": truth.base, "proposal": truth.base})
+    return judge(fit, check, {"recipe": truth.base, "proposal": truth.base}, alike=alike)
 
 
 def test_nothing_gained_is_within_noise() -> None:
     words = [checked(seed, np.zeros(LEVERS)).proposal.word for seed in range(600)]
     assert words.count("within noise") >= 0.93 * len(words)
     assert words.count("confirmed") <= 0.035 * len(words)
+
+
+def test_proxies_say_nothing_of_the_noise_of_a_check_of_another_kind() -> None:
+    nothing = np.zeros(LEVERS)
+    words = {
+        alike: [checked(seed, nothing, calm=0.1, alike=alike).proposal.word for seed in range(300)]
+        for alike in (True, False)
+    }
+    assert words[False].count("within noise") >= 0.91 * 300 > 0.85 * 300 > words[True].count("within noise")
 
 
 def test_a_gain_is_confirmed_and_a_loss_is_not() -> None:

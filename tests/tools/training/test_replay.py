@@ -11,20 +11,24 @@ import pytest
 
 from emma.base.errors import UserError
 from emma.recipes.load import load_recipe
+from emma.recipes.schema import Recipe
 from emma.tools.mix.build import build_mix
 from emma.tools.mix.prepare import MixSettings
+from emma.tools.mix.replay import Replayed
 from emma.tools.pack.plan import PackSettings
 from emma.tools.pack.run import pack_store
 from emma.tools.pack.tokenizer_file import TokenizerFile
 from emma.tools.report.guard import guard_sentences
 from emma.tools.report.records import read_run
 from emma.tools.runs.checkpoints import complete_steps
-from emma.tools.runs.decision import phases_after, read_decision
+from emma.tools.runs.decision import Decision, phases_after, read_decision
+from emma.tools.runs.forgetting import Look
 from emma.tools.runs.metrics import read_metrics
 from emma.tools.runs.run_folder import RunFolder
+from emma.tools.training.replay import phase_of
 from tests.command_line import emma
 from tests.small_recipe import write_small_run
-from tests.tiny_mix import make_tiny_corpus
+from tests.tiny_mix import make_tiny_corpus, make_tiny_mix
 from tests.tiny_text import train_tokenizer
 from tests.training_run import train_run
 
@@ -88,6 +92,48 @@ def rises(run: RunFolder) -> dict[int, float]:
     }
 
 
+def test_a_phase_is_the_rest_of_its_run_and_another_one_the_rest_of_that(tmp_path: Path) -> None:
+    tiny = make_tiny_mix(tmp_path / "tiny", samples=40, sequence_length=LENGTH)
+    path = write_small_run(tmp_path, tiny.data.model_dump(mode="json", by_alias=True), tiny.tokenizer)
+    group = "component-bilingual"
+    guard = (
+        f"groups: {{{group}: 0.01}}, action: replay, false_alarms: 0.04, replay: {{settle: 0.3, phases: 2}}"
+    )
+    recipe = load_recipe(
+        path,
+        [f"paths.store={tiny.store}", "start={mode: weights, checkpoint: base}", f"guard={{{guard}}}"],
+    )
+    build_mix(MixSettings.of_recipe(recipe))
+
+    def after(recipe: Recipe, step: int, rise: float) -> tuple[Recipe, Replayed]:
+        look = Look(step, group, 0.01, rise, 0.001, 0.011, 0.001, 50, True)
+        return phase_of(recipe, recipe.run_folder, Decision(step, "replay", [look]))
+
+    first, numbers = after(recipe, 4, 0.05)
+    assert (numbers.consumed_samples, numbers.samples, numbers.parts) == (4 * 8, 6 * 8, {group: 0.25})
+    assert (first.name, first.data.name) == ("small-replay1", "small-replay1")
+    assert (first.schedule.steps, first.schedule.offset) == (6, 4)
+    assert (first.schedule.curve_steps, first.schedule.learning_rate) == (10, recipe.schedule.learning_rate)
+    assert (first.start.mode, str(first.start.checkpoint)) == ("phase", str(recipe.run_folder))
+    assert first.start.step == 4 and first.guard is not None
+    assert (first.guard.action, first.guard.replay.phases, first.guard.from_step) == ("replay", 1, 2)
+    assert first.guard.false_alarms == pytest.approx(0.04 * 0.6) and first.guard.groups == {group: 0.01}
+    assert str(first.guard.base) == str(recipe.run_folder)
+
+    build_mix(MixSettings.of_recipe(first))
+    second, numbers = after(first, 2, 0.012)
+    assert (numbers.consumed_samples, numbers.samples, numbers.parts) == (2 * 8, 4 * 8, {group: 0.05})
+    assert (second.name, second.schedule.steps, second.schedule.offset) == ("small-replay2", 4, 6)
+    assert second.guard is not None and second.guard.action == "stop"
+    assert second.guard.false_alarms == pytest.approx(0.04 * 0.4)
+    assert str(second.guard.base) == str(recipe.run_folder)
+    consumed = second.data.mix.exclude_consumed
+    assert [(each.mix, each.samples) for each in consumed] == [
+        (str(recipe.mix_folder), 4 * 8),
+        (str(first.mix_folder), 2 * 8),
+    ]
+
+
 @pytest.mark.slow
 def test_a_run_that_forgets_english_goes_on_as_a_phase_that_does_not(small: Path) -> None:
     """One call of `emma train` over torchrun: two launches, the second in the phase."""
@@ -145,7 +191,6 @@ def test_a_run_that_forgets_english_goes_on_as_a_phase_that_does_not(small: Path
 
 @pytest.mark.slow
 def test_a_phase_is_written_anew_after_a_kill_and_refused_where_text_is_missing(small: Path) -> None:
-    from emma.tools.runs.decision import Decision
     from emma.tools.training.replay import continued, write_phase
 
     run = RunFolder(small.parent / "runs" / "forgets")
