@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from emma.base.command_group import SuggestingGroup
 from emma.base.extras import explain_missing
 from emma.base.system_errors import DEBUG, report
 
@@ -40,7 +41,7 @@ COMMANDS = {
 EXTRAS = {"train": "train", "plan": "train", "convert": "convert", "release": "convert", "evaluate": "eval"}
 
 
-class LazyGroup(click.Group):
+class LazyGroup(SuggestingGroup):
     """Lists commands from the table and imports a command's module only when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -52,18 +53,6 @@ class LazyGroup(click.Group):
         module, attribute = COMMANDS[cmd_name][0].split(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            from difflib import get_close_matches
-
-            near = get_close_matches(args[0], COMMANDS, 1)
-            fix = f"did you mean `emma {near[0]}`?" if near else "`emma help` lists the commands."
-            raise click.UsageError(f"{error.format_message()} {fix[0].upper()}{fix[1:]}", ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

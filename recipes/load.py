@@ -206,9 +206,7 @@ def _recipe_error(schema: Any, composed: Composed, error: ValidationError) -> Re
     more = f" ({len(faults) - 1} more after this one)" if len(faults) > 1 else ""
     kind, value = fault["type"], fault["input"]
     if kind == "extra_forbidden":
-        return RecipeError(
-            key, "unknown key" + more, nearest(parts[-1], _keys_at(schema, fault["loc"][:-1])), origin
-        )
+        return RecipeError(key, "unknown key" + more, _right_key(schema, fault["loc"]), origin)
     if kind == "missing":
         # It belongs in the section's own file or, if the section has none, in the run's.
         place = composed.origins.get((parts[0], "name"), composed.origins[()])
@@ -229,6 +227,18 @@ def _recipe_error(schema: Any, composed: Composed, error: ValidationError) -> Re
     return RecipeError(
         key, f"{value!r} is out of range{more}", fault["msg"][0].lower() + fault["msg"][1:], origin
     )
+
+
+def _right_key(schema: Any, location: Sequence[str | int]) -> str:
+    """What to write instead of an unknown key: a like one beside it, or the same one of another section."""
+    beside, name = _keys_at(schema, location[:-1]), str(location[-1])
+    if not difflib.get_close_matches(name, beside, cutoff=0.6):
+        there = [
+            f"`{section}.{name}`" for section in _keys_at(schema, ()) if name in _keys_at(schema, [section])
+        ]
+        if there:
+            return f"did you mean {' or '.join(there)}?"
+    return nearest(name, beside)
 
 
 def _keys_at(schema: Any, location: Sequence[str | int]) -> list[str]:

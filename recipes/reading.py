@@ -35,8 +35,12 @@ class Composed:
         self.origins: dict[Key, str] = {}
 
     def origin(self, key: Sequence[str | int]) -> str | None:
-        """Origin of `key` or, if the key itself is absent, of the innermost key that contains it."""
+        """Origin of `key` or of what was given within it; if there is none, of the innermost key that contains it."""
         path = tuple(str(part) for part in key)
+        if path and path not in self.origins:
+            within = (origin for given, origin in self.origins.items() if given[: len(path)] == path)
+            if (origin := next(within, None)) is not None:
+                return origin
         while path:
             if path in self.origins:
                 return self.origins[path]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from emma.base.command_group import SuggestingGroup
 from emma.base.errors import CheckFailedError, UserError
 from emma.commands.amount import Amount
 from emma.commands.convert_inspect import inspect
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["group"]
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def group() -> None:
     """Hugging Face ⇄ Megatron checkpoints, and proof of parity.
 

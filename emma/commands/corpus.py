@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from emma.base.command_group import SuggestingGroup
 from emma.commands.corpus_fetch import fetch
 from emma.commands.corpus_languages import languages
 
@@ -19,7 +20,7 @@ _STAGES = click.Choice(["integrated", "filtered", "deduplicated", "split"])
 _KINDS = click.Choice(["monolingual", "parallel", "code", "papers", "books", "instruction"])
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def group() -> None:
     """Turn raw text into clean, deduplicated, split text with statistics.
 

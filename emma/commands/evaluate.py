@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from emma.base.command_group import SuggestingGroup
 from emma.commands.evaluate_benchmarks import benchmark_options, check, fetch, list_benchmarks, prompts
 from emma.commands.evaluate_items import items
 from emma.commands.evaluate_quality import quality
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["group"]
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def group() -> None:
     """Evaluate a model per language."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from emma.base.command_group import SuggestingGroup
 from emma.base.errors import CheckFailedError, UserError
 from emma.commands.mix_optimise import optimise
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["group"]
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def group() -> None:
     """Token store and recipe → training and validation datasets.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from emma.base.command_group import SuggestingGroup
 from emma.base.errors import CheckFailedError, UserError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["group"]
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def group() -> None:
     """Clean text → token store.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
+from emma.base.command_group import SuggestingGroup
+
 __all__ = ["group"]
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def group() -> None:
     """List, show and explain recipes."""
 

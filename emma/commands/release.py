@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from emma.base.command_group import SuggestingGroup
 from emma.commands.amount import Amount
 
 __all__ = ["group"]
@@ -21,7 +22,7 @@ _SIGN = click.option(
 )
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def group() -> None:
     """Write, verify, and upload release folders of models and corpora."""
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from emma.base.command_group import SuggestingGroup
+
 __all__ = ["group"]
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def group() -> None:
     """Write an HTML page about a run or a comparison of runs; show published scores."""
 

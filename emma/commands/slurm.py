@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from emma.base.command_group import SuggestingGroup
 from emma.commands.amount import Amount
 from emma.commands.asking import confirm, print_json, say_problems
 from emma.commands.slurm_site import group as site
@@ -19,7 +20,7 @@ __all__ = ["group"]
 STAGES = click.Choice(["pack", "mix", "train", "convert", "evaluate", "release"])
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def group() -> None:
     """Submit runs to Slurm as chains of jobs; show their state; stop them."""
 

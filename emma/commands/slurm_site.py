@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from emma.base.command_group import SuggestingGroup
+
 __all__ = ["group"]
 
 
-@click.group("site")
+@click.group("site", cls=SuggestingGroup)
 def group() -> None:
     """Describe this cluster in a file; show and forgive nodes that failed."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from emma.base.command_group import SuggestingGroup
 from emma.base.errors import CheckFailedError, UserError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _PATH = click.Path(path_type=Path)
 _DOCUMENTS, _CHARACTERS = 16, 20_000
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def group() -> None:
     """What a tokenizer costs each language, and new tokens for the languages that it serves worst.
 

@@ -50,6 +50,15 @@ MISTAKES: dict[str, tuple[tuple[str, ...], list[str]]] = {
         ("report", "run", "rusn/trained"),
         ["rusn/trained: no such run folder; did you mean `runs/trained`?"],
     ),
+    "a command of another name": (
+        ("convert", "export", "runs/trained"),
+        ["No such command 'export'. Choose one of extend-vocabulary, hf-to-megatron, ", "megatron-to-hf"],
+    ),
+    "typo in a command": (("slurm", "site", "inti"), ["Did you mean `emma slurm site init`?"]),
+    "a wrong section on the command line": (
+        ("mix", "plan", "small.yaml", "parallel.tensor=2"),
+        ["command line: parallel: unknown key. Fix: did you mean `parallelism`?"],
+    ),
     "a path of nothing": (("report", "run", "zz/qq"), ["there is no zz. Fix: ", "`emma recipe list`"]),
     "a folder that is no run": (("pack", "run", "."), ["has no recipe.yaml. Fix: name a run folder"]),
     "dashes before a key": (

@@ -27,6 +27,14 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         HEAD + "batch:\n  zzz: 1\n",
         ["wrong.yaml:3", "batch.zzz", "choose one of", "`micro`"],
     ),
+    "a key of another section": (
+        HEAD + "train: {steps: 100}\n",
+        ["wrong.yaml:2", "train.steps", "did you mean `schedule.steps`?"],
+    ),
+    "a key without its section": (
+        HEAD + "learning_rate: 1.0e-5\n",
+        ["wrong.yaml:2", "learning_rate", "unknown key", "did you mean `schedule.learning_rate`?"],
+    ),
     "unknown key deep inside": (
         HEAD + "data:\n  mix:\n    components:\n      code:\n        shar: 3\n",
         ["wrong.yaml:6", "data.mix.components.code.shar", "`share`"],
