@@ -128,7 +128,10 @@ def _step_folder(source: Path, step: int | None) -> tuple[Path, int]:
                 f"{root}: a Hugging Face model already, no Megatron checkpoint. Fix: name a run or a folder with "
                 "iter_NNNNNNN in it; `emma convert hf-to-megatron` goes the other way"
             )
-        raise UserError(f"{root}: no complete checkpoint ({faults or 'no folder iter_NNNNNNN in it'})")
+        fix = "go on training" if faults else "name a run folder, its checkpoints, or one of them"
+        raise UserError(
+            f"{root}: no complete checkpoint ({faults or 'no folder iter_NNNNNNN in it'}). Fix: {fix}"
+        )
     return checkpoint_folder(root, complete[-1]), complete[-1]
 
 
