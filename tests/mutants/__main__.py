@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from tests.mutants.entries import ROOT, Mutant, all_mutants
 
 SECONDS = 900.0
 """A mutant whose tests take longer hangs them: it is noticed."""
+
+MEMORY = 6 << 30
+"""Bytes of data that the tests of a mutant may have, which then fail in place of the machine."""
 
 IMPORTED_ONCE = (
     *(
@@ -95,6 +99,7 @@ def _be_pytest(folder: Path, tests: Sequence[str], log: Path) -> None:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         os.chdir(folder)
         os.environ |= {"PYTHONPATH": str(folder), "EMMA_CACHE": str(folder / ".cache")}
         for name in [name for name in sys.modules if name.split(".")[0] in ("emma", "tests")]:
@@ -112,7 +117,7 @@ def _be_pytest(folder: Path, tests: Sequence[str], log: Path) -> None:
         os._exit(code)
 
 
-def judge(mutants: Sequence[Mutant], folder: Path) -> int:
+def judge(mutants: Iterable[Mutant], folder: Path) -> int:
     """How many mutants survive, or cannot be judged since their tests fail without them."""
     survivors, fine = 0, set()
     for mutant in mutants:
@@ -130,8 +135,8 @@ def judge(mutants: Sequence[Mutant], folder: Path) -> int:
             code, said = run_tests(folder, mutant.tests)
         finally:
             (folder / mutant.file).write_bytes(whole)
-        # 1: a test failed; 2: a module no longer imports; 4 names no test.
-        died = code in (1, 2)
+        # 1: a test failed; 2: a module no longer imports; 4 names no test; less than 0: a signal ended the tests.
+        died = code in (1, 2) or code < 0
         survivors += not died
         print(f"{'died' if died else 'SURVIVED'}  {mutant}  ({time.monotonic() - begun:.0f} s)", flush=True)
         print(f"      {killer(said)}" if died else said[-2000:], flush=True)
@@ -141,7 +146,13 @@ def judge(mutants: Sequence[Mutant], folder: Path) -> int:
 def killer(said: str) -> str:
     """The line of pytest's summary that names the test, or its fixture ("ERROR"), and what it found."""
     named = [line for line in said.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-    return named[0] if named else f"no test ended within {SECONDS:.0f} s"
+    return named[0] if named else f"the tests were killed, or took {SECONDS:.0f} s"
+
+
+def taken(queue: int, mutants: Sequence[Mutant]) -> Iterator[Mutant]:
+    """Mutants that no other worker has taken: a pipe holds their numbers, two bytes each, which are read whole."""
+    while number := os.read(queue, 2):
+        yield mutants[int.from_bytes(number)]
 
 
 def main() -> int:
@@ -164,14 +175,17 @@ def main() -> int:
     for module in IMPORTED_ONCE:
         importlib.import_module(module)
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
+        queue, fill = os.pipe()
+        os.write(fill, b"".join(number.to_bytes(2) for number in range(len(mutants))))
+        os.close(fill)
         workers = []
         for number in range(options.workers):
             folder = copy_tree(Path(name) / str(number))
             if (pid := os.fork()) == 0:
-                mine = mutants[number :: options.workers]
-                os._exit(min(255, judge(mine, folder)))
+                os._exit(min(255, judge(taken(queue, mutants), folder)))
             workers.append(pid)
-        survivors = sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in workers)
+        # A worker that was killed has judged nothing.
+        survivors = sum(abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])) for pid in workers)
     print(f"{len(mutants)} mutants, {survivors} survived or could not be judged")
     return 1 if survivors else 0
 
