@@ -291,10 +291,21 @@ def file_size(lab: Lab, record: Record) -> None:
     )
 
 
+_C_ABORT = 127
+"""How glibc ends a thread that it has no room for."""
+
+
 def memory(lab: Lab, record: Record) -> None:
-    """With less address space no thread can start, for which libraries (pyarrow, rayon) wait forever."""
-    codes = {75, -signal.SIGABRT}
-    limited(lab, record, "memory", (48 << 20, 96 << 20), codes)
+    """Less and less address space, until it is too little: with far less no thread can start, for which libraries
+    (pyarrow, rayon) wait forever."""
+    codes = {75, -signal.SIGABRT, _C_ABORT}
+    trial = Trial(lab, record)
+    for mib in (192, 128, 96, 64):
+        lab.clear()
+        ended = lab.run(memory=mib << 20)
+        trial.judge(f"memory limited to {mib << 20}", ended, codes)
+        if ended.code:
+            break
     if Path("/sys/fs/cgroup/memory").is_dir():
         limited(lab, record, "group", (4 << 20, 12 << 20, 32 << 20), {*codes, -signal.SIGKILL})
 
