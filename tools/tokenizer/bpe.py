@@ -230,18 +230,25 @@ class Bpe:
 
     # --- words to ids -------------------------------------------------------------------------------------------
 
-    def encode_words(self, words: Sequence[str], more: Iterable[str] = ()) -> list[list[int]]:
+    def encode_words(self, words: Sequence[str], more: Sequence[str] = ()) -> list[list[int]]:
         """Ids of words by the base's merges; `more` are new characters, with the ids from `size` on."""
+        encoder = self._encoder(more) if more else self._own_encoder
+        found: list[list[int]] = []
+        for few in batched(words, _BATCH):
+            found += [each.ids for each in encoder.encode_batch_fast(list(few), add_special_tokens=False)]
+        return found
+
+    @cached_property
+    def _own_encoder(self) -> Any:
+        return self._encoder(())
+
+    def _encoder(self, more: Sequence[str]) -> Any:
         from tokenizers import Tokenizer
 
         value = orjson.loads(self.file.plain)
         value.update(normalizer=None, pre_tokenizer=None, decoder=None, added_tokens=[])
         value["model"]["vocab"] |= {token: self.size + place for place, token in enumerate(more)}
-        own = Tokenizer.from_str(orjson.dumps(value).decode())
-        found: list[list[int]] = []
-        for few in batched(words, _BATCH):
-            found += [each.ids for each in own.encode_batch_fast(list(few), add_special_tokens=False)]
-        return found
+        return Tokenizer.from_str(orjson.dumps(value).decode())
 
 
 def _counted(parts: Iterable[tuple[str, int]]) -> dict[str, int]:
