@@ -189,7 +189,7 @@ class Simulation:
         for number in numbers:
             old = ids[number]
             new = ids[number] = id_ if number == whole else old.replace(pair, id_)
-            if len(new) + 1 == len(old) and left != right and number != whole:
+            if len(new) + 1 == len(old) and number != whole:
                 # One place, as almost always: gather its neighbours, so that each pair is changed once for all words.
                 single.append(number)
                 place = old.index(pair)

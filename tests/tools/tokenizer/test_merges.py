@@ -25,7 +25,7 @@ def _words(letters: str) -> Words:
     count = generator.integers(1, 9, len(word))
     aligned = np.where(language < 2, generator.integers(0, count + 1), 0)
     size = np.bincount(language, count * 7, 3).astype(np.int64)
-    english = np.array([130, 60, 0])
+    english = np.array([100, 97, 0])  # so that the languages take turns
     return Words(names, ["a", "b", "c"], size, size, english, word, language, count, aligned)
 
 
@@ -120,3 +120,15 @@ def test_words_split_in_bulk_are_those_split_one_by_one(tmp_path: Path, style: s
         for word, count in bpe.words({chunk: times}).items():
             one_by_one[word] += count
     assert bpe.words(chunks) == one_by_one
+
+
+def test_words_that_a_pattern_joins_are_split_one_by_one(tmp_path: Path) -> None:
+    own = Bpe.read(open_tokenizer(write_style(tmp_path, "qwen")))
+    pattern = {
+        "type": "Split",
+        "pattern": {"Regex": r"\w+ \w+|\s|\w+"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    bpe = Bpe(own.file, {**own.value, "pre_tokenizer": pattern})
+    assert bpe.words({" foo": 2, " bar": 3}) == {" ": 5, "foo": 2, "bar": 3}
