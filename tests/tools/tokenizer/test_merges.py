@@ -91,18 +91,18 @@ def _reference(bpe: Bpe, words: Words, tokens: int, temperature: float, selectio
 @pytest.mark.parametrize("style", ["qwen", "llama3"])
 def test_merges_are_those_of_counting_anew(tmp_path: Path, style: str, selection: str) -> None:
     bpe = Bpe.read(open_tokenizer(write_style(tmp_path, style)))
-    for letters in ("zx", "zqxj"):
+    for letters in ("zx", "zqxj", "ehtrn"):
         words = _words(letters)
         new = learn(
             bpe,
             words,
-            60,
+            160,
             temperature=3.3,
             min_count=_FEW,
             max_token_bytes=6,
             selection=selection,  # type: ignore[arg-type]
         )
-        expected = _reference(bpe, words, 60, 3.3, selection)
+        expected = _reference(bpe, words, 160, 3.3, selection)
         assert len(expected) > 20
         assert [(each.id, each.token, each.pair, each.weighted, each.raw) for each in new] == expected
 
