@@ -192,6 +192,13 @@ def test_a_table_that_is_not_the_tokenizers_is_refused(tokenizers: tuple[Path, P
     with pytest.raises(UserError, match="it would have"):
         plan(base, _retable(tokenizers[1], tmp_path / "short", lambda table: table.slice(0, len(table) - 1)))
 
+    def other_pieces(table: pa.Table) -> pa.Table:
+        place = table.schema.get_field_index("pieces")
+        return table.set_column(place, table.schema.field("pieces"), rotated(table)["pieces"])
+
+    with pytest.raises(UserError, match="but the base spells it"):
+        plan(base, _retable(tokenizers[1], tmp_path / "pieces", other_pieces))
+
 
 def test_what_grew_travels_with_the_model(tokenizers: tuple[Path, Path], tmp_path: Path) -> None:
     from emma.checkpoints_conversion.hf_to_megatron import convert

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import batched, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -26,6 +26,8 @@ SPACE = "▁"
 
 _JOINERS = "\u200c\u200d"
 _BATCH = 50_000
+_TOGETHER = 1000
+_Split = Callable[[str], list[tuple[str, tuple[int, int]]]]
 # Places where every published byte-level pattern begins a pre-token: the first character of a line, and punctuation after
 # a letter. (So it is at a single space.) Where a pattern does not, the counts of the words around it are off, and with
 # them at most the choice of tokens.
@@ -166,6 +168,7 @@ class Bpe:
     @cached_property
     def _steps(self) -> tuple[Any, Any]:
         value = {**orjson.loads(self.file.plain), "pre_tokenizer": self.value.get("pre_tokenizer")}
+        value |= {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}
         return splitting_steps(orjson.dumps(value).decode())
 
     @cached_property
@@ -178,7 +181,7 @@ class Bpe:
     def chunks(self, text: str) -> list[str]:
         """Parts of a text, normalised, whose words don't depend on the others."""
         normalizer, _ = self._steps
-        if normalizer is not None and not (self._ascii_only and text.isascii()):
+        if normalizer is not None and not (self._form and unicodedata.is_normalized(self._form, text)):
             text = normalizer.normalize_str(text)
         if self.byte_fallback:
             return _BEFORE_SPACE.split(text)
@@ -195,14 +198,21 @@ class Bpe:
         _, pre_tokenizer = self._steps
         if pre_tokenizer is not None:
             split = pre_tokenizer.pre_tokenize_str
-            chunks = _counted((part, times) for chunk, times in chunks.items() for part, _ in split(chunk))
+            if self._chunked:
+                chunks = _counted(_split_in_bulk(split, chunks))
+            else:
+                chunks = _counted(
+                    (part, times) for chunk, times in chunks.items() for part, _ in split(chunk)
+                )
         if self.byte_fallback:
             chunks = _counted((word, times) for part, times in chunks.items() for word in self._cut(part))
         return {word: times for word, times in chunks.items() if word}
 
     @cached_property
-    def _ascii_only(self) -> bool:
-        return (self.value.get("normalizer") or {}).get("type") in ("NFC", "NFD", "NFKC", "NFKD")
+    def _form(self) -> Literal["NFC", "NFD", "NFKC", "NFKD"] | None:
+        """The form of Unicode that is all that the normalizer makes."""
+        form = (self.value.get("normalizer") or {}).get("type")
+        return form if form in ("NFC", "NFD", "NFKC", "NFKD") else None
 
     def _cut(self, text: str) -> Iterator[str]:
         first = 0
@@ -230,18 +240,70 @@ class Bpe:
 
     # --- words to ids -------------------------------------------------------------------------------------------
 
-    def encode_words(self, words: Sequence[str], more: Iterable[str] = ()) -> list[list[int]]:
+    def encode_words(self, words: Sequence[str], more: Sequence[str] = ()) -> list[list[int]]:
         """Ids of words by the base's merges; `more` are new characters, with the ids from `size` on."""
+        encoder = self._encoder(more) if more else self._own_encoder
+        found: list[list[int]] = []
+        for few in batched(words, _BATCH):
+            found += [each.ids for each in encoder.encode_batch_fast(list(few), add_special_tokens=False)]
+        return found
+
+    @cached_property
+    def _own_encoder(self) -> Any:
+        return self._encoder(())
+
+    def _encoder(self, more: Sequence[str]) -> Any:
         from tokenizers import Tokenizer
 
         value = orjson.loads(self.file.plain)
         value.update(normalizer=None, pre_tokenizer=None, decoder=None, added_tokens=[])
         value["model"]["vocab"] |= {token: self.size + place for place, token in enumerate(more)}
-        own = Tokenizer.from_str(orjson.dumps(value).decode())
-        found: list[list[int]] = []
-        for few in batched(words, _BATCH):
-            found += [each.ids for each in own.encode_batch_fast(list(few), add_special_tokens=False)]
-        return found
+        return Tokenizer.from_str(orjson.dumps(value).decode())
+
+
+def _split_in_bulk(split: _Split, chunks: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Pre-tokens of counted chunks. A call costs more than what it splits, so words with a space in front are split in one
+    text, and words without in one text of lines; where that is not the same as each by itself, each is."""
+    spaced: list[str] = []
+    lines: list[str] = []
+    for chunk, times in chunks.items():
+        if len(chunk.split(None, 1)) == 1 and not chunk[-1].isspace():
+            if chunk[0] == " " and len(chunk) > 1 and not chunk[1].isspace():
+                spaced.append(chunk)
+                continue
+            if not chunk[0].isspace() and chunk[-1].isalpha():
+                lines.append(chunk)
+                continue
+        yield from ((part, times) for part, _ in split(chunk))
+    for own, between in ((spaced, ""), (lines, "\n")):
+        for few in batched(own, _TOGETHER):
+            for chunk, parts in zip(few, _split_joined(split, few, between), strict=True):
+                times = chunks[chunk]
+                yield from ((part, times) for part in parts)
+
+
+def _split_joined(split: _Split, chunks: Sequence[str], between: str) -> Iterator[list[str]]:
+    """Pre-tokens of each chunk, from one text of all of them."""
+    parts = split(between.join(chunks))
+    found: list[list[str]] = []
+    place, start, size = 0, 0, len(parts)
+    for chunk in chunks:
+        stop, own = start + len(chunk), []
+        while place < size and parts[place][1][1] <= stop:
+            own.append(parts[place][0])
+            place += 1
+        # The chunk ends where a pre-token ends, and what is between the chunks is one.
+        if not own or parts[place - 1][1][1] != stop:
+            break
+        found.append(own)
+        start = stop + len(between)
+        if between and place < size:
+            if parts[place][1] != (stop, start):
+                break
+            place += 1
+    if len(found) < len(chunks):
+        found = [[part for part, _ in split(chunk)] for chunk in chunks]
+    yield from found
 
 
 def _counted(parts: Iterable[tuple[str, int]]) -> dict[str, int]:

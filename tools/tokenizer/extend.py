@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,19 @@ def extension_of(recipe: Recipe, tokens: int | None = None) -> Extension:
     return settings if tokens is None else Extension(**{**settings.model_dump(), "tokens": tokens})
 
 
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Millions of words and pairs in no cycle, which the collector would visit again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_collector()
 def learn_from(file: TokenizerFile, corpus: Path, settings: Extension, workers: int) -> Learnt:
     """Chooses the new tokens.
 

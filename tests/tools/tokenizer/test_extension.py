@@ -238,6 +238,14 @@ def test_any_process_and_hash_seed_gives_the_same_bytes(corpus: Path, tmp_path: 
         assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out4" / name).read_bytes()
 
 
+def test_languages_are_counted_in_their_order_whoever_counts_them(corpus: Path, tmp_path: Path) -> None:
+    bpe = Bpe.read(open_tokenizer(_base(tmp_path / "base", "qwen")))
+    # Work is shared out by size; ties between languages must not depend on that.
+    found = words.count_words(bpe, corpus, 1 << 20)
+    assert found.languages == sorted(found.languages)
+    assert len(found.languages) >= 20
+
+
 def test_parity_serves_the_most_expensive_language(corpus: Path, tmp_path: Path) -> None:
     base = _base(tmp_path / "base", "llama3")
     settings = {"tokens": 40, "min_count": 2}

@@ -78,6 +78,7 @@ def test_both_forms_of_unicode_give_one_premium(tmp_path: Path) -> None:
         }
         results.append(measure(file, texts, pairs)[0]["fra_Latn"])
     assert results[0].premium == results[1].premium
+    assert results[0].floor == results[1].floor
     assert results[0].bytes_per_token == results[1].bytes_per_token
     assert results[0].not_nfc == 0
     assert results[1].not_nfc > 5
