@@ -107,7 +107,8 @@ def test_a_failing_rank_is_one_message(make_small: Callable[[int], Small]) -> No
     subprocess.run(["cp", "-r", str(small.base), str(damaged)], check=True)
     shard = max(damaged.rglob("*.distcp"), key=lambda path: path.stat().st_size)
     content = bytearray(shard.read_bytes())
-    content[:4096] = os.urandom(4096)
+    middle = len(content) // 2
+    content[middle : middle + 4096] = os.urandom(4096)
     shard.write_bytes(content)
     name, run_file = "damaged", str(small.folder / "small.yaml")
     result = emma("train", run_file, f"name={name}", f"start={{mode: weights, checkpoint: '{damaged}'}}")

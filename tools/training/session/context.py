@@ -168,6 +168,7 @@ def _bare(attention: Any, **modules: torch.nn.Module) -> Any:
     bare = copy.copy(attention)
     given = {"linear_qkv": _AsGiven(), "linear_proj": _AsGiven(), **modules}
     bare.__dict__["_modules"] = {**attention._modules, **given}
+    bare.checkpoint_core_attention = False  # Megatron recomputes in backward() alone, not for autograd.grad
     return bare
 
 
