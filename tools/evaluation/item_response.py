@@ -29,8 +29,19 @@ __all__ = ["Ability", "ItemModel", "SubsetCheck", "abilities", "check_subset", "
 LEAST_ROWS = 10
 """Fewest languages (of each model) with which items are fitted."""
 
+
+
+def _prior(nodes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """N(0, 1) on evenly spaced nodes."""
+    weights = np.exp(-(nodes**2) / 2)
+    return np.asarray(weights / weights.sum())
+
+
 _NODES = np.linspace(-5, 5, 41)
-_PRIOR = np.exp(-(_NODES**2) / 2) / np.exp(-(_NODES**2) / 2).sum()
+"""Where abilities are integrated out in the fit."""
+_FINE = np.linspace(-5, 5, 501)
+"""Where they are estimated: thousands of items know an ability to a few hundredths."""
+_PRIOR = _prior(_NODES)
 _ROUNDS, _STEPS, _TOLERANCE = 60, 2, 1e-3
 _FOLDS = 5
 
@@ -57,7 +68,8 @@ class ItemModel:
 
 @dataclass(frozen=True)
 class Ability:
-    """Ability in one language with its 95 % interval, and the share of right answers that it means over all items."""
+    """Ability in one language with its 95 % interval, and the share of right answers that it means over all items. The
+    scale is that of the fitted languages; the interval is about a language's place on it."""
 
     value: float
     low: float
@@ -123,7 +135,7 @@ def fit(answers: NDArray[np.float64], guessing: float = 0.0) -> ItemModel:
     start = np.clip((share - guessing) / (1 - guessing), 0.02, 0.98)
     model = ItemModel(np.ones(table.shape[1]), -np.log(start / (1 - start)), guessing)
     for _ in range(_ROUNDS):
-        posterior = _posterior(model, right, seen)
+        posterior = _posterior(model, right, seen, _NODES)
         refined = _refine(model, posterior.T @ right, posterior.T @ seen)
         change = float(np.abs(refined.difficulty - model.difficulty).max())
         model = refined
@@ -133,11 +145,11 @@ def fit(answers: NDArray[np.float64], guessing: float = 0.0) -> ItemModel:
 
 
 def _posterior(
-    model: ItemModel, right: NDArray[np.float64], seen: NDArray[np.float64]
+    model: ItemModel, right: NDArray[np.float64], seen: NDArray[np.float64], nodes: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Posterior of each row's ability [rows, nodes]."""
-    p = np.clip(model.right(_NODES), 1e-9, 1 - 1e-9)
-    logs = right @ np.log(p).T + (seen - right) @ np.log1p(-p).T + np.log(_PRIOR)
+    p = np.clip(model.right(nodes), 1e-9, 1 - 1e-9)
+    logs = right @ np.log(p).T + (seen - right) @ np.log1p(-p).T + np.log(_prior(nodes))
     chance = np.exp(logs - logs.max(axis=1, keepdims=True))
     return np.asarray(chance / chance.sum(axis=1, keepdims=True))
 
@@ -172,17 +184,17 @@ def _refine(model: ItemModel, right: NDArray[np.float64], seen: NDArray[np.float
 def abilities(model: ItemModel, answers: NDArray[np.float64]) -> list[Ability]:
     """Ability of each row of answers [rows, items], with equal-tailed 95 % intervals of its posterior."""
     asked = ~np.isnan(answers)
-    posterior = _posterior(model, np.where(asked, answers, 0.0), asked.astype(np.float64))
-    expected = model.right(_NODES).mean(axis=1)
+    posterior = _posterior(model, np.where(asked, answers, 0.0), asked.astype(np.float64), _FINE)
+    expected = model.right(_FINE).mean(axis=1)
     rows = []
     for chance in posterior:
         # Half of a node's share lies below it.
         below = np.cumsum(chance) - chance / 2
-        low, high = np.interp([0.025, 0.975], below, _NODES)
-        bounds = np.interp([low, high], _NODES, expected)
+        low, high = np.interp([0.025, 0.975], below, _FINE)
+        bounds = np.interp([low, high], _FINE, expected)
         rows.append(
             Ability(
-                float(chance @ _NODES),
+                float(chance @ _FINE),
                 float(low),
                 float(high),
                 float(chance @ expected),
@@ -235,10 +247,10 @@ def predict(
     part = ItemModel(model.discrimination[asked], model.difficulty[asked], model.guessing)
     given = answers[:, asked]
     there = ~np.isnan(given)
-    posterior = _posterior(part, np.where(there, given, 0.0), there.astype(np.float64))
+    posterior = _posterior(part, np.where(there, given, 0.0), there.astype(np.float64), _FINE)
     open_ = np.ones(answers.shape[1], bool)
     open_[asked] = False
-    p = model.right(_NODES)[:, open_]
+    p = model.right(_FINE)[:, open_]
     total, scatter = p.sum(axis=1), (p * (1 - p)).sum(axis=1)
     mean = posterior @ total
     variance = posterior @ (scatter + total**2) - mean**2

@@ -48,12 +48,18 @@ def test_weights_follow_errors_and_spread() -> None:
     assert near is not None and near.spread == 0
     weights = np.array([100, 25, 25])
     assert near.mean == pytest.approx(float(np.average([1.0, 1.02, 1.01], weights=weights)), abs=2e-4)
+    # Hartung and Knapp: Student's t with two degrees of freedom, times the root of the weighted squares over 2 · Σ weights.
+    squares = float(weights @ (np.array([1.0, 1.02, 1.01]) - near.mean) ** 2)
+    assert near.high - near.mean == pytest.approx(4.302653 * (squares / 2 / 150) ** 0.5, rel=2e-2)
     far = pool([0.0, 100.0, 200.0], [0.1, 0.2, 0.2], [1000] * 3)
     assert far is not None and far.mean == pytest.approx(100, abs=1e-3)
     # Student's t with two degrees of freedom, of the plain mean.
     assert far.high - far.mean == pytest.approx(4.302653 * 100 / 3**0.5, rel=1e-4)
     assert far.spread == pytest.approx(100, rel=1e-4)
     assert far.values == pytest.approx((0, 100, 200), abs=0.05)
+    # Nothing is drawn together, so a language's interval is its own: 1.96 errors to each side.
+    assert far.values[0] - far.lows[0] == pytest.approx(1.96 * 0.1, rel=0.02)
+    assert far.highs[0] - far.values[0] == pytest.approx(1.96 * 0.1, rel=0.02)
 
 
 def test_a_language_is_drawn_towards_the_others_the_more_the_less_is_known() -> None:

@@ -207,7 +207,9 @@ def test_off_target_script() -> None:
     score = answers.off_target_rate(texts, "hin_Deva")
     assert score is not None
     assert (score.value, score.n) == (0.5, 2)
-    assert answers.off_target_rate([SENTENCES["zho_Hans"]], "jpn_Jpan").value in (0.0, 1.0)  # type: ignore[union-attr]
+    # Characters alone are Japanese too, simplified ones are not.
+    japanese = ["人口一万人以下市町村", "これは日本語の文です", SENTENCES["zho_Hans"]]
+    assert answers.off_target_rate(japanese, "jpn_Jpan").items == [0.0, 0.0, 1.0]  # type: ignore[union-attr]
     assert answers.off_target_rate(texts, "sw") is None
 
 

@@ -60,6 +60,21 @@ def test_likelihoods_are_those_of_separate_rows(language_model: HFLM, budget: in
         assert greedy == likeliest
 
 
+def test_an_answer_is_the_likeliest_only_if_all_its_tokens_are(language_model: HFLM) -> None:
+    def next_after(*ids: int) -> int:
+        with torch.inference_mode():
+            return int(language_model.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+
+    prompt = (0, 17, 5, 200)
+    first = next_after(*prompt)
+    other = (first + 1) % 300
+    answers = [(first, next_after(*prompt, first)), (other, next_after(*prompt, other)), (first, 3)]
+    assert answers[0][1] != 3
+    rows = [Row(number, (*prompt, *answer), len(prompt)) for number, answer in enumerate(answers)]
+    found = Reader(language_model.model, 1000).score(rows)
+    assert [greedy for _, greedy in found] == [True, False, False]
+
+
 def test_a_model_with_more_than_an_output_layer_is_read_by_its_logits(language_model: HFLM) -> None:
     reader = Reader(language_model.model, 500)
     reader._plain_head = False

@@ -19,7 +19,7 @@ from emma.tools.evaluation.benchmarks.items import build_items
 from emma.tools.evaluation.benchmarks.layout import Listing, configured_files, find_files
 from emma.tools.evaluation.benchmarks.rows import available, read_file, read_rows
 from emma.tools.evaluation.benchmarks.stores import Mirror
-from emma.tools.evaluation.benchmarks.units import plan_units
+from emma.tools.evaluation.benchmarks.units import Plan, Unit, plan_units
 from tests.tools.evaluation.benchmarks.sample_mirror import write_jsonl, write_mirror, write_parquet
 
 
@@ -142,6 +142,27 @@ def test_plans(store: Mirror, mirror: Path, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     with pytest.raises(UserError, match="nothing to run"):
         plan_units(["sib200"], Mirror(tmp_path / "nothing"), get_tier("smoke"))
+
+
+def test_shards_take_everything_once_and_about_as_long() -> None:
+    costs = {"sib200": 4.0, "belebele_emma": 1.0, "xnli_emma": 2.5}
+
+    def plan(**counts: int) -> Plan:
+        return Plan(
+            tuple(Unit(get_benchmark(name), f"l{n}") for name, count in counts.items() for n in range(count))
+        )
+
+    def loads(whole: Plan, count: int) -> list[float]:
+        shards = [whole.share((place, count), costs) for place in range(count)]
+        names = [unit.name for shard in shards for unit in shard.units]
+        assert sorted(names) == sorted(unit.name for unit in whole.units)
+        return [sum(costs[unit.benchmark_name] for unit in shard.units) for shard in shards]
+
+    assert loads(plan(belebele_emma=4, sib200=1), 2) == [4.0, 4.0]
+    for count in (2, 3, 7):
+        found = loads(plan(belebele_emma=40, xnli_emma=11, sib200=23), count)
+        assert max(found) - min(found) <= 1.0
+    assert loads(plan(sib200=2), 5) == [4.0, 4.0, 0.0, 0.0, 0.0]
 
 
 def test_names() -> None:

@@ -97,6 +97,14 @@ def test_pass_rates_are_those_of_the_authors(words: Path) -> None:
     assert "word_pass_rate" in Confusion(IDENTIFIER, words).scores("ru", russian, [])
 
 
+def test_what_the_model_only_guesses_is_in_no_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    confusion, russian = Confusion(IDENTIFIER), held_out()["rus_Cyrl"][:1]
+    for probability, said in ((0.3, 0.0), (0.31, 1.0)):
+        monkeypatch.setattr(confusion.backend, "predict", lambda text, p=probability: ("rus_Cyrl", p))
+        found = confusion.scores("rus_Cyrl", russian, russian)
+        assert {score.value for score in found.values()} == {said}
+
+
 def test_scripts_without_spaces_are_counted_by_characters(words: Path) -> None:
     chinese = held_out()["cmn_Hani"][0]
     outputs = [
