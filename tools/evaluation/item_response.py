@@ -30,7 +30,6 @@ LEAST_ROWS = 10
 """Fewest languages (of each model) with which items are fitted."""
 
 
-
 def _prior(nodes: NDArray[np.float64]) -> NDArray[np.float64]:
     """N(0, 1) on evenly spaced nodes."""
     weights = np.exp(-(nodes**2) / 2)

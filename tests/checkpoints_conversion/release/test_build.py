@@ -210,7 +210,12 @@ def test_licence_of_llama_3(run: Path, made: Recipe, tmp_path: Path, monkeypatch
     assert "**Built with Meta Llama 3**" in card.text
     assert "Copyright © Meta Platforms" in (tmp_path / "release" / "NOTICE").read_text(encoding="utf-8")
     assert (tmp_path / "release" / "USE_POLICY.md").read_text() == "policy"
-    refused = ("my-team/emma-500-8b", "my-team/Emma-Llama-3-8B", "my-team/llama-2-emma", "Llama-3/emma-500-8b")
+    refused = (
+        "my-team/emma-500-8b",
+        "my-team/Emma-Llama-3-8B",
+        "my-team/llama-2-emma",
+        "Llama-3/emma-500-8b",
+    )
     for name in refused:
         with pytest.raises(
             UserError, match=f"{name}: the Meta Llama 3 .* begins with “Llama 3”, also on the Hub"
