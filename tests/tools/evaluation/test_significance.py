@@ -94,6 +94,16 @@ def test_clear_verdicts_without_a_difference_are_rare_at_any_n(kind: str) -> Non
 
 def test_verdicts_on_corpus_scores_without_a_difference_are_rare() -> None:
     assert false_verdicts("corpus score", 29, 20) == 0
+    # However large the difference: of few items, what each contributes is not known well enough.
+    for units, test in ((29, "too few"), (30, "t")):
+        scores = [
+            Score(0.0, statistics={str(i): [right, 10.0 + i % 3] for i in range(units)}, n=units)
+            for right in (1.0, 9.0)
+        ]
+        (row,) = compare_languages(
+            {"a": scores[0]}, {"a": scores[1]}, better="higher", value_of=lambda row: float(row[0] / row[1])
+        )
+        assert (row.test, row.p is None) == (test, test == "too few")
     assert 0 < false_verdicts("corpus score", 30, 300) <= 0.06
 
 
