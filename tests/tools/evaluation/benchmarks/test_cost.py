@@ -102,6 +102,25 @@ def test_estimates_are_near_what_is_read(
         assert row["measured"] == 0
 
 
+def test_a_sample_of_the_items_shows_what_they_share(
+    reader: Path, wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of large benchmarks only some items are looked at, and all begin with the same worked examples."""
+    from emma.tools.evaluation.benchmarks import cost
+
+    monkeypatch.setattr(cost, "_ITEMS", 24)
+    options: list[str | Path] = [
+        *(reader, "--mirror", wide, "--output", tmp_path / "evaluation", "--device", "cpu", "--json"),
+        *("--tier", "smoke", "--limit", "40", "--max-length", "512", "--benchmarks", "sib200_emma"),
+    ]
+    (row,) = json.loads(_run(*options, "--dry-run"))
+    _run(*options)
+    done = [read_unit(path) for path in (tmp_path / "evaluation" / "benchmarks").rglob("*.json")]
+    assert row["items"] == sum(unit.details["items"] for unit in done if unit) > 2 * 24
+    read = sum(unit.details["tokens_forwarded"] for unit in done if unit)
+    assert row["prompt_tokens"] == pytest.approx(read, rel=0.25)
+
+
 def test_lm_eval_s_own_tasks_are_estimated(reader: Path, tmp_path: Path, read: list[int]) -> None:
     mirror = write_harness_mirror(tmp_path / "hub")
     names = "multiblimp_abk,hellaswag,arc_easy,mmlu_anatomy"

@@ -28,6 +28,10 @@ def _rows(seed: int) -> list[Row]:
         label = ids(4)
         for answer in (label, label[:1], label[:2], ids(1), ids(6), label):
             rows.append(((*prompt, *answer), len(prompt)))
+    # Prompts of their own, far from equally long, each with labels that branch from it.
+    for count in (5, 24, 80):
+        prompt = ids(count)
+        rows += [((*prompt, *ids(3)), count) for _ in range(3)]
     # An empty prompt, whole sentences as choices: what is shared is scored too.
     sentence = (0, *ids(30))
     rows += [((*sentence, *ids(5)), 1) for _ in range(3)]
@@ -56,7 +60,7 @@ def test_likelihoods_are_those_of_separate_rows(language_model: HFLM, budget: in
     found = Reader(language_model.model, budget, most).score(rows)
     for row, (value, greedy) in zip(rows, found, strict=True):
         wanted, likeliest = _alone(language_model.model, row)
-        assert value == pytest.approx(wanted, abs=1e-5)
+        assert value == pytest.approx(wanted, abs=1e-5, rel=1e-7)
         assert greedy == likeliest
 
 
@@ -80,7 +84,7 @@ def test_a_model_with_more_than_an_output_layer_is_read_by_its_logits(language_m
     reader._plain_head = False
     rows = _rows(2)
     for row, (value, _) in zip(rows, reader.score(rows), strict=True):
-        assert value == pytest.approx(_alone(language_model.model, row)[0], abs=1e-5)
+        assert value == pytest.approx(_alone(language_model.model, row)[0], abs=1e-5, rel=1e-7)
 
 
 def test_likelihoods_are_lm_evals(language_model: HFLM) -> None:
