@@ -277,8 +277,13 @@ def _table_faults(folder: Path, gains: Gains) -> list[str]:
 def _benchmark_again(
     evaluation: Path, model: str, benchmark: str, language: str, metric: str
 ) -> Result | None:
-    """A score of a benchmark, from its items' scores where it is their mean; None if it was not released."""
+    """A score of a benchmark, from its items: their mean, or what their statistics give together; None if it was not
+    released."""
+    import numpy as np
+
+    from emma.tools.evaluation.benchmarks.choices import f1_of
     from emma.tools.evaluation.benchmarks.records import read_samples, read_unit, unit_file
+    from emma.tools.evaluation.comparison import value_of
 
     path = unit_file(evaluation, model, benchmark, language)
     unit = read_unit(path)
@@ -286,8 +291,14 @@ def _benchmark_again(
     if stored is None:
         return None
     items = [item for sample in read_samples(path) if (item := sample["scores"].get(metric)) is not None]
-    if items and all(isinstance(item, int | float) for item in items):
+    if not items:
+        return stored
+    if all(isinstance(item, int | float) for item in items):
         return replace(stored, value=sum(items) / len(items))
+    if metric == "macro_f1":
+        return replace(stored, value=f1_of(*zip(*items, strict=True)).value)
+    if (score := value_of(metric)) is not None:
+        return replace(stored, value=score(np.sum(items, axis=0, dtype=np.float64)))
     return stored
 
 

@@ -15,9 +15,13 @@ from emma.base.errors import CheckFailedError, UserError
 from emma.base.files import read_json, write_json
 from emma.checkpoints_conversion.release.card import render_card
 from emma.checkpoints_conversion.release.facts import card_facts
-from emma.checkpoints_conversion.release.record import _facts, _read_record, _scores
+from emma.checkpoints_conversion.release.record import _benchmark_again, _facts, _read_record, _scores
 from emma.checkpoints_conversion.release.verify import generate_faults, release_faults
 from emma.commands.release import group
+from emma.tools.evaluation.benchmarks import choices, translation
+from emma.tools.evaluation.benchmarks.items import Item
+from emma.tools.evaluation.benchmarks.records import Finished, unit_file, write_unit
+from emma.tools.evaluation.benchmarks.scores import Response
 from emma.tools.evaluation.gains import compare, gains_of
 from emma.tools.evaluation.groups import LanguageFacts
 from emma.tools.evaluation.journal import LanguageScores
@@ -217,6 +221,33 @@ def test_every_cell_of_the_table_is_computed_again(
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_checksums(release)
     assert any(message in fault for fault in release_faults(release)), release_faults(release)
+
+
+def test_scores_of_benchmarks_are_computed_again_from_their_items(tmp_path: Path) -> None:
+    """Also those of a whole corpus; a value that was edited with its table does not hide them."""
+    texts = ["the cat sat on a mat .", "it slept there , well and long", "the dog did not sleep"]
+    items = [Item(n, "", ("a", "b", "c"), n % 3) for n in range(6)]
+    responses = [
+        Response(likelihoods=(-1.0, -2.0, -0.5 * (n % 2)), nll=3.0 + n, tokens=5 + n % 3, bytes=20 + n)
+        for n in range(6)
+    ]
+    found = {
+        "acc": choices.accuracy(items, responses),
+        "macro_f1": choices.macro_f1(items, responses),
+        "bits_per_byte": choices.bits_per_byte(items, responses),
+        "chrf++": translation.chrf(texts, texts[1:] + texts[:1]),
+        "bleu": translation.bleu(texts, [f"{text} again" for text in texts]),
+    }
+    for metric, score in found.items():
+        assert score.value > 0
+        for stored in (score.value, score.value + 0.1):
+            row = {"value": stored, "error": score.error, "n": score.n, "signature": ""}
+            unit = Finished("some", "deu_Latn", "k", "m", "s", {metric: row}, {})
+            samples = [{"index": n, "scores": {metric: item}} for n, item in enumerate(score.items)]
+            write_unit(unit_file(tmp_path, "run/step-1", "some", "deu_Latn"), unit, samples)
+            again = _benchmark_again(tmp_path, "run/step-1", "some", "deu_Latn", metric)
+            assert again is not None and again.value == pytest.approx(score.value, rel=1e-9), metric
+        assert _benchmark_again(tmp_path, "run/step-1", "some", "deu_Latn", "other") is None
 
 
 def test_another_recipe_is_refused(release: Path) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "accuracy",
     "baselines",
     "bits_per_byte",
+    "f1_of",
     "label_collapse",
     "macro_f1",
     "nll_per_document",
@@ -53,8 +54,12 @@ def accuracy(items: Sequence[Item], responses: Sequence[Response], *, by_length:
 
 def macro_f1(items: Sequence[Item], responses: Sequence[Response]) -> Score:
     """F1 averaged over all labels that occur as an answer or a prediction, with equal weights."""
-    chosen = np.array(predictions(items, responses))
-    gold = np.array([item.gold for item in items])
+    return f1_of([item.gold for item in items], predictions(items, responses))
+
+
+def f1_of(answers: Sequence[int], given: Sequence[int]) -> Score:
+    """The same, from the index of the right and of the chosen label of each item."""
+    gold, chosen = np.array(answers), np.array(given)
     labels = np.unique(np.concatenate([gold, chosen]))
 
     def value_of(weights: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -68,10 +73,10 @@ def macro_f1(items: Sequence[Item], responses: Sequence[Response]) -> Score:
         mean: NDArray[np.float64] = np.sum(scores, axis=0) / np.maximum(1, np.sum(present, axis=0))
         return mean
 
-    value = float(value_of(np.ones((1, len(items)), np.int64))[0])
-    error = error_of(value_of(resample(len(items), "items")), len(items))
+    value = float(value_of(np.ones((1, len(gold)), np.int64))[0])
+    error = error_of(value_of(resample(len(gold), "items")), len(gold))
     pairs = [[int(a), int(b)] for a, b in zip(gold, chosen, strict=True)]
-    return Score(value, error, len(items), pairs)
+    return Score(value, error, len(gold), pairs)
 
 
 def label_collapse(items: Sequence[Item], responses: Sequence[Response]) -> Score:
