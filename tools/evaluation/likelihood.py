@@ -27,6 +27,10 @@ __all__ = ["DocumentScore", "Scorer", "Window", "cut_windows"]
 _LOGITS_AT_ONCE = 64 << 20
 
 
+_LEAST_FILLED = 0.75
+"""Shorter windows than this share of a batch's longest go into the next one: what pads them would cost as much as text."""
+
+
 @dataclass(frozen=True)
 class Window:
     """Ids `[start, end)` are the model's input; ids `[first, end]` are scored, the last beyond the input."""
@@ -150,7 +154,11 @@ class Scorer:
         begin = 0
         while begin < len(windows):
             longest = windows[begin].end - windows[begin].start
-            batch = windows[begin : begin + max(1, self.batch_tokens // longest)]
+            batch = [
+                window
+                for window in windows[begin : begin + max(1, self.batch_tokens // longest)]
+                if window.end - window.start >= _LEAST_FILLED * longest
+            ]
             for window, value in zip(batch, self._batch_nll(ids, batch), strict=True):
                 nll[window.document] += value
             begin += len(batch)

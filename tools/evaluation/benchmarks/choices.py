@@ -57,7 +57,7 @@ def macro_f1(items: Sequence[Item], responses: Sequence[Response]) -> Score:
     return f1_of([item.gold for item in items], predictions(items, responses))
 
 
-def f1_of(answers: Sequence[int], given: Sequence[int]) -> Score:
+def f1_of(answers: Sequence[int | None], given: Sequence[int]) -> Score:
     """The same, from the index of the right and of the chosen label of each item."""
     gold, chosen = np.array(answers), np.array(given)
     labels = np.unique(np.concatenate([gold, chosen]))
