@@ -118,11 +118,9 @@ def run(
         return
     from emma.tools.pack.run import pack_store
 
-    if workers > 1 and not finish:
-        from emma.tools.pack.workers import start_workers
-
-        start_workers(settings)
-    report = pack_store(settings, list(components) or None, shard=shard, finish_only=finish, workers=workers)
+    report = pack_store(
+        settings, list(components) or None, shard=shard, finish_only=finish, workers=workers, fork=True
+    )
     if as_json:
         _echo_json(report)
         return
@@ -147,7 +145,7 @@ def _show_report(name: str, entry: dict[str, Any]) -> None:
         f"{name}: {entry['status']}: {entry['tokens']:,} tokens in {entry['kept']:,} documents of "
         f"{entry['in']:,} records (removed: {removed}; cut: {entry['documents_cut']:,})"
     )
-    for reason in entry["engines_passed_over"].values():
+    for reason in dict.fromkeys(entry["engines_passed_over"].values()):
         click.echo(f"{name}: {reason}; {entry['engine']} encoded it")
     if entry["languages_encoded_by_the_reference"]:
         click.echo(

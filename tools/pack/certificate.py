@@ -44,7 +44,7 @@ from emma.tools.pack.engine import (
 from emma.tools.pack.probes import PROBES, probes
 from emma.tools.pack.tokenizer_file import TokenizerFile
 
-__all__ = ["Certificate", "cache_folder", "certified_engine", "certify"]
+__all__ = ["Certificate", "cache_folder", "certified_engine", "certify", "is_certified"]
 
 _BATCH = 256
 
@@ -119,6 +119,16 @@ def certified_engine(
             raise UnreadableTokenizerError(found[-1].fault)
         passed_over[name] = found[-1].fault
     return REFERENCE, passed_over, used
+
+
+def is_certified(wanted: str, tokenizer: TokenizerFile) -> bool:
+    """Whether all certificates that `certified_engine` may ask for are at hand.
+
+    Raises:
+        UserError: the wanted engine is not installed.
+    """
+    names = {REFERENCE, *engines_for(wanted)}
+    return all(_read(_path(name, tokenizer)) is not None for name in names)
 
 
 def certify(

@@ -132,9 +132,9 @@ class _Fastokens(_Renewed):
 
 class _Reference:
     def __init__(self, tokenizer: TokenizerFile) -> None:
-        from tokenizers import Tokenizer as Reference
+        from emma.tools.pack.reference import reference_of
 
-        self._tokenizer = Reference.from_str(tokenizer.plain)
+        self._tokenizer = reference_of(tokenizer.take_parsed())
 
     def vocabulary(self) -> dict[str, int]:
         """Ids by token, as the library numbers them."""

@@ -22,6 +22,7 @@ __all__ = [
     "find_files",
     "input_difference",
     "inputs_among",
+    "largest_growth",
     "list_inputs",
     "summary",
 ]
@@ -104,9 +105,8 @@ def find_files(patterns: Sequence[str | Path]) -> dict[str, Found]:
                 f"{pattern}: no input there{f' ({why})' if why else ''}; expected {FORMATS}. Run the corpus stage first, "
                 "or correct data.pack.components.*.inputs"
             )
-    searched = {
-        str(parent) for name, file in found.items() if file.reason is None for parent in Path(name).parents
-    }
+    folders = {os.path.dirname(name) for name, file in found.items() if file.reason is None}  # noqa: PTH120
+    searched = folders | {str(parent) for folder in folders for parent in Path(folder).parents}
     return {
         name: file
         for name, file in sorted(found.items())
@@ -325,6 +325,12 @@ def cut_units(files: Iterable[InputFile], largest: int) -> list[Unit]:
             segments.append(Segment(file, start, len(sizes)))
     close()
     return units
+
+
+def largest_growth(path: str) -> int:
+    """How many times a file's size its text may be, as its name states what it is."""
+    kind = kind_by_name(os.path.basename(path)) or ""  # noqa: PTH119 - there may be many
+    return 16 if "." in kind or kind in ("parquet", "arrow") else 1
 
 
 def _text_bytes(file: InputFile) -> list[int]:

@@ -25,6 +25,7 @@ from emma.tools.pack.inputs import (
     find_files,
     input_difference,
     inputs_among,
+    largest_growth,
 )
 from emma.tools.pack.refusal import refused
 from emma.tools.pack.store import FORMAT
@@ -80,6 +81,15 @@ class PackSettings:
                 f"give data.pack.components.{name}.inputs"
             )
         return find_files([folder])
+
+    def text_bytes(self, names: Iterable[str]) -> int:
+        """About the most bytes of text that the files of components may hold.
+
+        Raises:
+            UserError: a component has no file.
+        """
+        files = [each for name in names for each in self.found(name).items()]
+        return sum(found.bytes * largest_growth(path) for path, found in files)
 
     def inputs(self, name: str) -> tuple[list[InputFile], dict[str, str]]:
         """Input files of a component, sorted by path, and why other files found beside them are passed over.

@@ -10,8 +10,8 @@ from itertools import batched
 
 __all__ = ["PROBES", "probes"]
 
-PROBES = 1
-"""Version of the texts; certificates of other versions are made anew."""
+PROBES = 2
+"""Version of the texts, and of how the reference is loaded; certificates of other versions are made anew."""
 
 _TOKENS_A_TEXT = 24
 _CODE_POINTS_A_TEXT = 48

@@ -23,8 +23,8 @@ from emma.base.processes import available_cores, result_of
 from emma.base.progress import progress
 from emma.base.staging import clear_leftovers
 from emma.base.writers import InUseError, Lock, sole_writer
-from emma.tools.pack.certificate import certified_engine
-from emma.tools.pack.engine import REFERENCE
+from emma.tools.pack.certificate import certified_engine, is_certified
+from emma.tools.pack.engine import REFERENCE, engines_for
 from emma.tools.pack.gate import gate_samples, gate_verdicts
 from emma.tools.pack.inputs import InputFile, Unit, summary
 from emma.tools.pack.join import (
@@ -38,12 +38,16 @@ from emma.tools.pack.refusal import is_packed
 from emma.tools.pack.sample import share_needed
 from emma.tools.pack.store import open_component
 from emma.tools.pack.unit import pack_unit
-from emma.tools.pack.workers import worker_pool
+from emma.tools.pack.workers import start_workers, worker_pool
 
-__all__ = ["PackReport", "pack_store"]
+__all__ = ["LITTLE", "PackReport", "pack_store"]
 
 PackReport = dict[str, dict[str, Any]]
 """By component: `status` (packed, was packed before, or unfinished) and counts."""
+
+LITTLE = 2 << 20
+"""Bytes of text that are packed by this process alone, and with the reference where the recipe leaves the choice: others,
+and a fast engine, would take longer to load."""
 
 _POLL_SECONDS = 0.5
 # The share of documents to encode twice follows from an estimate of their number. With fewer documents than that, a
@@ -58,6 +62,7 @@ def pack_store(
     shard: tuple[int, int] | None = None,
     finish_only: bool = False,
     workers: int | None = None,
+    fork: bool = False,
 ) -> PackReport:
     """Packs components of a store; finished ones are left alone.
 
@@ -66,7 +71,8 @@ def pack_store(
         components: names; by default all of the recipe.
         shard: (i, n): only every n-th work unit from the i-th (0 ≤ i < n), without joining; for array tasks.
         finish_only: only join; every unit must be packed.
-        workers: processes; by default one per core that this process may use.
+        workers: processes, at most; by default one per core that this process may use.
+        fork: whether they may be forked off this process, which then must not have done any other work.
 
     Raises:
         UserError: bad input, changed inputs or settings, or units missing at the end.
@@ -79,10 +85,19 @@ def pack_store(
     workers = workers or available_cores()
     report: PackReport = {}
     file = settings.tokenizer
-    processes = partial(worker_pool, workers, settings.pack.engine, file.settings, file.vocab_size)
-    file.check()
+    file.check(keep_parsed=not finish_only)
     open_names = [name for name in names if not _is_finished(settings, name)]
-    plans = {name: _plan(settings, name, finish_only, processes, workers) for name in open_names}
+    wanted = settings.pack.engine
+    if open_names and not finish_only and settings.text_bytes(open_names) <= LITTLE:
+        if wanted == "fastest":
+            wanted = REFERENCE
+        if is_certified(wanted, file):
+            workers = 1
+    processes = partial(worker_pool, workers, wanted, file.settings, file.vocab_size)
+    # Before anything is locked: what is forked holds this process's locks too.
+    if fork and open_names and workers > 1 and not finish_only:
+        start_workers(settings)
+    plans = {name: _plan(settings, name, wanted, finish_only, processes, workers) for name in open_names}
     for name in names:
         if plans.get(name) is None:
             _remove_work(settings, name)
@@ -111,7 +126,7 @@ def pack_store(
 
 
 def _plan(
-    settings: PackSettings, name: str, finish_only: bool, processes: Processes, workers: int
+    settings: PackSettings, name: str, wanted: str, finish_only: bool, processes: Processes, workers: int
 ) -> ComponentPlan | None:
     """The plan of a component with the gate's verdicts, from disk if it was made before; None if another
     process has finished the component in the meantime.
@@ -134,17 +149,18 @@ def _plan(
         if fresh.inputs_passed_over:
             print(f"{name}: passed over: {summary(fresh.inputs_passed_over)}", file=sys.stderr, flush=True)
         with processes() as pool:
-            plan = _with_verdicts(settings, fresh, pool, workers)
+            plan = _with_verdicts(settings, fresh, wanted, pool, workers)
         plan.write(path)
         return plan
 
 
 def _with_verdicts(
-    settings: PackSettings, fresh: ComponentPlan, pool: Executor, workers: int
+    settings: PackSettings, fresh: ComponentPlan, wanted: str, pool: Executor, workers: int
 ) -> ComponentPlan:
-    engine, passed_over, certificates = certified_engine(
-        settings.pack.engine, settings.tokenizer, pool, workers
-    )
+    engine, passed_over, certificates = certified_engine(wanted, settings.tokenizer, pool, workers)
+    if wanted != settings.pack.engine:
+        reason = "loading a faster engine would take longer than encoding so little text"
+        passed_over = dict.fromkeys(engines_for(settings.pack.engine)[:-1], reason) | passed_over
     plan = replace(
         fresh,
         engine=engine,

@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 import gc
 import hashlib
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import orjson
@@ -24,7 +24,7 @@ from emma.base.errors import UserError
 from emma.recipes.schema.model import Tokenizer
 from emma.tools.pack.split_rule import SplitRule, split_rule
 
-__all__ = ["TokenizerFile", "tokenizer_of_process"]
+__all__ = ["TokenizerFile", "no_garbage_collection", "tokenizer_of_process"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,6 @@ class _Content:
         unknown: id of the token for what the vocabulary lacks, if it has one that is no document boundary.
         largest: largest id.
         rule: where text is provably cut.
-        plain: what engines load.
     """
 
     sha256: str
@@ -53,7 +52,6 @@ class _Content:
     unknown: int | None
     largest: int
     rule: SplitRule | None
-    plain: str
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,15 @@ class TokenizerFile:
 
     @cached_property
     def _content(self) -> _Content:
+        content, value = self._load()
+        vars(self)["plain"] = orjson.dumps(value).decode()
+        return content
+
+    def _load(self) -> tuple[_Content, dict[str, Any]]:
+        """The file's content, and `plain` parsed."""
         content, sha256 = self._read()
         try:
-            with _no_garbage_collection():
+            with no_garbage_collection():
                 value = orjson.loads(content)
             model, tokens = value["model"], value.get("added_tokens") or []
             ids = _vocabulary(model["vocab"])
@@ -104,7 +108,7 @@ class TokenizerFile:
         value.update(post_processor=None, truncation=None, padding=None)
         if unknown in named.values():
             unknown = None
-        return _Content(
+        found = _Content(
             sha256=sha256,
             ids=known,
             added=added,
@@ -114,8 +118,8 @@ class TokenizerFile:
             unknown=unknown,
             largest=largest,
             rule=split_rule(value),
-            plain=orjson.dumps(value).decode(),
         )
+        return found, value
 
     def _read(self) -> tuple[bytes, str]:
         try:
@@ -207,23 +211,50 @@ class TokenizerFile:
         token = self.settings.begin_of_text
         return None if token is None else self._id_of(token, "begin_of_text")
 
-    @property
+    @cached_property
     def plain(self) -> str:
         """The tokenizer.json with its control tokens renamed, without post-processor, truncation and padding."""
-        return self._content.plain
+        sha256 = self._content.sha256  # which writes it too, unless `check` kept what it parsed
+        if "plain" in vars(self):
+            return cast(str, vars(self)["plain"])
+        value = vars(self).get("_parsed")
+        if value is None:
+            content, value = self._load()
+            if content.sha256 != sha256:
+                raise UserError(f"{self.path}: was changed while it was in use; run the command again")
+        return orjson.dumps(value).decode()
+
+    def take_parsed(self) -> dict[str, Any]:
+        """`plain`, parsed: what `check` kept, which only the first call gets, else parsed anew."""
+        kept: dict[str, Any] | None = vars(self).pop("_parsed", None)
+        if kept is not None:
+            return kept
+        with no_garbage_collection():
+            return cast(dict[str, Any], orjson.loads(self.plain))
+
+    def drop_parsed(self) -> None:
+        """Frees what `check` kept."""
+        vars(self).pop("_parsed", None)
 
     def keep(self) -> TokenizerFile:
         """This process's tokenizer (`tokenizer_of_process`), which is not read again: it has what this one has read."""
         kept = tokenizer_of_process(self.settings, self.vocab_size)
-        vars(kept).update(vars(self))
+        if kept is not self:
+            vars(kept).update(vars(self))
+            self.drop_parsed()
         return kept
 
-    def check(self) -> None:
+    def check(self, *, keep_parsed: bool = False) -> None:
         """Checks that the document boundaries exist and all ids fit the model.
+
+        Args:
+            keep_parsed: whether the parsed file, which takes ten times its size, is kept for `take_parsed`.
 
         Raises:
             UserError: a token is missing, or the tokenizer has more ids than the model's embedding.
         """
+        if keep_parsed and "_content" not in vars(self):
+            vars(self)["_content"], vars(self)["_parsed"] = self._load()
         if self.begin_of_text_id == self.end_of_text_id:
             raise UserError(
                 f"model.tokenizer: {self.settings.end_of_text!r} both opens and closes documents; leave "
@@ -271,7 +302,8 @@ def _hide(value: dict[str, Any], names: Mapping[str, str]) -> None:
     built = _built(model, inside)
     if isinstance(vocab, dict):
         if hide := inside - built:
-            model["vocab"] = {names[token] if token in hide else token: id_ for token, id_ in vocab.items()}
+            for token in hide:
+                vocab[names[token]] = vocab.pop(token)
     else:
         model["vocab"] = [[names.get(token, token), score] for token, score in vocab]
     if model.get("unk_token") in names.keys() - built:
@@ -283,20 +315,19 @@ def _hide(value: dict[str, Any], names: Mapping[str, str]) -> None:
     ]
 
 
-def _built(model: Mapping[str, Any], names: Set[str]) -> set[str]:
+def _built(model: Mapping[str, Any], names: set[str]) -> set[str]:
     """Those among a vocabulary's tokens that BPE begins with or its merges make."""
     if model.get("type", "BPE") != "BPE" or "merges" not in model or not names:
         return set()
     found = {name for name in names if len(name) == 1}
     merges = model["merges"]
     # Without a loop in Python: there may be a million.
-    found |= names & set(map("".join, merges) if merges and isinstance(merges[0], list) else
-                         (merge.replace(" ", "") for merge in merges))  # fmt: skip
-    return found
+    return found.union(names.intersection(map("".join, merges) if merges and isinstance(merges[0], list) else
+                                          (merge.replace(" ", "") for merge in merges)))  # fmt: skip
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Loading a million objects that are all kept would trigger the garbage collector again and again: a
     quarter of the time."""
     enabled = gc.isenabled()

@@ -36,10 +36,11 @@ def start_workers(settings: PackSettings) -> None:
     Args:
         settings: what will be packed; the tokenizer's file is read here, once for all processes.
     """
-    settings.tokenizer.check()
+    settings.tokenizer.check(keep_parsed=True)
     # Within a program that has threads, the first pool starts that process anew.
     if threading.active_count() == 1:
         fork_forkserver(partial(_load, settings))
+    settings.tokenizer.drop_parsed()
 
 
 def _load(settings: PackSettings) -> None:

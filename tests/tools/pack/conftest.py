@@ -11,6 +11,7 @@ import pytest
 
 from emma.recipes.schema.data import Pack
 from emma.recipes.schema.model import Tokenizer
+from emma.tools.pack import run
 from emma.tools.pack.certificate import cache_folder
 from emma.tools.pack.plan import PackSettings
 from emma.tools.pack.tokenizer_file import TokenizerFile
@@ -27,6 +28,12 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tokenizer(tokenizer_folder: Path) -> TokenizerFile:
     return TokenizerFile(Tokenizer(path=str(tokenizer_folder), begin_of_text=BEGIN, end_of_text=END), 512)
+
+
+@pytest.fixture(autouse=True)
+def like_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small inputs of these tests are packed as large ones are."""
+    monkeypatch.setattr(run, "LITTLE", -1)
 
 
 @pytest.fixture

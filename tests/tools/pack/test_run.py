@@ -330,6 +330,34 @@ def test_fastest_is_the_fastest_engine_that_can_read_the_tokenizer(
         pack_store(settings("named", "fastokens"), workers=workers)
 
 
+def test_so_little_text_needs_no_fast_engine_and_no_other_process(
+    make_settings: MakeSettings, corpus: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    much = make_settings(corpus, "much", engine="fastest")
+    pack_store(much, workers=1)
+    size = sum(path.stat().st_size * (1 if path.suffix == ".jsonl" else 16) for path in corpus)
+    monkeypatch.setattr(run, "LITTLE", size)
+    settings = make_settings(corpus, engine="fastest")
+    with monkeypatch.context() as patch:
+        for name in ("gigatoken", "fastokens"):
+            patch.delitem(engine._CLASSES, name)
+        patch.setattr(run, "start_workers", None)
+        forget_engine("fastokens")
+        report = pack_store(settings, workers=2, fork=True)["web"]
+    assert report["engine"] == "tokenizers" and report["encoded_twice"]["of"] == 0
+    assert "would take longer than encoding so little text" in report["engines_passed_over"]["fastokens"]
+    assert content(settings.store / "web") == content(much.store / "web")
+    # An engine that the recipe names is used; what is larger by a byte is not little.
+    assert (
+        pack_store(make_settings(corpus, "named", engine="fastokens"), workers=1)["web"]["engine"]
+        == "fastokens"
+    )
+    monkeypatch.setattr(run, "LITTLE", size - 1)
+    assert (
+        pack_store(make_settings(corpus, "more", engine="fastest"), workers=1)["web"]["engine"] == "gigatoken"
+    )
+
+
 def test_a_broken_engine_is_not_passed_over(
     make_settings: MakeSettings, corpus: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
