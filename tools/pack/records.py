@@ -171,7 +171,11 @@ def _each(
         yield from _read_small(small, required, optional, bad)
         small, size = [], 0
         if segment.first and records is not None:
-            records.append(_record(file, sha256_file(Path(file.path))))
+            small_file = file.bytes <= _SMALL
+            digest = (
+                hashlib.sha256(_content(file)).hexdigest() if small_file else sha256_file(Path(file.path))
+            )
+            records.append(_record(file, digest))
         yield from read_segment(segment, required, optional, batch_bytes=batch_bytes, bad=bad)
     yield from _read_small(small, required, optional, bad)
 

@@ -25,6 +25,7 @@ COPIES = "copies"
 """Column of whole numbers in tables of the corpus (`deduplication.counts`): of how many documents each is what is left."""
 
 _LARGEST_RECORD = 1 << 30
+_SMALL = 1 << 20
 
 
 def read_tables(
@@ -108,7 +109,8 @@ def _pieces(
                     yield table.slice(start, step), row + start
                 row += len(table)
         return
-    file = pq.ParquetFile(path)
+    # Reading ahead, by other threads, takes longer than reading a small file.
+    file = pq.ParquetFile(path, pre_buffer=segment.file.bytes > _SMALL)
     columns = _columns(path, file.schema_arrow, required, optional)
     groups = range(segment.start, segment.stop)
     row = sum(file.metadata.row_group(index).num_rows for index in range(segment.start))
