@@ -177,13 +177,16 @@ def _show_plan(settings: PackSettings, components: list[str], as_json: bool) -> 
     from emma.tools.pack.engine import usable_engine
     from emma.tools.pack.inputs import summary
     from emma.tools.pack.plan import plan_component
+    from emma.tools.pack.run import engine_for
 
     settings.tokenizer.check()
-    engine, _ = usable_engine(settings.pack.engine, settings.tokenizer)
-    rows: list[dict[str, Any]] = []
-    for name in components or list(settings.pack.components):
+    names = components or list(settings.pack.components)
+    for name in names:
         if name not in settings.pack.components:
             raise UserError(f"no component {name!r} in data.pack.components")
+    engine, _ = usable_engine(engine_for(settings, names)[0], settings.tokenizer)
+    rows: list[dict[str, Any]] = []
+    for name in names:
         plan = plan_component(settings, name)
         rows.append(
             {

@@ -40,7 +40,7 @@ from emma.tools.pack.store import open_component
 from emma.tools.pack.unit import pack_unit
 from emma.tools.pack.workers import start_workers, worker_pool
 
-__all__ = ["LITTLE", "PackReport", "pack_store"]
+__all__ = ["LITTLE", "PackReport", "engine_for", "pack_store"]
 
 PackReport = dict[str, dict[str, Any]]
 """By component: `status` (packed, was packed before, or unfinished) and counts."""
@@ -87,16 +87,16 @@ def pack_store(
     file = settings.tokenizer
     file.check(keep_parsed=not finish_only)
     open_names = [name for name in names if not _is_finished(settings, name)]
-    wanted = settings.pack.engine
-    if open_names and not finish_only and settings.text_bytes(open_names) <= LITTLE:
-        if wanted == "fastest":
-            wanted = REFERENCE
-        if is_certified(wanted, file):
-            workers = 1
+    begins = bool(open_names) and not finish_only
+    wanted, little = engine_for(settings, open_names) if begins else (settings.pack.engine, False)
+    if little and is_certified(wanted, file):
+        workers = 1
     processes = partial(worker_pool, workers, wanted, file.settings, file.vocab_size)
     # Before anything is locked: what is forked holds this process's locks too.
-    if fork and open_names and workers > 1 and not finish_only:
+    if fork and begins and workers > 1:
         start_workers(settings)
+    if workers > 1:
+        file.drop_parsed()
     plans = {name: _plan(settings, name, wanted, finish_only, processes, workers) for name in open_names}
     for name in names:
         if plans.get(name) is None:
@@ -123,6 +123,16 @@ def pack_store(
                 _finish(settings, plan, processes, workers)
             report[name] = {"status": "packed", **_counts(settings, name)}
     return {name: report[name] for name in names}
+
+
+def engine_for(settings: PackSettings, names: Sequence[str]) -> tuple[str, bool]:
+    """What the recipe's `data.pack.engine` means for components, `fastest` or a name; and whether they are little text.
+
+    Raises:
+        UserError: a component has no input.
+    """
+    wanted, little = settings.pack.engine, settings.text_bytes(names) <= LITTLE
+    return (REFERENCE if little and wanted == "fastest" else wanted), little
 
 
 def _plan(

@@ -338,6 +338,7 @@ def test_so_little_text_needs_no_fast_engine_and_no_other_process(
     size = sum(path.stat().st_size * (1 if path.suffix == ".jsonl" else 16) for path in corpus)
     monkeypatch.setattr(run, "LITTLE", size)
     settings = make_settings(corpus, engine="fastest")
+    assert run.engine_for(settings, ["web"]) == ("tokenizers", True)
     with monkeypatch.context() as patch:
         for name in ("gigatoken", "fastokens"):
             patch.delitem(engine._CLASSES, name)
