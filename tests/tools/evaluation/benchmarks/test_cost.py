@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from emma.commands.evaluate import group
+from emma.tools.evaluation.benchmarks import cost
 from emma.tools.evaluation.benchmarks.cost import _longest_of
 from emma.tools.evaluation.benchmarks.records import read_unit
 from tests.tools.evaluation.benchmarks.harness_mirror import write_harness_mirror
@@ -106,8 +108,6 @@ def test_a_sample_of_the_items_shows_what_they_share(
     reader: Path, wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of large benchmarks only some items are looked at, and all begin with the same worked examples."""
-    from emma.tools.evaluation.benchmarks import cost
-
     monkeypatch.setattr(cost, "_ITEMS", 24)
     options: list[str | Path] = [
         *(reader, "--mirror", wide, "--output", tmp_path / "evaluation", "--device", "cpu", "--json"),
@@ -119,6 +119,27 @@ def test_a_sample_of_the_items_shows_what_they_share(
     assert row["items"] == sum(unit.details["items"] for unit in done if unit) > 2 * 24
     read = sum(unit.details["tokens_forwarded"] for unit in done if unit)
     assert row["prompt_tokens"] == pytest.approx(read, rel=0.25)
+
+
+def test_a_part_of_a_language_stands_for_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1,000 items 50 are looked at: what all begin with is read once, and a batch writes until its longest answer ends."""
+    unit: Any = SimpleNamespace(name="one")
+    settings = SimpleNamespace(backend="transformers", batch_size=8, budget=0)
+    runner: Any = SimpleNamespace(window=512, model_settings=settings)
+    items = [
+        cost._Asked(((*range(1000, 1100), *range(10 * place, 10 * place + 10)),), 1) for place in range(50)
+    ]
+    monkeypatch.setattr(cost, "_ask", lambda *_: (1000, items))
+    found = cost._languages(runner, [unit], None, [])["one"]
+    assert found.read == pytest.approx(100 + 1000 * 10, rel=0.25) and found.new == 0
+
+    answers = [
+        cost._Asked(item.rows, 1, answer=10 + 20 * (place % 2), cap=64) for place, item in enumerate(items)
+    ]
+    monkeypatch.setattr(cost, "_ask", lambda *_: (1000, answers))
+    # One of eight is long, but for one batch in 256; the token after the prompt comes with reading it.
+    expected = 1000 * (30 - 20 / 2**8 - 1)
+    assert cost._languages(runner, [unit], None, [])["one"].new == pytest.approx(expected)
 
 
 def test_lm_eval_s_own_tasks_are_estimated(reader: Path, tmp_path: Path, read: list[int]) -> None:
