@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import mul
@@ -78,11 +78,6 @@ class Simulation:
         self.ids = ["".join(map(chr, encoded[place])) for place in self.places]
         self.weighted = weighted[self.places].tolist()
         self.raw = raw[self.places].tolist()
-        self.whole = (
-            {words.words[place]: number for number, place in enumerate(self.places)}
-            if bpe.ignore_merges
-            else {}
-        )
         keys, numbers = self._all_pairs()
         order = np.argsort(keys, kind="stable")
         keys, self._numbers = keys[order], numbers[order]
@@ -172,24 +167,23 @@ class Simulation:
             found.append(NewToken(id_, token, (left, right), weighted, raw))
             self.taken.add(token)
             self.names.append(token)
-            self._merge(pair, chr(id_), self.whole.get(token, -1), list(holding), chooser)
+            self._merge(pair, chr(id_), holding, chooser)
         return found
 
     def _fits(self, token: str, max_token_bytes: int) -> bool:
         return self.bpe.admits(token) and len(self.bpe.bytes_of(token)) <= max_token_bytes
 
-    def _merge(self, pair: str, id_: str, whole: int, numbers: list[int], chooser: Chooser) -> None:
-        """Makes a pair one token in the words that hold it; the word `whole`, if any, becomes that token as it is."""
+    def _merge(self, pair: str, id_: str, numbers: Iterable[int], chooser: Chooser) -> None:
+        """Makes a pair one token in the words that hold it. The word that is the new token is one of them: merges cut it as
+        they do within others, so that engines which take words whole (`ignore_merges`) agree."""
         ids, later, left, right = self.ids, self._later, pair[0], pair[1]
-        if whole >= 0 and pair not in ids[whole]:
-            numbers.append(whole)
         single: list[int] = []
         before: defaultdict[str, list[int]] = defaultdict(list)
         after: defaultdict[str, list[int]] = defaultdict(list)
         for number in numbers:
             old = ids[number]
-            new = ids[number] = id_ if number == whole else old.replace(pair, id_)
-            if len(new) + 1 == len(old) and number != whole:
+            new = ids[number] = old.replace(pair, id_)
+            if len(new) + 1 == len(old):
                 # One place, as almost always: gather its neighbours, so that each pair is changed once for all words.
                 single.append(number)
                 place = old.index(pair)
