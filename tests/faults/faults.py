@@ -349,7 +349,7 @@ FAULTS: dict[str, tuple[str, Callable[[Lab, Record], None]]] = {
     "SIGINT": ("Ctrl-C at operation N (SIGTERM in training)", interrupted),
     "open files": ("RLIMIT_NOFILE at 0 … 4 above what is open", open_files),
     "memory": (
-        "RLIMIT_AS at 48 and 96 MiB above what the imports take; a control group of 4 … 32 MiB, where the kernel kills",
+        "RLIMIT_AS at 192, 128, 96 and 64 MiB above what the imports take, until it is too little; a control group of 4 … 32 MiB, where the kernel kills",
         memory,
     ),
     "file size": ("RLIMIT_FSIZE below the largest file", file_size),
