@@ -65,7 +65,7 @@ def options(value: dict[str, Any]) -> None:
     value["model"] |= {"ignore_merges": True, "byte_fallback": True, "fuse_unk": True}
 
 
-@pytest.mark.parametrize("change", [None, strings, beyond, options], ids=str)
+@pytest.mark.parametrize("change", [None, strings, beyond, options])
 @pytest.mark.parametrize("name", STYLES)
 def test_it_is_what_the_library_reads(
     name: str, change: Callable[[dict[str, Any]], None] | None, tmp_path: Path
