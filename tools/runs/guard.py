@@ -32,14 +32,13 @@ def guard(fence: Fence, heartbeat: Heartbeat) -> None:
     def look() -> None:
         while True:
             try:
+                # Looked at first: a rank that slept, as long as its node was lost, writes nothing when it wakes.
+                if not fence.held():
+                    print(f"error: {fence.displaced()}", file=sys.stderr, flush=True)
+                    os._exit(DisplacedError.exit_code)
                 heartbeat.write()
-                held = fence.held()
             except OSError as error:
                 print(f"warning: this rank cannot look at its claim: {error}", file=sys.stderr, flush=True)
-                held = True
-            if not held:
-                print(f"error: {fence.displaced()}", file=sys.stderr, flush=True)
-                os._exit(DisplacedError.exit_code)
             time.sleep(SECONDS)
 
     threading.Thread(target=look, daemon=True, name="guard").start()
