@@ -94,6 +94,7 @@ def train(folder: Path) -> None:
         "emma-train",
         *megatron_arguments(recipe, launch.load, mix.end_id, fence.saves, tensorboard, launch.skip),
     ]
+    fence.check()  # imports take long
     if os.environ["RANK"] == "0":
         write_json(Path(launch.logs) / "arguments.json", sys.argv[1:])
     args = parse_and_validate_args()
