@@ -300,7 +300,7 @@ def memory(lab: Lab, record: Record) -> None:
     (pyarrow, rayon) wait forever."""
     codes = {75, -signal.SIGABRT, _C_ABORT}
     trial = Trial(lab, record)
-    for mib in (192, 128, 96, 64):
+    for mib in (192, 128, 96, 64, 48):
         lab.clear()
         ended = lab.run(memory=mib << 20)
         trial.judge(f"memory limited to {mib << 20}", ended, codes)
@@ -349,7 +349,7 @@ FAULTS: dict[str, tuple[str, Callable[[Lab, Record], None]]] = {
     "SIGINT": ("Ctrl-C at operation N (SIGTERM in training)", interrupted),
     "open files": ("RLIMIT_NOFILE at 0 … 4 above what is open", open_files),
     "memory": (
-        "RLIMIT_AS at 192, 128, 96 and 64 MiB above what the imports take, until it is too little; a control group of 4 … 32 MiB, where the kernel kills",
+        "RLIMIT_AS at 192, 128, 96, 64 and 48 MiB above what the imports take, until it is too little; a control group of 4 … 32 MiB, where the kernel kills",
         memory,
     ),
     "file size": ("RLIMIT_FSIZE below the largest file", file_size),
