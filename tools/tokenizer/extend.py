@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from emma.base.staging import staged_folder
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.tokenizer import Extension
 from emma.recipes.vocabulary import Growth
-from emma.tools.pack.tokenizer_file import TokenizerFile
+from emma.tools.pack.tokenizer_file import TokenizerFile, no_garbage_collection
 from emma.tools.tokenizer.bpe import Bpe, open_tokenizer, with_marks
 from emma.tools.tokenizer.learn import NewToken, learn
 from emma.tools.tokenizer.words import Words, count_words
@@ -75,19 +73,7 @@ def extension_of(recipe: Recipe, tokens: int | None = None) -> Extension:
     return settings if tokens is None else Extension(**{**settings.model_dump(), "tokens": tokens})
 
 
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Millions of words and pairs in no cycle, which the collector would visit again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_without_collector()
+@no_garbage_collection()
 def learn_from(file: TokenizerFile, corpus: Path, settings: Extension, workers: int) -> Learnt:
     """Chooses the new tokens.
 
