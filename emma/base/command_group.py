@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 import click
 
 __all__ = ["SuggestingGroup"]
@@ -18,6 +16,8 @@ class SuggestingGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError:
+            from difflib import get_close_matches
+
             known = self.list_commands(ctx)
             near = get_close_matches(args[0], known, 1)
             fix = (
