@@ -8,7 +8,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -74,7 +74,7 @@ class MergedWeights:
         self._plan_locks = {name: threading.Lock() for name in self.sizes}
         self._ledgers = {name: _Ledger([hashlib.sha256() for _ in family.members]) for name in self.sizes}
         self._scan, self._scans = Scan(), {member.label: Scan() for member in family.members}
-        self._beside = ThreadPoolExecutor(2, "hashes")
+        self._beside, self._ahead = ThreadPoolExecutor(2, "hashes"), ThreadPoolExecutor(2, "blocks")
 
     def dtype(self, name: str) -> torch.dtype:
         return self.family.dtype(name)
@@ -96,10 +96,16 @@ class MergedWeights:
         yield whole
 
     def stream(self, name: str) -> Iterator[torch.Tensor]:
-        """A whole parameter in blocks of rows."""
-        for first, count in self._blocks(self.sizes[name] or (1,), 0, (self.sizes[name] or (1,))[0]):
-            block = self._merged(name, first, count)
-            yield block if self.sizes[name] else block.reshape(())
+        """A whole parameter in blocks of rows. While one is written, another thread computes the next."""
+        sizes = self.sizes[name] or (1,)
+        following: Future[torch.Tensor] | None = None
+        for rows in self._blocks(sizes, 0, sizes[0]):
+            block = following.result() if following else None
+            following = self._ahead.submit(self._merged, name, *rows)
+            if block is not None:
+                yield block
+        if following:
+            yield following.result().reshape(()) if not self.sizes[name] else following.result()
 
     def _blocks(self, sizes: Sequence[int], first: int, stop: int) -> Iterator[Rows]:
         """Rows of about `_block` values; a block lies on one side of the last row that all models share."""
@@ -131,8 +137,9 @@ class MergedWeights:
                 result = self._new_rows(parts).to(self.dtype(name))
             else:
                 # Converted once: arithmetic on mixed types takes several times as long.
-                values = [part.float() for part in parts if part is not None]
-                deltas = [value - values[0] for value in values[1:]]
+                values = [part.to(torch.float32, copy=True) for part in parts if part is not None]
+                subtract = torch.Tensor.sub if self.family.base is None else torch.Tensor.sub_
+                deltas = [subtract(value, values[0]) for value in values[1:]]
                 # Before the differences are made the result of.
                 if ledger is not None and not self._measure(ledger, name, first, [values[0], *deltas]):
                     self._look(name, first, parts)

@@ -40,6 +40,8 @@ def merge(
       - {path: runs/cpt, step: 25000}
       - {path: models/instruct, weight: 0.7}
     """
+    import torch
+
     from emma.checkpoints_conversion.merging import write
     from emma.recipes.load import load_merge
 
@@ -47,6 +49,8 @@ def merge(
     if dry_run:
         _say(write.plan(loaded), as_json)
         return
+    # Blocks are too small to be shared among cores; several are worked on at once.
+    torch.set_num_threads(1)
     manifest = write.merge(loaded, destination, shard_bytes=shard_size, overwrite=overwrite)
     size, facts = sum(record.bytes for record in manifest.outputs), dict(manifest.extra)
     for parent in facts["parents"]:
