@@ -177,6 +177,7 @@ def main() -> None:
     options = parser.parse_args()
     seeds = range(options.first, options.first + options.draws)
     rows: list[tuple[int, float, dict[str, object]]] = [
+        (24, 0.001, {}),
         (24, 0.002, {}),
         (32, 0.001, {}),
         (32, 0.002, {}),

@@ -74,7 +74,7 @@ def test_margins_grow_with_the_distance_and_limits_hold_in_truth() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("proxies", "noise", "part"), [(32, 0.001, 0.9), (32, 0.002, 0.85), (32, 0.004, 0.75)]
+    ("proxies", "noise", "part"), [(24, 0.001, 0.9), (32, 0.001, 0.9), (32, 0.002, 0.89), (32, 0.004, 0.75)]
 )
 def test_limits_are_kept_in_95_of_100_draws(proxies: int, noise: float, part: float) -> None:
     draws = [draw(seed, proxies, noise) for seed in range(100)]
