@@ -17,6 +17,7 @@ import iso639
 
 from emma.base.errors import UserError
 from emma.recipes.corpus_tables import scripts_of_languages, table
+from emma.tools.languages.names import language_name
 
 __all__ = ["LanguageResolver", "Resolved", "UnknownLanguageError", "all_scripts", "language_name"]
 
@@ -56,14 +57,6 @@ def all_scripts() -> frozenset[str]:
 def _names() -> dict[str, str]:
     """Lower-case English name → ISO 639-3 code."""
     return {language.name.lower(): language.part3 for language in iso639.ALL_LANGUAGES if language.name}
-
-
-def language_name(code: str) -> str:
-    """English name of an ISO 639-3 or `xxx_Ssss` code's language; the code itself if unknown."""
-    try:
-        return str(iso639.Language.from_part3(code.split("_")[0]).name)
-    except iso639.LanguageNotFoundError:
-        return code
 
 
 def _lookup(subtag: str) -> tuple[str, str] | None:

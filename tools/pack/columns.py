@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["as_array", "constant", "encode_keys", "join"]
+__all__ = ["as_array", "codes_of", "constant", "encode_keys", "join"]
 
 TEXT = pa.large_string()
 
@@ -28,10 +28,15 @@ def join(*parts: pa.ChunkedArray | pa.Array | str, separator: str = "") -> pa.Ch
     return pc.binary_join_element_wise(*scalars, pa.scalar(separator, TEXT))
 
 
+def codes_of(table: pa.Table, names: tuple[str, ...]) -> pa.DictionaryArray:
+    """Rows by their values in the named columns: `indices` codes them, in order of first appearance."""
+    return as_array(
+        pc.dictionary_encode(as_array(join(*(table[name] for name in names), separator="\x00")))
+    )
+
+
 def encode_keys(table: pa.Table, names: tuple[str, ...]) -> tuple[pa.Array, list[tuple[str, ...]]]:
     """Code of each row by its values in the named columns, and the values of each code in order of first
     appearance."""
-    encoded = as_array(
-        pc.dictionary_encode(as_array(join(*(table[name] for name in names), separator="\x00")))
-    )
+    encoded = codes_of(table, names)
     return encoded.indices, [tuple(key.split("\x00")) for key in encoded.dictionary.to_pylist()]

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from emma.base.errors import UserError
 from emma.recipes.schema.data import Pack, PackComponent
-from emma.tools.pack.columns import as_array, encode_keys, join
+from emma.tools.pack.columns import as_array, codes_of, encode_keys, join
 from emma.tools.pack.inputs import InputFile
 from emma.tools.pack.languages import pair_labels, split_pair
 from emma.tools.pack.records import BATCH_BYTES, COPIES, Batch
@@ -42,6 +42,8 @@ def required_fields(kind: str) -> tuple[str, ...]:
 _HELD_PAIRS = 8192
 # Language pairs whose last documents are made together.
 _KEYS_A_TABLE = 256
+# What is held are slices of tables, which stay whole in memory. So much beyond what is held is borne.
+_SLACK = 32 << 20
 
 
 @dataclass
@@ -60,6 +62,8 @@ class DocumentMaker:
     removed: dict[str, int] = field(default_factory=dict)
     records: int = 0
     _pairs: dict[tuple[str, str, str], _PairBuffer] = field(default_factory=dict)
+    _sliced: int = 0  # bytes of the tables that the held pairs are slices of
+    _most: int = _SLACK
 
     @property
     def fields(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -177,13 +181,31 @@ class DocumentMaker:
                 full.append(key)
         if full:
             yield self._documents_of_pairs(full, last=False)
+        self._sliced += kept.nbytes
+        if self._sliced > self._most:
+            self._sliced = self._copy_held()
+            self._most = self._sliced * 5 // 4 + _SLACK
+
+    def _copy_held(self) -> int:
+        """Copies the held pairs, which frees the tables that they are slices of; returns their bytes."""
+        buffers = [buffer for buffer in self._pairs.values() if buffer.rows]
+        if not buffers:
+            return 0
+        tables = [table for buffer in buffers for table in buffer.tables]
+        # A single one would not be copied.
+        rows = pa.concat_tables([*tables, tables[0].slice(0, 0)]).combine_chunks()
+        start = 0
+        for buffer in buffers:
+            buffer.tables = [rows.slice(start, buffer.rows)]
+            start += buffer.rows
+        return int(rows.nbytes)
 
     def _documents_of_pairs(self, keys: Sequence[tuple[str, str, str]], *, last: bool) -> pa.Table:
         """Documents of the pairs held for language pairs and splits, in this order; pairs that fill no document are
         kept, unless `last`."""
         settings, buffers = self.pack.bilingual, [self._pairs[key] for key in keys]
         rows = pa.concat_tables([table for buffer in buffers for table in buffer.tables]).combine_chunks()
-        codes = encode_keys(rows, ("src", "tgt"))[0].to_numpy(zero_copy_only=False)
+        codes = codes_of(rows, ("src", "tgt")).indices.to_numpy()
         orders, all_sizes, turned, start = [], [], [], 0
         for buffer in buffers:
             own = codes[start : start + buffer.rows]
@@ -336,12 +358,13 @@ def _groups(table: pa.Table) -> Iterator[tuple[tuple[str, str, str], pa.Table]]:
         return
     codes, keys = encode_keys(table, ("source_lang", "target_lang", "split"))
     codes = codes.to_numpy(zero_copy_only=False)
-    order = np.argsort(codes, kind="stable")
-    stops = np.cumsum(np.bincount(codes, minlength=len(keys))).tolist()
-    for code, (source, target, split) in enumerate(keys):
-        # Taken, not sliced: what is held back would keep the whole batch in memory.
-        part = table if len(keys) == 1 else table.take(order[stops[code - 1] if code else 0 : stops[code]])
-        yield (source, target, split), part
+    if (codes[1:] < codes[:-1]).any():
+        order = np.argsort(codes, kind="stable")
+        table = table.take(order)
+    start = 0
+    for (source, target, split), rows in zip(keys, np.bincount(codes).tolist(), strict=True):
+        yield (source, target, split), table.slice(start, rows)
+        start += rows
 
 
 def _repeated(values: Sequence[str], codes: np.ndarray) -> pa.ChunkedArray:

@@ -61,12 +61,13 @@ class InputFile:
     @property
     def folder(self) -> str:
         """Name of the file's folder: in the layout of the corpus, the language or pair."""
-        return Path(self.path).parent.name
+        return os.path.basename(os.path.dirname(self.path))  # noqa: PTH119, PTH120 - there may be many
 
     @property
     def split(self) -> str:
         """Split of records that name none: `validation` for files named so, else `train`."""
-        return "validation" if Path(self.path).name.startswith("validation") else "train"
+        name = os.path.basename(self.path)  # noqa: PTH119 - there may be many
+        return "validation" if name.startswith("validation") else "train"
 
     def same(self, other: Found) -> bool:
         """Whether a file found now is this one, unchanged."""

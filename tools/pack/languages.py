@@ -6,6 +6,7 @@ import functools
 import re
 
 from emma.base.errors import UserError
+from emma.tools.languages.names import language_name
 
 __all__ = ["pair_labels", "split_pair"]
 
@@ -17,9 +18,6 @@ def pair_labels(source: str, target: str) -> tuple[str, str]:
     Names lose ISO 639-3's remarks in brackets; if both sides would have the same name, scripts are appended
     (`Serbian (Cyrl)`, `Serbian (Latn)`). Codes without a name in ISO 639-3 are kept.
     """
-    # The tables take a second to load, and only pairs need them.
-    from emma.tools.languages.labels import language_name
-
     names = [re.sub(r" \([^)]*\)$", "", language_name(code)) for code in (source, target)]
     if names[0] == names[1]:
         scripts = [code.partition("_")[2] for code in (source, target)]

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from emma.tools.pack.bad_lines import BadLines
 from emma.tools.pack.columns import constant
 from emma.tools.pack.inputs import InputFile, Segment
 from emma.tools.pack.lines import LineNumbers, line_blocks
-from emma.tools.pack.tables import COPIES, read_rows, read_tables
+from emma.tools.pack.tables import COPIES, as_text, read_rows, read_tables, text_bytes
 
 __all__ = ["BATCH_BYTES", "COPIES", "Batch", "Piece", "read_segment", "read_segments"]
 
@@ -127,7 +127,7 @@ def read_segments(
     waiting: list[Batch] = []
     size = 0
     for batch in _each(segments, required, optional, batch_bytes, bad, records):
-        bytes_ = batch.table.nbytes
+        bytes_ = text_bytes(batch.table)
         alike = not waiting or batch.table.column_names == waiting[0].table.column_names
         if waiting and (not alike or size + bytes_ > batch_bytes):
             yield _merged(waiting)
@@ -139,10 +139,14 @@ def read_segments(
 
 
 def _merged(batches: Sequence[Batch]) -> Batch:
-    if len(batches) == 1:
-        return batches[0]
-    table = pa.concat_tables([batch.table for batch in batches]).combine_chunks()
-    return Batch(table, tuple(piece for batch in batches for piece in batch.pieces))
+    """One batch of several, with large strings in all columns."""
+    tables = (batch.table for batch in batches)
+    parts = [as_text(_joined(list(alike))) for _, alike in groupby(tables, key=lambda table: table.schema)]
+    return Batch(_joined(parts), tuple(piece for batch in batches for piece in batch.pieces))
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables).combine_chunks()
 
 
 def _each(
@@ -170,13 +174,11 @@ def _each(
             continue
         yield from _read_small(small, required, optional, bad)
         small, size = [], 0
+        content = _content(file) if segment.first and file.bytes <= _SMALL else None
         if segment.first and records is not None:
-            small_file = file.bytes <= _SMALL
-            digest = (
-                hashlib.sha256(_content(file)).hexdigest() if small_file else sha256_file(Path(file.path))
-            )
+            digest = sha256_file(Path(file.path)) if content is None else hashlib.sha256(content).hexdigest()
             records.append(_record(file, digest))
-        yield from read_segment(segment, required, optional, batch_bytes=batch_bytes, bad=bad)
+        yield from _batches(segment, required, optional, batch_bytes, bad, content)
     yield from _read_small(small, required, optional, bad)
 
 
@@ -235,14 +237,26 @@ def read_segment(
     bad: BadLines | None = None,
 ) -> Iterator[Batch]:
     """Yields the records of one segment; for the arguments and errors see `read_segments`."""
-    bad = BadLines() if bad is None else bad
+    yield from _batches(segment, required, optional, batch_bytes, BadLines() if bad is None else bad)
+
+
+def _batches(
+    segment: Segment,
+    required: Sequence[str],
+    optional: Sequence[str],
+    batch_bytes: int,
+    bad: BadLines,
+    content: bytes | None = None,
+) -> Iterator[Batch]:
+    """As `read_segment`; where a table's file has been read, its columns may be strings still."""
     form = segment.file.kind.partition(".")[0]
     if form not in ("parquet", "arrow"):
         optional = _of_text(optional)
     if form == "jsonl":
         yield from _parse_blocks(segment, line_blocks(segment, batch_bytes), required, optional, bad)
     elif form in ("parquet", "arrow"):
-        for table, first, places in read_tables(segment, required, optional, batch_bytes, bad):
+        whole = None if "." in segment.file.kind else content
+        for table, first, places in read_tables(segment, required, optional, batch_bytes, bad, whole):
             yield Batch(table, (Piece(segment, len(table), first, places=places),))
     else:
         for table, places in read_rows(segment, required, optional, batch_bytes, bad):

@@ -19,7 +19,7 @@ from emma.tools.corpus.source_files import SourceFile
 from emma.tools.pack.bad_lines import BadLines
 from emma.tools.pack.inputs import Segment
 
-__all__ = ["COPIES", "read_rows", "read_tables"]
+__all__ = ["COPIES", "as_text", "read_rows", "read_tables", "text_bytes"]
 
 COPIES = "copies"
 """Column of whole numbers in tables of the corpus (`deduplication.counts`): of how many documents each is what is left."""
@@ -28,31 +28,67 @@ _LARGEST_RECORD = 1 << 30
 _SMALL = 1 << 20
 
 
+def as_text(table: pa.Table) -> pa.Table:
+    """A table with large strings in all columns."""
+    schema = pa.schema([(name, pa.large_string()) for name in table.column_names])
+    return table if table.schema.equals(schema) else table.cast(schema)
+
+
+def text_bytes(table: pa.Table) -> int:
+    """Bytes of a table of strings as one of large strings."""
+    narrow = sum(map(pa.types.is_string, table.schema.types))
+    return int(table.nbytes) + 4 * (len(table) + 1) * narrow
+
+
 def read_tables(
-    segment: Segment, required: Sequence[str], optional: Sequence[str], batch_bytes: int, bad: BadLines
+    segment: Segment,
+    required: Sequence[str],
+    optional: Sequence[str],
+    batch_bytes: int,
+    bad: BadLines,
+    content: bytes | None = None,
 ) -> Iterator[tuple[pa.Table, int, list[int] | None]]:
-    """Yields tables of large strings of a parquet or Arrow file, the number of the first row in the file, and the rows'
-    numbers if some are set aside.
+    """Yields tables of a parquet or Arrow file, the number of the first row in the file, and the rows' numbers if some are
+    set aside. All columns are large strings; of a small parquet file they may be strings, since turning many tables into
+    others takes longer than one of all their rows (`as_text`).
+
+    Args:
+        segment: where to read.
+        required: columns that there must be.
+        optional: columns that are read where they exist.
+        batch_bytes: approximate bytes of text in a table.
+        bad: gets rows that are no UTF-8.
+        content: of the file, if it has been read.
 
     Raises:
         UserError: the file cannot be read, lacks a column, or a column isn't text.
     """
     path = segment.file.path
     try:
-        for piece, first in _pieces(segment, required, optional, batch_bytes):
+        for piece, first in _pieces(segment, required, optional, batch_bytes, content):
             table = piece.combine_chunks()
             _check_copies(table, path, first)
-            table = table.cast(pa.schema([(name, pa.large_string()) for name in table.column_names]))
+            if content is None or segment.file.kind != "parquet" or not _is_whole_text(table):
+                table = as_text(table)
             try:
                 table.validate(full=True)
                 places = None
             except pa.ArrowInvalid:
-                table, places = _valid(table, path, first, bad)
+                table, places = _valid(as_text(table), path, first, bad)
             bad.records += len(table)
             yield table, first, places
     except (pa.ArrowInvalid, OSError) as error:
         what = "Arrow" if segment.file.kind == "arrow" else "parquet"
         raise UserError(f"{path}: cannot be read as {what} ({error}); write it again") from None
+
+
+def _is_whole_text(table: pa.Table) -> bool:
+    """Whether all columns are strings, and no slices, of which the bytes are not those of the cast ones."""
+    return all(
+        (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) and not column.chunk(0).offset
+        for column in table.columns
+        if column.num_chunks
+    )
 
 
 def _columns(path: str, schema: pa.Schema, required: Sequence[str], optional: Sequence[str]) -> list[str]:
@@ -86,14 +122,14 @@ def _check_copies(table: pa.Table, path: str, first: int) -> None:
 
 
 def _pieces(
-    segment: Segment, required: Sequence[str], optional: Sequence[str], batch_bytes: int
+    segment: Segment, required: Sequence[str], optional: Sequence[str], batch_bytes: int, content: bytes | None
 ) -> Iterator[tuple[pa.Table, int]]:
     """Tables of about `batch_bytes`, and the number of each one's first row."""
     path = segment.file.path
     if segment.file.kind.startswith("arrow"):
-        with pa.OSFile(path) as handle:
-            magic = handle.read(6)
-        with pa.memory_map(path) as source:
+        with pa.memory_map(path) if content is None else pa.BufferReader(content) as source:
+            magic = source.read(6)
+            source.seek(0)
             reader: Any
             if magic == b"ARROW1":
                 reader = pa.ipc.open_file(source)
@@ -110,12 +146,14 @@ def _pieces(
                 row += len(table)
         return
     # Reading ahead, by other threads, takes longer than reading a small file.
-    file = pq.ParquetFile(path, pre_buffer=segment.file.bytes > _SMALL)
+    source = path if content is None else pa.BufferReader(content)
+    file = pq.ParquetFile(source, pre_buffer=segment.file.bytes > _SMALL)
     columns = _columns(path, file.schema_arrow, required, optional)
     groups = range(segment.start, segment.stop)
-    row = sum(file.metadata.row_group(index).num_rows for index in range(segment.start))
-    rows = sum(file.metadata.row_group(index).num_rows for index in groups)
-    size = sum(file.metadata.row_group(index).total_byte_size for index in groups)
+    counts = [file.metadata.row_group(index) for index in range(segment.stop)]
+    row = sum(group.num_rows for group in counts[: segment.start])
+    rows = sum(group.num_rows for group in counts[segment.start :])
+    size = sum(group.total_byte_size for group in counts[segment.start :])
     step = _rows_of(rows, size, batch_bytes)
     for piece in file.iter_batches(step, row_groups=list(groups), columns=columns, use_threads=False):
         yield pa.Table.from_batches([piece]), row

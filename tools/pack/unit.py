@@ -295,10 +295,10 @@ class _UnitWriter:
     def _count(self, table: pa.Table, lengths: np.ndarray, sizes: np.ndarray) -> None:
         indices, keys = encode_keys(table, ("language", "split"))
         codes = indices.to_numpy(zero_copy_only=False)
-        for code, (language, split) in enumerate(keys):
-            mine = codes == code
-            counts = np.array([mine.sum(), lengths[mine].sum(), sizes[mine].sum()], np.int64)
-            self.sources[language, split] = self.sources.get((language, split), 0) + counts
+        # (Sums of a batch are exact as floats.)
+        columns = [np.bincount(codes, weights, len(keys)) for weights in (None, lengths, sizes)]
+        for key, counts in zip(keys, np.stack(columns, axis=1).astype(np.int64), strict=True):
+            self.sources[key] = self.sources.get(key, 0) + counts
         self.documents += len(lengths)
         self.tokens += int(lengths.sum())
 
