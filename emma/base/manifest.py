@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -97,7 +97,7 @@ class Manifest:
         """Stamps `finished` and writes `folder/manifest.json` atomically (last, so that it marks
         completion)."""
         self.finished = self.finished or now()
-        write_json(Path(folder) / MANIFEST_NAME, asdict(self))
+        write_json(Path(folder) / MANIFEST_NAME, self)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

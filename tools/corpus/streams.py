@@ -68,7 +68,9 @@ class _ZstdReader(io.RawIOBase):
 
 def compression_of(head: bytes) -> str | None:
     """How a file that begins with `head` is compressed: `gz`, `zst`, `bz2` or `xz`; None if it isn't."""
-    return next((ending[1:] for magic, ending in _MAGIC.items() if head.startswith(magic)), None)
+    if not head.startswith(tuple(_MAGIC)):
+        return None
+    return next(ending[1:] for magic, ending in _MAGIC.items() if head.startswith(magic))
 
 
 @contextlib.contextmanager

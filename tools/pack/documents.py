@@ -206,10 +206,14 @@ class DocumentMaker:
         settings, buffers = self.pack.bilingual, [self._pairs[key] for key in keys]
         rows = pa.concat_tables([table for buffer in buffers for table in buffer.tables]).combine_chunks()
         codes = codes_of(rows, ("src", "tgt")).indices.to_numpy()
+        several = np.bincount(codes)[codes] > 1
         orders, all_sizes, turned, start = [], [], [], 0
         for buffer in buffers:
             own = codes[start : start + buffer.rows]
-            order, sizes, rest = spread(own, settings.pairs_per_document, last=last)
+            if several[start : start + buffer.rows].any():
+                order, sizes, rest = spread(own, settings.pairs_per_document, last=last)
+            else:
+                order, sizes, rest = _in_order(len(own), settings.pairs_per_document, last=last)
             if len(rest) > _HELD_PAIRS // 2:
                 # The same few pairs keep coming: waiting for fuller documents would hold back more and more.
                 order, sizes, rest = spread(own, settings.pairs_per_document, last=True)
@@ -328,10 +332,7 @@ def spread(codes: np.ndarray, size: int, *, last: bool) -> tuple[np.ndarray, np.
     tail = np.sort(codes[whole:])
     repeated = bool((windows[:, 1:] == windows[:, :-1]).any()) or bool((tail[1:] == tail[:-1]).any())
     if not repeated:
-        sizes = np.full(whole // size, size, np.int64)
-        if last and count > whole:
-            return np.arange(count), np.append(sizes, count - whole), np.arange(0)
-        return np.arange(whole), sizes, np.arange(whole, count)
+        return _in_order(count, size, last=last)
     closed: list[list[int]] = []
     opened: list[tuple[set[int], list[int]]] = []
     for element, code in enumerate(codes.tolist()):
@@ -350,6 +351,15 @@ def spread(codes: np.ndarray, size: int, *, last: bool) -> tuple[np.ndarray, np.
     order = np.array([element for document in closed for element in document], np.int64)
     rest = np.array(sorted(element for document in left for element in document), np.int64)
     return order, np.array([len(document) for document in closed], np.int64), rest
+
+
+def _in_order(count: int, size: int, *, last: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `spread`, without repetitions."""
+    whole = count // size * size
+    sizes = np.full(whole // size, size, np.int64)
+    if last and count > whole:
+        return np.arange(count), np.append(sizes, count - whole), np.arange(0)
+    return np.arange(whole), sizes, np.arange(whole, count)
 
 
 def _groups(table: pa.Table) -> Iterator[tuple[tuple[str, str, str], pa.Table]]:

@@ -51,7 +51,7 @@ def _endings(name: str) -> tuple[str, str | None]:
     return (os.path.splitext(stem)[1], packed) if packed else (last, None)  # noqa: PTH122
 
 
-def kind_of(path: Path, required: Sequence[str]) -> str:
+def kind_of(path: str | Path, required: Sequence[str]) -> str:
     """Format and compression of a file: `parquet`, `arrow`, `jsonl`, `csv`, `tsv`, `tmx` or `text`, followed by
     `.gz`, `.zst`, `.bz2` or `.xz` if it is compressed.
 
@@ -63,25 +63,27 @@ def kind_of(path: Path, required: Sequence[str]) -> str:
         UnreadableFormatError: the file is something else.
         UserError: it cannot be read, or isn't compressed as its name states.
     """
+    path = str(path)  # there may be many files
     try:
-        with open(path, "rb") as handle:  # noqa: PTH123 - faster, and there may be many files
+        with open(path, "rb", buffering=0) as handle:  # noqa: PTH123
             head = handle.read(_HEAD)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     packed = compression_of(head)
-    stated = kind_by_name(path.name)
+    name = path.rpartition(os.sep)[2]
+    stated = kind_by_name(name)
     if not head:
         if stated is None:
             raise UnreadableFormatError("empty")
         return stated
     if packed or (stated and "." in stated):
-        with open_bytes(str(path)) as stream:  # which refuses what isn't compressed as its name states
+        with open_bytes(path) as stream:  # which refuses what isn't compressed as its name states
             head = stream.read(_HEAD)
-    form = _format(head, path, None if stated is None else stated.partition(".")[0], required)
+    form = _format(head, name, None if stated is None else stated.partition(".")[0], required)
     return f"{form}.{packed}" if packed else form
 
 
-def _format(head: bytes, path: Path, stated: str | None, required: Sequence[str]) -> str:
+def _format(head: bytes, name: str, stated: str | None, required: Sequence[str]) -> str:
     if head.startswith(b"PAR1"):
         return "parquet"
     if head.startswith((b"ARROW1", _ARROW_STREAM)):
@@ -102,13 +104,13 @@ def _format(head: bytes, path: Path, stated: str | None, required: Sequence[str]
             raise UnreadableFormatError("TMX, which holds sentence pairs: for a component of kind bilingual")
         return "tmx"
     if (record := _first_record(body, len(head) == _HEAD)) is not None:
-        missing = [name for name in required if name not in record]
-        if missing and record and _endings(path.name)[0] == ".json":
+        missing = [field for field in required if field not in record]
+        if missing and record and _endings(name)[0] == ".json":
             raise UnreadableFormatError(f"a JSON object without the field {missing[0]!r}")
         return "jsonl"
     if stated == "text" and tuple(required) != ("text",):
         raise UnreadableFormatError(f"plain text, which has no fields {', '.join(required)}")
-    if body and _endings(path.name)[0] == ".json":
+    if body and _endings(name)[0] == ".json":
         what = "a JSON array" if body.startswith(b"[") else "not an object on its first line"
         raise UnreadableFormatError(
             f"{what}; write each record as an object on a line of its own (JSON lines)"

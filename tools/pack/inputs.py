@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from emma.base.errors import UserError
 from emma.tools.pack.formats import FORMATS, UnreadableFormatError, kind_by_name, kind_of
@@ -19,10 +19,10 @@ __all__ = [
     "Segment",
     "Unit",
     "cut_units",
+    "exceed",
     "find_files",
     "input_difference",
     "inputs_among",
-    "largest_growth",
     "list_inputs",
     "summary",
 ]
@@ -61,21 +61,19 @@ class InputFile:
     @property
     def folder(self) -> str:
         """Name of the file's folder: in the layout of the corpus, the language or pair."""
-        return os.path.basename(os.path.dirname(self.path))  # noqa: PTH119, PTH120 - there may be many
+        return self.path.rpartition(os.sep)[0].rpartition(os.sep)[2]  # there may be many
 
     @property
     def split(self) -> str:
         """Split of records that name none: `validation` for files named so, else `train`."""
-        name = os.path.basename(self.path)  # noqa: PTH119 - there may be many
-        return "validation" if name.startswith("validation") else "train"
+        return "validation" if self.path.rpartition(os.sep)[2].startswith("validation") else "train"
 
     def same(self, other: Found) -> bool:
         """Whether a file found now is this one, unchanged."""
         return (self.bytes, self.modified) == (other.bytes, other.modified)
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """A file that folders, patterns or names lead to; `named` if it was named itself. `reason` says why it cannot be an
     input whatever it holds."""
 
@@ -106,13 +104,36 @@ def find_files(patterns: Sequence[str | Path]) -> dict[str, Found]:
                 f"{pattern}: no input there{f' ({why})' if why else ''}; expected {FORMATS}. Run the corpus stage first, "
                 "or correct data.pack.components.*.inputs"
             )
-    folders = {os.path.dirname(name) for name, file in found.items() if file.reason is None}  # noqa: PTH120
-    searched = folders | {str(parent) for folder in folders for parent in Path(folder).parents}
-    return {
-        name: file
-        for name, file in sorted(found.items())
-        if file.reason != _FOLDER or str(Path(name)) not in searched
-    }
+    named = [name for name, file in found.items() if file.reason == _FOLDER]
+    if named:
+        folders = {os.path.dirname(name) for name, file in found.items() if file.reason is None}  # noqa: PTH120
+        searched = folders | {str(parent) for folder in folders for parent in Path(folder).parents}
+        for name in searched.intersection(named):
+            del found[name]
+    return {name: found[name] for name in sorted(found)}
+
+
+def exceed(patterns: Iterable[str | Path], most: int) -> bool:
+    """Whether the files that folders, patterns and names lead to may hold more than `most` bytes of text, going by their
+    sizes and names. Of many files, no more are looked at than tell.
+
+    Raises:
+        UserError: a pattern matches nothing.
+    """
+    seen: set[str] = set()
+    left = most
+    for pattern in map(str, patterns):
+        folder, usable = Path(pattern).is_dir(), False
+        for path, found in _walk(str(Path(pattern))) if folder else find_files([pattern]).items():
+            if path not in seen:
+                seen.add(path)
+                left -= found.bytes * _largest_growth(path)
+            usable |= found.reason is None
+            if left < 0 and usable:
+                break
+        if not usable:
+            find_files([pattern])  # which says what is there
+    return left < 0
 
 
 def _walk(folder: str) -> Iterator[tuple[str, Found]]:
@@ -120,7 +141,7 @@ def _walk(folder: str) -> Iterator[tuple[str, Found]]:
     seen: set[tuple[int, int]] = set()
     waiting = [folder]
     while waiting:
-        status = Path(place := waiting.pop()).stat()
+        status = os.stat(place := waiting.pop())  # noqa: PTH116 - there may be many
         if (status.st_dev, status.st_ino) in seen:
             continue  # a link to a folder above it
         seen.add((status.st_dev, status.st_ino))
@@ -173,7 +194,7 @@ def _classify(found: Mapping[str, Found], required: Sequence[str]) -> tuple[list
         try:
             if file.reason is not None:
                 raise UnreadableFormatError(file.reason)
-            files.append(InputFile(name, file.bytes, file.modified, kind_of(Path(name), required)))
+            files.append(InputFile(name, file.bytes, file.modified, kind_of(name, required)))
         except UnreadableFormatError as error:
             if file.named:
                 raise UserError(f"{name}: cannot read this format: {error}; expected {FORMATS}") from None
@@ -328,9 +349,9 @@ def cut_units(files: Iterable[InputFile], largest: int) -> list[Unit]:
     return units
 
 
-def largest_growth(path: str) -> int:
+def _largest_growth(path: str) -> int:
     """How many times a file's size its text may be, as its name states what it is."""
-    kind = kind_by_name(os.path.basename(path)) or ""  # noqa: PTH119 - there may be many
+    kind = kind_by_name(path.rpartition(os.sep)[2]) or ""
     return 16 if "." in kind or kind in ("parquet", "arrow") else 1
 
 
@@ -342,7 +363,9 @@ def _text_bytes(file: InputFile) -> list[int]:
     import pyarrow.parquet as pq
 
     try:
-        metadata = pq.read_metadata(file.path)
+        # Names would be looked up among the file systems that pyarrow knows.
+        with pa.OSFile(file.path) as source:
+            metadata = pq.read_metadata(source)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{file.path}: not a complete parquet file ({error}); write it again") from None
     return [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]

@@ -22,10 +22,10 @@ from emma.tools.pack.inputs import (
     InputFile,
     Unit,
     cut_units,
+    exceed,
     find_files,
     input_difference,
     inputs_among,
-    largest_growth,
 )
 from emma.tools.pack.refusal import refused
 from emma.tools.pack.store import FORMAT
@@ -69,9 +69,17 @@ class PackSettings:
         Raises:
             UserError: there are none.
         """
+        return find_files(self._places(name))
+
+    def _places(self, name: str) -> list[str | Path]:
+        """Files, folders and patterns of a component's inputs.
+
+        Raises:
+            UserError: none is given, and the corpus has none.
+        """
         component = self.pack.components[name]
         if component.inputs is not None:
-            return find_files(component.inputs)
+            return list(component.inputs)
         folder = self.corpus / "split" / ("parallel" if component.kind == "bilingual" else name)
         if not folder.is_dir():
             if self.corpus.is_file():
@@ -80,16 +88,15 @@ class PackSettings:
                 f"{folder}: no such folder, so component {name!r} has no input; run the corpus stage, or "
                 f"give data.pack.components.{name}.inputs"
             )
-        return find_files([folder])
+        return [folder]
 
-    def text_bytes(self, names: Iterable[str]) -> int:
-        """About the most bytes of text that the files of components may hold.
+    def exceed(self, names: Iterable[str], most: int) -> bool:
+        """Whether the files of components may hold more than `most` bytes of text.
 
         Raises:
             UserError: a component has no file.
         """
-        files = [each for name in names for each in self.found(name).items()]
-        return sum(found.bytes * largest_growth(path) for path, found in files)
+        return exceed((place for name in names for place in self._places(name)), most)
 
     def inputs(self, name: str) -> tuple[list[InputFile], dict[str, str]]:
         """Input files of a component, sorted by path, and why other files found beside them are passed over.

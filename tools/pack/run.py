@@ -131,7 +131,7 @@ def engine_for(settings: PackSettings, names: Sequence[str]) -> tuple[str, bool]
     Raises:
         UserError: a component has no input.
     """
-    wanted, little = settings.pack.engine, settings.text_bytes(names) <= LITTLE
+    wanted, little = settings.pack.engine, not settings.exceed(names, LITTLE)
     return (REFERENCE if little and wanted == "fastest" else wanted), little
 
 
