@@ -206,11 +206,13 @@ class DocumentMaker:
         settings, buffers = self.pack.bilingual, [self._pairs[key] for key in keys]
         rows = pa.concat_tables([table for buffer in buffers for table in buffer.tables]).combine_chunks()
         codes = codes_of(rows, ("src", "tgt")).indices.to_numpy()
-        several = np.bincount(codes)[codes] > 1
+        of_key = np.repeat(np.arange(len(keys)), [buffer.rows for buffer in buffers])
+        both = np.sort(of_key * len(codes) + codes)
+        repeated = set((both[1:][both[1:] == both[:-1]] // len(codes)).tolist())
         orders, all_sizes, turned, start = [], [], [], 0
-        for buffer in buffers:
+        for number, buffer in enumerate(buffers):
             own = codes[start : start + buffer.rows]
-            if several[start : start + buffer.rows].any():
+            if number in repeated:
                 order, sizes, rest = spread(own, settings.pairs_per_document, last=last)
             else:
                 order, sizes, rest = _in_order(len(own), settings.pairs_per_document, last=last)

@@ -24,7 +24,7 @@ from emma.tools.pack.engine import (
 )
 from emma.tools.pack.inputs import Segment
 from emma.tools.pack.plan import ComponentPlan, PackSettings
-from emma.tools.pack.records import read_segment
+from emma.tools.pack.records import read_heads
 
 __all__ = ["Samples", "gate_samples", "gate_verdicts"]
 
@@ -83,22 +83,29 @@ def gate_samples(settings: PackSettings, plan: ComponentPlan) -> tuple[Samples, 
     pairs = component.kind == "bilingual"
     segments = list(_first_segments(plan, component.language, pairs=pairs))
     head = max(_HEAD, _HEADS // max(len(segments), 1))
-    found: dict[str, list[pa.Array]] = {}
+    maker = DocumentMaker(component, settings.pack)
+    # How many are too many is not for some files' beginnings to say.
+    bad = BadLines(1.0 if component.max_bad_lines else 0.0)
     size = documents = 0
-    for segment in segments:
-        maker = DocumentMaker(component, settings.pack)
-        bad = BadLines(component.max_bad_lines)
-        batch = next(iter(read_segment(segment, *maker.fields, batch_bytes=head, bad=bad)), None)
-        if batch is None:
-            continue
-        size += batch.table.nbytes
-        documents += -(-len(batch.table) // (settings.pack.bilingual.pairs_per_document if pairs else 1))
-        for table in (*maker.add(batch), *maker.finish()):
-            for language, texts in _first_of_languages(table, settings.pack.gate_documents):
-                for side in sides_of(language, pairs=pairs):
-                    have = found.setdefault(side, [])
-                    if sum(map(len, have)) < settings.pack.gate_documents:
-                        have.append(texts)
+    found: dict[str, list[pa.Array]] = {}
+
+    def tables() -> Iterator[pa.Table]:
+        nonlocal size, documents
+        for batch in read_heads(segments, *maker.fields, bytes_each=head, bad=bad):
+            start = 0
+            for piece in batch.pieces:
+                size += batch.table.slice(start, piece.rows).nbytes
+                documents += -(-piece.rows // (settings.pack.bilingual.pairs_per_document if pairs else 1))
+                start += piece.rows
+            yield from maker.add(batch)
+        yield from maker.finish()
+
+    for table in tables():
+        for language, texts in _first_of_languages(table, settings.pack.gate_documents):
+            for side in sides_of(language, pairs=pairs):
+                have = found.setdefault(side, [])
+                if sum(map(len, have)) < settings.pack.gate_documents:
+                    have.append(texts)
     samples = {
         language: gate_sample(pa.concat_arrays(texts), settings.pack.gate_documents)
         for language, texts in sorted(found.items())

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from emma.tools.pack.inputs import InputFile, Segment
 from emma.tools.pack.lines import LineNumbers, line_blocks
 from emma.tools.pack.tables import COPIES, as_text, read_rows, read_tables, text_bytes
 
-__all__ = ["BATCH_BYTES", "COPIES", "Batch", "Piece", "read_segment", "read_segments"]
+__all__ = ["BATCH_BYTES", "COPIES", "Batch", "Piece", "read_heads", "read_segment", "read_segments"]
 
 BATCH_BYTES = 2 << 20
 """Approximate bytes of text in a batch; a process holds a small multiple of it."""
@@ -124,9 +124,27 @@ def read_segments(
             field.
     """
     bad = BadLines() if bad is None else bad
+    yield from _merge(_each(segments, required, optional, batch_bytes, bad, records), batch_bytes)
+
+
+def read_heads(
+    segments: Iterable[Segment],
+    required: Sequence[str],
+    optional: Sequence[str],
+    *,
+    bytes_each: int,
+    bad: BadLines | None = None,
+) -> Iterator[Batch]:
+    """As `read_segments`, but only the first records of each segment, in about `bytes_each` bytes."""
+    bad = BadLines() if bad is None else bad
+    yield from _merge(_each(segments, required, optional, bytes_each, bad, None, heads=True), BATCH_BYTES)
+
+
+def _merge(batches: Iterable[Batch], batch_bytes: int) -> Iterator[Batch]:
+    """Batches of about `batch_bytes`: small ones are put together."""
     waiting: list[Batch] = []
     size = 0
-    for batch in _each(segments, required, optional, batch_bytes, bad, records):
+    for batch in batches:
         bytes_ = text_bytes(batch.table)
         alike = not waiting or batch.table.column_names == waiting[0].table.column_names
         if waiting and (not alike or size + bytes_ > batch_bytes):
@@ -156,29 +174,34 @@ def _each(
     batch_bytes: int,
     bad: BadLines,
     records: list[FileRecord] | None,
+    *,
+    heads: bool = False,
 ) -> Iterator[Batch]:
-    """Batches of one file each, or of several small jsonl files, which are parsed together."""
+    """Batches of one file each, or of several small jsonl files, which are parsed together; with `heads`, the first one
+    of each segment."""
+    small_bytes, together = (min(_SMALL, batch_bytes), BATCH_BYTES) if heads else (_SMALL, batch_bytes)
     small: list[tuple[Segment, bytes]] = []
     size = 0
     for segment in segments:
         file = segment.file
-        if file.kind == "jsonl" and segment.first and segment.stop == file.bytes <= _SMALL:
+        if file.kind == "jsonl" and segment.first and segment.stop == file.bytes <= small_bytes:
             content = _content(file)
             if records is not None:
                 records.append(_record(file, hashlib.sha256(content).hexdigest()))
             small.append((segment, content))
             size += len(content)
-            if size >= batch_bytes:
+            if size >= together:
                 yield from _read_small(small, required, optional, bad)
                 small, size = [], 0
             continue
         yield from _read_small(small, required, optional, bad)
         small, size = [], 0
-        content = _content(file) if segment.first and file.bytes <= _SMALL else None
+        content = _content(file) if segment.first and file.bytes <= small_bytes else None
         if segment.first and records is not None:
             digest = sha256_file(Path(file.path)) if content is None else hashlib.sha256(content).hexdigest()
             records.append(_record(file, digest))
-        yield from _batches(segment, required, optional, batch_bytes, bad, content)
+        batches = _batches(segment, required, optional, batch_bytes, bad, content)
+        yield from islice(batches, 1) if heads else batches
     yield from _read_small(small, required, optional, bad)
 
 

@@ -26,6 +26,8 @@ COPIES = "copies"
 
 _LARGEST_RECORD = 1 << 30
 _SMALL = 1 << 20
+_STRING = pa.string().id
+_STRINGS = {_STRING, pa.large_string().id}
 
 
 def as_text(table: pa.Table) -> pa.Table:
@@ -36,7 +38,7 @@ def as_text(table: pa.Table) -> pa.Table:
 
 def text_bytes(table: pa.Table) -> int:
     """Bytes of a table of strings as one of large strings."""
-    narrow = sum(map(pa.types.is_string, table.schema.types))
+    narrow = sum(kind.id == _STRING for kind in table.schema.types)
     return int(table.nbytes) + 4 * (len(table) + 1) * narrow
 
 
@@ -65,10 +67,9 @@ def read_tables(
     """
     path = segment.file.path
     try:
-        for piece, first in _pieces(segment, required, optional, batch_bytes, content):
-            table = piece.combine_chunks()
+        for table, first, is_whole in _pieces(segment, required, optional, batch_bytes, content):
             _check_copies(table, path, first)
-            if content is None or segment.file.kind != "parquet" or not _is_whole_text(table):
+            if not is_whole or any(kind.id not in _STRINGS for kind in table.schema.types):
                 table = as_text(table)
             try:
                 table.validate(full=True)
@@ -82,15 +83,6 @@ def read_tables(
         raise UserError(f"{path}: cannot be read as {what} ({error}); write it again") from None
 
 
-def _is_whole_text(table: pa.Table) -> bool:
-    """Whether all columns are strings, and no slices, of which the bytes are not those of the cast ones."""
-    return all(
-        (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) and not column.chunk(0).offset
-        for column in table.columns
-        if column.num_chunks
-    )
-
-
 def _columns(path: str, schema: pa.Schema, required: Sequence[str], optional: Sequence[str]) -> list[str]:
     names = set(schema.names)
     # (Text of that name is something else.)
@@ -102,7 +94,7 @@ def _columns(path: str, schema: pa.Schema, required: Sequence[str], optional: Se
     columns = [*required, *(name for name in optional if name in names)]
     for name in columns:
         kind = schema.field(name).type
-        if name != COPIES and not _is_text(kind):
+        if name != COPIES and kind.id not in _STRINGS and not _is_text(kind):
             raise UserError(f"{path}: column {name!r} is {kind}, expected text; convert it")
     return columns
 
@@ -123,8 +115,9 @@ def _check_copies(table: pa.Table, path: str, first: int) -> None:
 
 def _pieces(
     segment: Segment, required: Sequence[str], optional: Sequence[str], batch_bytes: int, content: bytes | None
-) -> Iterator[tuple[pa.Table, int]]:
-    """Tables of about `batch_bytes`, and the number of each one's first row."""
+) -> Iterator[tuple[pa.Table, int, bool]]:
+    """Tables of about `batch_bytes`, the number of each one's first row, and whether it is all of a parquet file that has
+    been read (of slices, the bytes are not those of copies)."""
     path = segment.file.path
     if segment.file.kind.startswith("arrow"):
         with pa.memory_map(path) if content is None else pa.BufferReader(content) as source:
@@ -142,7 +135,7 @@ def _pieces(
                 table = pa.Table.from_batches([batch]).select(columns)
                 step = _rows_of(len(table), table.nbytes, batch_bytes)
                 for start in range(0, len(table), step):
-                    yield table.slice(start, step), row + start
+                    yield table.slice(start, step), row + start, False
                 row += len(table)
         return
     # Reading ahead, by other threads, takes longer than reading a small file.
@@ -156,7 +149,7 @@ def _pieces(
     size = sum(group.total_byte_size for group in counts[segment.start :])
     step = _rows_of(rows, size, batch_bytes)
     for piece in file.iter_batches(step, row_groups=list(groups), columns=columns, use_threads=False):
-        yield pa.Table.from_batches([piece]), row
+        yield pa.Table.from_batches([piece]), row, content is not None and row == 0 and len(piece) == rows
         row += len(piece)
 
 
@@ -167,7 +160,7 @@ def _rows_of(rows: int, size: int, batch_bytes: int) -> int:
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+    return bool(kind.id in _STRINGS or pa.types.is_null(kind))
 
 
 def _valid(table: pa.Table, path: str, first: int, bad: BadLines) -> tuple[pa.Table, list[int]]:
