@@ -30,9 +30,7 @@ def join(*parts: pa.ChunkedArray | pa.Array | str, separator: str = "") -> pa.Ch
 
 def codes_of(table: pa.Table, names: tuple[str, ...]) -> pa.DictionaryArray:
     """Rows by their values in the named columns: `indices` codes them, in order of first appearance."""
-    return as_array(
-        pc.dictionary_encode(as_array(join(*(table[name] for name in names), separator="\x00")))
-    )
+    return as_array(pc.dictionary_encode(as_array(join(*(table[name] for name in names), separator="\x00"))))
 
 
 def encode_keys(table: pa.Table, names: tuple[str, ...]) -> tuple[pa.Array, list[tuple[str, ...]]]:

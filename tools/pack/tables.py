@@ -114,7 +114,11 @@ def _check_copies(table: pa.Table, path: str, first: int) -> None:
 
 
 def _pieces(
-    segment: Segment, required: Sequence[str], optional: Sequence[str], batch_bytes: int, content: bytes | None
+    segment: Segment,
+    required: Sequence[str],
+    optional: Sequence[str],
+    batch_bytes: int,
+    content: bytes | None,
 ) -> Iterator[tuple[pa.Table, int, bool]]:
     """Tables of about `batch_bytes`, the number of each one's first row, and whether it is all of a parquet file that has
     been read (of slices, the bytes are not those of copies)."""
