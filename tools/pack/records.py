@@ -196,11 +196,11 @@ def _each(
             continue
         yield from _read_small(small, required, optional, bad)
         small, size = [], 0
-        content = _content(file) if segment.first and file.bytes <= small_bytes else None
+        whole = _content(file) if segment.first and file.bytes <= small_bytes else None
         if segment.first and records is not None:
-            digest = sha256_file(Path(file.path)) if content is None else hashlib.sha256(content).hexdigest()
+            digest = sha256_file(Path(file.path)) if whole is None else hashlib.sha256(whole).hexdigest()
             records.append(_record(file, digest))
-        batches = _batches(segment, required, optional, batch_bytes, bad, content)
+        batches = _batches(segment, required, optional, batch_bytes, bad, whole)
         yield from islice(batches, 1) if heads else batches
     yield from _read_small(small, required, optional, bad)
 

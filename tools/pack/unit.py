@@ -297,8 +297,9 @@ class _UnitWriter:
         codes = indices.to_numpy(zero_copy_only=False)
         # (Sums of a batch are exact as floats.)
         columns = [np.bincount(codes, weights, len(keys)) for weights in (None, lengths, sizes)]
-        for key, counts in zip(keys, np.stack(columns, axis=1).astype(np.int64), strict=True):
-            self.sources[key] = self.sources.get(key, 0) + counts
+        totals = np.stack(columns, axis=1).astype(np.int64)
+        for (language, split), counts in zip(keys, totals, strict=True):
+            self.sources[language, split] = self.sources.get((language, split), 0) + counts
         self.documents += len(lengths)
         self.tokens += int(lengths.sum())
 
