@@ -63,7 +63,7 @@ class DocumentMaker:
     records: int = 0
     _pairs: dict[tuple[str, str, str], _PairBuffer] = field(default_factory=dict)
     _sliced: int = 0  # bytes of the tables that the held pairs are slices of
-    _most: int = _SLACK
+    _copied: int = 0  # of them, bytes that nothing but held pairs took when they were copied last
 
     @property
     def fields(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -182,9 +182,8 @@ class DocumentMaker:
         if full:
             yield self._documents_of_pairs(full, last=False)
         self._sliced += kept.nbytes
-        if self._sliced > self._most:
-            self._sliced = self._copy_held()
-            self._most = self._sliced * 5 // 4 + _SLACK
+        if self._sliced > self._copied * 5 // 4 + _SLACK:
+            self._sliced = self._copied = self._copy_held()
 
     def _copy_held(self) -> int:
         """Copies the held pairs, which frees the tables that they are slices of; returns their bytes."""

@@ -168,6 +168,39 @@ def test_many_copies_of_one_pair_are_not_held_back_forever(
     assert all(buffer.rows <= 64 for buffer in maker._pairs.values())
 
 
+def test_held_pairs_free_the_batches_that_they_are_slices_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Many of one pair, which fill documents in each batch, and few of others, which wait.
+    rows = [
+        row
+        for turn in range(40)
+        for target, count in (("fra_Latn", 20), ("swh_Latn", 1), ("rus_Cyrl", 1))
+        for row in pair_rows("eng_Latn", target, count)
+    ]
+    for number, row in enumerate(rows):
+        row["tgt_text"] = f"{number} {row['tgt_text']}"
+    monkeypatch.setattr("emma.tools.pack.documents._HELD_PAIRS", 64)
+    expected, _ = make(tmp_path, rows, "bilingual")
+    pinned: list[int] = []
+    copy = DocumentMaker._copy_held
+
+    def copied(maker: DocumentMaker) -> int:
+        pinned.append(copy(maker))
+        tables = [table for buffer in maker._pairs.values() for table in buffer.tables]
+        assert sum(map(len, tables)) == sum(buffer.rows for buffer in maker._pairs.values())
+        memory = {each.address: each.size for table in tables for each in table["tgt"].chunk(0).buffers()[1:]}
+        assert sum(memory.values()) < 2 * sum(table["tgt"].nbytes for table in tables) + 1000
+        return pinned[-1]
+
+    monkeypatch.setattr(DocumentMaker, "_copy_held", copied)
+    documents, _ = make(tmp_path, rows, "bilingual")
+    assert documents == expected and not pinned
+    monkeypatch.setattr("emma.tools.pack.documents._SLACK", 5000)
+    assert make(tmp_path, rows, "bilingual")[0] == expected
+    assert len(pinned) > 3
+
+
 def test_spread_keeps_every_element_and_the_order_where_it_can() -> None:
     order, sizes, rest = spread(np.arange(25), 10, last=False)
     assert (

@@ -12,7 +12,7 @@ import zstandard
 
 from emma.base.errors import UserError
 from emma.tools.pack import inputs
-from emma.tools.pack.inputs import InputFile, Unit, cut_units, list_inputs
+from emma.tools.pack.inputs import InputFile, Unit, cut_units, exceed, list_inputs
 
 LINE = b'{"text": "x"}\n'
 CONTENT = {
@@ -56,6 +56,28 @@ def test_what_is_not_there_or_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 not whole")
     with pytest.raises(UserError, match=r"cut\.parquet: not a complete parquet file"):
         cut_units(list_inputs([tmp_path / "cut.parquet"]), 1 << 30)
+
+
+def test_as_many_files_are_looked_at_as_tell_that_their_text_is_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("a/x.jsonl", 100), ("b/y.jsonl.gz", 10), ("b/z.txt", 7)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    places = [tmp_path / "a", tmp_path / "b", f"{tmp_path}/*/x.jsonl"]  # the same file twice
+    total = 100 + 16 * 10 + 7
+    assert not exceed(places, total)
+    assert exceed(places, total - 1)
+    for index in range(1000):
+        (tmp_path / "a" / f"{index}.jsonl").write_bytes(LINE)
+    seen: list[str] = []
+    growth = inputs._largest_growth
+    monkeypatch.setattr(inputs, "_largest_growth", lambda path: seen.append(path) or growth(path))
+    assert exceed(places, 200) and len(seen) < 40
+    # What is missing is missed, although enough has been seen.
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="none: no input there"):
+        exceed([*places, tmp_path / "none"], 200)
 
 
 def test_split_comes_from_the_file_name() -> None:

@@ -3,16 +3,21 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
 from emma.base.errors import UserError
+from emma.base.files import sha256_file
+from emma.base.manifest import FileRecord
+from emma.tools.pack.bad_lines import BadLines
 from emma.tools.pack.inputs import InputFile, Segment, cut_units, list_inputs
-from emma.tools.pack.records import read_segment
+from emma.tools.pack.records import read_heads, read_segment, read_segments
 
 RECORDS = [{"id": f"d{number}", "text": f"line {number} é世\n" * (number % 5 + 1)} for number in range(60)]
 
@@ -127,3 +132,70 @@ def test_parquet_columns_are_checked(tmp_path: Path) -> None:
     dictionary = pa.table({"text": pa.array(["x", "y", "x"]).dictionary_encode()})
     pq.write_table(dictionary, tmp_path / "c.parquet")
     assert [row["text"] for row in read(whole(tmp_path / "c.parquet"))] == ["x", "y", "x"]
+
+
+def varied_tables(folder: Path) -> list[Segment]:
+    """Small files of pairs whose tables differ in types, missing values, row groups and text that is no UTF-8."""
+    generator = np.random.default_rng(0)
+    for number in range(60):
+        count = int(generator.integers(17, 60))
+        columns = {
+            name: pa.array([f"{name} {number} {'x' * int(generator.integers(40))}" for _ in range(count)])
+            for name in ("src_text", "tgt_text", "id", "split")
+        }
+        kind = number % 8
+        if kind == 1:
+            columns["id"] = columns["id"].cast(pa.large_string())
+        if kind == 2:
+            columns["split"] = columns["split"].dictionary_encode()
+        if kind == 3:
+            columns["split"] = pa.array([None if row % 3 else "train" for row in range(count)])
+        if kind == 4:
+            bytes_ = pa.array([b"\xff" if row == 5 else b"good" for row in range(count)])
+            columns["src_text"] = pa.Array.from_buffers(pa.string(), count, bytes_.buffers())
+        schema = pa.schema([pa.field(name, each.type, kind != 5) for name, each in columns.items()])
+        path = folder / f"{number:02d}.parquet"
+        pq.write_table(pa.table(columns, schema=schema), path, row_group_size=16 if kind == 6 else 1000)
+    return [segment for unit in cut_units(list_inputs([folder]), 1 << 30) for segment in unit.segments]
+
+
+def test_small_tables_are_batched_as_if_each_were_turned_into_large_strings_by_itself(tmp_path: Path) -> None:
+    segments = varied_tables(tmp_path)
+    fields, limit = (("src_text", "tgt_text"), ("id", "split")), 40_000
+    expected: list[list[dict[str, str]]] = []
+    size = limit + 1
+    for segment in segments:
+        for batch in read_segment(segment, *fields, batch_bytes=limit, bad=BadLines(1.0)):
+            assert set(batch.table.schema.types) == {pa.large_string()}
+            if size + batch.table.nbytes > limit:
+                expected.append([])
+                size = 0
+            expected[-1] += batch.table.to_pylist()
+            size += batch.table.nbytes
+    bad, records = BadLines(1.0), list[FileRecord]()
+    found = list(read_segments(segments, *fields, batch_bytes=limit, bad=bad, records=records))
+    assert [batch.table.to_pylist() for batch in found] == expected and len(expected) > 5
+    assert all(set(batch.table.schema.types) == {pa.large_string()} for batch in found)
+    assert [each["line"] for each in bad.found] == [5] * 7
+    assert bad.records == sum(map(len, expected))
+    assert [record.checksum for record in records] == [
+        f"sha256:{sha256_file(Path(segment.file.path))}" for segment in segments
+    ]
+    last = found[-1]
+    assert last.place(len(last.table) - 1) == f"59.parquet@{last.pieces[-1].rows - 1}"
+
+
+def test_heads_are_the_first_records_of_each_segment(tmp_path: Path) -> None:
+    for name, count in (("a", 3), ("b", 500), ("c", 4)):
+        rows = [{"text": f"{name} {row}"} for row in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.table({"text": [f"d {row}" for row in range(900)]}), tmp_path / "d.parquet")
+    segments = [whole(path) for path in sorted(tmp_path.iterdir())]
+    found = [
+        row
+        for batch in read_heads(segments, ("text",), (), bytes_each=1000)
+        for row in batch.table["text"].to_pylist()
+    ]
+    counts = Counter(text[0] for text in found)
+    assert counts["a"] == 3 and counts["c"] == 4 and 20 < counts["b"] < 100 and 16 <= counts["d"] < 200
+    assert [text for text in found if text[0] == "b"] == [f"b {row}" for row in range(counts["b"])]
