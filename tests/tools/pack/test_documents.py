@@ -189,7 +189,8 @@ def test_held_pairs_free_the_batches_that_they_are_slices_of(
         pinned.append(copy(maker))
         tables = [table for buffer in maker._pairs.values() for table in buffer.tables]
         assert sum(map(len, tables)) == sum(buffer.rows for buffer in maker._pairs.values())
-        memory = {each.address: each.size for table in tables for each in table["tgt"].chunk(0).buffers()[1:]}
+        chunks = [chunk for table in tables for chunk in table["tgt"].chunks]
+        memory = {each.address: each.size for chunk in chunks for each in chunk.buffers()[1:]}
         assert sum(memory.values()) < 2 * sum(table["tgt"].nbytes for table in tables) + 1000
         return pinned[-1]
 
