@@ -157,8 +157,10 @@ class Pieces:
         document = np.searchsorted(edges, cuts, side="right") - 1
         unsure[document[ends[first] != cuts]] = True
         keep = ~unsure[document]
-        stops = np.append(cuts[1:], len(data))
-        self._look_up(data, found.ids, unsure, cuts[keep], stops[keep], document[keep], ends)
+        stops, after = np.append(cuts[1:], len(data)), np.append(first[1:], len(found.ids))
+        self._look_up(
+            data, found.ids, unsure, cuts[keep], stops[keep], document[keep], first[keep], after[keep]
+        )
         return unsure
 
     def _look_up(
@@ -169,18 +171,20 @@ class Pieces:
         cuts: np.ndarray,
         stops: np.ndarray,
         document: np.ndarray,
-        ends: np.ndarray,
+        first: np.ndarray,
+        after: np.ndarray,
     ) -> None:
         """Marks the documents of pieces of which the reference says something else; asks it where it has not yet."""
         if not len(cuts):
             return
-        first, after = np.searchsorted(ends, cuts), np.searchsorted(ends, stops)
         lengths = after - first
         long = lengths > _LONGEST
         hashes = self._hashes(ids, first, lengths)
-        chosen = np.zeros(len(hashes), bool)
-        chosen[np.unique(hashes, return_index=True)[1]] = True
-        rows = np.flatnonzero(long | (chosen & ~_contains(self._right, hashes)))
+        # Sorted ones are found several times as fast.
+        distinct, places = np.unique(hashes, return_index=True)
+        wanted = long.copy()
+        wanted[places[~_contains(self._right, distinct)]] = True
+        rows = np.flatnonzero(wanted)
         if not len(rows):
             return
         order, sizes = self._texts(data, cuts[rows], stops[rows])
