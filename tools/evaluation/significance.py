@@ -148,7 +148,8 @@ def paired_test(differences: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
     p, names = np.ones(rows), np.full(rows, "McNemar", dtype="<U10")
     up = (there & (table > 0)).sum(axis=1)
     rarer = np.minimum(up, moved - up)
-    p[alike] = np.minimum(1.0, 2 * binom.cdf(rarer[alike], moved[alike], 0.5))
+    if alike.any():
+        p[alike] = np.minimum(1.0, 2 * binom.cdf(rarer[alike], moved[alike], 0.5))
     graded, few = ~alike, ~alike & (moved <= _ENUMERATED)
     if graded.any():
         names[graded], names[few] = "t", "sign flips"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -160,7 +161,6 @@ class Runner:
             tasks = build_tasks(unit, self.store, (self.settings.shots or {}).get(unit.benchmark_name))
             prompts, items = request_sha256(tasks, self.settings.limit)
         settings = self.model_settings
-        versions = package_versions(("lm-eval",))
         decided = {
             "model_sha256": self.model_sha256,
             "tasks": list(unit.tasks),
@@ -170,7 +170,7 @@ class Runner:
             "backend": settings.backend,
             "dtype": settings.dtype or self._default_dtype(),
             "seed": settings.seed,
-            "lm-eval": versions.get("lm-eval"),
+            "lm-eval": _versions().get("lm-eval"),
         }
         key = hashlib.sha256(orjson.dumps(decided, option=orjson.OPT_SORT_KEYS)).hexdigest()
         path = unit_file(self.output, self.target.model, unit.benchmark_name, unit.language)
@@ -207,7 +207,7 @@ class Runner:
             **facts,
             # Since the last unit that was run: what this one took.
             "tokens_forwarded": reader.take() if reader is not None else None,
-            "versions": package_versions(_PACKAGES),
+            "versions": dict(_versions()),
             "started": started,
             "seconds": round(time.monotonic() - clock, 3),
         }
@@ -297,13 +297,12 @@ class Runner:
             parts += [f"decoding:{how}", f"max_new:{decided['max_new_tokens']}"]
         if benchmark.program is not None:
             parts += [f"samples:{benchmark.samples}", f"toolchain:{decided['program']['version']}"]
-        versions = package_versions(("lm-eval",))
         parts += [
             f"window:{decided['window']}",
             f"backend:{decided['backend']}",
             f"dtype:{decided['dtype']}",
             f"prompts:{decided['prompts_sha256'][:12]}",
-            f"lm-eval:{versions.get('lm-eval', '?')}",
+            f"lm-eval:{_versions().get('lm-eval', '?')}",
         ]
         return "|".join(parts)
 
@@ -361,6 +360,12 @@ class Runner:
         with quiet():
             evaluate(lm=model, task_dict={unit.name: task}, log_samples=False, bootstrap_iters=0)
         return task.responses, task.scores
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Versions of what scores depend on; finding them takes as long as scoring a small language."""
+    return package_versions(_PACKAGES)
 
 
 @contextlib.contextmanager
