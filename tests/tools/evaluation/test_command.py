@@ -141,6 +141,7 @@ def test_languages_at_once_get_the_scores_of_one_after_another(
     """In the same order, to the last digit; an interruption loses little and leaves torch its threads."""
     evaluate(model, "--text", corpus, "--output", tmp_path / "alone")
     alone = (tmp_path / "alone" / "heldout" / "trained.jsonl").read_bytes()
+    assert [json.loads(line)["language"] for line in alone.splitlines()] == sorted(TEXTS)
     busy = set()
     score = Scorer.score
 
