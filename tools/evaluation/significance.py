@@ -16,14 +16,12 @@ fewer. Units without a difference hide skewness and tell no direction: all tests
 
 With fewer than `LEAST` units nothing is said. A page's verdicts are controlled together, over languages, benchmarks and
 runs: `judge` bounds the share of them that is expected to be wrong. `LEVEL` is below the customary 5 %, so that what is
-approximate in the tests stays below it; docs/verdicts.md has the measured rates.
-"""
+approximate in the tests stays below it; docs/verdicts.md has the measured rates."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -48,7 +46,6 @@ __all__ = [
     "tally",
     "units_p",
     "two_errors",
-    "verdict_counts",
 ]
 
 Method = Literal["bh", "by"]
@@ -63,8 +60,8 @@ _ENUMERATED = 14
 """Differences whose signs are enumerated: 2¹³ patterns, the other half being their mirror images."""
 
 _HIDDEN = 10
-"""What few values hide: the sample's skewness and p are both raised by this number over the values. Chosen with `_BENT`
-by simulation (docs/verdicts.md): the least loss of power at which lopsided differences stay below 6 %."""
+"""What few values hide: a sample's skewness and p are raised by this number over the values. Chosen with `_BENT` by
+simulation: the least loss of power at which lopsided differences stay below 6 % (docs/verdicts.md)."""
 
 _BENT = 0.75
 """Most that Hall's transformation bends a t, where 1 would flatten it: no effect would be large enough."""
@@ -140,10 +137,11 @@ def paired_test(differences: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
     rows, count = table.shape
     if count < LEAST:
         return np.full(rows, np.nan), np.full(rows, "too few")
+    largest = np.abs(table).max(axis=1, keepdims=True)
+    table = table / np.where(largest > 0, largest, 1.0)
     size = np.abs(table)
-    largest = size.max(axis=1)
-    there = size > 1e-12 * largest[:, None]
-    alike = (~there | (size >= largest[:, None] * (1 - 1e-9))).all(axis=1)
+    there = size > 1e-12
+    alike = (~there | (size >= 1 - 1e-9)).all(axis=1)
     moved = there.sum(axis=1)
     p, names = np.ones(rows), np.full(rows, "McNemar", dtype="<U10")
     up = (there & (table > 0)).sum(axis=1)
@@ -153,7 +151,7 @@ def paired_test(differences: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
     graded, few = ~alike, ~alike & (moved <= _ENUMERATED)
     if graded.any():
         names[graded], names[few] = "t", "sign flips"
-        p[graded], bar = _student(table[graded] / largest[graded, None], there[graded])
+        p[graded], bar = _student(table[graded], there[graded])
         p[few] = _sign_flips(table[few])
         p[graded] = np.minimum(1.0, np.maximum(p[graded], bar) * (1 + _HIDDEN / moved[graded]))
     return p, names
@@ -293,22 +291,22 @@ def _test(
             raise UserError(
                 f"{language}: the two models were scored on different items; evaluate both with the same --limit"
             )
-    error: float | None
     if base.items and trained.items:
+        rows = list(base.items)
         changes = np.array([trained.items[item] - base.items[item] for item in base.items], np.float64)
-        groups = _groups(list(base.items), base.clusters)
-        sums = np.asarray(np.bincount(groups, weights=changes), np.float64)
+        groups = _groups(rows, base.clusters)
+        sums = _summed(language, rows, changes[:, None], groups)[:, 0]
         p, name = units_p(sums)
         # The value is a mean over items, however many of them each cluster has.
         centred = np.bincount(groups, weights=changes - changes.mean())
         units = len(sums)
-        error = None
-        if units > 1:
-            error = float(np.sqrt(units / (units - 1) * np.sum(centred**2))) / len(changes)
+        spread = np.sqrt(units / max(1, units - 1) * np.sum(centred**2))
+        error = float(spread) / len(changes) if units > 1 else None
     elif base.statistics and trained.statistics and value_of is not None:
-        groups = _groups(list(base.statistics), base.clusters)
+        rows = list(base.statistics)
+        groups = _groups(rows, base.clusters)
         tables = [
-            _summed(np.array([score[item] for item in base.statistics], np.float64), groups)
+            _summed(language, rows, np.array([score[item] for item in rows], np.float64), groups)
             for score in (base.statistics, trained.statistics)
         ]
         parts = influences(tables[0], tables[1], value_of)
@@ -331,8 +329,13 @@ def _groups(items: Sequence[str], clusters: Mapping[str, str] | None) -> NDArray
     return np.array(found, np.int64)
 
 
-def _summed(table: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Sums of the rows of each group."""
+def _summed(
+    language: str, items: Sequence[str], table: NDArray[np.float64], groups: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Sums of the rows of each group. A score that is no number must not pass for one without a difference."""
+    if not (fine := np.isfinite(table).all(axis=1)).all():
+        broken = f"{language}: the score of item {items[int(fine.argmin())]}"
+        raise UserError(f"{broken} is not a finite number; evaluate this language again")
     sums = np.zeros((int(groups.max()) + 1, table.shape[1]))
     np.add.at(sums, groups, table)
     return sums
@@ -395,9 +398,3 @@ def tally(rows: Sequence[Any], level: float = LEVEL) -> Tally:
     return Tally(
         len(rows), sum(row.p is not None for row in rows), sum(row.verdict != "tie" for row in rows), level
     )
-
-
-def verdict_counts(rows: Sequence[Verdict]) -> dict[str, int]:
-    """Number of languages won, tied and lost."""
-    found = Counter(row.verdict for row in rows)
-    return {verdict: found[verdict] for verdict in ("win", "tie", "loss")}

@@ -10,6 +10,7 @@ from scipy.stats import t as student
 
 from benchmarks.verdicts import COUNTS, LOPSIDED, NULLS, false_verdicts, page, power
 from emma.base.errors import UserError
+from emma.tools.evaluation.comparison import verdict_counts
 from emma.tools.evaluation.measures import metric
 from emma.tools.evaluation.significance import (
     LEAST,
@@ -23,7 +24,6 @@ from emma.tools.evaluation.significance import (
     tally,
     two_errors,
     units_p,
-    verdict_counts,
 )
 
 
@@ -228,6 +228,25 @@ def test_other_items_are_refused() -> None:
         )
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_scores_that_are_no_numbers_are_refused(broken: float) -> None:
+    fine = {str(i): float(i % 3) for i in range(20)}
+    with pytest.raises(UserError, match="deu_Latn: the score of item 7 is not a finite number"):
+        compare_languages(
+            {"deu_Latn": Score(0.5, None, fine)},
+            {"deu_Latn": Score(0.5, None, {**fine, "7": broken})},
+            better="higher",
+        )
+    rows = {item: [value, 1.0] for item, value in fine.items()}
+    with pytest.raises(UserError, match="deu_Latn: the score of item 7"):
+        compare_languages(
+            {"deu_Latn": Score(0.5, statistics={**rows, "7": [1.0, broken]})},
+            {"deu_Latn": Score(0.5, statistics=rows)},
+            better="higher",
+            value_of=lambda row: float(row[0] / row[1]),
+        )
+
+
 def test_items_are_paired_by_name_in_any_order() -> None:
     base = {str(i): float(i % 7) for i in range(40)}
     trained = {item: value + 0.5 + 0.1 * (int(item) % 3) for item, value in base.items()}
@@ -284,5 +303,5 @@ def test_corpus_scores_are_tested_by_their_items_influence() -> None:
 
 def test_p_does_not_depend_on_the_unit() -> None:
     table = np.random.default_rng(1).normal(0.2, 1, (40, 12))
-    for factor in (1e-9, 1e12):
+    for factor in (1e-300, 1e-9, 1e12, 1e307):
         assert paired_test(table * factor)[0] == pytest.approx(paired_test(table)[0], rel=1e-6)

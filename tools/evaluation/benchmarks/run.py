@@ -317,9 +317,9 @@ class Runner:
         if benchmark.kind == "likelihood":
             return list(items), 0, 0
         room = self.window - (self.new_tokens(benchmark) if benchmark.kind == "generation" else 0) - 1
+        self._check_choices(unit, items)
         fitted, shortened, cut = [], 0, 0
         for item in items:
-            self._check_choices(unit, item)
             over = len(self.model.tok_encode(item.prompt)) - room
             shortened += over > 0 and benchmark.shorten is not None
             # A text within a prompt may have other tokens than by itself, so cut again until the prompt fits.
@@ -329,7 +329,7 @@ class Runner:
                 row = dict(item.row or {})
                 text = str(row[benchmark.shorten])
                 row[benchmark.shorten] = shorten(
-                    self.model, [text], [len(self.model.plain_ids(text)) - over]
+                    self.model, [text], [len(self.model.plain_ids([text])[0]) - over]
                 )[0]
                 item = replace(
                     render(benchmark, benchmark.code(unit.language), row, item.examples, item.index), row=row
@@ -339,13 +339,16 @@ class Runner:
             fitted.append(item)
         return fitted, shortened, cut
 
-    def _check_choices(self, unit: Unit, item: Item) -> None:
-        longest = max((len(self.model.plain_ids(choice)) for choice in item.choices), default=0)
-        if longest >= self.window:
-            raise UserError(
-                f"{unit.name}, item {item.index}: a choice has {longest} tokens, but the model's window only "
-                f"{self.window}; leave this benchmark out for this model"
-            )
+    def _check_choices(self, unit: Unit, items: Sequence[Item]) -> None:
+        choices = [(item.index, choice) for item in items for choice in item.choices]
+        # All in one call, each of which costs more than a choice.
+        found = self.model.plain_ids([choice for _, choice in choices])
+        for (index, _), ids in zip(choices, found, strict=True):
+            if len(ids) >= self.window:
+                raise UserError(
+                    f"{unit.name}, item {index}: a choice has {len(ids)} tokens, but the model's window only "
+                    f"{self.window}; leave this benchmark out for this model"
+                )
 
     def _evaluate(
         self, unit: Unit, items: Sequence[Item], max_new_tokens: int
