@@ -185,11 +185,8 @@ class Runner:
         signature = "|".join(
             [
                 *([f"limit:{self.settings.limit}"] if self.settings.limit else []),
-                f"window:{self.window}",
-                f"backend:{decided['backend']}",
-                f"dtype:{decided['dtype']}",
-                f"prompts:{prompts[:12]}",
-                f"lm-eval:{decided['lm-eval']}",
+                f"window:{self.window}|backend:{decided['backend']}|dtype:{decided['dtype']}",
+                f"prompts:{prompts[:12]}|lm-eval:{decided['lm-eval']}",
             ]
         )
         details = self._details(decided, {"items": items}, started, clock)
@@ -342,8 +339,7 @@ class Runner:
     def _check_choices(self, unit: Unit, items: Sequence[Item]) -> None:
         choices = [(item.index, choice) for item in items for choice in item.choices]
         # All in one call, each of which costs more than a choice.
-        found = self.model.plain_ids([choice for _, choice in choices])
-        for (index, _), ids in zip(choices, found, strict=True):
+        for (index, _), ids in zip(choices, self.model.plain_ids([text for _, text in choices]), strict=True):
             if len(ids) >= self.window:
                 raise UserError(
                     f"{unit.name}, item {index}: a choice has {len(ids)} tokens, but the model's window only "
