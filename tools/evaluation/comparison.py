@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from emma.tools.evaluation.averages import ENGLISH_GROUP, OTHERS, Average, avera
 from emma.tools.evaluation.bootstrap import Estimate, average, average_of_items
 from emma.tools.evaluation.measures import Benchmark, Metric, benchmark, metric
 from emma.tools.evaluation.results import Result
-from emma.tools.evaluation.significance import Score, Verdict, compare_languages, verdict_counts
+from emma.tools.evaluation.significance import Score, Verdict, compare_languages
 from emma.tools.languages.codes import language
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "health",
     "main_metric",
     "value_of",
+    "verdict_counts",
 ]
 
 Items = Callable[[str, str, str], Mapping[str, Any] | None]
@@ -242,3 +244,9 @@ def health(scores: BenchmarkScores) -> list[tuple[Metric, float, str]]:
         worst = max(rates, key=lambda name: rates[name])
         rows.append((metric(key), sum(rates.values()) / len(rates), worst))
     return rows
+
+
+def verdict_counts(rows: Sequence[Verdict]) -> dict[str, int]:
+    """Number of languages won, tied and lost."""
+    found = Counter(row.verdict for row in rows)
+    return {verdict: found[verdict] for verdict in ("win", "tie", "loss")}

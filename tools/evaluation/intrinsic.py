@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,26 +94,57 @@ def evaluate_model(
     scorer = load_model(target.folder, settings)
     journal = journal_of(output, target.model)
     finished = journal.read(scorer.signature, sha256)
+
+    def score(language: HeldOut) -> tuple[LanguageScores | None, bool]:
+        """Scores of a language, and whether they are new; None if it has no document."""
+        documents = read_documents(language, settings.limit, settings.pack)
+        if not documents:
+            return None, False
+        key, text = (language.kind, language.language), text_sha256(documents)
+        known = finished.get(key)
+        if known is not None and known.text_sha256 == text:
+            return known, False
+        # Each language by itself: in which batch a document stands shows in its last digits, so batches must not depend
+        # on what else is asked for or finished.
+        scored = scorer.score([(document.id, document.text) for document in documents])
+        return LanguageScores(*key, scorer.signature, sha256, text, tuple(scored)), True
+
     scores: dict[tuple[str, str], LanguageScores] = {}
     bar: tqdm[Any] = progress(total=len(heldout), desc=f"evaluate {target.model}", unit="language")
     with bar:
-        for language in heldout:
-            documents = read_documents(language, settings.limit, settings.pack)
-            if documents:
-                key, text = (language.kind, language.language), text_sha256(documents)
-                if key not in finished or finished[key].text_sha256 != text:
-                    # Each language by itself: in which batch a document stands shows in its last digits, so batches
-                    # must not depend on what else is asked for or finished.
-                    scored = scorer.score([(document.id, document.text) for document in documents])
-                    finished[key] = LanguageScores(*key, scorer.signature, sha256, text, tuple(scored))
-                    journal.append(finished[key])
-                scores[key] = finished[key]
+        for found, new in _at_once(score, heldout, scorer.at_once):
+            if found is not None:
+                if new:
+                    journal.append(found)
+                scores[found.kind, found.language] = found
             bar.update()
     if not scores:
         raise UserError(
             "no language has a validation document (see the column `split`); nothing was evaluated"
         )
     return scores
+
+
+def _at_once[T, R](work: Callable[[T], R], things: Sequence[T], count: int) -> Iterator[R]:
+    """Results in order, of `count` things at once that share torch's threads; few are ahead of what was taken."""
+    import torch
+
+    if count == 1:
+        yield from map(work, things)
+        return
+    threads = torch.get_num_threads()
+    waiting: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads // count,))
+    try:
+        for thing in things:
+            waiting.append(pool.submit(work, thing))
+            if len(waiting) > 2 * count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def publish(

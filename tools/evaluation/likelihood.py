@@ -12,6 +12,7 @@ context if the document has that many before it.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,13 @@ from emma.tools.evaluation.journal import DocumentScore
 
 __all__ = ["DocumentScore", "Scorer", "Window", "cut_windows"]
 
-# Maximum number of logits (4 bytes each) held at once.
 _LOGITS_AT_ONCE = 64 << 20
+"""Logits (4 bytes each) held at once; on a CPU, `_LOGITS_IN_CACHE` or those of `_LEAST_POSITIONS`."""
+
+_LOGITS_IN_CACHE, _LEAST_POSITIONS = 2 << 20, 256
+
+_SMALL, _MOST_AT_ONCE = 100_000_000, 8
+"""A model of at most so many parameters does not keep several cores busy with one batch; so many languages do."""
 
 
 _LEAST_FILLED = 0.75
@@ -104,6 +110,24 @@ class Scorer:
         self.prefix = begin if begin is not None else end
         self._vocabulary = model.get_input_embeddings().weight.shape[0]
         self._plain_head = self._head_is_plain()
+        # A tokenizer must not be called twice at once.
+        self._encoding = threading.Lock()
+
+    @property
+    def at_once(self) -> int:
+        """Calls of `score` that together are faster than one after another: as many as cores, for a small model on a CPU.
+
+        Models whose positions depend on what they have read before take one at a time.
+        """
+        stateful = any(
+            kind in str(getattr(module, "rope_type", ""))
+            for module in self.model.modules()
+            for kind in ("dynamic", "longrope")
+        )
+        small = sum(weight.numel() for weight in self.model.parameters()) <= _SMALL
+        if self.model.device.type != "cpu" or not small or stateful:
+            return 1
+        return min(_MOST_AT_ONCE, torch.get_num_threads())
 
     @property
     def signature(self) -> str:
@@ -123,9 +147,10 @@ class Scorer:
         """
         if not texts:
             return []
-        encoded = self.tokenizer(
-            list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
-        )["input_ids"]
+        with self._encoding:
+            encoded = self.tokenizer(
+                list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
+            )["input_ids"]
         suffix = [self.tokenizer.eos_token_id] if self.score_end_of_text else []
         ids = [[self.prefix, *tokens, *suffix] for tokens in encoded]
         highest = max(max(row) for row in ids)
@@ -204,6 +229,8 @@ class Scorer:
     def _losses(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each position, computed in FP32 on one slice of positions at a time."""
         step = max(1, _LOGITS_AT_ONCE // self._vocabulary)
+        if states.device.type == "cpu":
+            step = min(step, max(_LEAST_POSITIONS, _LOGITS_IN_CACHE // self._vocabulary))
         parts = []
         for begin in range(0, len(targets), step):
             logits = states[begin : begin + step]

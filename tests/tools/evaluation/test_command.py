@@ -8,6 +8,10 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,7 +22,10 @@ from click.testing import CliRunner, Result
 from emma.base.errors import UserError
 from emma.commands.evaluate import group
 from emma.recipes.load import write_recipe
-from emma.tools.evaluation.journal import Journal, LanguageScores
+from emma.tools.evaluation import likelihood
+from emma.tools.evaluation.intrinsic import Settings, load_model
+from emma.tools.evaluation.journal import DocumentScore, Journal, LanguageScores
+from emma.tools.evaluation.likelihood import Scorer
 from emma.tools.evaluation.results import read_results
 from emma.tools.evaluation.stored import evaluated_models, stored_scores
 from emma.tools.evaluation.targets import resolve_target
@@ -126,6 +133,42 @@ def test_scores_do_not_depend_on_where_a_run_was_interrupted(corpus: Path, tmp_p
         language = json.loads(line)["language"]
         evaluate(model, "--text", corpus, "--output", tmp_path / language, "--languages", language)
         assert (tmp_path / language / "heldout" / "trained.jsonl").read_bytes() == line
+
+
+def test_languages_at_once_get_the_scores_of_one_after_another(
+    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same order, to the last digit; an interruption loses little and leaves torch its threads."""
+    evaluate(model, "--text", corpus, "--output", tmp_path / "alone")
+    alone = (tmp_path / "alone" / "heldout" / "trained.jsonl").read_bytes()
+    assert [json.loads(line)["language"] for line in alone.splitlines()] == sorted(TEXTS)
+    busy = set()
+    score = Scorer.score
+
+    def watched(self: Scorer, documents: Sequence[tuple[str, str]]) -> list[DocumentScore]:
+        busy.add(threading.get_ident())
+        time.sleep(0.01)
+        assert torch.get_num_threads() == 1
+        return score(self, documents)
+
+    torch.set_num_threads(3)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Scorer, "score", watched)
+            evaluate(model, "--text", corpus, "--output", tmp_path / "together")
+            assert len(busy) == 3 and threading.get_ident() not in busy
+            assert (tmp_path / "together" / "heldout" / "trained.jsonl").read_bytes() == alone
+            patch.setattr(Journal, "append", lambda self, scores: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                evaluate(model, "--text", corpus, "--output", tmp_path / "stopped")
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 3
+        large = load_model(model, Settings(64))
+        assert large.at_once == 3
+        monkeypatch.setattr(likelihood, "_SMALL", 1000)
+        assert large.at_once == 1
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_base_against_trained(model: Path, base: Path, corpus: Path, tmp_path: Path) -> None:

@@ -121,6 +121,14 @@ def test_nobody_is_kept_out_of_a_page(
             assert barriers(page) == []
 
 
+def test_a_long_name_of_a_measure_stays_on_a_phone(browser: Any, pages: dict[str, Path]) -> None:
+    with opened(browser, pages["atlas.html"], PHONE) as page:
+        page.evaluate(
+            "document.querySelector('#controls label select').add(new Option('Translations '.repeat(9)))"
+        )
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+
+
 def test_barriers_are_found_if_there_are_any(browser: Any, tmp_path: Path) -> None:
     (tmp_path / "bad.html").write_text(
         "<!doctype html><html lang=en><title>x</title><main><h1>x</h1><p style='color:#999;background:#fff'>pale<p><input>"

@@ -84,11 +84,13 @@ class Exact:
         """Tokens per window of rolling likelihoods."""
         return min(self.max_length, _LONGEST)
 
-    def plain_ids(self, text: str) -> list[int]:
-        """Token ids of a text, none added by the tokenizer; text that spells a control token stays text."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
+    def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts, none added by the tokenizer; text that spells a control token stays text."""
+        if not texts:
+            return []
+        ids: list[list[int]] = self.tokenizer(
+            list(texts), add_special_tokens=False, split_special_tokens=True
+        )["input_ids"]
         return ids
 
     def exact_rolling(self, requests: list[Instance]) -> list[Any]:
@@ -102,8 +104,8 @@ class Exact:
         pieces: list[Any] = []
         owners: list[int] = []
         tokens = []
-        for number, request in enumerate(requests):
-            ids = [self.prefix_token_id, *self.plain_ids(request.args[0])]
+        for number, plain in enumerate(self.plain_ids([request.args[0] for request in requests])):
+            ids = [self.prefix_token_id, *plain]
             tokens.append(len(ids) - 1)
             for window in cut_windows(number, len(ids), self.window, max(1, self.window // 2)):
                 pieces.append((None, ids[window.start : window.first], ids[window.first : window.end + 1]))
@@ -254,8 +256,7 @@ def _vllm_class(sampling_seed: int) -> Any:
 def shorten(lm: Any, texts: Sequence[str], longest: Sequence[int]) -> list[str]:
     """Beginnings of texts, with at most `longest` tokens each; no character is cut in two."""
     cut = []
-    for text, most in zip(texts, longest, strict=True):
-        ids = lm.plain_ids(text)
+    for text, ids, most in zip(texts, lm.plain_ids(texts), longest, strict=True):
         if len(ids) > most:
             text = lm.tokenizer.decode(ids[: max(0, most)], skip_special_tokens=False).rstrip("\ufffd")
         cut.append(text)

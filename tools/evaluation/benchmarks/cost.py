@@ -298,7 +298,7 @@ def _pilot(runner: Runner, unit: Unit, items: int) -> list[float]:
     prompts = [len(model.tok_encode(request.args[0])) for request in task.instances]
     read = sum(min(length, runner.window - cap) for length in prompts)
     steps = (model.reader.take() - read) / len(answers) + 1
-    lengths = [len(model.plain_ids(answer)) + 1.0 for answer in answers]
+    lengths = [len(ids) + 1.0 for ids in model.plain_ids(answers)]
     # The text of an answer may have other tokens than were written; batches went on until their longest answer ended.
     rows = _rows_at_once(runner, min(runner.window, max(prompts) + cap))
     scale = steps / _longest_of(lengths, min(rows, len(lengths)))

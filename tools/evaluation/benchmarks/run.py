@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -160,7 +161,6 @@ class Runner:
             tasks = build_tasks(unit, self.store, (self.settings.shots or {}).get(unit.benchmark_name))
             prompts, items = request_sha256(tasks, self.settings.limit)
         settings = self.model_settings
-        versions = package_versions(("lm-eval",))
         decided = {
             "model_sha256": self.model_sha256,
             "tasks": list(unit.tasks),
@@ -170,7 +170,7 @@ class Runner:
             "backend": settings.backend,
             "dtype": settings.dtype or self._default_dtype(),
             "seed": settings.seed,
-            "lm-eval": versions.get("lm-eval"),
+            "lm-eval": _versions().get("lm-eval"),
         }
         key = hashlib.sha256(orjson.dumps(decided, option=orjson.OPT_SORT_KEYS)).hexdigest()
         path = unit_file(self.output, self.target.model, unit.benchmark_name, unit.language)
@@ -185,11 +185,8 @@ class Runner:
         signature = "|".join(
             [
                 *([f"limit:{self.settings.limit}"] if self.settings.limit else []),
-                f"window:{self.window}",
-                f"backend:{decided['backend']}",
-                f"dtype:{decided['dtype']}",
-                f"prompts:{prompts[:12]}",
-                f"lm-eval:{decided['lm-eval']}",
+                f"window:{self.window}|backend:{decided['backend']}|dtype:{decided['dtype']}",
+                f"prompts:{prompts[:12]}|lm-eval:{decided['lm-eval']}",
             ]
         )
         details = self._details(decided, {"items": items}, started, clock)
@@ -207,7 +204,7 @@ class Runner:
             **facts,
             # Since the last unit that was run: what this one took.
             "tokens_forwarded": reader.take() if reader is not None else None,
-            "versions": package_versions(_PACKAGES),
+            "versions": dict(_versions()),
             "started": started,
             "seconds": round(time.monotonic() - clock, 3),
         }
@@ -297,13 +294,12 @@ class Runner:
             parts += [f"decoding:{how}", f"max_new:{decided['max_new_tokens']}"]
         if benchmark.program is not None:
             parts += [f"samples:{benchmark.samples}", f"toolchain:{decided['program']['version']}"]
-        versions = package_versions(("lm-eval",))
         parts += [
             f"window:{decided['window']}",
             f"backend:{decided['backend']}",
             f"dtype:{decided['dtype']}",
             f"prompts:{decided['prompts_sha256'][:12]}",
-            f"lm-eval:{versions.get('lm-eval', '?')}",
+            f"lm-eval:{_versions().get('lm-eval', '?')}",
         ]
         return "|".join(parts)
 
@@ -318,9 +314,9 @@ class Runner:
         if benchmark.kind == "likelihood":
             return list(items), 0, 0
         room = self.window - (self.new_tokens(benchmark) if benchmark.kind == "generation" else 0) - 1
+        self._check_choices(unit, items)
         fitted, shortened, cut = [], 0, 0
         for item in items:
-            self._check_choices(unit, item)
             over = len(self.model.tok_encode(item.prompt)) - room
             shortened += over > 0 and benchmark.shorten is not None
             # A text within a prompt may have other tokens than by itself, so cut again until the prompt fits.
@@ -330,7 +326,7 @@ class Runner:
                 row = dict(item.row or {})
                 text = str(row[benchmark.shorten])
                 row[benchmark.shorten] = shorten(
-                    self.model, [text], [len(self.model.plain_ids(text)) - over]
+                    self.model, [text], [len(self.model.plain_ids([text])[0]) - over]
                 )[0]
                 item = replace(
                     render(benchmark, benchmark.code(unit.language), row, item.examples, item.index), row=row
@@ -340,13 +336,15 @@ class Runner:
             fitted.append(item)
         return fitted, shortened, cut
 
-    def _check_choices(self, unit: Unit, item: Item) -> None:
-        longest = max((len(self.model.plain_ids(choice)) for choice in item.choices), default=0)
-        if longest >= self.window:
-            raise UserError(
-                f"{unit.name}, item {item.index}: a choice has {longest} tokens, but the model's window only "
-                f"{self.window}; leave this benchmark out for this model"
-            )
+    def _check_choices(self, unit: Unit, items: Sequence[Item]) -> None:
+        choices = [(item.index, choice) for item in items for choice in item.choices]
+        # All in one call, each of which costs more than a choice.
+        for (index, _), ids in zip(choices, self.model.plain_ids([text for _, text in choices]), strict=True):
+            if len(ids) >= self.window:
+                raise UserError(
+                    f"{unit.name}, item {index}: a choice has {len(ids)} tokens, but the model's window only "
+                    f"{self.window}; leave this benchmark out for this model"
+                )
 
     def _evaluate(
         self, unit: Unit, items: Sequence[Item], max_new_tokens: int
@@ -361,6 +359,12 @@ class Runner:
         with quiet():
             evaluate(lm=model, task_dict={unit.name: task}, log_samples=False, bootstrap_iters=0)
         return task.responses, task.scores
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Versions of what scores depend on; finding them takes as long as scoring a small language."""
+    return package_versions(_PACKAGES)
 
 
 @contextlib.contextmanager

@@ -66,10 +66,10 @@ def test_vllm_scores_texts_as_transformers_does(
     with caplog.at_level(logging.WARNING):
         found = vllm.exact_rolling(requests)
     wanted = transformers.exact_rolling(requests)
-    assert [tokens for _, tokens in found] == [len(vllm.plain_ids(text)) for text in texts]
+    assert [tokens for _, tokens in found] == [len(ids) for ids in vllm.plain_ids(texts)]
     assert [value for value, _ in found] == pytest.approx([value for value, _ in wanted], rel=1e-5)
     # Neither a token of the tokenizer's own nor one that the text spells.
-    assert not {0, 1} & set(vllm.plain_ids(texts[-1]))
+    assert not {0, 1} & set(vllm.plain_ids(texts)[-1])
     # Nothing was cut to fit; vLLM keeps one of its positions for the token that it generates.
     assert "Truncating" not in caplog.text
     assert max(tokens for _, tokens in found) > 4 * LENGTH
