@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from emma.base.files import atomic_write, read_json, write_json
 from emma.recipes.corpus_tables import table
 from emma.recipes.schema.corpus import Corpus, OwnLimits, Thresholds
+from emma.tools.corpus.identification import identifier
 from emma.tools.corpus.layout import Part, part_path, read_row_groups
 from emma.tools.corpus.rules import text_rules
 from emma.tools.corpus.shingles import word_shingles
 from emma.tools.corpus.thresholds import thresholds_for
-from emma.tools.languages.scripts import SPACELESS, script_of
+from emma.tools.languages.scripts import MIN_SHARE, SPACELESS, script_of
 
 __all__ = ["OwnLimit", "limits_of_languages", "measure_parts", "own_limits", "table_of"]
 
@@ -53,6 +54,8 @@ _MEASURED = Thresholds(
     max_repeated_ngram_share=1,
 )
 
+_OWN_SCRIPT = Thresholds(min_script_share=MIN_SHARE)
+
 
 @dataclass(frozen=True)
 class OwnLimit:
@@ -65,12 +68,14 @@ class OwnLimit:
 def measure_parts(
     corpus: Corpus, root: str, folder: str, chunk: int, parts: Sequence[Part]
 ) -> list[list[Any]]:
-    """Measures documents of a chunk's parts, evenly over their rows.
+    """Measures documents of a chunk's parts, evenly over their rows; not those in another script, or in what `identification`
+    takes for another language.
 
     Returns:
         Kind, language, and the file of each part that was measured.
     """
     assert corpus.own_limits is not None
+    judge = identifier(corpus.identification)
     found: list[list[Any]] = []
     for number, part in enumerate(parts):
         if part.kind not in corpus.own_limits.kinds:
@@ -83,13 +88,44 @@ def measure_parts(
         texts = [texts[row] for row in np.linspace(0, len(texts) - 1, min(_A_PART, len(texts))).astype(int)]
         name = f"measured-{chunk:06d}-{number:04d}.npz"
         script = script_of(part.language)
+        texts = [
+            text
+            for text, foreign in zip(texts, _foreign(texts, script).tolist(), strict=True)
+            if not foreign and (judge is None or judge.mismatch(text, part.language) is None)
+        ]
+        if not texts:
+            continue
         measured = {f.rule: f.values.astype(np.float64) for f in text_rules(texts, _MEASURED, script)}
         words, ends = _words(texts, script)
+        content, content_ends = _words(_content(texts, script), script)
         with atomic_write(Path(folder) / name) as handle:
             arrays: dict[str, Any] = {**measured, "words": words, "ends": ends}
+            arrays |= {"content": content, "content_ends": content_ends}
             np.savez(handle, **arrays)
         found.append([part.kind, part.language, name])
     return found
+
+
+def _foreign(texts: Sequence[str], script: str) -> NDArray[np.bool_]:
+    """Which of them the rule `wrong_script` would remove."""
+    found = (finding.removed for finding in text_rules(texts, _OWN_SCRIPT, script))
+    return functools.reduce(np.logical_or, found, np.zeros(len(texts), np.bool_))
+
+
+def _content(texts: Sequence[str], script: str) -> list[str]:
+    """Texts without lines in another script, and without those of earlier texts: words of headers, menus and notices, which
+    most pages of a site have, are not what a language's text is made of."""
+    first = {}
+    for number, text in enumerate(texts):
+        for line in text.split("\n"):
+            first.setdefault(line, number)
+    kept: list[list[str]] = [[] for _ in texts]
+    for line, number, foreign in zip(
+        first, first.values(), _foreign(list(first), script).tolist(), strict=True
+    ):
+        if not foreign:
+            kept[number].append(line)
+    return ["\n".join(lines) for lines in kept]
 
 
 def _words(texts: Sequence[str], script: str) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
@@ -133,6 +169,7 @@ def _of_language(
 ) -> tuple[OwnLimit | None, list[dict[str, Any]]]:
     values: dict[str, list[NDArray[np.float64]]] = {}
     words: list[NDArray[np.uint64]] = []
+    content: list[NDArray[np.uint64]] = []
     # As many of each part, so that all of the text has its say.
     most = max(1, settings.documents // len(paths))
     for path in paths[: settings.documents]:
@@ -141,6 +178,7 @@ def _of_language(
                 values.setdefault(rule, []).append(arrays[rule][:most])
             if len(arrays["ends"]):
                 words += np.split(arrays["words"], arrays["ends"][:-1])[:most]
+                content += np.split(arrays["content"], arrays["content_ends"][:-1])[:most]
     documents = sum(map(len, next(iter(values.values()), [])))
     if documents < settings.min_documents:
         return None, []
@@ -152,7 +190,7 @@ def _of_language(
         for key in keys
         if tables[key] is not None
     }
-    common = _common(words)
+    common = _common(content)
     if len(common) and tables["min_common_share"] is not None:
         measured["min_common_share"] = (
             np.array([np.isin(each, common).mean() for each in words if len(each)]),
