@@ -7,6 +7,7 @@ many robust standard deviations (1.4826 × the median absolute deviation, Rousse
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ _WORDS = 400
 """Words of a document that count."""
 _A_PART = 2000
 """Documents of a part that are measured."""
+_MOST_PAGES = 0.25
+"""Share of documents that may have a line that is no header, menu or notice."""
 
 _KEYS = {
     "few_letters": ("min_letter_share",),
@@ -113,19 +116,20 @@ def _foreign(texts: Sequence[str], script: str) -> NDArray[np.bool_]:
 
 
 def _content(texts: Sequence[str], script: str) -> list[str]:
-    """Texts without lines in another script, and without those of earlier texts: words of headers, menus and notices, which
-    most pages of a site have, are not what a language's text is made of."""
-    first = {}
-    for number, text in enumerate(texts):
-        for line in text.split("\n"):
-            first.setdefault(line, number)
-    kept: list[list[str]] = [[] for _ in texts]
-    for line, number, foreign in zip(
-        first, first.values(), _foreign(list(first), script).tolist(), strict=True
-    ):
-        if not foreign:
-            kept[number].append(line)
-    return ["\n".join(lines) for lines in kept]
+    """Texts without lines in another script, and with those that more than `_MOST_PAGES` of them have in the first alone:
+    words of headers, menus and notices, which each page of a site has, are not what a language's text is made of."""
+    lines = [list(dict.fromkeys(text.split("\n"))) for text in texts]
+    pages = Counter(line for each in lines for line in each)
+    different = list(pages)
+    foreign = dict(zip(different, _foreign(different, script).tolist(), strict=True))
+    left = {line: count if count <= _MOST_PAGES * len(texts) else 1 for line, count in pages.items()}
+    kept = []
+    for each in lines:
+        mine = [line for line in each if left[line] > 0 and not foreign[line]]
+        for line in mine:
+            left[line] -= 1
+        kept.append("\n".join(mine))
+    return kept
 
 
 def _words(texts: Sequence[str], script: str) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:

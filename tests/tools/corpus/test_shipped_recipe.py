@@ -171,7 +171,7 @@ def test_limits_are_reported_within_their_bounds(tmp_path: Path, monkeypatch: py
     # Words of five letters: nothing near the table's 25, and the lower bound is not undercut.
     assert rows["max_mean_word_length"]["table"] == 25
     assert rows["max_mean_word_length"]["used"] == 9.0
-    assert rows["min_common_share"]["used"] == 0.1
+    assert rows["min_common_share"]["used"] == 0.2
     few = build.corpus.model_copy(
         update={"own_limits": build.corpus.own_limits.model_copy(update={"min_documents": 10_000})}  # type: ignore[union-attr]
     )
