@@ -7,6 +7,7 @@ many robust standard deviations (1.4826 × the median absolute deviation, Rousse
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,12 @@ from numpy.typing import NDArray
 from emma.base.files import atomic_write, read_json, write_json
 from emma.recipes.corpus_tables import table
 from emma.recipes.schema.corpus import Corpus, OwnLimits, Thresholds
+from emma.tools.corpus.identification import identifier
 from emma.tools.corpus.layout import Part, part_path, read_row_groups
 from emma.tools.corpus.rules import text_rules
 from emma.tools.corpus.shingles import word_shingles
 from emma.tools.corpus.thresholds import thresholds_for
-from emma.tools.languages.scripts import SPACELESS, script_of
+from emma.tools.languages.scripts import MIN_SHARE, SPACELESS, script_of
 
 __all__ = ["OwnLimit", "limits_of_languages", "measure_parts", "own_limits", "table_of"]
 
@@ -33,6 +35,8 @@ _WORDS = 400
 """Words of a document that count."""
 _A_PART = 2000
 """Documents of a part that are measured."""
+_MOST_PAGES = 0.25
+"""Share of documents that may have a line that is no header, menu or notice."""
 
 _KEYS = {
     "few_letters": ("min_letter_share",),
@@ -53,6 +57,8 @@ _MEASURED = Thresholds(
     max_repeated_ngram_share=1,
 )
 
+_OWN_SCRIPT = Thresholds(min_script_share=MIN_SHARE)
+
 
 @dataclass(frozen=True)
 class OwnLimit:
@@ -65,12 +71,14 @@ class OwnLimit:
 def measure_parts(
     corpus: Corpus, root: str, folder: str, chunk: int, parts: Sequence[Part]
 ) -> list[list[Any]]:
-    """Measures documents of a chunk's parts, evenly over their rows.
+    """Measures documents of a chunk's parts, evenly over their rows; not those in another script, or in what `identification`
+    takes for another language.
 
     Returns:
         Kind, language, and the file of each part that was measured.
     """
     assert corpus.own_limits is not None
+    judge = identifier(corpus.identification)
     found: list[list[Any]] = []
     for number, part in enumerate(parts):
         if part.kind not in corpus.own_limits.kinds:
@@ -83,13 +91,45 @@ def measure_parts(
         texts = [texts[row] for row in np.linspace(0, len(texts) - 1, min(_A_PART, len(texts))).astype(int)]
         name = f"measured-{chunk:06d}-{number:04d}.npz"
         script = script_of(part.language)
+        texts = [
+            text
+            for text, foreign in zip(texts, _foreign(texts, script).tolist(), strict=True)
+            if not foreign and (judge is None or judge.mismatch(text, part.language) is None)
+        ]
+        if not texts:
+            continue
         measured = {f.rule: f.values.astype(np.float64) for f in text_rules(texts, _MEASURED, script)}
         words, ends = _words(texts, script)
+        content, content_ends = _words(_content(texts, script), script)
         with atomic_write(Path(folder) / name) as handle:
             arrays: dict[str, Any] = {**measured, "words": words, "ends": ends}
+            arrays |= {"content": content, "content_ends": content_ends}
             np.savez(handle, **arrays)
         found.append([part.kind, part.language, name])
     return found
+
+
+def _foreign(texts: Sequence[str], script: str) -> NDArray[np.bool_]:
+    """Which of them the rule `wrong_script` would remove."""
+    found = (finding.removed for finding in text_rules(texts, _OWN_SCRIPT, script))
+    return functools.reduce(np.logical_or, found, np.zeros(len(texts), np.bool_))
+
+
+def _content(texts: Sequence[str], script: str) -> list[str]:
+    """Texts without lines in another script, and with those that more than `_MOST_PAGES` of them have in the first alone:
+    words of headers, menus and notices, which each page of a site has, are not what a language's text is made of."""
+    lines = [list(dict.fromkeys(text.split("\n"))) for text in texts]
+    pages = Counter(line for each in lines for line in each)
+    different = list(pages)
+    foreign = dict(zip(different, _foreign(different, script).tolist(), strict=True))
+    left = {line: count if count <= _MOST_PAGES * len(texts) else 1 for line, count in pages.items()}
+    kept = []
+    for each in lines:
+        mine = [line for line in each if left[line] > 0 and not foreign[line]]
+        for line in mine:
+            left[line] -= 1
+        kept.append("\n".join(mine))
+    return kept
 
 
 def _words(texts: Sequence[str], script: str) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
@@ -133,6 +173,7 @@ def _of_language(
 ) -> tuple[OwnLimit | None, list[dict[str, Any]]]:
     values: dict[str, list[NDArray[np.float64]]] = {}
     words: list[NDArray[np.uint64]] = []
+    content: list[NDArray[np.uint64]] = []
     # As many of each part, so that all of the text has its say.
     most = max(1, settings.documents // len(paths))
     for path in paths[: settings.documents]:
@@ -141,6 +182,7 @@ def _of_language(
                 values.setdefault(rule, []).append(arrays[rule][:most])
             if len(arrays["ends"]):
                 words += np.split(arrays["words"], arrays["ends"][:-1])[:most]
+                content += np.split(arrays["content"], arrays["content_ends"][:-1])[:most]
     documents = sum(map(len, next(iter(values.values()), [])))
     if documents < settings.min_documents:
         return None, []
@@ -152,7 +194,7 @@ def _of_language(
         for key in keys
         if tables[key] is not None
     }
-    common = _common(words)
+    common = _common(content)
     if len(common) and tables["min_common_share"] is not None:
         measured["min_common_share"] = (
             np.array([np.isin(each, common).mean() for each in words if len(each)]),

@@ -167,7 +167,7 @@ def test_limits_are_reported_within_their_bounds(tmp_path: Path, monkeypatch: py
     }  # fmt: skip
     for row in rows.values():
         assert row["language"] == "eng_Latn"
-        assert row["documents"] == len(planted())
+        assert row["documents"] == len(planted()) - 1  # without the German one
     # Words of five letters: nothing near the table's 25, and the lower bound is not undercut.
     assert rows["max_mean_word_length"]["table"] == 25
     assert rows["max_mean_word_length"]["used"] == 9.0
@@ -223,3 +223,52 @@ def test_sound_text_of_ten_languages_stays(tmp_path: Path, monkeypatch: pytest.M
     build_corpus(build, "filtered")
     left = {row["id"] for row in rows_of(build.root, "filtered")}
     assert {"mala/deu_Latn", "mala/rus_Cyrl", "mala/hin_Deva", "mala/zho_Hani", "mala/tha_Thai"} <= left
+
+
+MENU = "\n".join(
+    f"{first}{second}{third}"
+    for first in ("ba", "do", "fu", "ge", "ki", "lo", "ma", "ni")
+    for second in ("ra", "ve", "zo", "pi", "tu", "sha", "ne")
+    for third in ("lin", "mor", "tas", "vek", "dun", "sar", "pol")
+)
+"""Some four hundred words, each on a line of its own, which all pages of a site have."""
+
+
+def test_what_a_site_repeats_is_not_what_a_language_is_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    build = shipped(tmp_path, "mala_monolingual")
+    pages = [{"id": f"page-{number}", "text": f"{MENU}\n{english(number)}"} for number in range(330)]
+    sound = [{"id": "article", "text": ARTICLE["en"]}, {"id": "salad", "text": SALAD}]
+    write_jsonl(tmp_path / "raw/mala-monolingual-split/eng_Latn/train.jsonl", [*pages, *sound])
+    # Pages that were never translated, and one that was, in a language that py3langid knows and in one that it doesn't.
+    untranslated = [{"id": f"untranslated-{number}", "text": english(number)} for number in range(330)]
+    for code, text in (
+        (
+            "ell_Grek",
+            "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα. Είναι προικισμένοι με λογική "
+            "και συνείδηση, και οφείλουν να συμπεριφέρονται μεταξύ τους με πνεύμα αδελφοσύνης.",
+        ),
+        (
+            "udm_Cyrl",
+            "Ваньмыз адямиос эрико но огкадь правоосын вордӥсько. Соослы визь но возьыт сётэмын, но соос ог-огенызы братъёс "
+            "сямен кариськыны кулэ. Ваньмызлы тани та Декларациын возьматэм правоос но эрикъёс сётӥсько.",
+        ),
+        (
+            "lit_Latn",
+            "Visi žmonės gimsta laisvi ir lygūs savo orumu ir teisėmis. Jiems suteiktas protas ir sąžinė, ir jie turi elgtis "
+            "vienas kito atžvilgiu kaip broliai, nes visi yra lygūs.",
+        ),
+    ):
+        write_jsonl(
+            tmp_path / f"raw/mala-monolingual-split/{code}/train.jsonl",
+            [*untranslated, {"id": code, "text": text}],
+        )
+    build_corpus(build, "filtered")
+    left = {row["id"].removeprefix("mala/") for row in rows_of(build.root, "filtered")}
+    assert {"article", "ell_Grek", "udm_Cyrl", "lit_Latn"} <= left
+    assert "salad" not in left
+    # One page says nothing of a language.
+    limits = pq.read_table(build.root / "statistics/limits.parquet")
+    assert set(limits["language"].to_pylist()) == {"eng_Latn"}

@@ -70,8 +70,10 @@ def load(checkpoint: Path, encoder: str | None) -> tuple[Any, dict[str, str]]:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(encoder, target_is_directory=True)
             os.chdir(scratch)
-        models = importlib.import_module("comet.models")
+        models, transformers = map(importlib.import_module, ("comet.models", "transformers"))
         try:
+            # The tokenizer's own loader doesn't say that its files are missing.
+            transformers.AutoConfig.from_pretrained(name, local_files_only=True)
             model = models.load_from_checkpoint(str(checkpoint), local_files_only=True)
         except OSError as error:
             raise RefusedError(
@@ -87,7 +89,8 @@ def _check_complete(model: Any, checkpoint: Path) -> None:
     """The package's loader leaves what a checkpoint lacks at random values, without a word."""
     import torch
 
-    stored = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
+    # Whether more than tensors is read, as COMET reads it, the environment says.
+    stored = torch.load(checkpoint, map_location="cpu", mmap=True)["state_dict"]
     lacking = sorted(set(model.state_dict()) - set(stored))
     if lacking:
         raise RefusedError(
