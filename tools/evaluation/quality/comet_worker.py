@@ -7,12 +7,14 @@ cannot be done is answered by `{"error": "..."}`, and ends the process.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,32 +72,44 @@ def load(checkpoint: Path, encoder: str | None) -> tuple[Any, dict[str, str]]:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(encoder, target_is_directory=True)
             os.chdir(scratch)
-        models, transformers = map(importlib.import_module, ("comet.models", "transformers"))
+        models, hub = map(importlib.import_module, ("comet.models", "transformers.utils"))
         try:
             # The tokenizer's own loader doesn't say that its files are missing.
-            transformers.AutoConfig.from_pretrained(name, local_files_only=True)
-            model = models.load_from_checkpoint(str(checkpoint), local_files_only=True)
+            hub.cached_file(name, "config.json", local_files_only=True)
+            with _lacking() as lacking:
+                model = models.load_from_checkpoint(str(checkpoint), local_files_only=True)
         except OSError as error:
             raise RefusedError(
                 f"the encoder's config and tokenizer ({name}) are not here: {error}"
             ) from error
         finally:
             os.chdir("/")
-    _check_complete(model, checkpoint)
+    if lacking:
+        raise RefusedError(
+            f"{checkpoint}: {len(lacking)} of the model's tensors are not in it; the first is {min(lacking)}"
+        )
     return model, {"class": str(settings["class_identifier"]), "encoder": str(name)}
 
 
-def _check_complete(model: Any, checkpoint: Path) -> None:
-    """The package's loader leaves what a checkpoint lacks at random values, without a word."""
-    import torch
+@contextlib.contextmanager
+def _lacking() -> Iterator[list[str]]:
+    """Collects the tensors that a model does not find in its checkpoint: the package's loader leaves them at random values,
+    without a word."""
+    from torch.nn import Module
 
-    # Whether more than tensors is read, as COMET reads it, the environment says.
-    stored = torch.load(checkpoint, map_location="cpu", mmap=True)["state_dict"]
-    lacking = sorted(set(model.state_dict()) - set(stored))
-    if lacking:
-        raise RefusedError(
-            f"{checkpoint}: {len(lacking)} of the model's tensors are not in it; the first is {lacking[0]}"
-        )
+    found: list[str] = []
+    load_state = Module.load_state_dict
+
+    def load(self: Module, *arguments: Any, **options: Any) -> Any:
+        outcome = load_state(self, *arguments, **options)
+        found.extend(outcome.missing_keys)
+        return outcome
+
+    Module.load_state_dict = load  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        Module.load_state_dict = load_state  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
