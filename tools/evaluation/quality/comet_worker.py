@@ -76,7 +76,7 @@ def load(checkpoint: Path, encoder: str | None) -> tuple[Any, dict[str, str]]:
         try:
             # The tokenizer's own loader doesn't say that its files are missing.
             hub.cached_file(name, "config.json", local_files_only=True)
-            with _lacking() as lacking:
+            with _loads() as loads:
                 model = models.load_from_checkpoint(str(checkpoint), local_files_only=True)
         except OSError as error:
             raise RefusedError(
@@ -84,7 +84,11 @@ def load(checkpoint: Path, encoder: str | None) -> tuple[Any, dict[str, str]]:
             ) from error
         finally:
             os.chdir("/")
-    if lacking:
+    if not loads:
+        raise RefusedError(
+            f"{checkpoint}: this COMET does not load as others do, so what the file lacks cannot be seen"
+        )
+    if lacking := [name for load in loads for name in load.missing_keys]:
         raise RefusedError(
             f"{checkpoint}: {len(lacking)} of the model's tensors are not in it; the first is {min(lacking)}"
         )
@@ -92,22 +96,21 @@ def load(checkpoint: Path, encoder: str | None) -> tuple[Any, dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _lacking() -> Iterator[list[str]]:
-    """Collects the tensors that a model does not find in its checkpoint: the package's loader leaves them at random values,
-    without a word."""
+def _loads() -> Iterator[list[Any]]:
+    """Collects what models say of the checkpoints that they load: COMET leaves tensors that one lacks at random values, without
+    a word."""
     from torch.nn import Module
 
-    found: list[str] = []
+    outcomes: list[Any] = []
     load_state = Module.load_state_dict
 
     def load(self: Module, *arguments: Any, **options: Any) -> Any:
-        outcome = load_state(self, *arguments, **options)
-        found.extend(outcome.missing_keys)
-        return outcome
+        outcomes.append(load_state(self, *arguments, **options))
+        return outcomes[-1]
 
     Module.load_state_dict = load  # type: ignore[method-assign]
     try:
-        yield found
+        yield outcomes
     finally:
         Module.load_state_dict = load_state  # type: ignore[method-assign]
 
