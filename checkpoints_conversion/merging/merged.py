@@ -8,7 +8,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from emma.base.errors import UserError
+from emma.base.threads import in_order
 from emma.checkpoints_conversion.finite import Scan
 from emma.checkpoints_conversion.merging.arithmetic import Sparsify, arc, at_least, average, kept, task
 from emma.checkpoints_conversion.merging.parents import Family, Member
@@ -74,7 +75,7 @@ class MergedWeights:
         self._plan_locks = {name: threading.Lock() for name in self.sizes}
         self._ledgers = {name: _Ledger([hashlib.sha256() for _ in family.members]) for name in self.sizes}
         self._scan, self._scans = Scan(), {member.label: Scan() for member in family.members}
-        self._beside, self._ahead = ThreadPoolExecutor(2, "hashes"), ThreadPoolExecutor(2, "blocks")
+        self._beside = ThreadPoolExecutor(2, "hashes")
 
     def dtype(self, name: str) -> torch.dtype:
         return self.family.dtype(name)
@@ -98,14 +99,9 @@ class MergedWeights:
     def stream(self, name: str) -> Iterator[torch.Tensor]:
         """A whole parameter in blocks of rows. While one is written, another thread computes the next."""
         sizes = self.sizes[name] or (1,)
-        following: Future[torch.Tensor] | None = None
-        for rows in self._blocks(sizes, 0, sizes[0]):
-            block = following.result() if following else None
-            following = self._ahead.submit(self._merged, name, *rows)
-            if block is not None:
-                yield block
-        if following:
-            yield following.result().reshape(()) if not self.sizes[name] else following.result()
+        blocks = self._blocks(sizes, 0, sizes[0])
+        for block in in_order(lambda rows: self._merged(name, *rows), blocks, 1):
+            yield block if self.sizes[name] else block.reshape(())
 
     def _blocks(self, sizes: Sequence[int], first: int, stop: int) -> Iterator[Rows]:
         """Rows of about `_block` values; a block lies on one side of the last row that all models share."""

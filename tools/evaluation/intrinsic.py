@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emma.base.errors import UserError
 from emma.base.progress import progress
+from emma.base.threads import in_order
 from emma.tools.evaluation.heldout import HeldOut, read_documents
 from emma.tools.evaluation.journal import LanguageScores, text_sha256
 from emma.tools.evaluation.publish import publish_rows
@@ -126,24 +126,16 @@ def evaluate_model(
 
 
 def _at_once[T, R](work: Callable[[T], R], things: Sequence[T], count: int) -> Iterator[R]:
-    """Results in order, of `count` things at once that share torch's threads; few are ahead of what was taken."""
+    """Results in order, of `count` things at once that share torch's threads."""
     import torch
 
     if count == 1:
         yield from map(work, things)
         return
     threads = torch.get_num_threads()
-    waiting: deque[Future[R]] = deque()
-    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads // count,))
     try:
-        for thing in things:
-            waiting.append(pool.submit(work, thing))
-            if len(waiting) > 2 * count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from in_order(work, things, count, partial(torch.set_num_threads, threads // count))
     finally:
-        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
 
 

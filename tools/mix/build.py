@@ -18,6 +18,7 @@ from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest, now, package
 from emma.base.processes import available_cores
 from emma.base.progress import progress
 from emma.base.staging import WrittenMeanwhileError, staged_folder
+from emma.base.threads import in_order
 from emma.base.writers import sole_writer
 from emma.recipes.schema.data import Consumed
 from emma.tools.mix.catalogue import Catalogue, Part, load_catalogues
@@ -30,7 +31,6 @@ from emma.tools.mix.rehydrate import with_reads
 from emma.tools.mix.select import Choice, generator, select_validation
 from emma.tools.mix.shuffle import BUCKET_ROWS, Shuffle, buckets_of
 from emma.tools.mix.sources import Source
-from emma.tools.mix.threads import in_order
 from emma.tools.mix.writer import DatasetWriter, ShardTable, SourceCounts, Stream
 
 __all__ = ["build_mix", "sources_of_nothing"]

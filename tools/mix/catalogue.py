@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from emma.base.arrays import NpyReader
 from emma.base.errors import UserError
+from emma.base.threads import in_order
 from emma.recipes.schema.data import Consumed, Rehydrated
 from emma.tools.mix.layout import ROW, read_dataset_info, read_mix
-from emma.tools.mix.threads import in_order
 from emma.tools.pack.store import Component, Shard
 
 __all__ = ["Catalogue", "Counts", "Part", "load_catalogue", "load_catalogues"]

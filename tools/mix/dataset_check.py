@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 from emma.base.arrays import CHUNK_ROWS, NpyReader
 from emma.base.errors import UserError
 from emma.base.progress import progress
+from emma.base.threads import in_order
 from emma.tools.mix.catalogue import Catalogue
 from emma.tools.mix.index import IndexReader
 from emma.tools.mix.layout import ROW, DatasetInfo, MixInfo
 from emma.tools.mix.order import Units
 from emma.tools.mix.rehydrate import rehydration_faults
-from emma.tools.mix.threads import in_order
 from emma.tools.pack.store import Component
 
 __all__ = ["DatasetCheck"]

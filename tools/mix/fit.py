@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from emma.base.errors import UserError
+from emma.base.threads import in_order, threads
 from emma.tools.mix.catalogue import Catalogue, Part
 from emma.tools.mix.packing import best_fit, bins_needed, cut_to_samples, piece_lengths, split_bins
 from emma.tools.mix.plan import MixPlan, make_plan
 from emma.tools.mix.prepare import MixSettings, Prepared
 from emma.tools.mix.select import Choice, Chooser, generator
 from emma.tools.mix.shuffle import Shuffle, buckets_of
-from emma.tools.mix.threads import in_order
 from emma.tools.mix.writer import SourceCounts
 
 __all__ = ["PACKED_ROWS", "TooManyError", "choose", "expected_rows", "pack"]
@@ -171,5 +171,5 @@ def pack(
         return made
 
     last = len(shuffled.rows) - 1
-    made = sum(in_order(one, range(last), most=2))
+    made = sum(in_order(one, range(last), min(2, threads())))
     one(last, settings.samples - made)

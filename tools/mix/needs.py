@@ -10,10 +10,10 @@ from pathlib import Path
 from emma.base.errors import UserError
 from emma.base.processes import memory
 from emma.base.sizes import size_text
+from emma.base.threads import threads
 from emma.tools.mix.fit import expected_rows
 from emma.tools.mix.layout import ROW
 from emma.tools.mix.prepare import MixSettings, Prepared, leaves_out, rehydrated
-from emma.tools.mix.threads import threads
 
 __all__ = ["Needs", "needs_of"]
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from emma.base.threads import in_order
 from emma.tools.mix.catalogue import Catalogue, Part
 from emma.tools.mix.select import numbers_of, salts_of
-from emma.tools.mix.threads import in_order
 
 __all__ = ["part_of"]
 

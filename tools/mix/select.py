@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from emma.base.errors import UserError
+from emma.base.threads import in_order
 from emma.tools.mix.catalogue import Catalogue, Part
 from emma.tools.mix.plan import PlannedSource
 from emma.tools.mix.rounding import Closing, Pass, Rounded, close, round_source
-from emma.tools.mix.threads import in_order
 
 __all__ = [
     "Choice",

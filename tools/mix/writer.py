@@ -13,9 +13,9 @@ import numpy as np
 
 from emma.base.arrays import NpyWriter
 from emma.base.files import write_json
+from emma.base.threads import in_order
 from emma.tools.mix.index import IndexWriter
 from emma.tools.mix.layout import ROW, DatasetInfo, Packing, ShardInfo, SourceInfo
-from emma.tools.mix.threads import in_order
 from emma.tools.pack.store import Component
 
 __all__ = ["DatasetWriter", "Ordered", "ShardTable", "SourceCounts", "Stream"]

@@ -200,7 +200,7 @@ def _each(
         if segment.first and records is not None:
             digest = sha256_file(Path(file.path)) if whole is None else hashlib.sha256(whole).hexdigest()
             records.append(_record(file, digest))
-        batches = _batches(segment, required, optional, batch_bytes, bad, whole)
+        batches = read_segment(segment, required, optional, batch_bytes=batch_bytes, bad=bad, content=whole)
         yield from islice(batches, 1) if heads else batches
     yield from _read_small(small, required, optional, bad)
 
@@ -258,20 +258,11 @@ def read_segment(
     *,
     batch_bytes: int = BATCH_BYTES,
     bad: BadLines | None = None,
-) -> Iterator[Batch]:
-    """Yields the records of one segment; for the arguments and errors see `read_segments`."""
-    yield from _batches(segment, required, optional, batch_bytes, BadLines() if bad is None else bad)
-
-
-def _batches(
-    segment: Segment,
-    required: Sequence[str],
-    optional: Sequence[str],
-    batch_bytes: int,
-    bad: BadLines,
     content: bytes | None = None,
 ) -> Iterator[Batch]:
-    """As `read_segment`; where a table's file has been read, its columns may be strings still."""
+    """Yields the records of one segment; for the arguments and errors see `read_segments`. With a table's `content`, its
+    columns may be strings still."""
+    bad = BadLines() if bad is None else bad
     form = segment.file.kind.partition(".")[0]
     if form not in ("parquet", "arrow"):
         optional = _of_text(optional)

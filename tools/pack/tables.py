@@ -94,7 +94,7 @@ def _columns(path: str, schema: pa.Schema, required: Sequence[str], optional: Se
     columns = [*required, *(name for name in optional if name in names)]
     for name in columns:
         kind = schema.field(name).type
-        if name != COPIES and kind.id not in _STRINGS and not _is_text(kind):
+        if name != COPIES and not _is_text(kind):
             raise UserError(f"{path}: column {name!r} is {kind}, expected text; convert it")
     return columns
 

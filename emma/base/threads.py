@@ -19,15 +19,21 @@ def threads() -> int:
     return min(available_cores(), _MOST)
 
 
-def in_order[T, R](function: Callable[[T], R], items: Iterable[T], most: int = _MOST) -> Iterator[R]:
-    """Yields the function's results in the order of the items, computed by up to `most` threads.
+def in_order[T, R](
+    function: Callable[[T], R],
+    items: Iterable[T],
+    workers: int | None = None,
+    initializer: Callable[[], None] | None = None,
+) -> Iterator[R]:
+    """Yields the function's results in the order of the items, computed by `workers` threads (by default `threads()`), each
+    of which calls the `initializer` first.
 
-    NumPy releases the GIL while it sorts, gathers, counts, reads and writes, so every thread gets a core. Exceptions of
-    the function are raised here.
+    NumPy and torch release the GIL while they sort, multiply, gather, count, read and write, so every thread gets a core.
+    Exceptions of the function are raised here.
     """
     waiting: deque[Future[R]] = deque()
-    workers = min(threads(), most)
-    with ThreadPoolExecutor(workers) as pool:
+    workers = workers or threads()
+    with ThreadPoolExecutor(workers, initializer=initializer) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
