@@ -21,6 +21,7 @@ from emma.base.errors import UserError
 from emma.base.sharing import umask
 
 __all__ = [
+    "RenewedProcesses",
     "available_cores",
     "end_with_parent",
     "follow_parent",
@@ -96,30 +97,32 @@ class _ThisProcess(Executor):
         return future
 
 
-class _Renewed(Executor):
-    """Processes that are replaced after a number of tasks. A task submitted while none is idle waits for a
-    busy one, so never submit more tasks than there are processes.
+class RenewedProcesses(Executor):
+    """Processes that are started when there is work for them, and replaced after `tasks` tasks, which may be set anew. A
+    task submitted while none is idle waits for a busy one, so never submit more tasks than there are processes.
 
     The executor's own `max_tasks_per_child` can hang in Python 3.12.
     """
 
     def __init__(self, start: Callable[[], ProcessPoolExecutor], workers: int, tasks: int) -> None:
-        self._start, self._tasks = start, tasks
-        self._pools = [start() for _ in range(workers)]
+        self._start, self.tasks = start, tasks
+        self._pools: list[ProcessPoolExecutor | None] = [None] * workers
         self._futures: list[list[Future[Any]]] = [[] for _ in range(workers)]
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         waiting = [sum(not future.done() for future in futures) for futures in self._futures]
         place = min(range(len(waiting)), key=lambda place: (waiting[place], len(self._futures[place])))
-        if not waiting[place] and len(self._futures[place]) >= self._tasks:
-            self._pools[place].shutdown(wait=False)
-            self._pools[place], self._futures[place] = self._start(), []
-        future = self._pools[place].submit(fn, *args, **kwargs)
+        pool = self._pools[place]
+        if pool is not None and not waiting[place] and len(self._futures[place]) >= self.tasks:
+            pool.shutdown(wait=False)
+            pool, self._futures[place] = None, []
+        self._pools[place] = pool = pool or self._start()
+        future = pool.submit(fn, *args, **kwargs)
         self._futures[place].append(future)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        for pool in self._pools:
+        for pool in filter(None, self._pools):
             pool.shutdown(wait, cancel_futures=cancel_futures)
 
 
@@ -218,8 +221,8 @@ def process_pool(
     Args:
         workers: processes; with 1, this process does the work.
         preload: modules that the work needs.
-        tasks: a process is replaced after this many, and no more tasks may be submitted than there are
-            processes; None: processes stay.
+        tasks: a process is started for its first task and replaced after this many, and no more tasks may be submitted
+            than there are processes (`RenewedProcesses`); None: processes stay.
         environment: variables of the process that they are forked from. All pools of a process share it; the
             first pool, or `start_forkserver` or `fork_forkserver` before it, starts it.
     """
@@ -229,11 +232,11 @@ def process_pool(
     context = get_context("forkserver")
 
     def start(processes: int = 1) -> ProcessPoolExecutor:
+        start_forkserver(preload, environment)
         # The process that they are forked from may have been started under another umask.
         return ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(umask(),))
 
-    start_forkserver(preload, environment)
-    pool = start(workers) if tasks is None else _Renewed(start, workers, tasks)
+    pool = start(workers) if tasks is None else RenewedProcesses(start, workers, tasks)
     try:
         yield pool
     finally:

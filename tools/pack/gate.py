@@ -12,6 +12,7 @@ import pyarrow as pa
 from emma.base.processes import result_of
 from emma.tools.pack.bad_lines import BadLines
 from emma.tools.pack.columns import as_array
+from emma.tools.pack.count import count_records
 from emma.tools.pack.documents import DocumentMaker
 from emma.tools.pack.encoded import agree
 from emma.tools.pack.engine import (
@@ -36,6 +37,9 @@ _FOLDERS = 2048
 _FILES = 256
 # Files of language pairs that are read for each language.
 _FILES_A_SIDE = 2
+# The share of documents to encode twice follows from their number. With fewer than were estimated a larger share is
+# needed, and all text is read once more; so less is assumed, where records could be counted and where not.
+_COUNTED, _GUESSED = 0.95, 0.7
 
 Samples = dict[str, pa.Array]
 """The first documents of each language (for pairs: that it is a side of)."""
@@ -73,8 +77,8 @@ def _verdicts(settings: PackSettings, name: EngineName, samples: Samples) -> dic
 
 
 def gate_samples(settings: PackSettings, plan: ComponentPlan) -> tuple[Samples, int]:
-    """The first documents of the languages in the first records of the input files, and an estimate of how many
-    documents all input holds.
+    """The first documents of the languages in the first records of the input files, and how many documents all input
+    holds: an estimate that is seldom above.
 
     At least 64 KiB of a file are read, and more of each where there are few files; of many files in a folder, and of
     many pairs of the same languages, some. A language that shows up later is gated within its unit.
@@ -86,15 +90,16 @@ def gate_samples(settings: PackSettings, plan: ComponentPlan) -> tuple[Samples, 
     maker = DocumentMaker(component, settings.pack)
     # How many are too many is not for some files' beginnings to say.
     bad = BadLines(1.0 if component.max_bad_lines else 0.0)
-    size = documents = 0
+    size = rows = documents = 0
     found: dict[str, list[pa.Array]] = {}
 
     def tables() -> Iterator[pa.Table]:
-        nonlocal size, documents
+        nonlocal size, rows, documents
         for batch in read_heads(segments, *maker.fields, bytes_each=head, bad=bad):
             start = 0
             for piece in batch.pieces:
                 size += batch.table.slice(start, piece.rows).nbytes
+                rows += piece.rows
                 documents += -(-piece.rows // (settings.pack.bilingual.pairs_per_document if pairs else 1))
                 start += piece.rows
             yield from maker.add(batch)
@@ -110,7 +115,9 @@ def gate_samples(settings: PackSettings, plan: ComponentPlan) -> tuple[Samples, 
         language: gate_sample(pa.concat_arrays(texts), settings.pack.gate_documents)
         for language, texts in sorted(found.items())
     }
-    return samples, round(documents * sum(unit.bytes for unit in plan.units) / max(size, 1))
+    if (records := count_records(plan.inputs)) is not None:
+        return samples, round(_COUNTED * records * documents / max(rows, 1))
+    return samples, round(_GUESSED * documents * sum(unit.bytes for unit in plan.units) / max(size, 1))
 
 
 def _first_segments(plan: ComponentPlan, language: str | None, *, pairs: bool) -> Iterator[Segment]:

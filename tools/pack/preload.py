@@ -26,6 +26,7 @@ def load_engines(engine: str, file: TokenizerFile) -> None:
     """Loads a recipe's engine and the reference, and freezes what is loaded: the garbage collector would touch, and so
     copy, all of it in every worker. What fails to load is left to whoever needs it, and reports it."""
     with contextlib.suppress(Exception):
+        file.check(keep_parsed=True)
         usable_engine(engine, file)
         load_engine(REFERENCE, file)
         pieces_of(file)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import AbstractContextManager
 from typing import Any
 
 from emma.base.errors import UserError
@@ -17,17 +15,14 @@ from emma.tools.pack.recheck import Rechecked, recheck_unit
 from emma.tools.pack.refusal import refuse_engine, unit_name
 from emma.tools.pack.sample import PACK_SEED, Draw, share_needed
 
-__all__ = ["EngineRefusedError", "Processes", "prove"]
-
-Processes = Callable[..., AbstractContextManager[Executor]]
-"""Makes the processes that pack."""
+__all__ = ["EngineRefusedError", "prove"]
 
 
 class EngineRefusedError(UserError):
     """What an engine has packed must be packed again."""
 
 
-def prove(settings: PackSettings, plan: ComponentPlan, processes: Processes, workers: int) -> dict[str, Any]:
+def prove(settings: PackSettings, plan: ComponentPlan, pool: Executor, workers: int) -> dict[str, Any]:
     """Draws more documents if the component has fewer than the plan took it to have, so that too small a share of them
     was encoded twice.
 
@@ -46,35 +41,32 @@ def prove(settings: PackSettings, plan: ComponentPlan, processes: Processes, wor
     if plan.share >= needed:
         return proof_of(settings, plan, plan.share)
     more = 0
-    with processes() as pool:
-        queue = deque(
-            (unit, report)
-            for unit, report in zip(plan.units, reports, strict=True)
-            if report["by_fast_engine"]
-        )
-        running: dict[Future[Rechecked], None] = {}
-        while queue or running:
-            while queue and len(running) < workers:
-                unit, report = queue.popleft()
-                folder = work / unit_name(unit.index)
-                shards = [
-                    (folder / f"shard-{n:03d}.bin", folder / f"documents-{n:03d}.parquet")
-                    for n in range(len(report["shards"]))
-                ]
-                draw = Draw(PACK_SEED, unit.index, needed, low=plan.share)
-                running[pool.submit(recheck_unit, settings, plan.name, unit, shards, draw)] = None
-            for task in wait(running, return_when=FIRST_COMPLETED).done:
-                del running[task]
-                result = result_of(task)
-                more += result.documents
-                if result.wrong:
-                    refuse_engine(
-                        work, plan.engine, f"{plan.engine} gave the document {result.wrong[0]} wrong ids"
-                    )
-                    raise EngineRefusedError(
-                        f"{settings.store / plan.name}: {plan.engine} gave the document {result.wrong[0]} other ids than the "
-                        "reference. The engine is refused: the reference encodes this component, also what it has encoded; "
-                        "if this command ends here, `emma pack run` without --finish does that"
-                    )
+    queue = deque(
+        (unit, report) for unit, report in zip(plan.units, reports, strict=True) if report["by_fast_engine"]
+    )
+    running: dict[Future[Rechecked], None] = {}
+    while queue or running:
+        while queue and len(running) < workers:
+            unit, report = queue.popleft()
+            folder = work / unit_name(unit.index)
+            shards = [
+                (folder / f"shard-{n:03d}.bin", folder / f"documents-{n:03d}.parquet")
+                for n in range(len(report["shards"]))
+            ]
+            draw = Draw(PACK_SEED, unit.index, needed, low=plan.share)
+            running[pool.submit(recheck_unit, settings, plan.name, unit, shards, draw)] = None
+        for task in wait(running, return_when=FIRST_COMPLETED).done:
+            del running[task]
+            result = result_of(task)
+            more += result.documents
+            if result.wrong:
+                refuse_engine(
+                    work, plan.engine, f"{plan.engine} gave the document {result.wrong[0]} wrong ids"
+                )
+                raise EngineRefusedError(
+                    f"{settings.store / plan.name}: {plan.engine} gave the document {result.wrong[0]} other ids than the "
+                    "reference. The engine is refused: the reference encodes this component, also what it has encoded; "
+                    "if this command ends here, `emma pack run` without --finish does that"
+                )
     write_json(done, {"share": needed, "more": more})
     return proof_of(settings, plan, needed, more)

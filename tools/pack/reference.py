@@ -29,6 +29,7 @@ _BPE = {
 _ADDED = {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}
 
 
+@no_garbage_collection()
 def reference_of(value: Mapping[str, Any]) -> Any:
     """A `tokenizers.Tokenizer`, the one that the library makes of the same content as JSON.
 
@@ -66,5 +67,4 @@ def _pairs(model: Mapping[str, Any]) -> list[tuple[str, str]] | None:
     # Older files have them as "left right", which `tokenizers` splits itself.
     if not all(map(list.__instancecheck__, merges)):
         return None
-    with no_garbage_collection():
-        return list(map(tuple, merges))
+    return list(map(tuple, merges))

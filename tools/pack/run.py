@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,12 @@ from emma.tools.pack.join import (
     work_folder,
 )
 from emma.tools.pack.plan import ComponentPlan, PackSettings, difference, plan_component
-from emma.tools.pack.proof import EngineRefusedError, Processes, prove
+from emma.tools.pack.proof import EngineRefusedError, prove
 from emma.tools.pack.refusal import is_packed
 from emma.tools.pack.sample import share_needed
 from emma.tools.pack.store import open_component
 from emma.tools.pack.unit import pack_unit
-from emma.tools.pack.workers import start_workers, worker_pool
+from emma.tools.pack.workers import read_tokenizer, renew_after, start_workers, worker_pool
 
 __all__ = ["LITTLE", "PackReport", "engine_for", "pack_store"]
 
@@ -50,9 +49,6 @@ LITTLE = 2 << 20
 and a fast engine, would take longer to load."""
 
 _POLL_SECONDS = 0.5
-# The share of documents to encode twice follows from an estimate of their number. With fewer documents than that, a
-# larger share is needed; so as not to draw again for every estimate that is a little too high, less is assumed.
-_ESTIMATE = 0.7
 
 
 def pack_store(
@@ -85,42 +81,47 @@ def pack_store(
     workers = workers or available_cores()
     report: PackReport = {}
     file = settings.tokenizer
-    file.check(keep_parsed=not finish_only)
     open_names = [name for name in names if not _is_finished(settings, name)]
     begins = bool(open_names) and not finish_only
     wanted, little = engine_for(settings, open_names) if begins else (settings.pack.engine, False)
+    if little or workers == 1 or not begins:
+        file.check(keep_parsed=begins)
     if little and is_certified(wanted, file):
         workers = 1
-    processes = partial(worker_pool, workers, wanted, file.settings, file.vocab_size)
     # Before anything is locked: what is forked holds this process's locks too.
     if fork and begins and workers > 1:
         start_workers(settings)
     if workers > 1:
         file.drop_parsed()
-    plans = {name: _plan(settings, name, wanted, finish_only, processes, workers) for name in open_names}
-    for name in names:
-        if plans.get(name) is None:
-            _remove_work(settings, name)
-            report[name] = {"status": "was packed before", **_counts(settings, name)}
-    unfinished = {name: plan for name, plan in plans.items() if plan is not None}
-    if unfinished and not finish_only:
-        largest = max((unit.bytes for plan in unfinished.values() for unit in plan.units), default=0)
-        with processes(largest_unit=largest) as pool:
+    with worker_pool(workers, wanted, file.settings, file.vocab_size) as pool:
+        if begins:
+            read_tokenizer(file, pool)
+        plans = {name: _plan(settings, name, wanted, finish_only, pool, workers) for name in open_names}
+        for name in names:
+            if plans.get(name) is None:
+                _remove_work(settings, name)
+                report[name] = {"status": "was packed before", **_counts(settings, name)}
+        unfinished = {name: plan for name, plan in plans.items() if plan is not None}
+        renew_after(pool, max((unit.bytes for plan in unfinished.values() for unit in plan.units), default=0))
+        if unfinished and not finish_only:
             _pack_units(settings, unfinished, shard, workers, pool)
-    for name, plan in unfinished.items():
-        if shard is not None and not _is_finished(settings, name):
-            missing = missing_units(settings, plan)
-            report[name] = {"status": "unfinished", "units": len(plan.units), "units_missing": len(missing)}
-        else:
+        for name, plan in unfinished.items():
+            if shard is not None and not _is_finished(settings, name):
+                missing = missing_units(settings, plan)
+                report[name] = {
+                    "status": "unfinished",
+                    "units": len(plan.units),
+                    "units_missing": len(missing),
+                }
+                continue
             try:
-                _finish(settings, plan, processes, workers)
+                _finish(settings, plan, pool, workers)
             except EngineRefusedError as error:
                 if finish_only:
                     raise
                 print(error, file=sys.stderr, flush=True)
-                with processes() as pool:
-                    _pack_units(settings, {name: plan}, shard, workers, pool)
-                _finish(settings, plan, processes, workers)
+                _pack_units(settings, {name: plan}, shard, workers, pool)
+                _finish(settings, plan, pool, workers)
             report[name] = {"status": "packed", **_counts(settings, name)}
     return {name: report[name] for name in names}
 
@@ -136,7 +137,7 @@ def engine_for(settings: PackSettings, names: Sequence[str]) -> tuple[str, bool]
 
 
 def _plan(
-    settings: PackSettings, name: str, wanted: str, finish_only: bool, processes: Processes, workers: int
+    settings: PackSettings, name: str, wanted: str, finish_only: bool, pool: Executor, workers: int
 ) -> ComponentPlan | None:
     """The plan of a component with the gate's verdicts, from disk if it was made before; None if another
     process has finished the component in the meantime.
@@ -158,8 +159,7 @@ def _plan(
         fresh = plan_component(settings, name)
         if fresh.inputs_passed_over:
             print(f"{name}: passed over: {summary(fresh.inputs_passed_over)}", file=sys.stderr, flush=True)
-        with processes() as pool:
-            plan = _with_verdicts(settings, fresh, wanted, pool, workers)
+        plan = _with_verdicts(settings, fresh, wanted, pool, workers)
         plan.write(path)
         return plan
 
@@ -185,7 +185,7 @@ def _with_verdicts(
         plan,
         refused=sorted(language for language, equal in verdicts.items() if not equal),
         trusted=sorted(language for language, equal in verdicts.items() if equal),
-        share=share_needed(round(documents * _ESTIMATE), settings.pack.fault_share),
+        share=share_needed(documents, settings.pack.fault_share),
     )
 
 
@@ -363,7 +363,7 @@ def _has_manifest(settings: PackSettings, name: str) -> bool:
     return (settings.store / name / MANIFEST_NAME).is_file()
 
 
-def _finish(settings: PackSettings, plan: ComponentPlan, processes: Processes, workers: int) -> None:
+def _finish(settings: PackSettings, plan: ComponentPlan, pool: Executor, workers: int) -> None:
     """Joins a component's units, unless another process has done so, and removes the work folder.
 
     Raises:
@@ -372,7 +372,7 @@ def _finish(settings: PackSettings, plan: ComponentPlan, processes: Processes, w
     with sole_writer(settings.store / plan.name, wait=True) as lock:
         if not _is_finished(settings, plan.name):
             try:
-                proof = prove(settings, plan, processes, workers)
+                proof = prove(settings, plan, pool, workers)
                 join_units(settings, plan, proof)
             except UserError:
                 # Another machine, which this one's lock did not keep out, may have joined and removed them.

@@ -27,6 +27,20 @@ from emma.tools.pack.split_rule import SplitRule, split_rule
 __all__ = ["TokenizerFile", "no_garbage_collection", "tokenizer_of_process"]
 
 
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Loading a million objects that are all kept would trigger the garbage collector again and again: a quarter of the
+    time. Nor does it look at them later: they hold no cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
+
+
 @dataclass(frozen=True)
 class _Content:
     """The parts of the file that are used; the whole parsed file would take ten times the memory.
@@ -82,12 +96,12 @@ class TokenizerFile:
         vars(self)["plain"] = orjson.dumps(value).decode()
         return content
 
+    @no_garbage_collection()
     def _load(self) -> tuple[_Content, dict[str, Any]]:
         """The file's content, and `plain` parsed."""
         content, sha256 = self._read()
         try:
-            with no_garbage_collection():
-                value = orjson.loads(content)
+            value = orjson.loads(content)
             model, tokens = value["model"], value.get("added_tokens") or []
             ids = _vocabulary(model["vocab"])
             added = {token["content"]: token["id"] for token in tokens}
@@ -136,6 +150,23 @@ class TokenizerFile:
                 f"{self.settings.sha256}; this is another tokenizer"
             )
         return content, found
+
+    @property
+    def is_read(self) -> bool:
+        """Whether this object has read the file, or adopted what another has."""
+        return "_content" in vars(self)
+
+    def read(self) -> object:
+        """What the file holds, for `adopt`.
+
+        Raises:
+            UserError: it is missing, no tokenizer, or not the one that the recipe asks for.
+        """
+        return self._content
+
+    def adopt(self, content: object) -> None:
+        """Takes over what `read` gave in another process, where the same file was read."""
+        vars(self)["_content"] = content
 
     @property
     def sha256(self) -> str:
@@ -253,7 +284,7 @@ class TokenizerFile:
         Raises:
             UserError: a token is missing, or the tokenizer has more ids than the model's embedding.
         """
-        if keep_parsed and "_content" not in vars(self):
+        if keep_parsed and not self.is_read:
             vars(self)["_content"], vars(self)["_parsed"] = self._load()
         if self.begin_of_text_id == self.end_of_text_id:
             raise UserError(
@@ -324,19 +355,6 @@ def _built(model: Mapping[str, Any], names: set[str]) -> set[str]:
     # Without a loop in Python: there may be a million.
     return found.union(names.intersection(map("".join, merges) if merges and isinstance(merges[0], list) else
                                           (merge.replace(" ", "") for merge in merges)))  # fmt: skip
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Loading a million objects that are all kept would trigger the garbage collector again and again: a
-    quarter of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @functools.lru_cache(maxsize=2)

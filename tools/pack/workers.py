@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from emma.base.processes import fork_forkserver, process_pool
+from emma.base.processes import RenewedProcesses, fork_forkserver, process_pool, result_of
 from emma.tools.pack import PRELOAD_VARIABLE
+from emma.tools.pack.tokenizer_file import TokenizerFile
 
 if TYPE_CHECKING:
     from emma.recipes.schema.model import Tokenizer
     from emma.tools.pack.plan import PackSettings
 
-__all__ = ["start_workers", "worker_pool"]
+__all__ = ["read_tokenizer", "renew_after", "start_workers", "worker_pool"]
 
 _PRELOAD = ("emma.tools.pack.gate", "emma.tools.pack.unit", "emma.tools.pack.preload")
 # An engine caches words, so memory would grow with the text: a process that has packed this much is replaced,
 # which is cheaper than loading the engine again.
 _BYTES_A_PROCESS = 128 << 20
+_TASKS = 16  # until it is known how large they are
 
 
 def _environment(value: dict[str, Any]) -> dict[str, str]:
@@ -31,16 +33,11 @@ def _environment(value: dict[str, Any]) -> dict[str, str]:
 
 
 def start_workers(settings: PackSettings) -> None:
-    """Forks a process off this one that loads the engines, while this one goes on; a later `worker_pool` uses it.
-
-    Args:
-        settings: what will be packed; the tokenizer's file is read here, once for all processes.
-    """
-    settings.tokenizer.check(keep_parsed=True)
+    """Forks a process off this one that reads the tokenizer and loads the engines, while this one goes on; a later
+    `worker_pool` uses it."""
     # Within a program that has threads, the first pool starts that process anew.
     if threading.active_count() == 1:
         fork_forkserver(partial(_load, settings))
-    settings.tokenizer.drop_parsed()
 
 
 def _load(settings: PackSettings) -> None:
@@ -54,8 +51,30 @@ def _load(settings: PackSettings) -> None:
     load_engines(settings.pack.engine, settings.tokenizer.keep())
 
 
+def read_tokenizer(tokenizer: TokenizerFile, pool: Executor) -> None:
+    """Gives this process's tokenizer what a process of the pool has read of the file.
+
+    Raises:
+        UserError: it cannot be read, or its document boundaries or ids don't fit the model.
+    """
+    if not tokenizer.is_read:
+        tokenizer.adopt(result_of(pool.submit(TokenizerFile.read, tokenizer)))
+    tokenizer.check()
+
+
+def renew_after(pool: Executor, largest_unit: int) -> None:
+    """Lets a pool replace a process when it has packed about 128 MiB.
+
+    Args:
+        pool: of `worker_pool`.
+        largest_unit: input bytes of the largest unit.
+    """
+    if isinstance(pool, RenewedProcesses):
+        pool.tasks = max(1, round(_BYTES_A_PROCESS / max(largest_unit, 1)))
+
+
 def worker_pool(
-    workers: int, engine: str, tokenizer: Tokenizer, vocab_size: int, *, largest_unit: int = _BYTES_A_PROCESS
+    workers: int, engine: str, tokenizer: Tokenizer, vocab_size: int
 ) -> AbstractContextManager[Executor]:
     """Processes that pack units; with 1, this process packs. Never submit more tasks than there are processes.
 
@@ -64,8 +83,6 @@ def worker_pool(
         engine: the recipe's `data.pack.engine`.
         tokenizer: the recipe's `model.tokenizer`.
         vocab_size: the recipe's `model.vocab_size`.
-        largest_unit: input bytes of the largest unit; a process packs about 128 MiB.
     """
     value = {"engine": engine, "tokenizer": tokenizer.model_dump(mode="json"), "vocab_size": vocab_size}
-    tasks = max(1, round(_BYTES_A_PROCESS / max(largest_unit, 1)))
-    return process_pool(workers, preload=_PRELOAD, tasks=tasks, environment=_environment(value))
+    return process_pool(workers, preload=_PRELOAD, tasks=_TASKS, environment=_environment(value))

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from emma.base.errors import UserError
-from emma.tools.pack import certificate, engine, inputs, proof, run
+from emma.tools.pack import certificate, engine, gate, inputs, proof, run
 from emma.tools.pack.encoded import Encoded
 from emma.tools.pack.engine import forget_engine
 from emma.tools.pack.plan import PackSettings
@@ -125,7 +125,7 @@ def test_array_tasks_pack_again_what_a_refused_engine_packed(
 def test_a_share_that_was_too_small_is_made_up_for(
     make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "_ESTIMATE", 1e9)
+    monkeypatch.setattr(gate, "_COUNTED", 1e9)
     path = write_documents(tmp_path / "raw", 60, {40})
     settings = make_settings([path], engine="fastokens")
     report = pack_store(settings, workers=1)["web"]

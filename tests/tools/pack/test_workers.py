@@ -23,7 +23,7 @@ def state(file):
     return loads.misses, loads.hits > 0, "pandas" in sys.modules
 
 if __name__ == "__main__":
-    from emma.tools.pack.workers import start_workers, worker_pool
+    from emma.tools.pack.workers import read_tokenizer, start_workers, worker_pool
     run = sys.argv[1]
     from emma.base.arrow import keep_pandas_out
     from emma.recipes.load import load_recipe
@@ -34,11 +34,13 @@ if __name__ == "__main__":
     model = recipe.model
     if sys.argv[2] == "early":
         start_workers(PackSettings.of_recipe(recipe))
+    with worker_pool(2, "fastokens", model.tokenizer, model.vocab_size) as pool:
+        file = TokenizerFile(model.tokenizer, model.vocab_size)
+        read_tokenizer(file, pool)
         # Whoever reads the file again, reads another one.
         open(model.tokenizer.path + "/tokenizer.json", "w").close()
-    with worker_pool(2, "fastokens", model.tokenizer, model.vocab_size) as pool:
         for _ in range(6):
-            print(*pool.submit(state, TokenizerFile(model.tokenizer, model.vocab_size)).result())
+            print(*pool.submit(state, file).result())
 """
 
 
@@ -64,10 +66,11 @@ from collections import Counter
 
 if __name__ == "__main__":
     from emma.recipes.schema.model import Tokenizer
-    from emma.tools.pack.workers import worker_pool
+    from emma.tools.pack.workers import renew_after, worker_pool
     tokenizer = Tokenizer(path="nowhere", end_of_text="</s>")
     for largest in (0, 32 << 20, 33 << 20, 256 << 20):
-        with worker_pool(2, "tokenizers", tokenizer, 512, largest_unit=largest) as pool:
+        with worker_pool(2, "tokenizers", tokenizer, 512) as pool:
+            renew_after(pool, largest)
             found = Counter(pool.submit(os.getpid).result() for _ in range(16))
             print(largest >> 20, *sorted(set(found.values())))
 """
