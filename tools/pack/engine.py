@@ -6,7 +6,6 @@ names that no text spells (`tokenizer_file.py`).
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.util
 from abc import ABC, abstractmethod
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emma.base.errors import UserError
+from emma.base.processes import release_memory
 from emma.tools.pack.encoded import Encoded, agree, interleave, joined
 from emma.tools.pack.tokenizer_file import TokenizerFile
 
@@ -221,9 +221,7 @@ def forget_engine(name: EngineName) -> None:
     """Returns an engine's memory to the system; the next use loads it again."""
     (_load_reference if name == REFERENCE else _load_fast).cache_clear()
     usable_engine.cache_clear()
-    # The C library would keep its many small allocations: 150 MiB for a vocabulary of 128k tokens.
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
+    release_memory()
 
 
 def _load(name: EngineName, tokenizer: TokenizerFile) -> Engine:

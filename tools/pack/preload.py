@@ -13,6 +13,7 @@ import os
 import orjson
 
 from emma.base.arrow import keep_pandas_out
+from emma.base.processes import release_memory
 from emma.recipes.schema.model import Tokenizer
 from emma.tools.pack import PRELOAD_VARIABLE
 from emma.tools.pack.engine import REFERENCE, load_engine, usable_engine
@@ -30,6 +31,7 @@ def load_engines(engine: str, file: TokenizerFile) -> None:
         usable_engine(engine, file)
         load_engine(REFERENCE, file)
         pieces_of(file)
+    release_memory()
     gc.freeze()
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from emma.base.errors import UserError
 from emma.base.manifest import MANIFEST_NAME
-from emma.base.processes import available_cores, result_of
+from emma.base.processes import available_cores, release_memory, result_of
 from emma.base.progress import progress
 from emma.base.staging import clear_leftovers
 from emma.base.writers import InUseError, Lock, sole_writer
@@ -180,6 +180,7 @@ def _with_verdicts(
     if engine == REFERENCE:
         return plan
     samples, documents = gate_samples(settings, plan)
+    release_memory()
     verdicts = gate_verdicts(settings, engine, samples, pool, workers)
     return replace(
         plan,
