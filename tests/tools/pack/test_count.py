@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import preadv
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,8 +46,24 @@ def test_of_much_text_as_much_is_looked_at_as_tells(tmp_path: Path, monkeypatch:
     files = list_inputs([tmp_path])
     monkeypatch.setattr(count, "_BLOCK", 4096)
     monkeypatch.setattr(count, "_BYTES", sum(file.bytes for file in files) // 4)
+    read = []
+    monkeypatch.setattr(count.os, "preadv", lambda *where: read.append(preadv(*where)) or read[-1])
     counted = count_records(files)
     assert counted is not None and abs(counted / (8 * 6200) - 1) < 0.05
+    assert sum(read) < 1.05 * count._BYTES
     monkeypatch.setattr(count, "_FILES", 3)
     counted = count_records(files)
     assert counted is not None and abs(counted / (8 * 6200) - 1) < 0.05
+
+
+def test_of_many_small_files_some_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(400):
+        write_lines(tmp_path / f"{number:03d}.jsonl", [50] * (number % 7 + 1))
+    files = list_inputs([tmp_path])
+    monkeypatch.setattr(count, "_BLOCK", 512)
+    monkeypatch.setattr(count, "_BYTES", sum(file.bytes for file in files) // 4)
+    read = []
+    monkeypatch.setattr(count.os, "preadv", lambda *where: read.append(preadv(*where)) or read[-1])
+    counted = count_records(files)
+    assert counted is not None and abs(counted / sum(number % 7 + 1 for number in range(400)) - 1) < 0.05
+    assert sum(read) < 1.05 * count._BYTES
