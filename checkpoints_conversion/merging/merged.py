@@ -27,7 +27,7 @@ from emma.checkpoints_conversion.merging.statistics import (
 )
 from emma.checkpoints_conversion.parameters import EMBEDDING, OUTPUT, name_of, parameter_shapes
 from emma.checkpoints_conversion.safetensors_files import tensor_bytes
-from emma.checkpoints_conversion.weights import Rows
+from emma.checkpoints_conversion.weights import HuggingFaceWeights, Rows
 
 __all__ = ["MergedWeights"]
 
@@ -142,6 +142,8 @@ class MergedWeights:
                 result = self._combined(name, first, values, deltas).to(self.dtype(name))
             if ledger is not None:
                 self._scan.add(name, first, result, result)
+        if ledger is not None:
+            self._forget(name, first, count)
         return result
 
     @contextmanager
@@ -178,14 +180,23 @@ class MergedWeights:
         self, stack: ExitStack, member: Member, name: str, first: int, count: int
     ) -> torch.Tensor | None:
         """Some rows of a model; None where it has none that mean these tokens."""
-        if (
-            name in self.matrices
-            and first >= self.family.vocabulary.shared
-            and member not in self.family.grown
-        ):
+        if not self._has(member, name, first):
             return None
         rows = (first, count) if self.sizes[name] else None
         return stack.enter_context(member.weights.open(name, rows)).reshape(count, *self.sizes[name][1:])
+
+    def _has(self, member: Member, name: str, first: int) -> bool:
+        """Whether a model has a row that means what it means in the result."""
+        return (
+            name not in self.matrices or first < self.family.vocabulary.shared or member in self.family.grown
+        )
+
+    def _forget(self, name: str, first: int, count: int) -> None:
+        """Drops rows that were read for the last time from the kernel's cache: it would have to find new memory for each
+        block that follows, which may cost more than its arithmetic, and push out what others read."""
+        for member in self.family.members:
+            if isinstance(member.weights, HuggingFaceWeights) and self._has(member, name, first):
+                member.weights.forget(name, (first, count) if self.sizes[name] else None)
 
     def _new_rows(self, parts: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """Rows that some models lack: those of the model that has them, or the average of several, by their weights."""
