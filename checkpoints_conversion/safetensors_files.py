@@ -210,7 +210,7 @@ def _write_shard(path: Path, tensors: Sequence[OutgoingTensor], advance: Advance
                     handle.write(content)
                 finally:
                     hashed.result()  # the next block takes this one's memory back
-                forget(handle.fileno())
+                forget(handle.fileno())  # the disk works beside, the next block takes its pages
                 advance(len(content))
             if handle.tell() != LENGTH.size + len(text) + header[tensor.name]["data_offsets"][1]:
                 raise RuntimeError(f"{tensor.name}: its blocks do not make up {tensor.shape}")
