@@ -99,3 +99,7 @@ class HuggingFaceWeights:
 
     def open(self, name: str, rows: Rows | None = None) -> AbstractContextManager[torch.Tensor]:
         return self._reader.open(self._stored[name], rows)
+
+    def forget(self, name: str, rows: Rows | None = None) -> None:
+        """Drops a parameter, or some of its rows, from the kernel's cache of files."""
+        self._reader.forget(self._stored[name], rows)

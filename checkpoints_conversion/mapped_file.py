@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from emma.base.errors import UserError
+from emma.base.page_cache import forget
 
 __all__ = ["MappedFile"]
+
+_MOST_AT_ONCE = 2 << 20
+"""Bytes that the kernel keeps, and drops, as one, at most."""
 
 
 class MappedFile:
@@ -29,10 +35,11 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as handle:
-                # A private copy-on-write mapping, since torch warns about read-only buffers. Nothing writes
-                # to it, so no page becomes anonymous memory.
-                self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._descriptor = os.open(path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._descriptor)
+            # A private copy-on-write mapping, since torch warns about read-only buffers. Nothing writes
+            # to it, so no page becomes anonymous memory.
+            self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_COPY)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file") from None
         except ValueError:
@@ -68,3 +75,11 @@ class MappedFile:
         end = (offset + size) // mmap.PAGESIZE * mmap.PAGESIZE
         if end > start:
             self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
+
+    def forget(self, offset: int, size: int) -> None:
+        """Drops a range from the kernel's cache of the file, too: later accesses read it from the disk. Where ranges are
+        forgotten in order, so is what lies across their borders."""
+        start = max(0, offset - _MOST_AT_ONCE) // mmap.PAGESIZE * mmap.PAGESIZE
+        size += offset - start
+        self._map.madvise(mmap.MADV_DONTNEED, start, size)
+        forget(self._descriptor, start, size)

@@ -19,6 +19,7 @@ import torch
 from emma.base.errors import UserError
 from emma.base.files import write_json
 from emma.base.manifest import FileRecord
+from emma.base.page_cache import forget
 from emma.checkpoints_conversion.config import read_settings
 from emma.checkpoints_conversion.dtypes import SAFETENSORS_NAMES
 from emma.checkpoints_conversion.mapped_file import MappedFile
@@ -124,14 +125,24 @@ class SafetensorsReader:
             rows: first row and number of rows; by default, all.
         """
         record = self.records[name]
-        mapped = self._files[record.file]
-        first, count = rows or (0, record.shape[0] if record.shape else 1)
-        row = math.prod(record.shape[1:]) * record.dtype.itemsize
-        offset = record.offset + first * row
+        mapped, offset, size = self._place(name, rows)
+        shape = (rows[1], *record.shape[1:]) if rows else record.shape
         try:
-            yield mapped.tensor(offset, record.dtype, (count, *record.shape[1:]) if record.shape else ())
+            yield mapped.tensor(offset, record.dtype, shape)
         finally:
-            mapped.release(offset, count * row)
+            mapped.release(offset, size)
+
+    def forget(self, name: str, rows: tuple[int, int] | None = None) -> None:
+        """Drops a tensor, or some of its rows, from the kernel's cache of files; for those who won't read them again."""
+        mapped, offset, size = self._place(name, rows)
+        mapped.forget(offset, size)
+
+    def _place(self, name: str, rows: tuple[int, int] | None) -> tuple[MappedFile, int, int]:
+        """A tensor's file, or that of some of its rows, their first byte, and how many."""
+        record = self.records[name]
+        row = math.prod(record.shape[1:]) * record.dtype.itemsize
+        first, count = rows or (0, record.shape[0] if record.shape else 1)
+        return self._files[record.file], record.offset + first * row, count * row
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
@@ -199,6 +210,7 @@ def _write_shard(path: Path, tensors: Sequence[OutgoingTensor], advance: Advance
                     handle.write(content)
                 finally:
                     hashed.result()  # the next block takes this one's memory back
+                forget(handle.fileno())  # the disk works beside, the next block takes its pages
                 advance(len(content))
             if handle.tell() != LENGTH.size + len(text) + header[tensor.name]["data_offsets"][1]:
                 raise RuntimeError(f"{tensor.name}: its blocks do not make up {tensor.shape}")

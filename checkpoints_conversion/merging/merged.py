@@ -27,7 +27,7 @@ from emma.checkpoints_conversion.merging.statistics import (
 )
 from emma.checkpoints_conversion.parameters import EMBEDDING, OUTPUT, name_of, parameter_shapes
 from emma.checkpoints_conversion.safetensors_files import tensor_bytes
-from emma.checkpoints_conversion.weights import Rows
+from emma.checkpoints_conversion.weights import HuggingFaceWeights, Rows
 
 __all__ = ["MergedWeights"]
 
@@ -75,7 +75,8 @@ class MergedWeights:
         self._plan_locks = {name: threading.Lock() for name in self.sizes}
         self._ledgers = {name: _Ledger([hashlib.sha256() for _ in family.members]) for name in self.sizes}
         self._scan, self._scans = Scan(), {member.label: Scan() for member in family.members}
-        self._beside = ThreadPoolExecutor(2, "hashes")
+        # One thread a model, so that its blocks are hashed in their order.
+        self._hashers = [ThreadPoolExecutor(1, "hashes") for _ in family.members]
 
     def dtype(self, name: str) -> torch.dtype:
         return self.family.dtype(name)
@@ -97,10 +98,12 @@ class MergedWeights:
         yield whole
 
     def stream(self, name: str) -> Iterator[torch.Tensor]:
-        """A whole parameter in blocks of rows. While one is written, another thread computes the next."""
+        """A whole parameter in blocks of rows. While one is hashed and written, another thread computes the next."""
         sizes = self.sizes[name] or (1,)
         blocks = self._blocks(sizes, 0, sizes[0])
-        for block in in_order(lambda rows: self._merged(name, *rows), blocks, 1):
+        ahead = 2 if self._block == _BLOCK else 0  # large blocks would take memory
+        for block, pending in in_order(lambda rows: self._begun(name, *rows), blocks, 1, ahead=ahead):
+            pending.close()
             yield block if self.sizes[name] else block.reshape(())
 
     def _blocks(self, sizes: Sequence[int], first: int, stop: int) -> Iterator[Rows]:
@@ -123,10 +126,23 @@ class MergedWeights:
 
     def _merged(self, name: str, first: int, count: int) -> torch.Tensor:
         """Some rows of the result, in its type."""
+        result, pending = self._begun(name, first, count)
+        pending.close()
+        return result
+
+    def _begun(self, name: str, first: int, count: int) -> tuple[torch.Tensor, ExitStack]:
+        """Some rows of the result, in its type, and what holds the models' rows while these are still hashed: closing it
+        waits for that. So the next block can be begun meanwhile."""
         new = name in self.matrices and first >= self.family.vocabulary.shared
-        with ExitStack() as stack:
+        with ExitStack() as stack, self._next_rows(name, first, count) as ledger:
+            if ledger is not None:
+                stack.callback(self._forget, name, first, count)
             parts = [self._rows(stack, member, name, first, count) for member in self.family.members]
-            ledger = stack.enter_context(self._next_rows(name, first, count, parts))
+            if ledger is not None:
+                for hasher, digest, part in zip(self._hashers, ledger.hashes, parts, strict=True):
+                    if part is not None:
+                        hashed = hasher.submit(digest.update, tensor_bytes(part.contiguous()))
+                        stack.callback(hashed.result)
             if new:
                 if ledger is not None:
                     self._look(name, first, parts)
@@ -142,27 +158,18 @@ class MergedWeights:
                 result = self._combined(name, first, values, deltas).to(self.dtype(name))
             if ledger is not None:
                 self._scan.add(name, first, result, result)
-        return result
+            return result, stack.pop_all()
 
     @contextmanager
-    def _next_rows(
-        self, name: str, first: int, count: int, parts: Sequence[torch.Tensor | None]
-    ) -> Iterator[_Ledger | None]:
-        """The parameter's ledger, if these rows follow those that it knows; their bytes are hashed meanwhile."""
+    def _next_rows(self, name: str, first: int, count: int) -> Iterator[_Ledger | None]:
+        """The parameter's ledger, if these rows follow those that it knows."""
         ledger = self._ledgers[name]
         held = ledger.lock.acquire(blocking=False)
         try:
             if not held or first != ledger.rows:
                 yield None
                 return
-            hashed = [
-                self._beside.submit(digest.update, tensor_bytes(part.contiguous()))
-                for digest, part in zip(ledger.hashes, parts, strict=True)
-                if part is not None
-            ]
             yield ledger
-            for each in hashed:
-                each.result()
             ledger.rows += count
         finally:
             if held:
@@ -178,14 +185,23 @@ class MergedWeights:
         self, stack: ExitStack, member: Member, name: str, first: int, count: int
     ) -> torch.Tensor | None:
         """Some rows of a model; None where it has none that mean these tokens."""
-        if (
-            name in self.matrices
-            and first >= self.family.vocabulary.shared
-            and member not in self.family.grown
-        ):
+        if not self._has(member, name, first):
             return None
         rows = (first, count) if self.sizes[name] else None
         return stack.enter_context(member.weights.open(name, rows)).reshape(count, *self.sizes[name][1:])
+
+    def _has(self, member: Member, name: str, first: int) -> bool:
+        """Whether a model has a row that means what it means in the result."""
+        return (
+            name not in self.matrices or first < self.family.vocabulary.shared or member in self.family.grown
+        )
+
+    def _forget(self, name: str, first: int, count: int) -> None:
+        """Drops rows that were read for the last time from the kernel's cache: it would have to find new memory for each
+        block that follows, which may cost more than its arithmetic, and push out what others read."""
+        for member in self.family.members:
+            if isinstance(member.weights, HuggingFaceWeights) and self._has(member, name, first):
+                member.weights.forget(name, (first, count) if self.sizes[name] else None)
 
     def _new_rows(self, parts: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """Rows that some models lack: those of the model that has them, or the average of several, by their weights."""

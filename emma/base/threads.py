@@ -24,9 +24,10 @@ def in_order[T, R](
     items: Iterable[T],
     workers: int | None = None,
     initializer: Callable[[], None] | None = None,
+    ahead: int = 0,
 ) -> Iterator[R]:
     """Yields the function's results in the order of the items, computed by `workers` threads (by default `threads()`), each
-    of which calls the `initializer` first.
+    of which calls the `initializer` first. They get as many items ahead of who takes the results, and `ahead` more.
 
     NumPy and torch release the GIL while they sort, multiply, gather, count, read and write, so every thread gets a core.
     Exceptions of the function are raised here.
@@ -37,7 +38,7 @@ def in_order[T, R](
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > workers:
+                if len(waiting) > workers + ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+
+from emma.base.page_cache import forget
 
 __all__ = [
     "ALGORITHMS",
@@ -120,10 +121,5 @@ def checksums(
 def drop_from_cache(path: Path) -> None:
     """Asks the kernel to forget a file's pages, so that the next read comes from the disk or the server, where it can be
     asked."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
+    with path.open("rb") as handle:
+        forget(handle.fileno())

@@ -14,6 +14,7 @@ import torch
 
 from emma.base.manifest import Manifest
 from emma.checkpoints_conversion import hf_to_megatron, megatron_to_hf
+from emma.checkpoints_conversion.huggingface_weights import HuggingFaceWeights
 from emma.checkpoints_conversion.merging import arithmetic, merged
 from emma.checkpoints_conversion.merging.again import prove
 from emma.checkpoints_conversion.merging.coefficients import coefficients
@@ -131,6 +132,31 @@ def test_rows_that_are_read_out_of_order_are_hashed_in_order(kin: Path) -> None:
     other.finish()
     assert one.digests() == other.digests()
     assert one.distances() == pytest.approx(other.distances())
+
+
+def test_each_row_leaves_the_page_cache_once_and_after_its_last_use(
+    kin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: dict[tuple[str, str], list[tuple[str, int, int]]] = {}
+
+    def note(what: str, weights: HuggingFaceWeights, name: str, rows: Any) -> None:
+        places.setdefault((weights.folder.name, name), []).append((what, *(rows or (0, 1))))
+
+    opened, forgotten = HuggingFaceWeights.open, HuggingFaceWeights.forget
+    monkeypatch.setattr(merged, "_BLOCK", 1003)
+    monkeypatch.setattr(HuggingFaceWeights, "open", lambda *all: (note("open", *all), opened(*all))[1])
+    monkeypatch.setattr(HuggingFaceWeights, "forget", lambda *all: (note("forget", *all), forgotten(*all))[1])
+    merge(recipe(kin, "ties", density=0.5), tmp_path / "out")
+    sizes = merged.MergedWeights(open_family(recipe(kin, "ties", density=0.5))).sizes
+    assert places.keys() == {(model, name) for model in ("base", "one", "two") for name in sizes}
+    for (_, name), events in places.items():
+        covered: list[int] = []
+        for what, first, count in events:
+            if what == "forget":
+                covered += range(first, first + count)
+            else:
+                assert not set(covered) & set(range(first, first + count)), name
+        assert covered == list(range((sizes[name] or (1,))[0])), name
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
