@@ -26,8 +26,6 @@ __all__ = [
     "write_text",
 ]
 
-_CHUNK = 8 << 20
-
 
 def fsync_path(path: Path) -> None:
     """Makes a file's content, or a folder's entries (renames in it), durable."""
@@ -134,9 +132,6 @@ def append_line(path: Path | str, line: bytes) -> None:
 
 
 def sha256_file(path: Path | str) -> str:
-    """Hex SHA-256 of a file, read in chunks of 8 MiB."""
-    digest = hashlib.sha256()
+    """Hex SHA-256 of a file."""
     with Path(path).open("rb") as handle:
-        while chunk := handle.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()

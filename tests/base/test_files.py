@@ -112,6 +112,6 @@ def test_a_file_that_has_just_been_made_is_not_taken_for_abandoned(tmp_path: Pat
 
 
 def test_a_hash_covers_the_whole_file(tmp_path: Path) -> None:
-    content = bytes(files._CHUNK) + b"the rest"
+    content = bytes(9 << 20) + b"the rest"
     (tmp_path / "large").write_bytes(content)
     assert sha256_file(tmp_path / "large") == hashlib.sha256(content).hexdigest()

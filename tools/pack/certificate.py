@@ -186,6 +186,7 @@ def _read(path: Path) -> Certificate | None:
 class _Part:
     """What a worker found in its part of the texts; `faults` has the place and the words of each engine's first."""
 
+    entries: int = 0
     texts: int = 0
     bytes: int = 0
     unknown: int = 0
@@ -211,7 +212,7 @@ def _make(
                 versions=_versions(name),
                 fault=unreadable or (faults[0][1] if faults else None),
                 readable=unreadable is None,
-                entries=len(tokenizer.ids),
+                entries=parts[0].entries,
                 texts=sum(part.texts for part in parts),
                 bytes=sum(part.bytes for part in parts),
                 unknown=sum(part.unknown for part in parts),
@@ -223,7 +224,7 @@ def _make(
 
 def _compare(names: Sequence[EngineName], tokenizer: TokenizerFile, part: int, parts: int) -> _Part:
     """Runs in a worker: compares every `parts`-th batch of texts, from the `part`-th, with `transformers`."""
-    own, found = _transformers(tokenizer), _Part()
+    own, found = _transformers(tokenizer), _Part(len(tokenizer.ids))
     engines: dict[EngineName, Engine] = {}
     for name in names:
         try:

@@ -12,7 +12,7 @@ import gc
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -47,7 +47,7 @@ class _Content:
 
     Attributes:
         sha256: of the file.
-        ids: all ids by token, added tokens included.
+        ids: all ids by token, added tokens included; None where another process has read the file.
         added: ids of all added tokens by content.
         hidden: names of control tokens by the names under which engines know them.
         control: ids of the control tokens, sorted.
@@ -58,7 +58,7 @@ class _Content:
     """
 
     sha256: str
-    ids: dict[str, int]
+    ids: dict[str, int] | None
     added: dict[str, int]
     hidden: dict[str, str]
     control: np.ndarray
@@ -157,12 +157,12 @@ class TokenizerFile:
         return "_content" in vars(self)
 
     def read(self) -> object:
-        """What the file holds, for `adopt`.
+        """What the file holds, for `adopt`; without its many tokens, which few need.
 
         Raises:
             UserError: it is missing, no tokenizer, or not the one that the recipe asks for.
         """
-        return self._content
+        return replace(self._content, ids=None)
 
     def adopt(self, content: object) -> None:
         """Takes over what `read` gave in another process, where the same file was read."""
@@ -192,7 +192,9 @@ class TokenizerFile:
     @property
     def ids(self) -> dict[str, int]:
         """All ids by token, added tokens included."""
-        return self._content.ids
+        if self._content.ids is None:
+            vars(self)["_content"] = self._load()[0]
+        return cast(dict[str, int], self._content.ids)
 
     @property
     def added(self) -> list[str]:

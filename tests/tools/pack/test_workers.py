@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from emma.recipes.schema.model import Tokenizer
+from emma.tools.pack.tokenizer_file import TokenizerFile
 from tests.small_recipe import write_small_run
 from tests.tiny_mix import tiny_data
-from tests.tiny_text import train_tokenizer
+from tests.tiny_text import BEGIN, END, train_tokenizer
 
 SCRIPT = """
 import sys
@@ -100,3 +103,18 @@ def test_a_run_that_does_not_exist_is_reported_once(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
+
+
+def test_what_another_process_has_read_of_a_tokenizer_is_adopted(tmp_path: Path) -> None:
+    folder = train_tokenizer(tmp_path / "tokenizer")
+    settings = Tokenizer(path=str(folder), begin_of_text=BEGIN, end_of_text=END)
+    read, own = TokenizerFile(settings, 512), TokenizerFile(settings, 512)
+    content = pickle.loads(pickle.dumps(read.read()))
+    assert len(pickle.dumps(content)) < 5000
+    own.adopt(content)
+    (folder / "tokenizer.json").rename(folder / "elsewhere.json")
+    own.check()
+    assert (own.sha256, own.end_of_text_id, own.added) == (read.sha256, read.end_of_text_id, read.added)
+    assert own.control_ids.tolist() == read.control_ids.tolist()
+    (folder / "elsewhere.json").rename(folder / "tokenizer.json")
+    assert own.ids == read.ids
