@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from emma.base import files
 from emma.base.claims import machine, remove_abandoned, temporary_name
 from emma.base.files import atomic_write, read_json, sha256_file, write_json, write_text
 from tests.base.fsyncs import record_fsyncs
