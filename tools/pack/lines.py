@@ -74,17 +74,20 @@ def _blocks(
             return
         size = batch_bytes if stop is None else min(batch_bytes, stop - start - len(rest))
         block = read(size) if size > 0 else b""
-        content = rest + block
-        at_stop = stop is not None and start + len(content) >= stop
-        if at_stop and not content.endswith(b"\n"):
-            # The last line begins before `stop` and ends after it.
-            content += rest_of_line()
+        at_stop = stop is not None and start + len(rest) + len(block) >= stop
         if at_stop or not block:
+            content = rest + block
+            if at_stop and not content.endswith(b"\n"):
+                # The last line begins before `stop` and ends after it.
+                content += rest_of_line()
             if content:
                 yield content, start
             return
-        cut = content.rfind(b"\n") + 1
-        rest = content[cut:]
-        if cut:
-            yield content[:cut], start
-            position = start + cut
+        cut = block.rfind(b"\n") + 1
+        if not cut:
+            rest += block
+            continue
+        content = b"".join((rest, memoryview(block)[:cut]))
+        rest = block[cut:]
+        yield content, start
+        position = start + len(content)
