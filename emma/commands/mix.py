@@ -255,8 +255,8 @@ def build(
     )
     if nothing:
         click.echo(
-            f"sources that give nothing, because each of their documents is more than twice what was planned: "
-            f"{', '.join(nothing)}"
+            f"{len(nothing)} sources give nothing, because each of their documents is more than twice what was planned: "
+            f"{', '.join(nothing[:12])}{', …' if len(nothing) > 12 else ''}"
         )
     for group_name, entry in info.groups.items():
         click.echo(f"validation {group_name}: {entry['tokens']:,} tokens, {entry['samples']:,} samples")

@@ -153,7 +153,7 @@ def verify_mix(folder: Path, *, fingerprint: str | None = None, earlier: str | N
         if nothing:
             result.notes.append(
                 f"{len(nothing)} of {len(plan)} sources give nothing, because each of their documents is more than twice "
-                f"what was planned: {', '.join(nothing)}"
+                f"what was planned: {', '.join(nothing[:12])}{', …' if len(nothing) > 12 else ''}"
             )
     return result
 
