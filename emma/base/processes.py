@@ -127,7 +127,13 @@ class RenewedProcesses(Executor):
             pool.shutdown(wait=False)
             pool, self._futures[place] = None, []
         self._pools[place] = pool = pool or self._start()
-        future = pool.submit(fn, *args, **kwargs)
+        try:
+            future = pool.submit(fn, *args, **kwargs)
+        except BrokenProcessPool:
+            # It was killed while it had no work, or whoever has its task is told.
+            self._pools[place] = pool = self._start()
+            self._futures[place] = []
+            future = pool.submit(fn, *args, **kwargs)
         self._futures[place].append(future)
         return future
 

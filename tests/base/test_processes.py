@@ -108,3 +108,11 @@ def test_a_killed_worker_is_reported(tasks: int | None) -> None:
         task = pool.submit(die)
         with pytest.raises(UserError, match="was killed"):
             result_of(task)
+
+
+def test_a_process_that_was_killed_is_replaced_for_later_tasks() -> None:
+    with process_pool(2, preload=[], tasks=9) as pool:
+        for _ in range(2):
+            with pytest.raises(UserError, match="was killed"):
+                result_of(pool.submit(die))
+        assert result_of(pool.submit(os.getpid)) != os.getpid()

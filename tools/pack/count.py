@@ -59,7 +59,8 @@ def _lines_a_byte(files: Sequence[InputFile]) -> float:
         if position == file.bytes:
             continue
         with open(file.path, "rb", buffering=0) as stream:  # noqa: PTH123 - there may be many
-            while size := os.preadv(stream.fileno(), [buffer[:left]], position):
+            # A file that grows meanwhile is counted as it was listed.
+            while size := os.preadv(stream.fileno(), [buffer[: min(left, file.bytes - position)]], position):
                 lines += int(np.count_nonzero(buffer[:size] == ord("\n")))
                 seen, left, position = seen + size, left - size, position + size
                 if not left:

@@ -135,6 +135,17 @@ class TokenizerFile:
         )
         return found, value
 
+    def _load_again(self) -> tuple[_Content, dict[str, Any]]:
+        """What `_load` gives, of the file that is known already.
+
+        Raises:
+            UserError: it is another one now.
+        """
+        content, value = self._load()
+        if content.sha256 != self.sha256:
+            raise UserError(f"{self.path}: was changed while it was in use; run the command again")
+        return content, value
+
     def _read(self) -> tuple[bytes, str]:
         try:
             content = self.path.read_bytes()
@@ -193,7 +204,7 @@ class TokenizerFile:
     def ids(self) -> dict[str, int]:
         """All ids by token, added tokens included."""
         if self._content.ids is None:
-            vars(self)["_content"] = self._load()[0]
+            vars(self)["_content"] = self._load_again()[0]
         return cast(dict[str, int], self._content.ids)
 
     @property
@@ -247,14 +258,12 @@ class TokenizerFile:
     @cached_property
     def plain(self) -> str:
         """The tokenizer.json with its control tokens renamed, without post-processor, truncation and padding."""
-        sha256 = self._content.sha256  # which writes it too, unless `check` kept what it parsed
+        self._content  # noqa: B018 - writes it too, unless `check` kept what it parsed
         if "plain" in vars(self):
             return cast(str, vars(self)["plain"])
         value = vars(self).get("_parsed")
         if value is None:
-            content, value = self._load()
-            if content.sha256 != sha256:
-                raise UserError(f"{self.path}: was changed while it was in use; run the command again")
+            value = self._load_again()[1]
         return orjson.dumps(value).decode()
 
     def take_parsed(self) -> dict[str, Any]:

@@ -34,6 +34,15 @@ def test_lines_and_rows_are_counted(files: list[InputFile], monkeypatch: pytest.
     assert count_records([]) == 0
 
 
+def test_a_file_that_grows_meanwhile_is_counted_as_it_was(
+    files: list[InputFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(count, "_BLOCK", 99)
+    with Path(files[1].path).open("a") as handle:
+        handle.write("{}\n" * 999)
+    assert count_records(files) == 18
+
+
 def test_records_of_other_kinds_are_not_known(files: list[InputFile], tmp_path: Path) -> None:
     (tmp_path / "d.txt").write_text("one\n\ntwo\n")
     assert count_records(list_inputs([tmp_path])) is None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from emma.base.errors import UserError
 from emma.recipes.schema.model import Tokenizer
 from emma.tools.pack.tokenizer_file import TokenizerFile
 from tests.small_recipe import write_small_run
@@ -118,3 +119,14 @@ def test_what_another_process_has_read_of_a_tokenizer_is_adopted(tmp_path: Path)
     assert own.control_ids.tolist() == read.control_ids.tolist()
     (folder / "elsewhere.json").rename(folder / "tokenizer.json")
     assert own.ids == read.ids
+
+
+def test_what_is_read_later_is_the_file_that_was_adopted(tmp_path: Path) -> None:
+    folder = train_tokenizer(tmp_path / "tokenizer")
+    settings = Tokenizer(path=str(folder), begin_of_text=BEGIN, end_of_text=END)
+    own = TokenizerFile(settings, 512)
+    own.adopt(TokenizerFile(settings, 512).read())
+    with (folder / "tokenizer.json").open("a") as handle:
+        handle.write("\n")
+    with pytest.raises(UserError, match="was changed while it was in use"):
+        _ = own.ids
