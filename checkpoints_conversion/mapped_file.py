@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,11 +33,10 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY)
-            weakref.finalize(self, os.close, self._descriptor)
-            # A private copy-on-write mapping, since torch warns about read-only buffers. Nothing writes
-            # to it, so no page becomes anonymous memory.
-            self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_COPY)
+            with path.open("rb") as handle:
+                # A private copy-on-write mapping, since torch warns about read-only buffers. Nothing writes
+                # to it, so no page becomes anonymous memory.
+                self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file") from None
         except ValueError:
@@ -82,4 +79,6 @@ class MappedFile:
         start = max(0, offset - _MOST_AT_ONCE) // mmap.PAGESIZE * mmap.PAGESIZE
         size += offset - start
         self._map.madvise(mmap.MADV_DONTNEED, start, size)
-        forget(self._descriptor, start, size)
+        # Opened anew: the files of several models are many to be held open.
+        with self.path.open("rb") as handle:
+            forget(handle.fileno(), start, size)

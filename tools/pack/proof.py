@@ -63,6 +63,7 @@ def prove(settings: PackSettings, plan: ComponentPlan, pool: Executor, workers: 
                 refuse_engine(
                     work, plan.engine, f"{plan.engine} gave the document {result.wrong[0]} wrong ids"
                 )
+                wait(running)  # they read what will be packed again
                 raise EngineRefusedError(
                     f"{settings.store / plan.name}: {plan.engine} gave the document {result.wrong[0]} other ids than the "
                     "reference. The engine is refused: the reference encodes this component, also what it has encoded; "
