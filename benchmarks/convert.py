@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emma.base.files import sha256_file
+from emma.base.page_cache import forget
 from emma.recipes.load import load_section
 from emma.recipes.schema.model import Shape
 
@@ -120,10 +121,9 @@ def drop_from_cache(folder: Path) -> None:
     """Drops a folder from the page cache, so that each phase starts with a cold input."""
     for path in folder.rglob("*"):
         if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())  # what is not written yet stays
+                forget(handle.fileno())
 
 
 def anonymous_bytes(process: int) -> int:

@@ -44,6 +44,7 @@ from emma.tools.mix.catalogue import load_catalogue
 from emma.tools.mix.index import IndexWriter
 from emma.tools.mix.layout import read_dataset_info, read_mix
 from emma.tools.pack.store import open_component
+from emma.tools.runs.checksums import drop_from_cache
 
 _LENGTH = 8192
 _BATCH = 64
@@ -244,9 +245,7 @@ def drop_caches(folders: Sequence[Path]) -> str:
         Path("/proc/sys/vm/drop_caches").write_text("3")
         return "drop_caches"
     for path in (path for folder in folders for path in folder.rglob("*") if path.is_file()):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
+        drop_from_cache(path)
     return "fadvise"
 
 

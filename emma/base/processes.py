@@ -123,19 +123,23 @@ class RenewedProcesses(Executor):
         waiting = [sum(not future.done() for future in futures) for futures in self._futures]
         place = min(range(len(waiting)), key=lambda place: (waiting[place], len(self._futures[place])))
         pool = self._pools[place]
-        if pool is not None and not waiting[place] and len(self._futures[place]) >= self.tasks:
-            pool.shutdown(wait=False)
-            pool, self._futures[place] = None, []
-        self._pools[place] = pool = pool or self._start()
+        if pool is None or (not waiting[place] and len(self._futures[place]) >= self.tasks):
+            pool = self._fresh(place)
         try:
             future = pool.submit(fn, *args, **kwargs)
         except BrokenProcessPool:
             # It was killed while it had no work, or whoever has its task is told.
-            self._pools[place] = pool = self._start()
-            self._futures[place] = []
-            future = pool.submit(fn, *args, **kwargs)
+            future = self._fresh(place).submit(fn, *args, **kwargs)
         self._futures[place].append(future)
         return future
+
+    def _fresh(self, place: int) -> ProcessPoolExecutor:
+        """A new process, in place of the one that was there."""
+        if (before := self._pools[place]) is not None:
+            before.shutdown(wait=False)
+        self._futures[place] = []
+        self._pools[place] = fresh = self._start()
+        return fresh
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         for pool in filter(None, self._pools):
