@@ -147,7 +147,7 @@ class RenewedProcesses(Executor):
 
 
 # One thread per process: the processes already share the cores.
-_THREADS = {"RAYON_NUM_THREADS": "1"}
+_THREADS = {"RAYON_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # Python 3.12 starts the process with the working folder first on the path: a user's own `numpy.py` or `emma/` would be
 # imported there.
 _PATH = {"PYTHONSAFEPATH": "1"}

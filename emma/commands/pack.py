@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,11 +33,14 @@ def group() -> None:
 
 
 def _settings(run: str, overrides: tuple[str, ...]) -> PackSettings:
-    from emma.base.arrow import keep_pandas_out
+    # NumPy's linear algebra, which nothing here uses, starts a thread a core that spins for a tenth of a second.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from emma.base.arrow import keep_pandas_out, use_jemalloc
     from emma.recipes.load import load_recipe
     from emma.tools.pack.plan import PackSettings
 
     keep_pandas_out()
+    use_jemalloc()
     return PackSettings.of_recipe(load_recipe(run, overrides))
 
 

@@ -11,8 +11,8 @@ TEXT = pa.large_string()
 
 
 def as_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """A column as one array."""
-    if isinstance(column, pa.ChunkedArray):
+    """A column as one array; what is one already is not copied."""
+    if isinstance(column, pa.ChunkedArray) and column.num_chunks != 1:
         column = column.combine_chunks()
     return column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
 

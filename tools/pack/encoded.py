@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-__all__ = ["Encoded", "agree", "edges_of", "interleave", "joined", "ranges"]
+__all__ = ["Bounded", "Encoded", "agree", "edges_of", "interleave", "joined", "ranges"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,97 @@ class Encoded:
         """The documents with these numbers as a batch."""
         lengths = self.lengths[rows]
         return Encoded(self.ids[ranges(self.offsets[rows], lengths)], edges_of(lengths))
+
+
+class IdSet:
+    """Some ids below a limit.
+
+    Args:
+        ids: at least one, sorted.
+        limit: above all ids.
+    """
+
+    def __init__(self, ids: np.ndarray, limit: int) -> None:
+        self.limit = limit
+        self._first, self._span = np.uint32(ids[0]), np.uint32(ids[-1] - ids[0])
+        self._holds = np.zeros(limit, bool)
+        self._holds[ids] = True
+
+    def places(self, ids: np.ndarray) -> np.ndarray:
+        """Where ids (uint32, below the limit) are in the set."""
+        # Control tokens have neighbouring ids in most vocabularies: a comparison is cheaper than looking up each.
+        places = np.flatnonzero(ids - self._first <= self._span)
+        return places[self._holds[ids[places]]]
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Token ids of a batch whose documents have their begin and end of text: `ids` (4 bytes each, all documents
+    concatenated), `ends` (int64, where each document ends in them, its end of text included), and whether each has a
+    begin of text."""
+
+    ids: np.ndarray
+    ends: np.ndarray
+    begins: bool
+
+    @classmethod
+    def of(
+        cls, ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray, begin: int | None, end: int
+    ) -> Bounded:
+        """Puts begin and end of text around `lengths` of the ids from `starts` on."""
+        begins = begin is not None
+        sizes = lengths + 1 + begins
+        ends = np.cumsum(sizes)
+        whole = np.empty(ends[-1] if len(ends) else 0, np.uint32)
+        body = np.ones(len(whole), bool)
+        body[ends - 1] = False
+        whole[ends - 1] = end
+        if begin is not None:
+            body[ends - sizes] = False
+            whole[ends - sizes] = begin
+        whole[body] = ids if int(lengths.sum()) == len(ids) else ids[ranges(starts, lengths)]
+        return cls(whole, ends, begins)
+
+    @classmethod
+    def found(
+        cls, ids: np.ndarray, documents: int, bounds: IdSet, begin: int | None, end: int
+    ) -> Bounded | None:
+        """What an engine made of documents with their boundaries; None if it did not find these, or others.
+
+        Args:
+            ids: uint32.
+            documents: how many there are.
+            bounds: ids that text must not become, below those of the vocabulary.
+            begin: id of the begin of text.
+            end: id of the end of text.
+        """
+        if len(ids) and int(ids.max()) >= bounds.limit:
+            return None
+        places = bounds.places(ids)
+        begins = begin is not None
+        ends = places[begins :: 1 + begins] + 1
+        if len(places) != documents * (1 + begins) or not (ids[ends - 1] == end).all():
+            return None
+        if begins:
+            first = places[::2]
+            if not (ids[first] == begin).all() or first[:1].any() or not np.array_equal(first[1:], ends[:-1]):
+                return None
+        return cls(ids, ends, begins) if not documents or ends[-1] == len(ids) else None
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document, without its boundaries, int64."""
+        return np.diff(self.ends, prepend=0) - 1 - self.begins
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where each document's text begins in the ids, int64."""
+        return self.ends - 1 - self.lengths
+
+    def some(self, rows: np.ndarray) -> Encoded:
+        """The documents with these numbers as a batch without boundaries."""
+        lengths = self.lengths[rows]
+        return Encoded(self.ids[ranges(self.starts[rows], lengths)], edges_of(lengths))
 
 
 def edges_of(lengths: np.ndarray) -> np.ndarray:

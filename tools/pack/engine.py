@@ -1,4 +1,4 @@
-"""Tokenizer engines behind one interface, and the gate that admits a fast one.
+"""Tokenizer engines behind one interface.
 
 Text that spells a control token (`<|end_of_text|>`) stays text: every engine is loaded with the control tokens under
 names that no text spells (`tokenizer_file.py`).
@@ -11,31 +11,28 @@ import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from emma.base.errors import UserError
 from emma.base.processes import release_memory
-from emma.tools.pack.encoded import Encoded, agree, interleave, joined
+from emma.tools.pack.columns import join
+from emma.tools.pack.encoded import Bounded, Encoded, IdSet, joined
 from emma.tools.pack.tokenizer_file import TokenizerFile
 
 __all__ = [
     "ENGINES",
     "REFERENCE",
-    "Encoder",
     "Engine",
+    "EngineError",
     "EngineName",
     "choose_engine",
     "encode_or_none",
     "engines_for",
     "forget_engine",
-    "gate_sample",
     "load_engine",
-    "sides_of",
     "usable_engine",
 ]
 
@@ -63,6 +60,13 @@ class Engine(Protocol):
             EngineError: the engine failed.
         """
 
+    def encode_bounded(self, texts: pa.Array) -> Bounded | None:
+        """Encodes texts as documents, with begin and end of text; None where the engine can only do so without.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+
 
 @contextmanager
 def _engine_errors() -> Iterator[None]:
@@ -80,7 +84,20 @@ def _engine_errors() -> Iterator[None]:
 RENEW_BYTES = 256 << 20
 
 
-class _Renewed(ABC):
+def _content(texts: pa.Array) -> bytes:
+    """The bytes of all texts, one after another."""
+    content = texts.buffers()[2]
+    return b"" if content is None else content.to_pybytes()
+
+
+class _ByText:
+    """An engine that knows no boundaries."""
+
+    def encode_bounded(self, texts: pa.Array) -> Bounded | None:
+        return None
+
+
+class _Renewed(_ByText, ABC):
     """An engine that is reloaded after every `RENEW_BYTES` of text, so that its cache of words stays
     bounded."""
 
@@ -102,19 +119,33 @@ class _Renewed(ABC):
 
 
 class _Gigatoken(_Renewed):
+    def __init__(self, tokenizer: TokenizerFile) -> None:
+        super().__init__(tokenizer)
+        self._forbidden = IdSet(tokenizer.control_ids, tokenizer.vocab_size)
+
     def _load(self) -> Any:
         import gigatoken
 
         return gigatoken.Tokenizer.from_json(self._file.plain)
 
     def encode(self, texts: pa.Array) -> Encoded:
-        # One call per text costs a microsecond; the batch call would import `awkward`, which takes two
-        # seconds.
+        if (bounded := self.encode_bounded(texts)) is not None:
+            return bounded.some(np.arange(len(texts)))
         with _engine_errors():
             self._renew(texts)
             # UTF-8 straight from the array: a third faster than through Python strings.
             encode = self._tokenizer.backend.encode
             return joined([encode(text) for text in texts.cast(pa.large_binary()).to_pylist()])
+
+    def encode_bounded(self, texts: pa.Array) -> Bounded | None:
+        # All texts in one call, with the boundaries between them. (The call for batches would import `awkward`.)
+        if (names := self._file.boundary_names) is None:
+            return None
+        with _engine_errors():
+            self._renew(texts)
+            ids = self._tokenizer.backend.encode(_content(join(*names[:-1], texts, names[-1])))
+        file = self._file
+        return Bounded.found(ids, len(texts), self._forbidden, file.begin_of_text_id, file.end_of_text_id)
 
 
 class _Fastokens(_Renewed):
@@ -130,7 +161,7 @@ class _Fastokens(_Renewed):
         return Encoded(np.frombuffer(ids, np.uint32), np.frombuffer(offsets, np.uint64).astype(np.int64))
 
 
-class _Reference:
+class _Reference(_ByText):
     def __init__(self, tokenizer: TokenizerFile) -> None:
         from emma.tools.pack.reference import reference_of
 
@@ -245,138 +276,3 @@ def encode_or_none(engine: Engine, texts: pa.Array) -> Encoded | None:
         return engine.encode(texts)
     except EngineError:
         return None
-
-
-@dataclass
-class Encoder:
-    """A fast engine, with the reference for the languages that the gate refused it.
-
-    Args:
-        tokenizer: the tokenizer.
-        name: the fast engine.
-        refused: languages that only the reference may encode.
-        trusted: languages that the gate admitted; others are gated on their first documents.
-        gate_documents: documents per language that the gate compares.
-        pairs: whether documents are of language pairs; the gate looks at each language of a pair by itself.
-    """
-
-    tokenizer: TokenizerFile
-    name: EngineName
-    refused: set[str] = field(default_factory=set)
-    trusted: set[str] = field(default_factory=set)
-    gate_documents: int = 32
-    pairs: bool = False
-
-    @property
-    def _fast(self) -> Engine:
-        return load_engine(self.name, self.tokenizer)
-
-    @property
-    def reference(self) -> Engine:
-        """The reference."""
-        return load_engine(REFERENCE, self.tokenizer)
-
-    def encode(self, texts: pa.Array, languages: pa.Array) -> Encoded:
-        """Encodes documents (large strings without nulls), each with the engine its language may use.
-
-        Raises:
-            UserError: a text was encoded as a control token.
-        """
-        if self.name == REFERENCE:
-            return self.checked(self.reference.encode(texts), texts)
-        for language in pc.unique(languages).to_pylist():
-            if not self._sides(language) <= self.refused | self.trusted:
-                self.gate(texts.filter(pc.equal(languages, language)), language)
-        try:
-            return self.checked(self._encode_by_language(texts, languages), texts)
-        except EngineError:
-            self._refuse_failing(texts, languages)
-            return self.checked(self._encode_by_language(texts, languages), texts)
-
-    def by_reference(self, languages: pa.Array) -> np.ndarray:
-        """Which documents are of a language that only the reference may encode, as bools."""
-        if self.name == REFERENCE:
-            return np.ones(len(languages), bool)
-        present = pc.unique(languages).to_pylist() if self.refused else []
-        refused = [language for language in present if self._sides(language) & self.refused]
-        return pc.is_in(languages, pa.array(refused, pa.large_string())).to_numpy(zero_copy_only=False)
-
-    def _sides(self, language: str) -> set[str]:
-        """The languages that the gate knows a document's language by."""
-        return sides_of(language, pairs=self.pairs)
-
-    def _encode_by_language(self, texts: pa.Array, languages: pa.Array) -> Encoded:
-        slow = self.by_reference(languages)
-        if not slow.any():
-            return self._fast.encode(texts)
-        parts = {
-            True: self.reference.encode(texts.filter(pa.array(slow))),
-            False: self._fast.encode(texts.filter(pa.array(~slow))),
-        }
-        return interleave(parts, slow)
-
-    def _refuse_failing(self, texts: pa.Array, languages: pa.Array) -> None:
-        """Refuses languages whose texts the fast engine cannot encode, although the gate's sample passed."""
-        for language in pc.unique(languages).to_pylist():
-            try:
-                self._fast.encode(texts.filter(pc.equal(languages, language)))
-            except EngineError:
-                self.trusted -= self._sides(language)
-                self.refused |= self._sides(language)
-
-    def gate(self, texts: pa.Array, language: str) -> bool:
-        """Compares both engines on the first texts of a language; the language is trusted or refused from
-        then on."""
-        sample = gate_sample(texts, self.gate_documents)
-        equal = agree(encode_or_none(self._fast, sample), self.reference.encode(sample))
-        if equal:
-            self.trusted |= self._sides(language) - self.refused
-        else:
-            self.refused |= self._sides(language)
-            self.trusted -= self._sides(language)
-        return equal
-
-    def checked(self, encoded: Encoded, texts: pa.Array) -> Encoded:
-        """The ids, if no text became a control token or one beyond the model's vocabulary."""
-        ids, control = encoded.ids, self.tokenizer.control_ids
-        if not len(ids):
-            return encoded
-        smallest, largest = int(ids.min()), int(ids.max())
-        if largest >= self.tokenizer.vocab_size:
-            raise UserError(
-                f"{self.tokenizer.path}: gave id {largest}, but model.vocab_size is {self.tokenizer.vocab_size}"
-            )
-        # Most tokenizers have all control tokens at one end of the vocabulary: a comparison is enough.
-        first, after = np.searchsorted(control, (smallest, largest + 1)).tolist()
-        hits = np.isin(ids, control[first:after]) if after > first else np.zeros(0, bool)
-        if hits.any():
-            at = int(np.flatnonzero(hits)[0])
-            document = int(np.searchsorted(encoded.offsets, at, side="right")) - 1
-            text = texts[document].as_py()
-            raise UserError(
-                f"{self.tokenizer.path}: a text was encoded as the control token {int(ids[at])}; it starts "
-                f"{text[:60]!r}. A control token must not be one that ordinary text is made of: name another "
-                "document boundary, mark the token as not special in tokenizer.json, or remove it from the text"
-            )
-        return encoded
-
-
-def sides_of(language: str, *, pairs: bool) -> set[str]:
-    """The two languages of a pair (`eng_Latn-fra_Latn`), or the language itself."""
-    return set(language.split("-")) if pairs else {language}
-
-
-GATE_BYTES = 8 << 10
-"""Most UTF-8 bytes per language that the gate compares."""
-
-
-def gate_sample(texts: pa.Array, documents: int) -> pa.Array:
-    """The first documents, at most `documents` and 8 KiB; a longer first document is cut."""
-    sample = texts[:documents]
-    sizes = np.cumsum(pc.binary_length(sample).to_numpy(zero_copy_only=False))
-    count = int(np.searchsorted(sizes, GATE_BYTES, side="right"))
-    if count == 0 and len(sample):
-        beginning = sample[0].as_py().encode()[:GATE_BYTES].decode(errors="ignore")
-        return pa.array([beginning], sample.type)
-    # A copy: a slice would send its whole column to another process.
-    return pa.concat_arrays([sample[:count]])

@@ -24,7 +24,8 @@ def count_tokens(
     root: str, stage: str, parts: Sequence[Part], tokenizer: Tokenizer, vocab_size: int, engine: str
 ) -> list[list[Any]]:
     """Tokens (not counting document boundaries) and bytes of parts: rows of kind, language, tokens, bytes."""
-    from emma.tools.pack.engine import Encoder, choose_engine
+    from emma.tools.pack.encoder import Encoder
+    from emma.tools.pack.engine import choose_engine
     from emma.tools.pack.tokenizer_file import TokenizerFile
 
     encoder = Encoder(TokenizerFile(tokenizer, vocab_size), choose_engine(engine))

@@ -15,14 +15,8 @@ from emma.tools.pack.columns import as_array
 from emma.tools.pack.count import count_records
 from emma.tools.pack.documents import DocumentMaker
 from emma.tools.pack.encoded import agree
-from emma.tools.pack.engine import (
-    REFERENCE,
-    EngineName,
-    encode_or_none,
-    gate_sample,
-    load_engine,
-    sides_of,
-)
+from emma.tools.pack.encoder import gate_sample, sides_of
+from emma.tools.pack.engine import REFERENCE, EngineName, encode_or_none, load_engine
 from emma.tools.pack.inputs import Segment
 from emma.tools.pack.plan import ComponentPlan, PackSettings
 from emma.tools.pack.records import read_heads

@@ -89,5 +89,6 @@ def _blocks(
             continue
         content = b"".join((rest, memoryview(block)[:cut]))
         rest = block[cut:]
+        del block  # as large as the content, while that is worked on
         yield content, start
         position = start + len(content)

@@ -16,7 +16,8 @@ from emma.base.files import read_json, write_json
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.data import Pack
 from emma.tools.pack.documents import required_fields
-from emma.tools.pack.engine import REFERENCE, Encoder, EngineName, choose_engine
+from emma.tools.pack.encoder import Encoder
+from emma.tools.pack.engine import REFERENCE, EngineName, choose_engine
 from emma.tools.pack.inputs import (
     Found,
     InputFile,

@@ -31,6 +31,7 @@ def load_engines(engine: str, file: TokenizerFile) -> None:
         usable_engine(engine, file)
         load_engine(REFERENCE, file)
         pieces_of(file)
+        file.forget_ids()
     release_memory()
     gc.freeze()
 

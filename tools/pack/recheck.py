@@ -19,7 +19,8 @@ from emma.base.progress import progress
 from emma.tools.pack.bad_lines import BadLines
 from emma.tools.pack.columns import as_array
 from emma.tools.pack.documents import DocumentMaker
-from emma.tools.pack.engine import REFERENCE, Encoder
+from emma.tools.pack.encoder import Encoder
+from emma.tools.pack.engine import REFERENCE
 from emma.tools.pack.inputs import InputFile, Unit
 from emma.tools.pack.plan import PackSettings, difference
 from emma.tools.pack.sample import Draw, share_needed

@@ -27,7 +27,7 @@ from emma.tools.pack.tables import COPIES, as_text, read_rows, read_tables, text
 
 __all__ = ["BATCH_BYTES", "COPIES", "Batch", "Piece", "read_heads", "read_segment", "read_segments"]
 
-BATCH_BYTES = 1 << 20
+BATCH_BYTES = 2 << 20
 """Approximate bytes of text in a batch; a process holds a small multiple of it."""
 _SMALL = 256 << 10
 

@@ -5,27 +5,22 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from emma.base.errors import UserError
 from emma.base.manifest import MANIFEST_NAME
-from emma.base.processes import available_cores, release_memory, result_of
-from emma.base.progress import progress
+from emma.base.processes import available_cores, release_memory
 from emma.base.staging import clear_leftovers
 from emma.base.writers import InUseError, Lock, sole_writer
 from emma.tools.pack.certificate import certified_engine, is_certified
 from emma.tools.pack.engine import REFERENCE, engines_for
 from emma.tools.pack.gate import gate_samples, gate_verdicts
-from emma.tools.pack.inputs import InputFile, Unit, summary
+from emma.tools.pack.inputs import InputFile, summary
 from emma.tools.pack.join import (
     join_units,
     missing_units,
@@ -33,10 +28,9 @@ from emma.tools.pack.join import (
 )
 from emma.tools.pack.plan import ComponentPlan, PackSettings, difference, plan_component
 from emma.tools.pack.proof import EngineRefusedError, prove
-from emma.tools.pack.refusal import is_packed
 from emma.tools.pack.sample import share_needed
+from emma.tools.pack.schedule import pack_units
 from emma.tools.pack.store import open_component
-from emma.tools.pack.unit import pack_unit
 from emma.tools.pack.workers import read_tokenizer, renew_after, start_workers, worker_pool
 
 __all__ = ["LITTLE", "PackReport", "engine_for", "pack_store"]
@@ -47,8 +41,6 @@ PackReport = dict[str, dict[str, Any]]
 LITTLE = 2 << 20
 """Bytes of text that are packed by this process alone, and with the reference where the recipe leaves the choice: others,
 and a fast engine, would take longer to load."""
-
-_POLL_SECONDS = 0.5
 
 
 def pack_store(
@@ -104,7 +96,7 @@ def pack_store(
         unfinished = {name: plan for name, plan in plans.items() if plan is not None}
         renew_after(pool, max((unit.bytes for plan in unfinished.values() for unit in plan.units), default=0))
         if unfinished and not finish_only:
-            _pack_units(settings, unfinished, shard, workers, pool)
+            pack_units(settings, unfinished, shard, workers, pool)
         for name, plan in unfinished.items():
             if shard is not None and not _is_finished(settings, name):
                 missing = missing_units(settings, plan)
@@ -120,7 +112,7 @@ def pack_store(
                 if finish_only:
                     raise
                 print(error, file=sys.stderr, flush=True)
-                _pack_units(settings, {name: plan}, shard, workers, pool)
+                pack_units(settings, {name: plan}, shard, workers, pool)
                 _finish(settings, plan, pool, workers)
             report[name] = {"status": "packed", **_counts(settings, name)}
     return {name: report[name] for name in names}
@@ -291,77 +283,6 @@ def _is_being_packed(work: Path) -> bool:
         except InUseError:
             return True
     return False
-
-
-def _pack_one(settings: PackSettings, plan: ComponentPlan) -> str | None:
-    """Runs in a worker: packs the only unit of a plan; if another process is packing it, returns which."""
-    component, work = settings.pack.components[plan.name], work_folder(settings, plan.name)
-    (unit,) = plan.units
-    try:
-        pack_unit(unit, plan.name, component, settings.pack, plan.encoder(settings), work, plan.share)
-    except InUseError as error:
-        return error.writer
-    return None
-
-
-def _pack_units(
-    settings: PackSettings,
-    plans: dict[str, ComponentPlan],
-    shard: tuple[int, int] | None,
-    workers: int,
-    pool: Executor,
-) -> None:
-    """Packs the missing units of all components; units that other processes are packing are waited for."""
-    numbered = [(plan, unit) for plan in plans.values() for unit in plan.units]
-    mine = numbered if shard is None else numbered[shard[0] :: shard[1]]
-    work_of = {name: work_folder(settings, name) for name in plans}
-    missing = {(plan.name, unit.index) for plan in plans.values() for unit in missing_units(settings, plan)}
-    queue = deque((plan, unit) for plan, unit in mine if (plan.name, unit.index) in missing)
-    running: dict[Future[str | None], tuple[ComponentPlan, Unit]] = {}
-    busy: list[tuple[ComponentPlan, Unit]] = []
-    told = False
-    bar: tqdm[Any] = progress(
-        total=sum(unit.bytes for _, unit in queue), unit="B", unit_scale=True, desc="pack"
-    )
-    with bar:
-        while True:
-            if not queue and not running and not busy:
-                # An engine that one unit refused takes away what other units had packed.
-                again = [(plan, unit) for plan, unit in mine if not is_packed(work_of[plan.name], unit.index)]
-                again = [(plan, unit) for plan, unit in again if not _has_manifest(settings, plan.name)]
-                if not again:
-                    break
-                queue.extend(again)
-            if not queue and not running:
-                time.sleep(_POLL_SECONDS)
-                queue.extend(busy)
-                busy.clear()
-            while queue and len(running) < workers:
-                plan, unit = queue.popleft()
-                running[
-                    pool.submit(
-                        _pack_one,
-                        settings,
-                        replace(plan, units=[unit], inputs=[], inputs_passed_over={}, certificates=[]),
-                    )
-                ] = plan, unit
-            for task in wait(running, return_when=FIRST_COMPLETED).done:
-                plan, unit = running.pop(task)
-                writer = result_of(task)
-                if writer is None:
-                    bar.update(unit.bytes)
-                    continue
-                busy.append((plan, unit))
-                if not told:
-                    print(
-                        f"{plan.name}: {writer} is packing unit {unit.index}: sharing the work",
-                        file=sys.stderr,
-                    )
-                    told = True
-
-
-def _has_manifest(settings: PackSettings, name: str) -> bool:
-    return (settings.store / name / MANIFEST_NAME).is_file()
 
 
 def _finish(settings: PackSettings, plan: ComponentPlan, pool: Executor, workers: int) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from emma.tools.pack.columns import as_array
-from emma.tools.pack.encoded import Encoded
-from emma.tools.pack.engine import Encoder
+from emma.tools.pack.encoded import Bounded
+from emma.tools.pack.encoder import Encoder
 from emma.tools.pack.pieces import pieces_of
 
 __all__ = ["CERTAINTY", "Draw", "WrongIdsError", "chance_of_finding", "compare", "share_needed"]
@@ -69,7 +69,7 @@ class Draw:
         return (numbers >= self.low) & (numbers < self.high)
 
 
-def compare(documents: pa.Table, encoded: Encoded, drawn: np.ndarray, encoder: Encoder) -> int:
+def compare(documents: pa.Table, encoded: Bounded, drawn: np.ndarray, encoder: Encoder) -> int:
     """Compares those among drawn documents that the fast engine has encoded with the reference, piece by piece where its
     tokenizer allows that (`pieces.py`); returns their number.
 
@@ -87,14 +87,15 @@ def compare(documents: pa.Table, encoded: Encoded, drawn: np.ndarray, encoder: E
         return 0
     texts = as_array(documents["text"]).take(pa.array(rows))
     whole = np.ones(len(rows), bool)
+    own = encoded.some(rows)
     if (pieces := pieces_of(encoder.tokenizer)) is not None:
-        whole = pieces.unsure(texts, encoded.some(rows))
-        whole |= pieces.turns(encoded.lengths[rows])
+        whole = pieces.unsure(texts, own)
+        whole |= pieces.turns(own.lengths)
     expected = encoder.reference.encode(texts.filter(pa.array(whole)))
-    for place, row in enumerate(rows[whole].tolist()):
+    for place, row in enumerate(np.flatnonzero(whole).tolist()):
         right = expected.ids[expected.offsets[place] : expected.offsets[place + 1]]
-        found = encoded.ids[encoded.offsets[row] : encoded.offsets[row + 1]]
+        found = own.ids[own.offsets[row] : own.offsets[row + 1]]
         if not np.array_equal(right, found):
-            name = documents["document_id"][row].as_py()
+            name = documents["document_id"][int(rows[row])].as_py()
             raise WrongIdsError(f"{encoder.name} gave the document {name} other ids than the reference")
     return len(rows)

@@ -27,6 +27,10 @@ from emma.tools.pack.split_rule import SplitRule, split_rule
 __all__ = ["TokenizerFile", "no_garbage_collection", "tokenizer_of_process"]
 
 
+# What makes an added token depend on the text around it, or take white space of it.
+_TAKING_MORE = ("lstrip", "rstrip", "single_word", "normalized")
+
+
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
     """Loading a million objects that are all kept would trigger the garbage collector again and again: a quarter of the
@@ -55,6 +59,7 @@ class _Content:
         unknown: id of the token for what the vocabulary lacks, if it has one that is no document boundary.
         largest: largest id.
         rule: where text is provably cut.
+        cutting: tokens that the recipe names under which engines cut text, and nothing else.
     """
 
     sha256: str
@@ -66,6 +71,7 @@ class _Content:
     unknown: int | None
     largest: int
     rule: SplitRule | None
+    cutting: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,9 @@ class TokenizerFile:
         names = {name: _hidden(sha256, id_) for name, id_ in control.items()}
         _hide(value, names)
         value.update(post_processor=None, truncation=None, padding=None)
+        cutting = {
+            token["content"] for token in value["added_tokens"] if not any(map(token.get, _TAKING_MORE))
+        }
         if unknown in named.values():
             unknown = None
         found = _Content(
@@ -132,6 +141,7 @@ class TokenizerFile:
             unknown=unknown,
             largest=largest,
             rule=split_rule(value),
+            cutting=frozenset(named.keys() & {name for name, hidden in names.items() if hidden in cutting}),
         )
         return found, value
 
@@ -166,6 +176,10 @@ class TokenizerFile:
     def is_read(self) -> bool:
         """Whether this object has read the file, or adopted what another has."""
         return "_content" in vars(self)
+
+    def forget_ids(self) -> None:
+        """Frees `ids`, the bulk of what is kept of the file; whoever needs them reads it again."""
+        vars(self)["_content"] = replace(self._content, ids=None)
 
     def read(self) -> object:
         """What the file holds, for `adopt`; without its many tokens, which few need.
@@ -254,6 +268,17 @@ class TokenizerFile:
         """
         token = self.settings.begin_of_text
         return None if token is None else self._id_of(token, "begin_of_text")
+
+    @cached_property
+    def boundary_names(self) -> tuple[str, ...] | None:
+        """What engines know begin (if the recipe has one) and end of text by: between documents, these names become their
+        ids and leave the text on both sides alone. None where that isn't so."""
+        wanted = [self.settings.begin_of_text] if self.settings.begin_of_text is not None else []
+        wanted.append(self.settings.end_of_text)
+        if not self._content.cutting.issuperset(wanted):
+            return None
+        names = {name: hidden for hidden, name in self._content.hidden.items()}
+        return tuple(names[name] for name in wanted)
 
     @cached_property
     def plain(self) -> str:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emma.base.files import write_json
 from emma.base.manifest import MANIFEST_NAME, FileRecord
 from emma.base.staging import WrittenMeanwhileError, staged_folder
 from emma.base.writers import sole_writer
@@ -22,8 +22,9 @@ from emma.recipes.schema.data import Pack, PackComponent
 from emma.tools.pack.bad_lines import QUARANTINE, BadLines
 from emma.tools.pack.columns import as_array, encode_keys, join
 from emma.tools.pack.documents import DocumentMaker
-from emma.tools.pack.encoded import Encoded
-from emma.tools.pack.engine import REFERENCE, Encoder
+from emma.tools.pack.encoded import Bounded
+from emma.tools.pack.encoder import Encoder
+from emma.tools.pack.engine import REFERENCE
 from emma.tools.pack.inputs import Unit
 from emma.tools.pack.pieces import pieces_of
 from emma.tools.pack.records import BATCH_BYTES, read_segments
@@ -84,7 +85,7 @@ def pack_unit(
                         pieces.save(folder, unit.index)
                     if refusal_of(folder, encoder.name):
                         raise WrongIdsError  # found in another unit meanwhile
-                    write_json(partial / UNIT_FILE, report)
+                    (partial / UNIT_FILE).write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
             except WrongIdsError as error:
                 if error.args:
                     refuse_engine(folder, encoder.name, str(error))
@@ -112,6 +113,7 @@ def _write_unit(
     try:
         for documents in unit_documents(unit, maker, bad, inputs):
             writer.add(documents)
+            del documents  # before the next batch is read
         writer.close()
     except BaseException:
         writer.abandon()
@@ -163,7 +165,7 @@ def unit_documents(
             waiting, size = [], 0
         waiting.append(table)
         size += table["text"].nbytes
-        if size >= BATCH_BYTES:
+        if size >= BATCH_BYTES // 2:  # whose text is almost a batch is not copied once more
             yield pa.concat_tables(waiting)
             waiting, size = [], 0
     if waiting:
@@ -214,34 +216,37 @@ class _UnitWriter:
         """Encodes and writes a table of documents."""
         documents = documents.combine_chunks()
         texts, languages = as_array(documents["text"]), as_array(documents["language"])
-        encoded = self.encoder.encode(texts, languages)
+        bounded = self.encoder.encode_bounded(texts, languages)
         self.by_fast_engine += int(np.count_nonzero(~self.encoder.by_reference(languages)))
-        self.encoded_twice += compare(documents, encoded, self.draw.next(len(texts)), self.encoder)
-        rows = np.arange(len(texts))
-        lengths, starts = encoded.lengths, encoded.offsets[:-1]
+        self.encoded_twice += compare(documents, bounded, self.draw.next(len(texts)), self.encoder)
+        lengths, starts = bounded.lengths, bounded.starts
         kept = lengths >= self.pack.min_tokens
         if not kept.all():
             self.removed["short"] += int((~kept).sum())
         limit = self.pack.max_tokens
-        if limit is not None and (lengths > limit).any():
-            long = lengths > limit
-            self.cut += int(long.sum()) if self.pack.long_documents == "split" else 0
-            if self.pack.long_documents == "drop":
+        long = np.zeros(len(lengths), bool) if limit is None else lengths > limit
+        if long.any():
+            if self.pack.long_documents == "split":
+                self.cut += int(long.sum())
+            elif self.pack.long_documents == "drop":
                 self.removed["long"] += int(long.sum())
                 kept &= ~long
-        rows, lengths, starts = rows[kept], lengths[kept], starts[kept]
         table = documents.drop_columns(["text"])
-        sizes = pc.binary_length(texts).to_numpy(zero_copy_only=False)[rows]
+        sizes = pc.binary_length(texts).to_numpy(zero_copy_only=False)
+        if not kept.all():
+            rows = np.flatnonzero(kept)
+            table, sizes, starts, lengths = table.take(rows), sizes[rows], starts[rows], lengths[rows]
         if limit is not None and (lengths > limit).any():
-            table, sizes, rows, starts, lengths = _cut(table.take(rows), sizes, starts, lengths, limit)
-        elif not kept.all():
-            table = table.take(rows)
+            table, sizes, starts, lengths = _cut(table, sizes, starts, lengths, limit)
         if not len(lengths):
             return
-        self._count_unknown(encoded, table["language"], starts, lengths)
-        tokens, ends = self._with_begin_and_end_of_text(encoded, starts, lengths)
-        self._count(table, np.diff(ends, prepend=0), sizes)
-        self._write(tokens, ends, table, sizes)
+        if len(lengths) < len(kept) or long.any():
+            bounded = Bounded.of(bounded.ids, starts, lengths, self.begin_of_text_id, self.end_of_text_id)
+        self._count_unknown(bounded, table["language"])
+        self._count(table, np.diff(bounded.ends, prepend=0), sizes)
+        # The same bits as of int32, as long as ids are below 2³¹.
+        ids = bounded.ids.view(self.dtype) if self.dtype.itemsize == 4 else bounded.ids.astype(self.dtype)
+        self._write(ids, bounded.ends, table, sizes)
 
     def close(self) -> None:
         """Finishes the last shard."""
@@ -254,39 +259,14 @@ class _UnitWriter:
         if self._shard is not None:
             self._shard.abandon()
 
-    def _with_begin_and_end_of_text(
-        self, encoded: Encoded, starts: np.ndarray, lengths: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Writes begin and end of text: the ids of all documents in a row, and where each document ends in
-        them."""
-        opening = self.begin_of_text_id is not None
-        ends = np.cumsum(lengths + 1 + opening)
-        tokens = np.empty(ends[-1], self.dtype)
-        body = np.ones(ends[-1], bool)
-        body[ends - 1] = False
-        tokens[ends - 1] = self.end_of_text_id
-        if self.begin_of_text_id is not None:
-            first = np.concatenate([[0], ends[:-1]])
-            body[first] = False
-            tokens[first] = self.begin_of_text_id
-        ids = encoded.ids
-        if int(lengths.sum()) != len(ids):
-            ids = np.concatenate(
-                [ids[s : s + n] for s, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
-            )
-        tokens[body] = ids
-        return tokens, ends
-
-    def _count_unknown(
-        self, encoded: Encoded, languages: pa.ChunkedArray, starts: np.ndarray, lengths: np.ndarray
-    ) -> None:
+    def _count_unknown(self, bounded: Bounded, languages: pa.ChunkedArray) -> None:
         """Counts the tokens for what the vocabulary lacks, by language."""
         if self.encoder.tokenizer.unknown_id is None:
             return
-        places = np.flatnonzero(encoded.ids == self.encoder.tokenizer.unknown_id)
+        places = np.flatnonzero(bounded.ids == self.encoder.tokenizer.unknown_id)
         if not len(places):
             return
-        before = np.searchsorted(places, starts), np.searchsorted(places, starts + lengths)
+        before = np.searchsorted(places, bounded.starts), np.searchsorted(places, bounded.ends - 1)
         counts = pa.table({"language": as_array(languages), "unknown": before[1] - before[0]})
         for row in counts.group_by("language").aggregate([("unknown", "sum")]).to_pylist():
             if row["unknown_sum"]:
@@ -340,7 +320,7 @@ class _UnitWriter:
 
 def _cut(
     table: pa.Table, sizes: np.ndarray, starts: np.ndarray, lengths: np.ndarray, limit: int
-) -> tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray]:
     """Cuts documents above `limit` tokens into as few pieces as possible, of nearly equal length.
 
     Bytes of text are divided in proportion to tokens; ids get the suffixes `#0`, `#1`, ...
@@ -356,4 +336,4 @@ def _cut(
     ids = join(table["document_id"], suffixes)
     ids = pc.if_else(pa.array(count > 1), ids, table["document_id"])
     table = table.set_column(table.column_names.index("document_id"), "document_id", ids)
-    return table, cut_sizes, rows, starts[rows] + first, after - first
+    return table, cut_sizes, starts[rows] + first, after - first

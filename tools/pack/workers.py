@@ -24,7 +24,7 @@ __all__ = ["read_tokenizer", "renew_after", "start_workers", "worker_pool"]
 _PRELOAD = ("emma.tools.pack.gate", "emma.tools.pack.unit", "emma.tools.pack.preload")
 # An engine caches words, so memory would grow with the text: a process that has packed this much is replaced,
 # which is cheaper than loading the engine again.
-_BYTES_A_PROCESS = 192 << 20
+_BYTES_A_PROCESS = 160 << 20
 _TASKS = 16  # until it is known how large they are
 
 
@@ -63,7 +63,7 @@ def read_tokenizer(tokenizer: TokenizerFile, pool: Executor) -> None:
 
 
 def renew_after(pool: Executor, largest_unit: int) -> None:
-    """Lets a pool replace a process when it has packed about 192 MiB.
+    """Lets a pool replace a process when it has packed about 160 MiB.
 
     Args:
         pool: of `worker_pool`.

@@ -12,9 +12,12 @@ from emma.base.errors import UserError
 from emma.recipes.schema.model import Tokenizer
 from emma.tools.pack import engine
 from emma.tools.pack.encoded import Encoded
-from emma.tools.pack.engine import ENGINES, Encoder, choose_engine, forget_engine, load_engine
+from emma.tools.pack.encoder import Encoder, gate_sample
+from emma.tools.pack.engine import ENGINES, choose_engine, forget_engine, load_engine
+from emma.tools.pack.probes import probes
 from emma.tools.pack.tokenizer_file import TokenizerFile
 from tests.tiny_text import BEGIN, END, SENTENCES
+from tests.tokenizer_styles import STYLES, write_style
 
 TEXTS = [
     *(sentence for sentences in SENTENCES.values() for sentence in sentences),
@@ -43,6 +46,64 @@ def test_engines_give_the_references_ids_and_no_control_token(name: str, tokeniz
     # A slice of a column whose buffers begin elsewhere.
     part = load_engine(name, tokenizer).encode(texts(TEXTS)[5:9])
     assert part.ids.tolist() == [id_ for ids in expected[5:9] for id_ in ids]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_documents_encoded_together_are_encoded_as_alone(style: str, tmp_path: Path) -> None:
+    pytest.importorskip("gigatoken")
+    write_style(tmp_path, style)
+    settings = Tokenizer(path=str(tmp_path), begin_of_text=STYLES[style].begin, end_of_text=STYLES[style].end)
+    file = TokenizerFile(settings, 2000)
+    try:
+        fast = engine._Gigatoken(file)
+    except RuntimeError:
+        pytest.skip("not read by gigatoken")
+    edges = [
+        "",
+        "",
+        " ",
+        "  x  ",
+        "\n",
+        "\n\n a \n",
+        "'",
+        "'s",
+        f"x{STYLES[style].end}",
+        "é\u0301",
+        "\u0301x",
+        "▁",
+        "a\x00",
+    ]
+    few = [*list(probes(list(file.ids), file.ordinary))[::29], *edges, *reversed(edges), *edges]
+    bounded = fast.encode_bounded(texts(few))
+    assert bounded is not None
+    alone = [fast._tokenizer.backend.encode(text.encode()).tolist() for text in few]
+    found = bounded.some(np.arange(len(few)))
+    starts, stops = found.offsets[:-1], found.offsets[1:]
+    assert [found.ids[a:b].tolist() for a, b in zip(starts, stops, strict=True)] == alone
+    assert (bounded.ids[bounded.ends - 1] == file.end_of_text_id).all()
+    if bounded.begins:
+        assert (bounded.ids[bounded.starts - 1] == file.begin_of_text_id).all()
+    assert fast.encode_bounded(texts([])).lengths.tolist() == []
+
+
+@pytest.mark.parametrize("key", ["lstrip", "rstrip"])
+def test_a_boundary_that_takes_white_space_is_not_put_between_texts(
+    key: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("gigatoken")
+    value = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    for token in value["added_tokens"]:
+        token[key] = token["content"] == END
+    (tmp_path / "tokenizer.json").write_text(json.dumps(value))
+    file = TokenizerFile(Tokenizer(path=str(tmp_path), end_of_text=END), 512)
+    assert file.boundary_names is None
+    spaced = texts(["the sea  ", "  the stars", " "])
+    right = load_engine("tokenizers", file).encode(spaced)
+    encoder = Encoder(file, "gigatoken")
+    bounded = encoder.encode_bounded(spaced, texts(["eng_Latn"] * 3))
+    assert encoder.trusted == {"eng_Latn"}
+    assert bounded.some(np.arange(3)).ids.tolist() == right.ids.tolist()
+    assert bounded.lengths.tolist() == right.lengths.tolist()
 
 
 @pytest.mark.parametrize("name", ["gigatoken", "fastokens"])
@@ -129,10 +190,10 @@ def test_what_an_engine_raises_is_an_engine_error(kind: type[BaseException]) -> 
 
 
 def test_the_gate_compares_a_limited_number_of_documents_and_bytes() -> None:
-    sample = engine.gate_sample(texts(["x" * 10_000] * 5), 3)
+    sample = gate_sample(texts(["x" * 10_000] * 5), 3)
     assert len(sample) == 1
-    assert len(engine.gate_sample(texts(["x"] * 50), 3)) == 3
-    assert len(engine.gate_sample(texts(["x" * 100_000]), 3)) == 1
+    assert len(gate_sample(texts(["x"] * 50), 3)) == 3
+    assert len(gate_sample(texts(["x" * 100_000]), 3)) == 1
 
 
 def test_text_encoded_as_a_control_token_is_refused(tokenizer_folder: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_a_draw_does_not_depend_on_the_batches() -> None:
     assert not np.array_equal(whole, Draw(3, 6, 0.4).next(1000))
 
 
-class LateFault:
+class LateFault(engine._ByText):
     """A fast engine that is wrong about a text that comes after what the gate looks at."""
 
     wrong, found = "zebra crossing", "zebra"

@@ -72,7 +72,7 @@ if __name__ == "__main__":
     from emma.recipes.schema.model import Tokenizer
     from emma.tools.pack.workers import renew_after, worker_pool
     tokenizer = Tokenizer(path="nowhere", end_of_text="</s>")
-    for largest in (0, 64 << 20, 65 << 20, 256 << 20):
+    for largest in (0, 53 << 20, 54 << 20, 256 << 20):
         with worker_pool(2, "tokenizers", tokenizer, 512) as pool:
             renew_after(pool, largest)
             found = Counter(pool.submit(os.getpid).result() for _ in range(12))
@@ -86,7 +86,7 @@ def test_a_process_is_replaced_after_packing_enough_bytes(tmp_path: Path) -> Non
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["0 6", "64 3", "65 2", "256 1"]
+    assert done.stdout.splitlines() == ["0 6", "53 3", "54 2", "256 1"]
 
 
 def test_a_run_that_does_not_exist_is_reported_once(tmp_path: Path) -> None:
