@@ -108,14 +108,14 @@ class _ThisProcess(Executor):
 
 
 class RenewedProcesses(Executor):
-    """Processes that are started when there is work for them, and replaced after `tasks` tasks, which may be set anew. A
-    task submitted while none is idle waits for a busy one, so never submit more tasks than there are processes.
+    """Processes that are started when there is work for them, and replaced after `tasks` tasks. A task submitted while
+    none is idle waits for a busy one, so never submit more tasks than there are processes.
 
     The executor's own `max_tasks_per_child` can hang in Python 3.12.
     """
 
     def __init__(self, start: Callable[[], ProcessPoolExecutor], workers: int, tasks: int) -> None:
-        self._start, self.tasks = start, tasks
+        self._start, self._tasks = start, tasks
         self._pools: list[ProcessPoolExecutor | None] = [None] * workers
         self._futures: list[list[Future[Any]]] = [[] for _ in range(workers)]
 
@@ -123,7 +123,7 @@ class RenewedProcesses(Executor):
         waiting = [sum(not future.done() for future in futures) for futures in self._futures]
         place = min(range(len(waiting)), key=lambda place: (waiting[place], len(self._futures[place])))
         pool = self._pools[place]
-        if pool is None or (not waiting[place] and len(self._futures[place]) >= self.tasks):
+        if pool is None or (not waiting[place] and len(self._futures[place]) >= self._tasks):
             pool = self._fresh(place)
         try:
             future = pool.submit(fn, *args, **kwargs)
@@ -132,6 +132,11 @@ class RenewedProcesses(Executor):
             future = self._fresh(place).submit(fn, *args, **kwargs)
         self._futures[place].append(future)
         return future
+
+    def renew_after(self, tasks: int) -> None:
+        """Processes are replaced after this many tasks from now on."""
+        self._tasks = tasks
+        self._futures = [[future for future in futures if not future.done()] for futures in self._futures]
 
     def _fresh(self, place: int) -> ProcessPoolExecutor:
         """A new process, in place of the one that was there."""

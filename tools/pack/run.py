@@ -94,7 +94,7 @@ def pack_store(
                 _remove_work(settings, name)
                 report[name] = {"status": "was packed before", **_counts(settings, name)}
         unfinished = {name: plan for name, plan in plans.items() if plan is not None}
-        renew_after(pool, max((unit.bytes for plan in unfinished.values() for unit in plan.units), default=0))
+        renew_after(pool, [unit for plan in unfinished.values() for unit in plan.units], workers)
         if unfinished and not finish_only:
             pack_units(settings, unfinished, shard, workers, pool)
         for name, plan in unfinished.items():

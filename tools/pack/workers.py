@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from functools import partial
@@ -17,6 +18,7 @@ from emma.tools.pack.tokenizer_file import TokenizerFile
 
 if TYPE_CHECKING:
     from emma.recipes.schema.model import Tokenizer
+    from emma.tools.pack.inputs import Unit
     from emma.tools.pack.plan import PackSettings
 
 __all__ = ["read_tokenizer", "renew_after", "start_workers", "worker_pool"]
@@ -26,6 +28,7 @@ _PRELOAD = ("emma.tools.pack.gate", "emma.tools.pack.unit", "emma.tools.pack.pre
 # which is cheaper than loading the engine again.
 _BYTES_A_PROCESS = 160 << 20
 _TASKS = 16  # until it is known how large they are
+_MANY = 8  # of which one more makes little difference
 
 
 def _environment(value: dict[str, Any]) -> dict[str, str]:
@@ -62,15 +65,20 @@ def read_tokenizer(tokenizer: TokenizerFile, pool: Executor) -> None:
     tokenizer.check()
 
 
-def renew_after(pool: Executor, largest_unit: int) -> None:
-    """Lets a pool replace a process when it has packed about 160 MiB.
+def renew_after(pool: Executor, units: Sequence[Unit], workers: int) -> None:
+    """Lets a pool replace a process when it has packed about 160 MiB; no process is started for a few last units.
 
     Args:
         pool: of `worker_pool`.
-        largest_unit: input bytes of the largest unit.
+        units: what is to be packed.
+        workers: processes.
     """
     if isinstance(pool, RenewedProcesses):
-        pool.tasks = max(1, _BYTES_A_PROCESS // max(largest_unit, 1))
+        most = max(1, _BYTES_A_PROCESS // max([1, *(unit.bytes for unit in units)]))
+        each = -(-len(units) // workers)
+        tasks = -(-each // -(-each // most)) if each else 1
+        # One that is done early takes one more.
+        pool.renew_after(tasks + (most >= _MANY))
 
 
 def worker_pool(

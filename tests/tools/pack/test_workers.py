@@ -70,13 +70,15 @@ from collections import Counter
 
 if __name__ == "__main__":
     from emma.recipes.schema.model import Tokenizer
+    from emma.tools.pack.inputs import Unit
     from emma.tools.pack.workers import renew_after, worker_pool
     tokenizer = Tokenizer(path="nowhere", end_of_text="</s>")
-    for largest in (0, 53 << 20, 54 << 20, 256 << 20):
+    for size, count in ((0, 12), (53, 12), (54, 12), (256, 12), (8, 40), (8, 42), (8, 80), (8, 0)):
         with worker_pool(2, "tokenizers", tokenizer, 512) as pool:
-            renew_after(pool, largest)
-            found = Counter(pool.submit(os.getpid).result() for _ in range(12))
-            print(largest >> 20, *sorted(set(found.values())))
+            [pool.submit(os.getpid).result() for _ in range(5)]  # what came before does not count
+            renew_after(pool, [Unit(n, (), size << 20) for n in range(count)], 2)
+            found = Counter(pool.submit(os.getpid).result() for _ in range(count))
+            print(size, count, *sorted(found.values()))
 """
 
 
@@ -86,7 +88,16 @@ def test_a_process_is_replaced_after_packing_enough_bytes(tmp_path: Path) -> Non
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["0 6", "53 3", "54 2", "256 1"]
+    assert done.stdout.splitlines() == [
+        "0 12 6 6",
+        "53 12 3 3 3 3",
+        "54 12 2 2 2 2 2 2",
+        "256 12 1 1 1 1 1 1 1 1 1 1 1 1",
+        "8 40 20 20",
+        "8 42 9 9 12 12",  # not 20 and 1
+        "8 80 19 19 21 21",
+        "8 0",
+    ]
 
 
 def test_a_run_that_does_not_exist_is_reported_once(tmp_path: Path) -> None:
