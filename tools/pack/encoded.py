@@ -52,7 +52,7 @@ class IdSet:
     def places(self, ids: np.ndarray) -> np.ndarray:
         """Where ids (uint32, below the limit) are in the set."""
         # Control tokens have neighbouring ids in most vocabularies: a comparison is cheaper than looking up each.
-        places = np.flatnonzero(ids - self._first <= self._span)
+        places = np.flatnonzero((ids - self._first if self._first else ids) <= self._span)
         return places[self._holds[ids[places]]]
 
 

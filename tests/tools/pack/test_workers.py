@@ -95,7 +95,7 @@ def test_a_process_is_replaced_after_packing_enough_bytes(tmp_path: Path) -> Non
         "256 12 1 1 1 1 1 1 1 1 1 1 1 1",
         "8 40 20 20",
         "8 42 6 12 12 12",  # not 2 after twice 20
-        "8 80 19 19 21 21",
+        "8 80 17 21 21 21",
         "8 0",
     ]
 
