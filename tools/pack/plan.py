@@ -148,8 +148,8 @@ class ComponentPlan:
     """Plan of one component.
 
     `passed_over` says why engines faster than `engine` cannot read the tokenizer. `refused` and `trusted` are
-    the languages that the gate compared before the first unit; languages that first appear later are gated
-    within their unit. `inputs_passed_over` says by path why files are no inputs. `share` of the documents are encoded
+    the languages that the gate compared before the first unit; a language that first appears later is gated
+    once in each process that meets it. `inputs_passed_over` says by path why files are no inputs. `share` of the documents are encoded
     with the reference too; `certificates` are those of the engines.
     """
 

@@ -229,7 +229,8 @@ class TokenizerFile:
     @property
     def ordinary(self) -> list[str]:
         """Contents of the added tokens that text may become."""
-        return [token for token in self._content.added if token not in self._content.hidden.values()]
+        control = set(self._content.hidden.values())
+        return [token for token in self._content.added if token not in control]
 
     @property
     def split_rule(self) -> SplitRule | None:
