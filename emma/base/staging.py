@@ -39,7 +39,7 @@ WORK_NAME = ".work"
 """Subfolder of a resumable folder for the marks of finished work; removed when the folder gets its name."""
 
 _FINGERPRINT = "fingerprint"
-_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[^.]+-\d+-[0-9a-f]{8}\.(partial|old)")
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[^.]+-\d+-[0-9a-f]{8}\.(partial|old)", re.DOTALL)
 
 
 class WrittenMeanwhileError(UserError):

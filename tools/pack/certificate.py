@@ -169,6 +169,8 @@ def _versions(name: EngineName) -> dict[str, str]:
 
 def _path(name: EngineName, tokenizer: TokenizerFile) -> Path:
     value = [PROBES, tokenizer.sha256, tokenizer.control_ids.tolist(), name, _versions(name)]
+    if name != REFERENCE:  # which encodes each text by itself
+        value.append(tokenizer.boundary_names)
     key = hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
     return cache_folder() / "certificates" / f"{name}-{key[:32]}.json"
 

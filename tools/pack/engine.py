@@ -87,7 +87,7 @@ RENEW_BYTES = 256 << 20
 def _content(texts: pa.Array) -> bytes:
     """The bytes of all texts, one after another."""
     content = texts.buffers()[2]
-    return b"" if content is None else content.to_pybytes()
+    return content.to_pybytes() if content is not None and len(texts) else b""
 
 
 class _ByText:
@@ -121,7 +121,9 @@ class _Renewed(_ByText, ABC):
 class _Gigatoken(_Renewed):
     def __init__(self, tokenizer: TokenizerFile) -> None:
         super().__init__(tokenizer)
-        self._forbidden = IdSet(tokenizer.control_ids, tokenizer.vocab_size)
+        control, limit = tokenizer.control_ids, tokenizer.vocab_size
+        fits = tokenizer.boundary_names is not None and control[-1] < limit
+        self._forbidden = IdSet(control, limit) if fits else None
 
     def _load(self) -> Any:
         import gigatoken
@@ -139,13 +141,14 @@ class _Gigatoken(_Renewed):
 
     def encode_bounded(self, texts: pa.Array) -> Bounded | None:
         # All texts in one call, with the boundaries between them. (The call for batches would import `awkward`.)
-        if (names := self._file.boundary_names) is None:
+        names, forbidden = self._file.boundary_names, self._forbidden
+        if names is None or forbidden is None:
             return None
         with _engine_errors():
             self._renew(texts)
             ids = self._tokenizer.backend.encode(_content(join(*names[:-1], texts, names[-1])))
         file = self._file
-        return Bounded.found(ids, len(texts), self._forbidden, file.begin_of_text_id, file.end_of_text_id)
+        return Bounded.found(ids, len(texts), forbidden, file.begin_of_text_id, file.end_of_text_id)
 
 
 class _Fastokens(_Renewed):

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from emma.tools.pack.tokenizer_file import no_garbage_collection
+from emma.base.garbage import no_garbage_collection
 
 __all__ = ["reference_of"]
 

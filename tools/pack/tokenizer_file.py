@@ -8,10 +8,8 @@ id, and no text spells its name.
 from __future__ import annotations
 
 import functools
-import gc
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,28 +19,15 @@ import numpy as np
 import orjson
 
 from emma.base.errors import UserError
+from emma.base.garbage import no_garbage_collection
 from emma.recipes.schema.model import Tokenizer
 from emma.tools.pack.split_rule import SplitRule, split_rule
 
-__all__ = ["TokenizerFile", "no_garbage_collection", "tokenizer_of_process"]
+__all__ = ["TokenizerFile", "tokenizer_of_process"]
 
 
 # What makes an added token depend on the text around it, or take white space of it.
 _TAKING_MORE = ("lstrip", "rstrip", "single_word", "normalized")
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Loading a million objects that are all kept would trigger the garbage collector again and again: a quarter of the
-    time. Nor does it look at them later: they hold no cycles."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if enabled:
-            gc.enable()
 
 
 @dataclass(frozen=True)
@@ -127,7 +112,9 @@ class TokenizerFile:
         _hide(value, names)
         value.update(post_processor=None, truncation=None, padding=None)
         cutting = {
-            token["content"] for token in value["added_tokens"] if not any(map(token.get, _TAKING_MORE))
+            token["content"]
+            for token in value["added_tokens"]
+            if not any(map(token.get, _TAKING_MORE)) and not _treats_the_first_text_apart(value)
         }
         if unknown in named.values():
             unknown = None
@@ -333,6 +320,11 @@ class TokenizerFile:
                 f"{self.path}: its largest id is {self._content.largest}, but model.vocab_size is "
                 f"{self.vocab_size}; tokenizer and model don't belong together"
             )
+
+
+def _treats_the_first_text_apart(value: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer does something at the beginning of all it is given, but not after a boundary."""
+    return b'"prepend_scheme":"first"' in orjson.dumps(value.get("pre_tokenizer"))
 
 
 def _vocabulary(vocab: Any) -> dict[str, int]:

@@ -193,3 +193,14 @@ def test_every_style_is_certified_on_all_texts(name: str, tmp_path: Path) -> Non
     _, passed_over, certificates = certified(styled(tmp_path, name))
     assert all(each.fault is None for each in certificates if each.readable)
     assert STYLES[name].unknown or not passed_over
+
+
+def test_a_certificate_is_for_texts_with_these_boundaries_between_them(tmp_path: Path) -> None:
+    write_style(tmp_path, "llama3")
+    style = STYLES["llama3"]
+    settings = {"path": str(tmp_path), "end_of_text": style.end}
+    with_begin = TokenizerFile(Tokenizer(**settings, begin_of_text=style.begin), 2000)
+    without = TokenizerFile(Tokenizer(**settings), 2000)
+    assert with_begin.control_ids.tolist() == without.control_ids.tolist()
+    assert certificate._path("gigatoken", with_begin) != certificate._path("gigatoken", without)
+    assert certificate._path(REFERENCE, with_begin) == certificate._path(REFERENCE, without)

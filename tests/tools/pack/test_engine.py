@@ -83,7 +83,43 @@ def test_documents_encoded_together_are_encoded_as_alone(style: str, tmp_path: P
     assert (bounded.ids[bounded.ends - 1] == file.end_of_text_id).all()
     if bounded.begins:
         assert (bounded.ids[bounded.starts - 1] == file.begin_of_text_id).all()
-    assert fast.encode_bounded(texts([])).lengths.tolist() == []
+    none = fast.encode_bounded(texts([]))
+    assert none is not None
+    assert (len(none.ids), none.lengths.tolist()) == (0, [])
+
+
+@pytest.mark.parametrize("style", ["llama2", "gemma"])
+def test_documents_are_encoded_alone_where_the_first_text_is_treated_apart(
+    style: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("gigatoken")
+    write_style(tmp_path, style)
+    path = tmp_path / "tokenizer.json"
+    value = json.loads(path.read_text())
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    path.write_text(json.dumps({**value, "normalizer": None, "pre_tokenizer": metaspace}))
+    settings = Tokenizer(path=str(tmp_path), begin_of_text=STYLES[style].begin, end_of_text=STYLES[style].end)
+    file = TokenizerFile(settings, 2000)
+    few = texts(["The river", "rises", "", "in the mountains"])
+    right = load_engine("tokenizers", file).encode(few)
+    assert load_engine("gigatoken", file).encode_bounded(few) is None
+    assert load_engine("gigatoken", file).encode(few).ids.tolist() == right.ids.tolist()
+
+
+def test_an_engine_needs_no_boundaries_to_encode(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """To count tokens, the tokenizer's control tokens need neither exist nor fit the model."""
+    pytest.importorskip("gigatoken")
+    value = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    expected = load_engine(
+        "tokenizers", TokenizerFile(Tokenizer(path=str(tokenizer_folder), end_of_text=END), 512)
+    )
+    small = TokenizerFile(Tokenizer(path=str(tokenizer_folder), end_of_text=END), 400)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**value, "added_tokens": []}))
+    none = TokenizerFile(Tokenizer(path=str(tmp_path), end_of_text="<|nowhere|>"), 512)
+    for file in (small, none):
+        assert load_engine("gigatoken", file).encode(texts(TEXTS[:5])).ids.tolist() == (
+            expected.encode(texts(TEXTS[:5])).ids.tolist()
+        )
 
 
 @pytest.mark.parametrize("key", ["lstrip", "rstrip"])
