@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 
 from emma.base.errors import UserError
 from emma.base.files import atomic_write, read_json
+from emma.base.garbage import no_garbage_collection
 from emma.base.manifest import MANIFEST_NAME, FileRecord, Manifest
 from emma.base.staging import staged_folder
 from emma.recipes.schema import Recipe
 from emma.recipes.schema.tokenizer import Extension
 from emma.recipes.vocabulary import Growth
-from emma.tools.pack.tokenizer_file import TokenizerFile, no_garbage_collection
+from emma.tools.pack.tokenizer_file import TokenizerFile
 from emma.tools.tokenizer.bpe import Bpe, open_tokenizer, with_marks
 from emma.tools.tokenizer.learn import NewToken, learn
 from emma.tools.tokenizer.words import Words, count_words
