@@ -29,7 +29,6 @@ __all__ = ["pack_units"]
 Work = tuple[ComponentPlan, Unit]
 """A unit to pack, and the plan that it is of."""
 
-
 _POLL_SECONDS = 0.5
 
 
@@ -38,19 +37,20 @@ def _pack_one(settings: PackSettings, plan: ComponentPlan) -> str | None:
     component, work = settings.pack.components[plan.name], work_folder(settings, plan.name)
     (unit,) = plan.units
     encoder = plan.encoder(settings)
-    encoder.trusted |= _admitted(work)
+    admitted = _admitted(work, plan.engine, settings.tokenizer.sha256)
+    encoder.trusted |= admitted
     try:
         pack_unit(unit, plan.name, component, settings.pack, encoder, work, plan.share)
     except InUseError as error:
         return error.writer
-    _admitted(work).update(encoder.trusted)
+    admitted |= encoder.trusted
     return None
 
 
 @functools.cache
-def _admitted(work: Path) -> set[str]:
+def _admitted(work: Path, engine: str, tokenizer: str) -> set[str]:
     """Languages that the gate has admitted in units of a component that this process packed: what has been compared once
-    is not compared again in every unit."""
+    is not compared again in every unit. Another engine or tokenizer (its SHA-256) is compared anew."""
     return set()
 
 

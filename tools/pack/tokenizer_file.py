@@ -111,10 +111,11 @@ class TokenizerFile:
         names = {name: _hidden(sha256, id_) for name, id_ in control.items()}
         _hide(value, names)
         value.update(post_processor=None, truncation=None, padding=None)
+        apart = _treats_the_first_text_apart(value)
         cutting = {
             token["content"]
             for token in value["added_tokens"]
-            if not any(map(token.get, _TAKING_MORE)) and not _treats_the_first_text_apart(value)
+            if not apart and not any(map(token.get, _TAKING_MORE))
         }
         if unknown in named.values():
             unknown = None

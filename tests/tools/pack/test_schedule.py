@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +41,7 @@ def test_a_language_that_turns_up_late_is_compared_once(
     make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("gigatoken")
+    pytest.importorskip("fastokens")
     monkeypatch.setattr(inputs, "_SMALLEST_UNIT", 4_000)
     rows = [{"language": "eng_Latn", "text": " ".join(SENTENCES["eng_Latn"])} for _ in range(20)]
     rows += [
@@ -63,3 +65,6 @@ def test_a_language_that_turns_up_late_is_compared_once(
     pack_store(settings, workers=1)
     assert len(open_component(settings.store / "web").manifest.extra["units"]) > 5
     assert gated == {"fra_Latn": 1}, "eng_Latn is in the plan"
+    shutil.rmtree(settings.store)
+    pack_store(make_settings([path], engine="fastokens"), workers=1)
+    assert gated["fra_Latn"] == 2, "another engine"
