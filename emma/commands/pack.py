@@ -9,6 +9,7 @@ import click
 
 from emma.base.command_group import SuggestingGroup
 from emma.base.errors import CheckFailedError, UserError
+from emma.base.garbage import no_garbage_collection
 
 if TYPE_CHECKING:
     from emma.tools.pack.plan import PackSettings
@@ -32,6 +33,7 @@ def group() -> None:
     """
 
 
+@no_garbage_collection()
 def _settings(run: str, overrides: tuple[str, ...]) -> PackSettings:
     # NumPy's linear algebra, which nothing here uses, starts a thread a core that spins for a tenth of a second.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -120,7 +122,8 @@ def run(
     if dry_run:
         _show_plan(settings, list(components), as_json)
         return
-    from emma.tools.pack.run import pack_store
+    with no_garbage_collection():
+        from emma.tools.pack.run import pack_store
 
     report = pack_store(
         settings, list(components) or None, shard=shard, finish_only=finish, workers=workers, fork=True

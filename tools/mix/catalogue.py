@@ -339,10 +339,12 @@ def _without_consumed(
         with NpyReader(mix.train / "samples.npy") as starts, NpyReader(mix.train / "rows.npy") as file:
             row, into = starts.read(samples, samples + 1)[0].tolist()
             for rows in file.chunks(row + (1 if into else 0)):
-                for number, shard in enumerate(info.shards):
-                    if shard.component in marked:
-                        offsets = rows["offset"][rows["shard"] == number]
-                        read = catalogues[shard.component].documents_at(shard.number, offsets)
+                numbers = np.asarray(rows["shard"])
+                offsets = rows["offset"][np.argsort(numbers, kind="stable")]
+                edges = np.cumsum(np.bincount(numbers, minlength=len(info.shards)))
+                for shard, own in zip(info.shards, np.split(offsets, edges[:-1]), strict=True):
+                    if shard.component in marked and len(own):
+                        read = catalogues[shard.component].documents_at(shard.number, own)
                         _mask(marked[shard.component])[read] = True
     return marked
 

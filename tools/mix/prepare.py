@@ -134,6 +134,11 @@ def prepare(settings: MixSettings, statistics: Sequence[Path] = ()) -> Prepared:
         )
     if len(plan.sources) > np.iinfo(ROW["source"]).max:
         raise UserError(f"{len(plan.sources):,} sources take part; a mix may have at most 65,535")
+    if (shards := sum(len(component.shards) for component in components)) > np.iinfo(ROW["shard"]).max + 1:
+        raise UserError(
+            f"{settings.store}: its components have {shards:,} shards; a mix may have at most 65,536. Pack them anew with a "
+            "larger data.pack.shard_mib"
+        )
     for name in rehydrate:
         assert catalogues is not None
         mine = [row for row in plan.sources if row.source.component == name]

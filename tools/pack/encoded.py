@@ -52,8 +52,17 @@ class IdSet:
     def places(self, ids: np.ndarray) -> np.ndarray:
         """Where ids (uint32, below the limit) are in the set."""
         # Control tokens have neighbouring ids in most vocabularies: a comparison is cheaper than looking up each.
-        places = np.flatnonzero((ids - self._first if self._first else ids) <= self._span)
+        places = _places_of((ids - self._first if self._first else ids) <= self._span)
         return places[self._holds[ids[places]]]
+
+
+def _places_of(flags: np.ndarray) -> np.ndarray:
+    """Where flags are set; where few are, in half the time of `np.flatnonzero`, since eight are looked at together."""
+    whole = len(flags) & -8
+    eights = flags[:whole].view(np.uint64)
+    hit = np.flatnonzero(eights)
+    within = np.flatnonzero(flags[:whole].reshape(-1, 8)[hit])
+    return np.append(hit[within >> 3] * 8 + (within & 7), whole + np.flatnonzero(flags[whole:]))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ _COMPRESSION = 4
 _FOLDER = "a folder; name it, or its files by the pattern"
 _EARLIER = ("parquet", "jsonl", "jsonl.gz", "jsonl.zst")
 _SMALLEST_UNIT = 8 << 20
-_UNITS = 64
+# A unit is a 32nd of the input up to the first size, a 64th up to the second, which is what a process packs before another
+# takes its place, and beyond that a 2,048th: 64 tasks of 32 processes.
+_SHARES = ((32, 20 << 20), (64, 160 << 20), (2048, None))
 # Opening a file takes as long as packing this much of it, so that many small ones make several units.
 _FILE_BYTES = 64 << 10
 
@@ -306,13 +308,15 @@ def cut_units(files: Iterable[InputFile], largest: int) -> list[Unit]:
         files: sorted input files.
         largest: maximum size of a unit in bytes of text (a compressed file or a row group may exceed it).
 
-    A unit is a 64th of the input, between 8 MiB and `largest`, so that small inputs keep several processes
-    busy too; a file of less than 64 KiB counts as one of 64 KiB. Units depend on the inputs alone.
+    Units are as many as keep all processes busy, from 8 MiB on (`_SHARES`), and of one size; a file of less than 64 KiB
+    counts as one of 64 KiB. They depend on the inputs alone.
     """
     files = [file for file in files if file.bytes]
     sized = [(file, _text_bytes(file)) for file in files]
     total = sum(max(sum(sizes), _FILE_BYTES) for _, sizes in sized)
-    target = min(max(total // _UNITS, _SMALLEST_UNIT), largest)
+    shares = (min(-(-total // count), most or total) for count, most in _SHARES)
+    target = min(max(_SMALLEST_UNIT, *shares), largest)
+    target = -(-total // max(1, -(-total // target)))
     least = min(_FILE_BYTES, target // 64)
     units: list[Unit] = []
     segments: list[Segment] = []

@@ -17,6 +17,7 @@ from emma.base.staging import WrittenMeanwhileError
 from emma.tools.mix import build as build_module
 from emma.tools.mix import catalogue as catalogue_module
 from emma.tools.mix import fit
+from emma.tools.mix import prepare as prepare_module
 from emma.tools.mix.build import build_mix
 from emma.tools.mix.catalogue import load_catalogue
 from emma.tools.mix.layout import read_dataset_info, read_mix
@@ -36,6 +37,21 @@ def content(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != "manifest.json"
     }
+
+
+def test_more_shards_than_a_row_can_name_are_refused(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(samples=3)
+    components = prepare_module.open_store(settings.store, sorted(settings.mix.components))
+    few = sum(len(component.shards) for component in components[1:])
+    shards = components[0].shards
+    monkeypatch.setattr(prepare_module, "open_store", lambda *_: components)
+    components[0].shards[:] = [shards[0]] * (65_536 - few)
+    plan_mix(settings)
+    components[0].shards.append(shards[0])
+    with pytest.raises(UserError, match=r"65,537 shards; a mix may have at most 65,536\. .* data\.pack\.shard_mib"):
+        plan_mix(settings)
 
 
 @pytest.mark.parametrize("packing", ["concatenate", "best_fit"])

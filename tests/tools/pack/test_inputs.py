@@ -113,9 +113,16 @@ def test_parquet_is_cut_between_row_groups(tmp_path: Path, monkeypatch: pytest.M
     assert all(before[1] == after[0] for before, after in itertools.pairwise(groups))
 
 
-def test_small_inputs_make_several_units_and_large_ones_no_more_than_needed() -> None:
+def test_units_keep_all_processes_busy_whatever_the_input() -> None:
     mib = 1 << 20
-    assert len(cut_units([InputFile("a.jsonl", 300 * mib, 0)], 4096 * mib)) == 38
-    assert len(cut_units([InputFile("a.jsonl", 64 * 1024 * mib, 0)], 4096 * mib)) == 64
-    assert len(cut_units([InputFile("a.jsonl", 1024 * 1024 * mib, 0)], 4096 * mib)) == 256
+
+    def units(size: int) -> list[int]:
+        return [unit.bytes for unit in cut_units([InputFile("a.jsonl", size * mib, 0)], 4096 * mib)]
+
+    assert units(7) == [7 * mib]
+    assert units(10) == [5 * mib] * 2  # two of one size, not a whole one and a rest
+    assert [len(units(size)) for size in (100, 600, 1000)] == [13, 32, 50]
+    assert [len(units(size * 1024)) for size in (4, 64, 1024)] == [64, 410, 2048]
+    for size in (9, 33, 257, 1025, 70_001):
+        assert max(units(size)) - min(units(size)) < len(units(size)) and sum(units(size)) == size * mib
     assert cut_units([InputFile("empty.jsonl", 0, 0)], mib) == []
