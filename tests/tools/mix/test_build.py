@@ -50,7 +50,9 @@ def test_more_shards_than_a_row_can_name_are_refused(
     components[0].shards[:] = [shards[0]] * (65_536 - few)
     plan_mix(settings)
     components[0].shards.append(shards[0])
-    with pytest.raises(UserError, match=r"65,537 shards; a mix may have at most 65,536\. .* data\.pack\.shard_mib"):
+    with pytest.raises(
+        UserError, match=r"65,537 shards; a mix may have at most 65,536\. .* data\.pack\.shard_mib"
+    ):
         plan_mix(settings)
 
 
