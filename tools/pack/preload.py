@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 
 import orjson
@@ -21,6 +22,10 @@ from emma.tools.pack.pieces import pieces_of
 from emma.tools.pack.tokenizer_file import TokenizerFile, tokenizer_of_process
 
 __all__ = ["load_engines"]
+
+# What each worker would import by itself otherwise, NumPy's part at the first `unique`.
+for _name in ("mmap", "multiprocessing.popen_forkserver", "multiprocessing.synchronize", "numpy.ma"):
+    importlib.import_module(_name)
 
 
 def load_engines(engine: str, file: TokenizerFile) -> None:
