@@ -65,16 +65,37 @@ class ShardWriter:
                 "bytes": "DELTA_BINARY_PACKED",
             },
         )
-        self._waiting: list[pa.Table] = []
-        self._waiting_rows = 0
+        # Documents whose rows are not written yet: what is known of them, their tokens and bytes of text.
+        self._waiting: list[tuple[pa.Table, np.ndarray, np.ndarray]] = []
+        self._waiting_rows = self._waiting_tokens = 0
 
     def append(self, tokens: np.ndarray, lengths: np.ndarray, table: pa.Table, sizes: np.ndarray) -> None:
         """Appends whole documents."""
         content = tokens.view(np.uint8).data
         self._digest.update(content)
         self._file.write(content)
-        count, width = len(lengths), tokens.dtype.itemsize
-        offsets = (self.tokens + np.cumsum(lengths) - lengths) * width
+        self._waiting.append((table, lengths, sizes))
+        self._waiting_rows += len(lengths)
+        self._waiting_tokens += len(tokens)
+        self.tokens += len(tokens)
+        if self._waiting_rows >= _ROW_GROUP:
+            self._flush(whole=True)
+
+    def _flush(self, *, whole: bool) -> None:
+        """Writes row groups of a fixed number of rows, so that the bytes do not depend on the batches."""
+        tables, lengths, sizes = zip(*self._waiting, strict=True)
+        table, lengths, sizes = pa.concat_tables(tables), np.concatenate(lengths), np.concatenate(sizes)
+        stop = len(table) // _ROW_GROUP * _ROW_GROUP if whole else len(table)
+        if stop:
+            first = self.tokens - self._waiting_tokens
+            self._write_rows(table.slice(0, stop), lengths[:stop], sizes[:stop], first)
+        self._waiting = [(table.slice(stop), lengths[stop:], sizes[stop:])]
+        self._waiting_rows, self._waiting_tokens = len(table) - stop, int(lengths[stop:].sum())
+
+    def _write_rows(self, table: pa.Table, lengths: np.ndarray, sizes: np.ndarray, first: int) -> None:
+        """Writes rows of documents, the first of which begins after `first` tokens."""
+        count = len(table)
+        offsets = (first + np.cumsum(lengths) - lengths) * self.dtype.itemsize
         columns = [
             pa.array(np.arange(self.rows, self.rows + count)),
             table["language"],
@@ -87,21 +108,9 @@ class ShardWriter:
             table["split"],
             *([table["copies"]] if self.counted else []),
         ]
-        rows = pa.table(columns, names=self._schema.names).cast(self._schema)
-        self._waiting.append(rows)
-        self._waiting_rows += count
+        rows = pa.table(columns, names=self._schema.names).cast(self._schema).combine_chunks()
+        self._parquet.write_table(rows, row_group_size=_ROW_GROUP)
         self.rows += count
-        self.tokens += len(tokens)
-        if self._waiting_rows >= _ROW_GROUP:
-            self._flush(whole=True)
-
-    def _flush(self, *, whole: bool) -> None:
-        """Writes row groups of a fixed number of rows, so that the bytes do not depend on the batches."""
-        rows = pa.concat_tables(self._waiting).combine_chunks()
-        stop = len(rows) // _ROW_GROUP * _ROW_GROUP if whole else len(rows)
-        if stop:
-            self._parquet.write_table(rows.slice(0, stop), row_group_size=_ROW_GROUP)
-        self._waiting, self._waiting_rows = [rows.slice(stop)], len(rows) - stop
 
     def close(self) -> dict[str, Any]:
         """Closes both files and checks that each document on disk has its begin and end of text."""
