@@ -303,7 +303,7 @@ def main() -> None:
     rows = options.rows * 1_000_000
     begin = time.perf_counter()
     # Four fifths of the rows: a document is read 1.25 times on average.
-    store = make_store(folder / "store", rows * 4 // 5)
+    store = make_store(folder / f"store-{options.rows}", rows * 4 // 5)
     print(
         f"store of {rows * 4 // 5:,} documents: {time.perf_counter() - begin:.1f} s (not counted)", flush=True
     )
