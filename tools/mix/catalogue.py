@@ -339,9 +339,8 @@ def _without_consumed(
         with NpyReader(mix.train / "samples.npy") as starts, NpyReader(mix.train / "rows.npy") as file:
             row, into = starts.read(samples, samples + 1)[0].tolist()
             for rows in file.chunks(row + (1 if into else 0)):
-                numbers = np.asarray(rows["shard"])
-                offsets = rows["offset"][np.argsort(numbers, kind="stable")]
-                edges = np.cumsum(np.bincount(numbers, minlength=len(info.shards)))
+                offsets = rows["offset"][np.argsort(rows["shard"], kind="stable")]
+                edges = np.cumsum(np.bincount(rows["shard"], minlength=len(info.shards)))
                 for shard, own in zip(info.shards, np.split(offsets, edges[:-1]), strict=True):
                     if shard.component in marked and len(own):
                         read = catalogues[shard.component].documents_at(shard.number, own)
